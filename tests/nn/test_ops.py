@@ -1,0 +1,190 @@
+import pytest
+import torch
+
+from transformers_qaig.nn import ops  # noqa: F401  (registers torch.ops.qaig)
+from transformers_qaig.nn.packing import pack, pack_zero_point
+from transformers_qaig.nn.reference import dequantize
+
+N, K, GROUP = 40, 96, 32
+
+
+def arguments(bits=3, group_size=GROUP, sym=False, bias=True, dtype=torch.float32, rows=(5,)):
+    """Positional arguments of `qaig::linear` for a random layer [40, 96]."""
+    groups = 1 if group_size == -1 else K // group_size
+    codes = torch.randint(0, 2**bits, (N, K), dtype=torch.uint8)
+    zero = None if sym else pack_zero_point(torch.randint(0, 2**bits, (N, groups), dtype=torch.uint8), bits)
+    scale = torch.rand(N, groups) * 0.1 + 0.01
+    x = torch.randn(*rows, K).to(dtype)
+    return [
+        x,
+        pack(codes, bits),
+        scale,
+        zero,
+        torch.randn(N).to(dtype) if bias else None,
+        None,
+        N,
+        bits,
+        group_size,
+        16,
+        0,
+    ]
+
+
+def weight_of(args, dtype):
+    _, packed, scale, zero, _, _, out_features, bits, group_size, _, _ = args
+    return dequantize(packed, scale, zero, out_features, K, bits, group_size, dtype)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("group_size", [GROUP, -1])
+def test_equals_the_dense_layer(bits, sym, group_size):
+    args = arguments(bits, group_size, sym)
+    out = torch.ops.qaig.linear(*args)
+    torch.testing.assert_close(out, torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_result_has_the_dtype_of_x(dtype):
+    args = arguments(dtype=dtype)
+    args[4] = args[4].float()
+    out = torch.ops.qaig.linear(*args)
+    assert out.dtype == dtype
+    expected = torch.nn.functional.linear(args[0], weight_of(args, dtype), args[4].to(dtype))
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("rows", [(), (0,), (1,), (2, 0, 3), (2, 3, 4)])
+def test_any_leading_dimensions(rows):
+    args = arguments(rows=rows)
+    out = torch.ops.qaig.linear(*args)
+    assert out.shape == (*rows, N)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out, args[0] @ weight_of(args, torch.float32).t() + args[4])
+
+
+def test_strided_input():
+    args = arguments(rows=(4, 6))
+    expected = torch.ops.qaig.linear(*args).transpose(0, 1)
+    args[0] = args[0].transpose(0, 1)
+    torch.testing.assert_close(torch.ops.qaig.linear(*args), expected)
+    args[0] = args[0].repeat(1, 1, 2)[..., ::2].contiguous().repeat_interleave(2, -1)[..., ::2]
+    assert not args[0].is_contiguous()
+    dense = torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4])
+    torch.testing.assert_close(torch.ops.qaig.linear(*args), dense)
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_equal_the_dense_ones(sym, bias):
+    args = arguments(sym=sym, bias=bias, rows=(2, 5))
+    leaves = [tensor.requires_grad_() for tensor in (args[0], args[4]) if tensor is not None]
+    dense = torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4])
+    grad = torch.randn_like(dense)
+    torch.testing.assert_close(
+        torch.autograd.grad(torch.ops.qaig.linear(*args), leaves, grad), torch.autograd.grad(dense, leaves, grad)
+    )
+
+
+def test_gradcheck_to_second_order():
+    args = arguments(dtype=torch.float64, rows=(2,))
+    args[0].requires_grad_()
+    args[4].requires_grad_()
+
+    def layer(x, bias):
+        return torch.ops.qaig.linear(x, *args[1:4], bias, *args[5:])
+
+    assert torch.autograd.gradcheck(layer, (args[0], args[4]))
+    assert torch.autograd.gradgradcheck(layer, (args[0], args[4]))
+
+
+def test_no_gradient_graph_without_a_trainable_input():
+    assert not torch.ops.qaig.linear(*arguments()).requires_grad
+
+
+def test_a_trainable_scale_is_refused():
+    args = arguments()
+    args[2].requires_grad_()
+    with pytest.raises(NotImplementedError, match="scale requires a gradient"):
+        torch.ops.qaig.linear(*args).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_opcheck(dtype, sym, requires_grad):
+    args = arguments(dtype=dtype, sym=sym, bias=not sym, rows=(2, 3))
+    args[0].requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.qaig.linear.default, tuple(args))
+    grad = torch.randn(2, 3, N, dtype=dtype, requires_grad=requires_grad)
+    torch.library.opcheck(
+        torch.ops.qaig.linear_grad_input.default, (grad, *args[1:4], None, K, args[7], args[8], args[10])
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_the_input_only(dtype):
+    args = arguments()
+    expected = torch.ops.qaig.linear(args[0].to(dtype), *args[1:])
+    with torch.autocast("cpu", dtype=dtype):
+        out = torch.ops.qaig.linear(*args)
+        double = torch.ops.qaig.linear(args[0].double(), *args[1:])
+    assert out.dtype == dtype
+    assert torch.equal(out, expected)
+    assert double.dtype == torch.float64
+
+
+def test_autocast_gradients_come_back_in_the_dtype_of_x():
+    args = arguments()
+    args[0].requires_grad_()
+    args[4].requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.ops.qaig.linear(*args).sum().backward()
+    assert args[0].grad.dtype == torch.float32
+    assert args[4].grad.dtype == torch.float32
+    torch.testing.assert_close(args[4].grad, torch.full((N,), 5.0))
+
+
+def test_meta_tensors_have_the_right_shape():
+    args = [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in arguments(rows=(2, 3))]
+    out = torch.ops.qaig.linear(*args)
+    assert out.shape == (2, 3, N)
+    assert out.device.type == "meta"
+
+
+def replaced(position, value):
+    args = arguments()
+    args[position] = value
+    return args
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        (replaced(0, torch.zeros(5, K, dtype=torch.int32)), ValueError, "x must be a floating tensor"),
+        (replaced(0, torch.zeros(5, 64)), ValueError, r"packed must have shape \(40, 6\), got \(40, 9\)"),
+        (replaced(0, torch.zeros(5, 80)), ValueError, "group_size must be -1 .* or divide in_features=80"),
+        (replaced(1, torch.zeros(N, 8, dtype=torch.int32)), ValueError, r"packed must have shape \(40, 9\)"),
+        (replaced(1, torch.zeros(N, 9)), ValueError, "packed must have dtype int32"),
+        (
+            replaced(1, torch.zeros(N, 9, dtype=torch.int32, device="meta")),
+            ValueError,
+            "packed tensor is on meta but the input is on cpu",
+        ),
+        (replaced(2, torch.zeros(N, 2)), ValueError, r"scale must have shape \(40, 3\), got \(40, 2\)"),
+        (replaced(2, torch.zeros(N, 3, dtype=torch.float64)), ValueError, "scale must have dtype"),
+        (replaced(3, torch.zeros(3, 3, dtype=torch.int32)), ValueError, r"zero must have shape \(4, 3\)"),
+        (replaced(3, torch.zeros(4, 3)), ValueError, "zero must have dtype int32"),
+        (replaced(4, torch.zeros(N + 1)), ValueError, r"bias must have shape \(40,\)"),
+        (replaced(5, torch.ones(K)), NotImplementedError, "signs"),
+        (replaced(6, N + 1), ValueError, r"packed must have shape \(41, 9\)"),
+        (replaced(7, 4), ValueError, r"packed must have shape \(40, 12\)"),
+        (replaced(7, 9), ValueError, "bits must be between 2 and 8, got 9"),
+        (replaced(8, 16), ValueError, r"scale must have shape \(40, 6\)"),
+        (replaced(9, 8), NotImplementedError, "activation_bits=8"),
+        (replaced(10, 1), NotImplementedError, "layout=1"),
+    ],
+)
+def test_untrusted_arguments_are_refused_by_name(args, error, message):
+    with pytest.raises(error, match=message):
+        torch.ops.qaig.linear(*args)

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from transformers_qaig.nn import packing, reference
+from transformers_qaig.nn.packing import pack, pack_zero_point
+
+
+def random_weight(out_features, in_features, bits, group_size, sym, scale_dtype=torch.float32):
+    """(codes, scale, zero) of a random packed weight; zero is None when sym."""
+    groups = 1 if group_size == -1 else in_features // group_size
+    codes = torch.randint(0, 2**bits, (out_features, in_features), dtype=torch.uint8)
+    scale = (torch.rand(out_features, groups) * 0.1 + 0.01).to(scale_dtype)
+    zero = None if sym else torch.randint(0, 2**bits, (out_features, groups), dtype=torch.uint8)
+    return codes, scale, zero
+
+
+def dense(codes, scale, zero, bits):
+    """The weight by its definition, element by element in float64."""
+    group_of = torch.arange(codes.shape[1]) // (codes.shape[1] // scale.shape[1])
+    offset = torch.full_like(scale, 2 ** (bits - 1)).double() if zero is None else zero.double()
+    return (codes.double() - offset[:, group_of]) * scale.double()[:, group_of]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("group_size", [8, 24, -1])
+@pytest.mark.parametrize("sym", [True, False])
+def test_dequantize_is_the_formula(bits, group_size, sym):
+    codes, scale, zero = random_weight(5, 48, bits, group_size, sym, torch.bfloat16)
+    words = pack(codes, bits), scale, None if sym else pack_zero_point(zero, bits)
+    expected = dense(codes, scale, zero, bits)  # exact in float32: 9 bits times 8 bits
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        weight = reference.dequantize(*words, 5, 48, bits, group_size, dtype)
+        assert weight.dtype == dtype
+        assert torch.equal(weight, expected.to(dtype))
+
+
+@pytest.mark.parametrize("sym", [True, False])
+def test_chunks_of_rows_change_nothing_but_the_peak(sym, monkeypatch):
+    codes, scale, zero = random_weight(50, 32, 3, 16, sym)
+    args = pack(codes, 3), scale, None if sym else pack_zero_point(zero, 3)
+    x, grad = torch.randn(4, 32), torch.randn(4, 50)
+    weight = reference.dequantize(*args, 50, 32, 3, 16, torch.float32)
+    out = reference.linear(x, *args, None, 50, 3)
+    grad_x = reference.linear_grad_input(grad, *args, 32, 3)
+    monkeypatch.setattr(packing, "_CHUNK_CODES", 32 * 7)
+    assert torch.equal(reference.dequantize(*args, 50, 32, 3, 16, torch.float32), weight)
+    torch.testing.assert_close(reference.linear(x, *args, None, 50, 3), out)
+    torch.testing.assert_close(reference.linear_grad_input(grad, *args, 32, 3), grad_x)
+
+
+def test_linear_is_deterministic():
+    codes, scale, zero = random_weight(64, 96, 4, 32, False)
+    args = torch.randn(3, 96), pack(codes, 4), scale, pack_zero_point(zero, 4), torch.randn(64), 64, 4
+    assert torch.equal(reference.linear(*args), reference.linear(*args))

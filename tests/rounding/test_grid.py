@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from transformers_qaig.rounding.grid import minmax_grid
+
+BITS = range(2, 9)
+
+
+def _grid(weight, bits=4, group_size=32, sym=False, storage_dtype=torch.float32, **kwargs):
+    return minmax_grid(weight, bits=bits, group_size=group_size, sym=sym, storage_dtype=storage_dtype, **kwargs)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [32, 48, -1])
+def test_asymmetric_is_the_papers_formula(bits: int, group_size: int) -> None:
+    weight = torch.randn(5, 96)
+    grid = _grid(weight, bits, group_size)
+    for row in range(5):
+        size = 96 if group_size == -1 else group_size
+        for group in range(96 // size):
+            w = weight[row, group * size : (group + 1) * size]
+            scale = (w.max() - w.min()).clamp(min=1e-5) / (2**bits - 1)
+            zero = (-torch.round(w.min() / scale)).clamp(0, 2**bits - 1)
+            value = ((torch.round(w / scale) + zero).clamp(0, 2**bits - 1) - zero) * scale
+            torch.testing.assert_close(
+                grid.quantize(weight)[row, group * size : (group + 1) * size], value, rtol=0, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("sym", [False, True])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_codes_decode_to_what_quantize_gives(bits: int, sym: bool, dtype: torch.dtype) -> None:
+    weight = torch.randn(7, 64)
+    grid = _grid(weight, bits, 32, sym, dtype)
+    codes = grid.encode(weight)
+    assert codes.dtype == torch.uint8
+    assert int(codes.max()) < 2**bits
+    torch.testing.assert_close(grid.decode(codes), grid.quantize(weight), rtol=0, atol=0)
+    assert torch.equal(grid.scale, grid.scale.to(dtype).float())
+
+
+@pytest.mark.parametrize("sym", [False, True])
+def test_error_is_at_most_half_a_step(sym: bool) -> None:
+    weight = torch.randn(16, 64)
+    grid = _grid(weight, 4, 32, sym, include_zero=True)
+    error = (grid.quantize(weight) - weight).abs()
+    # the zero point is rounded too: at most one step at the range's ends, half a step inside
+    assert (error <= grid.scale.repeat_interleave(32, 1) * 1.0001).all()
+    assert error.mean() < 0.3 * grid.scale.mean()
+
+
+def test_a_group_that_is_all_positive_needs_include_zero() -> None:
+    weight = torch.rand(1, 32) + 10
+    assert (_grid(weight, include_zero=True).quantize(weight) - weight).abs().max() < 0.6
+    assert (_grid(weight).quantize(weight) - weight).abs().max() > 5  # the paper's grid clips at zero point 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sym", [False, True])
+def test_constant_groups_are_finite(dtype: torch.dtype, sym: bool) -> None:
+    weight = torch.zeros(2, 64)
+    weight[1] = 1e-12
+    value = _grid(weight, sym=sym, storage_dtype=dtype).quantize(weight)
+    assert torch.isfinite(value).all()
+    assert value.abs().max() < 1e-3
+
+
+def test_shrink_narrows_the_range() -> None:
+    weight = torch.randn(3, 64)
+    whole, half = _grid(weight), _grid(weight, shrink=0.5)
+    torch.testing.assert_close(half.scale, whole.scale / 2)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not divide"):
+        _grid(torch.randn(2, 50))
+    with pytest.raises(ValueError, match="not finite"):
+        _grid(torch.full((2, 32), float("nan")))

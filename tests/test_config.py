@@ -1,0 +1,130 @@
+import copy
+import json
+
+import pytest
+
+from transformers_qaig import QAIGConfig
+from transformers_qaig.config import fit_group_size, stored_bits
+
+
+def test_defaults() -> None:
+    config = QAIGConfig()
+    assert (config.bits, config.group_size, config.sym, config.recipe) == (4, 128, False, "fast")
+    assert config.quant_method == "qaig"
+
+
+def test_json_round_trip() -> None:
+    config = QAIGConfig(
+        bits=3,
+        group_size=64,
+        sym=True,
+        overrides={"*.down_proj": 4, "*.o_proj": {"group_size": -1}},
+        modules_to_not_convert=["*.layers.0.*"],
+        plan={"a.b": {"bits": 3, "group_size": -1, "sym": True}},
+    )
+    assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
+
+
+def test_runtime_fields_stay_out_of_json() -> None:
+    class Processor: ...
+
+    config = QAIGConfig(
+        processor=Processor(),
+        dataset=[object()],
+        dataset_columns={"image": "img"},
+        token="secret",
+        trust_remote_code=True,
+        work_dir="/tmp/x",
+        calibration_device="cpu",
+        max_memory={0: "1GiB"},
+        offload_folder="/tmp/y",
+    )
+    text = config.to_json_string()
+    assert "secret" not in text
+    assert "/tmp" not in text
+    assert not {"processor", "dataset", "token", "work_dir", "offload_folder"} & set(dict(config))
+
+
+def test_deepcopy_shares_runtime_objects() -> None:
+    processor, dataset = object(), [object()]
+    config = QAIGConfig(bits=2, processor=processor, dataset=dataset)
+    other = copy.deepcopy(config)
+    assert other == config
+    assert other.processor is processor
+    assert other.dataset is dataset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"bits": 1}, "bits"),
+        ({"bits": 9}, "bits"),
+        ({"bits": 3.0}, "bits"),
+        ({"bits": True}, "bits"),
+        ({"group_size": 16}, "group_size"),
+        ({"group_size": 0}, "group_size"),
+        ({"sym": 1}, "sym"),
+        ({"recipe": "fastt"}, "fast"),
+        ({"min_coverage": 1.5}, "min_coverage"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"seed": -1}, "seed"),
+        ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
+        ({"overrides": {"*.o_proj": 12}}, "o_proj"),
+        ({"overrides": {"*.o_proj": {"bit": 4}}}, "bit"),
+        ({"plan": {}}, "plan"),
+        ({"plan": {"a": {"bits": 3}}}, "group_size"),
+        ({"quant_method": "gptq"}, "quant_method"),
+    ],
+)
+def test_bad_values_are_refused_by_name(arguments: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        QAIGConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"target_bits": 3.2},
+        {"bits": (2, 3, 4)},
+        {"activation_bits": 8},
+        {"lm_head_bits": 4},
+        {"embedding_bits": 4},
+        {"vision_bits": 4},
+    ],
+)
+def test_what_is_not_built_says_so(arguments: dict) -> None:
+    with pytest.raises(NotImplementedError, match="not built yet"):
+        QAIGConfig(**arguments)
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match="group_size"):
+        QAIGConfig(groupsize=64)
+
+
+def test_newer_format_says_upgrade_even_with_unknown_keys() -> None:
+    with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 3\.4"):
+        QAIGConfig(format_version=2, needs_version="3.4", knob_of_the_future=1)
+
+
+@pytest.mark.parametrize(
+    ("width", "wanted", "used"),
+    [
+        (4096, 128, 128),
+        (576, 128, 96),  # 576 = 4.5 * 128
+        (576, 64, 64),
+        (3420, 128, 114),
+        (4304, 64, -1),  # 4304 = 16 * 269
+        (64, 128, -1),
+        (128, 128, -1),
+        (4096, -1, -1),
+    ],
+)
+def test_group_size_fits_the_width(width: int, wanted: int, used: int) -> None:
+    assert fit_group_size(width, wanted) == used
+
+
+def test_stored_bits_counts_scales_and_zero_points() -> None:
+    entry = {"bits": 4, "group_size": 128, "sym": False}
+    assert stored_bits(entry, 256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * (16 + 4)
+    assert stored_bits({**entry, "sym": True}, 256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * 16

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from transformers_qaig import QAIGConfig
+from transformers_qaig.plan import find_blocks, make_plan
+
+from tests.families import FAMILIES, build
+
+
+@pytest.fixture(scope="module")
+def llava() -> nn.Module:
+    return build("llava")[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_the_language_models(family: str) -> None:
+    model, _ = build(family)
+    blocks = find_blocks(model)
+    assert len(blocks) == model.config.get_text_config().num_hidden_layers
+    assert list(blocks.values()) == list(model.get_decoder().layers)
+    assert all(model.get_submodule(path) is block for path, block in blocks.items())
+
+
+def test_plan_of_a_dense_model_covers_every_linear(llava: nn.Module) -> None:
+    plan, coverage = make_plan(llava, QAIGConfig(bits=3, group_size=32))
+    linears = [p for b, m in find_blocks(llava).items() for n, c in m.named_modules() if type(c) is nn.Linear
+               for p in [f"{b}.{n}"]]  # fmt: skip
+    assert sorted(plan) == sorted(linears)
+    assert coverage.share == 1
+    assert all(entry == {"bits": 3, "group_size": 32, "sym": False} for entry in plan.values())
+    assert "lm_head" in coverage.elsewhere
+    assert coverage.total + sum(coverage.elsewhere.values()) == sum(p.numel() for p in llava.parameters() if p.ndim > 1)
+
+
+def test_plan_is_made_on_the_meta_device(llava: nn.Module) -> None:
+    with torch.device("meta"):
+        meta = type(llava)(llava.config)
+    assert make_plan(meta, QAIGConfig())[0] == make_plan(llava, QAIGConfig())[0]
+
+
+def test_stored_bits_are_what_the_packed_tensors_take(llava: nn.Module) -> None:
+    _, coverage = make_plan(llava, QAIGConfig(bits=3, group_size=32))
+    # fp32 scales of 32 bits and zero points of 3 bits for every 32 weights
+    assert coverage.bits_per_weight == pytest.approx(3 + (32 + 3) / 32)
+
+
+def test_overrides_and_exceptions(llava: nn.Module) -> None:
+    config = QAIGConfig(
+        min_coverage=0,
+        overrides={"*.down_proj": 8, "*.layers.1.*.down_proj": {"bits": 2, "group_size": 32}, "o_proj": {"sym": True}},
+        modules_to_not_convert=["*.layers.0.self_attn.*"],
+    )
+    plan, coverage = make_plan(llava, config)
+    get = {path.split("layers.")[1]: entry for path, entry in plan.items()}
+    assert get["0.mlp.down_proj"]["bits"] == 8
+    assert get["1.mlp.down_proj"] == {"bits": 2, "group_size": 32, "sym": False}
+    assert get["1.self_attn.o_proj"]["sym"] is True
+    assert not any(path.startswith("0.self_attn") for path in get)
+    assert sum("modules_to_not_convert" in reason for _, reason in coverage.left_out.values()) == 4
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(llava: nn.Module) -> None:
+    with pytest.raises(ValueError, match="w1_proj"):
+        make_plan(llava, QAIGConfig(overrides={"*.w1_proj": 4}))
+
+
+def test_fused_experts_count_and_stop_the_run() -> None:
+    model, _ = build("qwen3_vl_moe")
+    plan, coverage = make_plan(model, QAIGConfig())
+    assert coverage.share < 0.9
+    assert any("experts" in path for path in coverage.left_out)
+    assert plan  # attention could be packed
+    with pytest.raises(ValueError, match=r"(?s)min_coverage.*experts"):
+        coverage.require(0.9)
+
+
+def test_group_that_does_not_divide_is_refitted_and_logged(llava: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "transformers_qaig")
+    plan, _ = make_plan(llava, QAIGConfig(group_size=40))  # widths 64 and 96
+    sizes = {path.rsplit(".", 1)[1]: entry["group_size"] for path, entry in plan.items()}
+    assert sizes["q_proj"] == 32
+    assert sizes["down_proj"] == 32
+    assert "does not divide" in caplog.text
+
+
+def test_small_linears_are_left_out() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.big, self.router = nn.Linear(64, 64), nn.Linear(64, 4)
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([Block()])
+    plan, coverage = make_plan(model, QAIGConfig())
+    assert list(plan) == ["layers.0.big"]
+    assert "too small" in coverage.left_out["layers.0.router"][1]

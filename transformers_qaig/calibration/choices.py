@@ -1,0 +1,86 @@
+"""What has been chosen for a block so far, and the block that follows from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..equalization.fold import Group, fold
+from ..nn.linear import QAIGLinear
+from ..rounding.grid import Grid, minmax_grid
+
+Entries = Mapping[str, Mapping[str, Any]]
+"""Path of a linear within its block → its entry of the plan."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """
+    A pure description: the block is built from it and the original weights, so undoing a choice is not making it.
+
+    Attributes:
+        entries: the plan of the block.
+        include_zero: see [`minmax_grid`].
+        scales: groups with the E to fold, in order.
+        shrinks: linear → factor on the range of its grid, fp32 [N, G].
+    """
+
+    entries: Entries
+    include_zero: bool = False
+    scales: tuple[tuple[Group, Tensor], ...] = ()
+    shrinks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def with_scale(self, group: Group, scale: Tensor) -> Choices:
+        return replace(self, scales=(*self.scales, (group, scale)))
+
+    def with_shrinks(self, shrinks: Mapping[str, Tensor]) -> Choices:
+        return replace(self, shrinks={**self.shrinks, **shrinks})
+
+    def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
+        return {**self.entries[name], "storage_dtype": storage_dtype, "include_zero": self.include_zero}
+
+    def grid(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Grid:
+        """The grid of linear `name` for its (folded) fp32 weight."""
+        return minmax_grid(weight, shrink=self.shrinks.get(name, 1.0), **self.grid_arguments(name, storage_dtype))
+
+
+def folded(original: nn.Module, choices: Choices) -> nn.Module:
+    """A copy of the fp32 block with every chosen scale folded: the same function, other weights."""
+    block = copy.deepcopy(original)
+    for group, scale in choices.scales:
+        fold(block, group, scale)
+    return block
+
+
+def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torch.dtype) -> nn.Module:
+    """The folded block in the model's `dtype` with the weights of `names` rounded; dense, for running."""
+    block = folded(original, choices)
+    for name in names:
+        weight = block.get_submodule(name).weight
+        weight.data = choices.grid(name, weight.data, dtype).quantize(weight.data)
+    return block.to(dtype)
+
+
+def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Module:
+    """The folded block in the model's `dtype` with a `QAIGLinear` for every entry of the plan."""
+    block = folded(original, choices)
+    for name, entry in choices.entries.items():
+        linear = block.get_submodule(name)
+        grid = choices.grid(name, linear.weight.data, dtype)
+        block.set_submodule(
+            name,
+            QAIGLinear.from_codes(
+                grid.encode(linear.weight.data),
+                grid.scale.to(dtype),
+                None if grid.sym else grid.zero.to(torch.uint8),
+                linear.bias,
+                bits=entry["bits"],
+                group_size=entry["group_size"],
+            ),
+        )
+    return block.to(dtype)

@@ -1,0 +1,29 @@
+"""The bundled calibration set: images and conversations that travel with the package (see README.md beside)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def load_default_set(with_images: bool = True) -> list[list[dict[str, Any]]]:
+    """
+    The bundled conversations, their images as paths.
+
+    Args:
+        with_images: `False` leaves the images out, for a model that takes text only.
+    """
+    lines = (FOLDER / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [_conversation(json.loads(line), with_images) for line in lines]
+
+
+def _conversation(record: dict[str, Any], with_images: bool) -> list[dict[str, Any]]:
+    """`{"image": file name, "turns": [[question, answer], ...]}` as chat messages, the image before the question."""
+    messages = []
+    for question, answer in record["turns"]:
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    if with_images:
+        messages[0]["content"].insert(0, {"type": "image", "path": FOLDER / record["image"]})
+    return messages

@@ -1,0 +1,199 @@
+"""A block's door: where a sample's forward pass stops until the conductor hands over the block's output.
+
+The forward runs as a greenlet on the one OS thread, where PyTorch's modes (grad, inference, autocast) belong to the
+thread, not to the greenlet; so they are swapped at every switch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+
+@dataclass
+class BlockCall:
+    """What one sample's forward called one block with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def to(self, device: torch.device | str) -> BlockCall:
+        """The same call with its tensors on `device`; one tensor passed twice stays one tensor."""
+        args, kwargs = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
+        return BlockCall(args, kwargs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages behind the tensors of this call, each counted once."""
+        return storage_bytes(self)
+
+
+class Forward(greenlet):
+    """One sample's forward pass, and the door at which it stands."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        blocks: Sequence[nn.Module],
+        door_device: torch.device | str | None,
+    ):
+        super().__init__()
+        self.index = -1
+        """The last door reached."""
+        self.call: BlockCall | None = None
+        """What waits there; None while running and after the end."""
+        self.door_of = {id(block): index for index, block in enumerate(blocks)}
+        self.gr_context = copy_context()
+        self._model, self._inputs, self._door_device = model, inputs, door_device
+        self._modes = Modes.now()._replace(grad=False, inference=False)
+        self._ending = False
+
+    def run(self) -> Any:
+        return self._model(**self._inputs)
+
+    def stop_at(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Called in the forward itself: pauses it, and returns what the conductor hands over as the block's output."""
+        if self._ending:
+            raise GreenletExit
+        if index <= self.index:
+            what = "a second time" if index == self.index else f"after block {self.index}"
+            raise RuntimeError(
+                f"block {index} is called {what}: `blocks` must be in the order in which they run, once each."
+            )
+        device = next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+        call = BlockCall(args, kwargs)
+        self.index, self.call = index, call if self._door_device is None else call.to(self._door_device)
+        del call
+        assert self.parent is not None
+        output = self.parent.switch()
+        return output if device is None else map_tensors(lambda tensor: tensor.to(device), output)
+
+    def run_on(self, switch: Callable[..., Any], *value: Any) -> Any:
+        """Called by the conductor: runs the forward to its next stop, in the forward's own modes."""
+        self.call = None
+        self.parent = getcurrent()
+        ours = Modes.now()
+        try:
+            with torch.inference_mode(self._modes.inference):
+                try:
+                    self._modes.set()
+                    return switch(*value)
+                finally:
+                    self._modes = Modes.now()
+        finally:
+            ours.set()
+
+    def end(self) -> None:
+        """Unwinds a paused forward."""
+        self._ending = True
+        if self:  # started and not dead
+            self.run_on(self.throw, GreenletExit)
+
+
+class Door:
+    """Stands in for `block.forward` while any stream needs it; every stream over the block shares it."""
+
+    NAMES = ("forward", "__deepcopy__")
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+        self.streams = 0
+        self.__wrapped__ = block.forward  # `inspect.signature(block.forward)` stays the block's
+
+    @classmethod
+    def at(cls, block: nn.Module) -> Door:
+        """The block's door, put up if it has none, with one stream more."""
+        door = vars(block).get("forward")
+        if not isinstance(door, cls):
+            door = cls(block)
+            door._put_up()
+        door.streams += 1
+        return door
+
+    def leave(self) -> None:
+        """One stream less; the last one takes the door down."""
+        self.streams -= 1
+        if not self.streams:
+            self._take_down()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        caller = getcurrent()
+        if isinstance(caller, Forward) and id(self.block) in caller.door_of:
+            return caller.stop_at(caller.door_of[id(self.block)], args, kwargs)
+        return self.__wrapped__(*args, **kwargs)
+
+    def _copy_block(self, memo: dict[int, Any]) -> nn.Module:
+        self._take_down()
+        try:
+            return copy.deepcopy(self.block, memo)
+        finally:
+            self._put_up()
+
+    def _put_up(self) -> None:
+        attributes = vars(self.block)
+        self._own = {name: attributes[name] for name in self.NAMES if name in attributes}
+        attributes.update(forward=self, __deepcopy__=self._copy_block)
+
+    def _take_down(self) -> None:
+        for name in self.NAMES:
+            vars(self.block).pop(name, None)
+        vars(self.block).update(self._own)
+
+
+class Modes(NamedTuple):
+    """PyTorch's modes that a forward and the conductor may want to differ in."""
+
+    grad: bool
+    inference: bool
+    dtype: torch.dtype
+    autocast_cache: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+
+    @classmethod
+    def now(cls) -> Modes:
+        accelerator = torch.accelerator.current_accelerator()
+        devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+        return cls(
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.is_autocast_cache_enabled(),
+            tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices),
+        )
+
+    def set(self) -> None:
+        """Sets all but inference mode, which has no setter: `torch.inference_mode(...)` must be entered."""
+        torch.set_grad_enabled(self.grad)
+        torch.set_default_dtype(self.dtype)
+        torch.set_autocast_cache_enabled(self.autocast_cache)
+        for device, enabled, dtype in self.autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.clear_autocast_cache()  # it may hold casts of weights that the conductor is about to change
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Applies `function` to the tensors of nested containers, once to each, so that one tensor stays one tensor."""
+    done: dict[int, Tensor] = {}
+
+    def once(tensor: Tensor) -> Tensor:
+        if id(tensor) not in done:
+            done[id(tensor)] = function(tensor)
+        return done[id(tensor)]
+
+    return tree_map_only(Tensor, once, tree)
+
+
+def storage_bytes(*calls: BlockCall) -> int:
+    leaves = tree_leaves([(call.args, call.kwargs) for call in calls])
+    storages = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,133 @@
+"""Finished blocks in a work folder, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config import QAIGConfig
+from ..nn.linear import QAIGLinear
+from ..plan import Plan
+from ..report.summary import BlockSummary
+from .choices import Entries
+
+TOLERANCE = 1e-2
+"""How far a resumed block's output error may be from the recorded one, relative."""
+
+
+class BlockStore:
+    """
+    One file per finished block, written under a temporary name and renamed, plus `run.json` with the run's fingerprint.
+
+    Resuming replays the finished blocks: each forward pass runs again, and a finished block's packed weights come from
+    its file instead of being searched. A replayed block must show the output error it was saved with.
+
+    Raises:
+        ValueError: the folder belongs to a run with another model, configuration or calibration data.
+    """
+
+    def __init__(self, config: QAIGConfig, plan: Plan, samples: Sequence[Mapping[str, Any]]):
+        self.folder = Path(config.work_dir) if config.work_dir is not None else None
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run = {"config": {**config.to_dict(), "plan": None}, "plan": plan, "samples": _digest(samples)}
+        file = self.folder / "run.json"
+        text = json.dumps(run, indent=1, sort_keys=True)
+        if not file.exists():
+            _write(file, text.encode())
+        elif file.read_text() != text:
+            known = json.loads(file.read_text())
+            differs = sorted(key for key in run if run[key] != known.get(key))
+            raise ValueError(
+                f"`work_dir` {self.folder} holds another run (different {', '.join(differs) or 'version'}): give an "
+                "empty folder, or the same configuration, model and data to resume it."
+            )
+
+    def _file(self, path: str) -> Path | None:
+        return self.folder / f"{path}.safetensors" if self.folder is not None else None
+
+    def load(self, path: str, block: nn.Module, entries: Entries) -> tuple[nn.Module, BlockSummary] | None:
+        """
+        The finished block at `path`, or None.
+
+        Raises:
+            ValueError: the file was made from other weights than `block` has.
+        """
+        file = self._file(path)
+        if file is None or not file.exists():
+            return None
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        if metadata["weights"] != _digest([dict(block.named_parameters())]):
+            raise ValueError(
+                f"{file} was made from other weights; the model has changed since: give an empty `work_dir`."
+            )
+        result = copy.deepcopy(block)
+        for name, entry in entries.items():
+            linear = result.get_submodule(name)
+            empty = QAIGLinear(
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                bits=entry["bits"],
+                group_size=entry["group_size"],
+                sym=entry["sym"],
+                dtype=linear.weight.dtype,
+                device=linear.weight.device,
+            )
+            result.set_submodule(name, empty)
+        result.load_state_dict(tensors)
+        return result, BlockSummary(**json.loads(metadata["summary"]), resumed=True)
+
+    def check(self, summary: BlockSummary, error: float) -> None:
+        """Raise `RuntimeError` if a resumed block does not reproduce its recorded output error."""
+        if not summary.resumed or math.isnan(summary.error) or math.isclose(summary.error, error, rel_tol=TOLERANCE):
+            return
+        raise RuntimeError(
+            f"{summary.path}: resumed with an output error of {error:.4e}, but {summary.error:.4e} was recorded when "
+            "it was finished; the forward passes are not the same as then. Start again with an empty `work_dir`."
+        )
+
+    def save(self, path: str, result: nn.Module, block: nn.Module, summary: BlockSummary) -> None:
+        """Write a finished block; nothing to do for one that was resumed."""
+        file = self._file(path)
+        if file is None or summary.resumed:
+            return
+        facts = {k: v for k, v in asdict(summary).items() if k not in ("importance", "resumed")}
+        metadata = {"summary": json.dumps(facts), "weights": _digest([dict(block.named_parameters())])}
+        temporary = file.with_suffix(".tmp")
+        save_file({k: v.contiguous() for k, v in result.state_dict().items()}, temporary, metadata)
+        os.replace(temporary, file)
+
+
+def _write(file: Path, data: bytes) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, file)
+
+
+def _digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of all tensors in a list of mappings."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        for name in sorted(item):
+            value = item[name]
+            digest.update(name.encode())
+            if isinstance(value, Tensor):
+                digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,212 @@
+"""A sub-block f_s: what happens from the tensor that a group of linears reads to where their outputs meet again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..equalization.fold import Group
+from .doors import BlockCall
+
+MAX_TOKENS = 8192
+"""Tokens of several samples that are run at once where a sub-block treats each token by itself."""
+
+
+@dataclass
+class Piece:
+    """
+    One sample at a sub-block's entrance, or several in a row.
+
+    Attributes:
+        samples: which ones.
+        x: fp32 [B, T, C], what the group's linears read in the full-precision stream.
+        x_q: fp32 [B, T, C], the same in the quantized stream.
+        real: bool [B, T], True at real tokens.
+        lengths: tokens of each sequence, in the order in which they stand in [B * T].
+        args, kwargs: what the sub-block's module was called with.
+        weights: λ fp32 [B, T]; zero at padding.
+    """
+
+    samples: list[int]
+    x: Tensor
+    x_q: Tensor
+    real: Tensor
+    lengths: list[int]
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def importance(self) -> dict[int, Tensor]:
+        """λ [T] of each sample's first sequence."""
+        per_sample = len(self.lengths) // len(self.samples)
+        rows = self.weights.reshape(-1).split(self.lengths)
+        return {sample: rows[i * per_sample].cpu() for i, sample in enumerate(self.samples)}
+
+
+class _Reached(Exception):
+    """The entrance was reached: the rest of the block need not run."""
+
+
+class NotReached(RuntimeError):
+    """A sample's call runs past a sub-block."""
+
+
+def enter(block: nn.Module, group: Group, call: BlockCall) -> tuple[Tensor, tuple, dict[str, Any]]:
+    """
+    Run `block` on `call` up to the entrance of `group`'s sub-block.
+
+    Returns:
+        what the group's linears read, [B, T, C] in the block's dtype, and the sub-block's arguments.
+
+    Raises:
+        NotReached: the call never gets there.
+    """
+    seen: dict[str, Any] = {}
+
+    def at_module(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen["args"], seen["kwargs"] = args, kwargs
+
+    def at_linear(module: nn.Module, args: tuple) -> None:
+        raise _Reached(args[0])
+
+    handles = [
+        block.get_submodule(group.module).register_forward_pre_hook(at_module, with_kwargs=True),
+        block.get_submodule(group.linears[0]).register_forward_pre_hook(at_linear),
+    ]
+    try:
+        call = call.to(next(block.parameters()).device)
+        with torch.no_grad():
+            block(*call.args, **call.kwargs)
+    except _Reached as reached:
+        return reached.args[0].detach(), seen["args"], seen["kwargs"]
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise NotReached(f"the call does not reach {group.linears[0]!r}")
+
+
+def run(block: nn.Module, group: Group, piece: Piece, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """
+    f_s(x, w): the sub-block's output with `x` where its linears read their input.
+
+    Args:
+        block: the block in fp32; not changed.
+        group: which sub-block of it.
+        piece: the rest of the sub-block's arguments (masks, rotary embeddings); floats are cast to fp32.
+        x: fp32 [B, T, C].
+        weights: linear's path in the block → weight to use instead of its own.
+
+    Returns:
+        the first tensor of the output, fp32 [B, T', C'].
+    """
+    module = block.get_submodule(group.module)
+    prefix = f"{group.module}." if group.module else ""
+    if isinstance(module, nn.Linear):
+        return nn.functional.linear(x, (weights or {}).get(group.module, module.weight), module.bias)
+    handles = [
+        block.get_submodule(name).register_forward_pre_hook(lambda _, args: (x, *args[1:])) for name in group.linears
+    ]
+    try:
+        replaced = {f"{name.removeprefix(prefix)}.weight": weight for name, weight in (weights or {}).items()}
+        args, kwargs = ((x,), {}) if len(piece.samples) > 1 else tree_map(_as_float32, (piece.args, piece.kwargs))
+        output = torch.func.functional_call(module, replaced, args, kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def pieces_of(
+    original: nn.Module,
+    group: Group,
+    blocks: tuple[nn.Module, nn.Module],
+    calls: tuple[Mapping[int, BlockCall], Mapping[int, BlockCall]],
+    masks: Sequence[Tensor],
+    samples: Sequence[int],
+) -> list[Piece]:
+    """
+    The samples at a sub-block's entrance, in both streams.
+
+    Args:
+        original: the block in fp32.
+        group: which sub-block.
+        blocks: the block in full precision, and quantized so far.
+        calls: what each is called with.
+        masks: bool [B, T] per sample.
+        samples: which ones.
+
+    Returns:
+        pieces; none if a sample does not get there, or not with one row a token (experts see a choice of the tokens).
+    """
+    pieces = []
+    for s in samples:
+        try:
+            (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
+        except NotReached:
+            return []
+        if x.ndim != 3 or x.shape != x_q.shape:
+            return []
+        lengths = [x.shape[1]] * x.shape[0]
+        pieces.append(Piece([s], x.float(), x_q.float(), mask_for(masks[s], x), lengths, args, kwargs))
+    return merge(original, group, pieces)
+
+
+def mask_for(mask: Tensor, x: Tensor) -> Tensor:
+    """The sample's mask where `x` has its tokens, else (another sequence, say an image's states) all True."""
+    mask = mask.to(x.device)
+    return mask if mask.shape == x.shape[:2] else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+
+def merge(block: nn.Module, group: Group, pieces: Sequence[Piece]) -> list[Piece]:
+    """Fewer, longer pieces if the sub-block treats each token by itself, so that it runs on many at once."""
+    if not pieces or not is_tokenwise(block, group, pieces[0]):
+        return list(pieces)
+    return [
+        row[0]
+        if len(row) == 1
+        else Piece(
+            [s for piece in row for s in piece.samples],
+            *(torch.cat([_in_one_row(getattr(p, name)) for p in row], 1) for name in ("x", "x_q", "real")),
+            [length for piece in row for length in piece.lengths],
+        )
+        for row in _rows(pieces)
+    ]
+
+
+@torch.no_grad()
+def is_tokenwise(block: nn.Module, group: Group, piece: Piece) -> bool:
+    """Whether the output at a token depends on the input at that token alone: tried, by changing the last and the first."""
+    if isinstance(block.get_submodule(group.module), nn.Linear):
+        return True
+    tensors = [leaf for leaf in tree_leaves((piece.args, piece.kwargs)) if isinstance(leaf, Tensor)]
+    if len(tensors) != 1 or tensors[0].shape != piece.x.shape or len(piece.args) != 1 or piece.x.shape[1] < 2:
+        return False
+    halves = [run(block, group, piece, half) for half in (piece.x, torch.cat([piece.x[:, :-1], -piece.x[:, -1:]], 1))]
+    ends = [run(block, group, piece, half) for half in (piece.x, torch.cat([-piece.x[:, :1], piece.x[:, 1:]], 1))]
+    if halves[0].shape[:2] != piece.x.shape[:2]:
+        return False
+    size = halves[0].abs().max() * 1e-5
+    return bool((halves[0] - halves[1])[:, :-1].abs().max() <= size and (ends[0] - ends[1])[:, 1:].abs().max() <= size)
+
+
+def _rows(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    row: list[Piece] = []
+    for piece in pieces:
+        if row and sum(p.real.numel() for p in row) + piece.real.numel() > MAX_TOKENS:
+            yield row
+            row = []
+        row.append(piece)
+    yield row
+
+
+def _in_one_row(tensor: Tensor) -> Tensor:
+    return tensor.reshape(1, -1, *tensor.shape[2:])
+
+
+def _as_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

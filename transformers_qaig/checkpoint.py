@@ -1,0 +1,84 @@
+"""What the files of a quantized checkpoint hold: checked from their headers, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from .nn.packing import SCALE_DTYPES, packed_shapes
+from .plan import Plan
+
+DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def guard_key(plan: Plan) -> str:
+    """
+    Name of the guard: an empty tensor `<linear>.weight` beside the packed tensors of one linear.
+
+    Without this package Transformers only warns about the unknown quantization method and would answer from random weights;
+    the empty tensor does not fit the linear it then builds, so loading stops.
+    """
+    return f"{min(plan)}.weight"
+
+
+def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> None:
+    """
+    Compare the packed tensors in the headers of safetensors files with what the plan asks for.
+
+    Args:
+        model: on meta, with the plan's `QAIGLinear`s in place.
+        plan: from the checkpoint's config.json.
+        files: paths of the checkpoint's shards.
+
+    Raises:
+        ValueError: naming the packed tensors that are missing, unexpected, misshapen or of a wrong type.
+    """
+    expected = {}
+    for path, entry in plan.items():
+        linear = model.get_submodule(path)
+        shapes = packed_shapes(linear.out_features, linear.in_features, **entry)  # type: ignore[arg-type]
+        expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
+    names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
+
+    problems = []
+    found = set()
+    for key, (shape, dtype, file) in _renamed(model, files).items():
+        if key not in expected:
+            if key.rpartition(".")[2] in names:
+                problems.append(f"{key} is in {file} but not in the plan of config.json")
+            continue
+        found.add(key)
+        wanted_shape, wanted_dtype = expected[key]
+        allowed = SCALE_DTYPES if wanted_dtype is None else (wanted_dtype,)
+        if shape != wanted_shape:
+            problems.append(f"{key} has shape {list(shape)} in {file}, expected {list(wanted_shape)}")
+        if DTYPES.get(dtype) not in allowed:
+            problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
+    problems += [f"{key} is missing" for key in expected if key not in found]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:8])
+        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}")
+
+
+def _renamed(model: PreTrainedModel, files: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Key as the loader will rename it → shape, safetensors type, file name."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    state_dict = model.state_dict()
+    headers = {}
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            for key in stored.keys():
+                header = stored.get_slice(key)
+                renamed, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, state_dict)
+                if renamed not in state_dict and key in state_dict:
+                    renamed = key
+                headers[renamed] = (tuple(header.get_shape()), header.get_dtype(), str(file).rpartition("/")[2])
+    return headers

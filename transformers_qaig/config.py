@@ -1,0 +1,272 @@
+"""QAIGConfig: every knob of the quantizer, validated in one place, with a JSON round trip."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .recipes import RECIPES
+
+QUANT_METHOD = "qaig"
+FORMAT_VERSION = 1
+"""Version of what config.json and the packed tensors mean; raised only when an older package would misread them."""
+FORMAT_NEEDS = "0.1.0"
+"""First release of transformers-qaig that reads `FORMAT_VERSION`."""
+
+BITS = tuple(range(2, 9))
+MIN_GROUP_SIZE = 32
+
+_RUNTIME = (
+    "processor",
+    "dataset",
+    "dataset_columns",
+    "token",
+    "trust_remote_code",
+    "work_dir",
+    "calibration_device",
+    "max_memory",
+    "offload_folder",
+)
+
+
+class QAIGConfig(QuantizationConfigMixin):
+    """
+    How to quantize a vision-language model, and, in a saved model, how it was quantized.
+
+    Args:
+        bits (`int`, *optional*, defaults to 4):
+            Bits per weight, 2 to 8.
+        group_size (`int`, *optional*, defaults to 128):
+            Consecutive input channels that share one scale and zero point; at least 32, or -1 for one group per output
+            channel. Where it does not divide a layer's input width, the largest divisor of that width between 32 and
+            `group_size` is used instead, else one group per channel; the plan says which.
+        sym (`bool`, *optional*, defaults to `False`):
+            Symmetric grid around zero, without zero points.
+        recipe (`str`, *optional*, defaults to `"fast"`):
+            How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`.
+        modules_to_not_convert (`list[str]`, *optional*):
+            Weight paths or shell patterns (`"*.layers.0.*"`) that stay in full precision.
+        overrides (`dict[str, int | dict]`, *optional*):
+            Shell pattern on the weight path to bits (`{"*.down_proj": 4}`) or to any of `bits`, `group_size`, `sym`
+            (`{"*.o_proj": {"bits": 8, "group_size": -1}}`). Of several matches the last one wins.
+        min_coverage (`float`, *optional*, defaults to 0.9):
+            Share of the weights in the language model's blocks that must get packed; below it quantization stops before
+            any weight is read.
+        num_samples (`int`, *optional*, defaults to 128):
+            Calibration samples taken from `dataset`.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of everything random: which samples are taken, probing.
+        activation_bits (`int`, *optional*, defaults to 16), target_bits (`float`, *optional*),
+        lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
+            Reserved: any value but the default is refused until it is built.
+        plan (`dict`, *optional*):
+            The resolved plan, weight path to `{"bits", "group_size", "sym"}`. Written by the quantizer.
+        format_version (`int`), needs_version (`str`):
+            Written by the quantizer, checked on reading.
+        dataset (*optional*):
+            Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
+            bundled image+text set. See [`transformers_qaig.calibration.dataset.load_samples`]. Runtime only, like all below.
+        dataset_columns (`dict[str, str]`, *optional*):
+            Which columns of `dataset` hold what, when their names are not the usual ones.
+        processor (*optional*):
+            The model's processor, or where to load it from; by default the model's own repository.
+        token (`str` or `bool`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Handed to the processor's and the data set's loading, which Transformers does not pass on.
+        work_dir (`str`, *optional*):
+            Folder in which every finished block is kept, so that an interrupted run resumes there.
+        calibration_device (`str`, *optional*):
+            Where blocks are calibrated; by default the first accelerator, else the CPU.
+        max_memory (`dict`, *optional*), offload_folder (`str`, *optional*):
+            As in `from_pretrained`, for placing the packed model on `device_map`.
+
+    Raises:
+        ValueError: a value out of its range, or a newer `format_version`.
+        TypeError: an unknown argument; the message names the nearest known one.
+        NotImplementedError: a reserved argument was set.
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        group_size: int = 128,
+        sym: bool = False,
+        recipe: str = "fast",
+        modules_to_not_convert: list[str] | None = None,
+        overrides: dict[str, Any] | None = None,
+        min_coverage: float = 0.9,
+        num_samples: int = 128,
+        seed: int = 0,
+        activation_bits: int = 16,
+        target_bits: float | None = None,
+        lm_head_bits: int | None = None,
+        embedding_bits: int | None = None,
+        vision_bits: int | None = None,
+        plan: dict[str, dict[str, Any]] | None = None,
+        format_version: int = FORMAT_VERSION,
+        needs_version: str = FORMAT_NEEDS,
+        *,
+        dataset: Any = None,
+        dataset_columns: Mapping[str, str] | None = None,
+        processor: Any = None,
+        token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        work_dir: str | os.PathLike | None = None,
+        calibration_device: Any = None,
+        max_memory: dict | None = None,
+        offload_folder: str | os.PathLike | None = None,
+        **unknown: Any,
+    ):
+        self.quant_method = unknown.pop("quant_method", QUANT_METHOD)  # type: ignore[assignment]
+        self.bits = bits
+        self.group_size = group_size
+        self.sym = sym
+        self.recipe = recipe
+        self.modules_to_not_convert = modules_to_not_convert
+        self.overrides = overrides
+        self.min_coverage = min_coverage
+        self.num_samples = num_samples
+        self.seed = seed
+        self.activation_bits = activation_bits
+        self.target_bits = target_bits
+        self.lm_head_bits = lm_head_bits
+        self.embedding_bits = embedding_bits
+        self.vision_bits = vision_bits
+        self.plan = plan
+        self.format_version = format_version
+        self.needs_version = needs_version
+        self.dataset = dataset
+        self.dataset_columns = dataset_columns
+        self.processor = processor
+        self.token = token
+        self.trust_remote_code = trust_remote_code
+        self.work_dir = work_dir
+        self.calibration_device = calibration_device
+        self.max_memory = max_memory
+        self.offload_folder = offload_folder
+        self._validate(unknown)
+
+    def _validate(self, unknown: Mapping[str, Any]) -> None:
+        # The version comes first: a newer file may well hold keys that are unknown here.
+        if not _is_int(self.format_version) or self.format_version < 1:
+            raise ValueError(f"`format_version` must be a positive integer, got {self.format_version!r}.")
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This model was saved in format {self.format_version}; this installation reads up to {FORMAT_VERSION}: "
+                f"upgrade transformers-qaig to >= {self.needs_version}."
+            )
+        if self.quant_method != QUANT_METHOD:
+            raise ValueError(f"`quant_method` must be {QUANT_METHOD!r}, got {self.quant_method!r}.")
+        for name in unknown:
+            near = difflib.get_close_matches(name, self._known(), n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(self._known())}."
+            raise TypeError(f"QAIGConfig got an unknown argument `{name}`.{hint}")
+
+        if isinstance(self.bits, Iterable):
+            raise NotImplementedError(
+                "several `bits` to choose from need `target_bits`, which is not built yet; give one integer, "
+                "and `overrides` for single weights."
+            )
+        check_entry({"bits": self.bits, "group_size": self.group_size, "sym": self.sym}, "QAIGConfig")
+        if self.recipe not in RECIPES:
+            near = difflib.get_close_matches(str(self.recipe), RECIPES, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {self.recipe!r}.{hint}")
+        for name in ("target_bits", "lm_head_bits", "embedding_bits", "vision_bits"):
+            if getattr(self, name) is not None:
+                raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")
+        if self.activation_bits != 16:
+            raise NotImplementedError(
+                f"`activation_bits={self.activation_bits!r}` is not built yet; only 16 (activations as they are) is."
+            )
+        if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
+            raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")
+        if not _is_int(self.num_samples) or self.num_samples < 1:
+            raise ValueError(f"`num_samples` must be a positive integer, got {self.num_samples!r}.")
+        if not _is_int(self.seed) or self.seed < 0:
+            raise ValueError(f"`seed` must be a non-negative integer, got {self.seed!r}.")
+        skip = self.modules_to_not_convert
+        if skip is not None and (isinstance(skip, str) or not all(isinstance(s, str) for s in skip)):
+            raise ValueError(f"`modules_to_not_convert` must be a list of paths or patterns, got {skip!r}.")
+        if self.overrides is not None:
+            if not isinstance(self.overrides, Mapping):
+                raise ValueError(f"`overrides` must map patterns to bits, got {self.overrides!r}.")
+            for pattern, value in self.overrides.items():
+                entry = {"bits": value} if not isinstance(value, Mapping) else value
+                check_entry(entry, f"overrides[{pattern!r}]")
+        if self.plan is not None:
+            if not isinstance(self.plan, Mapping) or not self.plan:
+                raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
+            for path, entry in self.plan.items():
+                where = f"plan[{path!r}]"
+                if not isinstance(entry, Mapping) or set(entry) != {"bits", "group_size", "sym"}:
+                    raise ValueError(f"{where} must hold exactly bits, group_size and sym, got {entry!r}.")
+                check_entry(entry, where)
+
+    @classmethod
+    def _known(cls) -> list[str]:
+        names = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
+        return [*names, *_RUNTIME]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What belongs in config.json: everything but the runtime-only fields."""
+        return copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _RUNTIME})
+
+    def __iter__(self):
+        yield from self.to_dict().items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QAIGConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict) -> QAIGConfig:
+        # from_pretrained deep-copies the model's config: processors and data sets are shared, not copied.
+        new = type(self)(**self.to_dict(), **{name: getattr(self, name) for name in _RUNTIME})
+        memo[id(self)] = new
+        return new
+
+
+def check_entry(entry: Mapping[str, Any], where: str) -> None:
+    """Raise `ValueError` unless `bits`, `group_size` and `sym`, where given, are in range."""
+    unknown = set(entry) - {"bits", "group_size", "sym"}
+    if unknown:
+        raise ValueError(f"{where}: unknown {sorted(unknown)}; known are bits, group_size and sym.")
+    if "bits" in entry and (not _is_int(entry["bits"]) or entry["bits"] not in BITS):
+        raise ValueError(f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {entry['bits']!r}.")
+    if "group_size" in entry:
+        size = entry["group_size"]
+        if not _is_int(size) or (size != -1 and size < MIN_GROUP_SIZE):
+            raise ValueError(
+                f"{where}: `group_size` must be an integer >= {MIN_GROUP_SIZE}, or -1 for per channel, got {size!r}."
+            )
+    if "sym" in entry and not isinstance(entry["sym"], bool):
+        raise ValueError(f"{where}: `sym` must be True or False, got {entry['sym']!r}.")
+
+
+def fit_group_size(in_features: int, group_size: int) -> int:
+    """
+    The group size that is used for a width: `group_size` where it divides `in_features`, else the largest divisor of
+    `in_features` in [32, group_size], else -1 (one group per output channel).
+    """
+    if group_size == -1 or group_size >= in_features:
+        return -1
+    divisors = (d for d in range(group_size, MIN_GROUP_SIZE - 1, -1) if in_features % d == 0)
+    return next(divisors, -1)
+
+
+def stored_bits(entry: Mapping[str, Any], out_features: int, in_features: int, scale_bits: int) -> int:
+    """Bits that the codes, scales and zero points of one linear take on disk."""
+    groups = 1 if entry["group_size"] == -1 else in_features // entry["group_size"]
+    words = out_features * math.ceil(in_features * entry["bits"] / 32)
+    zero_words = 0 if entry["sym"] else groups * math.ceil(out_features * entry["bits"] / 32)
+    return 32 * (words + zero_words) + scale_bits * out_features * groups
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

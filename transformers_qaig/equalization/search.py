@@ -1,0 +1,79 @@
+"""Channel-wise equalization (CWE): search the scale E of a group's input channels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .fold import Group, tie
+
+logger = logging.getLogger("transformers_qaig")
+
+MIN_SCALE = 1e-4
+DEAD = 1e-8
+"""A channel whose mean magnitude is below this share of the largest is dead: it is not scaled."""
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """Outcome of a search: `scale` E fp32 [C], the exponent `rho` it comes from, and the losses at rho = 0 and at it."""
+
+    scale: Tensor
+    rho: float
+    loss_before: float
+    loss: float
+
+
+def search_scale(
+    magnitude: Tensor,
+    loss: Callable[[Tensor], float],
+    *,
+    group: Group | None = None,
+    grid_points: int = 20,
+) -> Equalization:
+    """
+    Try E = a^ρ / sqrt(max · min) for ρ = 0, 1/n, …, (n-1)/n and keep the first with the smallest loss, so the result is
+    never worse than no scaling on the data of `loss` (arXiv 2603.17809, channel-wise equalization).
+
+    Args:
+        magnitude: a, fp32 [C]: mean over real tokens of |x_c|.
+        loss: E [C] → Σ λ · error of the sub-block with Q(W·E)/E; non-finite values are skipped.
+        group: where E is to be folded: columns that come from one channel of the producer share a value, and columns
+            that nothing can absorb keep 1. None: every column is free.
+        grid_points: n.
+
+    Returns:
+        the best scale; E = 1 if nothing is finite.
+    """
+    fixed = torch.zeros_like(magnitude, dtype=torch.bool)
+    if group is not None:
+        fixed = torch.tensor(group.channels, device=magnitude.device) < 0
+        magnitude = tie(magnitude, group)
+    best = Equalization(torch.ones_like(magnitude), 0.0, math.inf, math.inf)
+    before = math.inf
+    for point in range(grid_points):
+        rho = point / grid_points
+        scale = scale_at(magnitude, rho).masked_fill(fixed, 1.0)
+        value = loss(scale)
+        if point == 0:
+            before = value
+        if math.isfinite(value) and value < best.loss:
+            best = Equalization(scale, rho, before, value)
+    if not math.isfinite(best.loss):
+        logger.warning("equalization: no candidate had a finite loss; the group is not scaled.")
+    return best
+
+
+def scale_at(magnitude: Tensor, rho: float) -> Tensor:
+    """E = a^ρ, centred so that max · min = 1; dead channels keep 1."""
+    alive = magnitude > DEAD * magnitude.max()
+    scale = magnitude.clamp(min=torch.finfo(torch.float32).tiny).pow(rho).clamp(min=MIN_SCALE)
+    if not alive.any():
+        return torch.ones_like(magnitude)
+    scale = scale / (scale[alive].max() * scale[alive].min()).sqrt()
+    return torch.where(alive, scale, torch.ones_like(scale))

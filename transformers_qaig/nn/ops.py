@@ -1,0 +1,223 @@
+"""The operators `torch.ops.qaig.*`: schema, checks, fake, autograd and autocast rules.
+
+Python owns the schema. A backend adds its kernel for a device with `TORCH_LIBRARY_IMPL(qaig, <device>, m)`; wherever
+none did, the plain-torch reference answers. All rules below hold for any backend.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .packing import SCALE_DTYPES, packed_shapes
+
+_LIBRARY = torch.library.Library("qaig", "DEF")
+_LIBRARY.define(
+    "linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? signs, int out_features, "
+    "int bits, int group_size, int activation_bits, int layout) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor? zero, Tensor? signs, int in_features, "
+    "int bits, int group_size, int layout) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+_ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    signs: Tensor | None,
+    out_features: int,
+    bits: int,
+    group_size: int,
+    activation_bits: int,
+    layout: int,
+) -> Tensor:
+    """`qaig::linear`, reference kernel: x @ W.T + bias, with W as in `reference.dequantize`.
+
+    Args:
+        x (`Tensor`): `[..., K]`, float16, bfloat16, float32 or float64; K is read off this tensor.
+        packed (`Tensor`): int32 `[N, ceil(K * bits / 32)]`.
+        scale (`Tensor`): `[N, G]`, float16, bfloat16 or float32; G = K / group_size, or 1.
+        zero (`Tensor`, *optional*): int32 `[ceil(N * bits / 32), G]`; None means 2^(bits - 1) everywhere (symmetric).
+        bias (`Tensor`, *optional*): floating `[N]`.
+        signs (`Tensor`, *optional*): random signs of a block-Hadamard transform of x; not available yet.
+        out_features (`int`): N.
+        bits (`int`): 2 to 8.
+        group_size (`int`): input channels per group, or -1 for one group per row.
+        activation_bits (`int`): 16: x is used as it is.
+        layout (`int`): 0: `packed` is in the on-disk order.
+
+    Returns:
+        `Tensor`: `[..., N]`, contiguous, dtype of x.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device.
+        NotImplementedError: for `signs`, `activation_bits` or `layout` the reference cannot handle.
+    """
+    if activation_bits != 16:
+        raise NotImplementedError(
+            f"activation_bits={activation_bits} has no kernel here: quantize with activation_bits=16"
+        )
+    _check_activation("x", x)
+    _check_weight(x, packed, scale, zero, signs, out_features, x.shape[-1], bits, group_size, layout)
+    if bias is not None:
+        _check_tensor("bias", bias, (out_features,), _ACTIVATION_DTYPES, x)
+    return reference.linear(x, packed, scale, zero, bias, out_features, bits)
+
+
+def linear_grad_input(
+    grad: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    signs: Tensor | None,
+    in_features: int,
+    bits: int,
+    group_size: int,
+    layout: int,
+) -> Tensor:
+    """`qaig::linear_grad_input`, reference kernel: grad @ W, `[..., N]` to `[..., K]`. Arguments as in `linear`."""
+    _check_activation("grad", grad)
+    _check_weight(grad, packed, scale, zero, signs, grad.shape[-1], in_features, bits, group_size, layout)
+    return reference.linear_grad_input(grad, packed, scale, zero, in_features, bits)
+
+
+def _check_activation(name: str, x: Tensor) -> None:
+    if x.dim() == 0 or x.dtype not in _ACTIVATION_DTYPES:
+        raise ValueError(
+            f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
+        )
+
+
+def _check_weight(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    signs: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+    layout: int,
+) -> None:
+    """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
+    if signs is not None:
+        raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
+    if layout != 0:
+        raise NotImplementedError(
+            f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only"
+        )
+    shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
+    _check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
+    _check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
+    if zero is not None:
+        _check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor
+) -> None:
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(tensor.shape)}: the packed weight does not match its layer "
+            "(in_features, out_features, bits, group_size)"
+        )
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device} but the input is on {x.device}: move both to one device")
+
+
+_LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("linear_grad_input", linear_grad_input, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("qaig::linear", lib=_LIBRARY)
+def _linear_fake(x: Tensor, packed: Tensor, *args: Any) -> Tensor:
+    *tensors, out_features, _, _, _, _ = args
+    _check_devices(x, packed, *tensors)
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.register_fake("qaig::linear_grad_input", lib=_LIBRARY)
+def _linear_grad_input_fake(grad: Tensor, packed: Tensor, *args: Any) -> Tensor:
+    *tensors, in_features, _, _, _ = args
+    _check_devices(grad, packed, *tensors)
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:
+    """One meta tensor routes a call here: without this, weights never loaded would answer with uninitialised memory."""
+    for tensor in tensors:
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"a packed tensor is on {tensor.device} but the input is on {x.device}")
+
+
+def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, scale, zero, bias, signs, _, bits, group_size, _, layout = inputs
+    ctx.save_for_backward(packed, scale, zero, signs)
+    ctx.in_features, ctx.bits, ctx.group_size, ctx.layout = x.shape[-1], bits, group_size, layout
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x and bias. The packed weight is a constant: neither its integers nor its scales have one."""
+    packed, scale, zero, signs = ctx.saved_tensors
+    if ctx.needs_input_grad[2]:
+        raise NotImplementedError(
+            "scale requires a gradient, but a packed weight is not trainable: call scale.requires_grad_(False), "
+            "and train an adapter beside the layer"
+        )
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.ops.qaig.linear_grad_input(
+            grad, packed, scale, zero, signs, ctx.in_features, ctx.bits, ctx.group_size, ctx.layout
+        )
+    if ctx.needs_input_grad[4]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=ctx.bias_dtype)
+    return (grad_x, None, None, None, grad_bias, *[None] * 6)
+
+
+def _save_for_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, packed, scale, zero, signs, _, bits, group_size, layout = inputs
+    ctx.save_for_backward(packed, scale, zero, signs)
+    ctx.out_features, ctx.bits, ctx.group_size, ctx.layout = grad.shape[-1], bits, group_size, layout
+
+
+def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """grad @ W is linear in grad, so its own gradient (second derivatives) is the forward map without a bias."""
+    packed, scale, zero, signs = ctx.saved_tensors
+    out = torch.ops.qaig.linear(
+        grad, packed, scale, zero, None, signs, ctx.out_features, ctx.bits, ctx.group_size, 16, ctx.layout
+    )
+    return (out, *[None] * 8)
+
+
+torch.library.register_autograd("qaig::linear", _linear_backward, setup_context=_save_for_linear, lib=_LIBRARY)
+torch.library.register_autograd(
+    "qaig::linear_grad_input", _grad_input_backward, setup_context=_save_for_grad_input, lib=_LIBRARY
+)
+
+
+def _linear_autocast(x: Tensor, *args: Any) -> Tensor:
+    """Casts x alone: `torch.library.register_autocast` would cast the scales too and change the weight."""
+    device_type = x.device.type
+    if x.is_floating_point() and x.dtype != torch.float64:  # torch's own rules leave float64 alone, too
+        x = x.to(torch.get_autocast_dtype(device_type))
+    with torch.autocast(device_type, enabled=False):
+        return torch.ops.qaig.linear(x, *args)
+
+
+for _device in _AUTOCAST_DEVICES:
+    _LIBRARY.impl("linear", _linear_autocast, f"Autocast{_device.upper()}")

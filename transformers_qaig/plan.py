@@ -1,0 +1,179 @@
+"""The plan: which weights of a model get packed and how, decided on the meta model before any weight is read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from .config import MIN_GROUP_SIZE, QAIGConfig, fit_group_size, stored_bits
+
+logger = logging.getLogger("transformers_qaig")
+
+Plan = dict[str, dict[str, Any]]
+"""Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`."""
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The blocks of the language model, by path in `model`, in the order of their lists.
+
+    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`. If the
+    model does not tell its decoder apart (towers would be found too), the list with the most weights is taken.
+
+    Raises:
+        ValueError: no such list.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists: list[dict[str, nn.Module]] = []
+
+    def visit(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            child_path = f"{path}.{name}" if path else name
+            if isinstance(child, nn.ModuleList) and len(child) and all(_is_block(item) for item in child):
+                lists.append({f"{child_path}.{i}": item for i, item in enumerate(child)})
+            else:
+                visit(child, child_path)
+
+    root = next((name for name, module in model.named_modules() if module is decoder), "")
+    visit(decoder, root)
+    if not lists:
+        raise ValueError(
+            f"{type(model).__name__}: no list of blocks found below its decoder ({type(decoder).__name__}); "
+            "nothing can be quantized."
+        )
+    if decoder is model:
+        lists = [max(lists, key=lambda found: sum(_size(block) for block in found.values()))]
+    return {path: block for found in lists for path, block in found.items()}
+
+
+def _is_block(module: nn.Module) -> bool:
+    return sum(isinstance(m, nn.Linear) for m in module.modules()) > 1
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@dataclass
+class Coverage:
+    """
+    How much of the language model's blocks a plan packs, in weights (elements of parameters with two or more dims).
+
+    Attributes:
+        packed, total: elements packed, elements in all blocks (3-D expert stacks included).
+        stored_bits: what the packed weights take: codes, scales and zero points.
+        left_out: path of every block weight that stays as it is → (elements, reason).
+        elsewhere: elements outside the blocks: embeddings, head, towers and projector, by the path of the part.
+    """
+
+    packed: int = 0
+    total: int = 0
+    stored_bits: float = 0.0
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    elsewhere: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        return self.packed / self.total if self.total else 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per packed weight."""
+        return self.stored_bits / self.packed if self.packed else 0.0
+
+    def require(self, min_coverage: float) -> None:
+        """Raise `ValueError`, saying what would be left out, if the share is below `min_coverage`."""
+        if self.share >= min_coverage:
+            return
+        largest = sorted(self.left_out.items(), key=lambda item: -item[1][0])[:8]
+        lines = [f"  {path}: {size:,} weights, {reason}" for path, (size, reason) in largest]
+        if len(self.left_out) > len(lines):
+            lines.append(f"  and {len(self.left_out) - len(lines)} more")
+        raise ValueError(
+            f"Only {self.share:.1%} of the {self.total:,} weights in the language model's blocks would be packed; "
+            f"`min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
+            "Lower `min_coverage` in QAIGConfig if that is what you want."
+        )
+
+    def __str__(self) -> str:
+        rest = ", ".join(f"{path} {size:,}" for path, size in self.elsewhere.items())
+        return f"{self.share:.1%} of {self.total:,} block weights packed; kept as they are: {rest or 'nothing else'}"
+
+
+def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
+    """
+    Decide bits and group size for every linear of the language model's blocks. Works on the meta device.
+
+    Raises:
+        ValueError: an `overrides` or `modules_to_not_convert` pattern that matches no weight, or nothing to pack.
+    """
+    plan: Plan = {}
+    coverage = Coverage()
+    blocks = find_blocks(model)
+    unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
+    counted: set[int] = set()
+    refitted: dict[tuple[int, int], int] = {}
+    for block_path, block in blocks.items():
+        for name, parameter in block.named_parameters():
+            counted.add(id(parameter))
+            if parameter.ndim < 2:
+                continue
+            coverage.total += parameter.numel()
+            path = f"{block_path}.{name}".removesuffix(".weight")
+            owner = block.get_submodule(name.rpartition(".")[0])
+            skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
+            unused.difference_update(skips)
+            reason = "listed in `modules_to_not_convert`" if skips else _why_not(owner, name)
+            if reason:
+                coverage.left_out[path] = (parameter.numel(), reason)
+                continue
+            entry: dict[str, Any] = {"bits": config.bits, "group_size": config.group_size, "sym": config.sym}
+            for pattern, value in (config.overrides or {}).items():
+                if _matches(path, pattern):
+                    unused.discard(pattern)
+                    entry.update(value if isinstance(value, dict) else {"bits": value})
+            wanted, entry["group_size"] = entry["group_size"], fit_group_size(parameter.shape[1], entry["group_size"])
+            if entry["group_size"] != wanted and parameter.shape[1] > wanted:
+                refitted[parameter.shape[1], wanted] = entry["group_size"]
+            plan[path] = entry
+            coverage.packed += parameter.numel()
+            coverage.stored_bits += stored_bits(entry, *parameter.shape, scale_bits=8 * parameter.element_size())
+    for (width, wanted), size in refitted.items():
+        logger.info("group_size %d does not divide %d input channels: %s", wanted, width, size if size > 0 else "per channel")
+    if unused:
+        raise ValueError(
+            f"{sorted(unused)} in `overrides`/`modules_to_not_convert` match no weight of the language model's blocks; "
+            f"a path looks like {next(iter(plan), next(iter(coverage.left_out), 'nothing'))!r}."
+        )
+    if not plan:
+        raise ValueError("No weight of the language model's blocks can be packed.")
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in counted and parameter.ndim >= 2:
+            part = _part(name)
+            coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + parameter.numel()
+    return plan, coverage
+
+
+def _why_not(owner: nn.Module, name: str) -> str:
+    """Why this weight cannot be packed; empty if it can."""
+    if type(owner) is not nn.Linear:
+        return f"a parameter of {type(owner).__name__}, not of nn.Linear"
+    if not name.endswith("weight"):
+        return "not the weight of its linear"
+    if min(owner.in_features, owner.out_features) < MIN_GROUP_SIZE:
+        return f"a linear of {owner.in_features} → {owner.out_features}: too small to be worth packing"
+    return ""
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or path.endswith("." + pattern)
+
+
+def _part(name: str) -> str:
+    """`model.vision_tower.encoder.…` → `model.vision_tower`; `lm_head.weight` → `lm_head`."""
+    path = name.split(".")[:-1]
+    return ".".join(path[:2]) if path and path[0] == "model" else path[0] if path else name

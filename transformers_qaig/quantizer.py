@@ -1,0 +1,237 @@
+"""QAIGHfQuantizer: the only file that knows Transformers' loading lifecycle."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel
+from transformers.quantizers import HfQuantizer
+
+from .calibrate import calibrate
+from .calibration.dataset import load_samples
+from .checkpoint import check_headers, guard_key
+from .config import QAIGConfig
+from .nn.linear import QAIGLinear, check_packed
+from .plan import Coverage, Plan, make_plan
+from .recipes import RECIPES
+
+logger = logging.getLogger("transformers_qaig")
+
+
+class QAIGHfQuantizer(HfQuantizer):
+    """
+    Quantizes an unquantized model after its weights are loaded, or builds the packed modules of a quantized one before.
+
+    A model to be quantized is loaded on the CPU whatever `device_map` says, calibrated block by block on an accelerator
+    if there is one, and placed on `device_map` once packed.
+    """
+
+    quantization_config: QAIGConfig
+
+    def __init__(self, quantization_config: QAIGConfig, **kwargs: Any):
+        super().__init__(quantization_config, **kwargs)
+        self.device_map: Any = None
+        self.plan: Plan = {}
+        self.coverage = Coverage()
+        self.samples: Sequence[dict[str, Tensor]] = []
+
+    # -- before the model exists
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized and torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "Quantization takes gradients of activations, which torch.inference_mode() forbids: call from_pretrained "
+                "outside of it (torch.no_grad() is fine)."
+            )
+
+    def update_device_map(self, device_map: Any) -> Any:
+        if self.pre_quantized:
+            return device_map
+        self.device_map = device_map
+        return {"": "cpu"}
+
+    # -- on the meta model, before the first weight is read
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        if self.pre_quantized:
+            self._build_packed(model, checkpoint_files)
+            return
+        config = self.quantization_config
+        if config.plan is not None:
+            raise ValueError("`plan` is written by the quantizer; to choose bits by hand give `overrides`.")
+        self.plan, self.coverage = make_plan(model, config)
+        self.coverage.require(config.min_coverage)
+        if RECIPES[config.recipe].calibrates:
+            with _outside_init_context():
+                self.samples = self._load_samples(model, checkpoint_files)
+
+    def _build_packed(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
+        plan = self.quantization_config.plan
+        if not plan:
+            raise ValueError("config.json says quant_method 'qaig' but holds no `plan`: the checkpoint is damaged.")
+        self.plan = _localise(plan, model)
+        for path, entry in self.plan.items():
+            linear = model.get_submodule(path)
+            replacement = QAIGLinear(
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                **entry,
+                dtype=linear.weight.dtype,
+                device="meta",
+            )
+            model.set_submodule(path, replacement)
+        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored | {re.escape(guard_key(self.plan)) + "$"}
+        if checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files):
+            check_headers(model, self.plan, checkpoint_files)
+
+    def _load_samples(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> list[dict[str, Tensor]]:
+        config = self.quantization_config
+        processor = config.processor
+        if processor is None or isinstance(processor, str):
+            name = processor or model.name_or_path
+            revision = None if processor else _revision(checkpoint_files)
+            try:
+                processor = AutoProcessor.from_pretrained(
+                    name, revision=revision, token=config.token, trust_remote_code=config.trust_remote_code
+                )
+            except Exception as error:
+                raise ValueError(
+                    f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). Give one: "
+                    "QAIGConfig(processor=...), an object or where to load it from; or recipe='rtn', which reads no data."
+                ) from error
+        samples = load_samples(
+            config.dataset,
+            processor,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            is_vlm=hasattr(model.config, "vision_config"),
+            columns=config.dataset_columns,
+        )
+        accepted = inspect.signature(model.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        return [
+            {k: _cast(v, model.dtype) for k, v in sample.items() if takes_any or k in accepted} for sample in samples
+        ]
+
+    # -- after the weights are loaded
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            for path in self.plan:
+                linear = model.get_submodule(path)
+                if all(parameter.device.type != "meta" for parameter in linear.parameters()):
+                    check_packed(linear, path)
+            return
+        try:
+            with torch.enable_grad():
+                report = calibrate(model, self.plan, self.coverage, self.samples, self.quantization_config)
+        finally:
+            self.samples = []
+        self.quantization_config.plan = self.plan
+        model.config.quantization_config = self.quantization_config
+        model.qaig_report = report
+        logger.info("%s", report)
+        self._place(model)
+
+    def _place(self, model: PreTrainedModel) -> None:
+        """Put the packed model where the caller's `device_map` wanted it."""
+        from accelerate import dispatch_model, infer_auto_device_map
+        from accelerate.utils import get_balanced_memory
+
+        device_map, config = self.device_map, self.quantization_config
+        if device_map is None:
+            return
+        if isinstance(device_map, str) and device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+            whole = list(model._no_split_modules or ())
+            memory = config.max_memory
+            if device_map != "sequential":
+                memory = get_balanced_memory(
+                    model, memory, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
+                )
+            device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+        elif not isinstance(device_map, dict):
+            device_map = {"": device_map}
+        devices = set(map(str, device_map.values()))
+        if len(devices) == 1 and devices != {"disk"}:
+            model.to(next(iter(device_map.values())))
+        else:
+            dispatch_model(
+                model,
+                device_map,
+                offload_dir=config.offload_folder or tempfile.mkdtemp(prefix="qaig-offload-"),
+                offload_buffers=True,
+                skip_keys=model._skip_keys_device_placement,
+            )
+
+    # -- saving
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        if getattr(model, "_hf_peft_config_loaded", False):
+            return None, {}  # only the adapter is saved
+        return {**model.state_dict(), guard_key(self.plan): torch.empty(0, dtype=model.dtype)}, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True  # adapters on top; the packed weights themselves never are
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def _outside_init_context() -> Iterator[None]:
+    """Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def _localise(plan: Plan, model: PreTrainedModel) -> Plan:
+    """
+    The plan in `model`'s own names: a base model (AutoModel) has no head and lacks the prefix of the full one.
+
+    Raises:
+        ValueError: a path that is no linear of this model.
+    """
+    prefix = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    local: Plan = {}
+    for path, entry in plan.items():
+        name = path if path in modules else path.removeprefix(prefix)
+        if type(modules.get(name)) is not torch.nn.Linear:
+            raise ValueError(
+                f"The plan in config.json packs {path!r}, which is no linear layer of {type(model).__name__}: the "
+                "checkpoint is damaged or belongs to another architecture."
+            )
+        local[name] = entry
+    return local
+
+
+def _revision(checkpoint_files: Sequence[str] | None) -> str | None:
+    """The commit that the Hub's cache folder names; from_pretrained's `revision` does not reach a quantizer."""
+    match = re.search(r"/snapshots/([0-9a-f]{40})/", str((checkpoint_files or [""])[0]))
+    return match[1] if match else None
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,192 @@
+"""The model card of a quantized model: what was done to it and how to load it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers.utils import PushToHubMixin
+
+from .summary import QuantizationReport
+
+MARK = "<!-- Written by transformers-qaig. Without this line the card is kept when the model is pushed again. -->"
+
+_LOADING = """## How to load it
+
+```bash
+pip install transformers-qaig
+```
+
+```python
+import transformers_qaig  # first: Transformers cannot read these weights without it
+from transformers import pipeline
+
+pipe = pipeline("image-text-to-text", model="{repo_id}")
+```
+
+Or `AutoModelForImageTextToText.from_pretrained("{repo_id}")`, as with any other model."""
+
+
+def model_card(
+    config: Any,
+    report: QuantizationReport | None = None,
+    base_model_id: str | None = None,
+    *,
+    repo_id: str | None = None,
+    size_in_bytes: int | None = None,
+    tags: Iterable[str] = (),
+) -> str:
+    """
+    Markdown of a README.md, with the Hub's metadata in front.
+
+    Args:
+        config: the `QAIGConfig`, or its dict from config.json.
+        report: of the run that quantized the model; None for a model that was loaded already quantized.
+        base_model_id: Hub id of the unquantized model. A local folder is not named.
+        repo_id: where the card goes; named in the lines that load the model.
+        size_in_bytes: of all weight files.
+        tags: more tags for the Hub.
+    """
+    settings = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    base = (
+        base_model_id if base_model_id and base_model_id.count("/") == 1 and not Path(base_model_id).exists() else None
+    )
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base else None,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["qaig", *(tag for tag in tags if tag != "qaig")],
+    )
+    subject = f"[{base}](https://huggingface.co/{base})" if base else "A vision-language model"
+    licence = f"\n\nThe licence of {base} holds for these weights too." if base else ""
+    return (
+        "\n\n".join(
+            [
+                f"---\n{data.to_yaml()}\n---\n{MARK}",
+                f"# {(repo_id or base or 'Quantized vision-language model').split('/')[-1]}",
+                f"{subject}: the weights of its language model are packed to {_widths(settings)} by "
+                f"[transformers-qaig](https://pypi.org/project/transformers-qaig).{licence}",
+                _LOADING.format(repo_id=repo_id or "path/or/id"),
+                "## What was done",
+                "| | |\n| --- | --- |\n"
+                + "\n".join(f"| {name} | {value} |" for name, value in _facts(settings, report, size_in_bytes)),
+            ]
+        )
+        + "\n"
+    )
+
+
+def save_model_card(model: Any, directory: str | os.PathLike[str], base_model_id: str | None = None) -> Path:
+    """Write the card of a quantized `model`, saved in `directory`, to README.md there; gives back that path."""
+    directory = Path(directory)
+    card = model_card(
+        model.config.quantization_config,
+        getattr(model, "qaig_report", None),
+        base_model_id,
+        size_in_bytes=_weight_bytes(directory),
+    )
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    return directory / "README.md"
+
+
+def attach_model_card(model: Any, base_model_id: str | None = None) -> None:
+    """
+    Make `model.push_to_hub` upload this package's card where Transformers would upload its unfilled template.
+
+    Both ways to the Hub, `push_to_hub` and `save_pretrained(push_to_hub=True)`, write a README.md beside the weights
+    and then call `model._upload_modified_files`. There is no public hook between the two, so this one object gets a
+    method that writes the card and goes on. A card that somebody else wrote is kept.
+
+    Args:
+        model: quantized; its class is left alone.
+        base_model_id: Hub id of the unquantized model.
+    """
+    model._upload_modified_files = _UploadWithCard(
+        type(model).__name__, model.config.quantization_config, getattr(model, "qaig_report", None), base_model_id
+    )
+
+
+@dataclass
+class _UploadWithCard:
+    """Holds no model: the model that it is attached to can be copied, pickled and freed as before."""
+
+    class_name: str
+    config: Any
+    report: QuantizationReport | None
+    base_model_id: str | None
+
+    def __call__(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        folder = Path(working_dir)
+        readme = folder / "README.md"
+        is_whole_model = (folder / "config.json").is_file()  # else only an adapter is pushed
+        if is_whole_model and _is_replaceable(readme, ours_too=self.report is not None):
+            known = ModelCard.load(readme).data.tags if readme.is_file() else None
+            card = model_card(
+                self.config,
+                self.report,
+                self.base_model_id,
+                repo_id=repo_id,
+                size_in_bytes=_weight_bytes(folder),
+                tags=known or [],
+            )
+            readme.write_text(card, encoding="utf-8")
+        if kwargs.get("commit_message") is None:
+            kwargs["commit_message"] = f"Upload {self.class_name}"
+        return PushToHubMixin()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def _is_replaceable(readme: Path, *, ours_too: bool) -> bool:
+    """Whether a README.md is missing, the Hub's template that nobody has filled in, or (if `ours_too`) ours."""
+    if not readme.is_file():
+        return True
+    card = ModelCard.load(readme, ignore_metadata_errors=True)
+    if MARK in card.text:
+        return ours_too
+    blank = "\0"
+    start, end = ModelCard.from_template(ModelCardData(), model_description=blank).text.split(blank)
+    return card.text.strip().startswith(start.strip()) and card.text.strip().endswith(end.strip())
+
+
+def _facts(
+    settings: Mapping[str, Any], report: QuantizationReport | None, size_in_bytes: int | None
+) -> Iterable[tuple[str, str]]:
+    yield "Recipe", f"`{settings['recipe']}`"
+    yield "Weights", _widths(settings)
+    group = settings["group_size"]
+    yield (
+        "Scales",
+        f"one per {f'{group} input channels' if group > 0 else 'output channel'}, "
+        + ("symmetric" if settings.get("sym") else "asymmetric"),
+    )
+    if settings.get("plan"):
+        yield "Packed", f"{len(settings['plan'])} linear layers"
+    if report is not None:
+        yield "Coverage", str(report.coverage)
+        yield "Stored bits per packed weight", f"{report.bits_per_weight:.2f}, scales and zero points included"
+        if report.num_samples:
+            data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
+            yield "Calibration", f"{data}, {report.seconds:.0f} s"
+        errors = [block.error for block in report.blocks if math.isfinite(block.error)]
+        if errors:
+            yield "Relative output error per block", ", ".join(f"{error:.1e}" for error in errors)
+    if size_in_bytes is not None:
+        yield "Size of the weight files", f"{size_in_bytes:,} bytes"
+
+
+def _widths(settings: Mapping[str, Any]) -> str:
+    """`3 bits`, or of a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
+    widths = Counter(entry["bits"] for entry in (settings.get("plan") or {}).values())
+    if len(widths) < 2:
+        return f"{next(iter(widths), settings['bits'])} bits"
+    return " and ".join(f"{bits} bits ({count} layers)" for bits, count in sorted(widths.items()))
+
+
+def _weight_bytes(folder: Path) -> int | None:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None

@@ -1,0 +1,107 @@
+"""Figures per answer, and what can be said from them: means, standard errors, paired comparisons."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 2000
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class AnswerStatistics:
+    """One entry per question, so that two models can be compared question by question.
+
+    Attributes:
+        exact: bool ``[Q]``: every answer token is the model's first choice. For an answer that greedy decoding would
+            produce this is the same event as "greedy decoding gives exactly this answer".
+        nll: float64 ``[Q]``: mean negative log-likelihood of the answer's tokens, in nats.
+        kl: float64 ``[Q]``: mean over the answer's tokens of KL(reference ‖ model) over the whole vocabulary, in nats;
+            None without a reference.
+        agreement: float64 ``[Q]``: share of answer positions where model and reference rank the same token first;
+            None without a reference.
+        tokens: int64 ``[Q]``: answer tokens of each question.
+        task: str ``[Q]``.
+        conversation: int64 ``[Q]``: questions with the same number share their picture.
+    """
+
+    exact: Array
+    nll: Array
+    kl: Array | None
+    agreement: Array | None
+    tokens: Array
+    task: Array
+    conversation: Array
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def select(self, mask: Array) -> "AnswerStatistics":
+        """The questions where ``mask`` (bool ``[Q]``) holds."""
+        chosen: dict[str, Any] = {name: None if value is None else value[mask] for name, value in vars(self).items()}
+        return AnswerStatistics(**chosen)
+
+    def summary(self, seed: int = 0) -> dict[str, Any]:
+        """Means with bootstrap standard errors, over all questions and (under ``"tasks"``) per task.
+
+        ``exact_match`` is a mean over questions; ``kl``, ``agreement`` and ``nll`` are means over answer tokens. The
+        bootstrap resamples whole conversations.
+        """
+        figures = self._figures(seed)
+        tasks = sorted(set(self.task.tolist()) - {""})
+        figures["tasks"] = {task: self.select(self.task == task)._figures(seed) for task in tasks}
+        return figures
+
+    def _figures(self, seed: int) -> dict[str, Any]:
+        counts = _resampled_counts(self.conversation, seed)
+        figures: dict[str, Any] = {"questions": len(self), "answer_tokens": int(self.tokens.sum())}
+        for name, values, weights in (
+            ("exact_match", self.exact, np.ones(len(self))),
+            ("nll", self.nll, self.tokens),
+            ("kl", self.kl, self.tokens),
+            ("agreement", self.agreement, self.tokens),
+        ):
+            if values is not None:
+                resampled = _mean(values, weights, self.conversation, counts)
+                figures[name] = {
+                    "mean": float(np.average(values, weights=weights)),
+                    "standard_error": float(resampled.std(ddof=1)),
+                }
+        return figures
+
+
+def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tuple[float, float, float]:
+    """Mean KL of ``a`` over mean KL of ``b`` on the same questions: (ratio, lower, upper) of the 95 % interval.
+
+    Percentile bootstrap over conversations; both models are seen on the same resampled conversations.
+
+    Raises:
+        ValueError: a KL is missing, or the two were not measured on the same questions.
+    """
+    if a.kl is None or b.kl is None:
+        raise ValueError("paired_ratio needs the KL of both: pass reference= to answer_statistics.")
+    if not (np.array_equal(a.conversation, b.conversation) and np.array_equal(a.tokens, b.tokens)):
+        raise ValueError("paired_ratio needs both statistics on the same questions in the same order.")
+    counts = _resampled_counts(a.conversation, seed)
+    ratio = np.average(a.kl, weights=a.tokens) / np.average(b.kl, weights=b.tokens)
+    above = _mean(a.kl, a.tokens, a.conversation, counts)
+    resampled = above / _mean(b.kl, b.tokens, b.conversation, counts)
+    lower, upper = np.quantile(resampled, [0.025, 0.975])
+    return float(ratio), float(lower), float(upper)
+
+
+def _resampled_counts(conversation: Array, seed: int) -> Array:
+    """How often each conversation appears in each bootstrap resample, int ``[RESAMPLES, conversations]``."""
+    number = len(np.unique(conversation))
+    return np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
+
+
+def _mean(values: Array, weights: Array, conversation: Array, counts: Array) -> Array:
+    """Weighted mean of ``values`` in each resample, ``[RESAMPLES]``."""
+    _, position = np.unique(conversation, return_inverse=True)
+    total = np.bincount(position, weights=values * weights)
+    weight = np.bincount(position, weights=weights)
+    return (counts @ total) / (counts @ weight)

@@ -1,0 +1,74 @@
+"""What a quantization run did: printed at its end, and kept on the model as `qaig_report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..plan import Coverage
+
+
+@dataclass
+class BlockSummary:
+    """
+    One block.
+
+    Attributes:
+        path: where the block is in the model.
+        error: ‖quantized - full precision‖² / ‖full precision‖² of the block's output over all samples, each stream with
+            its own inputs; nan if the recipe reads no data.
+        kept, undone: choices that lowered the error on held-back samples, and those that did not and were undone.
+        importance: sub-block's module → sample → λ [T], for the first samples.
+        seconds: wall time.
+        resumed: taken from the work folder.
+    """
+
+    path: str
+    error: float = float("nan")
+    kept: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+    importance: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    seconds: float = 0.0
+    resumed: bool = False
+
+
+@dataclass
+class QuantizationReport:
+    """
+    A whole run.
+
+    Attributes:
+        recipe: its name.
+        coverage: how much of the language model's blocks was packed.
+        bits_per_weight: stored bits per packed weight, scales and zero points included.
+        num_samples, num_tokens: calibration data: conversations, and real tokens in them.
+        blocks: one summary per block.
+        seconds: wall time of calibration and packing.
+        bytes_per_sample: what one paused sample held at the first block's door.
+    """
+
+    recipe: str
+    coverage: Coverage
+    bits_per_weight: float
+    num_samples: int = 0
+    num_tokens: int = 0
+    blocks: list[BlockSummary] = field(default_factory=list)
+    seconds: float = 0.0
+    bytes_per_sample: float = 0.0
+
+    def __str__(self) -> str:
+        data = f"{self.num_samples} samples, {self.num_tokens:,} tokens" if self.num_samples else "no data"
+        lines = [
+            f"qaig: recipe {self.recipe!r}, {data}, {self.seconds:.1f} s",
+            f"  coverage: {self.coverage}",
+            f"  {self.bits_per_weight:.2f} stored bits per packed weight",
+        ]
+        if self.num_samples:
+            errors = ", ".join(f"{block.error:.2e}" for block in self.blocks)
+            lines.append(f"  relative output error per block: {errors}")
+            kept, undone = (sum(len(getattr(b, kind)) for b in self.blocks) for kind in ("kept", "undone"))
+            if kept or undone:
+                lines.append(f"  choices kept {kept}, undone {undone} (no gain on held-back samples)")
+            lines.append(f"  a paused sample held {self.bytes_per_sample / 2**20:.2f} MiB")
+        return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""The integer grid of a weight: scales and zero points, per group of input channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    Values a weight [N, K] may take: `(code - zero) * scale` with `code` in 0 … 2^bits - 1.
+
+    Attributes:
+        scale: fp32 [N, G], positive, each value exactly representable in the dtype it will be stored in.
+        zero: fp32 [N, G] of integers in 0 … 2^bits - 1; 2^(bits-1) everywhere if the grid is symmetric.
+        bits: bits per code.
+        sym: whether the zero point is the fixed middle.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+    sym: bool
+
+    @property
+    def max_code(self) -> int:
+        return 2**self.bits - 1
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View [N, K] as [N, G, K/G]."""
+        return weight.reshape(weight.shape[0], self.scale.shape[1], -1)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """Round a weight [N, K] (fp32) to its nearest code: uint8 [N, K]."""
+        scaled = self.grouped(weight) / self.scale.unsqueeze(-1)
+        codes = (scaled.round() + self.zero.unsqueeze(-1)).clamp(0, self.max_code)
+        return codes.to(torch.uint8).reshape(weight.shape)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Values of codes [N, K]: fp32 [N, K]."""
+        values = (self.grouped(codes.float()) - self.zero.unsqueeze(-1)) * self.scale.unsqueeze(-1)
+        return values.reshape(codes.shape)
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        """Round to nearest and back: fp32 [N, K]."""
+        scale, zero = self.scale.unsqueeze(-1), self.zero.unsqueeze(-1)
+        codes = (self.grouped(weight) / scale).round_().add_(zero).clamp_(0, self.max_code)
+        return codes.sub_(zero).mul_(scale).reshape(weight.shape)
+
+
+def minmax_grid(
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    storage_dtype: torch.dtype,
+    include_zero: bool = False,
+    shrink: Tensor | float = 1.0,
+) -> Grid:
+    """
+    Grid that spans each group's range (notes of the paper's code, weight-only): scale = (max - min) / (2^b - 1), zero =
+    clamp(-round(min / scale)); symmetric: scale = max|w| / (2^(b-1) - 1).
+
+    Args:
+        weight: fp32 [N, K], finite.
+        bits: 2 to 8.
+        group_size: divides K, or -1 for one group per row.
+        sym: symmetric around zero.
+        storage_dtype: the scale is rounded to it before the zero point and any code is chosen.
+        include_zero: widen the range to hold zero. Without it a group that is all positive clips at its zero point.
+        shrink: factor on the range, a number or [N, G].
+
+    Raises:
+        ValueError: a group size that does not divide K, or a weight that is not finite.
+    """
+    rows, columns = weight.shape
+    if group_size != -1 and columns % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the {columns} input channels.")
+    groups = weight.reshape(rows, 1 if group_size == -1 else columns // group_size, -1)
+    low, high = groups.amin(-1), groups.amax(-1)
+    if not torch.isfinite(low).all() or not torch.isfinite(high).all():
+        raise ValueError("the weight holds values that are not finite.")
+    if sym:
+        scale = torch.maximum(low.abs(), high.abs()) * shrink / max(2 ** (bits - 1) - 1, 1)
+    else:
+        if include_zero:
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        low, high = low * shrink, high * shrink
+        scale = (high - low) / (2**bits - 1)
+    scale = _storable(scale, storage_dtype)
+    if sym:
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+    else:
+        zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
+    return Grid(scale, zero, bits, sym)
+
+
+def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly."""
+    limits = torch.finfo(dtype)
+    floor = max(1e-5 / 255, limits.tiny)
+    return scale.clamp(floor, limits.max).to(dtype).float()
