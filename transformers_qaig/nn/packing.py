@@ -17,7 +17,7 @@ from torch import Tensor
 
 MIN_BITS, MAX_BITS = 2, 8
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_CHUNK_CODES = 1 << 22  # codes handled at once: temporaries of a few MB whatever the size of the weight
+_CHUNK_CODES = 1 << 21  # codes handled at once, so that temporaries stay small whatever the size of the weight
 
 
 def check_bits(bits: int) -> None:
