@@ -10,8 +10,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-# Some processors need torchvision, of which there is no CPU build. The CUDA wheel imports on CPU once these two operators
-# have a schema. It stands in a folder of its own (see the Makefile): without the stub it would break every other program.
+# Some processors need torchvision, of which there is no CPU build. The CUDA wheel imports on CPU once these two
+# operators have a schema. It stands in a folder of its own (see the Makefile): without the stub it would break others.
 sys.path.append(str(Path(sys.prefix) / "torchvision-cpu"))
 _torchvision_stub = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):

@@ -460,26 +460,34 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tu
     return model.eval(), processor
 
 
-def samples(processor: Any, n: int, *, seed: int = 0, image: bool = True) -> list[dict[str, Tensor]]:
-    """`n` model inputs of batch 1 with pictures of different sizes and texts of different lengths.
+def conversations(n: int, *, seed: int = 0, image: bool = True) -> list[list[dict[str, Any]]]:
+    """`n` questions with answers, with pictures of different sizes and texts of different lengths.
 
     `image=False` leaves the pictures out.
     """
     rng = np.random.default_rng(seed)
     words = " ".join(CORPUS).split()
-    inputs = []
+    found = []
     for _ in range(n):
         height, width = rng.integers(28, 96, size=2)
         picture = Image.fromarray(rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8))
         question, answer = (" ".join(rng.choice(words, size=rng.integers(3, 24))) for _ in range(2))
         content = [{"type": "image", "image": picture}] * image + [{"type": "text", "text": question}]
-        messages = [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-        batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-        inputs.append(dict(batch))
-    return inputs
+        found.append(
+            [
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            ]
+        )
+    return found
+
+
+def samples(processor: Any, n: int, *, seed: int = 0, image: bool = True) -> list[dict[str, Tensor]]:
+    """Model inputs of batch 1 made of [`conversations`]."""
+    return [
+        dict(processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt"))
+        for messages in conversations(n, seed=seed, image=image)
+    ]
 
 
 def save(name: str, folder: str | PathLike[str], dtype: torch.dtype = torch.bfloat16) -> None:

@@ -1,4 +1,4 @@
-"""`recipe="paper"` against a slow reimplementation of one block, written from the formulas with nothing of the package."""
+"""`recipe="paper"` against a slow reimplementation of one block, written from the formulas without the package."""
 
 import copy
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transformers_qaig.calibrate import GroupFinder, forward, quantize_block
+from tests.families import build, samples
+from transformers_qaig.calibrate import quantize_block
+from transformers_qaig.calibration.block import forward
 from transformers_qaig.calibration.capture import PausedForwards
+from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import RECIPES
-
-from tests.families import build, samples
 
 BITS, GROUP = 3, 32
 ENTRY = {"bits": BITS, "group_size": GROUP, "sym": False}
@@ -77,6 +78,21 @@ def _inputs(block: nn.Module, module: nn.Module, call) -> tuple[Tensor, dict]:
     return seen[0]
 
 
+def _scale_of(name: str, module: nn.Module, other: nn.Module, linears: list, xs, x_qs, kwargs, nodes: int) -> Tensor:
+    """E of one sub-block: λ by autograd, then the search."""
+
+    def apply(m: nn.Module, x: Tensor, kw: dict) -> Tensor:
+        return m(hidden_states=x, **kw)[0] if name == "attention" else m(x)
+
+    lambdas = [
+        _lambda(lambda p, kw=kw: apply(module, p, kw), lambda p, kw=kw: apply(other, p, kw), x, x_q, nodes)
+        for x, x_q, kw in zip(xs, x_qs, kwargs)
+    ]
+    by_input = {id(x): kw for x, kw in zip(xs, kwargs)}
+    with torch.no_grad():
+        return _best_scale(linears, lambda x: apply(module, x, by_input[id(x)]), xs, lambdas)
+
+
 def _slow_block(block: nn.Module, calls: list, calls_q: list, nodes: int) -> nn.Module:
     """The paper's treatment of a Llama block with grouped-query attention (o_proj is not equalized)."""
     scales: dict[str, Tensor] = {}
@@ -112,7 +128,7 @@ def _slow_block(block: nn.Module, calls: list, calls_q: list, nodes: int) -> nn.
     ):
         other = _rounded(module)
         quantized = so_far(name)
-        entrance = dict(quantized.named_modules())[dict((id(m), n) for n, m in block.named_modules())[id(module)]]
+        entrance = quantized.get_submodule(next(n for n, m in block.named_modules() if m is module))
         xs, x_qs, kwargs = [], [], []
         for call, call_q in zip(calls, calls_q):
             x, kw = _inputs(block, module, call)
@@ -120,16 +136,7 @@ def _slow_block(block: nn.Module, calls: list, calls_q: list, nodes: int) -> nn.
             kwargs.append({k: v for k, v in kw.items() if k != "hidden_states"})
             x_qs.append(_inputs(quantized, entrance, call_q)[0])
 
-        def apply(m: nn.Module, x: Tensor, kw: dict, name: str = name) -> Tensor:
-            return m(hidden_states=x, **kw)[0] if name == "attention" else m(x)
-
-        lambdas = [
-            _lambda(lambda p, kw=kw: apply(module, p, kw), lambda p, kw=kw: apply(other, p, kw), x, x_q, nodes)
-            for x, x_q, kw in zip(xs, x_qs, kwargs)
-        ]
-        by_input = {id(x): kw for x, kw in zip(xs, kwargs)}
-        with torch.no_grad():
-            scales[name] = _best_scale(linears, lambda x: apply(module, x, by_input[id(x)]), xs, lambdas)
+        scales[name] = _scale_of(name, module, other, linears, xs, x_qs, kwargs, nodes)
     return so_far("end")
 
 

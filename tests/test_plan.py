@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.families import FAMILIES, build
 from transformers_qaig import QAIGConfig
 from transformers_qaig.plan import find_blocks, make_plan
-
-from tests.families import FAMILIES, build
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
+from tests.families import FAMILIES, conversations, samples, save
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig, QAIGLinear
 from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import RECIPES
 
-from tests.families import FAMILIES, samples, save
-
-FAST = {"group_size": 32, "num_samples": 4}
+FAST = {"group_size": 32, "dataset": conversations(4)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,9 @@ def _inputs(folder: Path) -> dict[str, Tensor]:
 
 def _logits(model: nn.Module, folder: Path) -> Tensor:
     with torch.no_grad():
-        return model(**{k: v.to(model.dtype) if v.is_floating_point() else v for k, v in _inputs(folder).items()}).logits
+        return model(
+            **{k: v.to(model.dtype) if v.is_floating_point() else v for k, v in _inputs(folder).items()}
+        ).logits
 
 
 def _packed(model: nn.Module) -> list[str]:
@@ -58,7 +59,7 @@ def _packed(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "fp")
-    config = QAIGConfig(bits=4, min_coverage=0.1, **FAST)  # fused experts and linear attention are not covered yet
+    config = QAIGConfig(bits=8, min_coverage=0.1, **FAST)  # fused experts and linear attention are not covered yet
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp", quantization_config=config)
     plan = model.config.quantization_config.plan
     assert _packed(model) == list(plan)
@@ -66,7 +67,7 @@ def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_pa
     logits = _logits(model, tmp_path / "fp")
     reference = _logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "fp"), tmp_path / "fp")
     assert torch.isfinite(logits).all()
-    assert torch.corrcoef(torch.stack([logits.flatten().float(), reference.flatten().float()]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([logits.flatten().float(), reference.flatten().float()]))[0, 1] > 0.99
 
     model.save_pretrained(tmp_path / "q")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "q")
@@ -147,7 +148,9 @@ def test_bad_requests_cost_no_loading(llava: Path, tmp_path: Path, settings: dic
             (tmp_path / file.name).write_bytes(file.read_bytes())
     tensors = load_file(llava / "model.safetensors")
     # Truncated weights: had any been read, the error would be another one.
-    save_file({k: v.reshape(-1)[:1].clone() for k, v in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v.reshape(-1)[:1].clone() for k, v in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(ValueError, match=named):
         AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=QAIGConfig(bits=3, **settings))
 
@@ -327,7 +330,7 @@ def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path],
     else:
         plan[path]["bits"] = 5
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="plan|damaged|match"):
+    with pytest.raises(ValueError, match=r"plan|damaged|match"):
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
@@ -355,14 +358,14 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert len(list(work.glob("*.safetensors"))) == 1
     assert not list(work.glob("*.tmp"))
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
-    assert treated[1:] == treated[1:2] + [path for path in list(find_blocks(model))[1:]]
+    assert treated[1:] == treated[1:2] + list(find_blocks(model))[1:]
     assert [block.resumed for block in model.qaig_report.blocks] == [True, False]
     assert torch.equal(_logits(model, llava), _logits(quantized[0], llava))
 
 
 def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:
     def run(**settings) -> None:
-        config = QAIGConfig(bits=3, work_dir=tmp_path, group_size=32, **settings)
+        config = QAIGConfig(bits=3, work_dir=tmp_path, **FAST, **settings)
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
     run(num_samples=2)

@@ -20,8 +20,8 @@ def guard_key(plan: Plan) -> str:
     """
     Name of the guard: an empty tensor `<linear>.weight` beside the packed tensors of one linear.
 
-    Without this package Transformers only warns about the unknown quantization method and would answer from random weights;
-    the empty tensor does not fit the linear it then builds, so loading stops.
+    Without this package Transformers only warns about the unknown quantization method and would answer from random
+    weights; the empty tensor does not fit the linear it then builds, so loading stops.
     """
     return f"{min(plan)}.weight"
 

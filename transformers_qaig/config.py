@@ -71,7 +71,8 @@ class QAIGConfig(QuantizationConfigMixin):
             Written by the quantizer, checked on reading.
         dataset (*optional*):
             Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
-            bundled image+text set. See [`transformers_qaig.calibration.dataset.load_samples`]. Runtime only, like all below.
+            bundled image+text set. See [`transformers_qaig.calibration.dataset.load_samples`]. This and all below are
+            for the run only and never saved.
         dataset_columns (`dict[str, str]`, *optional*):
             Which columns of `dataset` hold what, when their names are not the usual ones.
         processor (*optional*):
@@ -157,8 +158,8 @@ class QAIGConfig(QuantizationConfigMixin):
             raise ValueError(f"`format_version` must be a positive integer, got {self.format_version!r}.")
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
-                f"This model was saved in format {self.format_version}; this installation reads up to {FORMAT_VERSION}: "
-                f"upgrade transformers-qaig to >= {self.needs_version}."
+                f"This model was saved in format {self.format_version}, and this installation reads up to "
+                f"{FORMAT_VERSION}: upgrade transformers-qaig to >= {self.needs_version}."
             )
         if self.quant_method != QUANT_METHOD:
             raise ValueError(f"`quant_method` must be {QUANT_METHOD!r}, got {self.quant_method!r}.")

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .config import MIN_GROUP_SIZE, QAIGConfig, fit_group_size, stored_bits
 
@@ -27,7 +28,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: no such list.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     lists: list[dict[str, nn.Module]] = []
 
     def visit(module: nn.Module, path: str) -> None:
@@ -51,7 +52,10 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    return sum(isinstance(m, nn.Linear) for m in module.modules()) > 1
+    leaves = [
+        m for m in module.modules() if next(m.children(), None) is None and next(m.parameters(), None) is not None
+    ]
+    return len(leaves) > 1
 
 
 def _size(module: nn.Module) -> int:
@@ -141,9 +145,13 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
                 refitted[parameter.shape[1], wanted] = entry["group_size"]
             plan[path] = entry
             coverage.packed += parameter.numel()
-            coverage.stored_bits += stored_bits(entry, *parameter.shape, scale_bits=8 * parameter.element_size())
+            coverage.stored_bits += stored_bits(
+                entry, parameter.shape[0], parameter.shape[1], 8 * parameter.element_size()
+            )
     for (width, wanted), size in refitted.items():
-        logger.info("group_size %d does not divide %d input channels: %s", wanted, width, size if size > 0 else "per channel")
+        logger.info(
+            "group_size %d does not divide %d input channels: %s", wanted, width, size if size > 0 else "per channel"
+        )
     if unused:
         raise ValueError(
             f"{sorted(unused)} in `overrides`/`modules_to_not_convert` match no weight of the language model's blocks; "

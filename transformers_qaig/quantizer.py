@@ -19,7 +19,7 @@ from .calibrate import calibrate
 from .calibration.dataset import load_samples
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
-from .nn.linear import QAIGLinear, check_packed
+from .nn.linear import QAIGLinear, check_packed, get_linear
 from .plan import Coverage, Plan, make_plan
 from .recipes import RECIPES
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("transformers_qaig")
 
 class QAIGHfQuantizer(HfQuantizer):
     """
-    Quantizes an unquantized model after its weights are loaded, or builds the packed modules of a quantized one before.
+    Quantizes an unquantized model after its weights are loaded; builds a quantized one's packed modules before.
 
     A model to be quantized is loaded on the CPU whatever `device_map` says, calibrated block by block on an accelerator
     if there is one, and placed on `device_map` once packed.
@@ -48,8 +48,8 @@ class QAIGHfQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         if not self.pre_quantized and torch.is_inference_mode_enabled():
             raise RuntimeError(
-                "Quantization takes gradients of activations, which torch.inference_mode() forbids: call from_pretrained "
-                "outside of it (torch.no_grad() is fine)."
+                "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
+                "from_pretrained outside of it (torch.no_grad() is fine)."
             )
 
     def update_device_map(self, device_map: Any) -> Any:
@@ -81,7 +81,7 @@ class QAIGHfQuantizer(HfQuantizer):
             raise ValueError("config.json says quant_method 'qaig' but holds no `plan`: the checkpoint is damaged.")
         self.plan = _localise(plan, model)
         for path, entry in self.plan.items():
-            linear = model.get_submodule(path)
+            linear = get_linear(model, path)
             replacement = QAIGLinear(
                 linear.in_features,
                 linear.out_features,
@@ -108,8 +108,9 @@ class QAIGHfQuantizer(HfQuantizer):
                 )
             except Exception as error:
                 raise ValueError(
-                    f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). Give one: "
-                    "QAIGConfig(processor=...), an object or where to load it from; or recipe='rtn', which reads no data."
+                    f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). Give "
+                    "one: QAIGConfig(processor=...), an object or where to load it from; or recipe='rtn', which reads "
+                    "no data."
                 ) from error
         samples = load_samples(
             config.dataset,
@@ -131,8 +132,8 @@ class QAIGHfQuantizer(HfQuantizer):
         if self.pre_quantized:
             for path in self.plan:
                 linear = model.get_submodule(path)
-                if all(parameter.device.type != "meta" for parameter in linear.parameters()):
-                    check_packed(linear, path)
+                assert isinstance(linear, QAIGLinear)
+                check_packed(linear, path)
             return
         try:
             with torch.enable_grad():
@@ -141,7 +142,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.samples = []
         self.quantization_config.plan = self.plan
         model.config.quantization_config = self.quantization_config
-        model.qaig_report = report
+        model.qaig_report = report  # type: ignore[assignment]
         logger.info("%s", report)
         self._place(model)
 

@@ -12,7 +12,8 @@ class Recipe:
     What is done to every group of linears in a block, in this order: token weights, equalization, grid, rounding.
 
     Attributes:
-        token_weights: who says how much a token counts in the searches; `"uniform"`, or `"qig"` (arXiv 2603.17809).
+        token_weights: who says how much a token counts in the searches; `"uniform"`; `"qig"` (arXiv
+            2603.17809); `"shuffled"`, QIG's weights dealt out at random among a sample's tokens, the control for it.
         equalization: search a channel-wise scale on a `grid_points` grid and fold it into the producer.
         grid_points: candidates of that search.
         share_channels: also equalize where several input columns come from one channel of the producer (GQA: a value
@@ -22,7 +23,7 @@ class Recipe:
         do_no_harm: keep a choice only if the block's output error falls on samples held back from the search.
     """
 
-    token_weights: Literal["uniform", "qig"] = "uniform"
+    token_weights: Literal["uniform", "qig", "shuffled"] = "uniform"
     equalization: bool = False
     grid_points: int = 20
     share_channels: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -36,7 +37,7 @@ class Picture:
     conversations: list[Turns] = field(default_factory=list)
 
 
-@lru_cache(maxsize=None)
+@cache
 def font(face: str, size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(FONTS / FACES[face], size * SCALE)
 
@@ -99,7 +100,7 @@ class Canvas:
 
     def line(self, points, fill="black", width=1.0, dash: float = 0.0) -> None:
         if dash:
-            for (x0, y0), (x1, y1) in zip(points, points[1:]):
+            for (x0, y0), (x1, y1) in itertools.pairwise(points):
                 n = max(1, int(math.hypot(x1 - x0, y1 - y0) / dash))
                 for i in range(0, n, 2):
                     a, b = i / n, min(1, (i + 1) / n)
@@ -117,9 +118,10 @@ class Canvas:
         wings = [(x1 - head * math.cos(angle + s * 0.42), y1 - head * math.sin(angle + s * 0.42)) for s in (-1, 1)]
         self.poly([(x1, y1), *wings], fill=fill)
 
-    def text(self, x, y, text, size=14.0, fill="black", face="sans", anchor="la") -> float:
+    def text(self, x, y, text, size=14.0, fill="black", face="sans", anchor="la", halo=None) -> float:
         """Writes one line and returns its width; `anchor` as in Pillow ("la" left top, "mm" middle)."""
-        self.draw.text((x * SCALE, y * SCALE), text, font=font(face, size), fill=fill, anchor=anchor)
+        edge = {} if halo is None else {"stroke_width": 2 * SCALE, "stroke_fill": halo}
+        self.draw.text((x * SCALE, y * SCALE), text, font=font(face, size), fill=fill, anchor=anchor, **edge)
         return self.text_width(text, size, face)
 
     def text_width(self, text: str, size: float, face: str = "sans") -> float:

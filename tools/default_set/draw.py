@@ -10,13 +10,36 @@ import json
 import zlib
 from pathlib import Path
 
+import cards
 import charts
 import diagrams
 import documents
+import maps
+import nature
 import numpy as np
+import objects
+import places
+import plots
+import puzzles
+import screens
+import shapes
+import windows
+from PIL import Image
 
-MODULES = [charts, documents, diagrams]
+# Formats as they come in the wild: charts without loss, what a camera might see as JPEG, the rest as WebP.
+MODULES = {
+    **dict.fromkeys([charts, plots], ".png"),
+    **dict.fromkeys([documents, cards, nature, objects, places], ".jpg"),
+    **dict.fromkeys([diagrams, maps, screens, windows, shapes, puzzles], ".webp"),
+}
 DEFAULT_OUT = Path(__file__).parents[2] / "transformers_qaig" / "calibration" / "default_set"
+
+
+def save(image: Image.Image, path: Path) -> None:
+    if path.suffix == ".png":
+        image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    else:
+        image.save(path, quality=82, method=6, optimize=True)
 
 
 def main() -> None:
@@ -26,18 +49,18 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     lines, size = [], 0
-    for module in MODULES:
+    for module, suffix in MODULES.items():
         for draw, count in module.DRAWINGS:
             if arguments.only and arguments.only not in draw.__name__:
                 continue
             for i in range(count):
-                name = f"{draw.__name__}_{i}.webp"
-                picture = draw(np.random.default_rng(zlib.crc32(name.encode())), i)
-                path = arguments.out / name
-                picture.image.convert("RGB").save(path, quality=72, method=6)
+                stem = f"{draw.__name__}_{i}"
+                picture = draw(np.random.default_rng(zlib.crc32(stem.encode())), i)
+                path = arguments.out / (stem + suffix)
+                save(picture.image.convert("RGB"), path)
                 size += path.stat().st_size
                 for turns in picture.conversations:
-                    lines.append(json.dumps({"image": name, "turns": turns}, ensure_ascii=False))
+                    lines.append(json.dumps({"image": path.name, "turns": turns}, ensure_ascii=False))
     if not arguments.only:
         (arguments.out / "conversations.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines)} conversations, {size / 1e6:.2f} MB of images in {arguments.out}")

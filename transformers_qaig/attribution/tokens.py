@@ -47,8 +47,8 @@ def qig(
 
 def qig_linear(x: Tensor, baseline: Tensor, weight_error: Tensor) -> Tensor:
     """
-    QIG of a single linear in closed form. Along the path the output difference u = x_α D^T is linear in α, so the mean of
-    its sign is (|u1| - |u0|) / (u1 - u0); no autograd, exact, and the bias cancels.
+    QIG of a single linear in closed form. Along the path the output difference u = x_α D^T is linear in α, so the mean
+    of its sign is (|u1| - |u0|) / (u1 - u0); no autograd, exact, and the bias cancels.
 
     Args:
         x: [..., C] fp32.
@@ -70,8 +70,8 @@ def token_importance(attribution: Tensor, mask: Tensor, *, clip: bool = True) ->
     λ from an attribution: r_t = mean_c |QIG|, clipped to [q1 - 1.5 IQR, q3 + 1.5 IQR] of the sample's real tokens and
     normalised so that a real token weighs 1 on average.
 
-    Where there is nothing to go by, every real token weighs the same: all attributions zero (the first sub-block of a model:
-    its input is not distorted yet), or more than half of a sample's not finite.
+    Where there is nothing to go by, every real token weighs the same: all attributions zero (the first sub-block of a
+    model: its input is not distorted yet), or more than half of a sample's not finite.
 
     Args:
         attribution: [B, T, C].

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
-from ..nn.linear import QAIGLinear
+from ..nn.linear import QAIGLinear, get_linear
+from ..rounding.clipping import Clipping
 from ..rounding.grid import Grid, minmax_grid
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -27,26 +28,29 @@ class Choices:
         entries: the plan of the block.
         include_zero: see [`minmax_grid`].
         scales: groups with the E to fold, in order.
-        shrinks: linear → factor on the range of its grid, fp32 [N, G].
+        clippings: linear → how the range of its grid is clipped.
     """
 
     entries: Entries
     include_zero: bool = False
     scales: tuple[tuple[Group, Tensor], ...] = ()
-    shrinks: Mapping[str, Tensor] = field(default_factory=dict)
+    clippings: Mapping[str, Clipping] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> Choices:
         return replace(self, scales=(*self.scales, (group, scale)))
 
-    def with_shrinks(self, shrinks: Mapping[str, Tensor]) -> Choices:
-        return replace(self, shrinks={**self.shrinks, **shrinks})
+    def with_clippings(self, clippings: Mapping[str, Clipping]) -> Choices:
+        return replace(self, clippings={**self.clippings, **clippings})
 
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
         return {**self.entries[name], "storage_dtype": storage_dtype, "include_zero": self.include_zero}
 
     def grid(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Grid:
         """The grid of linear `name` for its (folded) fp32 weight."""
-        return minmax_grid(weight, shrink=self.shrinks.get(name, 1.0), **self.grid_arguments(name, storage_dtype))
+        arguments = self.grid_arguments(name, storage_dtype)
+        if name in self.clippings:
+            arguments.update(shrink=self.clippings[name].shrink, gain=self.clippings[name].gain)
+        return minmax_grid(weight, **arguments)
 
 
 def folded(original: nn.Module, choices: Choices) -> nn.Module:
@@ -61,7 +65,7 @@ def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torc
     """The folded block in the model's `dtype` with the weights of `names` rounded; dense, for running."""
     block = folded(original, choices)
     for name in names:
-        weight = block.get_submodule(name).weight
+        weight = get_linear(block, name).weight
         weight.data = choices.grid(name, weight.data, dtype).quantize(weight.data)
     return block.to(dtype)
 
@@ -70,7 +74,7 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
     """The folded block in the model's `dtype` with a `QAIGLinear` for every entry of the plan."""
     block = folded(original, choices)
     for name, entry in choices.entries.items():
-        linear = block.get_submodule(name)
+        linear = get_linear(block, name)
         grid = choices.grid(name, linear.weight.data, dtype)
         block.set_submodule(
             name,

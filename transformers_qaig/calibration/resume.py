@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
-from ..nn.linear import QAIGLinear
+from ..nn.linear import QAIGLinear, get_linear
 from ..plan import Plan
 from ..report.summary import BlockSummary
 from .choices import Entries
@@ -78,7 +78,7 @@ class BlockStore:
             )
         result = copy.deepcopy(block)
         for name, entry in entries.items():
-            linear = result.get_submodule(name)
+            linear = get_linear(result, name)
             empty = QAIGLinear(
                 linear.in_features,
                 linear.out_features,

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 from ..attribution.tokens import qig, qig_linear, token_importance
 from ..equalization.fold import Group
 from ..equalization.search import search_scale
+from ..nn.linear import get_linear
 from ..recipes import Recipe
-from ..rounding.clipping import search_shrink, second_moments
+from ..rounding.clipping import search_clipping, second_moments
 from .choices import Choices, folded
 from .subblock import Piece, run
 
 
 def weigh_tokens(
-    original: nn.Module, group: Group, choices: Choices, pieces: Sequence[Piece], recipe: Recipe, dtype: torch.dtype
+    original: nn.Module,
+    group: Group,
+    choices: Choices,
+    pieces: Sequence[Piece],
+    recipe: Recipe,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
     """
     Set λ of every piece: uniform over real tokens, or QIG with the quantized stream's input as baseline.
@@ -31,8 +38,9 @@ def weigh_tokens(
     plain = Choices(choices.entries, choices.include_zero)
     prefix = f"{group.module}." if group.module else ""
     inside = [name for name in choices.entries if f"{name}.".startswith(prefix)]
-    weights = {name: original.get_submodule(name).weight for name in inside}
+    weights = {name: get_linear(original, name).weight for name in inside}
     weights_q = {name: plain.grid(name, weight, dtype).quantize(weight) for name, weight in weights.items()}
+    generator = torch.Generator().manual_seed(seed)
     for piece in pieces:
         if group.linears == (group.module,):
             attribution = qig_linear(piece.x, piece.x_q, weights[group.module] - weights_q[group.module])
@@ -42,27 +50,35 @@ def weigh_tokens(
                 return run(original, group, piece, x) - run(original, group, piece, x, weights_q)
 
             attribution = qig(difference, piece.x, piece.x_q)
-        sequences = zip(
-            attribution.reshape(-1, attribution.shape[-1]).split(piece.lengths),
-            piece.real.reshape(-1).split(piece.lengths),
-        )
-        importance = [token_importance(values[None], real[None])[0] for values, real in sequences]
+        rows = attribution.reshape(-1, attribution.shape[-1]).split(piece.lengths)
+        importance = []
+        for values, real in zip(rows, piece.real.reshape(-1).split(piece.lengths)):
+            weight = token_importance(values[None], real[None])[0]
+            if recipe.token_weights == "shuffled":
+                weight[real] = weight[real][torch.randperm(int(real.sum()), generator=generator).to(weight.device)]
+            importance.append(weight)
         piece.weights = torch.cat(importance).reshape(piece.real.shape)
 
 
 @torch.no_grad()
 def equalize(
-    original: nn.Module, group: Group, choices: Choices, pieces: Sequence[Piece], recipe: Recipe, dtype: torch.dtype
-) -> Tensor | None:
+    original: nn.Module,
+    group: Group,
+    choices: Choices,
+    pieces: Sequence[Piece],
+    recipe: Recipe,
+    dtype: torch.dtype,
+    foldable: bool,
+) -> Choices:
     """
-    The λ-weighted search for the group's E by the mean absolute error of f_s(x, Q(W·E)/E) against f_s(x, W).
+    The choices with the group's E of least λ-weighted mean absolute error of f_s(x, Q(W·E)/E) against f_s(x, W).
 
-    Returns:
-        E fp32 [C]; None if the group is not to be scaled.
+    The same choices if the group is not to be scaled.
     """
-    if not recipe.share_channels and len(set(group.channels)) < len(group.channels):
-        return None
-    weights = {name: original.get_submodule(name).weight for name in group.linears if name in choices.entries}
+    shared = len(set(group.channels)) < len(group.channels)
+    if not recipe.equalization or not foldable or (shared and not recipe.share_channels):
+        return choices
+    weights = {name: get_linear(original, name).weight for name in group.linears if name in choices.entries}
     wanted = [run(original, group, piece, piece.x) for piece in pieces]
     count = sum(piece.real.sum() for piece in pieces)
     magnitude = torch.stack([piece.x[piece.real].abs().sum(0) for piece in pieces]).sum(0) / count
@@ -72,27 +88,37 @@ def equalize(
             name: choices.grid(name, weight * scale, dtype).quantize(weight * scale) / scale
             for name, weight in weights.items()
         }
-        total, mass = torch.zeros(()), torch.zeros(())
+        total, mass = 0.0, 0.0
         for piece, target in zip(pieces, wanted):
             error = (run(original, group, piece, piece.x, trial) - target).abs().mean(-1)
             weight = piece.weights if piece.weights.shape == error.shape else torch.ones_like(error)
-            total, mass = total.to(error) + (error * weight).sum(), mass.to(error) + weight.sum()
-        return float(total / mass)
+            total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
+        return total / mass
 
     best = search_scale(magnitude, loss, group=group, grid_points=recipe.grid_points)
-    return best.scale if best.rho > 0 else None
+    return choices.with_scale(group, best.scale) if best.rho > 0 else choices
 
 
 @torch.no_grad()
-def clip(original: nn.Module, group: Group, choices: Choices, pieces: Sequence[Piece], dtype: torch.dtype) -> Choices:
-    """The choices with the ranges of the group's grids shrunk where that lowers each row's own output error."""
+def clip(
+    original: nn.Module,
+    group: Group,
+    choices: Choices,
+    pieces: Sequence[Piece],
+    recipe: Recipe,
+    dtype: torch.dtype,
+    foldable: bool,
+) -> Choices:
+    """The choices with the ranges of the group's grids clipped where that lowers each row's own output error."""
+    if not recipe.clipping:
+        return choices
     block = folded(original, choices)
     scale = next((e for g, e in choices.scales if g is group), torch.ones(()))
     xs, weights = [piece.x_q / scale.to(piece.x_q) for piece in pieces], [piece.weights for piece in pieces]
-    shrinks = {}
+    clippings = {}
     for name in group.linears:
         if name in choices.entries:
             moments = second_moments(xs, weights, choices.entries[name]["group_size"])
-            weight = block.get_submodule(name).weight.data
-            shrinks[name] = search_shrink(weight, moments, **choices.grid_arguments(name, dtype))
-    return choices.with_shrinks(shrinks)
+            weight = get_linear(block, name).weight.data
+            clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, dtype))
+    return choices.with_clippings(clippings)

@@ -171,7 +171,9 @@ def merge(block: nn.Module, group: Group, pieces: Sequence[Piece]) -> list[Piece
         if len(row) == 1
         else Piece(
             [s for piece in row for s in piece.samples],
-            *(torch.cat([_in_one_row(getattr(p, name)) for p in row], 1) for name in ("x", "x_q", "real")),
+            torch.cat([_in_one_row(piece.x) for piece in row], 1),
+            torch.cat([_in_one_row(piece.x_q) for piece in row], 1),
+            torch.cat([_in_one_row(piece.real) for piece in row], 1),
             [length for piece in row for length in piece.lengths],
         )
         for row in _rows(pieces)
@@ -180,7 +182,7 @@ def merge(block: nn.Module, group: Group, pieces: Sequence[Piece]) -> list[Piece
 
 @torch.no_grad()
 def is_tokenwise(block: nn.Module, group: Group, piece: Piece) -> bool:
-    """Whether the output at a token depends on the input at that token alone: tried, by changing the last and the first."""
+    """Whether the output at a token depends on the input at that token alone: tried on a changed first and last."""
     if isinstance(block.get_submodule(group.module), nn.Linear):
         return True
     tensors = [leaf for leaf in tree_leaves((piece.args, piece.kwargs)) if isinstance(leaf, Tensor)]

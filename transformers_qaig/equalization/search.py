@@ -21,7 +21,7 @@ DEAD = 1e-8
 
 @dataclass(frozen=True)
 class Equalization:
-    """Outcome of a search: `scale` E fp32 [C], the exponent `rho` it comes from, and the losses at rho = 0 and at it."""
+    """Outcome of a search: `scale` E fp32 [C], the exponent `rho` it comes from, the losses at rho = 0 and at it."""
 
     scale: Tensor
     rho: float

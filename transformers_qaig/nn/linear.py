@@ -217,6 +217,18 @@ class QAIGLinear(nn.Module):
         return [name for name in self._parameters if name != "bias"]
 
 
+def get_linear(module: nn.Module, path: str) -> nn.Linear:
+    """The `nn.Linear` at `path`.
+
+    Raises:
+        TypeError: something else is there.
+    """
+    linear = module.get_submodule(path)
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{path} is a {type(linear).__name__}, not an nn.Linear")
+    return linear
+
+
 def check_packed(module: QAIGLinear, name: str) -> None:
     """Checks a loaded layer before it computes: dtypes, shapes and, where it can be read, content of its tensors.
 

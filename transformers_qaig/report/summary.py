@@ -16,8 +16,8 @@ class BlockSummary:
 
     Attributes:
         path: where the block is in the model.
-        error: ‖quantized - full precision‖² / ‖full precision‖² of the block's output over all samples, each stream with
-            its own inputs; nan if the recipe reads no data.
+        error: ‖quantized - full precision‖² / ‖full precision‖² of the block's output over all samples, each stream
+            with its own inputs; nan if the recipe reads no data.
         kept, undone: choices that lowered the error on held-back samples, and those that did not and were undone.
         importance: sub-block's module → sample → λ [T], for the first samples.
         seconds: wall time.
@@ -41,21 +41,24 @@ class QuantizationReport:
     Attributes:
         recipe: its name.
         coverage: how much of the language model's blocks was packed.
-        bits_per_weight: stored bits per packed weight, scales and zero points included.
         num_samples, num_tokens: calibration data: conversations, and real tokens in them.
         blocks: one summary per block.
         seconds: wall time of calibration and packing.
-        bytes_per_sample: what one paused sample held at the first block's door.
+        bytes_per_sample: the most that a paused sample held at a door, on average.
     """
 
     recipe: str
     coverage: Coverage
-    bits_per_weight: float
     num_samples: int = 0
     num_tokens: int = 0
     blocks: list[BlockSummary] = field(default_factory=list)
     seconds: float = 0.0
     bytes_per_sample: float = 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per packed weight, scales and zero points included."""
+        return self.coverage.bits_per_weight
 
     def __str__(self) -> str:
         data = f"{self.num_samples} samples, {self.num_tokens:,} tokens" if self.num_samples else "no data"

@@ -1,6 +1,9 @@
-"""Clipping: how far each group's range may shrink, chosen on the layer's own inputs."""
+"""Clipping: how far each group's range may shrink, chosen on the layer's own inputs, without shrinking its output."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +11,20 @@ from torch import Tensor
 from .grid import minmax_grid
 
 FACTORS = tuple(1.0 - 0.05 * step for step in range(9))  # 1, 0.95, …, 0.6
+GAINS = (0.8, 1.25)
+"""Bounds of the gain: further away there is hardly any signal to keep."""
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """
+    Attributes:
+        shrink: fp32 [N, G], factor on each group's range.
+        gain: fp32 [N, G], factor on each group's scale after rounding.
+    """
+
+    shrink: Tensor
+    gain: Tensor
 
 
 def second_moments(inputs: list[Tensor], weights: list[Tensor], group_size: int) -> Tensor:
@@ -15,8 +32,8 @@ def second_moments(inputs: list[Tensor], weights: list[Tensor], group_size: int)
     λ-weighted second moments of the input channels, one block per quantization group.
 
     Args:
-        inputs: per sample, fp32 [B, T, K].
-        weights: per sample, λ fp32 [B, T].
+        inputs: per piece, fp32 [B, T, K].
+        weights: per piece, λ fp32 [B, T].
         group_size: divides K, or -1 for K.
 
     Returns:
@@ -33,28 +50,34 @@ def second_moments(inputs: list[Tensor], weights: list[Tensor], group_size: int)
     return moments / total.clamp(min=1e-12)
 
 
-def search_shrink(
-    weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, **grid: object
-) -> Tensor:
+def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, **grid: Any) -> Clipping:
     """
-    For every row and group, the factor on the range with the least output error e H eᵀ, e = Q(w) - w.
+    For every row and group, the factor on the range with the least output error e H eᵀ, e = gain · Q(w) - w.
+
+    The gain makes the rounded weight unbiased, gain · Q(w) H wᵀ = w H wᵀ. Without it the least squared error is
+    reached by weights that are too small: they shrink the output along itself, the same way at every token, so their error adds
+    up over groups, tokens and blocks where rounding errors cancel. On the tiny VLM at 3 bits, clipping alone nearly
+    tripled the answers' KL without the gain (.0018, round-to-nearest .0007) and left it alone with it (.0007).
 
     Args:
         weight: fp32 [N, K].
-        moments: fp32 [G, g, g] from [`second_moments`].
+        moments: H, fp32 [G, g, g] from [`second_moments`].
         factors: candidates; the first wins ties.
         grid: what [`minmax_grid`] takes beside the weight.
-
-    Returns:
-        fp32 [N, G].
     """
     rows, groups = weight.shape[0], moments.shape[0]
-    best = torch.full((rows, groups), torch.inf, device=weight.device)
-    shrink = torch.ones(rows, groups, device=weight.device)
+    w = weight.view(rows, groups, -1)
+    projected = torch.einsum("gkl,ngl->ngk", moments, w)
+    power = (w * projected).sum(-1)
+    best = torch.full_like(power, torch.inf)
+    shrink, gain = torch.ones_like(power), torch.ones_like(power)
     for factor in factors:
-        error = (minmax_grid(weight, shrink=factor, **grid).quantize(weight) - weight).view(rows, groups, -1)  # type: ignore[arg-type]
+        value = minmax_grid(weight, shrink=factor, **grid).quantize(weight).view_as(w)
+        unbiased = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
+        error = unbiased.unsqueeze(-1) * value - w
         loss = torch.einsum("ngk,gkl,ngl->ng", error, moments, error)
         better = loss < best
         best = torch.where(better, loss, best)
         shrink = torch.where(better, torch.full_like(shrink, factor), shrink)
-    return shrink
+        gain = torch.where(better, unbiased, gain)
+    return Clipping(shrink, gain)

@@ -18,12 +18,14 @@ class Grid:
         zero: fp32 [N, G] of integers in 0 … 2^bits - 1; 2^(bits-1) everywhere if the grid is symmetric.
         bits: bits per code.
         sym: whether the zero point is the fixed middle.
+        step: fp32 [N, G], what a weight is divided by when it is rounded: `scale`, but for a gain.
     """
 
     scale: Tensor
     zero: Tensor
     bits: int
     sym: bool
+    step: Tensor
 
     @property
     def max_code(self) -> int:
@@ -35,9 +37,7 @@ class Grid:
 
     def encode(self, weight: Tensor) -> Tensor:
         """Round a weight [N, K] (fp32) to its nearest code: uint8 [N, K]."""
-        scaled = self.grouped(weight) / self.scale.unsqueeze(-1)
-        codes = (scaled.round() + self.zero.unsqueeze(-1)).clamp(0, self.max_code)
-        return codes.to(torch.uint8).reshape(weight.shape)
+        return self._codes(weight).to(torch.uint8).reshape(weight.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Values of codes [N, K]: fp32 [N, K]."""
@@ -46,9 +46,12 @@ class Grid:
 
     def quantize(self, weight: Tensor) -> Tensor:
         """Round to nearest and back: fp32 [N, K]."""
-        scale, zero = self.scale.unsqueeze(-1), self.zero.unsqueeze(-1)
-        codes = (self.grouped(weight) / scale).round_().add_(zero).clamp_(0, self.max_code)
-        return codes.sub_(zero).mul_(scale).reshape(weight.shape)
+        values = self._codes(weight).sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
+        return values.reshape(weight.shape)
+
+    def _codes(self, weight: Tensor) -> Tensor:
+        scaled = self.grouped(weight) / self.step.unsqueeze(-1)
+        return scaled.round_().add_(self.zero.unsqueeze(-1)).clamp_(0, self.max_code)
 
 
 def minmax_grid(
@@ -60,6 +63,7 @@ def minmax_grid(
     storage_dtype: torch.dtype,
     include_zero: bool = False,
     shrink: Tensor | float = 1.0,
+    gain: Tensor | None = None,
 ) -> Grid:
     """
     Grid that spans each group's range (notes of the paper's code, weight-only): scale = (max - min) / (2^b - 1), zero =
@@ -73,6 +77,7 @@ def minmax_grid(
         storage_dtype: the scale is rounded to it before the zero point and any code is chosen.
         include_zero: widen the range to hold zero. Without it a group that is all positive clips at its zero point.
         shrink: factor on the range, a number or [N, G].
+        gain: factor on the scale after the codes are chosen, [N, G].
 
     Raises:
         ValueError: a group size that does not divide K, or a weight that is not finite.
@@ -96,7 +101,7 @@ def minmax_grid(
         zero = torch.full_like(scale, 2 ** (bits - 1))
     else:
         zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
-    return Grid(scale, zero, bits, sym)
+    return Grid(scale if gain is None else _storable(scale * gain, storage_dtype), zero, bits, sym, scale)
 
 
 def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,41 @@
+"""The groups of every block of a model, probed once per kind of block."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+from ..calibration.doors import BlockCall
+from .fold import Group
+from .probe import find_groups
+
+
+class GroupFinder:
+    """
+    Blocks of one class whose parameters have the same names and shapes have the same groups.
+
+    Args:
+        model: the whole model, to see which parameters are used in several places.
+        seed: of the probe's random weights.
+    """
+
+    def __init__(self, model: nn.Module, seed: int):
+        self._seed = seed
+        self._found: dict[tuple, list[Group]] = {}
+        uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+        self._shared = {parameter for parameter, count in uses.items() if count > 1}
+
+    def groups(self, block: nn.Module, call: BlockCall) -> list[Group]:
+        """The block's groups in execution order; `call` is one call of it."""
+        key = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
+        if key not in self._found:
+            self._found[key] = find_groups(block, call.args, call.kwargs, seed=self._seed)
+        return self._found[key]
+
+    def foldable(self, block: nn.Module, group: Group) -> bool:
+        """Whether a scale can be folded: something absorbs it, and no weight it would change is used elsewhere too."""
+        if group.producer is None:
+            return False
+        names = [*group.linears, group.producer]
+        return not any(id(p) in self._shared for name in names for p in block.get_submodule(name).parameters())
