@@ -1,6 +1,7 @@
 """Ask a saved model, quantized or not, about fresh pictures: `python ask.py FOLDER [SEED ...]`."""
 
 import sys
+from textwrap import shorten
 
 from scenes import scene
 from transformers import logging, pipeline
@@ -20,7 +21,9 @@ def main(folder: str, seeds: list[int]) -> None:
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         answer = pipe(text=chat, return_full_text=False)[0]["generated_text"].strip()
-        print(f"{seed:>5}  {question:34}{answer:24}{truth}{'' if answer == truth else '   ✗'}")
+        right = "" if answer == truth else "  (wrong)"
+        answer, truth = (shorten(text, 22, placeholder="…") for text in (answer, truth))
+        print(f"{seed:>5}  {question:34}{answer:24}{truth}{right}")
 
 
 if __name__ == "__main__":

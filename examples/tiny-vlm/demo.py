@@ -64,7 +64,7 @@ def main() -> None:
 
     heading("Token importance")
     image = OUT / "token_importance.png"
-    save_heatmaps(image, importance_maps(processor, [conversation(seed) for seed in SHOWN]))
+    save_heatmaps(image, importance_maps(processor, [conversation(seed)[:2] for seed in SHOWN]))
     print(f"{image}\n\nDone in {time.perf_counter() - start:.0f} s.")
 
 
@@ -117,7 +117,7 @@ def importance_maps(processor: Any, conversations: Sequence[Any]) -> list[TokenM
 
 
 def table(models: dict[str, PreTrainedModel], sizes: dict[str, int], statistics: dict[str, AnswerStatistics]) -> str:
-    """One column per model."""
+    """One column per model, full precision first."""
     figures = [statistics[name].summary() for name in models]
     reports = [getattr(model, "qaig_report", None) for model in models.values()]
     largest = max(sizes.values())
@@ -127,8 +127,8 @@ def table(models: dict[str, PreTrainedModel], sizes: dict[str, int], statistics:
         ["  smaller by", *(f"{largest / size:.2f} ×" for size in sizes.values())],
         ["bits per packed weight", *(f"{r.bits_per_weight:.2f}" if r else "16" for r in reports)],
         ["seconds to quantize", *(f"{r.seconds:.1f}" if r else "-" for r in reports)],
-        ["KL on answer tokens, nats", *(plus_minus(f["kl"], 4) for f in figures)],
-        ["same first choice", *(plus_minus(f["agreement"], 3) for f in figures)],
+        ["KL on answer tokens, 1e-3 nats", "-", *(plus_minus(f["kl"], 2, 1000) for f in figures[1:])],
+        ["same first choice", "-", *(plus_minus(f["agreement"], 3) for f in figures[1:])],
         ["exact match", *(plus_minus(f["exact_match"], 3) for f in figures)],
     ]
     for task, first in figures[0]["tasks"].items():
@@ -141,9 +141,9 @@ def table(models: dict[str, PreTrainedModel], sizes: dict[str, int], statistics:
     )
 
 
-def plus_minus(figure: dict[str, float], digits: int) -> str:
+def plus_minus(figure: dict[str, float], digits: int, times: float = 1) -> str:
     """Mean ± standard error."""
-    return f"{figure['mean']:.{digits}f} ± {figure['standard_error']:.{digits}f}"
+    return f"{times * figure['mean']:.{digits}f} ± {times * figure['standard_error']:.{digits}f}"
 
 
 def heading(text: str) -> None:

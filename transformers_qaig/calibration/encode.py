@@ -21,7 +21,7 @@ def encode(processor: Any, conversation: Conversation) -> dict[str, torch.Tensor
 
     Args:
         processor: the model's processor (a tokenizer will do for text).
-        conversation: see [`messages`][transformers_qaig.calibration.messages].
+        conversation: as `messages.to_conversation` returns it.
 
     Returns:
         The processor's output with batch size 1, on the CPU, under the names that the model's forward takes.

@@ -92,7 +92,7 @@ def _read(path: Path, base_dir: Path | None) -> Image.Image:
     except OSError as error:
         raise ValueError(
             f"the image file {path} cannot be opened ({error.strerror}): check the path; "
-            f"relative paths start from {(base_dir or Path.cwd())}"
+            f"relative paths start from {base_dir or Path.cwd()}"
         ) from error
     return _decode(data, str(path))
 
@@ -120,9 +120,9 @@ def _data_url_bytes(url: str) -> bytes:
 
 
 def _from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
-    array = source.detach().cpu().float().numpy() if isinstance(source, torch.Tensor) else np.asarray(source)
-    if isinstance(source, torch.Tensor) and not source.is_floating_point():
-        array = source.detach().cpu().numpy()
+    if isinstance(source, torch.Tensor):
+        source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()  # numpy has no bf16
+    array = source
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:

@@ -82,9 +82,9 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
         return dict(columns)
     found = {}
     for part, names in COLUMN_NAMES.items():
-        name = next((n for n in names if record.get(n) is not None), None)
-        if name is not None:
-            found[part] = name
+        present = [name for name in names if record.get(name) is not None]
+        if present:
+            found[part] = present[0]
     if not found:
         raise ValueError(
             f"none of the sample's keys {sorted(record)} is known: say which is which with "

@@ -59,7 +59,8 @@ def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> No
     """
     Draw every item as its picture under λ, with λ of its words in bars below, into one PNG.
 
-    All pictures share one colour scale. An item whose picture tokens do not fill one grid gets the plain picture.
+    All pictures share one colour scale, which spans 96 % of the tokens. An item whose picture tokens do not fill one
+    grid gets the plain picture.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -76,7 +77,8 @@ def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> No
 
     arrays = [item.arrays() for item in items]
     weights = np.concatenate([w for w, _ in arrays])
-    scale = Normalize(0.0, max(float(np.quantile(weights, 0.99)), 1e-6))
+    low, high = (float(value) for value in np.quantile(weights, [0.02, 0.98]))
+    scale = Normalize(low, high) if high > low else Normalize(low - 0.5, low + 0.5)
     columns = min(COLUMNS, len(items))
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(2.9 * columns + 0.9, 4.2 * rows + 0.3), dpi=120, layout="constrained", facecolor="white")
@@ -89,7 +91,7 @@ def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> No
         _draw_picture(picture, item, values[positions], scale)
         _draw_words(figure.add_subplot(cells[2 * row + 1, column]), item, values, positions, scale)
     bar = figure.colorbar(
-        ScalarMappable(scale, COLOURS), ax=pictures, fraction=0.025, pad=0.02, aspect=30, extend="max"
+        ScalarMappable(scale, COLOURS), ax=pictures, fraction=0.025, pad=0.02, aspect=30, extend="both"
     )
     bar.set_label("token importance λ (1 = average token)", color=INK, fontsize=9)
     bar.outline.set_visible(False)

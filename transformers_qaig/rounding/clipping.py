@@ -55,9 +55,9 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
     For every row and group, the factor on the range with the least output error e H eᵀ, e = gain · Q(w) - w.
 
     The gain makes the rounded weight unbiased, gain · Q(w) H wᵀ = w H wᵀ. Without it the least squared error is
-    reached by weights that are too small: they shrink the output along itself, the same way at every token, so their error adds
-    up over groups, tokens and blocks where rounding errors cancel. On the tiny VLM at 3 bits, clipping alone nearly
-    tripled the answers' KL without the gain (.0018, round-to-nearest .0007) and left it alone with it (.0007).
+    reached by weights that are too small: they shrink the output along itself, the same way at every token, so their
+    error adds up over groups, tokens and blocks where rounding errors cancel. On the tiny VLM at 3 bits, clipping alone
+    nearly tripled the answers' KL without the gain (.0018, round-to-nearest .0007) and kept it with it (.0007).
 
     Args:
         weight: fp32 [N, K].

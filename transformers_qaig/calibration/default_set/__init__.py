@@ -21,9 +21,9 @@ def load_default_set(with_images: bool = True) -> list[list[dict[str, Any]]]:
 def _conversation(record: dict[str, Any], with_images: bool) -> list[dict[str, Any]]:
     """`{"image": file name, "turns": [[question, answer], ...]}` as chat messages, the image before the question."""
     messages = []
+    image = [{"type": "image", "path": FOLDER / record["image"]}] if with_images else []
     for question, answer in record["turns"]:
-        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    if with_images:
-        messages[0]["content"].insert(0, {"type": "image", "path": FOLDER / record["image"]})
+        image = []
     return messages

@@ -1,0 +1,66 @@
+"""Means, standard errors and paired ratios of figures per answer."""
+
+import numpy as np
+import pytest
+
+from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio
+
+
+def statistics(kl: np.ndarray | None, *, tokens: np.ndarray | None = None, per_picture: int = 1) -> AnswerStatistics:
+    number = 0 if kl is None else len(kl)
+    return AnswerStatistics(
+        exact=np.arange(number) % 4 != 0,
+        nll=np.ones(number),
+        kl=kl,
+        agreement=None if kl is None else np.ones(number),
+        tokens=np.ones(number, dtype=np.int64) if tokens is None else tokens,
+        task=np.array(["count", "read"] * (number // 2)),
+        conversation=np.arange(number) // per_picture,
+    )
+
+
+def test_summary_weighs_answer_tokens_not_questions() -> None:
+    summary = statistics(np.array([1.0, 4.0]), tokens=np.array([3, 1])).summary()
+    assert summary["kl"]["mean"] == pytest.approx(7 / 4)
+    assert summary["exact_match"]["mean"] == 0.5
+    assert summary["answer_tokens"] == 4
+    assert summary["tasks"]["read"]["kl"]["mean"] == 4.0
+    assert summary["tasks"]["count"]["questions"] == 1
+
+
+def test_standard_error_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(0).exponential(size=400)
+    error = statistics(values).summary()["kl"]["standard_error"]
+    assert error == pytest.approx(values.std() / 20, rel=0.1)
+
+
+def test_questions_about_one_picture_count_as_one() -> None:
+    """Four copies of each question bring no information: the standard error stays."""
+    values = np.random.default_rng(0).exponential(size=100)
+    once = statistics(values).summary()["kl"]["standard_error"]
+    copied = statistics(values.repeat(4), per_picture=4).summary()["kl"]["standard_error"]
+    assert copied == pytest.approx(once, rel=0.1)
+
+
+def test_paired_ratio_uses_the_pairing() -> None:
+    """Per-question spread is common to both, so the ratio is known far better than either mean."""
+    rng = np.random.default_rng(0)
+    common = rng.lognormal(sigma=2.0, size=300)
+    a = statistics(0.8 * common * rng.normal(1, 0.05, 300))
+    b = statistics(common)
+    ratio, lower, upper = paired_ratio(a, b)
+    assert ratio == pytest.approx(0.8, abs=0.02)
+    assert lower <= ratio <= upper
+    assert upper - lower < 0.1
+    assert paired_ratio(a, b, seed=7) == paired_ratio(a, b, seed=7)
+    shuffled = AnswerStatistics(**{**vars(b), "kl": rng.permutation(b.kl)})
+    _, lower, upper = paired_ratio(a, shuffled)
+    assert upper - lower > 0.3
+
+
+def test_paired_ratio_refuses_what_is_not_a_pair() -> None:
+    a = statistics(np.ones(8))
+    with pytest.raises(ValueError, match="same questions"):
+        paired_ratio(a, statistics(np.ones(8), per_picture=2))
+    with pytest.raises(ValueError, match="reference="):
+        paired_ratio(a, AnswerStatistics(**{**vars(a), "kl": None}))

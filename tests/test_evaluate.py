@@ -1,0 +1,174 @@
+"""Answer statistics: where an answer's tokens are, and what the figures mean."""
+
+import copy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, build
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_vlm_path: Path) -> Any:
+    return AutoProcessor.from_pretrained(tiny_vlm_path)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_vlm_path: Path) -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(tiny_vlm_path)
+
+
+@pytest.fixture(scope="module")
+def noisy(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with its linears disturbed, as by coarse rounding."""
+    noisy = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in noisy.model.language_model.layers.named_parameters():
+        if weight.dim() == 2:
+            weight.data += 0.3 * weight.std() * torch.randn(weight.shape, generator=generator).to(weight)
+            assert "proj" in name
+    return noisy
+
+
+@pytest.fixture(scope="module")
+def conversations(tiny_vlm_path: Path) -> list[list[dict[str, Any]]]:
+    sys.path.insert(0, str(tiny_vlm_path.parent))
+    from scenes import scene
+
+    conversations = []
+    for seed in range(10_000, 10_030):
+        picture, turns = scene(seed)
+        messages: list[dict[str, Any]] = []
+        for question, answer, task in turns:
+            image = [] if messages else [{"type": "image", "image": picture}]
+            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}], "task": task})
+        conversations.append(messages)
+    return conversations
+
+
+def test_every_turn_is_asked_alone_with_its_picture(processor: Any, conversations: list) -> None:
+    questions = encode_questions(processor, conversations, [2])
+    turns = [message for conversation in conversations for message in conversation if message["role"] == "assistant"]
+    assert len(questions) == len(turns)
+    for question, turn in zip(questions, turns):
+        answer = turn["content"][0]["text"]
+        assert processor.decode(question.answer) == f"{answer} </s>"
+        assert question.task == turn["task"]
+        assert (question.inputs["input_ids"] == 4).sum() == 64
+        assert processor.decode(question.inputs["input_ids"][0]).count("USER:") == 1
+
+
+def test_answer_ends_with_the_end_token(processor: Any, conversations: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a template writes after the end of a turn is no part of the answer."""
+    expected = [question.answer.tolist() for question in encode_questions(processor, conversations[:3], [2])]
+    monkeypatch.setattr(processor, "chat_template", processor.chat_template + " . .")
+    found = encode_questions(processor, conversations[:3], [2])
+    assert [question.answer.tolist() for question in found] == expected
+    assert encode_questions(processor, conversations[:1])[0].answer.tolist()[-2:] == [7, 7] or (
+        len(encode_questions(processor, conversations[:1])[0].answer) > len(expected[0])
+    )
+
+
+def test_exact_match_is_what_greedy_decoding_gives(noisy: torch.nn.Module, processor: Any, conversations: list) -> None:
+    questions = encode_questions(processor, conversations, [2])
+    statistics = answer_statistics(noisy, processor, questions, batch_size=1)
+    assert 0 < statistics.exact.sum() < len(questions)
+    for question, exact in zip(questions, statistics.exact):
+        inputs = {name: v[:, : question.start] if v.dim() == 2 else v for name, v in question.inputs.items()}
+        given = noisy.generate(**inputs, max_new_tokens=len(question.answer), do_sample=False)
+        assert torch.equal(given[0, question.start :], question.answer) == exact
+
+
+def test_figures_match_their_definitions(
+    model: torch.nn.Module, noisy: torch.nn.Module, processor: Any, conversations: list
+) -> None:
+    questions = encode_questions(processor, conversations[:6], [2])
+    statistics = answer_statistics(noisy, processor, questions, reference=model, batch_size=1)
+    for i, question in enumerate(questions):
+        where = slice(question.start - 1, question.stop - 1)
+        with torch.no_grad():
+            p, q = (m(**question.inputs).logits[0, where].float() for m in (noisy, model))
+        kl = torch.distributions.kl_divergence(
+            torch.distributions.Categorical(logits=q), torch.distributions.Categorical(logits=p)
+        )
+        assert statistics.kl[i] == pytest.approx(kl.mean().item(), rel=1e-3, abs=1e-6)
+        assert statistics.agreement[i] == (p.argmax(-1) == q.argmax(-1)).float().mean().item()
+        assert statistics.nll[i] == pytest.approx(
+            torch.nn.functional.cross_entropy(p, question.answer).item(), rel=1e-3
+        )
+        assert statistics.exact[i] == bool((p.argmax(-1) == question.answer).all())
+        assert statistics.tokens[i] == len(question.answer)
+
+
+def test_reference_is_a_model_or_its_logits(
+    model: torch.nn.Module, noisy: torch.nn.Module, processor: Any, conversations: list
+) -> None:
+    questions = encode_questions(processor, conversations[:6], [2])
+    logits = answer_logits(model, questions)
+    known = answer_statistics(noisy, processor, questions, reference=logits)
+    fresh = answer_statistics(noisy, processor, conversations[:6], reference=model)
+    np.testing.assert_array_equal(known.kl, fresh.kl)
+    itself = answer_statistics(model, processor, questions, reference=logits)
+    assert itself.kl.max() == 0
+    assert itself.agreement.min() == 1
+    assert paired_ratio(known, known) == (1.0, 1.0, 1.0)
+
+
+def test_trained_model_answers_and_noise_costs(
+    model: torch.nn.Module, noisy: torch.nn.Module, processor: Any, conversations: list
+) -> None:
+    start = time.perf_counter()
+    first = answer_statistics(model, processor, conversations, reference=model).summary()
+    second = answer_statistics(noisy, processor, conversations, reference=model).summary()
+    assert first["exact_match"]["mean"] > 0.9
+    assert second["exact_match"]["mean"] < first["exact_match"]["mean"]
+    assert second["kl"]["mean"] > 3 * second["kl"]["standard_error"] > 0
+    assert set(first["tasks"]) <= {"single", "grid", "caption", "total", "compare", "read", "backwards", "largest"}
+    assert "kl" not in answer_statistics(model, processor, conversations[:1]).summary()
+    assert time.perf_counter() - start < 60
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "llava_next", "idefics3", "mllama"])
+def test_other_families(name: str) -> None:
+    """Packed pixels, several tiles, cross attention: batching by equal shapes needs no table of models."""
+    if name not in FAMILIES:
+        pytest.skip(f"no tiny {name}")
+    model, processor = build(name)
+    from PIL import Image
+
+    chats = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": Image.new("RGB", (56, 56), colour)},
+                    {"type": "text", "text": "what is this"},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        for colour, answer in (("red", "a red cat"), ("blue", "a box"), ("green", "a red cat"))
+    ]
+    alone = answer_statistics(model, processor, chats, reference=model, batch_size=1)
+    together = answer_statistics(model, processor, chats, reference=model, batch_size=8)
+    np.testing.assert_allclose(alone.nll, together.nll, rtol=1e-3)
+    assert (alone.tokens >= 2).all()
+
+
+def test_refuses_what_cannot_be_measured(model: torch.nn.Module, processor: Any, conversations: list) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        answer_statistics(model, processor, [])
+    with pytest.raises(ValueError, match="batch_size"):
+        answer_statistics(model, processor, conversations, batch_size=0)
+    with pytest.raises(ValueError, match=r"conversations\[1\] has no assistant"):
+        answer_statistics(model, processor, [conversations[0], conversations[1][:1]])
+    with pytest.raises(ValueError, match="2 questions"):
+        answer_statistics(model, processor, conversations, reference=[torch.zeros(1), torch.zeros(1)])
