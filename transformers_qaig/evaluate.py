@@ -189,9 +189,8 @@ def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Messag
 
 
 def _render(processor: Any, messages: Sequence[Message], **options: Any) -> dict[str, Tensor]:
-    return dict(
-        processor.apply_chat_template([*messages], tokenize=True, return_dict=True, return_tensors="pt", **options)
-    )
+    inputs = processor.apply_chat_template([*messages], tokenize=True, return_dict=True, return_tensors="pt", **options)
+    return {name: value for name, value in inputs.items() if name != "labels"}  # some processors write their own
 
 
 def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:

@@ -123,7 +123,9 @@ class QAIGHfQuantizer(HfQuantizer):
         accepted = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         return [
-            {k: _cast(v, model.dtype) for k, v in sample.items() if takes_any or k in accepted} for sample in samples
+            # Labels would only make the forward compute a loss.
+            {k: _cast(v, model.dtype) for k, v in sample.items() if (takes_any or k in accepted) and k != "labels"}
+            for sample in samples
         ]
 
     # -- after the weights are loaded

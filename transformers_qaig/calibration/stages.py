@@ -49,7 +49,7 @@ def weigh_tokens(
             def difference(x: Tensor, piece: Piece = piece) -> Tensor:
                 return run(original, group, piece, x) - run(original, group, piece, x, weights_q)
 
-            attribution = qig(difference, piece.x, piece.x_q)
+            attribution = qig(difference, piece.x, piece.x_q, nodes=recipe.nodes)
         rows = attribution.reshape(-1, attribution.shape[-1]).split(piece.lengths)
         importance = []
         for values, real in zip(rows, piece.real.reshape(-1).split(piece.lengths)):

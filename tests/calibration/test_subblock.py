@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from transformers_qaig.calibration.block import OutputError, forward
+from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.subblock import NotReached, enter, is_tokenwise, pieces_of, run
+from transformers_qaig.equalization.probe import Group, find_groups
+from transformers_qaig.plan import find_blocks
+
+from tests.families import build, samples
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[nn.Module, list[BlockCall], list[Tensor], dict[str, Group]]:
+    """A block, calls of different lengths, masks, and its groups by f_s."""
+    model, processor = build("llava")
+    block = next(iter(find_blocks(model).values()))
+    calls: list[BlockCall] = []
+    handle = block.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+    )
+    data = samples(processor, 5)
+    with torch.no_grad():
+        for sample in data:
+            model(**sample, use_cache=False)
+    handle.remove()
+    groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
+    return block, calls, [sample["attention_mask"].bool() for sample in data], groups
+
+
+def _pieces(case, module: str):
+    block, calls, masks, groups = case
+    by_index = dict(enumerate(calls))
+    return pieces_of(block, groups[module], (block, block), (by_index, by_index), masks, range(len(calls)))
+
+
+def test_enter_gives_what_the_linears_read(case) -> None:
+    block, calls, _, groups = case
+    x, args, kwargs = enter(block, groups["mlp"], calls[0])
+    assert torch.equal(x, args[0])
+    assert not kwargs
+    down, _, _ = enter(block, groups["mlp.down_proj"], calls[0])
+    with torch.no_grad():
+        assert torch.equal(block.mlp.down_proj(down), block.mlp(x))
+
+
+def test_a_call_that_runs_past_is_told(case) -> None:
+    block, calls, _, _ = case
+    block.aside = nn.Linear(64, 64)
+    with pytest.raises(NotReached, match="aside"):
+        enter(block, Group(("aside",), "aside", None, (-1,) * 64), calls[0])
+    del block.aside
+
+
+def test_attention_mixes_tokens_and_the_mlp_does_not(case) -> None:
+    block, *_, groups = case
+    assert not is_tokenwise(block, groups["self_attn"], _pieces(case, "self_attn")[0])
+    assert is_tokenwise(block, groups["mlp.down_proj"], _pieces(case, "mlp.down_proj")[0])
+    assert len(_pieces(case, "self_attn")) == 5
+    assert len(_pieces(case, "mlp")) == 1
+
+
+@pytest.mark.parametrize("module", ["self_attn", "mlp", "mlp.down_proj"])
+def test_run_is_the_modules_own_output(case, module: str) -> None:
+    block, calls, masks, groups = case
+    outputs: list[Tensor] = []
+    handle = block.get_submodule(module).register_forward_hook(
+        lambda *a: outputs.append(a[-1][0] if isinstance(a[-1], tuple) else a[-1])
+    )
+    for call in calls:
+        forward(block, call)
+    handle.remove()
+    with torch.no_grad():
+        ours = [run(block, groups[module], piece, piece.x) for piece in _pieces(case, module)]
+    wanted = torch.cat([output.reshape(-1, 64) for output in outputs])
+    torch.testing.assert_close(torch.cat([output.reshape(-1, 64) for output in ours]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_run_takes_other_weights_without_changing_the_block(case) -> None:
+    block, _, _, groups = case
+    piece = _pieces(case, "mlp")[0]
+    before = block.mlp.up_proj.weight.clone()
+    with torch.no_grad():
+        plain = run(block, groups["mlp"], piece, piece.x)
+        zeroed = run(block, groups["mlp"], piece, piece.x, {"mlp.up_proj": torch.zeros_like(before)})
+    assert (zeroed == 0).all()
+    assert (plain != 0).any()
+    assert torch.equal(block.mlp.up_proj.weight, before)
+
+
+def test_importance_comes_back_by_sample(case) -> None:
+    _, calls, masks, _ = case
+    (piece,) = _pieces(case, "mlp")
+    piece.weights = torch.arange(float(piece.real.numel())).reshape(piece.real.shape)
+    importance = piece.importance()
+    assert list(importance) == [0, 1, 2, 3, 4]
+    assert [len(w) for w in importance.values()] == [mask.shape[1] for mask in masks]
+    assert importance[1][0] == masks[0].shape[1]
+
+
+def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expert = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = x[x.mean(-1) > 0]
+            return x.index_put((x.mean(-1) > 0,), self.expert(chosen))
+
+    block, group = Routed(), Group(("expert",), "expert", None, (-1,) * 8)
+    calls = {0: BlockCall((torch.randn(1, 6, 8),), {})}
+    assert pieces_of(block, group, (block, block), (calls, calls), [torch.ones(1, 6, dtype=torch.bool)], [0]) == []
+
+
+def test_output_error_counts_real_tokens_only() -> None:
+    error, b = OutputError(), torch.ones(1, 4, 2)
+    a = b.clone()
+    a[0, 0] = 3.0
+    a[0, 3] = 99.0
+    error.add(a, b, torch.tensor([[True, True, True, False]]))
+    assert error.value == pytest.approx(8 / 6)
