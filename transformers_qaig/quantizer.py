@@ -22,6 +22,7 @@ from .config import QAIGConfig
 from .nn.linear import QAIGLinear, check_packed, get_linear
 from .plan import Coverage, Plan, make_plan
 from .recipes import RECIPES
+from .report.model_card import attach_model_card
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -136,6 +137,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 linear = model.get_submodule(path)
                 assert isinstance(linear, QAIGLinear)
                 check_packed(linear, path)
+            attach_model_card(model)
             return
         try:
             with torch.enable_grad():
@@ -145,6 +147,7 @@ class QAIGHfQuantizer(HfQuantizer):
         self.quantization_config.plan = self.plan
         model.config.quantization_config = self.quantization_config
         model.qaig_report = report  # type: ignore[assignment]
+        attach_model_card(model, base_model_id=model.name_or_path)
         logger.info("%s", report)
         self._place(model)
 
