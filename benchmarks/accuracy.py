@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["paper", "fast"], help="round-to-nearest is always run")
     parser.add_argument("--calibration", nargs="+", default=["0", "3000", "6000"], help="first seeds, or `default`")
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, about 2.1 questions each")
+    parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, 2.1 questions each")
     parser.add_argument("--first-picture", type=int, default=20_000)
     parser.add_argument("--dtype", default="float32", help="arithmetic of the evaluation")
     options = parser.parse_args()
@@ -127,7 +127,10 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| bits | recipe | calibration | KL | KL / rtn (95 %) | exact match | s |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| bits | recipe | calibration | KL | KL / rtn (95 %) | exact match | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         ratio, lower, upper = row["kl_ratio_to_rtn"]
         lines.append(

@@ -101,11 +101,16 @@ def test_config_as_dict_and_through_pipeline(llava: Path) -> None:
     assert torch.equal(_logits(model, llava), _logits(pipe.model, llava))
 
 
-def test_the_name_that_v5_dropped_is_back() -> None:
-    from transformers import AutoModelForVision2Seq as Restored
-
-    assert Restored is AutoModelForVision2Seq
-    assert issubclass(AutoModelForVision2Seq, AutoModelForImageTextToText)
+@pytest.mark.parametrize("first", ["transformers", "transformers_qaig"])
+def test_the_name_that_v5_dropped_is_back(first: str) -> None:
+    code = (
+        f"import {first}, transformers_qaig, transformers\n"
+        "from transformers import AutoModelForVision2Seq as Restored\n"
+        "assert Restored is transformers_qaig.AutoModelForVision2Seq is transformers.AutoModelForVision2Seq\n"
+        "assert issubclass(Restored, transformers.AutoModelForImageTextToText)\n"
+    )
+    done = _run(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_same_result_twice_and_under_no_grad(llava: Path, quantized: tuple[nn.Module, Path]) -> None:

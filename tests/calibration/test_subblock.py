@@ -2,13 +2,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.families import build, samples
 from transformers_qaig.calibration.block import OutputError, forward
 from transformers_qaig.calibration.doors import BlockCall
 from transformers_qaig.calibration.subblock import NotReached, enter, is_tokenwise, pieces_of, run
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.plan import find_blocks
-
-from tests.families import build, samples
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_attention_mixes_tokens_and_the_mlp_does_not(case) -> None:
 
 @pytest.mark.parametrize("module", ["self_attn", "mlp", "mlp.down_proj"])
 def test_run_is_the_modules_own_output(case, module: str) -> None:
-    block, calls, masks, groups = case
+    block, calls, _, groups = case
     outputs: list[Tensor] = []
     handle = block.get_submodule(module).register_forward_hook(
         lambda *a: outputs.append(a[-1][0] if isinstance(a[-1], tuple) else a[-1])
@@ -90,7 +89,7 @@ def test_run_takes_other_weights_without_changing_the_block(case) -> None:
 
 
 def test_importance_comes_back_by_sample(case) -> None:
-    _, calls, masks, _ = case
+    _, _, masks, _ = case
     (piece,) = _pieces(case, "mlp")
     piece.weights = torch.arange(float(piece.real.numel())).reshape(piece.real.shape)
     importance = piece.importance()
