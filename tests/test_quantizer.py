@@ -244,6 +244,47 @@ def test_saved_again_after_loading_nothing_changes(quantized: tuple[nn.Module, P
     assert json.loads((folder / "config.json").read_text()) == json.loads((tmp_path / "config.json").read_text())
 
 
+def test_the_same_tensors_load_as_compressed_tensors(llava: Path, tmp_path: Path) -> None:
+    """Without the guard and under the other method's name, Transformers' own quantizer gives the same logits."""
+    config = QAIGConfig(bits=3, sym=True, **FAST)
+    model = AutoModelForImageTextToText.from_pretrained(llava, dtype=torch.bfloat16, quantization_config=config)
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    plan = settings["quantization_config"]["plan"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    assert len(empty) == 1
+    del tensors[empty[0]]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+
+    groups: dict[tuple, list[str]] = {}
+    for path, entry in plan.items():
+        groups.setdefault((entry["bits"], entry["group_size"]), []).append(path)
+    settings["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{i}": {
+                "targets": paths,
+                "weights": {
+                    "num_bits": bits,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "channel" if size == -1 else "group",
+                    "group_size": None if size == -1 else size,
+                },
+            }
+            for i, ((bits, size), paths) in enumerate(groups.items())
+        },
+        "ignore": ["lm_head", "re:.*vision.*", "re:.*multi_modal_projector.*"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    other = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert other.config.quantization_config.quant_method == "compressed-tensors"
+    assert torch.equal(_logits(other, llava), _logits(model, llava))
+
+
 def test_the_base_model_loads_from_a_full_checkpoint(quantized: tuple[nn.Module, Path]) -> None:
     base = AutoModel.from_pretrained(quantized[1])
     assert len(_packed(base)) == len(_packed(quantized[0]))
