@@ -32,18 +32,7 @@ from transformers_qaig.recipes import RECIPES
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
-from scenes import scene  # noqa: E402
-
-
-def conversation(seed: int) -> list[dict[str, Any]]:
-    """A picture and its questions as chat messages; the assistant's carry their task."""
-    picture, turns = scene(seed)
-    messages: list[dict[str, Any]] = []
-    for question, answer, task in turns:
-        image = [] if messages else [{"type": "image", "image": picture}]
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}], "task": task})
-    return messages
+from conversations import conversation  # noqa: E402
 
 
 def recipe_of(name: str) -> str:

@@ -40,18 +40,9 @@ def noisy(model: torch.nn.Module) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def conversations(tiny_vlm_path: Path) -> list[list[dict[str, Any]]]:
     sys.path.insert(0, str(tiny_vlm_path.parent))
-    from scenes import scene
+    from conversations import conversation
 
-    conversations = []
-    for seed in range(10_000, 10_030):
-        picture, turns = scene(seed)
-        messages: list[dict[str, Any]] = []
-        for question, answer, task in turns:
-            image = [] if messages else [{"type": "image", "image": picture}]
-            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}], "task": task})
-        conversations.append(messages)
-    return conversations
+    return [conversation(seed) for seed in range(10_000, 10_030)]
 
 
 def test_every_turn_is_asked_alone_with_its_picture(processor: Any, conversations: list) -> None:

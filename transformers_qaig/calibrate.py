@@ -141,7 +141,8 @@ def quantize_block(
             error.add(forward(trial, calls_q[sample]), targets[sample], masks[sample])
         return error.value
 
-    for group in finder.groups(block, calls[fitting[0]]):
+    example = calls[fitting[0]].to(next(block.parameters()).device)
+    for group in finder.groups(block, example.args, example.kwargs):
         members = [name for name in group.linears if name in entries]
         if not members:
             continue
@@ -152,7 +153,8 @@ def quantize_block(
             logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
             continue
         stages.weigh_tokens(original, group, choices, pieces, recipe, dtype, seed)
-        summary.importance[group.module] = {s: w for p in pieces for s, w in p.importance().items() if s < SHOWN}
+        if recipe.token_weights != "uniform":
+            summary.importance[group.module] = {s: w for p in pieces for s, w in p.importance().items() if s < SHOWN}
 
         level = harm(choices) if judges else float("inf")
         for stage in (stages.equalize, stages.clip):

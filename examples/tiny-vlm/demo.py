@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scenes import scene
+from conversations import conversation
 from transformers import AutoProcessor, PreTrainedModel, logging
 
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
@@ -66,17 +66,6 @@ def main() -> None:
     image = OUT / "token_importance.png"
     save_heatmaps(image, importance_maps(processor, [conversation(seed)[:2] for seed in SHOWN]))
     print(f"{image}\n\nDone in {time.perf_counter() - start:.0f} s.")
-
-
-def conversation(seed: int) -> list[dict[str, Any]]:
-    """A picture and its questions as chat messages; the assistant's carry their task."""
-    picture, turns = scene(seed)
-    messages: list[dict[str, Any]] = []
-    for question, answer, task in turns:
-        image = [] if messages else [{"type": "image", "image": picture}]
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}], "task": task})
-    return messages
 
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> int:

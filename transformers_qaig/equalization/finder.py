@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from ..calibration.doors import BlockCall
 from .fold import Group
 from .probe import find_groups
 
@@ -26,11 +27,11 @@ class GroupFinder:
         uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         self._shared = {parameter for parameter, count in uses.items() if count > 1}
 
-    def groups(self, block: nn.Module, call: BlockCall) -> list[Group]:
-        """The block's groups in execution order; `call` is one call of it."""
+    def groups(self, block: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> list[Group]:
+        """The block's groups in execution order, given one call of it; the probe runs where its tensors are."""
         key = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
         if key not in self._found:
-            self._found[key] = find_groups(block, call.args, call.kwargs, seed=self._seed)
+            self._found[key] = find_groups(block, args, kwargs, seed=self._seed)
         return self._found[key]
 
     def foldable(self, block: nn.Module, group: Group) -> bool:

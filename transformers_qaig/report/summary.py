@@ -19,7 +19,7 @@ class BlockSummary:
         error: ‖quantized - full precision‖² / ‖full precision‖² of the block's output over all samples, each stream
             with its own inputs; nan if the recipe reads no data.
         kept, undone: choices that lowered the error on held-back samples, and those that did not and were undone.
-        importance: sub-block's module → sample → λ [T], for the first samples.
+        importance: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
         seconds: wall time.
         resumed: taken from the work folder.
     """
