@@ -295,6 +295,18 @@ def test_the_hubs_config_wins_over_a_given_one(quantized: tuple[nn.Module, Path]
     assert model.config.quantization_config.bits == 3
 
 
+def test_dequantized_it_is_an_ordinary_model_again(
+    llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(quantized[1])
+    model.dequantize()
+    assert not _packed(model)
+    torch.testing.assert_close(_logits(model, llava), _logits(quantized[0], llava))
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(_logits(AutoModelForImageTextToText.from_pretrained(tmp_path), llava), _logits(model, llava))
+
+
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     from tests.families import build
 

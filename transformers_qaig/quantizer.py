@@ -22,7 +22,7 @@ from .config import QAIGConfig
 from .nn.linear import QAIGLinear, check_packed, get_linear
 from .plan import Coverage, Plan, make_plan
 from .recipes import RECIPES
-from .report.model_card import attach_model_card
+from .report.model_card import attach_model_card, detach_model_card
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -181,7 +181,20 @@ class QAIGHfQuantizer(HfQuantizer):
                 skip_keys=model._skip_keys_device_placement,
             )
 
-    # -- saving
+    # -- back to full precision, and saving
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        for path in self.plan:
+            packed = model.get_submodule(path)
+            assert isinstance(packed, QAIGLinear)
+            weight = packed.dequantize(dtype)
+            linear = torch.nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
+            linear.weight = torch.nn.Parameter(weight)
+            if packed.bias is not None:
+                linear.bias = torch.nn.Parameter(packed.bias.to(weight.dtype))
+            model.set_submodule(path, linear)
+        detach_model_card(model)
+        return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         if getattr(model, "_hf_peft_config_loaded", False):

@@ -113,6 +113,11 @@ def attach_model_card(model: Any, base_model_id: str | None = None) -> None:
     )
 
 
+def detach_model_card(model: Any) -> None:
+    """Undo [`attach_model_card`]: the model is no longer what the card says."""
+    vars(model).pop("_upload_modified_files", None)
+
+
 @dataclass
 class _UploadWithCard:
     """Holds no model: the model that it is attached to can be copied, pickled and freed as before."""

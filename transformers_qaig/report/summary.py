@@ -72,6 +72,8 @@ class QuantizationReport:
             lines.append(f"  relative output error per block: {errors}")
             kept, undone = (sum(len(getattr(b, kind)) for b in self.blocks) for kind in ("kept", "undone"))
             if kept or undone:
-                lines.append(f"  choices kept {kept}, undone {undone} (no gain on held-back samples)")
+                lines.append(
+                    f"  {kept} choices made" + (f", {undone} undone: no gain on held-back samples" if undone else "")
+                )
             lines.append(f"  a paused sample held {self.bytes_per_sample / 2**20:.2f} MiB")
         return "\n".join(lines)
