@@ -52,7 +52,7 @@ def calibrate(
     """
     start = time.perf_counter()
     recipe, blocks = RECIPES[config.recipe], find_blocks(model)
-    device = config.calibration_device or torch.accelerator.current_accelerator()
+    device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
     masks = [token_mask(sample) for sample in samples]
     report = QuantizationReport(config.recipe, coverage, len(samples), int(sum(mask.sum() for mask in masks)))
     store = BlockStore(config, plan, samples)

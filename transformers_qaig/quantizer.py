@@ -120,6 +120,7 @@ class QAIGHfQuantizer(HfQuantizer):
             seed=config.seed,
             is_vlm=hasattr(model.config, "vision_config"),
             columns=config.dataset_columns,
+            token=config.token,
         )
         accepted = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())

@@ -214,11 +214,11 @@ def test_a_name_is_streamed_from_the_hub(processor: Any, picture: Image.Image, m
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in ("org/name", "org/name:test", "org/name:chart:validation"):
-        one(name, processor)
+        load_samples(name, processor, num_samples=1, seed=0, token="secret")
     assert calls == [
-        (("org/name",), {"split": "train", "streaming": True}),
-        (("org/name",), {"split": "test", "streaming": True}),
-        (("org/name", "chart"), {"split": "validation", "streaming": True}),
+        (("org/name",), {"split": "train", "streaming": True, "token": "secret"}),
+        (("org/name",), {"split": "test", "streaming": True, "token": "secret"}),
+        (("org/name", "chart"), {"split": "validation", "streaming": True, "token": "secret"}),
     ]
 
 

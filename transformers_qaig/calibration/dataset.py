@@ -33,6 +33,7 @@ def load_samples(
     columns: Mapping[str, str] | None = None,
     max_pixels: int | None = None,
     max_length: int | None = None,
+    token: str | bool | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """
     Loads calibration samples as the model's inputs.
@@ -54,6 +55,7 @@ def load_samples(
         columns: what the records call their `messages`, `image`, `prompt`, `response` (default: found by name).
         max_pixels: larger images are scaled down to this many pixels (memory grows with them).
         max_length: samples longer than this many tokens are left out; cutting would break the image tokens.
+        token: for a gated set on the Hub.
 
     Returns:
         A list of at most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
@@ -66,7 +68,7 @@ def load_samples(
     for name, value in (("num_samples", num_samples), ("max_pixels", max_pixels), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, it is {value}")
-    records, base_dir = _records(dataset, with_images=is_vlm)
+    records, base_dir = _records(dataset, with_images=is_vlm, token=token)
     samples: list[dict[str, torch.Tensor]] = []
     left_out = 0
     for index, record in _chosen(records, num_samples, seed, keep_rest=max_length is not None):
@@ -81,7 +83,7 @@ def load_samples(
     return samples
 
 
-def _records(dataset: Any, with_images: bool) -> tuple[Any, Path | None]:
+def _records(dataset: Any, with_images: bool, token: str | bool | None) -> tuple[Any, Path | None]:
     """The records, and the folder that their relative image paths start from."""
     if dataset is None:
         return load_default_set(with_images), None
@@ -89,7 +91,7 @@ def _records(dataset: Any, with_images: bool) -> tuple[Any, Path | None]:
         path = Path(dataset).expanduser()
         return _read_json(path), path.parent
     if isinstance(dataset, str):
-        return _load_from_hub(dataset), None
+        return _load_from_hub(dataset, token), None
     if isinstance(dataset, Mapping):
         keys = ", ".join(repr(key) for key in list(dataset)[:5])
         what = "one sample: pass [it]" if "input_ids" in dataset or "messages" in dataset else "not a list of samples"
@@ -118,7 +120,7 @@ def _read_json(path: Path) -> list[Any]:
     return records
 
 
-def _load_from_hub(name: str) -> Any:
+def _load_from_hub(name: str, token: str | bool | None) -> Any:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -129,7 +131,7 @@ def _load_from_hub(name: str) -> Any:
     path, *rest = name.split(":")
     split = rest.pop() if rest else "train"
     try:
-        return load_dataset(path, *rest, split=split, streaming=True)
+        return load_dataset(path, *rest, split=split, streaming=True, token=token)
     except Exception as error:  # the library raises many kinds: connection, missing set, unknown split, scripts
         raise ValueError(
             f"dataset={name!r} cannot be loaded ({type(error).__name__}: {error}). The form is 'org/name', "
