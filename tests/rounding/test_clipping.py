@@ -9,7 +9,7 @@ ARGUMENTS = {"bits": 3, "group_size": 32, "sym": False, "storage_dtype": torch.f
 def test_moments_are_weighted_per_group_and_ignore_weightless_tokens() -> None:
     x, weight = torch.randn(1, 6, 64), torch.tensor([[1.0, 2, 0, 1, 0, 4]])
     x[0, 2] = 1e3
-    moments = second_moments([x], [weight], 32)
+    moments = second_moments([(x, weight)], 32)
     rows = x[0, :, 32:]
     torch.testing.assert_close(moments[1], (rows * weight[0, :, None]).T @ rows / weight.sum())
     assert moments.shape == (2, 32, 32)
@@ -18,12 +18,12 @@ def test_moments_are_weighted_per_group_and_ignore_weightless_tokens() -> None:
 def _case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     weight, x = torch.randn(24, 64), torch.randn(1, 400, 64)
     weight[:, ::16] *= 3  # outliers that are worth clipping
-    return weight, x, second_moments([x], [torch.ones(1, 400)], 32)
+    return weight, x, second_moments([(x, torch.ones(1, 400))], 32)
 
 
 def test_clipping_lowers_the_output_error() -> None:
     weight, x, _ = _case()
-    moments = second_moments([x], [torch.ones(1, 400)], 32)
+    moments = second_moments([(x, torch.ones(1, 400))], 32)
     found = search_clipping(weight, moments, **ARGUMENTS)
     assert found.shrink.shape == found.gain.shape == (24, 2)
     assert (found.shrink < 1).any()

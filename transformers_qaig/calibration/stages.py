@@ -41,7 +41,8 @@ def weigh_tokens(
     weights = {name: get_linear(original, name).weight for name in inside}
     weights_q = {name: plain.grid(name, weight, dtype).quantize(weight) for name, weight in weights.items()}
     generator = torch.Generator().manual_seed(seed)
-    for piece in pieces:
+    for waiting in pieces:
+        piece = waiting.loaded(_device(original))
         if group.linears == (group.module,):
             attribution = qig_linear(piece.x, piece.x_q, weights[group.module] - weights_q[group.module])
         else:
@@ -57,7 +58,7 @@ def weigh_tokens(
             if recipe.token_weights == "shuffled":
                 weight[real] = weight[real][torch.randperm(int(real.sum()), generator=generator).to(weight.device)]
             importance.append(weight)
-        piece.weights = torch.cat(importance).reshape(piece.real.shape)
+        waiting.weights = torch.cat(importance).reshape(piece.real.shape).cpu()
 
 
 @torch.no_grad()
@@ -79,9 +80,13 @@ def equalize(
     if not recipe.equalization or not foldable or (shared and not recipe.share_channels):
         return choices
     weights = {name: get_linear(original, name).weight for name in group.linears if name in choices.entries}
-    wanted = [run(original, group, piece, piece.x) for piece in pieces]
-    count = sum(piece.real.sum() for piece in pieces)
-    magnitude = torch.stack([piece.x[piece.real].abs().sum(0) for piece in pieces]).sum(0) / count
+    device = _device(original)
+    wanted, magnitude, count = [], torch.zeros(len(group.channels), device=device), 0
+    for piece in (waiting.loaded(device) for waiting in pieces):
+        wanted.append(run(original, group, piece, piece.x).cpu())
+        magnitude += piece.x[piece.real].abs().sum(0)
+        count += int(piece.real.sum())
+    magnitude /= count
 
     def loss(scale: Tensor) -> float:
         trial = {
@@ -89,8 +94,8 @@ def equalize(
             for name, weight in weights.items()
         }
         total, mass = 0.0, 0.0
-        for piece, target in zip(pieces, wanted):
-            error = (run(original, group, piece, piece.x, trial) - target).abs().mean(-1)
+        for piece, target in zip((waiting.loaded(device) for waiting in pieces), wanted):
+            error = (run(original, group, piece, piece.x, trial) - target.to(device)).abs().mean(-1)
             weight = piece.weights if piece.weights.shape == error.shape else torch.ones_like(error)
             total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
         return total / mass
@@ -114,11 +119,15 @@ def clip(
         return choices
     block = folded(original, choices)
     scale = next((e for g, e in choices.scales if g is group), torch.ones(()))
-    xs, weights = [piece.x_q / scale.to(piece.x_q) for piece in pieces], [piece.weights for piece in pieces]
-    clippings = {}
+    device, clippings = _device(original), {}
     for name in group.linears:
         if name in choices.entries:
-            moments = second_moments(xs, weights, choices.entries[name]["group_size"])
+            inputs = ((p.x_q / scale.to(device), p.weights) for p in (waiting.loaded(device) for waiting in pieces))
+            moments = second_moments(inputs, choices.entries[name]["group_size"])
             weight = get_linear(block, name).weight.data
             clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, dtype))
     return choices.with_clippings(clippings)
+
+
+def _device(block: nn.Module) -> torch.device:
+    return next(block.parameters()).device

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
-from .doors import BlockCall
+from .doors import BlockCall, map_tensors
 
 MAX_TOKENS = 8192
 """Tokens of several samples that are run at once where a sub-block treats each token by itself."""
@@ -20,12 +20,12 @@ MAX_TOKENS = 8192
 @dataclass
 class Piece:
     """
-    One sample at a sub-block's entrance, or several in a row.
+    One sample at a sub-block's entrance, or several in a row. Pieces wait on the CPU; `loaded` gives one to work with.
 
     Attributes:
         samples: which ones.
-        x: fp32 [B, T, C], what the group's linears read in the full-precision stream.
-        x_q: fp32 [B, T, C], the same in the quantized stream.
+        x: [B, T, C], what the group's linears read in the full-precision stream. Waiting in the model's dtype.
+        x_q: [B, T, C], the same in the quantized stream.
         real: bool [B, T], True at real tokens.
         lengths: tokens of each sequence, in the order in which they stand in [B * T].
         args, kwargs: what the sub-block's module was called with.
@@ -41,11 +41,19 @@ class Piece:
     kwargs: dict[str, Any] = field(default_factory=dict)
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def loaded(self, device: torch.device) -> Piece:
+        """The same piece on `device`, all its floats in fp32."""
+        x, x_q, real, args, kwargs, weights = map_tensors(
+            lambda t: t.to(device, torch.float32) if t.is_floating_point() else t.to(device),
+            (self.x, self.x_q, self.real, self.args, self.kwargs, self.weights),
+        )
+        return replace(self, x=x, x_q=x_q, real=real, args=args, kwargs=kwargs, weights=weights)
+
     def importance(self) -> dict[int, Tensor]:
         """λ [T] of each sample's first sequence."""
         per_sample = len(self.lengths) // len(self.samples)
         rows = self.weights.reshape(-1).split(self.lengths)
-        return {sample: rows[i * per_sample].cpu() for i, sample in enumerate(self.samples)}
+        return {sample: rows[i * per_sample] for i, sample in enumerate(self.samples)}
 
 
 class _Reached(Exception):
@@ -97,7 +105,7 @@ def run(block: nn.Module, group: Group, piece: Piece, x: Tensor, weights: Mappin
     Args:
         block: the block in fp32; not changed.
         group: which sub-block of it.
-        piece: the rest of the sub-block's arguments (masks, rotary embeddings); floats are cast to fp32.
+        piece: loaded; the rest of the sub-block's arguments (masks, rotary embeddings).
         x: fp32 [B, T, C].
         weights: linear's path in the block → weight to use instead of its own.
 
@@ -113,7 +121,7 @@ def run(block: nn.Module, group: Group, piece: Piece, x: Tensor, weights: Mappin
     ]
     try:
         replaced = {f"{name.removeprefix(prefix)}.weight": weight for name, weight in (weights or {}).items()}
-        args, kwargs = ((x,), {}) if len(piece.samples) > 1 else tree_map(_as_float32, (piece.args, piece.kwargs))
+        args, kwargs = ((x,), {}) if len(piece.samples) > 1 else (piece.args, piece.kwargs)
         output = torch.func.functional_call(module, replaced, args, kwargs)
     finally:
         for handle in handles:
@@ -151,8 +159,8 @@ def pieces_of(
             return []
         if x.ndim != 3 or x.shape != x_q.shape:
             return []
-        lengths = [x.shape[1]] * x.shape[0]
-        pieces.append(Piece([s], x.float(), x_q.float(), mask_for(masks[s], x), lengths, args, kwargs))
+        x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
+        pieces.append(Piece([s], x, x_q, mask_for(masks[s], x), [x.shape[1]] * x.shape[0], args, kwargs))
     return merge(original, group, pieces)
 
 
@@ -164,7 +172,8 @@ def mask_for(mask: Tensor, x: Tensor) -> Tensor:
 
 def merge(block: nn.Module, group: Group, pieces: Sequence[Piece]) -> list[Piece]:
     """Fewer, longer pieces if the sub-block treats each token by itself, so that it runs on many at once."""
-    if not pieces or not is_tokenwise(block, group, pieces[0]):
+    device = next(block.parameters()).device
+    if not pieces or not is_tokenwise(block, group, pieces[0].loaded(device)):
         return list(pieces)
     return [
         row[0]
@@ -208,7 +217,3 @@ def _rows(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 def _in_one_row(tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1, *tensor.shape[2:])
-
-
-def _as_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

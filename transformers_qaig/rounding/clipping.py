@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,26 +28,24 @@ class Clipping:
     gain: Tensor
 
 
-def second_moments(inputs: list[Tensor], weights: list[Tensor], group_size: int) -> Tensor:
+def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> Tensor:
     """
     λ-weighted second moments of the input channels, one block per quantization group.
 
     Args:
-        inputs: per piece, fp32 [B, T, K].
-        weights: per piece, λ fp32 [B, T].
+        inputs: (x fp32 [B, T, K], λ fp32 [B, T]), at least one.
         group_size: divides K, or -1 for K.
 
     Returns:
         fp32 [G, g, g]: Σ λ x xᵀ / Σ λ over each group's own channels.
     """
-    columns = inputs[0].shape[-1]
-    size = columns if group_size == -1 else group_size
-    moments = torch.zeros(columns // size, size, size, device=inputs[0].device)
-    total = torch.zeros((), device=inputs[0].device)
-    for x, weight in zip(inputs, weights):
+    moments, total = torch.zeros(()), torch.zeros(())
+    for x, weight in inputs:
+        columns = x.shape[-1]
+        size = columns if group_size == -1 else group_size
         rows = x.reshape(-1, columns // size, size).transpose(0, 1)  # [G, tokens, g]
-        moments += rows.transpose(1, 2) @ (rows * weight.reshape(1, -1, 1))
-        total += weight.sum()
+        moments = moments.to(x) + rows.transpose(1, 2) @ (rows * weight.reshape(1, -1, 1))
+        total = total.to(x) + weight.sum()
     return moments / total.clamp(min=1e-12)
 
 
