@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import GitConfig, GitForCausalLM
 
 from tests.families import FAMILIES, build
 from transformers_qaig import QAIGConfig
@@ -94,3 +95,26 @@ def test_small_linears_are_left_out() -> None:
     plan, coverage = make_plan(model, QAIGConfig())
     assert list(plan) == ["layers.0.big"]
     assert "too small" in coverage.left_out["layers.0.router"][1]
+
+
+def test_a_tower_that_the_decoder_owns_is_no_block_of_the_language_model() -> None:
+    """GIT's decoder holds its image encoder, Chameleon's its image tokenizer."""
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = GitConfig(
+        vision_config=vision,
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    with torch.device("meta"):
+        model = GitForCausalLM(config)
+    assert list(find_blocks(model)) == ["git.encoder.layer.0", "git.encoder.layer.1"]

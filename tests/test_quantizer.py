@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 from tests.families import FAMILIES, conversations, samples, save
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig, QAIGLinear
 from transformers_qaig.plan import find_blocks
+from transformers_qaig.quantizer import QAIGHfQuantizer
 from transformers_qaig.recipes import RECIPES
 
 FAST = {"group_size": 32, "dataset": conversations(4)}
@@ -88,6 +90,19 @@ def test_every_recipe_runs_and_reports(llava: Path, recipe: str) -> None:
         assert report.bytes_per_sample > 0
 
 
+def test_hardly_any_data_does_no_harm(llava: Path) -> None:
+    one = {"input_ids": torch.tensor([[7]]), "attention_mask": torch.tensor([[1]])}
+    reference = _logits(AutoModelForImageTextToText.from_pretrained(llava), llava)
+    errors = {}
+    for recipe in ("rtn", "fast"):
+        config = QAIGConfig(bits=8, group_size=32, recipe=recipe, dataset=[one])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # text-only data is warned about
+            model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+        errors[recipe] = (_logits(model, llava) - reference).norm()
+    assert errors["fast"] < 3 * errors["rtn"]
+
+
 def test_a_bare_config_works(llava: Path) -> None:
     model = AutoModelForVision2Seq.from_pretrained(llava, quantization_config=QAIGConfig(num_samples=2))
     assert model.qaig_report.coverage.share == 1
@@ -134,6 +149,18 @@ def test_scales_and_outputs_have_the_models_dtype(llava: Path, dtype: torch.dtyp
     assert _logits(model, llava).dtype == dtype
 
 
+def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((llava / name).read_bytes())
+    batch = {name: torch.cat([value] * 2) for name, value in _inputs(llava).items()}
+    batch["attention_mask"][0, 0] = 0
+    text = {"input_ids": torch.tensor([[7, 8, 9, 7]])}
+    config = QAIGConfig(bits=8, group_size=32, dataset=[batch, text, {"input_ids": [5]}])
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=config)
+    full = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert _logits(model, llava).allclose(_logits(full, llava), rtol=0, atol=0.3)
+
+
 # -- refused before any weight is read
 
 
@@ -158,6 +185,23 @@ def test_bad_requests_cost_no_loading(llava: Path, tmp_path: Path, settings: dic
     )
     with pytest.raises(ValueError, match=named):
         AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=QAIGConfig(bits=3, **settings))
+
+
+def test_flash_attention_is_refused_for_calibration(llava: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    model.config.text_config._attn_implementation_internal = "flash_attention_2"
+    quantizer = QAIGHfQuantizer(QAIGConfig(**FAST), pre_quantized=False)
+    with pytest.raises(ValueError, match="sdpa"):
+        quantizer.preprocess_model(model)
+
+
+def test_a_newer_format_says_so_when_loading(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(format_version=2, needs_version="9.9", something_new=1)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 9\.9"):
+        AutoModelForImageTextToText.from_pretrained(folder)
 
 
 # -- placement
@@ -375,13 +419,40 @@ def test_damaged_contents_are_an_error_too(
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("damage", ["no plan", "other path", "other bits"])
+@pytest.mark.parametrize("ending", ["0.input_layernorm.weight", "vision_tower.post_layernorm.weight"])
+def test_a_missing_tensor_that_is_not_packed_is_an_error_too(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, ending: str
+) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: tensors.pop(_find(tensors, ending)))
+    with pytest.raises(ValueError, match=f"{ending} is missing"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [0, 100, 50_000])
+def test_a_truncated_file_is_named(quantized: tuple[nn.Module, Path], tmp_path: Path, size: int) -> None:
+    file = _damaged(quantized[1], tmp_path, lambda tensors: None) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_only_safetensors_are_read(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", ["twice", "no plan", "other path", "other bits"])
 def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path], tmp_path: Path, damage: str) -> None:
     folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
     config = json.loads((folder / "config.json").read_text())
     plan = config["quantization_config"]["plan"]
     path = next(iter(plan))
-    if damage == "no plan":
+    if damage == "twice":
+        plan[f"model.{path}"] = dict(plan[path])
+    elif damage == "no plan":
         del config["quantization_config"]["plan"]
     elif damage == "other path":
         plan["model.language_model.layers.9.mlp.up_proj"] = plan.pop(path)

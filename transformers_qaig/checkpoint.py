@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -28,7 +29,10 @@ def guard_key(plan: Plan) -> str:
 
 def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> None:
     """
-    Compare the packed tensors in the headers of safetensors files with what the plan asks for.
+    Compare the headers of safetensors files with the tensors that the plan and the model ask for.
+
+    Of the parameters that are not packed only their presence is checked, and only if the model is of the class that was
+    saved: another one may bring a head of its own.
 
     Args:
         model: on meta, with the plan's `QAIGLinear`s in place.
@@ -36,7 +40,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
         files: paths of the checkpoint's shards.
 
     Raises:
-        ValueError: naming the packed tensors that are missing, unexpected, misshapen or of a wrong type.
+        ValueError: naming the tensors that are missing, unexpected, misshapen or of a wrong type, or a file that
+            cannot be read.
     """
     expected = {}
     for path, entry in plan.items():
@@ -47,7 +52,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
 
     problems = []
     found = set()
-    for key, (shape, dtype, file) in _renamed(model, files).items():
+    headers = _renamed(model, files)
+    for key, (shape, dtype, file) in headers.items():
         if key not in expected:
             if key.rpartition(".")[2] in names:
                 problems.append(f"{key} is in {file} but not in the plan of config.json")
@@ -60,10 +66,39 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
         if DTYPES.get(dtype) not in allowed:
             problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
     problems += [f"{key} is missing" for key in expected if key not in found]
+    if type(model).__name__ in (model.config.architectures or ()):
+        problems += [f"{key} is missing" for key in _unpacked_missing(model, expected, headers)]
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:8])
         more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}")
+
+
+def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Container[str]) -> list[str]:
+    """
+    Parameters that are neither packed nor stored, nor tied to a stored one, nor expected to be missing.
+
+    What the loader splits from a fused tensor counts as stored: its own name is in no file.
+    """
+    conversions = get_model_conversion_mapping(model)
+    split = [
+        part
+        for entry in conversions
+        if isinstance(entry, WeightConverter) and len(entry.target_patterns) > 1
+        for part in entry.target_patterns
+    ]
+    tied = {one: other for pair in model.all_tied_weights_keys.items() for one, other in (pair, pair[::-1])}
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    return [
+        key
+        for key, _ in model.named_parameters(remove_duplicate=False)
+        if key not in packed
+        and key not in stored
+        and key not in (model._keys_to_ignore_on_save or ())
+        and tied.get(key) not in stored
+        and not any(pattern.search(key) for pattern in ignored)
+        and not any(part in key for part in split)
+    ]
 
 
 def _renamed(model: PreTrainedModel, files: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str, str]]:
@@ -74,7 +109,11 @@ def _renamed(model: PreTrainedModel, files: Sequence[str]) -> dict[str, tuple[tu
     state_dict = model.state_dict()
     headers = {}
     for file in files:
-        with safe_open(file, "pt") as stored:
+        try:
+            stored = safe_open(file, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read, download or save it again: {error}") from error
+        with stored:
             for key in stored.keys():
                 header = stored.get_slice(key)
                 renamed, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, state_dict)

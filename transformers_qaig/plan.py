@@ -22,18 +22,22 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     The blocks of the language model, by path in `model`, in the order of their lists.
 
-    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`. If the
-    model does not tell its decoder apart (towers would be found too), the list with the most weights is taken.
+    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`, but for
+    those in a model of its own that embeds no text (a tower or image tokenizer that the decoder owns). If the model
+    does not tell its decoder apart (towers would be found too), the list with the most weights is taken.
 
     Raises:
         ValueError: no such list.
     """
     decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
     lists: list[dict[str, nn.Module]] = []
 
     def visit(module: nn.Module, path: str) -> None:
         for name, child in module.named_children():
             child_path = f"{path}.{name}" if path else name
+            if isinstance(child, PreTrainedModel) and not _embeds_text(child, embeddings):
+                continue
             if isinstance(child, nn.ModuleList) and len(child) and all(_is_block(item) for item in child):
                 lists.append({f"{child_path}.{i}": item for i, item in enumerate(child)})
             else:
@@ -49,6 +53,13 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     if decoder is model:
         lists = [max(lists, key=lambda found: sum(_size(block) for block in found.values()))]
     return {path: block for found in lists for path, block in found.items()}
+
+
+def _embeds_text(module: nn.Module, embeddings: nn.Module | None) -> bool:
+    """Whether `module` holds the text embeddings, or a table of their shape that is to be tied to them."""
+    shape = getattr(getattr(embeddings, "weight", None), "shape", None)
+    tables = (m.weight.shape for m in module.modules() if isinstance(m, nn.Embedding))
+    return shape is None or shape in tables or any(m is embeddings for m in module.modules())
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -159,8 +170,9 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
         )
     if not plan:
         raise ValueError("No weight of the language model's blocks can be packed.")
+    tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
     for name, parameter in model.named_parameters():
-        if id(parameter) not in counted and parameter.ndim >= 2:
+        if id(parameter) not in counted and parameter.ndim >= 2 and name not in tied:
             part = _part(name)
             coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + parameter.numel()
     return plan, coverage

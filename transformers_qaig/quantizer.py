@@ -16,7 +16,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
 from .calibrate import calibrate
-from .calibration.dataset import load_samples
+from .calibration.dataset import are_encoded, load_samples
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
 from .nn.linear import QAIGLinear, check_packed, get_linear
@@ -73,6 +73,12 @@ class QAIGHfQuantizer(HfQuantizer):
         self.plan, self.coverage = make_plan(model, config)
         self.coverage.require(config.min_coverage)
         if RECIPES[config.recipe].calibrates:
+            attention = model.config.get_text_config()._attn_implementation or ""
+            if "flash" in attention:
+                raise ValueError(
+                    f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
+                    "'sdpa' or 'eager', and load the saved model with any."
+                )
             with _outside_init_context():
                 self.samples = self._load_samples(model, checkpoint_files)
 
@@ -94,7 +100,10 @@ class QAIGHfQuantizer(HfQuantizer):
             model.set_submodule(path, replacement)
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {re.escape(guard_key(self.plan)) + "$"}
-        if checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files):
+        if checkpoint_files:
+            others = [str(file) for file in checkpoint_files if not str(file).endswith(".safetensors")]
+            if others:
+                raise ValueError(f"A quantized checkpoint is stored as safetensors, and {others[0]} is not.")
             check_headers(model, self.plan, checkpoint_files)
 
     def _load_samples(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> list[dict[str, Tensor]]:
@@ -108,11 +117,13 @@ class QAIGHfQuantizer(HfQuantizer):
                     name, revision=revision, token=config.token, trust_remote_code=config.trust_remote_code
                 )
             except Exception as error:
-                raise ValueError(
-                    f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). Give "
-                    "one: QAIGConfig(processor=...), an object or where to load it from; or recipe='rtn', which reads "
-                    "no data."
-                ) from error
+                if not are_encoded(config.dataset):
+                    raise ValueError(
+                        f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). "
+                        "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
+                        "as the dataset; or recipe='rtn', which reads no data."
+                    ) from error
+                processor = None
         samples = load_samples(
             config.dataset,
             processor,
@@ -231,7 +242,7 @@ def _localise(plan: Plan, model: PreTrainedModel) -> Plan:
     The plan in `model`'s own names: a base model (AutoModel) has no head and lacks the prefix of the full one.
 
     Raises:
-        ValueError: a path that is no linear of this model.
+        ValueError: a path that is no linear of this model, or two that are the same one.
     """
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
@@ -243,6 +254,8 @@ def _localise(plan: Plan, model: PreTrainedModel) -> Plan:
                 f"The plan in config.json packs {path!r}, which is no linear layer of {type(model).__name__}: the "
                 "checkpoint is damaged or belongs to another architecture."
             )
+        if name in local:
+            raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
         local[name] = entry
     return local
 

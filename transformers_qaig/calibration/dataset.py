@@ -16,7 +16,7 @@ from .encode import as_tensors, encode, has_image, preview, token_mask
 from .images import shrink
 from .messages import Conversation, find_columns, to_conversation
 
-__all__ = ["load_samples", "token_mask"]
+__all__ = ["are_encoded", "load_samples", "token_mask"]
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -48,7 +48,7 @@ def load_samples(
             - processor outputs: dicts with `input_ids`; padded batches keep their `attention_mask`;
             - a `str`: a `.json`/`.jsonl` file of such records, or a set on the Hub: `"org/name"`,
               `"org/name:split"`, `"org/name:config:split"` (streamed; split `train` unless said).
-        processor: the model's processor.
+        processor: the model's processor; None will do for processor outputs.
         num_samples: how many samples to keep. More are shuffled by `seed` and cut; fewer are all used.
         seed: seed of the choice and its order.
         is_vlm: whether the model takes images. If so, a set without a single image is warned about.
@@ -81,6 +81,15 @@ def load_samples(
             break
     _report(samples, processor, num_samples, left_out, max_length, is_vlm)
     return samples
+
+
+def are_encoded(dataset: Any) -> bool:
+    """Whether `dataset` is a list of processor outputs, which need no processor any more."""
+    return isinstance(dataset, (list, tuple)) and all(_is_encoded(record) for record in dataset)
+
+
+def _is_encoded(record: Any) -> bool:
+    return isinstance(record, Mapping) and "input_ids" in record
 
 
 def _records(dataset: Any, with_images: bool, token: str | bool | None) -> tuple[Any, Path | None]:
@@ -164,7 +173,7 @@ def _encode_record(
     base_dir: Path | None,
     max_pixels: int | None,
 ) -> dict[str, torch.Tensor]:
-    if isinstance(record, Mapping) and "input_ids" in record:
+    if _is_encoded(record):
         try:
             return as_tensors(record)
         except ValueError as error:

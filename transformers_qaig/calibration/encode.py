@@ -90,9 +90,14 @@ def has_image(sample: Mapping[str, torch.Tensor]) -> bool:
 
 
 def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
-    """The first row of a sample decoded, padding left out, runs of one token collapsed: `<image>×64`."""
+    """
+    The first row of a sample, padding left out: its text, runs of one token collapsed (`<image>×64`); its ids where
+    nothing decodes them.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = sample["input_ids"][0][token_mask(sample)[0]].tolist()
+    if not hasattr(tokenizer, "decode"):
+        return str(ids[:PREVIEW_CHARS])
     pieces: list[str] = []
     plain: list[int] = []
     for token, run in itertools.groupby(ids):

@@ -16,6 +16,9 @@ from ..rounding.clipping import search_clipping, second_moments
 from .choices import Choices, folded
 from .subblock import Piece, run
 
+MIN_TOKENS = 64
+"""With fewer real tokens the second moments say too little to clip by."""
+
 
 def weigh_tokens(
     original: nn.Module,
@@ -115,7 +118,7 @@ def clip(
     foldable: bool,
 ) -> Choices:
     """The choices with the ranges of the group's grids clipped where that lowers each row's own output error."""
-    if not recipe.clipping:
+    if not recipe.clipping or sum(int(piece.real.sum()) for piece in pieces) < MIN_TOKENS:
         return choices
     block = folded(original, choices)
     scale = next((e for g, e in choices.scales if g is group), torch.ones(()))
