@@ -29,3 +29,28 @@ def _seed() -> None:
 def tiny_vlm_path() -> Path:
     """Folder of the trained tiny VLM (a LLaVA of 6.8 M parameters, bf16)."""
     return TINY_VLM / "model"
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random LLaVA, processor included."""
+    folder = tmp_path_factory.mktemp("llava")
+    from tests.families import save
+
+    save("llava", folder, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quantized(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
+    """A model quantized by default means, and where it was saved, processor included."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from tests.lifecycle import FAST
+    from transformers_qaig import QAIGConfig
+
+    folder = tmp_path_factory.mktemp("quantized")
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(bits=3, **FAST))
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(llava).save_pretrained(folder)
+    return model, folder

@@ -1,0 +1,48 @@
+"""An interrupted run goes on where it stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from tests.lifecycle import FAST, logits
+from transformers_qaig import QAIGConfig
+from transformers_qaig.plan import find_blocks
+
+
+def test_an_interrupted_run_resumes_where_it_stopped(
+    llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers_qaig.calibrate as conductor
+
+    work, real = tmp_path / "work", conductor.quantize_block
+    treated = []
+
+    def stop_at_second(block, path, *args):
+        treated.append(path)
+        if len(treated) == 2:
+            raise KeyboardInterrupt
+        return real(block, path, *args)
+
+    config = QAIGConfig(bits=3, work_dir=work, **FAST)
+    monkeypatch.setattr(conductor, "quantize_block", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert len(list(work.glob("*.safetensors"))) == 1
+    assert not list(work.glob("*.tmp"))
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert treated[1:] == treated[1:2] + list(find_blocks(model))[1:]
+    assert [block.resumed for block in model.qaig_report.blocks] == [True, False]
+    assert torch.equal(logits(model, llava), logits(quantized[0], llava))
+
+
+def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:
+    def quantize(**settings) -> None:
+        config = QAIGConfig(bits=3, work_dir=tmp_path, **FAST, **settings)
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+
+    quantize(num_samples=2)
+    with pytest.raises(ValueError, match="work_dir"):
+        quantize(num_samples=3)

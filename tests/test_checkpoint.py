@@ -1,0 +1,111 @@
+"""Damaged checkpoints are errors that name what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+
+
+def _damaged(folder: Path, target: Path, change) -> Path:
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def _find(tensors: dict[str, Tensor], ending: str) -> str:
+    return next(name for name in sorted(tensors) if name.endswith(ending))
+
+
+PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("damage", ["missing", "extra", "misshapen", "wrong type"])
+def test_damage_is_an_error_that_names_the_tensor(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, part: str, damage: str
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        name = _find(tensors, f"1.mlp.up_proj.{part}")
+        if damage == "missing":
+            del tensors[name]
+        elif damage == "extra":
+            tensors[name.replace("up_proj", "side_proj")] = tensors[name].clone()
+        elif damage == "misshapen":
+            tensors[name] = tensors[name][:-1].clone()
+        else:
+            wrong = torch.float64 if tensors[name].is_floating_point() else torch.float32
+            tensors[name] = tensors[name].to(wrong)
+
+    folder = _damaged(quantized[1], tmp_path, change)
+    linear = "side_proj" if damage == "extra" else "up_proj"
+    with pytest.raises(ValueError, match=rf"1\.mlp\.{linear}\.{part}"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("part", "value"), [("weight_scale", float("nan")), ("weight_shape", 7)])
+def test_damaged_contents_are_an_error_too(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, part: str, value: float
+) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: tensors[_find(tensors, f"up_proj.{part}")].fill_(value))
+    with pytest.raises(ValueError, match=rf"up_proj\.{part}"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("ending", ["0.input_layernorm.weight", "vision_tower.post_layernorm.weight"])
+def test_a_missing_tensor_that_is_not_packed_is_an_error_too(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, ending: str
+) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: tensors.pop(_find(tensors, ending)))
+    with pytest.raises(ValueError, match=f"{ending} is missing"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [0, 100, 50_000])
+def test_a_truncated_file_is_named(quantized: tuple[nn.Module, Path], tmp_path: Path, size: int) -> None:
+    file = _damaged(quantized[1], tmp_path, lambda tensors: None) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_only_safetensors_are_read(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", ["twice", "no plan", "other path", "other bits"])
+def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path], tmp_path: Path, damage: str) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    plan = config["quantization_config"]["plan"]
+    path = next(iter(plan))
+    if damage == "twice":
+        plan[f"model.{path}"] = dict(plan[path])
+    elif damage == "no plan":
+        del config["quantization_config"]["plan"]
+    elif damage == "other path":
+        plan["model.language_model.layers.9.mlp.up_proj"] = plan.pop(path)
+    else:
+        plan[path]["bits"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"plan|damaged|match"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_a_newer_format_says_so_when_loading(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(format_version=2, needs_version="9.9", something_new=1)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 9\.9"):
+        AutoModelForImageTextToText.from_pretrained(folder)
