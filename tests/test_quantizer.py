@@ -20,7 +20,7 @@ from transformers_qaig.recipes import RECIPES
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "fp")
-    config = QAIGConfig(bits=8, min_coverage=0.1, **FAST)  # fused experts and linear attention are not covered yet
+    config = QAIGConfig(bits=8, min_coverage=0.1, **FAST)  # fused experts are not covered yet
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp", quantization_config=config)
     plan = model.config.quantization_config.plan
     assert packed(model) == list(plan)
@@ -129,6 +129,7 @@ def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> Non
         ({"modules_to_not_convert": ["*.mlp.*"]}, "min_coverage"),
         ({"overrides": {"*.nothing": 4}}, "nothing"),
         ({"processor": "/nowhere"}, "processor"),
+        ({"processor": Path("/nowhere")}, "processor"),
         ({"dataset": []}, "sample"),
         ({"plan": {"a": {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ class QAIGHfQuantizer(HfQuantizer):
     def _load_samples(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> list[dict[str, Tensor]]:
         config = self.quantization_config
         processor = config.processor
-        if processor is None or isinstance(processor, str):
+        if processor is None or isinstance(processor, (str, os.PathLike)):
             name = processor or model.name_or_path
             revision = None if processor else _revision(checkpoint_files)
             try:
