@@ -12,7 +12,6 @@ from pathlib import Path
 from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
-from setuptools.command.sdist import sdist
 
 PACKAGE = Path("transformers_qaig")
 SOURCES = Path("csrc")
@@ -27,9 +26,9 @@ class BuildPy(build_py):
         package = Path(self.build_lib) / PACKAGE
         shutil.rmtree(package / SOURCES, ignore_errors=True)
         shutil.copytree(SOURCES, package / SOURCES)
-        self.distribution.compiled = self.compile(package / compiler["LIBRARY_NAME"])
+        self.distribution.compiled = self.compile_kernels(package / compiler["LIBRARY_NAME"])
 
-    def compile(self, library: Path) -> bool:
+    def compile_kernels(self, library: Path) -> bool:
         library.unlink(missing_ok=True)
         found, torch = compiler["find_compiler"](), compiler["find_torch"]()
         if found is None or torch is None:
@@ -55,12 +54,6 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-class Sdist(sdist):
-    def add_defaults(self) -> None:
-        super().add_defaults()
-        self.filelist.extend(str(path) for path in SOURCES.rglob("*") if path.is_file())
-
-
 class PlatformDistribution(Distribution):
     compiled = False
 
@@ -70,5 +63,5 @@ class PlatformDistribution(Distribution):
 
 setup(
     distclass=PlatformDistribution,
-    cmdclass={"build_py": BuildPy, "bdist_wheel": Wheel, "sdist": Sdist},
+    cmdclass={"build_py": BuildPy, "bdist_wheel": Wheel},
 )
