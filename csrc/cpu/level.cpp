@@ -42,9 +42,7 @@ struct Features {
         avx512 &= add("avx512bw", __builtin_cpu_supports("avx512bw"));
         avx512 &= add("avx512vl", __builtin_cpu_supports("avx512vl"));
         avx512 &= add("avx512dq", __builtin_cpu_supports("avx512dq"));
-        avx512 &= add("avx512vbmi", __builtin_cpu_supports("avx512vbmi"));
         avx512 &= add("avx512vnni", __builtin_cpu_supports("avx512vnni"));
-        avx512 &= add("avx512bf16", __builtin_cpu_supports("avx512bf16"));
         if (avx2) best = avx512 ? Level::avx512 : Level::avx2;
 #endif
     }

@@ -7,7 +7,7 @@ namespace qaig {
 enum class Level {
     portable = 0,  // C++ without intrinsics, any processor
     avx2 = 1,      // AVX2, FMA, F16C
-    avx512 = 2,    // AVX-512 F, BW, VL, DQ, VBMI, VNNI, BF16
+    avx512 = 2,    // AVX-512 F, BW, VL, DQ, VNNI
 };
 
 // The highest level that this processor and its operating system can run.
