@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import extension
 from . import reference
 from .packing import SCALE_DTYPES, packed_shapes
 
@@ -63,6 +64,8 @@ def linear(
         ValueError: if an argument has a wrong shape, dtype or device.
         NotImplementedError: for `signs`, `activation_bits` or `layout` the reference cannot handle.
     """
+    if x.device.type == "cpu":
+        extension.load()  # registers the compiled kernels, if they were not yet: they answer from the next call on
     if activation_bits != 16:
         raise NotImplementedError(
             f"activation_bits={activation_bits} has no kernel here: quantize with activation_bits=16"
