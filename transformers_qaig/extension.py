@@ -108,6 +108,31 @@ def set_cpu_level(level: str) -> None:
         raise ValueError(f'level "{level}" is more than this processor can run: its best is "{best_cpu_level()}"')
 
 
+def build() -> Path:
+    """The library in the cache folder, compiled if it is not there yet.
+
+    Raises:
+        CompileError: if something that compiling needs is missing or fails.
+        OSError: if the cache folder cannot be written.
+    """
+    sources = compiler.find_sources(_PACKAGE)
+    if sources is None:
+        raise compiler.CompileError(f"{_PACKAGE} has no csrc folder: reinstall transformers-qaig")
+    found = compiler.find_compiler()
+    if found is None:
+        raise compiler.CompileError(f"no C++ compiler that runs: {_REMEDY}")
+    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
+    folder = cache / compiler.cache_key(sources, found)
+    library = folder / compiler.LIBRARY_NAME
+    if not library.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not library.is_file():  # another process may have compiled it while this one waited
+                _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
+                compiler.compile_library(sources, Path(torch.__file__).parent, found, library)
+    return library
+
+
 def _text(function: str) -> str | None:
     library = _load().library
     return None if library is None else getattr(library, function)().decode()
@@ -135,38 +160,13 @@ def _find() -> Extension:
         except OSError as error:
             reasons.append(f"the prebuilt library does not load on torch {torch.__version__} ({error})")
     try:
-        path = _build()
+        path = build()
         return Extension(_open(path), path, "built at first use")
     except (OSError, compiler.CompileError) as error:
         reasons.append(str(error))
     reason = "; ".join(reasons)
     _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", reason)
     return Extension(reason=reason)
-
-
-def _build() -> Path:
-    """The library in the cache folder, compiled if it is not there yet.
-
-    Raises:
-        CompileError: if something that compiling needs is missing or fails.
-        OSError: if the cache folder cannot be written.
-    """
-    sources = compiler.find_sources(_PACKAGE)
-    if sources is None:
-        raise compiler.CompileError(f"{_PACKAGE} has no csrc folder: reinstall transformers-qaig")
-    found = compiler.find_compiler()
-    if found is None:
-        raise compiler.CompileError(f"no C++ compiler that runs: {_REMEDY}")
-    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
-    folder = cache / compiler.cache_key(sources, found)
-    library = folder / compiler.LIBRARY_NAME
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            if not library.is_file():  # another process may have compiled it while this one waited
-                _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
-                compiler.compile_library(sources, Path(torch.__file__).parent, found, library)
-    return library
 
 
 def _open(path: Path) -> ctypes.CDLL:
