@@ -1,12 +1,13 @@
-"""Runs a packed layer in the installation at hand and checks who answered: `check_installed.py <origin of the library>`.
+"""Runs a packed layer in the installation at hand and checks who answered: `check_installed.py <origin>`.
 
-The origin is "prebuilt", "built at first use" or "none"; with "none" there must be one warning, which names the remedy.
+The origin of the library is "prebuilt", "built at first use" or "none", which must warn once and name the remedy.
 """
 
 import logging
 import sys
 
 import torch
+
 import transformers_qaig
 from transformers_qaig import QAIGLinear, env, extension
 

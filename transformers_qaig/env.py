@@ -91,7 +91,7 @@ def _backends(op: str, device: str) -> list[Backend]:
         if not torch.cuda.is_available():
             reason += ", and torch sees no CUDA device here"
         return [Backend(op, device, "every call", "reference", reason)]
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", "CPU"):
+    if not _has_cpu_kernel(op):
         reason = extension.why_not() or "the compiled library has no kernel for it"
         return [Backend(op, device, "every call", "reference", reason)]
     kernel = f"cpu ({extension.cpu_level()})"
@@ -100,6 +100,10 @@ def _backends(op: str, device: str) -> list[Backend]:
         Backend(op, device, _EXPANDED_BITS, kernel, "no kernel of their own: expanded to 8 bits at each call"),
         Backend(op, device, "float64 input", "reference", "the kernels compute in float32 at most"),
     ]
+
+
+def _has_cpu_kernel(op: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", "CPU")
 
 
 def _why_not_faster_level() -> str | None:

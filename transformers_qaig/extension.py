@@ -152,21 +152,20 @@ def _load() -> Extension:
 def _find() -> Extension:
     if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
         return Extension(reason="QAIG_DISABLE_EXTENSION is set")
-    reasons = []
     prebuilt = _PACKAGE / compiler.LIBRARY_NAME
     if prebuilt.is_file():
         try:
             return Extension(_open(prebuilt), prebuilt, "prebuilt")
         except OSError as error:
-            reasons.append(f"the prebuilt library does not load on torch {torch.__version__} ({error})")
+            _logger.warning(
+                "%s does not load on torch %s, so another is compiled: %s", prebuilt, torch.__version__, error
+            )
     try:
         path = build()
         return Extension(_open(path), path, "built at first use")
     except (OSError, compiler.CompileError) as error:
-        reasons.append(str(error))
-    reason = "; ".join(reasons)
-    _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", reason)
-    return Extension(reason=reason)
+        _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", error)
+        return Extension(reason=str(error))
 
 
 def _open(path: Path) -> ctypes.CDLL:
