@@ -10,6 +10,7 @@ import torch
 
 from . import __version__, extension
 
+OPS = ("linear", "linear_grad_input")
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 
@@ -66,7 +67,6 @@ def collect() -> Environment:
     Raises:
         ValueError: if `QAIG_CPU_LEVEL` is not a level, or not one this processor can run.
     """
-    ops = sorted(name.removeprefix("qaig::") for name in torch._C._dispatch_get_all_op_names() if name[:6] == "qaig::")
     extension.load()
     return Environment(
         versions={
@@ -81,7 +81,7 @@ def collect() -> Environment:
         best_cpu_level=extension.best_cpu_level(),
         library=extension.library_path(),
         library_origin=extension.origin() or extension.why_not() or "",
-        backends=tuple(backend for op in ops for device in DEVICES for backend in _backends(op, device)),
+        backends=tuple(backend for op in OPS for device in DEVICES for backend in _backends(op, device)),
     )
 
 
@@ -111,8 +111,8 @@ def _why_not_faster_level() -> str | None:
     if level != best:
         wanted = os.environ.get("QAIG_CPU_LEVEL")
         return f"QAIG_CPU_LEVEL={wanted}" if wanted == level else f"the level was set below the best, {best}"
-    missing = {"portable": "AVX2, FMA and F16C", "avx2": "AVX-512 with VBMI, VNNI and BF16"}.get(best or "")
-    return f"this processor lacks {missing}, or part of it" if missing else None
+    higher = {"portable": "avx2", "avx2": "avx512"}.get(level or "")
+    return f"this processor lacks part of what level {higher} needs (csrc/cpu/level.h)" if higher else None
 
 
 def _cpu_model() -> str:
