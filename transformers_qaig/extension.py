@@ -108,43 +108,7 @@ def set_cpu_level(level: str) -> None:
         raise ValueError(f'level "{level}" is more than this processor can run: its best is "{best_cpu_level()}"')
 
 
-def _text(function: str) -> str | None:
-    library = _load().library
-    return None if library is None else getattr(library, function)().decode()
-
-
-def _load() -> Extension:
-    global _found
-    if _found is None:
-        with _lock:
-            if _found is None:
-                _found = _find()
-    if _found.library is not None and (error := _found.library.qaig_cpu_level_error()):
-        raise ValueError(error.decode())
-    return _found
-
-
-def _find() -> Extension:
-    if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
-        return Extension(reason="QAIG_DISABLE_EXTENSION is set")
-    reasons = []
-    prebuilt = _PACKAGE / compiler.LIBRARY_NAME
-    if prebuilt.is_file():
-        try:
-            return Extension(_open(prebuilt), prebuilt, "prebuilt")
-        except OSError as error:
-            reasons.append(f"the prebuilt library does not load on torch {torch.__version__} ({error})")
-    try:
-        path = _build()
-        return Extension(_open(path), path, "built at first use")
-    except (OSError, compiler.CompileError) as error:
-        reasons.append(str(error))
-    reason = "; ".join(reasons)
-    _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", reason)
-    return Extension(reason=reason)
-
-
-def _build() -> Path:
+def build() -> Path:
     """The library in the cache folder, compiled if it is not there yet.
 
     Raises:
@@ -167,6 +131,41 @@ def _build() -> Path:
                 _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
                 compiler.compile_library(sources, Path(torch.__file__).parent, found, library)
     return library
+
+
+def _text(function: str) -> str | None:
+    library = _load().library
+    return None if library is None else getattr(library, function)().decode()
+
+
+def _load() -> Extension:
+    global _found
+    if _found is None:
+        with _lock:
+            if _found is None:
+                _found = _find()
+    if _found.library is not None and (error := _found.library.qaig_cpu_level_error()):
+        raise ValueError(error.decode())
+    return _found
+
+
+def _find() -> Extension:
+    if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
+        return Extension(reason="QAIG_DISABLE_EXTENSION is set")
+    prebuilt = _PACKAGE / compiler.LIBRARY_NAME
+    if prebuilt.is_file():
+        try:
+            return Extension(_open(prebuilt), prebuilt, "prebuilt")
+        except OSError as error:
+            _logger.warning(
+                "%s does not load on torch %s, so another is compiled: %s", prebuilt, torch.__version__, error
+            )
+    try:
+        path = build()
+        return Extension(_open(path), path, "built at first use")
+    except (OSError, compiler.CompileError) as error:
+        _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", error)
+        return Extension(reason=str(error))
 
 
 def _open(path: Path) -> ctypes.CDLL:
