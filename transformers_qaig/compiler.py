@@ -21,7 +21,17 @@ from pathlib import Path
 
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10: the oldest ABI that has all we call
 LIBRARY_NAME = "_C.abi3.so"
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-pthread")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+    "-pthread",
+)
 
 
 class CompileError(RuntimeError):

@@ -184,7 +184,9 @@ class QAIGConfig(QuantizationConfigMixin):
             if getattr(self, name) is not None:
                 raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")
         if not _is_int(self.activation_bits) or self.activation_bits not in (8, 16):
-            raise ValueError(f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}.")
+            raise ValueError(
+                f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
+            )
         if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")
         if not _is_int(self.num_samples) or self.num_samples < 1:

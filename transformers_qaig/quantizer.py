@@ -206,11 +206,13 @@ class QAIGHfQuantizer(HfQuantizer):
 
     # -- back to full precision, and saving
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        # A string is what the config holds once it was saved.
+        wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
         for path in self.plan:
             packed = model.get_submodule(path)
             assert isinstance(packed, QAIGLinear)
-            weight = packed.dequantize(dtype)
+            weight = packed.dequantize(wanted)
             linear = torch.nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
             linear.weight = torch.nn.Parameter(weight)
             if packed.bias is not None:
