@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Two test processes with a thread each: most tests are too small to use two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# What the kernels are built with for `make sanitize`. libstdc++ comes along: without it ASan cannot see exceptions.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+# What the kernels are built with for `make sanitize` (-O3 takes minutes). libstdc++ comes along: without it ASan cannot see exceptions.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
 SANITIZED = ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 CROSS := aarch64-linux-gnu-g++
 

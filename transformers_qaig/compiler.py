@@ -15,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,8 +125,12 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
         objects = [Path(folder) / f"{number}.o" for number in range(len(files))]
         commands = [[*compiler.command, *flags, "-c", str(f), "-o", str(o)] for f, o in zip(files, objects)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(_run, commands):
-                pass
+            runs = [pool.submit(_run, command) for command in commands]
+            try:
+                for run in as_completed(runs):
+                    run.result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a failure: do not compile the rest
         linked = Path(folder) / LIBRARY_NAME
         # torch is already loaded when this library is, so it needs the name of torch's library, not the way to it.
         link = ["-shared", "-pthread", *extra_flags(), *map(str, objects), f"-L{torch / 'lib'}", "-ltorch_cpu"]
