@@ -243,7 +243,7 @@ void gemm_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
 
 void decode(const Linear& l, const Activations& a) {
     const DecodeTile tile = decode_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0]);
-    share(l.parallel, l.weight.shape.tiles(), tiles_per_chunk(l.weight.shape), [&] {
+    share(l.parallel, l.weight.shape.tiles(), tiles_per_chunk(l.weight.shape, l.parallel), [&] {
         return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) tile(l, a, t, reader(t));
         };
@@ -253,7 +253,7 @@ void decode(const Linear& l, const Activations& a) {
 void gemm(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
-    share(l.parallel, s.tiles(), tiles_per_chunk(s), [&] {
+    share(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
         return [&, reader = std::make_shared<TileReader>(l.weight),
                 out = std::make_shared<Buffer<float>>(block * a.batch_rows * kTileRows)](int64_t begin, int64_t end) {
             for (int64_t b = 0; b < a.batches; b += block) {

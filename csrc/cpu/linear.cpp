@@ -1,4 +1,5 @@
 // Which kernels compute a layer.
+#include <map>
 #include <vector>
 
 #include "activations.h"
@@ -10,6 +11,7 @@ namespace qaig {
 namespace {
 
 constexpr int64_t kMostRows = 1024;  // rows of x whose integers are in memory at once
+constexpr int64_t kLeastProducts = 1 << 18;  // with fewer, starting threads costs more than they save
 
 // Rows per batch: as few batches as registers allow, evenly filled.
 int64_t rows_per_batch(int64_t rows, int64_t most) {
@@ -19,34 +21,40 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
     return (rows + batches - 1) / batches;
 }
 
-void some_rows(const Linear& l, Level level) {
-    if (level == Level::avx512) {
-        Activations a(l, rows_per_batch(l.rows, 8), kQuadWords);
-        avx512::quantize(l, a);
-        l.rows <= 4 ? avx512::decode(l, a) : avx512::gemm(l, a);
-        exact_rows(l, a);
-    } else {
-        Activations a(l, rows_per_batch(l.rows, 6), kPairWords);
-        quantize_pairs(l, a);
-        if (level == Level::avx2) {
-            l.rows <= 4 ? avx2::decode(l, a) : avx2::gemm(l, a);
-        } else {
-            portable::multiply(l, a);
-        }
-        exact_rows(l, a);
+Activations quantized(const Linear& l, Level level) {
+    const bool quads = level == Level::avx512;
+    Activations a(l, rows_per_batch(l.rows, quads ? 8 : 6), quads ? kQuadWords : kPairWords);
+    quads ? avx512::quantize(l, a) : quantize_pairs(l, a);
+    return a;
+}
+
+void multiply(const Linear& l, const Activations& a, Level level) {
+    const bool few = l.rows <= 4;
+    switch (level) {
+        case Level::avx512: few ? avx512::decode(l, a) : avx512::gemm(l, a); break;
+        case Level::avx2: few ? avx2::decode(l, a) : avx2::gemm(l, a); break;
+        case Level::portable: portable::multiply(l, a);
     }
+    exact_rows(l, a);
 }
 
 }  // namespace
 
-void linear(const Linear& l) {
-    const int64_t width = size_of(l.type);
-    for (int64_t row = 0; row < l.rows; row += kMostRows) {
-        Linear part = l;
-        part.rows = std::min(kMostRows, l.rows - row);
-        part.x = static_cast<const char*>(l.x) + row * l.weight.shape.in_features * width;
-        part.y = static_cast<char*>(l.y) + row * l.weight.shape.out_features * width;
-        some_rows(part, level());
+void linear(const std::vector<Linear>& layers) {
+    const Level level = qaig::level();
+    const int64_t rows = layers.empty() ? 0 : layers[0].rows;
+    for (int64_t row = 0; row < rows; row += kMostRows) {
+        std::map<int64_t, Activations> by_group_size;  // where segments end depends on it
+        for (Linear l : layers) {
+            const Shape& s = l.weight.shape;
+            l.rows = std::min(kMostRows, rows - row);
+            l.x = static_cast<const char*>(l.x) + row * s.in_features * size_of(l.type);
+            l.y = static_cast<char*>(l.y) + row * s.out_features * size_of(l.type);
+            if (l.rows * s.out_features * s.in_features < kLeastProducts) l.parallel.threads = 1;
+            auto found = by_group_size.find(s.group_size);
+            if (found == by_group_size.end()) found = by_group_size.emplace(s.group_size, quantized(l, level)).first;
+            multiply(l, found->second, level);
+        }
     }
 }
 
