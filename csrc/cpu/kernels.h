@@ -20,9 +20,6 @@ inline int64_t tiles_per_chunk(const Shape& s, const Parallel& parallel) {
 void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* out);
 void store_floats(void* p, Scalar type, int64_t at, int64_t count, const float* values);
 
-// x as 16-bit pairs, by any processor.
-void quantize_pairs(const Linear& l, Activations& a);
-
 // Computes the rows that `quantize` skipped, in float32 with the dequantized weight: infinities and NaNs go through.
 void exact_rows(const Linear& l, const Activations& a);
 
@@ -33,17 +30,22 @@ void tile_weights(const Weight& w, const Tile& tile, float* out);
 // once.
 void linear(const std::vector<Linear>& layers);
 
-// Each instruction set: `decode` takes one batch of 1, 2 or 4 rows, `gemm` any number of batches.
-namespace portable {
+// Each instruction set: `quantize` fills the form it is asked for, `decode` takes one batch of 1, 2 or 4 rows, `gemm` any
+// number of batches.
+constexpr int64_t kDecodeRows = 4;
+
+namespace portable {  // pairs
+void quantize(const Linear& l, Activations& a);
 void multiply(const Linear& l, const Activations& a);
-}
+}  // namespace portable
 
 namespace avx2 {
+void quantize(const Linear& l, Activations& a);
 void decode(const Linear& l, const Activations& a);
 void gemm(const Linear& l, const Activations& a);
 }  // namespace avx2
 
-namespace avx512 {
+namespace avx512 {  // quads
 void quantize(const Linear& l, Activations& a);
 void decode(const Linear& l, const Activations& a);
 void gemm(const Linear& l, const Activations& a);
