@@ -33,6 +33,7 @@ check: lint slow oldest sanitize cross package
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
 	$(BIN)/mypy
 
 slow: $(VENV)/.test

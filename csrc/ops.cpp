@@ -37,14 +37,18 @@ enum Layout : int64_t { kOnDisk = 0, kCpuOrder = 1 };
 std::string text(const std::vector<int64_t>& shape) {
     std::ostringstream out;
     out << "(";
-    for (size_t i = 0; i < shape.size(); i++) out << (i ? ", " : "") << shape[i];
+    for (size_t i = 0; i < shape.size(); i++) {
+        out << (i ? ", " : "") << shape[i];
+    }
     out << (shape.size() == 1 ? ",)" : ")");
     return out.str();
 }
 
 std::vector<int64_t> shape_of(const Tensor& t) {
     std::vector<int64_t> shape(t.dim());
-    for (size_t i = 0; i < shape.size(); i++) shape[i] = t.size(i);
+    for (size_t i = 0; i < shape.size(); i++) {
+        shape[i] = t.size(i);
+    }
     return shape;
 }
 
@@ -62,15 +66,21 @@ std::string name_of(ScalarType type) {
 
 std::string names_of(std::initializer_list<ScalarType> types) {
     std::string names;
-    for (const ScalarType type : types) names += (names.empty() ? "" : ", ") + name_of(type);
+    for (const ScalarType type : types) {
+        names += (names.empty() ? "" : ", ") + name_of(type);
+    }
     return names;
 }
 
 bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
-    if (t.dim() != static_cast<int64_t>(shape.size())) return false;
+    if (t.dim() != static_cast<int64_t>(shape.size())) {
+        return false;
+    }
     int64_t i = 0;
     for (const int64_t size : shape) {
-        if (t.size(i++) != size) return false;
+        if (t.size(i++) != size) {
+            return false;
+        }
     }
     return true;
 }
@@ -79,8 +89,8 @@ bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
 void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
                   std::initializer_list<ScalarType> types) {
     const ScalarType type = t.scalar_type();
-    STD_TORCH_CHECK(std::find(types.begin(), types.end(), type) != types.end(), name, " must have dtype ", names_of(types),
-                    ", got ", name_of(type));
+    STD_TORCH_CHECK(std::find(types.begin(), types.end(), type) != types.end(), name, " must have dtype ",
+                    names_of(types), ", got ", name_of(type));
     STD_TORCH_CHECK(t.is_cpu(), name, " is not on the CPU but the input is: move both to one device");
     STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape), ", got ", text(shape_of(t)),
                     ": the packed weight does not match its layer (in_features, out_features, bits, group_size)");
@@ -103,7 +113,9 @@ qaig::Shape checked_shape(int64_t out_features, int64_t in_features, int64_t bit
 }
 
 qaig::Scalar scalar(ScalarType type) {
-    return type == ScalarType::Half ? qaig::Scalar::f16 : type == ScalarType::BFloat16 ? qaig::Scalar::bf16 : qaig::Scalar::f32;
+    return type == ScalarType::Half       ? qaig::Scalar::f16
+           : type == ScalarType::BFloat16 ? qaig::Scalar::bf16
+                                          : qaig::Scalar::f32;
 }
 
 // A packed weight whose tensors were checked; holds what it points to.
@@ -119,15 +131,21 @@ struct PackedWeight {
         if (on_disk) {
             check_tensor("packed", packed_, {s.out_features, words_for(s.in_features, bits)}, {ScalarType::Int});
             check_tensor("scale", scale_, {s.out_features, s.groups()}, floats);
-            if (zero_) check_tensor("zero", *zero_, {words_for(s.out_features, bits), s.groups()}, {ScalarType::Int});
+            if (zero_) {
+                check_tensor("zero", *zero_, {words_for(s.out_features, bits), s.groups()}, {ScalarType::Int});
+            }
         } else {
             check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, qaig::kTileRows}, {ScalarType::Int});
             check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, floats);
-            if (zero_) check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
+            if (zero_) {
+                check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
+            }
         }
         packed = as_contiguous(packed_);
         scale = as_contiguous(scale_);
-        if (zero_) zero = as_contiguous(*zero_);
+        if (zero_) {
+            zero = as_contiguous(*zero_);
+        }
         view = {s,
                 on_disk,
                 static_cast<const uint32_t*>(packed.const_data_ptr()),
@@ -170,21 +188,27 @@ void ask_for_huge_pages(const Tensor& t) {
     constexpr uintptr_t kPage = 4096;
     const auto begin = (reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
     const auto end = (reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + t.numel() * t.element_size()) / kPage * kPage;
-    if (end >= begin + (2u << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    if (end >= begin + (2u << 20)) {
+        madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    }
 #else
     static_cast<void>(t);
 #endif
 }
 
 std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
-    if (!bias) return {};
+    if (!bias) {
+        return {};
+    }
     check_tensor("bias", *bias, {out_features},
                  {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double});
     const Tensor flat = as_contiguous(*bias);
     std::vector<float> values(out_features);
     if (flat.scalar_type() == ScalarType::Double) {
         const auto* from = static_cast<const double*>(flat.const_data_ptr());
-        for (int64_t i = 0; i < out_features; i++) values[i] = static_cast<float>(from[i]);
+        for (int64_t i = 0; i < out_features; i++) {
+            values[i] = static_cast<float>(from[i]);
+        }
     } else {
         qaig::load_floats(flat.const_data_ptr(), scalar(flat.scalar_type()), 0, out_features, values.data());
     }
@@ -197,9 +221,9 @@ Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tensor& sca
                         const Optional& bias, const Optional& signs, int64_t out_features, int64_t bits,
                         int64_t group_size, int64_t activation_bits, int64_t layout) {
     using torch::stable::detail::from;
-    std::array<StableIValue, 11> stack{from(x),    from(packed),       from(scale), from(zero),       from(bias),
-                                       from(signs), from(out_features), from(bits),  from(group_size), from(activation_bits),
-                                       from(layout)};
+    std::array<StableIValue, 11> stack{from(x),          from(packed),          from(scale),        from(zero),
+                                       from(bias),       from(signs),           from(out_features), from(bits),
+                                       from(group_size), from(activation_bits), from(layout)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("qaig::linear_reference", "", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -221,7 +245,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     std::vector<PackedWeight> weights;
     std::vector<std::vector<float>> biases;
     for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
-        weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i], layout);
+        weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i],
+                             layout);
         biases.push_back(bias_floats(bias[i], out_features[i]));
     }
     std::vector<Tensor> results;
@@ -229,8 +254,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     for (size_t i = 0; i < count; i++) {
         y_shape.back() = out_features[i];
         results.push_back(torch::stable::new_empty(x, y_shape));
-        layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(), scalar(x.scalar_type()),
-                          x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
+        layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(),
+                          scalar(x.scalar_type()), x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
                           static_cast<int>(activation_bits), torch_threads()});
     }
     qaig::linear(layers);
@@ -243,9 +268,11 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
     check_activation("x", x);
     check_options(signs, activation_bits);
     if (x.scalar_type() == ScalarType::Double) {
-        return reference_linear(x, packed, scale, zero, bias, signs, out_features, bits, group_size, activation_bits, layout);
+        return reference_linear(x, packed, scale, zero, bias, signs, out_features, bits, group_size, activation_bits,
+                                layout);
     }
-    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits, layout)[0];
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits,
+                       layout)[0];
 }
 
 // On-disk order to the CPU's, or back. Without zero points the third tensor is empty.
@@ -260,7 +287,8 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
     const auto shaped = [&](std::vector<int64_t> cpu, std::vector<int64_t> disk, ScalarType type) {
         return torch::stable::new_empty(packed, to_cpu ? cpu : disk, type);
     };
-    const Tensor words = shaped({s.tiles(), s.units(), s.bits, qaig::kTileRows}, {out_features, row_words}, ScalarType::Int);
+    const Tensor words =
+        shaped({s.tiles(), s.units(), s.bits, qaig::kTileRows}, {out_features, row_words}, ScalarType::Int);
     const Tensor scales = shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, scale.scalar_type());
     // Zero points leave the CPU's order as bytes; Python packs them.
     const Tensor zeros = zero ? shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, ScalarType::Byte)
@@ -292,20 +320,23 @@ Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zer
     const Tensor y = torch::stable::new_empty(packed, {stop - start, in_features}, ScalarType::Float);
     auto* out = static_cast<float*>(y.mutable_data_ptr());
     const int64_t first = start / qaig::kTileRows, tiles = (stop + qaig::kTileRows - 1) / qaig::kTileRows - first;
-    if (start == stop) return y;
+    if (start == stop) {
+        return y;
+    }
     qaig::share(torch_threads(), tiles, 1, [&] {
-        return [&, reader = std::make_shared<qaig::TileReader>(weight.view),
-                tile = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin, int64_t end) {
-            for (int64_t t = first + begin; t < first + end; t++) {
-                qaig::tile_weights(weight.view, (*reader)(t), tile->data());
-                const int64_t row0 = t * qaig::kTileRows;
-                for (int64_t r = std::max(start, row0); r < std::min(stop, row0 + qaig::kTileRows); r++) {
-                    for (int64_t k = 0; k < in_features; k++) {
-                        out[(r - start) * in_features + k] = (*tile)[k * qaig::kTileRows + r - row0];
+        return
+            [&, reader = std::make_shared<qaig::TileReader>(weight.view),
+             tile = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin, int64_t end) {
+                for (int64_t t = first + begin; t < first + end; t++) {
+                    qaig::tile_weights(weight.view, (*reader)(t), tile->data());
+                    const int64_t row0 = t * qaig::kTileRows;
+                    for (int64_t r = std::max(start, row0); r < std::min(stop, row0 + qaig::kTileRows); r++) {
+                        for (int64_t k = 0; k < in_features; k++) {
+                            out[(r - start) * in_features + k] = (*tile)[k * qaig::kTileRows + r - row0];
+                        }
                     }
                 }
-            }
-        };
+            };
     });
     return y;
 }

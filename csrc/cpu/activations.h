@@ -1,16 +1,17 @@
 // Activations as the kernels read them: integers, so that products with the codes are exact.
 //
-// For each row and segment x = scale * q, with q split into planes of signed bytes, q = 256 (256 q_0 + q_1) + q_2 or less:
+// For each row and segment x = scale * q. An integer q is split into up to three planes of signed bytes, 256 (256 q_0 +
+// q_1) + q_2 in full:
 //
 //   8-bit activations   1 plane, one scale per row, max(|x|, 1e-5) / 127: the quantization the user asked for
-//   float16, bfloat16   2 planes, scale a power of two: whatever lies within 2^7 of a segment's largest value keeps all 8
-//                       bits of a bfloat16. Where half of its values do not (outliers), the batch takes 3 planes.
+//   float16, bfloat16   2 planes, scale a power of two: whatever lies within 2^7 of a segment's largest value keeps all
+//                       8 bits of a bfloat16. Where half of its values do not (outliers), the batch takes 3 planes.
 //   float32             3 planes: 24 bits
 //
 // A kernel sums at most 16 bits of q in one integer, so 3 planes are two parts, 256 q_0 + q_1 and q_2, with scales and
 // sums of their own. Rows come in batches of R. Per batch, segment by segment, one of two forms:
 //
-//   quads  [planes][quads of the segment][R]: the bytes of slots 0, 2, 1, 3, in the order in which `layout.h` puts codes
+//   quads  [planes][quads of the segment][R]: the bytes of slots 0, 2, 1, 3, the order in which `layout.h` puts codes
 //          into a word, for 8-bit products
 //   pairs  [parts][pairs of the segment][R]: two neighbouring slots as 16-bit integers, for 16-bit products
 #pragma once
@@ -78,8 +79,8 @@ inline uint32_t to_bits(float value) {
     return bits;
 }
 
-// The scale of 16-bit activations: the power of two that makes the largest value, given by its bits, a number of 15 or 23
-// bits, or one fewer where its planes would not hold it.
+// The scale of 16-bit activations: the power of two that makes the largest value, given by its bits, a number of 15 or
+// 23 bits, or one fewer where its planes would not hold it.
 inline float power_scale(uint32_t largest, int planes) {
     const uint32_t digits = planes == 2 ? 14 : 22;
     const float scale = from_bits(((largest >> 23) - digits) << 23), most = planes == 2 ? 32639.f : 8355711.f;

@@ -28,14 +28,20 @@ QAIG_INLINE void prefetch(const uint32_t* words, int count) {
 }
 
 QAIG_INLINE __m256 load_eight(const void* p, Scalar type, int64_t at) {
-    if (type == Scalar::f32) return _mm256_loadu_ps(static_cast<const float*>(p) + at);
+    if (type == Scalar::f32) {
+        return _mm256_loadu_ps(static_cast<const float*>(p) + at);
+    }
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(p) + at));
-    if (type == Scalar::f16) return _mm256_cvtph_ps(half);
+    if (type == Scalar::f16) {
+        return _mm256_cvtph_ps(half);
+    }
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
 QAIG_INLINE __m256i load_zero(const uint8_t* zero, int bits, int64_t at) {
-    if (zero == nullptr) return _mm256_set1_epi32(1 << (bits - 1));
+    if (zero == nullptr) {
+        return _mm256_set1_epi32(1 << (bits - 1));
+    }
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zero + at)));
 }
 
@@ -62,7 +68,9 @@ struct Grid {
 inline void store_row(const Linear& l, int64_t m, int64_t tile, const float* values) {
     const int64_t n = tile * kTileRows, count = std::min<int64_t>(kTileRows, l.weight.shape.out_features - n);
     float y[kTileRows];
-    for (int64_t r = 0; r < count; r++) y[r] = values[r] + (l.bias ? l.bias[n + r] : 0.f);
+    for (int64_t r = 0; r < count; r++) {
+        y[r] = values[r] + (l.bias ? l.bias[n + r] : 0.f);
+    }
     store_floats(l.y, l.type, m * l.weight.shape.out_features + n, count, y);
 }
 
@@ -71,7 +79,8 @@ struct Pairs {
     static constexpr int kPerUnit = kUnitPairs;
     template <int B, int I>
     static QAIG_INLINE __m256i codes(const uint32_t* words) {
-        return at<B, I / 2>(words, 8 * (I % 2), _mm256_set1_epi16(3), _mm256_set1_epi16(4), _mm256_set1_epi16((1 << B) - 1));
+        return at<B, I / 2>(words, 8 * (I % 2), _mm256_set1_epi16(3), _mm256_set1_epi16(4),
+                            _mm256_set1_epi16((1 << B) - 1));
     }
 
     template <int B, int Q>

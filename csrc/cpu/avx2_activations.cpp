@@ -21,7 +21,9 @@ QAIG_INLINE int32_t total(__m256i x) {
     alignas(32) int32_t lanes[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), x);
     int32_t sum = 0;
-    for (const int32_t lane : lanes) sum += lane;
+    for (const int32_t lane : lanes) {
+        sum += lane;
+    }
     return sum;
 }
 
@@ -69,7 +71,9 @@ struct Values {
 
     uint32_t largest() const {
         __m256i most = _mm256_setzero_si256();
-        for (int i = 0; i < kVectors; i++) most = _mm256_max_epu32(most, magnitude(x[i]));
+        for (int i = 0; i < kVectors; i++) {
+            most = _mm256_max_epu32(most, magnitude(x[i]));
+        }
         alignas(32) uint32_t lanes[8];
         _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
         return *std::max_element(lanes, lanes + 8);
@@ -104,13 +108,17 @@ struct Values {
             uint32_t* out = place.out + u * (quads ? kUnitQuads : kUnitPairs) * place.stride;
             if (!quads) {
                 put_pairs(q, out, place.stride);
-                if (planes == 3) put_pairs(low, out + place.plane, place.stride);
+                if (planes == 3) {
+                    put_pairs(low, out + place.plane, place.stride);
+                }
             } else if (planes == 1) {
                 put_quads(q, out, place.stride);
             } else {
                 put_quads(high, out, place.stride);
                 put_quads(q, out + place.plane, place.stride);
-                if (planes == 3) put_quads(low, out + 2 * place.plane, place.stride);
+                if (planes == 3) {
+                    put_quads(low, out + 2 * place.plane, place.stride);
+                }
             }
         }
         return {total(sum), total(low_sum)};

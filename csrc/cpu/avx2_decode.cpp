@@ -17,10 +17,14 @@ namespace {
 template <int B, int R, int S, int H>
 QAIG_INLINE void add_quads(const uint32_t* words, const uint32_t* x, int64_t plane, __m256i (&sum)[R][S][H]) {
     __m256i small[R][S][H];
-    for (int i = 0; i < R * S * H; i++) (&small[0][0][0])[i] = _mm256_setzero_si256();
+    for (int i = 0; i < R * S * H; i++) {
+        (&small[0][0][0])[i] = _mm256_setzero_si256();
+    }
     unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
         __m256i codes[H];
-        for (int h = 0; h < H; h++) codes[h] = Quads::codes<B, q>(words + 8 * h);
+        for (int h = 0; h < H; h++) {
+            codes[h] = Quads::codes<B, q>(words + 8 * h);
+        }
         for (int m = 0; m < R; m++) {
             for (int p = 0; p < S; p++) {
                 const __m256i quad = _mm256_set1_epi32(static_cast<int>(x[p * plane + q * R + m]));
@@ -40,7 +44,9 @@ template <int B, int R, int S, int H>
 QAIG_INLINE void add_pairs(const uint32_t* words, const uint32_t* x, int64_t part, __m256i (&sum)[R][S][H]) {
     unroll<kUnitPairs>([&](auto i) QAIG_LAMBDA_INLINE {
         __m256i codes[H];
-        for (int h = 0; h < H; h++) codes[h] = Pairs::codes<B, i>(words + 8 * h);
+        for (int h = 0; h < H; h++) {
+            codes[h] = Pairs::codes<B, i>(words + 8 * h);
+        }
         for (int m = 0; m < R; m++) {
             for (int p = 0; p < S; p++) {
                 const __m256i pair = _mm256_set1_epi32(static_cast<int>(x[p * part + i * R + m]));
@@ -69,10 +75,14 @@ void decode_tile(const Linear& l, const Activations& a, int64_t t, const Tile& t
         const int64_t apart = segment.units * kPerUnit * R;
         for (int h0 = 0; h0 < kHalves; h0 += H) {
             __m256i sum[R][kSums][H];
-            for (int j = 0; j < R * kSums * H; j++) (&sum[0][0][0])[j] = _mm256_setzero_si256();
+            for (int j = 0; j < R * kSums * H; j++) {
+                (&sum[0][0][0])[j] = _mm256_setzero_si256();
+            }
             for (int64_t u = 0; u < segment.units; u++) {
                 const uint32_t* words = tile.words + (segment.unit + u) * B * kTileRows;
-                if (h0 == 0) prefetch(words, B);
+                if (h0 == 0) {
+                    prefetch(words, B);
+                }
                 if constexpr (kQuads) {
                     add_quads<B, R, kSums, H>(words + 8 * h0, x + u * kPerUnit * R, apart, sum);
                 } else {
@@ -95,7 +105,9 @@ void decode_tile(const Linear& l, const Activations& a, int64_t t, const Tile& t
             }
         }
     }
-    for (int64_t m = 0; m < std::min<int64_t>(R, l.rows); m++) store_row(l, m, t, out[m]);
+    for (int64_t m = 0; m < std::min<int64_t>(R, l.rows); m++) {
+        store_row(l, m, t, out[m]);
+    }
 }
 
 using DecodeTile = void (*)(const Linear&, const Activations&, int64_t, const Tile&);
@@ -125,7 +137,9 @@ void decode(const Linear& l, const Activations& a) {
     const DecodeTile tile = decode_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0]);
     share(l.parallel, l.weight.shape.tiles(), tiles_per_chunk(l.weight.shape, l.parallel), [&] {
         return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) tile(l, a, t, reader(t));
+            for (int64_t t = begin; t < end; t++) {
+                tile(l, a, t, reader(t));
+            }
         };
     });
 }

@@ -55,7 +55,9 @@ template <int R>
 QAIG_INLINE void multiply(Quads, const uint32_t* codes, int64_t units, const uint32_t* x, __m256i (&sum)[R][kHalves]) {
     for (int64_t u = 0; u < units; u++) {
         __m256i small[R][kHalves];  // eight sums of two products of at most 15 * 128 fit in 16 bits
-        for (int i = 0; i < R * kHalves; i++) (&small[0][0])[i] = _mm256_setzero_si256();
+        for (int i = 0; i < R * kHalves; i++) {
+            (&small[0][0])[i] = _mm256_setzero_si256();
+        }
         for (int q = 0; q < kUnitQuads; q++, codes += kTileRows, x += R) {
             const __m256i low = load(codes), high = load(codes + 8);
             for (int m = 0; m < R; m++) {
@@ -76,7 +78,9 @@ template <class Form, int R>
 __attribute__((noinline)) void add_rows(const uint32_t* codes, int64_t units, const Grid& grid, const uint32_t* x,
                                         const float* x_scale, const int32_t* x_sum, float* out) {
     __m256i sum[R][kHalves];
-    for (int i = 0; i < R * kHalves; i++) (&sum[0][0])[i] = _mm256_setzero_si256();
+    for (int i = 0; i < R * kHalves; i++) {
+        (&sum[0][0])[i] = _mm256_setzero_si256();
+    }
     multiply(Form(), codes, units, x, sum);
     for (int m = 0; m < R; m++) {
         for (int h = 0; h < kHalves; h++) {

@@ -26,9 +26,13 @@ QAIG_INLINE __mmask16 first(int64_t count) {
 }
 
 QAIG_INLINE __m512 load(const void* p, Scalar type, int64_t i, __mmask16 mask = 0xffff) {
-    if (type == Scalar::f32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(p) + i);
+    if (type == Scalar::f32) {
+        return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(p) + i);
+    }
     const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(p) + i);
-    if (type == Scalar::f16) return _mm512_cvtph_ps(half);
+    if (type == Scalar::f16) {
+        return _mm512_cvtph_ps(half);
+    }
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
@@ -42,7 +46,9 @@ QAIG_INLINE __m256i to_bf16(__m512 x) {
 }
 
 QAIG_INLINE void store(void* p, Scalar type, int64_t i, __m512 x, __mmask16 mask) {
-    if (type == Scalar::f32) return _mm512_mask_storeu_ps(static_cast<float*>(p) + i, mask, x);
+    if (type == Scalar::f32) {
+        return _mm512_mask_storeu_ps(static_cast<float*>(p) + i, mask, x);
+    }
     const __m256i half = type == Scalar::f16 ? _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : to_bf16(x);
     _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p) + i, mask, half);
 }
@@ -52,7 +58,9 @@ QAIG_INLINE __m512 load_scale(const void* scale, Scalar type, int64_t g) { retur
 
 // Zero points of a tile's 16 rows in group `g`.
 QAIG_INLINE __m512i load_zero(const uint8_t* zero, int bits, int64_t g) {
-    if (zero == nullptr) return _mm512_set1_epi32(1 << (bits - 1));
+    if (zero == nullptr) {
+        return _mm512_set1_epi32(1 << (bits - 1));
+    }
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zero + g * kTileRows)));
 }
 
@@ -62,7 +70,9 @@ struct Unit {
     __m512i w[B];
 
     QAIG_INLINE void load(const uint32_t* words) {
-        for (int i = 0; i < B; i++) w[i] = _mm512_loadu_si512(words + i * kTileRows);
+        for (int i = 0; i < B; i++) {
+            w[i] = _mm512_loadu_si512(words + i * kTileRows);
+        }
     }
 
     // Quad Q of 3 bits whose codes are spread over words: one code per byte, the bits above it not cleared.

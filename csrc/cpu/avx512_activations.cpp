@@ -17,7 +17,9 @@ QAIG_INLINE void put_bytes(__m512i q0, __m512i q1, uint32_t* out, int64_t stride
     alignas(32) uint32_t quads[kUnitQuads];
     _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q0), order));
     _mm_store_si128(reinterpret_cast<__m128i*>(quads) + 1, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q1), order));
-    for (int i = 0; i < kUnitQuads; i++) out[i * stride] = quads[i];
+    for (int i = 0; i < kUnitQuads; i++) {
+        out[i * stride] = quads[i];
+    }
 }
 
 // An integer without its low byte, which is taken as signed.
@@ -39,7 +41,9 @@ struct Values {
 
     uint32_t largest() const {
         __m512i most = _mm512_setzero_si512();
-        for (int i = 0; i < kVectors; i++) most = _mm512_max_epu32(most, magnitude(x[i]));
+        for (int i = 0; i < kVectors; i++) {
+            most = _mm512_max_epu32(most, magnitude(x[i]));
+        }
         return _mm512_reduce_max_epu32(most);
     }
 
@@ -63,7 +67,8 @@ struct Values {
             uint32_t* out = place.out + u * kUnitQuads * place.stride;
             if (planes == 3) {
                 const __m512i u0 = upper(q0), u1 = upper(q1);
-                const __m512i low = _mm512_sub_epi32(_mm512_add_epi32(q0, q1), _mm512_slli_epi32(_mm512_add_epi32(u0, u1), 8));
+                const __m512i low =
+                    _mm512_sub_epi32(_mm512_add_epi32(q0, q1), _mm512_slli_epi32(_mm512_add_epi32(u0, u1), 8));
                 low_sum = _mm512_add_epi32(low_sum, low);
                 put_bytes(q0, q1, out + 2 * place.plane, place.stride);
                 q0 = u0;

@@ -14,7 +14,9 @@ namespace {
 // Masking a word gives a quad's codes times 2^bit. Sums of quads that begin at the same bit are kept apart and shifted
 // once per segment, which saves the shift of every word.
 constexpr int num_places(int bits) { return bits == 2 ? 4 : bits == 8 ? 1 : 2; }
-constexpr int place_of(int bits, int q) { return bits == 3 && q >= 6 ? 0 : quad_bit(bits, q) * num_places(bits) / (bits == 3 ? 6 : 8); }
+constexpr int place_of(int bits, int q) {
+    return bits == 3 && q >= 6 ? 0 : quad_bit(bits, q) * num_places(bits) / (bits == 3 ? 6 : 8);
+}
 constexpr int place_bit(int bits, int place) { return bits == 3 ? 3 * place : 8 / num_places(bits) * place; }
 
 template <int B, int Q>
@@ -40,7 +42,9 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
     const uint32_t* x = a.words.data();
     const float* x_scale = a.scales.data();
     const int32_t* x_sum = a.sums.data();
-    for (int m = 0; m < R; m++) out[m] = _mm512_setzero_ps();
+    for (int m = 0; m < R; m++) {
+        out[m] = _mm512_setzero_ps();
+    }
     const int64_t units = s.units_per_group();
     for (int64_t g = 0; g < s.groups(); g++) {
         const __m512 scale = load_scale(tile.scale, l.weight.scale_type, g);
@@ -49,7 +53,8 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
             const int64_t n = std::min<int64_t>(kSegmentUnits, units - u0);
             const int64_t plane = n * kUnitQuads * R;
             __m512i sum[R][P][kPlaces][kChains];
-            unroll<R * P * kPlaces * kChains>([&](auto i) QAIG_LAMBDA_INLINE { (&sum[0][0][0][0])[i] = _mm512_setzero_si512(); });
+            unroll<R * P * kPlaces * kChains>(
+                [&](auto i) QAIG_LAMBDA_INLINE { (&sum[0][0][0][0])[i] = _mm512_setzero_si512(); });
             for (int64_t u = 0; u < n; u++) {
                 Unit<B> unit;
                 unit.load(words);
@@ -77,7 +82,9 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                     whole[p] = _mm512_setzero_si512();
                     for (int i = 0; i < kPlaces; i++) {
                         __m512i at_place = sum[m][p][i][0];
-                        for (int c = 1; c < kChains; c++) at_place = _mm512_add_epi32(at_place, sum[m][p][i][c]);
+                        for (int c = 1; c < kChains; c++) {
+                            at_place = _mm512_add_epi32(at_place, sum[m][p][i][c]);
+                        }
                         const int bit = kInPlace ? place_bit(B, i) : 0;
                         whole[p] = _mm512_add_epi32(whole[p], _mm512_srai_epi32(at_place, bit));
                     }
@@ -85,7 +92,9 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                 __m512 value = _mm512_setzero_ps();
                 for (int part = 0; part < parts(P); part++) {
                     __m512i product = whole[part * 2];
-                    if (part_planes(P, part) == 2) product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), whole[part * 2 + 1]);
+                    if (part_planes(P, part) == 2) {
+                        product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), whole[part * 2 + 1]);
+                    }
                     const __m512i offset = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x_sum[part * R + m]));
                     const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, offset));
                     value = _mm512_fmadd_ps(_mm512_set1_ps(x_scale[part * R + m]), exact, value);

@@ -15,7 +15,8 @@ namespace {
 constexpr int kPanelTiles = 2;
 constexpr int kPanelRows = kPanelTiles * kTileRows;
 constexpr int kSegmentQuads = kSegmentUnits * kUnitQuads;
-constexpr int64_t kBlockRows = 64;  // rows of x that share an unpacked panel: their planes stay in the second-level cache
+constexpr int64_t kBlockRows =
+    64;  // rows of x that share an unpacked panel: their planes stay in the second-level cache
 
 struct Panel {
     alignas(64) uint8_t codes[kSegmentQuads][kPanelRows * 4];
@@ -53,16 +54,21 @@ __attribute__((noinline)) void multiply(const Panel& panel, int64_t quads, const
     for (int part = 0; part < parts(P); part++) {
         __m512i sum[R][kPanelTiles];
         for (int m = 0; m < R; m++) {
-            for (int c = 0; c < kPanelTiles; c++) sum[m][c] = _mm512_setzero_si512();
+            for (int c = 0; c < kPanelTiles; c++) {
+                sum[m][c] = _mm512_setzero_si512();
+            }
         }
         for (int p = 0; p < part_planes(P, part); p++) {
             if (p == 1) {
                 for (int m = 0; m < R; m++) {
-                    for (int c = 0; c < kPanelTiles; c++) sum[m][c] = _mm512_slli_epi32(sum[m][c], 8);
+                    for (int c = 0; c < kPanelTiles; c++) {
+                        sum[m][c] = _mm512_slli_epi32(sum[m][c], 8);
+                    }
                 }
             }
             for (int64_t q = 0; q < quads; q++, x += R) {
-                const __m512i codes0 = _mm512_load_si512(panel.codes[q]), codes1 = _mm512_load_si512(panel.codes[q] + 64);
+                const __m512i codes0 = _mm512_load_si512(panel.codes[q]),
+                              codes1 = _mm512_load_si512(panel.codes[q] + 64);
                 for (int m = 0; m < R; m++) {
                     const __m512i quad = _mm512_set1_epi32(static_cast<int>(x[m]));
                     sum[m][0] = _mm512_dpbusd_epi32(sum[m][0], codes0, quad);
@@ -99,13 +105,15 @@ Multiply multiply_of(int64_t rows, int planes) {
 }
 
 // Output channels of tiles t and t + 1 (if there is one) for the batches [b0, b1).
-void panel_rows(const Linear& l, const Activations& a, const TileReader (&readers)[kPanelTiles], int64_t t, int64_t b0, int64_t b1,
-                float* out) {
+void panel_rows(const Linear& l, const Activations& a, const TileReader (&readers)[kPanelTiles], int64_t t, int64_t b0,
+                int64_t b1, float* out) {
     const Shape& s = l.weight.shape;
     const int bits = kernel_bits(s.bits);
     const int64_t rows = a.batch_rows, tiles = std::min<int64_t>(kPanelTiles, s.tiles() - t);
     Tile tile[kPanelTiles];
-    for (int c = 0; c < tiles; c++) tile[c] = readers[c](t + c);
+    for (int c = 0; c < tiles; c++) {
+        tile[c] = readers[c](t + c);
+    }
     Panel panel;
     if (tiles < kPanelTiles) {
         std::fill_n(&panel.codes[0][0], sizeof(panel.codes), uint8_t{0});

@@ -26,9 +26,13 @@ uint16_t float_to_half(float value) {
     std::memcpy(&bits, &value, 4);
     const uint32_t sign = bits >> 16 & 0x8000;
     bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-    if (bits >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to more than 65504
-    if (bits < 0x38800000) {                                               // subnormal: an integer times 2^-24
+    if (bits > 0x7f800000) {
+        return static_cast<uint16_t>(sign | 0x7e00);
+    }
+    if (bits >= 0x477ff000) {
+        return static_cast<uint16_t>(sign | 0x7c00);  // rounds to more than 65504
+    }
+    if (bits < 0x38800000) {  // subnormal: an integer times 2^-24
         std::memcpy(&value, &bits, 4);
         return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(value * 0x1p24f)));
     }
@@ -44,7 +48,9 @@ void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* o
     }
     const auto* half = static_cast<const uint16_t*>(p) + at;
     if (type == Scalar::f16) {
-        for (int64_t i = 0; i < count; i++) out[i] = half_to_float(half[i]);
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = half_to_float(half[i]);
+        }
         return;
     }
     for (int64_t i = 0; i < count; i++) {

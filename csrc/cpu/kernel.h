@@ -29,11 +29,11 @@ struct Parallel {
 // y = x W' + bias
 struct Linear {
     Weight weight;
-    const void* x;     // [rows][in_features], `type`, contiguous
-    void* y;           // [rows][out_features], `type`, contiguous
+    const void* x;  // [rows][in_features], `type`, contiguous
+    void* y;        // [rows][out_features], `type`, contiguous
     Scalar type;
     int64_t rows;
-    const float* bias;  // [out_features] or nullptr
+    const float* bias;    // [out_features] or nullptr
     int activation_bits;  // 16 or 8
     Parallel parallel;
 };

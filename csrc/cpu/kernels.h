@@ -30,8 +30,8 @@ void tile_weights(const Weight& w, const Tile& tile, float* out);
 // once.
 void linear(const std::vector<Linear>& layers);
 
-// Each instruction set: `quantize` fills the form it is asked for, `decode` takes one batch of 1, 2 or 4 rows, `gemm` any
-// number of batches.
+// Each instruction set: `quantize` fills the form it is asked for, `decode` takes one batch of 1, 2 or 4 rows, `gemm`
+// any number of batches.
 constexpr int64_t kDecodeRows = 4;
 
 namespace portable {  // pairs

@@ -8,8 +8,8 @@
 //   zero   uint8  [T][G][16]           absent if symmetric
 //
 // A unit's 32 slots are 8 quads of 4. A quad has one code in each byte of a word: byte 0 slot 0, byte 2 slot 1, byte 1
-// slot 2, byte 3 slot 3. So one byte mask yields a quad for 8-bit products, and one 16-bit mask two neighbouring slots for 16-bit
-// ones. Where a quad's codes begin within their bytes:
+// slot 2, byte 3 slot 3. So one byte mask yields a quad for 8-bit products, and one 16-bit mask two neighbouring slots
+// for 16-bit ones. Where a quad's codes begin within their bytes:
 //
 //   2 bits  quad q: word q / 4, bit 2 (q % 4)
 //   3 bits  quad q < 6: word q / 2, bit 3 (q % 2); quads 6 and 7 share the two top bits of the bytes of three words:

@@ -31,7 +31,8 @@ struct Features {
 
     Features() {
 #if defined(__x86_64__)
-        // The builtins also ask whether the operating system saves the wide registers; F16C needs no more than AVX2 does.
+        // The builtins also ask whether the operating system saves the wide registers; F16C needs no more than AVX2
+        // does.
         __builtin_cpu_init();
         unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
         const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
@@ -43,13 +44,17 @@ struct Features {
         avx512 &= add("avx512vl", __builtin_cpu_supports("avx512vl"));
         avx512 &= add("avx512dq", __builtin_cpu_supports("avx512dq"));
         avx512 &= add("avx512vnni", __builtin_cpu_supports("avx512vnni"));
-        if (avx2) best = avx512 ? Level::avx512 : Level::avx2;
+        if (avx2) {
+            best = avx512 ? Level::avx512 : Level::avx2;
+        }
 #endif
     }
 
 private:
     bool add(const char* feature, bool present) {
-        if (present) names += (names.empty() ? "" : " ") + std::string(feature);
+        if (present) {
+            names += (names.empty() ? "" : " ") + std::string(feature);
+        }
         return present;
     }
 };
@@ -67,14 +72,16 @@ struct Request {
 
     Request() {
         const char* text = std::getenv("QAIG_CPU_LEVEL");
-        if (text == nullptr || *text == '\0') return;
+        if (text == nullptr || *text == '\0') {
+            return;
+        }
         const std::string setting = "QAIG_CPU_LEVEL=" + std::string(text);
         Level wanted;
         if (!parse(text, &wanted)) {
             error = setting + " is not a level: set it to portable, avx2 or avx512, or unset it";
         } else if (wanted > features().best) {
             error = setting + " is more than this processor can run: its best level is " + name(features().best) +
-              "; set that or a lower one, or unset the variable";
+                    "; set that or a lower one, or unset the variable";
         } else {
             level = wanted;
         }
@@ -98,7 +105,9 @@ Level best_level() { return features().best; }
 Level level() { return current().load(std::memory_order_relaxed); }
 
 bool set_level(Level wanted) {
-    if (wanted > best_level()) return false;
+    if (wanted > best_level()) {
+        return false;
+    }
     current().store(wanted, std::memory_order_relaxed);
     return true;
 }
@@ -122,6 +131,8 @@ QAIG_EXPORT const char* qaig_cpu_level_error() {
 // 0 on success; 1 if the name is not a level, 2 if this processor cannot run it.
 QAIG_EXPORT int qaig_set_cpu_level(const char* text) {
     qaig::Level wanted;
-    if (text == nullptr || !qaig::parse(text, &wanted)) return 1;
+    if (text == nullptr || !qaig::parse(text, &wanted)) {
+        return 1;
+    }
     return qaig::set_level(wanted) ? 0 : 2;
 }

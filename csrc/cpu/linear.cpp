@@ -10,13 +10,17 @@
 namespace qaig {
 namespace {
 
-constexpr int64_t kMostRows = 1024;  // rows of x whose integers are in memory at once
+constexpr int64_t kMostRows = 1024;          // rows of x whose integers are in memory at once
 constexpr int64_t kLeastProducts = 1 << 18;  // with fewer, starting threads costs more than they save
 
 // Rows per batch: as few batches as registers allow, evenly filled.
 int64_t rows_per_batch(int64_t rows, int64_t most) {
-    if (rows <= 2) return rows;
-    if (rows <= kDecodeRows) return kDecodeRows;
+    if (rows <= 2) {
+        return rows;
+    }
+    if (rows <= kDecodeRows) {
+        return kDecodeRows;
+    }
     const int64_t batches = (rows + most - 1) / most;
     return (rows + batches - 1) / batches;
 }
@@ -24,7 +28,9 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
 // AVX2 has 8-bit products for codes of 2 to 4 bits, of which 16-bit activations need two for each 16-bit one: that pays
 // where codes are unpacked as they come.
 bool takes_quads(const Linear& l, Level level) {
-    if (level != Level::avx2) return level == Level::avx512;
+    if (level != Level::avx2) {
+        return level == Level::avx512;
+    }
     return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kDecodeRows || l.activation_bits == 8);
 }
 
@@ -32,7 +38,9 @@ Activations quantized(const Linear& l, Level level) {
     const bool quads = takes_quads(l, level);
     const int64_t most = level == Level::avx512 ? 8 : quads ? 3 : 6;  // rows whose sums fit in the registers
     Activations a(l, rows_per_batch(l.rows, most), quads);
-    level == Level::portable ? portable::quantize(l, a) : level == Level::avx2 ? avx2::quantize(l, a) : avx512::quantize(l, a);
+    level == Level::portable ? portable::quantize(l, a)
+    : level == Level::avx2   ? avx2::quantize(l, a)
+                             : avx512::quantize(l, a);
     return a;
 }
 
@@ -52,16 +60,21 @@ void linear(const std::vector<Linear>& layers) {
     const Level level = qaig::level();
     const int64_t rows = layers.empty() ? 0 : layers[0].rows;
     for (int64_t row = 0; row < rows; row += kMostRows) {
-        std::map<std::pair<int64_t, bool>, Activations> known;  // by group size, which says where segments end, and form
+        std::map<std::pair<int64_t, bool>, Activations>
+            known;  // by group size, which says where segments end, and form
         for (Linear l : layers) {
             const Shape& s = l.weight.shape;
             l.rows = std::min(kMostRows, rows - row);
             l.x = static_cast<const char*>(l.x) + row * s.in_features * size_of(l.type);
             l.y = static_cast<char*>(l.y) + row * s.out_features * size_of(l.type);
-            if (l.rows * s.out_features * s.in_features < kLeastProducts) l.parallel.threads = 1;
+            if (l.rows * s.out_features * s.in_features < kLeastProducts) {
+                l.parallel.threads = 1;
+            }
             const std::pair key(s.group_size, takes_quads(l, level));
             auto found = known.find(key);
-            if (found == known.end()) found = known.emplace(key, quantized(l, level)).first;
+            if (found == known.end()) {
+                found = known.emplace(key, quantized(l, level)).first;
+            }
             multiply(l, found->second, level);
         }
     }
@@ -70,9 +83,13 @@ void linear(const std::vector<Linear>& layers) {
 void exact_rows(const Linear& l, const Activations& a) {
     std::vector<int64_t> rows;
     for (int64_t m = 0; m < l.rows; m++) {
-        if (a.skipped[m]) rows.push_back(m);
+        if (a.skipped[m]) {
+            rows.push_back(m);
+        }
     }
-    if (rows.empty()) return;
+    if (rows.empty()) {
+        return;
+    }
     const Shape& s = l.weight.shape;
     share(l.parallel, s.tiles(), 1, [&] {
         return [&, reader = std::make_shared<TileReader>(l.weight),
@@ -85,10 +102,14 @@ void exact_rows(const Linear& l, const Activations& a) {
                     load_floats(l.x, l.type, m * s.in_features, s.in_features, x->data());
                     float y[kTileRows] = {};
                     for (int64_t k = 0; k < s.in_features; k++) {
-                        for (int r = 0; r < kTileRows; r++) y[r] += (*x)[k] * (*w)[k * kTileRows + r];
+                        for (int r = 0; r < kTileRows; r++) {
+                            y[r] += (*x)[k] * (*w)[k * kTileRows + r];
+                        }
                     }
                     if (l.bias) {
-                        for (int64_t r = 0; r < count; r++) y[r] += l.bias[n + r];
+                        for (int64_t r = 0; r < count; r++) {
+                            y[r] += l.bias[n + r];
+                        }
                     }
                     store_floats(l.y, l.type, m * s.out_features + n, count, y);
                 }
@@ -106,7 +127,9 @@ void tile_weights(const Weight& w, const Tile& tile, float* out) {
         load_floats(tile.scale, w.scale_type, g * kTileRows, kTileRows, scale);
         for (int64_t k = 0; k < s.group_size; k++) {
             const int64_t unit = g * s.units_per_group() + k / kUnitSlots, slot = k % kUnitSlots;
-            if (slot == 0) unit_codes(tile.words + unit * bits * kTileRows, bits, codes);
+            if (slot == 0) {
+                unit_codes(tile.words + unit * bits * kTileRows, bits, codes);
+            }
             for (int r = 0; r < kTileRows; r++) {
                 const int zero = tile.zero ? tile.zero[g * kTileRows + r] : 1 << (s.bits - 1);
                 *out++ = static_cast<float>(codes[slot * kTileRows + r] - zero) * scale[r];

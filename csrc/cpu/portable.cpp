@@ -18,7 +18,9 @@ struct Segment16 {
         uint8_t unit[kUnitSlots * kTileRows];
         for (int64_t u = 0; u < s.units; u++) {
             unit_codes(tile.words + (s.unit + u) * bits * kTileRows, bits, unit);
-            for (int i = 0; i < kUnitSlots * kTileRows; i++) codes[u * kUnitSlots + i / kTileRows][i % kTileRows] = unit[i];
+            for (int i = 0; i < kUnitSlots * kTileRows; i++) {
+                codes[u * kUnitSlots + i / kTileRows][i % kTileRows] = unit[i];
+            }
         }
         load_floats(tile.scale, w.scale_type, group * kTileRows, kTileRows, scale);
         for (int r = 0; r < kTileRows; r++) {
@@ -33,7 +35,9 @@ void add_row(const Segment16& w, const Segment& s, int planes, const uint32_t* x
         int32_t sum[kTileRows] = {};
         for (int64_t i = 0; i < s.units * kUnitPairs; i++, x += rows) {
             const int32_t even = static_cast<int16_t>(*x & 0xffff), odd = static_cast<int16_t>(*x >> 16);
-            for (int r = 0; r < kTileRows; r++) sum[r] += even * w.codes[2 * i][r] + odd * w.codes[2 * i + 1][r];
+            for (int r = 0; r < kTileRows; r++) {
+                sum[r] += even * w.codes[2 * i][r] + odd * w.codes[2 * i + 1][r];
+            }
         }
         for (int r = 0; r < kTileRows; r++) {
             const int32_t exact = sum[r] - w.zero[r] * x_sum[part * rows];
@@ -61,14 +65,16 @@ void multiply(const Linear& l, const Activations& a) {
                         const int64_t unit_words = kUnitPairs * parts(static_cast<int>(planes)) * a.batch_rows;
                         const int64_t at = b * a.batch_sums + i * kMaxParts * a.batch_rows + r;
                         add_row(w, segment, static_cast<int>(planes),
-                                a.words.data() + b * a.batch_words + segment.unit * unit_words + r, a.scales.data() + at,
-                                a.sums.data() + at, a.batch_rows, out->data() + m * kTileRows);
+                                a.words.data() + b * a.batch_words + segment.unit * unit_words + r,
+                                a.scales.data() + at, a.sums.data() + at, a.batch_rows, out->data() + m * kTileRows);
                     }
                 }
                 for (int64_t m = 0; m < l.rows; m++) {
                     float* y = out->data() + m * kTileRows;
                     if (l.bias) {
-                        for (int64_t r = 0; r < count; r++) y[r] += l.bias[n + r];
+                        for (int64_t r = 0; r < count; r++) {
+                            y[r] += l.bias[n + r];
+                        }
                     }
                     store_floats(l.y, l.type, m * s.out_features + n, count, y);
                 }

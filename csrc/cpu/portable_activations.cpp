@@ -16,7 +16,9 @@ struct Values {
 
     uint32_t largest() const {
         uint32_t most = 0;
-        for (int64_t i = 0; i < count; i++) most = std::max(most, to_bits(x[i]) & 0x7fffffff);
+        for (int64_t i = 0; i < count; i++) {
+            most = std::max(most, to_bits(x[i]) & 0x7fffffff);
+        }
         return most;
     }
 

@@ -39,7 +39,9 @@ void quantize_with(const Linear& l, Activations& a) {
                 const Values values(l, row0 + m, segment_at(shape, i));
                 const uint32_t most = values.largest();
                 largest = std::max(largest, most);
-                if (planes == 2 && values.has_outliers(most)) planes = 3;
+                if (planes == 2 && values.has_outliers(most)) {
+                    planes = 3;
+                }
             }
             a.skipped[row0 + m] = is_skipped(largest, l.activation_bits);
             scale8[m] = std::max(from_bits(largest), 1e-5f) / 127;
@@ -57,10 +59,14 @@ void quantize_with(const Linear& l, Activations& a) {
                     const Values values(l, row0 + m, s);
                     const uint32_t largest = values.largest();
                     scale = planes == 1 ? scale8[m] : from_bits(largest) < kSmallest ? 0 : power_scale(largest, planes);
-                    if (scale != 0) sums = values.put(place, a.quads, planes, scale);
+                    if (scale != 0) {
+                        sums = values.put(place, a.quads, planes, scale);
+                    }
                 }
                 if (scale == 0) {
-                    for (int64_t j = 0; j < count * s.units * per_unit; j++) place.out[j * R] = 0;
+                    for (int64_t j = 0; j < count * s.units * per_unit; j++) {
+                        place.out[j * R] = 0;
+                    }
                 }
                 const int64_t at = batch * a.batch_sums + i * kMaxParts * R + m;
                 a.scales[at] = planes == 3 ? 256 * scale : scale;
@@ -72,7 +78,9 @@ void quantize_with(const Linear& l, Activations& a) {
     };
     share(l.parallel, a.batches, 1, [&] {
         return [&](int64_t begin, int64_t end) {
-            for (int64_t batch = begin; batch < end; batch++) quantize_batch(batch);
+            for (int64_t batch = begin; batch < end; batch++) {
+                quantize_batch(batch);
+            }
         };
     });
 }

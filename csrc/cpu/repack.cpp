@@ -11,7 +11,9 @@ inline uint32_t stream_code(const uint32_t* words, int bits, int64_t i) {
     const int64_t bit = i * bits;
     const int shift = static_cast<int>(bit % 32);
     uint32_t code = words[bit / 32] >> shift;
-    if (shift + bits > 32) code |= words[bit / 32 + 1] << (32 - shift);
+    if (shift + bits > 32) {
+        code |= words[bit / 32 + 1] << (32 - shift);
+    }
     return code & ((1u << bits) - 1);
 }
 
@@ -19,7 +21,9 @@ inline void stream_put(uint32_t* words, int bits, int64_t i, uint32_t code) {
     const int64_t bit = i * bits;
     const int shift = static_cast<int>(bit % 32);
     words[bit / 32] |= code << shift;
-    if (shift + bits > 32) words[bit / 32 + 1] |= code >> (32 - shift);
+    if (shift + bits > 32) {
+        words[bit / 32 + 1] |= code >> (32 - shift);
+    }
 }
 
 // 32 codes of one row into its lane of a unit.
@@ -28,7 +32,9 @@ void put_unit(const uint8_t* codes, uint32_t* unit) {
     uint32_t words[B] = {};
     for (int q = 0; q < kUnitQuads; q++) {
         uint32_t quad = 0;
-        for (int e = 0; e < 4; e++) quad |= uint32_t(codes[4 * q + e]) << (8 * quad_byte(e));
+        for (int e = 0; e < 4; e++) {
+            quad |= uint32_t(codes[4 * q + e]) << (8 * quad_byte(e));
+        }
         if (B == 3 && q >= 6) {
             words[q - 6] |= (quad & 0x03030303u) << 6;
             words[2 % B] |= (quad & 0x04040404u) << (q == 6 ? 4 : 5);
@@ -36,7 +42,9 @@ void put_unit(const uint8_t* codes, uint32_t* unit) {
             words[quad_word(B, q)] |= quad << quad_bit(B, q);
         }
     }
-    for (int w = 0; w < B; w++) unit[w * kTileRows] = words[w];
+    for (int w = 0; w < B; w++) {
+        unit[w * kTileRows] = words[w];
+    }
 }
 
 template <int B>
@@ -49,7 +57,9 @@ void get_unit(const uint32_t* unit, uint8_t* codes) {
         } else {
             quad = unit[quad_word(B, q) * kTileRows] >> quad_bit(B, q) & mask;
         }
-        for (int e = 0; e < 4; e++) codes[4 * q + e] = static_cast<uint8_t>(quad >> (8 * quad_byte(e)));
+        for (int e = 0; e < 4; e++) {
+            codes[4 * q + e] = static_cast<uint8_t>(quad >> (8 * quad_byte(e)));
+        }
     }
 }
 
@@ -84,7 +94,9 @@ void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* sca
     if (rows < kTileRows) {
         std::memset(words, 0, s.units() * unit_words * 4);
         std::memset(scale, 0, groups * kTileRows * scale_size);
-        if (disk.zero) std::memset(zero, 0, groups * kTileRows);
+        if (disk.zero) {
+            std::memset(zero, 0, groups * kTileRows);
+        }
     }
     for (int64_t r = 0; r < rows; r++) {
         const uint32_t* row = disk.words + (row0 + r) * stream_words(s.in_features, bits);
@@ -105,7 +117,9 @@ void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* sca
                 const int64_t bit = (row0 + r) * bits;
                 const auto* column = static_cast<const uint32_t*>(disk.zero) + g;
                 uint64_t two = column[bit / 32 * groups];
-                if (bit % 32 + bits > 32) two |= uint64_t(column[(bit / 32 + 1) * groups]) << 32;
+                if (bit % 32 + bits > 32) {
+                    two |= uint64_t(column[(bit / 32 + 1) * groups]) << 32;
+                }
                 zero[g * kTileRows + r] = static_cast<uint8_t>(two >> (bit % 32) & ((1u << bits) - 1));
             }
         }
@@ -114,7 +128,8 @@ void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* sca
 
 void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
     const Shape& s = cpu.shape;
-    const int64_t groups = s.groups(), scale_size = size_of(cpu.scale_type), row_words = stream_words(s.in_features, s.bits);
+    const int64_t groups = s.groups(), scale_size = size_of(cpu.scale_type),
+                  row_words = stream_words(s.in_features, s.bits);
     const int64_t rows = std::min<int64_t>(kTileRows, s.out_features - tile * kTileRows);
     const uint32_t* tile_words = cpu.words + tile * s.words_per_tile();
     const char* tile_scale = static_cast<const char*>(cpu.scale) + tile * groups * kTileRows * scale_size;
@@ -133,7 +148,9 @@ void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale,
             }
             std::memcpy(static_cast<char*>(scale) + (r * groups + g) * scale_size,
                         tile_scale + (g * kTileRows + r) * scale_size, scale_size);
-            if (cpu.zero) zero[r * groups + g] = tile_zero[g * kTileRows + r];
+            if (cpu.zero) {
+                zero[r * groups + g] = tile_zero[g * kTileRows + r];
+            }
         }
     }
 }
@@ -142,7 +159,9 @@ void unit_codes(const uint32_t* words, int bits, uint8_t* codes) {
     uint8_t row[kUnitSlots];
     for (int r = 0; r < kTileRows; r++) {
         get(bits, words + r, row);
-        for (int i = 0; i < kUnitSlots; i++) codes[i * kTileRows + r] = row[i];
+        for (int i = 0; i < kUnitSlots; i++) {
+            codes[i * kTileRows + r] = row[i];
+        }
     }
 }
 

@@ -26,7 +26,9 @@ public:
     explicit Buffer(int64_t size) {
         const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + 63) / 64 * 64;
         memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes)));
-        if (!memory_) throw std::bad_alloc();
+        if (!memory_) {
+            throw std::bad_alloc();
+        }
     }
     T* data() const { return memory_.get(); }
     T& operator[](int64_t i) const { return memory_.get()[i]; }

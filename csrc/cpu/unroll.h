@@ -22,12 +22,12 @@
 
 // Defines `unroll<N>(f)`, which calls f(0), …, f(N - 1) with constants. It is for use within a target: a function of
 // another target could not be inlined.
-#define QAIG_DEFINE_UNROLL                                              \
-    template <class F, size_t... I>                                     \
-    QAIG_INLINE void unroll(F&& f, std::index_sequence<I...>) {         \
-        (f(std::integral_constant<int, static_cast<int>(I)>()), ...);   \
-    }                                                                   \
-    template <int N, class F>                                           \
-    QAIG_INLINE void unroll(F&& f) {                                    \
-        unroll(f, std::make_index_sequence<N>());                       \
+#define QAIG_DEFINE_UNROLL                                            \
+    template <class F, size_t... I>                                   \
+    QAIG_INLINE void unroll(F&& f, std::index_sequence<I...>) {       \
+        (f(std::integral_constant<int, static_cast<int>(I)>()), ...); \
+    }                                                                 \
+    template <int N, class F>                                         \
+    QAIG_INLINE void unroll(F&& f) {                                  \
+        unroll(f, std::make_index_sequence<N>());                     \
     }
