@@ -1,6 +1,7 @@
 # make demo    quantize the trained tiny VLM and show what came out
 # make test    the tests
-# make check   what CI runs besides: lint, types, slow sweeps, the tests on the oldest supported transformers
+# make check   what CI runs besides: lint, types, slow sweeps, the tests on the oldest supported transformers, sanitizers
+#              over the kernels, the kernels compiled for aarch64, the package built and installed in clean environments
 PYTHON ?= python3
 VENV ?= .venv
 TRANSFORMERS ?= transformers
@@ -10,10 +11,15 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Two test processes with a thread each: most tests are too small to use two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# What the kernels are built with for `make sanitize` (-O3 takes minutes). libstdc++ comes along: without it ASan cannot see exceptions.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
+SANITIZED = ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
+CROSS := aarch64-linux-gnu-g++
+
 # Waiting threads sleep: spinning ones cost a busy machine three times the time.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint slow oldest clean
+.PHONY: demo test check lint slow oldest sanitize cross package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/tiny-vlm/demo.py
@@ -21,7 +27,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not gpu"
 
-check: lint slow oldest
+check: lint slow oldest sanitize cross package
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -34,6 +40,21 @@ slow: $(VENV)/.test
 oldest:
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS="$(OLDEST)"
 
+# The library is built before ASan is preloaded: the compiler needs no watching. Its flags give it a cache entry of its own.
+sanitize: export QAIG_CXXFLAGS = $(SANITIZE)
+sanitize: $(VENV)/.test
+	$(BIN)/python -c "from transformers_qaig import extension; extension.build()"
+	$(SANITIZED) $(BIN)/python -c "from transformers_qaig import extension; assert extension.load()"
+	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py
+
+cross:
+	@if command -v $(CROSS) >/dev/null; then set -ex; \
+	  for file in csrc/cpu/*.cpp; do $(CROSS) -std=c++17 -O2 -fPIC -Wall -Wextra -Icsrc -c $$file -o /dev/null; done; \
+	else echo "cross: skipped, there is no $(CROSS)"; fi
+
+package: $(VENV)/.dev
+	PYTHON="$(BIN)/python" tools/check_package.sh
+
 # torch first and alone: a later step must find it installed, not choose a build of its own.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -42,12 +63,14 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo]"
+	$(BIN)/python -m transformers_qaig.env
 	touch $@
 
 # torchvision has no CPU build; tests/conftest.py makes the CUDA wheel importable, from a folder only it looks into.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
 	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu torchvision==0.28.0
+	$(BIN)/python -m transformers_qaig.env
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test

@@ -22,7 +22,7 @@ from .calibration.resume import BlockStore
 from .calibration.subblock import pieces_of
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
-from .nn.linear import get_linear
+from .nn.linear import QAIGLinear, get_linear
 from .plan import Coverage, Plan, find_blocks
 from .recipes import RECIPES, Recipe
 from .report.summary import BlockSummary, QuantizationReport
@@ -77,6 +77,9 @@ def calibrate(
                 result, summary = store.load(path, block, entries) or quantize_block(
                     block, path, entries, calls, calls_q, masks, recipe, finder, config.seed
                 )
+                for module in result.modules():
+                    if isinstance(module, QAIGLinear):
+                        module.activation_bits = config.activation_bits
                 error = OutputError()
                 for sample, call in calls.items():
                     output, output_q = forward(block, call), forward(result, calls_q[sample])

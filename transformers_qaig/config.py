@@ -62,8 +62,10 @@ class QAIGConfig(QuantizationConfigMixin):
             Calibration samples taken from `dataset`.
         seed (`int`, *optional*, defaults to 0):
             Seed of everything random: which samples are taken, probing.
-        activation_bits (`int`, *optional*, defaults to 16), target_bits (`float`, *optional*),
-        lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
+        activation_bits (`int`, *optional*, defaults to 16):
+            8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many tokens are
+            computed at once, at a cost in accuracy. 16 takes it as it is.
+        target_bits (`float`, *optional*), lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
             Reserved: any value but the default is refused until it is built.
         plan (`dict`, *optional*):
             The resolved plan, weight path to `{"bits", "group_size", "sym"}`. Written by the quantizer.
@@ -181,9 +183,9 @@ class QAIGConfig(QuantizationConfigMixin):
         for name in ("target_bits", "lm_head_bits", "embedding_bits", "vision_bits"):
             if getattr(self, name) is not None:
                 raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")
-        if self.activation_bits != 16:
-            raise NotImplementedError(
-                f"`activation_bits={self.activation_bits!r}` is not built yet; only 16 (activations as they are) is."
+        if not _is_int(self.activation_bits) or self.activation_bits not in (8, 16):
+            raise ValueError(
+                f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
             )
         if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")

@@ -95,6 +95,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 linear.out_features,
                 linear.bias is not None,
                 **entry,
+                activation_bits=self.quantization_config.activation_bits,
                 dtype=linear.weight.dtype,
                 device="meta",
             )
@@ -151,6 +152,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 assert isinstance(linear, QAIGLinear)
                 check_packed(linear, path)
             attach_model_card(model)
+            self._prepare(model)
             return
         try:
             with torch.enable_grad():
@@ -163,6 +165,14 @@ class QAIGHfQuantizer(HfQuantizer):
         attach_model_card(model, base_model_id=model.name_or_path)
         logger.info("%s", report)
         self._place(model)
+        self._prepare(model)
+
+    def _prepare(self, model: PreTrainedModel) -> None:
+        """Give the packed layers the word order of their device's kernels, one after the other."""
+        for path in self.plan:
+            linear = model.get_submodule(path)
+            assert isinstance(linear, QAIGLinear)
+            linear.prepare()
 
     def _place(self, model: PreTrainedModel) -> None:
         """Put the packed model where the caller's `device_map` wanted it."""
@@ -196,11 +206,13 @@ class QAIGHfQuantizer(HfQuantizer):
 
     # -- back to full precision, and saving
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        # A string is what the config holds once it was saved.
+        wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
         for path in self.plan:
             packed = model.get_submodule(path)
             assert isinstance(packed, QAIGLinear)
-            weight = packed.dequantize(dtype)
+            weight = packed.dequantize(wanted)
             linear = torch.nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
             linear.weight = torch.nn.Parameter(weight)
             if packed.bias is not None:

@@ -1,9 +1,15 @@
+"""`torch.ops.qaig.linear` as torch sees it: values, gradients, autocast, compile rules and what it refuses.
+
+Which backend answers is the machine's business; `test_cpu_kernels.py` compares the kernels with the reference.
+"""
+
 import pytest
 import torch
 
+from tests.nn.tolerance import assert_close
 from transformers_qaig.nn import ops  # noqa: F401  (registers torch.ops.qaig)
 from transformers_qaig.nn.packing import pack, pack_zero_point
-from transformers_qaig.nn.reference import dequantize
+from transformers_qaig.nn.reference import Weight, dequantize
 
 N, K, GROUP = 40, 96, 32
 
@@ -31,8 +37,8 @@ def arguments(bits=3, group_size=GROUP, sym=False, bias=True, dtype=torch.float3
 
 
 def weight_of(args, dtype):
-    _, packed, scale, zero, _, _, out_features, bits, group_size, _, _ = args
-    return dequantize(packed, scale, zero, out_features, K, bits, group_size, dtype)
+    _, packed, scale, zero, _, _, out_features, bits, group_size, _, layout = args
+    return dequantize(Weight(packed, scale, zero, out_features, K, bits, group_size, layout), dtype)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -41,7 +47,7 @@ def weight_of(args, dtype):
 def test_equals_the_dense_layer(bits, sym, group_size):
     args = arguments(bits, group_size, sym)
     out = torch.ops.qaig.linear(*args)
-    torch.testing.assert_close(out, torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4]))
+    assert_close(out, torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -51,7 +57,7 @@ def test_result_has_the_dtype_of_x(dtype):
     out = torch.ops.qaig.linear(*args)
     assert out.dtype == dtype
     expected = torch.nn.functional.linear(args[0], weight_of(args, dtype), args[4].to(dtype))
-    torch.testing.assert_close(out, expected)
+    assert_close(out, expected)
 
 
 @pytest.mark.parametrize("rows", [(), (0,), (1,), (2, 0, 3), (2, 3, 4)])
@@ -60,7 +66,7 @@ def test_any_leading_dimensions(rows):
     out = torch.ops.qaig.linear(*args)
     assert out.shape == (*rows, N)
     assert out.is_contiguous()
-    torch.testing.assert_close(out, args[0] @ weight_of(args, torch.float32).t() + args[4])
+    assert_close(out, args[0] @ weight_of(args, torch.float32).t() + args[4])
 
 
 def test_strided_input():
@@ -71,7 +77,7 @@ def test_strided_input():
     args[0] = args[0].repeat(1, 1, 2)[..., ::2].contiguous().repeat_interleave(2, -1)[..., ::2]
     assert not args[0].is_contiguous()
     dense = torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4])
-    torch.testing.assert_close(torch.ops.qaig.linear(*args), dense)
+    assert_close(torch.ops.qaig.linear(*args), dense)
 
 
 @pytest.mark.parametrize("sym", [True, False])
@@ -169,7 +175,7 @@ def replaced(position, value):
         (
             replaced(1, torch.zeros(N, 9, dtype=torch.int32, device="meta")),
             ValueError,
-            "packed tensor is on meta but the input is on cpu",
+            "packed(?: tensor)? is (on meta|not on the CPU) but the input is",
         ),
         (replaced(2, torch.zeros(N, 2)), ValueError, r"scale must have shape \(40, 3\), got \(40, 2\)"),
         (replaced(2, torch.zeros(N, 3, dtype=torch.float64)), ValueError, "scale must have dtype"),
@@ -181,10 +187,14 @@ def replaced(position, value):
         (replaced(7, 4), ValueError, r"packed must have shape \(40, 12\)"),
         (replaced(7, 9), ValueError, "bits must be between 2 and 8, got 9"),
         (replaced(8, 16), ValueError, r"scale must have shape \(40, 6\)"),
-        (replaced(9, 8), NotImplementedError, "activation_bits=8"),
-        (replaced(10, 1), NotImplementedError, "layout=1"),
+        (replaced(9, 4), NotImplementedError, "activation_bits=4"),
+        (replaced(10, 2), NotImplementedError, "layout=2"),
+        (replaced(6, 2**40), ValueError, "packed must have shape|out_features"),
+        (replaced(8, 0), ValueError, "group_size"),
     ],
 )
 def test_untrusted_arguments_are_refused_by_name(args, error, message):
     with pytest.raises(error, match=message):
+        torch.ops.qaig.linear_reference(*args)
+    with pytest.raises((error, RuntimeError), match=message):  # C++ has one kind of error
         torch.ops.qaig.linear(*args)

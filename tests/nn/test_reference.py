@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from transformers_qaig.nn import packing, reference
-from transformers_qaig.nn.packing import pack, pack_zero_point
+from transformers_qaig.nn.packing import ON_DISK, pack, pack_zero_point
+from transformers_qaig.nn.reference import Weight
 
 
 def random_weight(out_features, in_features, bits, group_size, sym, scale_dtype=torch.float32):
@@ -26,10 +27,12 @@ def dense(codes, scale, zero, bits):
 @pytest.mark.parametrize("sym", [True, False])
 def test_dequantize_is_the_formula(bits, group_size, sym):
     codes, scale, zero = random_weight(5, 48, bits, group_size, sym, torch.bfloat16)
-    words = pack(codes, bits), scale, None if sym else pack_zero_point(zero, bits)
+    packed = Weight(
+        pack(codes, bits), scale, None if sym else pack_zero_point(zero, bits), 5, 48, bits, group_size, ON_DISK
+    )
     expected = dense(codes, scale, zero, bits)  # exact in float32: 9 bits times 8 bits
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        weight = reference.dequantize(*words, 5, 48, bits, group_size, dtype)
+        weight = reference.dequantize(packed, dtype)
         assert weight.dtype == dtype
         assert torch.equal(weight, expected.to(dtype))
 
@@ -37,18 +40,32 @@ def test_dequantize_is_the_formula(bits, group_size, sym):
 @pytest.mark.parametrize("sym", [True, False])
 def test_chunks_of_rows_change_nothing_but_the_peak(sym, monkeypatch):
     codes, scale, zero = random_weight(50, 32, 3, 16, sym)
-    args = pack(codes, 3), scale, None if sym else pack_zero_point(zero, 3)
+    packed = Weight(pack(codes, 3), scale, None if sym else pack_zero_point(zero, 3), 50, 32, 3, 16, ON_DISK)
     x, grad = torch.randn(4, 32), torch.randn(4, 50)
-    weight = reference.dequantize(*args, 50, 32, 3, 16, torch.float32)
-    out = reference.linear(x, *args, None, 50, 3)
-    grad_x = reference.linear_grad_input(grad, *args, 32, 3)
+    weight = reference.dequantize(packed, torch.float32)
+    out = reference.linear(x, packed, None, 16)
+    grad_x = reference.linear_grad_input(grad, packed)
     monkeypatch.setattr(packing, "_CHUNK_CODES", 32 * 7)
-    assert torch.equal(reference.dequantize(*args, 50, 32, 3, 16, torch.float32), weight)
-    torch.testing.assert_close(reference.linear(x, *args, None, 50, 3), out)
-    torch.testing.assert_close(reference.linear_grad_input(grad, *args, 32, 3), grad_x)
+    assert torch.equal(reference.dequantize(packed, torch.float32), weight)
+    torch.testing.assert_close(reference.linear(x, packed, None, 16), out)
+    torch.testing.assert_close(reference.linear_grad_input(grad, packed), grad_x)
 
 
 def test_linear_is_deterministic():
     codes, scale, zero = random_weight(64, 96, 4, 32, False)
-    args = torch.randn(3, 96), pack(codes, 4), scale, pack_zero_point(zero, 4), torch.randn(64), 64, 4
+    packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 64, 96, 4, 32, ON_DISK)
+    args = torch.randn(3, 96), packed, torch.randn(64), 16
     assert torch.equal(reference.linear(*args), reference.linear(*args))
+
+
+def test_8_bit_activations_are_rounded_per_token():
+    codes, scale, zero = random_weight(6, 32, 4, 32, False)
+    packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 6, 32, 4, 32, ON_DISK)
+    x = torch.randn(3, 32)
+    x[1] = 0
+    x[2, 3] = torch.inf
+    step = x.abs().amax(-1).clamp(min=1e-5) / 127
+    rounded = torch.stack([torch.round(x[0] / step[0]) * step[0], x[1], x[2]])
+    out = reference.linear(x, packed, None, 8)
+    torch.testing.assert_close(out, rounded @ dense(codes, scale, zero, 4).float().T, equal_nan=True)
+    assert not torch.equal(out[0], reference.linear(x, packed, None, 16)[0])

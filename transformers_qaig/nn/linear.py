@@ -6,9 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import extension
 from . import ops  # noqa: F401  (registers torch.ops.qaig)
-from .packing import SCALE_DTYPES, num_groups, pack, pack_zero_point, packed_shapes
-from .reference import dequantize
+from .packing import (
+    CPU_ORDER,
+    CPU_ORDER_BITS,
+    ON_DISK,
+    SCALE_DTYPES,
+    num_groups,
+    pack,
+    pack_zero_point,
+    packed_shapes,
+)
+from .reference import Weight, dequantize
 
 
 class QAIGLinear(nn.Module):
@@ -26,6 +36,10 @@ class QAIGLinear(nn.Module):
 
     The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`.
 
+    That is how they are made, saved and loaded. `prepare` puts the first three into the order the kernels of their
+    device read fastest (`layout` tells it; shapes change, values do not), `unprepare` puts them back. A prepared layer
+    saves and loads as any other, and follows moves to another device by itself.
+
     All of them are Parameters, integers included, because offloading moves parameters but not buffers. They are frozen
     when set, and `requires_grad_` reaches the bias only. A dtype cast (`.to(dtype)`, `.half()`, ...) reaches the bias
     only, too: casting scales would change the weight. `requires_grad_(True)` on a *parent* module is refused by torch
@@ -38,13 +52,13 @@ class QAIGLinear(nn.Module):
         bits (`int`): 2 to 8.
         group_size (`int`): input channels that share one scale and zero point (a divisor of K), or -1: one per row.
         sym (`bool`, *optional*, defaults to `False`): no zero points.
-        activation_bits (`int`, *optional*, defaults to 16): 16 is the only value there is a kernel for.
+        activation_bits (`int`, *optional*, defaults to 16): 8 rounds the input to 8 bits per token, on the fly: faster
+            with many tokens, less accurate. May be changed at any time.
         dtype (`torch.dtype`, *optional*): of scales and bias; the default dtype of torch if None.
         device (`torch.device`, *optional*): where the tensors are made; `"meta"` works.
 
     Raises:
         ValueError: if a size, `bits`, `group_size` or `dtype` is out of range.
-        NotImplementedError: if `activation_bits` is not 16.
     """
 
     weight_packed: nn.Parameter
@@ -70,11 +84,11 @@ class QAIGLinear(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in SCALE_DTYPES:
             raise ValueError(f"dtype must be one of {SCALE_DTYPES}, got {dtype}")
-        if activation_bits != 16:
-            raise NotImplementedError(f"activation_bits={activation_bits} is not supported yet: use 16")
+        if activation_bits not in (8, 16):
+            raise ValueError(f"activation_bits must be 8 or 16, got {activation_bits}")
         self.in_features, self.out_features = in_features, out_features
         self.bits, self.group_size, self.sym, self.activation_bits = bits, group_size, sym, activation_bits
-        self.compute_dtype = dtype
+        self.compute_dtype, self.layout = dtype, ON_DISK
         for name, (shape, packed_dtype) in packed_shapes(out_features, in_features, bits, group_size, sym).items():
             self.register_parameter(name, _frozen(torch.zeros(shape, dtype=packed_dtype or dtype, device=device)))
         self.weight_shape = _frozen(torch.tensor([out_features, in_features], device=device))
@@ -94,6 +108,7 @@ class QAIGLinear(nn.Module):
         *,
         bits: int,
         group_size: int,
+        activation_bits: int = 16,
     ) -> "QAIGLinear":
         """Builds a layer from quantized values.
 
@@ -104,6 +119,7 @@ class QAIGLinear(nn.Module):
             bias (`Tensor`, *optional*): floating `[N]`.
             bits (`int`): 2 to 8.
             group_size (`int`): a divisor of K, or -1.
+            activation_bits (`int`, *optional*, defaults to 16): see the class.
 
         Raises:
             ValueError: naming the tensor whose dtype, shape or values do not fit.
@@ -112,8 +128,8 @@ class QAIGLinear(nn.Module):
             raise ValueError(f"codes must have shape [out_features, in_features], got {tuple(codes.shape)}")
         out_features, in_features = codes.shape
         layer = cls(
-            in_features, out_features, False, bits=bits, group_size=group_size, sym=zero is None, dtype=scale.dtype,
-            device="meta",
+            in_features, out_features, False, bits=bits, group_size=group_size, sym=zero is None,
+            activation_bits=activation_bits, dtype=scale.dtype, device="meta",
         )  # fmt: skip
         for name, tensor in (("scale", scale), ("zero", zero)):
             shape = (out_features, num_groups(in_features, group_size))
@@ -143,12 +159,37 @@ class QAIGLinear(nn.Module):
             self.bits,
             self.group_size,
             self.activation_bits,
-            0,
+            self.layout,
         )
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight `[out_features, in_features]` this layer stands for, in `dtype` (None: the compute dtype)."""
-        return dequantize(
+    def prepare(self) -> bool:
+        """Puts the packed tensors into the order of the fastest kernels for their device, one layer's worth of memory.
+
+        Nothing happens to a layer that is prepared already, that is offloaded (its tensors come and go), or for whose
+        device, bits or installation there is no such order: it computes from the on-disk order.
+
+        Returns:
+            `bool`: whether the layer is prepared now.
+        """
+        if self.layout != ON_DISK:
+            return True
+        hook = getattr(self, "_hf_hook", None)
+        offloaded = any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
+        if self.weight_packed.device.type != "cpu" or self.bits not in CPU_ORDER_BITS or offloaded:
+            return False
+        if not extension.load():
+            return False
+        packed, scale, zero = torch.ops.qaig.repack(*self._weight())
+        self._replace_packed(packed, scale, zero, CPU_ORDER)
+        return True
+
+    def unprepare(self) -> None:
+        """Puts the packed tensors back into the on-disk order."""
+        if self.layout != ON_DISK:
+            self._replace_packed(*self._on_disk(), ON_DISK)
+
+    def _weight(self) -> Weight:
+        return Weight(
             self.weight_packed,
             self.weight_scale,
             self.weight_zero_point,
@@ -156,8 +197,23 @@ class QAIGLinear(nn.Module):
             self.in_features,
             self.bits,
             self.group_size,
-            dtype or self.compute_dtype,
+            self.layout,
         )
+
+    def _on_disk(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed words, scales and zero points of a prepared layer in the on-disk order."""
+        packed, scale, zero = torch.ops.qaig.repack(*self._weight())
+        return packed, scale, zero if self.sym else pack_zero_point(zero, self.bits)
+
+    def _replace_packed(self, packed: Tensor, scale: Tensor, zero: Tensor, layout: int) -> None:
+        self.weight_packed, self.weight_scale = _frozen(packed), _frozen(scale)
+        if not self.sym:
+            self.weight_zero_point = _frozen(zero)
+        self.layout = layout
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight `[out_features, in_features]` this layer stands for, in `dtype` (None: the compute dtype)."""
+        return dequantize(self._weight(), dtype or self.compute_dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -186,7 +242,11 @@ class QAIGLinear(nn.Module):
         super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QAIGLinear":
-        """Lets `fn` move the packed tensors, but not cast them."""
+        """Lets `fn` move the packed tensors, but not cast them. Another device gets the order of its own kernels."""
+        probe = fn(self.weight)
+        prepared = self.layout != ON_DISK
+        if prepared and probe.device != self.weight_packed.device:
+            self.unprepare()
         packed = {id(self._parameters[name]) for name in self._packed_names()}
 
         def move(tensor: Tensor) -> Tensor:
@@ -196,15 +256,30 @@ class QAIGLinear(nn.Module):
             return moved
 
         super()._apply(move, recurse)
-        dtype = fn(self.weight).dtype
-        self.compute_dtype = dtype if dtype.is_floating_point else self.compute_dtype
+        self.compute_dtype = probe.dtype if probe.dtype.is_floating_point else self.compute_dtype
+        if prepared:
+            self.prepare()
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As in `nn.Module`, always in the on-disk order."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.layout != ON_DISK:
+            packed, scale, zero = self._on_disk()
+            destination[prefix + "weight_packed"], destination[prefix + "weight_scale"] = packed, scale
+            if not self.sym:
+                destination[prefix + "weight_zero_point"] = zero
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """As in `nn.Module`, but a packed tensor of another dtype is an error: copying would cast it silently."""
+        """As in `nn.Module`, but a packed tensor of another dtype is an error: copying would cast it silently.
+
+        A prepared layer is prepared again afterwards.
+        """
+        prepared = self.layout != ON_DISK
+        self.unprepare()
         for name in self._packed_names():
             value, own = state_dict.get(prefix + name), self._parameters[name]
             if value is not None and own is not None and value.dtype != own.dtype:
@@ -212,6 +287,8 @@ class QAIGLinear(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if prepared and not error_msgs:
+            self.prepare()
 
     def _packed_names(self) -> list[str]:
         return [name for name in self._parameters if name != "bias"]
@@ -230,7 +307,7 @@ def get_linear(module: nn.Module, path: str) -> nn.Linear:
 
 
 def check_packed(module: QAIGLinear, name: str) -> None:
-    """Checks a loaded layer before it computes: dtypes, shapes and, where it can be read, content of its tensors.
+    """Checks a loaded layer before it is prepared: dtypes, shapes and, where it can be read, content of its tensors.
 
     Tensors on the meta device (offloaded) have no content to check; their shapes and dtypes are checked.
 

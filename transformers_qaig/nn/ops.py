@@ -1,7 +1,11 @@
 """The operators `torch.ops.qaig.*`: schema, checks, fake, autograd and autocast rules.
 
 Python owns the schema. A backend adds its kernel for a device with `TORCH_LIBRARY_IMPL(qaig, <device>, m)`; wherever
-none did, the plain-torch reference answers. All rules below hold for any backend.
+none did, the plain-torch reference answers. All rules below hold for any backend. The CPU's kernels are compiled
+(`csrc/`) and loaded when they are first needed.
+
+`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER`, which is described in
+`csrc/cpu/layout.h` and which `repack` makes and undoes.
 """
 
 from typing import Any
@@ -9,26 +13,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import extension
 from . import reference
-from .packing import SCALE_DTYPES, packed_shapes
+from .packing import CPU_ORDER, ON_DISK, SCALE_DTYPES, packed_shapes
 
 _LIBRARY = torch.library.Library("qaig", "DEF")
-_LIBRARY.define(
-    "linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? signs, int out_features, "
-    "int bits, int group_size, int activation_bits, int layout) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+for _name in ("linear", "linear_reference"):
+    _LIBRARY.define(
+        f"{_name}(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? signs, int out_features, "
+        "int bits, int group_size, int activation_bits, int layout) -> Tensor",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
 _LIBRARY.define(
     "linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor? zero, Tensor? signs, int in_features, "
     "int bits, int group_size, int layout) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "repack(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, int group_size, "
+    "int layout) -> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "dequantize(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
+    "int group_size, int layout, int start, int stop) -> Tensor"
 )
 
 _ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
-def linear(
+def linear(x: Tensor, *args: Any) -> Tensor:
+    """`qaig::linear` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
+    if x.device.type == "cpu" and extension.load():
+        return torch.ops.qaig.linear(x, *args)
+    return linear_reference(x, *args)
+
+
+def linear_reference(
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -41,7 +62,7 @@ def linear(
     activation_bits: int,
     layout: int,
 ) -> Tensor:
-    """`qaig::linear`, reference kernel: x @ W.T + bias, with W as in `reference.dequantize`.
+    """`qaig::linear` in plain torch: x @ W.T + bias, with W as in `reference.dequantize`.
 
     Args:
         x (`Tensor`): `[..., K]`, float16, bfloat16, float32 or float64; K is read off this tensor.
@@ -53,25 +74,24 @@ def linear(
         out_features (`int`): N.
         bits (`int`): 2 to 8.
         group_size (`int`): input channels per group, or -1 for one group per row.
-        activation_bits (`int`): 16: x is used as it is.
-        layout (`int`): 0: `packed` is in the on-disk order.
+        activation_bits (`int`): 16: x is used as it is; 8: rounded to 8 bits per token, see `reference.round_activations`.
+        layout (`int`): `ON_DISK`, or `CPU_ORDER` with the shapes that `repack` gives.
 
     Returns:
         `Tensor`: `[..., N]`, contiguous, dtype of x.
 
     Raises:
-        ValueError: if an argument has a wrong shape, dtype or device.
+        ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
         NotImplementedError: for `signs`, `activation_bits` or `layout` the reference cannot handle.
     """
-    if activation_bits != 16:
-        raise NotImplementedError(
-            f"activation_bits={activation_bits} has no kernel here: quantize with activation_bits=16"
-        )
+    if activation_bits not in (8, 16):
+        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
     _check_activation("x", x)
     _check_weight(x, packed, scale, zero, signs, out_features, x.shape[-1], bits, group_size, layout)
     if bias is not None:
         _check_tensor("bias", bias, (out_features,), _ACTIVATION_DTYPES, x)
-    return reference.linear(x, packed, scale, zero, bias, out_features, bits)
+    weight = reference.Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
+    return reference.linear(x, weight, bias, activation_bits)
 
 
 def linear_grad_input(
@@ -88,7 +108,8 @@ def linear_grad_input(
     """`qaig::linear_grad_input`, reference kernel: grad @ W, `[..., N]` to `[..., K]`. Arguments as in `linear`."""
     _check_activation("grad", grad)
     _check_weight(grad, packed, scale, zero, signs, grad.shape[-1], in_features, bits, group_size, layout)
-    return reference.linear_grad_input(grad, packed, scale, zero, in_features, bits)
+    weight = reference.Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
+    return reference.linear_grad_input(grad, weight)
 
 
 def _check_activation(name: str, x: Tensor) -> None:
@@ -113,9 +134,12 @@ def _check_weight(
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
     if signs is not None:
         raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
-    if layout != 0:
+    if layout == CPU_ORDER and x.device.type == packed.device.type == "cpu" and extension.load():
+        return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
+    if layout != ON_DISK:
         raise NotImplementedError(
-            f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only"
+            f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
+            "layer in the CPU's order is brought to another device by `to`, which restores that order first"
         )
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
     _check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
@@ -140,6 +164,7 @@ def _check_tensor(
 
 
 _LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("linear_reference", linear_reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_grad_input", linear_grad_input, "CompositeExplicitAutograd")
 
 

@@ -10,91 +10,90 @@ The chunks depend only on the shape of the weight, so equal arguments give equal
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packing import row_chunks, unpack, unpack_zero_point
+from .packing import CPU_ORDER, row_chunks, unpack, unpack_zero_point
+
+LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, is not rounded to 8 bits
 
 
-def dequantize(
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    out_features: int,
-    in_features: int,
-    bits: int,
-    group_size: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The weight a packed layer stands for.
+class Weight(NamedTuple):
+    """The tensors of a packed weight and what it takes to read them, as in `ops.linear_reference`."""
 
-    Args:
-        packed (`Tensor`): int32 `[N, ceil(K * bits / 32)]`, see `packing.pack`.
-        scale (`Tensor`): floating `[N, G]`.
-        zero (`Tensor`, *optional*): int32 `[ceil(N * bits / 32), G]`, see `packing.pack_zero_point`; None if symmetric.
-        out_features (`int`): N.
-        in_features (`int`): K.
-        bits (`int`): 2 to 8.
-        group_size (`int`): input channels per group, or -1 for one group per row.
-        dtype (`torch.dtype`): dtype of the result; the arithmetic is float32 either way.
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    out_features: int
+    in_features: int
+    bits: int
+    group_size: int
+    layout: int
 
-    Returns:
-        `Tensor`: `[N, K]` of `dtype`.
+    def rows(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+        """Yields `(start, stop, W[start:stop])` in `dtype` until every row has come."""
+        chunks = row_chunks(self.out_features, self.in_features)
+        if self.layout == CPU_ORDER:
+            for start, stop in chunks:
+                yield start, stop, torch.ops.qaig.dequantize(*self, start, stop).to(dtype)
+            return
+        groups = self.scale.shape[1]
+        zeros = None if self.zero is None else unpack_zero_point(self.zero, self.bits, self.out_features)
+        for start, stop in chunks:
+            codes = unpack(self.packed[start:stop], self.bits, self.in_features).view(stop - start, groups, -1)
+            weight = codes.to(torch.float32)
+            weight -= 2 ** (self.bits - 1) if zeros is None else zeros[start:stop, :, None]
+            weight *= self.scale[start:stop, :, None]
+            yield start, stop, weight.view(stop - start, self.in_features).to(dtype)
+
+
+def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The weight `[N, K]` that `weight` stands for, in `dtype`; the arithmetic is float32 either way."""
+    out = torch.empty(weight.out_features, weight.in_features, dtype=dtype, device=weight.packed.device)
+    for start, stop, rows in weight.rows(dtype):
+        out[start:stop] = rows
+    return out
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """x `[..., K]` with each token rounded to 8 bits: s * round(x / s), s = max(|x|, 1e-5) / 127, in float32.
+
+    A token that holds a NaN, an infinity or a value beyond 1e30 stays as it is.
     """
-    weight = torch.empty(out_features, in_features, dtype=dtype, device=packed.device)
-    for start, stop, rows in _dequantized_rows(packed, scale, zero, in_features, bits, dtype):
-        weight[start:stop] = rows
-    return weight
+    x = x.float()
+    largest = x.abs().amax(-1, keepdim=True)
+    scale = largest.clamp(min=1e-5) / 127
+    return torch.where(largest <= LARGEST_8_BIT, (x / scale).round() * scale, x)
 
 
-def linear(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bias: Tensor | None,
-    out_features: int,
-    bits: int,
-) -> Tensor:
-    """x @ W.T + bias for x `[..., K]`: `[..., N]` in the dtype of x, to which W and the bias are rounded first."""
-    in_features = x.shape[-1]
-    flat = x.reshape(-1, in_features)
-    bias = None if bias is None else bias.to(x.dtype)
-    out = x.new_empty(flat.shape[0], out_features)
-    for start, stop, rows in _dequantized_rows(packed, scale, zero, in_features, bits, x.dtype):
+def linear(x: Tensor, weight: Weight, bias: Tensor | None, activation_bits: int) -> Tensor:
+    """x @ W.T + bias for x `[..., K]`: `[..., N]` in the dtype of x.
+
+    With 16-bit activations W and the bias are first rounded to the dtype of x. With 8 the product is float32.
+    """
+    flat = x.reshape(-1, weight.in_features)
+    dtype = x.dtype
+    if activation_bits == 8:
+        flat, dtype = round_activations(flat), torch.float32
+    bias = None if bias is None else bias.to(dtype)
+    out = x.new_empty(flat.shape[0], weight.out_features)
+    for start, stop, rows in weight.rows(dtype):
         out[:, start:stop] = F.linear(flat, rows, None if bias is None else bias[start:stop])
-    return out.view(*x.shape[:-1], out_features)
+    return out.view(*x.shape[:-1], weight.out_features)
 
 
-def linear_grad_input(
-    grad: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    in_features: int,
-    bits: int,
-) -> Tensor:
+def linear_grad_input(grad: Tensor, weight: Weight) -> Tensor:
     """grad @ W for grad `[..., N]`: `[..., K]` in the dtype of grad. Sums over chunks of N are kept in >= float32."""
     flat = grad.reshape(-1, grad.shape[-1])
     total = torch.zeros(
-        flat.shape[0], in_features, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device
+        flat.shape[0],
+        weight.in_features,
+        dtype=torch.promote_types(grad.dtype, torch.float32),
+        device=grad.device,
     )
-    for start, stop, rows in _dequantized_rows(packed, scale, zero, in_features, bits, grad.dtype):
+    for start, stop, rows in weight.rows(grad.dtype):
         total += flat[:, start:stop] @ rows
-    return total.to(grad.dtype).view(*grad.shape[:-1], in_features)
-
-
-def _dequantized_rows(
-    packed: Tensor, scale: Tensor, zero: Tensor | None, in_features: int, bits: int, dtype: torch.dtype
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Yields `(start, stop, weight[start:stop])` until every row has come. The group size is K / G."""
-    out_features, groups = scale.shape
-    zeros = None if zero is None else unpack_zero_point(zero, bits, out_features)
-    for start, stop in row_chunks(out_features, in_features):
-        codes = unpack(packed[start:stop], bits, in_features).view(stop - start, groups, -1)
-        weight = codes.to(torch.float32)
-        weight -= 2 ** (bits - 1) if zeros is None else zeros[start:stop, :, None]
-        weight *= scale[start:stop, :, None]
-        yield start, stop, weight.view(stop - start, in_features).to(dtype)
+    return total.to(grad.dtype).view(*grad.shape[:-1], weight.in_features)

@@ -1,0 +1,86 @@
+// Activations as the kernels read them: integers, so that products with the codes are exact.
+//
+// For each row and segment x = scale * q, with q split into planes of signed bytes, q = 256 (256 q_0 + q_1) + q_2 or less:
+//
+//   8-bit activations   1 plane, one scale per row, max(|x|, 1e-5) / 127: the quantization the user asked for
+//   float16, bfloat16   2 planes, scale a power of two: whatever lies within 2^7 of a segment's largest value keeps all 8
+//                       bits of a bfloat16. Where half of its values do not (outliers), the batch takes 3 planes.
+//   float32             3 planes: 24 bits
+//
+// A kernel sums at most 16 bits of q in one integer, so 3 planes are two parts, 256 q_0 + q_1 and q_2, with scales and
+// sums of their own. Rows come in batches of R. Per batch, segment by segment, one of two forms:
+//
+//   quads  [planes][quads of the segment][R]: the bytes of slots 0, 2, 1, 3, in the order in which `layout.h` puts codes
+//          into a word, for 8-bit products
+//   pairs  [parts][pairs of the segment][R]: two neighbouring slots as 16-bit integers, for 16-bit products
+#pragma once
+
+#include <vector>
+
+#include "kernel.h"
+#include "repack.h"
+
+namespace qaig {
+
+constexpr int kMaxPlanes = 3, kMaxParts = 2, kUnitPairs = kUnitSlots / 2;
+constexpr int kQuadWords = kUnitQuads * kMaxPlanes, kPairWords = kUnitPairs * kMaxParts;  // per row and unit, at most
+constexpr int parts(int planes) { return planes == 3 ? 2 : 1; }
+constexpr int part_planes(int planes, int part) { return part == 1 || planes == 1 ? 1 : 2; }
+
+// A row whose largest absolute value is not finite, or outside these bounds, is left to `exact_rows`.
+constexpr float kLargest = 1e30f, kSmallest = 1e-30f;
+
+// A segment: which channels it has, and where its units begin.
+struct Segment {
+    int64_t channel, count, unit, units;
+};
+
+inline Segment segment_at(const Shape& s, int64_t i) {
+    const int64_t per_group = s.segments_per_group(), in_group = i % per_group * kSegmentUnits;
+    const int64_t group = i / per_group, first = in_group * kUnitSlots;
+    return {group * s.group_size + first, std::min<int64_t>(kSegmentUnits * kUnitSlots, s.group_size - first),
+            group * s.units_per_group() + in_group, std::min<int64_t>(kSegmentUnits, s.units_per_group() - in_group)};
+}
+
+class Activations {
+public:
+    // Sizes only: an instruction set's `quantize` fills it. `batch_rows` is R, `unit_words` kQuadWords or kPairWords.
+    Activations(const Linear& l, int64_t batch_rows, int unit_words)
+        : batch_rows(batch_rows),
+          batches((l.rows + batch_rows - 1) / batch_rows),
+          batch_words(l.weight.shape.units() * unit_words * batch_rows),
+          batch_sums(l.weight.shape.segments() * kMaxParts * batch_rows),
+          words(batches * batch_words),
+          scales(batches * batch_sums),
+          sums(batches * batch_sums),
+          planes(batches),
+          skipped(l.rows) {}
+
+    const int64_t batch_rows, batches, batch_words, batch_sums;
+    Buffer<uint32_t> words;        // quads or pairs, [batches][batch_words]
+    Buffer<float> scales;          // [batches][segments][2 parts][R]
+    Buffer<int32_t> sums;          // of q over a segment, [batches][segments][2 parts][R]
+    std::vector<uint8_t> planes;   // of each batch
+    std::vector<uint8_t> skipped;  // rows that are zeros here and left to `exact_rows`
+};
+
+// For the scale of 16-bit activations: the power of two that makes the largest value, given by its bits, a number of
+// `digits` bits, or one fewer where its planes would not hold it.
+inline float power_scale(uint32_t largest, int digits) {
+    const uint32_t bits = ((largest >> 23) - static_cast<uint32_t>(digits)) << 23;
+    float value, scale;
+    __builtin_memcpy(&value, &largest, 4);
+    __builtin_memcpy(&scale, &bits, 4);
+    return value > scale * (digits == 22 ? 8355711.f : 32639.f) ? 2 * scale : scale;
+}
+constexpr int digits(int planes) { return planes == 2 ? 14 : 22; }
+
+// Whether a row is one that only `exact_rows` can compute, by the bits of its largest absolute value.
+inline bool is_skipped(uint32_t largest, int activation_bits) {
+    uint32_t least, limit;
+    __builtin_memcpy(&least, &kSmallest, 4);
+    __builtin_memcpy(&limit, &kLargest, 4);
+    return largest > limit || (activation_bits != 8 && largest != 0 && largest < least);
+}
+
+}  // namespace qaig

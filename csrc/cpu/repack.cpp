@@ -1,0 +1,168 @@
+#include "repack.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace qaig {
+namespace {
+
+// Code i of a dense little-endian bit stream.
+inline uint32_t stream_code(const uint32_t* words, int bits, int64_t i) {
+    const int64_t bit = i * bits;
+    const int shift = static_cast<int>(bit % 32);
+    uint32_t code = words[bit / 32] >> shift;
+    if (shift + bits > 32) code |= words[bit / 32 + 1] << (32 - shift);
+    return code & ((1u << bits) - 1);
+}
+
+inline void stream_put(uint32_t* words, int bits, int64_t i, uint32_t code) {
+    const int64_t bit = i * bits;
+    const int shift = static_cast<int>(bit % 32);
+    words[bit / 32] |= code << shift;
+    if (shift + bits > 32) words[bit / 32 + 1] |= code >> (32 - shift);
+}
+
+// 32 codes of one row into its lane of a unit.
+template <int B>
+void put_unit(const uint8_t* codes, uint32_t* unit) {
+    uint32_t words[B] = {};
+    for (int q = 0; q < kUnitQuads; q++) {
+        uint32_t quad = 0;
+        for (int e = 0; e < 4; e++) quad |= uint32_t(codes[4 * q + e]) << (8 * quad_byte(e));
+        if (B == 3 && q >= 6) {
+            words[q - 6] |= (quad & 0x03030303u) << 6;
+            words[2 % B] |= (quad & 0x04040404u) << (q == 6 ? 4 : 5);
+        } else {
+            words[quad_word(B, q)] |= quad << quad_bit(B, q);
+        }
+    }
+    for (int w = 0; w < B; w++) unit[w * kTileRows] = words[w];
+}
+
+template <int B>
+void get_unit(const uint32_t* unit, uint8_t* codes) {
+    constexpr uint32_t mask = ((1u << B) - 1) * 0x01010101u;
+    for (int q = 0; q < kUnitQuads; q++) {
+        uint32_t quad;
+        if (B == 3 && q >= 6) {
+            quad = (unit[(q - 6) * kTileRows] >> 6 & 0x03030303u) | (unit[2 * kTileRows] >> (q - 2) & 0x04040404u);
+        } else {
+            quad = unit[quad_word(B, q) * kTileRows] >> quad_bit(B, q) & mask;
+        }
+        for (int e = 0; e < 4; e++) codes[4 * q + e] = static_cast<uint8_t>(quad >> (8 * quad_byte(e)));
+    }
+}
+
+void put(int bits, const uint8_t* codes, uint32_t* unit) {
+    switch (bits) {
+        case 2: return put_unit<2>(codes, unit);
+        case 3: return put_unit<3>(codes, unit);
+        case 4: return put_unit<4>(codes, unit);
+        default: return put_unit<8>(codes, unit);
+    }
+}
+
+void get(int bits, const uint32_t* unit, uint8_t* codes) {
+    switch (bits) {
+        case 2: return get_unit<2>(unit, codes);
+        case 3: return get_unit<3>(unit, codes);
+        case 4: return get_unit<4>(unit, codes);
+        default: return get_unit<8>(unit, codes);
+    }
+}
+
+int64_t stream_words(int64_t codes, int bits) { return (codes * bits + 31) / 32; }
+
+}  // namespace
+
+void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
+    const Shape& s = disk.shape;
+    const int bits = s.bits, wide = kernel_bits(bits);
+    const int64_t row0 = tile * kTileRows, groups = s.groups();
+    const int64_t rows = std::min<int64_t>(kTileRows, s.out_features - row0);
+    const int64_t unit_words = int64_t(wide) * kTileRows, scale_size = size_of(disk.scale_type);
+    if (rows < kTileRows) {
+        std::memset(words, 0, s.units() * unit_words * 4);
+        std::memset(scale, 0, groups * kTileRows * scale_size);
+        if (disk.zero) std::memset(zero, 0, groups * kTileRows);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        const uint32_t* row = disk.words + (row0 + r) * stream_words(s.in_features, bits);
+        const char* row_scale = static_cast<const char*>(disk.scale) + (row0 + r) * groups * scale_size;
+        uint32_t* unit = words + r;
+        for (int64_t g = 0; g < groups; g++) {
+            for (int64_t k = 0; k < s.group_size; k += kUnitSlots, unit += unit_words) {
+                uint8_t codes[kUnitSlots] = {};
+                const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k), first = g * s.group_size + k;
+                for (int64_t i = 0; i < count; i++) {
+                    codes[i] = static_cast<uint8_t>(stream_code(row, bits, first + i));
+                }
+                put(wide, codes, unit);
+            }
+            std::memcpy(static_cast<char*>(scale) + (g * kTileRows + r) * scale_size, row_scale + g * scale_size,
+                        scale_size);
+            if (disk.zero) {  // packed along N: code row0 + r of the column g
+                const int64_t bit = (row0 + r) * bits;
+                const auto* column = static_cast<const uint32_t*>(disk.zero) + g;
+                uint64_t two = column[bit / 32 * groups];
+                if (bit % 32 + bits > 32) two |= uint64_t(column[(bit / 32 + 1) * groups]) << 32;
+                zero[g * kTileRows + r] = static_cast<uint8_t>(two >> (bit % 32) & ((1u << bits) - 1));
+            }
+        }
+    }
+}
+
+void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
+    const Shape& s = cpu.shape;
+    const int64_t groups = s.groups(), scale_size = size_of(cpu.scale_type), row_words = stream_words(s.in_features, s.bits);
+    const int64_t rows = std::min<int64_t>(kTileRows, s.out_features - tile * kTileRows);
+    const uint32_t* tile_words = cpu.words + tile * s.words_per_tile();
+    const char* tile_scale = static_cast<const char*>(cpu.scale) + tile * groups * kTileRows * scale_size;
+    const uint8_t* tile_zero = static_cast<const uint8_t*>(cpu.zero) + (cpu.zero ? tile * groups * kTileRows : 0);
+    std::memset(words, 0, rows * row_words * 4);
+    for (int64_t r = 0; r < rows; r++) {
+        const uint32_t* unit = tile_words + r;
+        for (int64_t g = 0; g < groups; g++) {
+            for (int64_t k = 0; k < s.group_size; k += kUnitSlots, unit += int64_t(s.bits) * kTileRows) {
+                uint8_t codes[kUnitSlots];
+                get(s.bits, unit, codes);
+                const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k);
+                for (int64_t i = 0; i < count; i++) {
+                    stream_put(words + r * row_words, s.bits, g * s.group_size + k + i, codes[i]);
+                }
+            }
+            std::memcpy(static_cast<char*>(scale) + (r * groups + g) * scale_size,
+                        tile_scale + (g * kTileRows + r) * scale_size, scale_size);
+            if (cpu.zero) zero[r * groups + g] = tile_zero[g * kTileRows + r];
+        }
+    }
+}
+
+void unit_codes(const uint32_t* words, int bits, uint8_t* codes) {
+    uint8_t row[kUnitSlots];
+    for (int r = 0; r < kTileRows; r++) {
+        get(bits, words + r, row);
+        for (int i = 0; i < kUnitSlots; i++) codes[i * kTileRows + r] = row[i];
+    }
+}
+
+TileReader::TileReader(const Weight& weight)
+    : weight_(weight),
+      words_(weight.on_disk ? weight.shape.units() * kernel_bits(weight.shape.bits) * kTileRows : 0),
+      scale_(weight.on_disk ? weight.shape.groups() * kTileRows * size_of(weight.scale_type) : 0),
+      zero_(weight.on_disk && weight.zero ? weight.shape.groups() * kTileRows : 0) {}
+
+Tile TileReader::operator()(int64_t tile) const {
+    const Shape& s = weight_.shape;
+    const auto* zero = static_cast<const uint8_t*>(weight_.zero);
+    if (weight_.on_disk) {
+        tile_from_disk(weight_, tile, words_.data(), scale_.data(), zero_.data());
+        return {words_.data(), scale_.data(), zero ? zero_.data() : nullptr};
+    }
+    const int64_t group_rows = tile * s.groups() * kTileRows;
+    return {weight_.words + tile * s.words_per_tile(),
+            static_cast<const char*>(weight_.scale) + group_rows * size_of(weight_.scale_type),
+            zero ? zero + group_rows : nullptr};
+}
+
+}  // namespace qaig

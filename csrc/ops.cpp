@@ -1,0 +1,282 @@
+// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/ops.py).
+//
+// The only file that includes torch, and of torch only the stable ABI: one binary serves many versions. It checks every
+// argument, because packed tensors come from files that anybody may have written, and calls the kernels in cpu/.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/repack.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+enum Layout : int64_t { kOnDisk = 0, kCpuOrder = 1 };
+
+// -- checks
+
+std::string text(const std::vector<int64_t>& shape) {
+    std::ostringstream out;
+    out << "(";
+    for (size_t i = 0; i < shape.size(); i++) out << (i ? ", " : "") << shape[i];
+    out << (shape.size() == 1 ? ",)" : ")");
+    return out.str();
+}
+
+std::vector<int64_t> shape_of(const Tensor& t) {
+    std::vector<int64_t> shape(t.dim());
+    for (size_t i = 0; i < shape.size(); i++) shape[i] = t.size(i);
+    return shape;
+}
+
+std::string name_of(ScalarType type) {
+    switch (type) {
+        case ScalarType::Float: return "float32";
+        case ScalarType::Double: return "float64";
+        case ScalarType::Half: return "float16";
+        case ScalarType::BFloat16: return "bfloat16";
+        case ScalarType::Int: return "int32";
+        case ScalarType::Byte: return "uint8";
+        default: return torch::headeronly::toString(type);
+    }
+}
+
+void check_tensor(const char* name, const Tensor& t, const std::vector<int64_t>& shape,
+                  std::initializer_list<ScalarType> types) {
+    std::string allowed;
+    bool fits = false;
+    for (const ScalarType type : types) {
+        allowed += (allowed.empty() ? "" : ", ") + name_of(type);
+        fits = fits || t.scalar_type() == type;
+    }
+    STD_TORCH_CHECK(fits, name, " must have dtype ", allowed, ", got ", name_of(t.scalar_type()));
+    STD_TORCH_CHECK(t.is_cpu(), name, " is not on the CPU but the input is: move both to one device");
+    const std::vector<int64_t> actual = shape_of(t);
+    STD_TORCH_CHECK(actual == shape, name, " must have shape ", text(shape), ", got ", text(actual),
+                    ": the packed weight does not match its layer (in_features, out_features, bits, group_size)");
+}
+
+int64_t words_for(int64_t codes, int64_t bits) { return (codes * bits + 31) / 32; }
+
+qaig::Shape checked_shape(int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size) {
+    constexpr int64_t kMost = int64_t{1} << 31;  // so that no product of sizes overflows
+    STD_TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be between 2 and 8, got ", bits);
+    STD_TORCH_CHECK(out_features >= 1 && out_features < kMost && in_features >= 1 && in_features < kMost,
+                    "out_features and in_features must be positive and below 2^31, got ", out_features, " and ",
+                    in_features);
+    STD_TORCH_CHECK(group_size == -1 || (group_size >= 1 && in_features % group_size == 0),
+                    "group_size must be -1 (per channel) or divide in_features=", in_features, ", got ", group_size,
+                    ": choose a divisor, or -1");
+    return {out_features, in_features, group_size == -1 ? in_features : group_size, static_cast<int>(bits)};
+}
+
+qaig::Scalar scalar(ScalarType type) {
+    return type == ScalarType::Half ? qaig::Scalar::f16 : type == ScalarType::BFloat16 ? qaig::Scalar::bf16 : qaig::Scalar::f32;
+}
+
+// A packed weight whose tensors were checked; holds what it points to.
+struct PackedWeight {
+    PackedWeight(const Tensor& packed_, const Tensor& scale_, const Optional& zero_, int64_t out_features,
+                 int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {
+        const qaig::Shape s = checked_shape(out_features, in_features, bits, group_size);
+        STD_TORCH_CHECK(layout == kOnDisk || layout == kCpuOrder, "layout=", layout,
+                        " belongs to another backend: the CPU reads 0 (the on-disk order) and 1 (its own)");
+        const bool on_disk = layout == kOnDisk;
+        STD_TORCH_CHECK(on_disk || qaig::has_cpu_order(s.bits), "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
+        const auto floats = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
+        if (on_disk) {
+            check_tensor("packed", packed_, {s.out_features, words_for(s.in_features, bits)}, {ScalarType::Int});
+            check_tensor("scale", scale_, {s.out_features, s.groups()}, floats);
+            if (zero_) check_tensor("zero", *zero_, {words_for(s.out_features, bits), s.groups()}, {ScalarType::Int});
+        } else {
+            check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, qaig::kTileRows}, {ScalarType::Int});
+            check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, floats);
+            if (zero_) check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
+        }
+        packed = torch::stable::contiguous(packed_);
+        scale = torch::stable::contiguous(scale_);
+        if (zero_) zero = torch::stable::contiguous(*zero_);
+        view = {s,
+                on_disk,
+                static_cast<const uint32_t*>(packed.const_data_ptr()),
+                scale.const_data_ptr(),
+                scalar(scale.scalar_type()),
+                zero ? zero->const_data_ptr() : nullptr};
+    }
+
+    Tensor packed, scale;
+    Optional zero;
+    qaig::Weight view;
+};
+
+void check_activation(const char* name, const Tensor& x) {
+    const auto type = x.scalar_type();
+    STD_TORCH_CHECK(x.dim() > 0 && (type == ScalarType::Float || type == ScalarType::Half ||
+                                    type == ScalarType::BFloat16 || type == ScalarType::Double),
+                    name, " must be a floating tensor with at least one dimension, got ", name_of(type), " of shape ",
+                    text(shape_of(x)));
+}
+
+void check_options(const Optional& signs, int64_t activation_bits) {
+    STD_TORCH_CHECK(!signs, "signs (a rotated input) has no kernel here: quantize without rotation");
+    STD_TORCH_CHECK(activation_bits == 16 || activation_bits == 8, "activation_bits=", activation_bits,
+                    " has no kernel here: use 16 or 8");
+}
+
+// -- threads and memory
+
+qaig::Parallel torch_threads() {
+    const auto run = [](int64_t size, void* context, qaig::Body body) {
+        torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+    };
+    return {run, static_cast<int>(torch::stable::get_num_threads())};
+}
+
+// Streaming through 4 KiB pages costs up to half of the memory's bandwidth.
+void ask_for_huge_pages(const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t kPage = 4096;
+    const auto begin = (reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
+    const auto end = (reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + t.numel() * t.element_size()) / kPage * kPage;
+    if (end >= begin + (2u << 20)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    static_cast<void>(t);
+#endif
+}
+
+std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
+    if (!bias) return {};
+    check_tensor("bias", *bias, {out_features},
+                 {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double});
+    const Tensor flat = torch::stable::contiguous(*bias);
+    std::vector<float> values(out_features);
+    if (flat.scalar_type() == ScalarType::Double) {
+        const auto* from = static_cast<const double*>(flat.const_data_ptr());
+        for (int64_t i = 0; i < out_features; i++) values[i] = static_cast<float>(from[i]);
+    } else {
+        qaig::load_floats(flat.const_data_ptr(), scalar(flat.scalar_type()), 0, out_features, values.data());
+    }
+    return values;
+}
+
+// -- the operators
+
+Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero,
+                        const Optional& bias, const Optional& signs, int64_t out_features, int64_t bits,
+                        int64_t group_size, int64_t activation_bits, int64_t layout) {
+    using torch::stable::detail::from;
+    std::array<StableIValue, 11> stack{from(x),    from(packed),       from(scale), from(zero),       from(bias),
+                                       from(signs), from(out_features), from(bits),  from(group_size), from(activation_bits),
+                                       from(layout)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("qaig::linear_reference", "", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
+              const Optional& signs, int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
+              int64_t layout) {
+    check_activation("x", x);
+    check_options(signs, activation_bits);
+    std::vector<int64_t> y_shape = shape_of(x);
+    const int64_t in_features = y_shape.back();
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    const std::vector<float> bias_values = bias_floats(bias, out_features);
+    if (x.scalar_type() == ScalarType::Double) {
+        return reference_linear(x, packed, scale, zero, bias, signs, out_features, bits, group_size, activation_bits, layout);
+    }
+    y_shape.back() = out_features;
+    const Tensor y = torch::stable::new_empty(x, y_shape);
+    const Tensor flat = torch::stable::contiguous(x);
+    qaig::linear({weight.view, flat.const_data_ptr(), y.mutable_data_ptr(), scalar(x.scalar_type()),
+                  x.numel() / in_features, bias ? bias_values.data() : nullptr, static_cast<int>(activation_bits),
+                  torch_threads()});
+    return y;
+}
+
+// On-disk order to the CPU's, or back. Without zero points the third tensor is empty.
+std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& scale, const Optional& zero,
+                                          int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size,
+                                          int64_t layout) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    const qaig::Shape& s = weight.view.shape;
+    STD_TORCH_CHECK(qaig::has_cpu_order(s.bits), "the CPU has an order of its own for 2, 3, 4 and 8 bits, got ", bits);
+    const bool to_cpu = weight.view.on_disk;
+    const int64_t row_words = words_for(in_features, bits), groups = s.groups();
+    const auto shaped = [&](std::vector<int64_t> cpu, std::vector<int64_t> disk, ScalarType type) {
+        return torch::stable::new_empty(packed, to_cpu ? cpu : disk, type);
+    };
+    const Tensor words = shaped({s.tiles(), s.units(), s.bits, qaig::kTileRows}, {out_features, row_words}, ScalarType::Int);
+    const Tensor scales = shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, scale.scalar_type());
+    // Zero points leave the CPU's order as bytes; Python packs them.
+    const Tensor zeros = zero ? shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, ScalarType::Byte)
+                              : torch::stable::new_empty(packed, {0}, ScalarType::Byte);
+    ask_for_huge_pages(words);
+    auto* out = static_cast<uint32_t*>(words.mutable_data_ptr());
+    auto* out_scale = static_cast<char*>(scales.mutable_data_ptr());
+    auto* out_zero = static_cast<uint8_t*>(zeros.mutable_data_ptr());
+    const int64_t tile_words = to_cpu ? s.words_per_tile() : qaig::kTileRows * row_words;
+    const int64_t tile_scales = groups * qaig::kTileRows, scale_size = qaig::size_of(weight.view.scale_type);
+    qaig::share(torch_threads(), s.tiles(), 1, [&] {
+        return [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                (to_cpu ? qaig::tile_from_disk : qaig::tile_to_disk)(weight.view, t, out + t * tile_words,
+                                                                     out_scale + t * tile_scales * scale_size,
+                                                                     out_zero + (zero ? t * tile_scales : 0));
+            }
+        };
+    });
+    return {words, scales, zeros};
+}
+
+// Rows [start, stop) of the weight in float32.
+Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
+                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start, int64_t stop) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= out_features, "rows ", start, " to ", stop,
+                    " are not within the ", out_features, " of the weight");
+    const Tensor y = torch::stable::new_empty(packed, {stop - start, in_features}, ScalarType::Float);
+    auto* out = static_cast<float*>(y.mutable_data_ptr());
+    const int64_t first = start / qaig::kTileRows, tiles = (stop + qaig::kTileRows - 1) / qaig::kTileRows - first;
+    if (start == stop) return y;
+    qaig::share(torch_threads(), tiles, 1, [&] {
+        return [&, reader = std::make_shared<qaig::TileReader>(weight.view),
+                tile = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin, int64_t end) {
+            for (int64_t t = first + begin; t < first + end; t++) {
+                qaig::tile_weights(weight.view, (*reader)(t), tile->data());
+                const int64_t row0 = t * qaig::kTileRows;
+                for (int64_t r = std::max(start, row0); r < std::min(stop, row0 + qaig::kTileRows); r++) {
+                    for (int64_t k = 0; k < in_features; k++) {
+                        out[(r - start) * in_features + k] = (*tile)[k * qaig::kTileRows + r - row0];
+                    }
+                }
+            }
+        };
+    });
+    return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(qaig, CPU, m) {
+    m.impl("linear", TORCH_BOX(&linear));
+    m.impl("repack", TORCH_BOX(&repack));
+    m.impl("dequantize", TORCH_BOX(&dequantize));
+}

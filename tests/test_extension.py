@@ -1,0 +1,214 @@
+"""Finding, compiling and loading the extension, with `csrc/cpu/level.cpp` in place of all of `csrc`."""
+
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from transformers_qaig import compiler, extension
+
+CSRC = Path(__file__).parents[1] / "csrc"
+TORCH = Path(torch.__file__).parent
+
+pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with small sources of its own and an empty cache, in a process that has loaded nothing."""
+    folder = tmp_path / "package"
+    (folder / "csrc").mkdir(parents=True)
+    (folder / "csrc" / "ops.cpp").write_text("static int nothing() { return 0; }\nint qaig_stub = nothing();\n")
+    for name in ("level.h", "level.cpp"):
+        shutil.copy(CSRC / "cpu" / name, folder / "csrc")
+    monkeypatch.setattr(extension, "_PACKAGE", folder)
+    monkeypatch.setattr(extension, "_found", None)
+    monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "cache"))
+    for name in ("CXX", "QAIG_CXXFLAGS", "QAIG_CPU_LEVEL", "QAIG_DISABLE_EXTENSION"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The libraries that were compiled, or tried, so far."""
+    compiled, real = [], compiler.compile_library
+
+    def count(sources, torch_folder, found, library):
+        compiled.append(library)
+        real(sources, torch_folder, found, library)
+
+    monkeypatch.setattr(compiler, "compile_library", count)
+    return compiled
+
+
+def restart(monkeypatch):
+    """As if the process were a new one."""
+    monkeypatch.setattr(extension, "_found", None)
+
+
+def fake_compiler(path: Path, body: str) -> str:
+    """A compiler that knows its version and otherwise does what the lines of shell in `body` say."""
+    path.write_text(f'#!/bin/sh\ncase "$1" in --version|-dumpmachine) echo fake; exit 0;; esac\n{body}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+
+
+def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, tmp_path):
+    assert extension.load()
+    assert extension.why_not() is None
+    assert extension.origin() == "built at first use"
+    assert extension.library_path() == compilations[0]
+    assert leftovers(tmp_path / "cache") == [compiler.LIBRARY_NAME]
+    restart(monkeypatch)
+    assert extension.load()
+    assert len(compilations) == 1
+    assert warnings(caplog) == []
+
+
+def test_threads_and_processes_compile_once(package, compilations):
+    """`build` locks a file, as between processes; `load` has a lock for the threads of one."""
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: extension.build(), range(4)))) == 1
+        assert all(pool.map(lambda _: extension.load(), range(4)))
+    assert len(compilations) == 1
+
+
+def test_the_key_names_all_that_a_library_depends_on(package, monkeypatch):
+    sources, found = package / "csrc", compiler.Compiler(("g++",), "12")
+    keys = [compiler.cache_key(sources, found), compiler.cache_key(sources, compiler.Compiler(("g++",), "13"))]
+    keys.append(compiler.cache_key(sources, compiler.Compiler(("ccache", "g++"), "12")))
+    monkeypatch.setenv("QAIG_CXXFLAGS", "-g")
+    keys.append(compiler.cache_key(sources, found))
+    monkeypatch.delenv("QAIG_CXXFLAGS")
+    (sources / "notes.txt").write_text("no source")
+    assert compiler.cache_key(sources, found) == keys[0]
+    (sources / "level.h").write_text((sources / "level.h").read_text() + "\n")
+    keys.append(compiler.cache_key(sources, found))
+    (sources / "level.h").rename(sources / "other.h")
+    keys.append(compiler.cache_key(sources, found))
+    assert len(set(keys)) == len(keys)
+
+
+def test_no_compiler(package, monkeypatch, caplog, compilations):
+    monkeypatch.setenv("CXX", "false")
+    assert not extension.load()
+    assert not extension.load()
+    assert "g++" in extension.why_not()
+    assert [extension.library_path(), extension.origin(), extension.cpu_level()] == [None, None, None]
+    assert extension.cpu_features() == ()
+    assert len(warnings(caplog)) == 1
+    assert "install a C++17 compiler" in warnings(caplog)[0]
+    assert compilations == []
+    with pytest.raises(RuntimeError, match="no compiled kernels"):
+        extension.set_cpu_level("portable")
+
+
+@pytest.mark.parametrize(
+    "fails", ["exit 1", 'case "$*" in *-shared*) echo no linker >&2; exit 1;; *) exec g++ "$@";; esac']
+)
+def test_a_compiler_that_fails_leaves_nothing(package, monkeypatch, caplog, compilations, tmp_path, fails):
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path / "cxx", fails))
+    assert not extension.load()
+    assert not extension.load()
+    assert len(compilations) == 1
+    assert len(warnings(caplog)) == 1
+    assert "failed with status 1" in extension.why_not()
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_says_what_the_compiler_said(package):
+    (package / "csrc" / "level.h").write_text("#error this one is broken\n")
+    assert not extension.load()
+    assert "this one is broken" in extension.why_not()
+
+
+def test_a_cache_that_cannot_be_written(package, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "file"))
+    assert not extension.load()
+    assert str(tmp_path / "file") in warnings(caplog)[0]
+
+
+def test_disabled(package, monkeypatch, caplog, compilations):
+    monkeypatch.setenv("QAIG_DISABLE_EXTENSION", "1")
+    assert not extension.load()
+    assert "QAIG_DISABLE_EXTENSION" in extension.why_not()
+    assert compilations == []
+    assert caplog.records == []
+
+
+def test_prebuilt_comes_first(package, monkeypatch, compilations):
+    shutil.copy(extension.build(), package / compiler.LIBRARY_NAME)
+    assert extension.load()
+    assert extension.origin() == "prebuilt"
+    assert extension.library_path() == package / compiler.LIBRARY_NAME
+    assert len(compilations) == 1
+
+
+def test_a_prebuilt_library_that_does_not_load(package, caplog):
+    (package / compiler.LIBRARY_NAME).write_bytes(b"not a library")
+    assert extension.load()
+    assert extension.origin() == "built at first use"
+    assert len(warnings(caplog)) == 1
+    assert torch.__version__ in warnings(caplog)[0]
+
+
+def test_no_sources(package):
+    shutil.rmtree(package / "csrc")
+    assert not extension.load()
+    assert "reinstall" in extension.why_not()
+
+
+def test_levels(package, monkeypatch):
+    levels = ["portable", "avx2", "avx512"]
+    assert extension.cpu_level() == extension.best_cpu_level()
+    for level in levels[: levels.index(extension.best_cpu_level()) + 1]:
+        extension.set_cpu_level(level)
+        assert extension.cpu_level() == level
+    with pytest.raises(ValueError, match='"portable", "avx2" or "avx512", got "neon"'):
+        extension.set_cpu_level("neon")
+    assert extension.cpu_level() == extension.best_cpu_level()
+
+
+def test_level_from_the_environment(package, monkeypatch):
+    monkeypatch.setenv("QAIG_CPU_LEVEL", "portable")
+    assert extension.cpu_level() == "portable"
+
+
+def test_unknown_level(package, monkeypatch):
+    monkeypatch.setenv("QAIG_CPU_LEVEL", "neon")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"QAIG_CPU_LEVEL=neon.*portable, avx2 or avx512"):
+            extension.load()
+
+
+def test_level_beyond_the_processor(package, monkeypatch):
+    """Compiled as for another architecture, the library knows no level but portable."""
+    source = package / "csrc" / "level.cpp"
+    source.write_text(source.read_text().replace("#if defined(__x86_64__)", "#if 0"))
+    assert extension.best_cpu_level() == "portable"
+    with pytest.raises(ValueError, match='"avx2" is more than this processor can run: its best is "portable"'):
+        extension.set_cpu_level("avx2")
+    assert extension.cpu_level() == "portable"
+    monkeypatch.setenv("QAIG_CPU_LEVEL", "avx512")
+    monkeypatch.setenv("QAIG_CXXFLAGS", "-g0")  # another file: a library reads the variable once
+    restart(monkeypatch)
+    with pytest.raises(ValueError, match=r"QAIG_CPU_LEVEL=avx512.*best level is portable.*unset"):
+        extension.load()
+
+
+def test_the_checkout_has_what_a_build_needs():
+    assert compiler.find_sources(Path(extension.__file__).parent) is not None
+    assert compiler.find_torch() == TORCH
