@@ -38,22 +38,31 @@ ggml_backend_buffer_type_t repack_buffer_type() {
     return nullptr;
 }
 
+ggml_type find_type(const char* wanted) {
+    for (int t = 0; t < GGML_TYPE_COUNT; ++t)
+        if (const char* name = ggml_type_name(ggml_type(t)); name && !std::strcmp(name, wanted)) return ggml_type(t);
+    GGML_ABORT("ggml has no type %s", wanted);
+}
+
 }  // namespace
 
-// Quantizes w [n, k] to the ggml type of that name. Returns null if the type is unknown or, with `repack`, if ggml has
-// no repacked layout for it on this CPU. `dequantized` [n, k] receives the weight as ggml reads it.
-extern "C" Driver* ggml_driver_new(const char* type_name, bool repack, int64_t n, int64_t k, const float* w,
-                                   float* dequantized, int copies, int threads) {
-    ggml_type type = GGML_TYPE_COUNT;
-    for (int t = 0; t < GGML_TYPE_COUNT; ++t)
-        if (const char* name = ggml_type_name(ggml_type(t)); name && !std::strcmp(name, type_name)) type = ggml_type(t);
-    if (type == GGML_TYPE_COUNT) return nullptr;
+extern "C" int64_t ggml_driver_row_size(const char* type_name, int64_t k) {
+    return ggml_row_size(find_type(type_name), k);
+}
 
-    std::vector<char> packed(ggml_row_size(type, k) * n);
+// Quantizes w [rows, k] to the ggml type of that name and repeats it to n rows. Returns null if, with `repack`, ggml has
+// no repacked layout for the type on this CPU. `dequantized` [rows, k] receives the weight as ggml reads it.
+extern "C" Driver* ggml_driver_new(const char* type_name, bool repack, int64_t n, int64_t k, int64_t rows,
+                                   const float* w, float* dequantized, int copies, int threads) {
+    const ggml_type type = find_type(type_name);
+    const int64_t row_size = ggml_row_size(type, k);
+    std::vector<char> packed(row_size * n);
     const std::vector<float> importance(k, 1.0f);
-    ggml_quantize_chunk(type, w, packed.data(), 0, n, k, importance.data());
-    for (int64_t i = 0; i < n; ++i)
-        ggml_get_type_traits(type)->to_float(packed.data() + i * ggml_row_size(type, k), dequantized + i * k, k);
+    ggml_quantize_chunk(type, w, packed.data(), 0, rows, k, importance.data());
+    for (int64_t i = 0; i < rows; ++i)
+        ggml_get_type_traits(type)->to_float(packed.data() + i * row_size, dequantized + i * k, k);
+    for (int64_t i = rows; i < n; ++i)
+        std::memcpy(packed.data() + i * row_size, packed.data() + (i - rows) * row_size, row_size);
 
     auto* d = new Driver;
     d->backend = ggml_backend_cpu_init();
@@ -63,7 +72,8 @@ extern "C" Driver* ggml_driver_new(const char* type_name, bool repack, int64_t n
     d->tensors = make_context(copies + 1, 0);
     for (int i = 0; i < copies; ++i) {
         ggml_tensor* weight = ggml_new_tensor_2d(d->tensors, type, k, n);
-        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buffer_type, ggml_backend_buft_get_alloc_size(buffer_type, weight));
+        const size_t bytes = ggml_backend_buft_get_alloc_size(buffer_type, weight);
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buffer_type, bytes);
         ggml_backend_tensor_alloc(buffer, weight, ggml_backend_buffer_get_base(buffer));
         if (repack && !weight->extra) return nullptr;  // set by the buffer only where it has a layout for the type
         ggml_backend_tensor_set(weight, packed.data(), 0, packed.size());

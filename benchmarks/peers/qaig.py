@@ -25,9 +25,10 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailab
         if hasattr(one, "prepare"):
             one.prepare()
     yield QAIG(problem, layers, weight_bytes, 16)
+    layers = [copy.copy(one) for one in layers]  # the same tensors
+    for one in layers:
+        one.activation_bits = 8
     try:
-        for one in layers:
-            one.activation_bits = 8
         layers[0](torch.zeros(1, problem.k, dtype=torch.bfloat16))
     except NotImplementedError as error:
         yield Unavailable(f"qaig a8: {error}")
@@ -36,20 +37,14 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailab
 
 
 class QAIG(Candidate):
-    """Both activation widths share the layers: only the attribute differs."""
-
     def __init__(self, problem: Problem, layers: list[QAIGLinear], weight_bytes: int, activation_bits: int) -> None:
         self.name, self.activations = "qaig", f"a{activation_bits}"
         self.tolerance = 0.01 if activation_bits == 16 else 0.05
-        self.activation_bits, self.layers, self.problem = activation_bits, layers, problem
+        self.layers, self.problem = layers, problem
         self.weight_bytes, self.copies = weight_bytes, len(layers)
 
     def prepare(self, x: Tensor) -> None:
         self.x = x
-
-    def start(self) -> None:
-        for layer in self.layers:
-            layer.activation_bits = self.activation_bits
 
     def run(self, copy: int) -> None:
         self.y = self.layers[copy](self.x)
