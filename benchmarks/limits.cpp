@@ -15,7 +15,7 @@ volatile int64_t sink;  // what is read must not be optimized away
 // Sums `bytes` from p, as `Streams` equal streams read side by side, `ahead` bytes prefetched (0: not at all).
 template <int Streams>
 __attribute__((target("avx2"))) void read_avx2(const char* p, size_t bytes, size_t ahead) {
-    const size_t stride = bytes / Streams;
+    const size_t stride = ((bytes / Streams / kLine - 1) | 1) * kLine;  // odd: streams in different cache sets
     __m256i sum[4] = {};
     for (size_t i = 0; i < stride; i += kLine)
         for (int s = 0; s < Streams; ++s) {
@@ -31,7 +31,7 @@ __attribute__((target("avx2"))) void read_avx2(const char* p, size_t bytes, size
 
 template <int Streams>
 __attribute__((target("avx512f"))) void read_avx512(const char* p, size_t bytes, size_t ahead) {
-    const size_t stride = bytes / Streams;
+    const size_t stride = ((bytes / Streams / kLine - 1) | 1) * kLine;  // odd: streams in different cache sets
     __m512i sum[4] = {};
     for (size_t i = 0; i < stride; i += kLine)
         for (int s = 0; s < Streams; ++s) {
@@ -43,22 +43,28 @@ __attribute__((target("avx512f"))) void read_avx512(const char* p, size_t bytes,
     sink = _mm512_reduce_add_epi64(sum[0]);
 }
 
-// Twelve independent accumulators keep two pipes of latency up to six full.
-#define QAIG_PEAK(NAME, TARGET, VECTOR, ZERO, STEP)                       \
-    __attribute__((target(TARGET))) void NAME(int64_t steps) {            \
-        VECTOR a[12], x = ZERO;                                           \
-        for (auto& v : a) v = ZERO;                                       \
-        asm volatile("" : "+v"(x));                                       \
-        for (int64_t i = 0; i < steps; ++i) {                             \
-            _Pragma("GCC unroll 12") for (int j = 0; j < 12; ++j) STEP;   \
-            _Pragma("GCC unroll 12") for (int j = 0; j < 12; ++j) asm volatile("" : "+v"(a[j])); \
-        }                                                                 \
+// Twelve independent accumulators keep two pipes of latency up to six full. In assembly, so that no compiler moves,
+// merges or spills them.
+#define QAIG_TWELVE(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define QAIG_STEP(J) asm volatile(QAIG_NAME " %1, %1, %0" : "+v"(a##J) : "v"(x));
+#define QAIG_ZERO(J) auto a##J = x;
+#define QAIG_PEAK(NAME, TARGET, ZERO)                          \
+    __attribute__((target(TARGET))) void NAME(int64_t steps) { \
+        const auto x = ZERO();                                 \
+        QAIG_TWELVE(QAIG_ZERO)                                 \
+        for (int64_t i = 0; i < steps; ++i) {                  \
+            QAIG_TWELVE(QAIG_STEP)                             \
+        }                                                      \
     }
-QAIG_PEAK(peak_fma_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), a[j] = _mm256_fmadd_ps(x, x, a[j]))
-QAIG_PEAK(peak_fma_avx512, "avx512f", __m512, _mm512_setzero_ps(), a[j] = _mm512_fmadd_ps(x, x, a[j]))
-QAIG_PEAK(peak_bf16, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(),
-          a[j] = _mm512_dpbf16_ps(a[j], (__m512bh)x, (__m512bh)x))
-QAIG_PEAK(peak_vnni, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), a[j] = _mm512_dpbusd_epi32(a[j], x, x))
+#define QAIG_NAME "vfmadd231ps"
+QAIG_PEAK(peak_fma_avx2, "avx2,fma", _mm256_setzero_ps)
+QAIG_PEAK(peak_fma_avx512, "avx512f", _mm512_setzero_ps)
+#undef QAIG_NAME
+#define QAIG_NAME "vdpbf16ps"
+QAIG_PEAK(peak_bf16, "avx512f,avx512bf16", _mm512_setzero_ps)
+#undef QAIG_NAME
+#define QAIG_NAME "vpdpbusd"
+QAIG_PEAK(peak_vnni, "avx512f,avx512vnni", _mm512_setzero_si512)
 
 }  // namespace
 
@@ -71,14 +77,14 @@ extern "C" void* limits_allocate(size_t bytes, bool huge) {
     return p;
 }
 
-// Reads the memory once, each thread its own part. `streams` is 1, 4 or 16.
+// Reads the memory once, each thread its own part. `streams` is 1, 2 or 4.
 extern "C" void limits_read(const char* p, size_t bytes, int threads, bool avx512, int streams, size_t ahead) {
-    const size_t part = bytes / threads / (16 * kLine) * (16 * kLine);
+    const size_t part = bytes / threads / (4 * kLine) * (4 * kLine);
 #pragma omp parallel num_threads(threads)
     {
         const char* mine = p + omp_get_thread_num() * part;
-        auto* read = avx512 ? (streams == 1 ? read_avx512<1> : streams == 4 ? read_avx512<4> : read_avx512<16>)
-                            : (streams == 1 ? read_avx2<1> : streams == 4 ? read_avx2<4> : read_avx2<16>);
+        auto* read = avx512 ? (streams == 1 ? read_avx512<1> : streams == 2 ? read_avx512<2> : read_avx512<4>)
+                            : (streams == 1 ? read_avx2<1> : streams == 2 ? read_avx2<2> : read_avx2<4>);
         read(mine, part, ahead);
     }
 }

@@ -145,16 +145,23 @@ class Server:
 @contextlib.contextmanager
 def realtime() -> Iterator[bool]:
     """Raises all threads of this process above ordinary processes, if that is permitted."""
-    tasks = [int(task) for task in os.listdir("/proc/self/task")] if hasattr(os, "sched_setscheduler") else []
-    try:
-        granted = bool(tasks)
-        for task in tasks:
-            os.sched_setscheduler(task, os.SCHED_FIFO, os.sched_param(1))
-    except OSError:
-        granted = False
+    granted = _schedule("SCHED_FIFO", 1)
     try:
         yield granted
     finally:
-        for task in tasks:
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+        _schedule("SCHED_OTHER", 0)
+
+
+def _schedule(policy: str, priority: int) -> bool:
+    """Sets the policy of the threads there are now: some may have been started, and inherited one, since."""
+    if not hasattr(os, policy):
+        return False
+    granted = True
+    for task in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setscheduler(int(task), getattr(os, policy), os.sched_param(priority))
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            granted = False
+    return granted

@@ -27,8 +27,8 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate]:
     for _ in range(4):
         for read in reads:
             read.trial()
-    # The two fastest ways stay in the race; which of them is ahead may change with the machine's load.
-    yield from sorted(reads, key=lambda read: min(read.trials))[:2]
+    # The fastest ways stay in the race: which of them is ahead may change with the machine's load.
+    yield from sorted(reads, key=lambda read: min(read.trials))[:3]
     for kind in ("vnni", "bf16", "fma"):
         if library.limits_peak(kind.encode(), threads, ctypes.c_int64(1)):
             yield Peak(library, threads, kind)
@@ -64,7 +64,7 @@ class Read(Limit):
     """`weight_bytes` are the bytes one call reads."""
 
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    OPTIONS = ((False, True), (False, True) if has_avx512 else (False,), (1, 4, 16), (0, 1024, 4096))
+    OPTIONS = ((False, True), (False, True) if has_avx512 else (False,), (1, 2, 4), (0, 1024, 4096))
     _memory: dict[bool, int] = {}  # noqa: RUF012  (shared by all: 256 MiB each)
 
     def __init__(self, library: ctypes.CDLL, threads: int, huge: bool, avx512: bool, streams: int, ahead: int) -> None:

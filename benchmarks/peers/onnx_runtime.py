@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,12 +16,17 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailab
     if problem.bits == 3:
         yield Unavailable("onnxruntime MatMulNBits: no 3-bit weights")
         return
-    import onnxruntime
-
-    # One pool for all sessions, as one model would have it.
-    onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    _share_pool(threads)
     yield MatMulNBits(problem, accuracy_level=4)
     yield MatMulNBits(problem, accuracy_level=0)
+
+
+@functools.cache  # a second call is an error
+def _share_pool(threads: int) -> None:
+    """One thread pool for all sessions, as the layers of one model have."""
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
 
 
 class MatMulNBits(Candidate):
