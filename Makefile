@@ -11,9 +11,10 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Two test processes with a thread each: most tests are too small to use two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# What the kernels are built with for `make sanitize` (-O3 takes minutes). libstdc++ comes along: without it ASan cannot see exceptions.
+# What the kernels are built with for `make sanitize` (-O3 takes minutes): flags of their own, hence a cache entry of
+# their own. libstdc++ comes along: without it ASan cannot see exceptions.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
-SANITIZED = ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
+SANITIZED = ASAN_OPTIONS=detect_leaks=0 QAIG_CXXFLAGS="$(SANITIZE)" LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 CROSS := aarch64-linux-gnu-g++
 
 # Waiting threads sleep: spinning ones cost a busy machine three times the time.
@@ -40,12 +41,11 @@ slow: $(VENV)/.test
 oldest:
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS="$(OLDEST)"
 
-# The library is built before ASan is preloaded: the compiler needs no watching. Its flags give it a cache entry of its own.
-sanitize: export QAIG_CXXFLAGS = $(SANITIZE)
+# The library is built before ASan is preloaded: the compiler needs no watching.
 sanitize: $(VENV)/.test
-	$(BIN)/python -c "from transformers_qaig import extension; extension.build()"
+	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig import extension; extension.build()"
 	$(SANITIZED) $(BIN)/python -c "from transformers_qaig import extension; assert extension.load()"
-	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py
+	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py tests/nn/test_prepare.py
 
 cross:
 	@if command -v $(CROSS) >/dev/null; then set -ex; \

@@ -2,13 +2,14 @@
 //
 // The only file that includes torch, and of torch only the stable ABI: one binary serves many versions. It checks every
 // argument, because packed tensors come from files that anybody may have written, and calls the kernels in cpu/.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -59,20 +60,33 @@ std::string name_of(ScalarType type) {
     }
 }
 
-void check_tensor(const char* name, const Tensor& t, const std::vector<int64_t>& shape,
-                  std::initializer_list<ScalarType> types) {
-    std::string allowed;
-    bool fits = false;
-    for (const ScalarType type : types) {
-        allowed += (allowed.empty() ? "" : ", ") + name_of(type);
-        fits = fits || t.scalar_type() == type;
+std::string names_of(std::initializer_list<ScalarType> types) {
+    std::string names;
+    for (const ScalarType type : types) names += (names.empty() ? "" : ", ") + name_of(type);
+    return names;
+}
+
+bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
+    if (t.dim() != static_cast<int64_t>(shape.size())) return false;
+    int64_t i = 0;
+    for (const int64_t size : shape) {
+        if (t.size(i++) != size) return false;
     }
-    STD_TORCH_CHECK(fits, name, " must have dtype ", allowed, ", got ", name_of(t.scalar_type()));
+    return true;
+}
+
+// Texts are made on failure only: this runs for every tensor of every call.
+void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
+                  std::initializer_list<ScalarType> types) {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(std::find(types.begin(), types.end(), type) != types.end(), name, " must have dtype ", names_of(types),
+                    ", got ", name_of(type));
     STD_TORCH_CHECK(t.is_cpu(), name, " is not on the CPU but the input is: move both to one device");
-    const std::vector<int64_t> actual = shape_of(t);
-    STD_TORCH_CHECK(actual == shape, name, " must have shape ", text(shape), ", got ", text(actual),
+    STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape), ", got ", text(shape_of(t)),
                     ": the packed weight does not match its layer (in_features, out_features, bits, group_size)");
 }
+
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 int64_t words_for(int64_t codes, int64_t bits) { return (codes * bits + 31) / 32; }
 
@@ -101,7 +115,7 @@ struct PackedWeight {
                         " belongs to another backend: the CPU reads 0 (the on-disk order) and 1 (its own)");
         const bool on_disk = layout == kOnDisk;
         STD_TORCH_CHECK(on_disk || qaig::has_cpu_order(s.bits), "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
-        const auto floats = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
+        const std::initializer_list<ScalarType> floats = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
         if (on_disk) {
             check_tensor("packed", packed_, {s.out_features, words_for(s.in_features, bits)}, {ScalarType::Int});
             check_tensor("scale", scale_, {s.out_features, s.groups()}, floats);
@@ -111,9 +125,9 @@ struct PackedWeight {
             check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, floats);
             if (zero_) check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
         }
-        packed = torch::stable::contiguous(packed_);
-        scale = torch::stable::contiguous(scale_);
-        if (zero_) zero = torch::stable::contiguous(*zero_);
+        packed = as_contiguous(packed_);
+        scale = as_contiguous(scale_);
+        if (zero_) zero = as_contiguous(*zero_);
         view = {s,
                 on_disk,
                 static_cast<const uint32_t*>(packed.const_data_ptr()),
@@ -166,7 +180,7 @@ std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
     if (!bias) return {};
     check_tensor("bias", *bias, {out_features},
                  {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double});
-    const Tensor flat = torch::stable::contiguous(*bias);
+    const Tensor flat = as_contiguous(*bias);
     std::vector<float> values(out_features);
     if (flat.scalar_type() == ScalarType::Double) {
         const auto* from = static_cast<const double*>(flat.const_data_ptr());
@@ -190,25 +204,48 @@ Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tensor& sca
     return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
+                                const std::vector<Optional>& zero, const std::vector<Optional>& bias,
+                                const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
+                                const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
+    check_activation("x", x);
+    check_options(std::nullopt, activation_bits);
+    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x must be float16, bfloat16 or float32, got float64");
+    const size_t count = packed.size();
+    STD_TORCH_CHECK(scale.size() == count && zero.size() == count && bias.size() == count &&
+                        out_features.size() == count && bits.size() == count && group_size.size() == count,
+                    "packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer");
+    std::vector<int64_t> y_shape = shape_of(x);
+    const int64_t in_features = y_shape.back();
+    const Tensor flat = as_contiguous(x);
+    std::vector<PackedWeight> weights;
+    std::vector<std::vector<float>> biases;
+    for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
+        weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i], layout);
+        biases.push_back(bias_floats(bias[i], out_features[i]));
+    }
+    std::vector<Tensor> results;
+    std::vector<qaig::Linear> layers;
+    for (size_t i = 0; i < count; i++) {
+        y_shape.back() = out_features[i];
+        results.push_back(torch::stable::new_empty(x, y_shape));
+        layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(), scalar(x.scalar_type()),
+                          x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
+                          static_cast<int>(activation_bits), torch_threads()});
+    }
+    qaig::linear(layers);
+    return results;
+}
+
 Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
               const Optional& signs, int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
               int64_t layout) {
     check_activation("x", x);
     check_options(signs, activation_bits);
-    std::vector<int64_t> y_shape = shape_of(x);
-    const int64_t in_features = y_shape.back();
-    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
-    const std::vector<float> bias_values = bias_floats(bias, out_features);
     if (x.scalar_type() == ScalarType::Double) {
         return reference_linear(x, packed, scale, zero, bias, signs, out_features, bits, group_size, activation_bits, layout);
     }
-    y_shape.back() = out_features;
-    const Tensor y = torch::stable::new_empty(x, y_shape);
-    const Tensor flat = torch::stable::contiguous(x);
-    qaig::linear({weight.view, flat.const_data_ptr(), y.mutable_data_ptr(), scalar(x.scalar_type()),
-                  x.numel() / in_features, bias ? bias_values.data() : nullptr, static_cast<int>(activation_bits),
-                  torch_threads()});
-    return y;
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits, layout)[0];
 }
 
 // On-disk order to the CPU's, or back. Without zero points the third tensor is empty.
@@ -277,6 +314,7 @@ Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zer
 
 STABLE_TORCH_LIBRARY_IMPL(qaig, CPU, m) {
     m.impl("linear", TORCH_BOX(&linear));
+    m.impl("linear_many", TORCH_BOX(&linear_many));
     m.impl("repack", TORCH_BOX(&repack));
     m.impl("dequantize", TORCH_BOX(&dequantize));
 }

@@ -10,7 +10,7 @@ import torch
 
 from . import __version__, extension
 
-OPS = ("linear", "linear_grad_input")
+OPS = ("linear", "linear_many", "linear_grad_input")
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 
@@ -92,14 +92,22 @@ def _backends(op: str, device: str) -> list[Backend]:
             reason += ", and torch sees no CUDA device here"
         return [Backend(op, device, "every call", "reference", reason)]
     if not _has_cpu_kernel(op):
-        reason = extension.why_not() or "the compiled library has no kernel for it"
+        reason = (
+            extension.why_not() or "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
+        )
         return [Backend(op, device, "every call", "reference", reason)]
     kernel = f"cpu ({extension.cpu_level()})"
     return [
         Backend(op, device, _KERNEL_BITS, kernel, _why_not_faster_level()),
         Backend(op, device, _EXPANDED_BITS, kernel, "no kernel of their own: expanded to 8 bits at each call"),
-        Backend(op, device, "float64 input", "reference", "the kernels compute in float32 at most"),
+        *_float64(op, device),
     ]
+
+
+def _float64(op: str, device: str) -> list[Backend]:
+    if op != "linear":
+        return []  # refused
+    return [Backend(op, device, "float64 input", "reference", "the kernels compute in float32 at most")]
 
 
 def _has_cpu_kernel(op: str) -> bool:

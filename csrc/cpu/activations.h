@@ -44,11 +44,12 @@ inline Segment segment_at(const Shape& s, int64_t i) {
 
 class Activations {
 public:
-    // Sizes only: an instruction set's `quantize` fills it. `batch_rows` is R, `unit_words` kQuadWords or kPairWords.
-    Activations(const Linear& l, int64_t batch_rows, int unit_words)
-        : batch_rows(batch_rows),
+    // Sizes only: `quantize` fills it. `batch_rows` is R.
+    Activations(const Linear& l, int64_t batch_rows, bool quads)
+        : quads(quads),
+          batch_rows(batch_rows),
           batches((l.rows + batch_rows - 1) / batch_rows),
-          batch_words(l.weight.shape.units() * unit_words * batch_rows),
+          batch_words(l.weight.shape.units() * (quads ? kQuadWords : kPairWords) * batch_rows),
           batch_sums(l.weight.shape.segments() * kMaxParts * batch_rows),
           words(batches * batch_words),
           scales(batches * batch_sums),
@@ -56,6 +57,7 @@ public:
           planes(batches),
           skipped(l.rows) {}
 
+    const bool quads;  // else pairs
     const int64_t batch_rows, batches, batch_words, batch_sums;
     Buffer<uint32_t> words;        // quads or pairs, [batches][batch_words]
     Buffer<float> scales;          // [batches][segments][2 parts][R]
@@ -64,23 +66,29 @@ public:
     std::vector<uint8_t> skipped;  // rows that are zeros here and left to `exact_rows`
 };
 
-// For the scale of 16-bit activations: the power of two that makes the largest value, given by its bits, a number of
-// `digits` bits, or one fewer where its planes would not hold it.
-inline float power_scale(uint32_t largest, int digits) {
-    const uint32_t bits = ((largest >> 23) - static_cast<uint32_t>(digits)) << 23;
-    float value, scale;
-    __builtin_memcpy(&value, &largest, 4);
-    __builtin_memcpy(&scale, &bits, 4);
-    return value > scale * (digits == 22 ? 8355711.f : 32639.f) ? 2 * scale : scale;
+inline float from_bits(uint32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
 }
-constexpr int digits(int planes) { return planes == 2 ? 14 : 22; }
+
+inline uint32_t to_bits(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
+}
+
+// The scale of 16-bit activations: the power of two that makes the largest value, given by its bits, a number of 15 or 23
+// bits, or one fewer where its planes would not hold it.
+inline float power_scale(uint32_t largest, int planes) {
+    const uint32_t digits = planes == 2 ? 14 : 22;
+    const float scale = from_bits(((largest >> 23) - digits) << 23), most = planes == 2 ? 32639.f : 8355711.f;
+    return from_bits(largest) > scale * most ? 2 * scale : scale;
+}
 
 // Whether a row is one that only `exact_rows` can compute, by the bits of its largest absolute value.
 inline bool is_skipped(uint32_t largest, int activation_bits) {
-    uint32_t least, limit;
-    __builtin_memcpy(&least, &kSmallest, 4);
-    __builtin_memcpy(&limit, &kLargest, 4);
-    return largest > limit || (activation_bits != 8 && largest != 0 && largest < least);
+    return largest > to_bits(kLargest) || (activation_bits != 8 && largest != 0 && largest < to_bits(kSmallest));
 }
 
 }  // namespace qaig

@@ -33,6 +33,8 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
     constexpr bool kInPlace = R <= 2;
     constexpr int kPlaces = kInPlace ? num_places(B) : 1;
     constexpr int kChains = R * P * kPlaces >= 8 ? 1 : R * P * kPlaces >= 4 ? 2 : R * P * kPlaces >= 2 ? 4 : 8;
+    // Where there is little to compute per byte, the hardware's own prefetching is ahead of any instruction.
+    constexpr bool kPrefetch = R > 1 || B <= 3;
     const Shape& s = l.weight.shape;
     const uint32_t* words = tile.words;
     const uint32_t* x = a.words.data();
@@ -51,7 +53,7 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
             for (int64_t u = 0; u < n; u++) {
                 Unit<B> unit;
                 unit.load(words);
-                for (int i = 0; i < B; i++) {
+                for (int i = 0; kPrefetch && i < B; i++) {
                     _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kAhead, _MM_HINT_T1);
                 }
                 words += B * kTileRows;
@@ -99,7 +101,7 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
 template <int B, int R, int P>
 void run(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
-    share(l.parallel, s.tiles(), tiles_per_chunk(s), [&] {
+    share(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
         return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 __m512 out[R];

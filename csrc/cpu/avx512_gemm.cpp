@@ -145,7 +145,7 @@ void panel_rows(const Linear& l, const Activations& a, const TileReader (&reader
 void gemm(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
-    const int64_t chunk = (tiles_per_chunk(s) + kPanelTiles - 1) / kPanelTiles * kPanelTiles;
+    const int64_t chunk = (tiles_per_chunk(s, l.parallel) + kPanelTiles - 1) / kPanelTiles * kPanelTiles;
     share(l.parallel, s.tiles(), chunk, [&] {
         struct Scratch {
             TileReader readers[kPanelTiles];

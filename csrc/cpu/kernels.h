@@ -2,21 +2,23 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "activations.h"
 #include "kernel.h"
 
 namespace qaig {
 
-// Tiles a thread takes at a time: about 128 KiB of weights, so that threads finish together.
-inline int64_t tiles_per_chunk(const Shape& s) { return std::max<int64_t>(1, (1 << 15) / s.words_per_tile()); }
+// Tiles a thread takes at a time: a quarter of its share, so that threads finish together, but no more than 2 MiB.
+// Every new piece of memory costs the hardware's prefetching a start.
+inline int64_t tiles_per_chunk(const Shape& s, const Parallel& parallel) {
+    const int64_t share = s.tiles() / (4 * std::max(1, parallel.threads)), most = (1 << 19) / s.words_per_tile();
+    return std::max<int64_t>(1, std::min(share, most));
+}
 
 // float16, bfloat16 or float32 from element `at` on, to float32 and back (to nearest even).
 void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* out);
 void store_floats(void* p, Scalar type, int64_t at, int64_t count, const float* values);
-
-// x as 16-bit pairs, by any processor.
-void quantize_pairs(const Linear& l, Activations& a);
 
 // Computes the rows that `quantize` skipped, in float32 with the dequantized weight: infinities and NaNs go through.
 void exact_rows(const Linear& l, const Activations& a);
@@ -24,20 +26,26 @@ void exact_rows(const Linear& l, const Activations& a);
 // The weights of a tile in float32, [in_features][16].
 void tile_weights(const Weight& w, const Tile& tile, float* out);
 
-// y = x W' + bias for all rows, with the kernels of the level in force.
-void linear(const Linear& l);
+// y = x W' + bias for every layer, with the kernels of the level in force. All have the same x, which is made integers
+// once.
+void linear(const std::vector<Linear>& layers);
 
-// Each instruction set: `decode` takes one batch of 1, 2 or 4 rows, `gemm` any number of batches.
-namespace portable {
+// Each instruction set: `quantize` fills the form it is asked for, `decode` takes one batch of 1, 2 or 4 rows, `gemm` any
+// number of batches.
+constexpr int64_t kDecodeRows = 4;
+
+namespace portable {  // pairs
+void quantize(const Linear& l, Activations& a);
 void multiply(const Linear& l, const Activations& a);
-}
+}  // namespace portable
 
 namespace avx2 {
+void quantize(const Linear& l, Activations& a);
 void decode(const Linear& l, const Activations& a);
 void gemm(const Linear& l, const Activations& a);
 }  // namespace avx2
 
-namespace avx512 {
+namespace avx512 {  // quads
 void quantize(const Linear& l, Activations& a);
 void decode(const Linear& l, const Activations& a);
 void gemm(const Linear& l, const Activations& a);

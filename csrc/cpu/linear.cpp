@@ -1,4 +1,5 @@
 // Which kernels compute a layer.
+#include <map>
 #include <vector>
 
 #include "activations.h"
@@ -10,43 +11,59 @@ namespace qaig {
 namespace {
 
 constexpr int64_t kMostRows = 1024;  // rows of x whose integers are in memory at once
+constexpr int64_t kLeastProducts = 1 << 18;  // with fewer, starting threads costs more than they save
 
 // Rows per batch: as few batches as registers allow, evenly filled.
 int64_t rows_per_batch(int64_t rows, int64_t most) {
     if (rows <= 2) return rows;
-    if (rows <= 4) return 4;
+    if (rows <= kDecodeRows) return kDecodeRows;
     const int64_t batches = (rows + most - 1) / most;
     return (rows + batches - 1) / batches;
 }
 
-void some_rows(const Linear& l, Level level) {
-    if (level == Level::avx512) {
-        Activations a(l, rows_per_batch(l.rows, 8), kQuadWords);
-        avx512::quantize(l, a);
-        l.rows <= 4 ? avx512::decode(l, a) : avx512::gemm(l, a);
-        exact_rows(l, a);
-    } else {
-        Activations a(l, rows_per_batch(l.rows, 6), kPairWords);
-        quantize_pairs(l, a);
-        if (level == Level::avx2) {
-            l.rows <= 4 ? avx2::decode(l, a) : avx2::gemm(l, a);
-        } else {
-            portable::multiply(l, a);
-        }
-        exact_rows(l, a);
+// AVX2 has 8-bit products for codes of 2 to 4 bits, of which 16-bit activations need two for each 16-bit one: that pays
+// where codes are unpacked as they come.
+bool takes_quads(const Linear& l, Level level) {
+    if (level != Level::avx2) return level == Level::avx512;
+    return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kDecodeRows || l.activation_bits == 8);
+}
+
+Activations quantized(const Linear& l, Level level) {
+    const bool quads = takes_quads(l, level);
+    const int64_t most = level == Level::avx512 ? 8 : quads ? 3 : 6;  // rows whose sums fit in the registers
+    Activations a(l, rows_per_batch(l.rows, most), quads);
+    level == Level::portable ? portable::quantize(l, a) : level == Level::avx2 ? avx2::quantize(l, a) : avx512::quantize(l, a);
+    return a;
+}
+
+void multiply(const Linear& l, const Activations& a, Level level) {
+    const bool few = l.rows <= kDecodeRows;
+    switch (level) {
+        case Level::avx512: few ? avx512::decode(l, a) : avx512::gemm(l, a); break;
+        case Level::avx2: few ? avx2::decode(l, a) : avx2::gemm(l, a); break;
+        case Level::portable: portable::multiply(l, a);
     }
+    exact_rows(l, a);
 }
 
 }  // namespace
 
-void linear(const Linear& l) {
-    const int64_t width = size_of(l.type);
-    for (int64_t row = 0; row < l.rows; row += kMostRows) {
-        Linear part = l;
-        part.rows = std::min(kMostRows, l.rows - row);
-        part.x = static_cast<const char*>(l.x) + row * l.weight.shape.in_features * width;
-        part.y = static_cast<char*>(l.y) + row * l.weight.shape.out_features * width;
-        some_rows(part, level());
+void linear(const std::vector<Linear>& layers) {
+    const Level level = qaig::level();
+    const int64_t rows = layers.empty() ? 0 : layers[0].rows;
+    for (int64_t row = 0; row < rows; row += kMostRows) {
+        std::map<std::pair<int64_t, bool>, Activations> known;  // by group size, which says where segments end, and form
+        for (Linear l : layers) {
+            const Shape& s = l.weight.shape;
+            l.rows = std::min(kMostRows, rows - row);
+            l.x = static_cast<const char*>(l.x) + row * s.in_features * size_of(l.type);
+            l.y = static_cast<char*>(l.y) + row * s.out_features * size_of(l.type);
+            if (l.rows * s.out_features * s.in_features < kLeastProducts) l.parallel.threads = 1;
+            const std::pair key(s.group_size, takes_quads(l, level));
+            auto found = known.find(key);
+            if (found == known.end()) found = known.emplace(key, quantized(l, level)).first;
+            multiply(l, found->second, level);
+        }
     }
 }
 

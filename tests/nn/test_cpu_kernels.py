@@ -219,3 +219,33 @@ def test_bits_do_not_depend_on_threads(level, rows):
 
 def test_more_rows_than_are_computed_at_once(level):
     check(random_layer(4, out_features=16), torch.randn(1100, 96))
+
+
+@pytest.mark.parametrize("activation_bits", [16, 8])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_many_layers_of_one_input(level, activation_bits, rows):
+    layers = [
+        random_layer(2, 32),
+        random_layer(3, 96, sym=True, out_features=17, bias=False),
+        random_layer(8, 32, out_features=64, dtype=torch.bfloat16),
+        random_layer(5, -1, out_features=5),
+    ]
+    x = torch.randn(2, rows, 96)
+    arguments = (
+        [layer.weight_packed for layer in layers],
+        [layer.weight_scale for layer in layers],
+        [layer.weight_zero_point for layer in layers],
+        [layer.bias for layer in layers],
+        [layer.out_features for layer in layers],
+        [layer.bits for layer in layers],
+        [layer.group_size for layer in layers],
+        activation_bits,
+        0,
+    )
+    results = torch.ops.qaig.linear_many(x, *arguments)
+    for layer, result in zip(layers, results, strict=True):
+        layer.activation_bits = activation_bits
+        assert torch.equal(result, layer(x))
+    torch.library.opcheck(torch.ops.qaig.linear_many.default, (x, *arguments))
+    with pytest.raises(RuntimeError, match="one entry per layer"):
+        torch.ops.qaig.linear_many(x, *arguments[:6], [32], *arguments[7:])

@@ -148,12 +148,13 @@ class QAIGLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.qaig.linear(
+        tensors = self._parameters  # attributes of a module are found slowly
+        arguments = (
             x,
-            self.weight_packed,
-            self.weight_scale,
-            self.weight_zero_point,
-            self.bias,
+            tensors["weight_packed"],
+            tensors["weight_scale"],
+            tensors["weight_zero_point"],
+            tensors["bias"],
             None,
             self.out_features,
             self.bits,
@@ -161,6 +162,10 @@ class QAIGLinear(nn.Module):
             self.activation_bits,
             self.layout,
         )
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.ops.qaig.linear.default(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # autograd's Python rule costs as much as a small layer
+            return torch.ops.qaig.linear.default(*arguments)
 
     def prepare(self) -> bool:
         """Puts the packed tensors into the order of the fastest kernels for their device, one layer's worth of memory.

@@ -25,6 +25,11 @@ for _name in ("linear", "linear_reference"):
         tags=(torch.Tag.pt2_compliant_tag,),
     )
 _LIBRARY.define(
+    "linear_many(Tensor x, Tensor[] packed, Tensor[] scale, Tensor?[] zero, Tensor?[] bias, int[] out_features, "
+    "int[] bits, int[] group_size, int activation_bits, int layout) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
     "linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor? zero, Tensor? signs, int in_features, "
     "int bits, int group_size, int layout) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -74,7 +79,8 @@ def linear_reference(
         out_features (`int`): N.
         bits (`int`): 2 to 8.
         group_size (`int`): input channels per group, or -1 for one group per row.
-        activation_bits (`int`): 16: x is used as it is; 8: rounded to 8 bits per token, see `reference.round_activations`.
+        activation_bits (`int`): 16: x is used as it is; 8: each token is rounded to 8 bits, as in
+            `reference.round_activations`.
         layout (`int`): `ON_DISK`, or `CPU_ORDER` with the shapes that `repack` gives.
 
     Returns:
@@ -92,6 +98,21 @@ def linear_reference(
         _check_tensor("bias", bias, (out_features,), _ACTIVATION_DTYPES, x)
     weight = reference.Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
     return reference.linear(x, weight, bias, activation_bits)
+
+
+def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
+    """`qaig::linear_many` where no kernel is registered: `qaig::linear` of one x by several layers, of any widths.
+
+    Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
+    float64 where compiled kernels answer.
+    """
+    if x.device.type == "cpu" and extension.load():
+        return torch.ops.qaig.linear_many(x, *args)
+    *layers, activation_bits, layout = args
+    return [
+        linear_reference(x, packed, scale, zero, bias, None, out_features, bits, group_size, activation_bits, layout)
+        for packed, scale, zero, bias, out_features, bits, group_size in zip(*layers, strict=True)
+    ]
 
 
 def linear_grad_input(
@@ -165,6 +186,7 @@ def _check_tensor(
 
 _LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_reference", linear_reference, "CompositeExplicitAutograd")
+_LIBRARY.impl("linear_many", linear_many, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_grad_input", linear_grad_input, "CompositeExplicitAutograd")
 
 
@@ -173,6 +195,13 @@ def _linear_fake(x: Tensor, packed: Tensor, *args: Any) -> Tensor:
     *tensors, out_features, _, _, _, _ = args
     _check_devices(x, packed, *tensors)
     return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.register_fake("qaig::linear_many", lib=_LIBRARY)
+def _linear_many_fake(x: Tensor, packed: list[Tensor], *args: Any) -> list[Tensor]:
+    scale, zero, bias, out_features, *_ = args
+    _check_devices(x, *packed, *scale, *zero, *bias)
+    return [x.new_empty(*x.shape[:-1], size) for size in out_features]
 
 
 @torch.library.register_fake("qaig::linear_grad_input", lib=_LIBRARY)

@@ -1,0 +1,134 @@
+#include "avx2.h"
+#include "quantize.h"
+
+#if defined(__x86_64__)
+
+QAIG_AVX2_BEGIN
+
+namespace qaig::avx2 {
+namespace {
+
+constexpr int kVectors = kSegmentUnits * kUnitSlots / 8;  // float32 vectors in a segment
+
+// An integer without its low byte, which is taken as signed.
+QAIG_INLINE __m256i upper(__m256i q) { return _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8); }
+
+QAIG_INLINE __m256i magnitude(__m256 x) {
+    return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
+}
+
+QAIG_INLINE int32_t total(__m256i x) {
+    alignas(32) int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), x);
+    int32_t sum = 0;
+    for (const int32_t lane : lanes) sum += lane;
+    return sum;
+}
+
+// Low bytes of 32 integers (two quads a vector), in a unit's byte order.
+QAIG_INLINE void put_quads(const __m256i (&q)[4], uint32_t* out, int64_t stride) {
+    const __m256i order = _mm256_setr_epi8(0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                           0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    for (int i = 0; i < 4; i++) {
+        const __m256i bytes = _mm256_shuffle_epi8(q[i], order);
+        out[2 * i * stride] = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 0));
+        out[(2 * i + 1) * stride] = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 4));
+    }
+}
+
+// Low halves of 32 integers: 16 pairs.
+QAIG_INLINE void put_pairs(const __m256i (&q)[4], uint32_t* out, int64_t stride) {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                           0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
+    for (int i = 0; i < 4; i++) {
+        alignas(32) uint32_t pairs[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), _mm256_shuffle_epi8(q[i], order));
+        out[(4 * i + 0) * stride] = pairs[0];
+        out[(4 * i + 1) * stride] = pairs[1];
+        out[(4 * i + 2) * stride] = pairs[4];
+        out[(4 * i + 3) * stride] = pairs[5];
+    }
+}
+
+struct Values {
+    __m256 x[kVectors];
+    int64_t units;
+
+    Values(const Linear& l, int64_t row, const Segment& s) : units(s.units) {
+        alignas(32) float padded[kSegmentUnits * kUnitSlots];
+        const int64_t at = row * l.weight.shape.in_features + s.channel;
+        const bool whole = s.count == kSegmentUnits * kUnitSlots;
+        if (!whole) {
+            std::fill_n(padded, kSegmentUnits * kUnitSlots, 0.f);
+            load_floats(l.x, l.type, at, s.count, padded);
+        }
+        for (int i = 0; i < kVectors; i++) {
+            x[i] = whole ? load_eight(l.x, l.type, at + 8 * i) : _mm256_load_ps(padded + 8 * i);
+        }
+    }
+
+    uint32_t largest() const {
+        __m256i most = _mm256_setzero_si256();
+        for (int i = 0; i < kVectors; i++) most = _mm256_max_epu32(most, magnitude(x[i]));
+        alignas(32) uint32_t lanes[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), most);
+        return *std::max_element(lanes, lanes + 8);
+    }
+
+    bool has_outliers(uint32_t largest) const {
+        const __m256i bound = _mm256_set1_epi32(static_cast<int>(largest < 7u << 23 ? 0 : largest - (7u << 23)));
+        __m256i small = _mm256_setzero_si256(), zeros = small;  // counted by subtracting -1
+        for (int i = 0; i < kVectors; i++) {
+            const __m256i bits = magnitude(x[i]);
+            zeros = _mm256_sub_epi32(zeros, _mm256_cmpeq_epi32(bits, _mm256_setzero_si256()));
+            small = _mm256_sub_epi32(small, _mm256_cmpgt_epi32(bound, bits));
+        }
+        const int32_t zero_count = total(zeros), nonzero = 8 * kVectors - zero_count;
+        return largest != 0 && 2 * (total(small) - (largest < 7u << 23 ? 0 : zero_count)) > nonzero;
+    }
+
+    PartSums put(const Place& place, bool quads, int planes, float scale) const {
+        __m256i sum = _mm256_setzero_si256(), low_sum = sum;
+        for (int64_t u = 0; u < units; u++) {
+            __m256i q[4], low[4], high[4];
+            for (int i = 0; i < 4; i++) {
+                q[i] = _mm256_cvtps_epi32(_mm256_div_ps(x[4 * u + i], _mm256_set1_ps(scale)));
+                if (planes == 3) {
+                    low[i] = _mm256_sub_epi32(q[i], _mm256_slli_epi32(upper(q[i]), 8));
+                    low_sum = _mm256_add_epi32(low_sum, low[i]);
+                    q[i] = upper(q[i]);
+                }
+                sum = _mm256_add_epi32(sum, q[i]);
+                high[i] = upper(q[i]);
+            }
+            uint32_t* out = place.out + u * (quads ? kUnitQuads : kUnitPairs) * place.stride;
+            if (!quads) {
+                put_pairs(q, out, place.stride);
+                if (planes == 3) put_pairs(low, out + place.plane, place.stride);
+            } else if (planes == 1) {
+                put_quads(q, out, place.stride);
+            } else {
+                put_quads(high, out, place.stride);
+                put_quads(q, out + place.plane, place.stride);
+                if (planes == 3) put_quads(low, out + 2 * place.plane, place.stride);
+            }
+        }
+        return {total(sum), total(low_sum)};
+    }
+};
+
+}  // namespace
+
+void quantize(const Linear& l, Activations& a) { quantize_with<Values>(l, a); }
+
+}  // namespace qaig::avx2
+
+QAIG_TARGET_END
+
+#else  // never called: level.cpp offers this level on x86-64 only
+
+namespace qaig::avx2 {
+void quantize(const Linear&, Activations&) {}
+}  // namespace qaig::avx2
+
+#endif

@@ -1,0 +1,80 @@
+// Turning x into integers: what every instruction set does alike.
+#pragma once
+
+#include <vector>
+
+#include "activations.h"
+#include "parallel.h"
+
+namespace qaig {
+
+// Sums of a row's integers over a segment, of both parts.
+struct PartSums {
+    int32_t first, second;
+};
+
+// Where the integers of a row go: element i of plane (or part) p is at out[p * plane + i * stride].
+struct Place {
+    uint32_t* out;
+    int64_t plane, stride;
+};
+
+// Fills `a`. Values is one row of one segment as an instruction set holds it:
+//
+//   Values(const Linear&, int64_t row, const Segment&)
+//   uint32_t largest() const                  bits of the largest absolute value; NaN and infinity are larger than any
+//   bool has_outliers(uint32_t largest) const whether two planes would leave more than half of the values fewer bits
+//                                             than bfloat16 has: they are below the largest times 2^-7
+//   PartSums put(const Place&, bool quads, int planes, float scale) const
+template <class Values>
+void quantize_with(const Linear& l, Activations& a) {
+    const Shape& shape = l.weight.shape;
+    const auto quantize_batch = [&](int64_t batch) {
+        const int64_t R = a.batch_rows, row0 = batch * R, rows = std::min(R, l.rows - row0);
+        std::vector<float> scale8(rows);
+        int planes = l.activation_bits == 8 ? 1 : l.type == Scalar::f32 ? 3 : 2;
+        for (int64_t m = 0; m < rows; m++) {
+            uint32_t largest = 0;
+            for (int64_t i = 0; i < shape.segments(); i++) {
+                const Values values(l, row0 + m, segment_at(shape, i));
+                const uint32_t most = values.largest();
+                largest = std::max(largest, most);
+                if (planes == 2 && values.has_outliers(most)) planes = 3;
+            }
+            a.skipped[row0 + m] = is_skipped(largest, l.activation_bits);
+            scale8[m] = std::max(from_bits(largest), 1e-5f) / 127;
+        }
+        a.planes[batch] = static_cast<uint8_t>(planes);
+        const int per_unit = a.quads ? kUnitQuads : kUnitPairs, count = a.quads ? planes : parts(planes);
+        for (int64_t i = 0; i < shape.segments(); i++) {
+            const Segment s = segment_at(shape, i);
+            for (int64_t m = 0; m < R; m++) {
+                const Place place = {a.words.data() + batch * a.batch_words + s.unit * per_unit * count * R + m,
+                                     s.units * per_unit * R, R};
+                float scale = 0;
+                PartSums sums = {0, 0};
+                if (m < rows && !a.skipped[row0 + m]) {
+                    const Values values(l, row0 + m, s);
+                    const uint32_t largest = values.largest();
+                    scale = planes == 1 ? scale8[m] : from_bits(largest) < kSmallest ? 0 : power_scale(largest, planes);
+                    if (scale != 0) sums = values.put(place, a.quads, planes, scale);
+                }
+                if (scale == 0) {
+                    for (int64_t j = 0; j < count * s.units * per_unit; j++) place.out[j * R] = 0;
+                }
+                const int64_t at = batch * a.batch_sums + i * kMaxParts * R + m;
+                a.scales[at] = planes == 3 ? 256 * scale : scale;
+                a.scales[at + R] = scale;
+                a.sums[at] = sums.first;
+                a.sums[at + R] = sums.second;
+            }
+        }
+    };
+    share(l.parallel, a.batches, 1, [&] {
+        return [&](int64_t begin, int64_t end) {
+            for (int64_t batch = begin; batch < end; batch++) quantize_batch(batch);
+        };
+    });
+}
+
+}  // namespace qaig
