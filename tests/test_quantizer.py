@@ -108,6 +108,19 @@ def test_scales_and_outputs_have_the_models_dtype(llava: Path, dtype: torch.dtyp
     assert logits(model, llava).dtype == dtype
 
 
+def test_8_bit_activations_are_kept(llava: Path, tmp_path: Path) -> None:
+    models = {}
+    for bits in (16, 8):
+        config = QAIGConfig(bits=4, activation_bits=bits, **FAST)
+        models[bits] = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    models[8].save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert {again.get_submodule(path).activation_bits for path in packed(again)} == {8}
+    assert torch.equal(logits(again, llava), logits(models[8], llava))
+    difference = (logits(models[8], llava) - logits(models[16], llava)).norm() / logits(models[16], llava).norm()
+    assert 0 < difference < 0.1
+
+
 def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((llava / name).read_bytes())
