@@ -6,8 +6,8 @@ Our CPU product against other libraries' and against the machine's limits, takin
 
 One JSON line per cell on standard output. Shapes are KxN. Weights are streamed: every candidate has copies of its
 weight, more than the last-level cache in total, used in turn. The candidates of a cell, and the machine's limits, take
-turns in short bursts, so that a drift of the machine meets all of them; where it is permitted, a burst runs in real time,
-undisturbed by other processes. Peers live in processes of their own; see README.md for how to install them.
+turns in short bursts, so that a drift of the machine meets all of them; where it is permitted, a burst runs in real
+time, undisturbed by other processes. Peers live in processes of their own; see README.md for how to install them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,45 @@ PEAK_OF = {"a8": "vnni", "a16": "bf16", "bf16": "bf16", "fp32": "fma"}
 
 @dataclasses.dataclass
 class Runner:
-    """One candidate of a cell: who computes it, and the seconds of its calls so far."""
+    """One candidate of a cell: who computes it, and the seconds of its calls so far, by burst."""
 
     worker: Worker
     description: dict[str, Any]
-    times: list[float] = dataclasses.field(default_factory=list)
+    bursts: list[list[float]] = dataclasses.field(default_factory=list)
     realtime: bool = True
     error: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.description["name"]
+
+    @property
+    def activations(self) -> str:
+        return self.description["activations"]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("qaig")
+
+    def operations(self, m: int, k: int) -> int:
+        """Multiplications and additions of one call."""
+        return self.description["operations"] or 2 * m * k * self.description["rows"]
+
+    @property
+    def times(self) -> list[float]:
+        return [seconds for burst in self.bursts for seconds in burst]
+
+    @property
+    def medians(self) -> list[float]:
+        """Of each burst, in seconds."""
+        return [statistics.median(burst) for burst in self.bursts]
 
     def done(self, seconds: float) -> bool:
         return len(self.times) >= MINIMUM_CALLS and sum(self.times) >= seconds
 
     def burst(self, seconds: float) -> None:
         times, granted = self.worker.ask("burst", self.description["index"], seconds, len(self.times))
-        self.times += times
+        self.bursts.append(times)
         self.realtime &= granted
 
 
@@ -135,7 +160,7 @@ def measure(runners: list[Runner], refusals: list[str], m: int, k: int, seconds:
     """The rows of one cell: every candidate, then what could not run."""
     ready, refusals = [], list(refusals)
     for runner in runners:
-        runner = dataclasses.replace(runner, times=[], realtime=True)
+        runner = dataclasses.replace(runner, bursts=[], realtime=True)
         try:
             runner.error = runner.worker.ask("prepare", runner.description["index"], m, k)
             ready.append(runner)
@@ -148,52 +173,63 @@ def measure(runners: list[Runner], refusals: list[str], m: int, k: int, seconds:
             except RuntimeError as error:
                 refusals.append(str(error))
                 ready.remove(runner)
-    rows = [row_of(runner, m, k) for runner in ready]
-    add_ratios(rows)
+    rows = [row_of(runner, m, k) | ratios(runner, ready, m, k) for runner in ready]
     return rows + [{"op": None, "reason": reason} for reason in refusals]
 
 
 def row_of(runner: Runner, m: int, k: int) -> dict[str, Any]:
-    description = runner.description
-    median, best = statistics.median(runner.times), min(runner.times)
-    operations = description["operations"] or 2 * m * k * description["rows"]
+    description, times = runner.description, runner.times
+    median = statistics.median(times)
     return {
         "op": description["name"],
         "activations": description["activations"],
         "us": median * 1e6,
-        "us_min": best * 1e6,
-        "calls": len(runner.times),
+        "us_min": min(times) * 1e6,
+        "calls": len(times),
         "realtime": runner.realtime,
         "weight_bytes": description["weight_bytes"],
         "gb_per_s": description["weight_bytes"] / median / 1e9,
-        "gflop_per_s": operations / median / 1e9,
+        "gflop_per_s": runner.operations(m, k) / median / 1e9,
         "relative_error": runner.error,
     }
 
 
-def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """To every row its fractions of the limits; to ours how many times faster than the best peer and than bf16."""
-    limits = [row for row in rows if row["activations"] == "limit"]
-    reads = [row["gb_per_s"] for row in limits if row["op"].startswith("read")]
-    peaks = {row["op"].removeprefix("peak: "): row["gflop_per_s"] for row in limits if row["op"].startswith("peak")}
-    products = [row for row in rows if row["activations"] != "limit"]
-    dense = [row["us"] for row in products if row["activations"] == "bf16"]
-    ours = [row for row in products if row["op"] == "qaig"]
-    for row in products:
-        row["read_fraction"] = row["gb_per_s"] / max(reads) if reads else None
-        peak = peaks.get(PEAK_OF[row["activations"]]) or peaks.get("fma")
-        row["peak_fraction"] = row["gflop_per_s"] / peak if peak else None
-        if not row["op"].startswith("qaig"):
-            continue
-        peers = [p for p in products if p["activations"] == row["activations"] and not p["op"].startswith("qaig")]
-        if peers:
-            best = min(peers, key=lambda peer: peer["us"])
-            row["best_peer"], row["ratio_to_best_peer"] = best["op"], best["us"] / row["us"]
-        if dense:
-            row["ratio_to_bf16"] = dense[0] / row["us"]
-        same = [r["us"] for r in ours if r["activations"] == row["activations"]]
-        if row["op"] != "qaig" and same:
-            row["ratio_to_best_level"] = same[0] / row["us"]
+def ratios(runner: Runner, all_runners: list[Runner], m: int, k: int) -> dict[str, Any]:
+    """A product's fractions of the limits; and ours against the best peer of its class, bf16, and our best level.
+
+    Ratios are medians over rounds of the ratio within a round: the machine's limits change from second to second.
+    """
+    if runner.activations == "limit":
+        return {}
+    result: dict[str, Any] = {}
+    limits = {other.name: other for other in all_runners if other.activations == "limit"}
+    reads = [other for name, other in limits.items() if name.startswith("read")]
+    if reads:
+        rates = zip(*([other.description["weight_bytes"] / t for t in other.medians] for other in reads))
+        own = [runner.description["weight_bytes"] / t for t in runner.medians]
+        result["read_fraction"] = statistics.median(rate / max(read) for rate, read in zip(own, rates))
+    peak = limits.get(f"peak: {PEAK_OF[runner.activations]}") or limits.get("peak: fma")
+    if peak:
+        share = runner.operations(m, k) / peak.operations(m, k)
+        result["peak_fraction"] = share / paired_ratio(runner, peak)
+    if not runner.is_ours:
+        return result
+    products = [other for other in all_runners if other.activations != "limit" and other is not runner]
+    peers = [other for other in products if not other.is_ours and other.activations == runner.activations]
+    if peers:
+        best = min(peers, key=lambda peer: statistics.median(peer.times))
+        result["best_peer"], result["ratio_to_best_peer"] = best.name, paired_ratio(best, runner)
+    for other in products:
+        if other.activations == "bf16":
+            result["ratio_to_bf16"] = paired_ratio(other, runner)
+        if other.name == "qaig" and other.activations == runner.activations:
+            result["ratio_to_best_level"] = paired_ratio(other, runner)
+    return result
+
+
+def paired_ratio(slow: Runner, fast: Runner) -> float:
+    """How many times as long `slow` takes: the median over rounds."""
+    return statistics.median(s / f for s, f in zip(slow.medians, fast.medians))
 
 
 if __name__ == "__main__":

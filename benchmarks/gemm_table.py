@@ -19,7 +19,13 @@ for _bits in (2, 4):
     GOALS[_bits, "a16"] = {
         1: [(READ, 0.85), (PEER, 1.0)], 4: [(PEER, 1.2)], 16: [(PEER, 1.2)], 128: [(PEER, 1.0)], 1024: [(DENSE, 0.95)],
     }  # fmt: skip
-    GOALS[_bits, "a8"] = {1: [(PEER, 1.0)], 4: [(PEER, 1.2)], 16: [(PEER, 1.2)], 128: [(PEER, 1.2)], 1024: [(PEER, 1.3)]}
+    GOALS[_bits, "a8"] = {
+        1: [(PEER, 1.0)],
+        4: [(PEER, 1.2)],
+        16: [(PEER, 1.2)],
+        128: [(PEER, 1.2)],
+        1024: [(PEER, 1.3)],
+    }
 LEVEL_GOALS = {("avx2", 1): 0.7, ("avx2", 128): 0.4}
 WORDS = {READ: "of read bandwidth", PEER: "× best peer", DENSE: "× bf16"}
 

@@ -79,6 +79,8 @@ class Candidate(ABC):
             for dense products. `"limit"` for limits of the machine.
         weight_bytes (`int`): bytes one call must read of one weight, scales and zero points included.
         copies (`int`): how many weights there are.
+        tolerance (`float`): the relative error above which a result is wrong.
+        calls_per_run (`int`): products that one `run` computes.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Candidate(ABC):
     weight_bytes: int
     copies: int
     tolerance = 0.01
+    calls_per_run = 1
 
     @abstractmethod
     def prepare(self, x: Tensor) -> None:

@@ -64,7 +64,7 @@ class Read(Limit):
     """`weight_bytes` are the bytes one call reads."""
 
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    OPTIONS = ((False, True), (False, True) if has_avx512 else (False,), (1, 2, 4), (0, 1024, 4096))
+    OPTIONS = ((False, True), (False, True) if has_avx512 else (False,), (1, 2, 4), (0, 1024))
     _memory: dict[bool, int] = {}  # noqa: RUF012  (shared by all: 256 MiB each)
 
     def __init__(self, library: ctypes.CDLL, threads: int, huge: bool, avx512: bool, streams: int, ahead: int) -> None:

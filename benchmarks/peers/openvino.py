@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,6 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailab
 
 class Compressed(Candidate):
     def __init__(self, problem: Problem, threads: int, activations: str, precision: str, dynamic_group: int) -> None:
-        import openvino as ov
-
         self.name = f"openvino u{problem.bits} " + (f"dq{dynamic_group}" if dynamic_group else precision)
         self.activations = activations
         self.tolerance = 0.05 if activations == "a8" else 0.01
@@ -33,49 +32,53 @@ class Compressed(Candidate):
         self.weight_bytes = size * problem.bits // 8 + size // problem.group_size * (2 + problem.bits / 8)
         self.weight_bytes = int(self.weight_bytes)
         self.copies = problem.copies(self.weight_bytes)
-        settings = {
+        self.settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": precision,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": dynamic_group,
         }
-        core = ov.Core()
-        model = _model(problem)
-        self.requests = [core.compile_model(model, "CPU", settings).create_infer_request() for _ in range(self.copies)]
+        self.compiled: dict[int, Any] = {}
 
     def prepare(self, x: Tensor) -> None:
         import openvino as ov
 
+        # A model of its own for each copy would mean a thread pool for each, so one model computes with all of them.
+        self.calls_per_run = self.copies if len(x) <= 16 else 2
+        if self.calls_per_run not in self.compiled:
+            model = _model(self.problem, self.calls_per_run)
+            self.compiled[self.calls_per_run] = ov.Core().compile_model(model, "CPU", self.settings)
+        self.request = self.compiled[self.calls_per_run].create_infer_request()
         self.x = x.float().numpy()  # kept: OpenVINO only points at it
-        self.y = np.zeros((x.shape[0], self.problem.n), np.float32)
-        for request in self.requests:
-            request.set_input_tensor(ov.Tensor(self.x, shared_memory=True))
-            request.set_output_tensor(ov.Tensor(self.y, shared_memory=True))
+        self.request.set_input_tensor(ov.Tensor(self.x, shared_memory=True))
 
     def run(self, copy: int) -> None:
-        self.requests[copy].infer()
+        self.request.infer()
 
     def output(self) -> Tensor:
-        return torch.from_numpy(self.y)
+        return torch.from_numpy(self.request.get_output_tensor(self.calls_per_run - 1).data.copy())
 
     def weight(self) -> Tensor:
         return self.problem.weight
 
 
-def _model(problem: Problem):
-    """MatMul(x, (codes - zero) * scale), the pattern OpenVINO keeps compressed."""
+def _model(problem: Problem, copies: int):
+    """`copies` products of x with (codes - zero) * scale, in the pattern that OpenVINO keeps compressed."""
     import openvino as ov
     from openvino import opset13 as ops
 
     kind = getattr(ov.Type, f"u{problem.bits}")
     groups = problem.k // problem.group_size
-    codes = _constant(problem.codes, kind, [problem.n, groups, problem.group_size])
-    zero = _constant(problem.zero, kind, [problem.n, groups, 1])
-    scale = ops.constant(problem.scale.half().view(problem.n, groups, 1).numpy())
-    weight = ops.multiply(ops.subtract(ops.convert(codes, "f16"), ops.convert(zero, "f16")), scale)
-    weight = ops.reshape(weight, np.array([problem.n, problem.k]), False)
     x = ops.parameter([-1, problem.k], np.float32, "x")
-    return ov.Model([ops.matmul(x, ops.convert(weight, "f32"), False, True)], [x])
+    products = []
+    for _ in range(copies):
+        codes = _constant(problem.codes, kind, [problem.n, groups, problem.group_size])
+        zero = _constant(problem.zero, kind, [problem.n, groups, 1])
+        scale = ops.constant(problem.scale.half().view(problem.n, groups, 1).numpy())
+        weight = ops.multiply(ops.subtract(ops.convert(codes, "f16"), ops.convert(zero, "f16")), scale)
+        weight = ops.reshape(weight, np.array([problem.n, problem.k]), False)
+        products.append(ops.matmul(x, ops.convert(weight, "f32"), False, True))
+    return ov.Model(products, [x])
 
 
 def _constant(codes: Tensor, kind, shape: list[int]):
