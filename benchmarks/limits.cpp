@@ -17,14 +17,17 @@ template <int Streams>
 __attribute__((target("avx2"))) void read_avx2(const char* p, size_t bytes, size_t ahead) {
     const size_t stride = ((bytes / Streams / kLine - 1) | 1) * kLine;  // odd: streams in different cache sets
     __m256i sum[4] = {};
-    for (size_t i = 0; i < stride; i += kLine)
+    for (size_t i = 0; i < stride; i += kLine) {
         for (int s = 0; s < Streams; ++s) {
             const char* q = p + s * stride + i;
-            if (ahead) _mm_prefetch(q + ahead, _MM_HINT_T0);
+            if (ahead) {
+                _mm_prefetch(q + ahead, _MM_HINT_T0);
+            }
             sum[s & 1] = _mm256_xor_si256(sum[s & 1], _mm256_load_si256(reinterpret_cast<const __m256i*>(q)));
             sum[2 + (s & 1)] =
                 _mm256_xor_si256(sum[2 + (s & 1)], _mm256_load_si256(reinterpret_cast<const __m256i*>(q + 32)));
         }
+    }
     sum[0] = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
     sink = _mm256_extract_epi64(sum[0], 0);
 }
@@ -33,12 +36,15 @@ template <int Streams>
 __attribute__((target("avx512f"))) void read_avx512(const char* p, size_t bytes, size_t ahead) {
     const size_t stride = ((bytes / Streams / kLine - 1) | 1) * kLine;  // odd: streams in different cache sets
     __m512i sum[4] = {};
-    for (size_t i = 0; i < stride; i += kLine)
+    for (size_t i = 0; i < stride; i += kLine) {
         for (int s = 0; s < Streams; ++s) {
             const char* q = p + s * stride + i;
-            if (ahead) _mm_prefetch(q + ahead, _MM_HINT_T0);
+            if (ahead) {
+                _mm_prefetch(q + ahead, _MM_HINT_T0);
+            }
             sum[s & 3] = _mm512_xor_si512(sum[s & 3], _mm512_load_si512(q));
         }
+    }
     sum[0] = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3]));
     sink = _mm512_reduce_add_epi64(sum[0]);
 }
@@ -71,7 +77,9 @@ QAIG_PEAK(peak_vnni, "avx512f,avx512vnni", _mm512_setzero_si512)
 // Memory to read from, on huge pages if the system grants them; null if there is none.
 extern "C" void* limits_allocate(size_t bytes, bool huge) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return nullptr;
+    if (p == MAP_FAILED) {
+        return nullptr;
+    }
     madvise(p, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     std::memset(p, 1, bytes);
     return p;
@@ -83,8 +91,12 @@ extern "C" void limits_read(const char* p, size_t bytes, int threads, bool avx51
 #pragma omp parallel num_threads(threads)
     {
         const char* mine = p + omp_get_thread_num() * part;
-        auto* read = avx512 ? (streams == 1 ? read_avx512<1> : streams == 2 ? read_avx512<2> : read_avx512<4>)
-                            : (streams == 1 ? read_avx2<1> : streams == 2 ? read_avx2<2> : read_avx2<4>);
+        auto* read = avx512 ? (streams == 1   ? read_avx512<1>
+                               : streams == 2 ? read_avx512<2>
+                                              : read_avx512<4>)
+                            : (streams == 1   ? read_avx2<1>
+                               : streams == 2 ? read_avx2<2>
+                                              : read_avx2<4>);
         read(mine, part, ahead);
     }
 }
@@ -96,14 +108,21 @@ extern "C" int64_t limits_peak(const char* kind, int threads, int64_t steps) {
     void (*peak)(int64_t) = nullptr;
     int64_t lanes = 16;  // products in one instruction
     if (!std::strcmp(kind, "fma")) {
-        if (avx512) peak = peak_fma_avx512;
-        else if (__builtin_cpu_supports("avx2")) peak = peak_fma_avx2, lanes = 8;
+        if (avx512) {
+            peak = peak_fma_avx512;
+        } else if (__builtin_cpu_supports("avx2")) {
+            peak = peak_fma_avx2, lanes = 8;
+        }
     } else if (!std::strcmp(kind, "bf16")) {
-        if (__builtin_cpu_supports("avx512bf16")) peak = peak_bf16, lanes = 32;
+        if (__builtin_cpu_supports("avx512bf16")) {
+            peak = peak_bf16, lanes = 32;
+        }
     } else if (__builtin_cpu_supports("avx512vnni")) {
         peak = peak_vnni, lanes = 64;
     }
-    if (!peak) return 0;
+    if (!peak) {
+        return 0;
+    }
 #pragma omp parallel num_threads(threads)
     peak(steps);
     return int64_t(threads) * steps * 12 * lanes * 2;

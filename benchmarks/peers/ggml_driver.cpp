@@ -33,14 +33,20 @@ ggml_backend_buffer_type_t repack_buffer_type() {
     ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     auto get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
-    for (auto* type = get(device); type && *type; ++type)
-        if (std::strstr(ggml_backend_buft_name(*type), "REPACK")) return *type;
+    for (auto* type = get(device); type && *type; ++type) {
+        if (std::strstr(ggml_backend_buft_name(*type), "REPACK")) {
+            return *type;
+        }
+    }
     return nullptr;
 }
 
 ggml_type find_type(const char* wanted) {
-    for (int t = 0; t < GGML_TYPE_COUNT; ++t)
-        if (const char* name = ggml_type_name(ggml_type(t)); name && !std::strcmp(name, wanted)) return ggml_type(t);
+    for (int t = 0; t < GGML_TYPE_COUNT; ++t) {
+        if (const char* name = ggml_type_name(ggml_type(t)); name && !std::strcmp(name, wanted)) {
+            return ggml_type(t);
+        }
+    }
     GGML_ABORT("ggml has no type %s", wanted);
 }
 
@@ -59,23 +65,29 @@ extern "C" Driver* ggml_driver_new(const char* type_name, bool repack, int64_t n
     std::vector<char> packed(row_size * n);
     const std::vector<float> importance(k, 1.0f);
     ggml_quantize_chunk(type, w, packed.data(), 0, rows, k, importance.data());
-    for (int64_t i = 0; i < rows; ++i)
+    for (int64_t i = 0; i < rows; ++i) {
         ggml_get_type_traits(type)->to_float(packed.data() + i * row_size, dequantized + i * k, k);
-    for (int64_t i = rows; i < n; ++i)
+    }
+    for (int64_t i = rows; i < n; ++i) {
         std::memcpy(packed.data() + i * row_size, packed.data() + (i - rows) * row_size, row_size);
+    }
 
     auto* d = new Driver;
     d->backend = ggml_backend_cpu_init();
     ggml_backend_cpu_set_n_threads(d->backend, threads);
     ggml_backend_buffer_type_t buffer_type = repack ? repack_buffer_type() : ggml_backend_cpu_buffer_type();
-    if (!buffer_type) return nullptr;
+    if (!buffer_type) {
+        return nullptr;
+    }
     d->tensors = make_context(copies + 1, 0);
     for (int i = 0; i < copies; ++i) {
         ggml_tensor* weight = ggml_new_tensor_2d(d->tensors, type, k, n);
         const size_t bytes = ggml_backend_buft_get_alloc_size(buffer_type, weight);
         ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buffer_type, bytes);
         ggml_backend_tensor_alloc(buffer, weight, ggml_backend_buffer_get_base(buffer));
-        if (repack && !weight->extra) return nullptr;  // set by the buffer only where it has a layout for the type
+        if (repack && !weight->extra) {
+            return nullptr;  // set by the buffer only where it has a layout for the type
+        }
         ggml_backend_tensor_set(weight, packed.data(), 0, packed.size());
         d->buffers.push_back(buffer);
         d->weights.push_back(weight);
@@ -121,7 +133,9 @@ extern "C" void ggml_driver_free(Driver* d) {
         ggml_backend_buffer_free(d->x->buffer);
         ggml_free(d->graphs_context);
     }
-    for (ggml_backend_buffer_t buffer : d->buffers) ggml_backend_buffer_free(buffer);
+    for (ggml_backend_buffer_t buffer : d->buffers) {
+        ggml_backend_buffer_free(buffer);
+    }
     ggml_free(d->tensors);
     ggml_backend_free(d->backend);
     delete d;
