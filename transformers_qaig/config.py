@@ -198,8 +198,8 @@ class QAIGConfig(QuantizationConfigMixin):
             raise TypeError(f"QAIGConfig got an unknown argument `{name}`.{hint}")
 
         self._validate_budget()
-        for entry in self.candidates:
-            check_entry(entry, "QAIGConfig")
+        for candidate in self.candidates:
+            check_entry(candidate, "QAIGConfig")
         if self.recipe not in RECIPES:
             near = difflib.get_close_matches(str(self.recipe), RECIPES, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -238,12 +238,14 @@ class QAIGConfig(QuantizationConfigMixin):
     def _validate_budget(self) -> None:
         if self.target_bits is not None and self.target_size is not None:
             raise ValueError("`target_bits` and `target_size` are two ways to say one budget: give one of them.")
-        if self.has_budget != isinstance(self.bits, list):
+        if self.has_budget and not isinstance(self.bits, list):
             raise ValueError(
-                f"`bits={self.bits!r}` leaves nothing to choose: under `target_bits` or `target_size` give several, such "
-                f"as {list(CHOICES)}."
-                if self.has_budget
-                else f"`bits={self.bits!r}` are several to choose from, which needs `target_bits` or `target_size`; "
+                f"`bits={self.bits!r}` leaves nothing to choose: under `target_bits` or `target_size` give several, "
+                f"such as {list(CHOICES)}."
+            )
+        if isinstance(self.bits, list) and not self.has_budget:
+            raise ValueError(
+                f"`bits={self.bits!r}` are several to choose from, which needs `target_bits` or `target_size`; "
                 "without one give one integer, and `overrides` for single weights."
             )
         if isinstance(self.bits, list) and not self.bits:

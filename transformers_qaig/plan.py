@@ -238,7 +238,8 @@ def budget_of(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]
         span = f"{low:,.0f} to {high:,.0f} bytes, of which {coverage.other_bits / 8:,.0f} are not packed"
     else:
         assert config.target_bits is not None
-        budget, asked = config.target_bits * coverage.packed, f"`target_bits={config.target_bits}`"
+        asked = f"`target_bits={config.target_bits}`"
+        budget = config.target_bits * coverage.packed
         low, high = (bits / coverage.packed for bits in reachable)
         span = f"{low:.3f} to {high:.3f} stored bits per packed weight, scales and zero points included"
     if budget < reachable[0]:

@@ -19,9 +19,10 @@ The integrand is then linear in α, so few Gauss-Legendre nodes do.
 No gradient of a weight is ever held. With y_m = x w_mᵀ + s_m · x δ_mᵀ and one number s_m per linear, ∂L/∂s_m at
 s = α·1 **is** the integrand: autograd needs the activations only, and those block by block (`streaming.py`).
 
-**Fisher.** H at w is the Fisher information F = E[g gᵀ], g = ∂ log p(ŷ)/∂w with ŷ drawn from the model itself. So, from
-full precision alone, L of linear m alone is about ½ E[⟨g_m, δ_m⟩²] (answer by answer: the scores of different tokens are
-uncorrelated), and ⟨g_m, δ_m⟩ = ∂ log p(ŷ)/∂s_m at s = 0.
+**Fisher.** H at w is the Fisher information E[g gᵀ], g = ∂ log p(ŷ)/∂w with ŷ drawn from the model itself. So L with
+linear m alone rounded is about ½ E[⟨g_m, δ_m⟩²], where ⟨g_m, δ_m⟩ = Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩ over the positions
+u of the sample. Here each position is squared by itself, ½ E[Σ_u ⟨·⟩_u²]: a few hundred answers are too few to tell the
+cross terms between positions from noise, and plans chosen without them were better.
 
 **Relative output error** looks no further than the linear: Σ ‖x δ_mᵀ‖² / Σ ‖x w_mᵀ‖².
 
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +104,7 @@ def fisher_losses(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """
-    ½ E[⟨g_m, δ_m⟩²]: to second order, the loss with linear m alone rounded.
+    ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²]: to second order, the loss with linear m alone rounded.
 
     Args:
         model: see [`perturbed`]; in full precision.
@@ -114,15 +116,49 @@ def fisher_losses(
     Returns:
         fp32 [M], in the order of `errors`; summed over the tokens.
     """
-    strengths = torch.zeros(len(errors), requires_grad=True)
-    with torch.enable_grad(), perturbed(model, errors, strengths):
-        log_p = log_probabilities()
-        total = torch.zeros(len(errors))
-        for draw in range(draws):
-            answer = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
-            (score,) = torch.autograd.grad(log_p.gather(1, answer).sum(), strengths, retain_graph=draw < draws - 1)
-            total += score.square()
-    return total / (2 * draws)
+    tally = torch.zeros(len(errors))
+    anchor = torch.zeros((), requires_grad=True)
+
+    def hook(index: int, error: Tensor) -> Callable:
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return _Tally.apply(output, args[0], error.to(args[0]), anchor, tally[index])
+
+        return add
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(hook(index, error))
+        for index, (path, error) in enumerate(errors.items())
+    ]
+    try:
+        with torch.enable_grad():
+            log_p = log_probabilities()
+            for draw in range(draws):
+                answer = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+                score = log_p.gather(1, answer).sum()
+                torch.autograd.grad(score, anchor, retain_graph=draw < draws - 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tally / (2 * draws)
+
+
+class _Tally(torch.autograd.Function):
+    """The identity on a linear's output; on the way back, what rounding would do to the score, position by position.
+
+    The input and the error are saved for that the way autograd saves tensors, so that checkpointing sees them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, error: Tensor, anchor: Tensor, tally: Tensor) -> Tensor:
+        ctx.save_for_backward(x, error)
+        ctx.tally = tally
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, error = ctx.saved_tensors
+        ctx.tally += (gradient * linear(x, error)).sum(-1).square().sum().to(ctx.tally)
+        return gradient, None, None, gradient.new_zeros((), device=ctx.tally.device), None
 
 
 @torch.no_grad()
