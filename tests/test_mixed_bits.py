@@ -121,5 +121,5 @@ def test_an_interrupted_measurement_resumes(
     assert len(chosen) == 8
     assert len(measured) == 2 + 3  # and the first width's costs not measured again
     assert torch.equal(logits(model, llava), logits(mixed, llava))
-    with pytest.raises(ValueError, match="different cost"):
-        _quantize(llava, **settings, cost="error")
+    with pytest.raises(ValueError, match="different options"):
+        _quantize(llava, **settings, bits=(2, 4))

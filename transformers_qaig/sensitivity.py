@@ -43,7 +43,8 @@ def measure_costs(
 
     Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
     block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
-    left as it was. With a `work_dir` the errors of finished blocks and the costs of finished widths are kept there.
+    left as it was. With a `work_dir` the errors of finished blocks, and the costs of finished widths, are kept there;
+    another cost finds the same errors.
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
@@ -63,7 +64,7 @@ def measure_costs(
     if folder is not None:
         entries = {path: [dict(option.entry) for option in choices] for path, choices in options.items()}
         run = {"options": entries, "samples": digest(samples), "answers": digest([{"a": a} for a in answers])}
-        claim(folder, {**run, "recipe": config.recipe, "cost": config.cost, "seed": config.seed})
+        claim(folder, {**run, "recipe": config.recipe, "seed": config.seed})
     blocks = find_blocks(model)
     costs: dict[str, list[float]] = {path: [] for path in options}
     count = max(len(choices) for choices in options.values())
@@ -72,7 +73,7 @@ def measure_costs(
             # A weight with fewer options is stored as in its last one meanwhile.
             plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
             here = folder / str(index) if folder is not None else None
-            known = here / "costs.json" if here is not None else None
+            known = here / f"{config.cost}.json" if here is not None else None
             if known is not None and known.exists():
                 found = json.loads(known.read_text())
                 bar.update(len(blocks) + len(samples))

@@ -84,7 +84,8 @@ def test_a_share_is_the_integral_of_the_gradient_times_the_error() -> None:
 def test_fisher_is_the_loss_of_a_small_error_alone() -> None:
     """Here each token is a position of its own, so that there are no cross terms to leave out."""
     case = Case(scale=1e-2)
-    found = fisher_losses(case.net, case.errors, case.log_p, draws=1500, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    found = fisher_losses(case.net, case.errors, case.log_p, draws=1500, generator=generator)
     alone = torch.tensor([case.loss_with(path) for path in PATHS])
     torch.testing.assert_close(found, alone, rtol=0.15, atol=0)
 
@@ -96,11 +97,23 @@ def test_fisher_grows_with_the_square_of_the_error() -> None:
             case.net,
             {path: factor * error for path, error in case.errors.items()},
             case.log_p,
+            at=0,
             generator=torch.Generator().manual_seed(0),
         )
         for factor in (1, 2)
     )
     torch.testing.assert_close(two, 4 * one)
+
+
+def test_fisher_halfway_is_fisher_of_the_network_with_half_the_errors() -> None:
+    case, other = Case(), Case()
+    for path, error in other.errors.items():
+        other.net.get_submodule(path).weight += 0.5 * error
+    found, expected = (
+        fisher_losses(c.net, c.errors, c.log_p, at=at, generator=torch.Generator().manual_seed(0))
+        for c, at in ((case, 0.5), (other, 0.0))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_alone_is_the_loss_with_one_linear_replaced() -> None:

@@ -20,9 +20,10 @@ No gradient of a weight is ever held. With y_m = x w_mᵀ + s_m · x δ_mᵀ and
 s = α·1 **is** the integrand: autograd needs the activations only, and those block by block (`streaming.py`).
 
 **Fisher.** H at w is the Fisher information E[g gᵀ], g = ∂ log p(ŷ)/∂w with ŷ drawn from the model itself. So L with
-linear m alone rounded is about ½ E[⟨g_m, δ_m⟩²], where ⟨g_m, δ_m⟩ = Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩ over the positions
-u of the sample. Here each position is squared by itself, ½ E[Σ_u ⟨·⟩_u²]: a few hundred answers are too few to tell the
-cross terms between positions from noise, and plans chosen without them were better.
+linear m alone rounded is about ½ E[⟨g_m, δ_m⟩²], with ⟨g_m, δ_m⟩ = Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩ over the positions
+u of a sample. Here each position is squared by itself, ½ E[Σ_u ⟨·⟩_u²]: a few hundred answers are too few to tell the
+cross terms between positions from noise, and plans chosen without them lost less. Taking g halfway along the weight
+path instead, at w(½), made plans that were as good and no better.
 
 **Relative output error** looks no further than the linear: Σ ‖x δ_mᵀ‖² / Σ ‖x w_mᵀ‖².
 
@@ -55,16 +56,23 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
         strengths: s [M], in the order of `errors`; gradients flow to it.
     """
 
-    def hook(error: Tensor, strength: Tensor | float) -> Callable:
+    def hook(index: int, error: Tensor) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             x = args[0]
-            return output + torch.as_tensor(strength).to(x) * linear(x, error.to(x))
+            return output + torch.as_tensor(strengths[index]).to(x) * linear(x, error.to(x))
 
         return add
 
+    with _hooked(model, errors, hook):
+        yield
+
+
+@contextmanager
+def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Callable]) -> Iterator[None]:
+    """Within the context, the linear at the i-th path has the forward hook `hook(i, δ)`."""
     handles = [
-        model.get_submodule(path).register_forward_hook(hook(error, strength))
-        for (path, error), strength in zip(errors.items(), strengths)
+        model.get_submodule(path).register_forward_hook(hook(index, error))
+        for index, (path, error) in enumerate(errors.items())
     ]
     try:
         yield
@@ -101,16 +109,18 @@ def fisher_losses(
     errors: Errors,
     log_probabilities: Callable[[], Tensor],
     draws: int = 4,
+    at: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """
     ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²]: to second order, the loss with linear m alone rounded.
 
     Args:
-        model: see [`perturbed`]; in full precision.
+        model: see [`perturbed`].
         errors: δ.
         log_probabilities: runs the model; log p at the answers' tokens [A, V].
         draws: of ŷ for every token.
+        at: α, where on the weight path the scores are taken; 0 is full precision.
         generator: on the CPU.
 
     Returns:
@@ -121,44 +131,38 @@ def fisher_losses(
 
     def hook(index: int, error: Tensor) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            return _Tally.apply(output, args[0], error.to(args[0]), anchor, tally[index])
+            return _Tally.apply(output, args[0], error.to(args[0]), at, anchor, tally[index])
 
         return add
 
-    handles = [
-        model.get_submodule(path).register_forward_hook(hook(index, error))
-        for index, (path, error) in enumerate(errors.items())
-    ]
-    try:
-        with torch.enable_grad():
-            log_p = log_probabilities()
-            for draw in range(draws):
-                answer = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
-                score = log_p.gather(1, answer).sum()
-                torch.autograd.grad(score, anchor, retain_graph=draw < draws - 1)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.enable_grad(), _hooked(model, errors, hook):
+        log_p = log_probabilities()
+        for draw in range(draws):
+            answer = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+            score = log_p.gather(1, answer).sum()
+            torch.autograd.grad(score, anchor, retain_graph=draw < draws - 1)
     return tally / (2 * draws)
 
 
 class _Tally(torch.autograd.Function):
-    """The identity on a linear's output; on the way back, what rounding would do to the score, position by position.
+    """
+    On the way forward y + α x δᵀ; on the way back, what the rounding would do to the score, position by position.
 
     The input and the error are saved for that the way autograd saves tensors, so that checkpointing sees them.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, error: Tensor, anchor: Tensor, tally: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, x: Tensor, error: Tensor, at: float, anchor: Tensor, tally: Tensor) -> Tensor:
         ctx.save_for_backward(x, error)
-        ctx.tally = tally
-        return output.view_as(output)
+        ctx.at, ctx.tally = at, tally
+        return output + at * linear(x, error)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, error = ctx.saved_tensors
         ctx.tally += (gradient * linear(x, error)).sum(-1).square().sum().to(ctx.tally)
-        return gradient, None, None, gradient.new_zeros((), device=ctx.tally.device), None
+        along_x = ctx.at * gradient @ error if ctx.needs_input_grad[1] else None
+        return gradient, along_x, None, None, gradient.new_zeros((), device=ctx.tally.device), None
 
 
 @torch.no_grad()
@@ -197,13 +201,6 @@ def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object])
 
         return add
 
-    handles = [
-        model.get_submodule(path).register_forward_hook(hook(index, error))
-        for index, (path, error) in enumerate(errors.items())
-    ]
-    try:
+    with _hooked(model, errors, hook):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return energies
