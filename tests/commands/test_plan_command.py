@@ -22,7 +22,7 @@ def test_the_front_is_printed_drawn_and_its_knee_written(
     rows = [line.split() for line in text.split("every linear")[0].splitlines()[1:]]
     sizes, losses = ([float(row[column]) for row in rows] for column in (0, 3))
     assert sizes == sorted(sizes)
-    assert 3.2 <= sizes[0] or sizes[-1] <= 5
+    assert sizes[0] >= 3.2 or sizes[-1] <= 5
     assert losses == sorted(losses, reverse=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
     config = QAIGConfig(plan=plan, recipe="rtn")
