@@ -6,12 +6,15 @@ A request is a tuple (method name, arguments...), the answer ("ok", value) or ("
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,12 +151,17 @@ class Server:
 
 @contextlib.contextmanager
 def realtime() -> Iterator[bool]:
-    """Raises all threads of this process above ordinary processes, if that is permitted."""
-    granted = _schedule("SCHED_FIFO", 1)
-    try:
-        yield granted
-    finally:
-        _schedule("SCHED_OTHER", 0)
+    """Raises all threads of this process above ordinary processes, if that is permitted.
+
+    Threads of two processes that spin in real time would starve each other, so they wait for a lock file.
+    """
+    with (Path(tempfile.gettempdir()) / "qaig-benchmark.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        granted = _schedule("SCHED_FIFO", 1)
+        try:
+            yield granted
+        finally:
+            _schedule("SCHED_OTHER", 0)
 
 
 def _schedule(policy: str, priority: int) -> bool:
