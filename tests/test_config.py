@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,25 @@ def test_json_round_trip() -> None:
         plan={"a.b": {"bits": 3, "group_size": -1, "sym": True}},
     )
     assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
+
+
+def test_a_budget_in_json() -> None:
+    config = QAIGConfig(bits=(8, 2, 4), target_bits=3.2, cost="path", fuse_groups=True)
+    assert config.bits == [2, 4, 8]
+    assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
+    assert QAIGConfig(target_size="3.5GiB").bits == [2, 3, 4, 8]
+    assert QAIGConfig().bits == 4
+
+
+def test_a_plan_from_a_mapping_a_config_a_file_or_a_folder(tmp_path: Path) -> None:
+    plan = {"a.b": {"bits": 3, "group_size": -1, "sym": True}}
+    config = QAIGConfig(plan=plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": json.loads(config.to_json_string())}))
+    for source in (config, config.to_dict(), tmp_path, tmp_path / "config.json", str(tmp_path / "plan.json")):
+        assert QAIGConfig(plan=source).plan == plan
+    config.plan["a.b"]["bits"] = 4  # a copy: what one config holds is not another's
+    assert plan["a.b"]["bits"] == 3
 
 
 def test_runtime_fields_stay_out_of_json() -> None:
@@ -75,6 +95,18 @@ def test_deepcopy_shares_runtime_objects() -> None:
         ({"plan": {"a": {"bits": 3}}}, "group_size"),
         ({"activation_bits": 4}, "activation_bits"),
         ({"quant_method": "gptq"}, "quant_method"),
+        ({"bits": (2, 3, 4)}, "target_bits"),
+        ({"bits": 4, "target_bits": 3.2}, "bits=4"),
+        ({"bits": [], "target_bits": 3.2}, "bits"),
+        ({"bits": (2, 9), "target_bits": 3.2}, "bits"),
+        ({"target_bits": 0}, "target_bits"),
+        ({"target_bits": "3"}, "target_bits"),
+        ({"target_size": "3.5 apples"}, "GiB"),
+        ({"target_bits": 3, "target_size": "3GiB"}, "one of them"),
+        ({"cost": "fischer"}, "fisher"),
+        ({"fuse_groups": 1}, "fuse_groups"),
+        ({"plan": "no/such/file.json"}, "no/such/file"),
+        ({"plan": {"quant_method": "qaig"}}, "no plan"),
     ],
 )
 def test_bad_values_are_refused_by_name(arguments: dict, named: str) -> None:
@@ -85,8 +117,6 @@ def test_bad_values_are_refused_by_name(arguments: dict, named: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"target_bits": 3.2},
-        {"bits": (2, 3, 4)},
         {"lm_head_bits": 4},
         {"embedding_bits": 4},
         {"vision_bits": 4},

@@ -5,7 +5,8 @@ from transformers import GitConfig, GitForCausalLM
 
 from tests.families import FAMILIES, build
 from transformers_qaig import QAIGConfig
-from transformers_qaig.plan import find_blocks, make_plan
+from transformers_qaig.allocation import reachable
+from transformers_qaig.plan import budget_of, find_blocks, list_options, make_plan
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,52 @@ def test_overrides_and_exceptions(llava: nn.Module) -> None:
     assert get["1.self_attn.o_proj"]["sym"] is True
     assert not any(path.startswith("0.self_attn") for path in get)
     assert sum("modules_to_not_convert" in reason for _, reason in coverage.left_out.values()) == 4
+
+
+def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -> None:
+    config = QAIGConfig(
+        target_bits=4, bits=(2, 3, 8), group_size=32, overrides={"*.down_proj": 4, "o_proj": {"sym": True}}
+    )
+    options, coverage = list_options(llava, config)
+    for path, choices in options.items():
+        widths = [option.entry["bits"] for option in choices]
+        assert widths == ([4] if path.endswith("down_proj") else [2, 3, 8])
+        assert all(option.entry["sym"] is path.endswith("o_proj") for option in choices)
+        assert [option.size for option in choices] == sorted(option.size for option in choices)
+    assert coverage.stored_bits == 0
+    with pytest.raises(ValueError, match="several `bits`"):
+        make_plan(llava, config)
+
+
+def test_a_budget_below_the_smallest_choice_names_the_range(llava: nn.Module) -> None:
+    config = QAIGConfig(target_bits=2.5, bits=(2, 3), group_size=32)
+    options, coverage = list_options(llava, config)
+    with pytest.raises(
+        ValueError, match=r"3\.062 to 4\.094 stored bits"
+    ):  # fp32 scales: 1.06 bits at 2 bits, 1.09 at 3
+        budget_of(config, coverage, reachable(options))
+    assert budget_of(QAIGConfig(target_bits=3.5), coverage, reachable(options)) == 3.5 * coverage.packed
+
+
+def test_a_size_counts_the_whole_model(llava: nn.Module) -> None:
+    options, coverage = list_options(llava, QAIGConfig(target_bits=4, group_size=32))
+    whole = sum(8 * t.element_size() * t.numel() for t in llava.state_dict().values())
+    assert coverage.other_bits == whole - 32 * coverage.packed + 2 * 64 * len(options)
+    budget = budget_of(QAIGConfig(target_size="400KB"), coverage, reachable(options))
+    assert budget == 8 * 400_000 - coverage.other_bits
+    with pytest.raises(ValueError, match="are not packed"):
+        budget_of(QAIGConfig(target_size="20KB"), coverage, reachable(options))
+
+
+def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
+    path = next(iter(make_plan(llava, QAIGConfig())[0]))
+    given = {path: {"bits": 5, "group_size": 32, "sym": True}}
+    plan, coverage = make_plan(llava, QAIGConfig(plan=given))
+    assert plan == given
+    assert "not in the given plan" in next(iter(coverage.left_out.values()))[1]
+    assert make_plan(llava, QAIGConfig(plan=given, overrides={"q_proj": 3}))[0][path]["bits"] == 3
+    with pytest.raises(ValueError, match=r"layers\.9"):
+        make_plan(llava, QAIGConfig(plan={"model.layers.9.q_proj": given[path]}))
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(llava: nn.Module) -> None:

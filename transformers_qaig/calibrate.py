@@ -109,12 +109,32 @@ def quantize_block(
     seed: int = 0,
 ) -> tuple[nn.Module, BlockSummary]:
     """
-    One block: for each group of linears in order, token weights, equalization, clipping; then everything is packed.
+    The packed block, and what was chosen for it. Arguments as in [`choose`].
+    """
+    if not entries:
+        return copy.deepcopy(block), BlockSummary(path)
+    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed)
+    return packed(in_float32(block), choices, dtype_of(block, entries)), summary
+
+
+def choose(
+    block: nn.Module,
+    path: str,
+    entries: Entries,
+    calls: Mapping[int, BlockCall],
+    calls_q: Mapping[int, BlockCall],
+    masks: Sequence[Tensor],
+    recipe: Recipe,
+    finder: GroupFinder,
+    seed: int = 0,
+) -> tuple[Choices, BlockSummary]:
+    """
+    One block: for each group of linears in order, token weights, equalization, clipping.
 
     Args:
         block: in full precision; not changed.
         path: where it is in the model.
-        entries: linears to pack.
+        entries: linears to pack, at least one.
         calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream.
         masks: bool [B, T] per sample, True at real tokens.
         recipe: the stages.
@@ -122,15 +142,12 @@ def quantize_block(
         seed: of what is random.
 
     Returns:
-        the packed block, and what was chosen.
+        what follows for the block's weights, and a summary of it.
     """
     summary, choices = BlockSummary(path), Choices(entries, recipe.include_zero)
-    if not entries:
-        return copy.deepcopy(block), summary
-    dtype = next(get_linear(block, name).weight.dtype for name in entries)
-    original = copy.deepcopy(block).float().requires_grad_(False)
     if not recipe.calibrates or not calls:
-        return packed(original, choices, dtype), summary
+        return choices, summary
+    dtype, original = dtype_of(block, entries), in_float32(block)
 
     judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
     fitting = [sample for sample in calls if sample not in judges] or judges
@@ -169,4 +186,14 @@ def quantize_block(
             (summary.kept if new_level < level else summary.undone).append(what)
             if new_level < level:
                 choices, level = candidate, new_level
-    return packed(original, choices, dtype), summary
+    return choices, summary
+
+
+def in_float32(block: nn.Module) -> nn.Module:
+    """A frozen fp32 copy of the block."""
+    return copy.deepcopy(block).float().requires_grad_(False)
+
+
+def dtype_of(block: nn.Module, entries: Entries) -> torch.dtype:
+    """What the linears to pack are stored in, and so the dtype of their scales."""
+    return next(get_linear(block, name).weight.dtype for name in entries)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .allocation import parse_size
 from .recipes import RECIPES
 
 QUANT_METHOD = "qaig"
@@ -20,6 +23,10 @@ FORMAT_NEEDS = "0.1.0"
 """First release of transformers-qaig that reads `FORMAT_VERSION`."""
 
 BITS = tuple(range(2, 9))
+CHOICES = (2, 3, 4, 8)
+"""Widths to choose from under a budget."""
+COSTS = ("alone", "error", "fisher", "path")
+DEFAULT_COST = "fisher"
 MIN_GROUP_SIZE = 32
 
 _RUNTIME = (
@@ -40,8 +47,8 @@ class QAIGConfig(QuantizationConfigMixin):
     How to quantize a vision-language model, and, in a saved model, how it was quantized.
 
     Args:
-        bits (`int`, *optional*, defaults to 4):
-            Bits per weight, 2 to 8.
+        bits (`int` or `list[int]`, *optional*, defaults to 4, or `[2, 3, 4, 8]` under a budget):
+            Bits per weight, 2 to 8; with `target_bits` or `target_size`, the widths to choose from.
         group_size (`int`, *optional*, defaults to 128):
             Consecutive input channels that share one scale and zero point; at least 32, or -1 for one group per output
             channel. Where it does not divide a layer's input width, the largest divisor of that width between 32 and
@@ -65,10 +72,21 @@ class QAIGConfig(QuantizationConfigMixin):
         activation_bits (`int`, *optional*, defaults to 16):
             8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many tokens are
             computed at once, at a cost in accuracy. 16 takes it as it is.
-        target_bits (`float`, *optional*), lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
+        target_bits (`float`, *optional*):
+            A budget: stored bits per packed weight (codes, scales and zero points), on average and at most. Every
+            weight gets the width with which the answers are predicted to lose least.
+        target_size (`int` or `str`, *optional*):
+            The same as the size of all weights of the saved model, packed or not: bytes, or `"3.5GiB"`.
+        cost (`str`, *optional*, defaults to `"fisher"`):
+            How the loss of a width is predicted, under a budget: `"fisher"`, `"alone"` (slow), `"error"`, `"path"`.
+        fuse_groups (`bool`, *optional*, defaults to `False`):
+            Under a budget, give q, k and v one width, and gate and up one: engines that merge them need that.
+        lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
             Reserved: any value but the default is refused until it is built.
-        plan (`dict`, *optional*):
-            The resolved plan, weight path to `{"bits", "group_size", "sym"}`. Written by the quantizer.
+        plan (`dict` or `str`, *optional*):
+            Weight path to `{"bits", "group_size", "sym"}`. The quantizer writes here what it did. Given to quantize a
+            model, it is what is done, but for `overrides`; a weight that it does not name stays as it is. May be a JSON
+            file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         format_version (`int`), needs_version (`str`):
             Written by the quantizer, checked on reading.
         dataset (*optional*):
@@ -96,7 +114,7 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        bits: int = 4,
+        bits: int | Sequence[int] | None = None,
         group_size: int = 128,
         sym: bool = False,
         recipe: str = "fast",
@@ -107,10 +125,13 @@ class QAIGConfig(QuantizationConfigMixin):
         seed: int = 0,
         activation_bits: int = 16,
         target_bits: float | None = None,
+        target_size: int | str | None = None,
+        cost: str = DEFAULT_COST,
+        fuse_groups: bool = False,
         lm_head_bits: int | None = None,
         embedding_bits: int | None = None,
         vision_bits: int | None = None,
-        plan: dict[str, dict[str, Any]] | None = None,
+        plan: Mapping[str, Any] | QAIGConfig | str | os.PathLike | None = None,
         format_version: int = FORMAT_VERSION,
         needs_version: str = FORMAT_NEEDS,
         *,
@@ -126,7 +147,10 @@ class QAIGConfig(QuantizationConfigMixin):
         **unknown: Any,
     ):
         self.quant_method = unknown.pop("quant_method", QUANT_METHOD)  # type: ignore[assignment]
-        self.bits = bits
+        budgeted = target_bits is not None or target_size is not None
+        if bits is None:
+            bits = CHOICES if budgeted else 4
+        self.bits = sorted(set(bits)) if isinstance(bits, (list, tuple, set, range)) else bits
         self.group_size = group_size
         self.sym = sym
         self.recipe = recipe
@@ -137,10 +161,13 @@ class QAIGConfig(QuantizationConfigMixin):
         self.seed = seed
         self.activation_bits = activation_bits
         self.target_bits = target_bits
+        self.target_size = target_size
+        self.cost = cost
+        self.fuse_groups = fuse_groups
         self.lm_head_bits = lm_head_bits
         self.embedding_bits = embedding_bits
         self.vision_bits = vision_bits
-        self.plan = plan
+        self.plan = read_plan(plan)
         self.format_version = format_version
         self.needs_version = needs_version
         self.dataset = dataset
@@ -170,17 +197,14 @@ class QAIGConfig(QuantizationConfigMixin):
             hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(self._known())}."
             raise TypeError(f"QAIGConfig got an unknown argument `{name}`.{hint}")
 
-        if isinstance(self.bits, Iterable):
-            raise NotImplementedError(
-                "several `bits` to choose from need `target_bits`, which is not built yet; give one integer, "
-                "and `overrides` for single weights."
-            )
-        check_entry({"bits": self.bits, "group_size": self.group_size, "sym": self.sym}, "QAIGConfig")
+        self._validate_budget()
+        for candidate in self.candidates:
+            check_entry(candidate, "QAIGConfig")
         if self.recipe not in RECIPES:
             near = difflib.get_close_matches(str(self.recipe), RECIPES, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {self.recipe!r}.{hint}")
-        for name in ("target_bits", "lm_head_bits", "embedding_bits", "vision_bits"):
+        for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
             if getattr(self, name) is not None:
                 raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")
         if not _is_int(self.activation_bits) or self.activation_bits not in (8, 16):
@@ -211,6 +235,42 @@ class QAIGConfig(QuantizationConfigMixin):
                     raise ValueError(f"{where} must hold exactly bits, group_size and sym, got {entry!r}.")
                 check_entry(entry, where)
 
+    def _validate_budget(self) -> None:
+        if self.target_bits is not None and self.target_size is not None:
+            raise ValueError("`target_bits` and `target_size` are two ways to say one budget: give one of them.")
+        if self.has_budget and not isinstance(self.bits, list):
+            raise ValueError(
+                f"`bits={self.bits!r}` leaves nothing to choose: under `target_bits` or `target_size` give several, "
+                f"such as {list(CHOICES)}."
+            )
+        if isinstance(self.bits, list) and not self.has_budget:
+            raise ValueError(
+                f"`bits={self.bits!r}` are several to choose from, which needs `target_bits` or `target_size`; "
+                "without one give one integer, and `overrides` for single weights."
+            )
+        if isinstance(self.bits, list) and not self.bits:
+            raise ValueError("`bits` is empty: there is no width to choose.")
+        target = self.target_bits
+        if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0):
+            raise ValueError(f"`target_bits` must be a positive number, got {target!r}.")
+        if self.target_size is not None:
+            parse_size(self.target_size)
+        if self.cost not in COSTS:
+            raise ValueError(f"`cost` must be one of {sorted(COSTS)}, got {self.cost!r}.")
+        if not isinstance(self.fuse_groups, bool):
+            raise ValueError(f"`fuse_groups` must be True or False, got {self.fuse_groups!r}.")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether widths are to be chosen under a budget."""
+        return self.target_bits is not None or self.target_size is not None
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The entries that a weight may have in the plan, overrides apart: several only under a budget."""
+        widths = self.bits if isinstance(self.bits, list) else [self.bits]
+        return [{"bits": bits, "group_size": self.group_size, "sym": self.sym} for bits in widths]
+
     @classmethod
     def _known(cls) -> list[str]:
         names = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
@@ -233,6 +293,30 @@ class QAIGConfig(QuantizationConfigMixin):
         new = type(self)(**self.to_dict(), **{name: getattr(self, name) for name in _RUNTIME})
         memo[id(self)] = new
         return new
+
+
+def read_plan(source: Mapping[str, Any] | QAIGConfig | str | os.PathLike | None) -> dict[str, Any] | None:
+    """
+    The plan in a mapping, a config, a JSON file or a model's folder; a whole config.json is looked through for it.
+
+    Raises:
+        ValueError: a file that cannot be read, or a model's config without a plan.
+    """
+    if source is None:
+        return None
+    if isinstance(source, (str, os.PathLike)):
+        file = Path(source).expanduser()
+        file = file / "config.json" if file.is_dir() else file
+        try:
+            source = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`plan`: {file} cannot be read ({error}); give a JSON file or a folder.") from error
+    plan: Any = source.plan if isinstance(source, QAIGConfig) else source
+    if isinstance(plan, Mapping) and ("quantization_config" in plan or "quant_method" in plan):
+        plan = plan.get("quantization_config", plan).get("plan")
+    if plan is None:
+        raise ValueError("`plan` is a model's config that holds no plan: that model was not quantized by this package.")
+    return copy.deepcopy(dict(plan)) if isinstance(plan, Mapping) else plan
 
 
 def check_entry(entry: Mapping[str, Any], where: str) -> None:

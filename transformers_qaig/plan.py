@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .allocation import Option, parse_size
 from .config import MIN_GROUP_SIZE, QAIGConfig, fit_group_size, stored_bits
 
 logger = logging.getLogger("transformers_qaig")
 
 Plan = dict[str, dict[str, Any]]
 """Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`."""
+SHAPE_BITS = 2 * 64
+"""Every packed weight is stored with its shape, two int64."""
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -80,9 +83,10 @@ class Coverage:
 
     Attributes:
         packed, total: elements packed, elements in all blocks (3-D expert stacks included).
-        stored_bits: what the packed weights take: codes, scales and zero points.
+        stored_bits: what the packed weights take: codes, scales and zero points; 0 until their widths are chosen.
         left_out: path of every block weight that stays as it is → (elements, reason).
         elsewhere: elements outside the blocks: embeddings, head, towers and projector, by the path of the part.
+        other_bits: what the saved model takes beside them: every other tensor, and the packed weights' shapes.
     """
 
     packed: int = 0
@@ -90,6 +94,7 @@ class Coverage:
     stored_bits: float = 0.0
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
     elsewhere: dict[str, int] = field(default_factory=dict)
+    other_bits: int = 0
 
     @property
     def share(self) -> float:
@@ -124,12 +129,30 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
     Decide bits and group size for every linear of the language model's blocks. Works on the meta device.
 
     Raises:
-        ValueError: an `overrides` or `modules_to_not_convert` pattern that matches no weight, or nothing to pack.
+        ValueError: what [`list_options`] raises, or some weight has several widths to choose from.
     """
-    plan: Plan = {}
+    options, coverage = list_options(model, config)
+    open_ = [path for path, choices in options.items() if len(choices) > 1]
+    if open_:
+        raise ValueError(f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first.")
+    coverage.stored_bits = sum(choices[0].size for choices in options.values())
+    return {path: dict(choices[0].entry) for path, choices in options.items()}, coverage
+
+
+def list_options(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[Option]], Coverage]:
+    """
+    The ways in which every linear of the language model's blocks may be stored, with their sizes; costs are not known
+    yet. One way each, unless `bits` are to be chosen from. Works on the meta device.
+
+    Raises:
+        ValueError: an `overrides` or `modules_to_not_convert` pattern that matches no weight, a given plan with a path
+            that is no linear of the model's blocks, or nothing to pack.
+    """
+    options: dict[str, list[Option]] = {}
     coverage = Coverage()
     blocks = find_blocks(model)
     unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
+    given = set(config.plan or {})
     counted: set[int] = set()
     refitted: dict[tuple[int, int], int] = {}
     for block_path, block in blocks.items():
@@ -143,39 +166,92 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
             skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
             unused.difference_update(skips)
             reason = "listed in `modules_to_not_convert`" if skips else _why_not(owner, name)
+            if not reason and config.plan is not None and path not in config.plan:
+                reason = "not in the given plan"
             if reason:
                 coverage.left_out[path] = (parameter.numel(), reason)
                 continue
-            entry: dict[str, Any] = {"bits": config.bits, "group_size": config.group_size, "sym": config.sym}
+            given.discard(path)
+            candidates = [dict(config.plan[path])] if config.plan is not None else config.candidates
             for pattern, value in (config.overrides or {}).items():
                 if _matches(path, pattern):
                     unused.discard(pattern)
-                    entry.update(value if isinstance(value, dict) else {"bits": value})
-            wanted, entry["group_size"] = entry["group_size"], fit_group_size(parameter.shape[1], entry["group_size"])
-            if entry["group_size"] != wanted and parameter.shape[1] > wanted:
-                refitted[parameter.shape[1], wanted] = entry["group_size"]
-            plan[path] = entry
+                    changes = value if isinstance(value, dict) else {"bits": value}
+                    candidates = [{**entry, **changes} for entry in candidates]
+            choices: dict[tuple, Option] = {}
+            for entry in candidates:
+                wanted, size = entry["group_size"], fit_group_size(parameter.shape[1], entry["group_size"])
+                if size != wanted and parameter.shape[1] > wanted:
+                    refitted[parameter.shape[1], wanted] = size
+                entry = {**entry, "group_size": size}
+                shape = parameter.shape
+                choices[tuple(entry.values())] = Option(
+                    entry, stored_bits(entry, shape[0], shape[1], 8 * parameter.element_size()), float("nan")
+                )
+            options[path] = list(choices.values())
             coverage.packed += parameter.numel()
-            coverage.stored_bits += stored_bits(
-                entry, parameter.shape[0], parameter.shape[1], 8 * parameter.element_size()
-            )
+            coverage.other_bits += SHAPE_BITS - _bits(parameter)
     for (width, wanted), size in refitted.items():
         logger.info(
             "group_size %d does not divide %d input channels: %s", wanted, width, size if size > 0 else "per channel"
         )
+    example = next(iter(options), next(iter(coverage.left_out), "nothing"))
     if unused:
         raise ValueError(
             f"{sorted(unused)} in `overrides`/`modules_to_not_convert` match no weight of the language model's blocks; "
-            f"a path looks like {next(iter(plan), next(iter(coverage.left_out), 'nothing'))!r}."
+            f"a path looks like {example!r}."
         )
-    if not plan:
+    if given:
+        raise ValueError(
+            f"`plan` packs {sorted(given)[0]!r}, which is no linear that can be packed in this model; a path looks "
+            f"like {example!r}."
+        )
+    if not options:
         raise ValueError("No weight of the language model's blocks can be packed.")
     tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
     for name, parameter in model.named_parameters():
         if id(parameter) not in counted and parameter.ndim >= 2 and name not in tied:
             part = _part(name)
             coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + parameter.numel()
-    return plan, coverage
+    coverage.other_bits += sum(_bits(tensor) for name, tensor in model.state_dict().items() if name not in tied)
+    return options, coverage
+
+
+def budget_of(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:
+    """
+    The stored bits that the packed weights may take.
+
+    Args:
+        config: says it as `target_bits` or `target_size`.
+        coverage: from [`list_options`].
+        reachable: what the packed weights take at least and at most.
+
+    Raises:
+        ValueError: not even the smallest choice fits; the message gives the reachable range.
+    """
+    if config.target_size is not None:
+        budget, asked = (
+            8.0 * parse_size(config.target_size) - coverage.other_bits,
+            f"`target_size={config.target_size!r}`",
+        )
+        low, high = ((coverage.other_bits + bits) / 8 for bits in reachable)
+        span = f"{low:,.0f} to {high:,.0f} bytes, of which {coverage.other_bits / 8:,.0f} are not packed"
+    else:
+        assert config.target_bits is not None
+        asked = f"`target_bits={config.target_bits}`"
+        budget = config.target_bits * coverage.packed
+        low, high = (bits / coverage.packed for bits in reachable)
+        span = f"{low:.3f} to {high:.3f} stored bits per packed weight, scales and zero points included"
+    if budget < reachable[0]:
+        raise ValueError(
+            f"{asked} cannot be met: with `bits={config.bits}` and `group_size={config.group_size}` the model takes "
+            f"{span}. Raise the budget, or allow narrower `bits` or a larger `group_size`."
+        )
+    return budget
+
+
+def _bits(tensor: Tensor) -> int:
+    return 8 * tensor.element_size() * tensor.numel()
 
 
 def _why_not(owner: nn.Module, name: str) -> str:

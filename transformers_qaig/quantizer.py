@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import logging
-import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
+from .allocation import Option, allocate, describe, fused_sets, reachable
 from .calibrate import calibrate
-from .calibration.dataset import are_encoded, load_samples
+from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
 from .nn.linear import QAIGLinear, check_packed, get_linear
-from .plan import Coverage, Plan, make_plan
+from .plan import Coverage, Plan, budget_of, list_options, make_plan
 from .recipes import RECIPES
 from .report.model_card import attach_model_card, detach_model_card
+from .sensitivity import measure_costs
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -44,6 +43,9 @@ class QAIGHfQuantizer(HfQuantizer):
         self.plan: Plan = {}
         self.coverage = Coverage()
         self.samples: Sequence[dict[str, Tensor]] = []
+        self.answers: Sequence[Tensor] = []
+        self.options: dict[str, list[Option]] = {}
+        self.budget = 0.0
 
     # -- before the model exists
 
@@ -69,19 +71,20 @@ class QAIGHfQuantizer(HfQuantizer):
             self._build_packed(model, checkpoint_files)
             return
         config = self.quantization_config
-        if config.plan is not None:
-            raise ValueError("`plan` is written by the quantizer; to choose bits by hand give `overrides`.")
-        self.plan, self.coverage = make_plan(model, config)
-        self.coverage.require(config.min_coverage)
-        if RECIPES[config.recipe].calibrates:
-            attention = model.config.get_text_config()._attn_implementation or ""
-            if "flash" in attention:
-                raise ValueError(
-                    f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
-                    "'sdpa' or 'eager', and load the saved model with any."
-                )
-            with _outside_init_context():
-                self.samples = self._load_samples(model, checkpoint_files)
+        if config.plan is not None and config.has_budget:
+            raise ValueError("`plan` says every width already: leave `target_bits` and `target_size` at None.")
+        if config.has_budget:
+            self.options, self.coverage = list_options(model, config)
+            self.coverage.require(config.min_coverage)
+            self.budget = budget_of(config, self.coverage, reachable(self.options, self._fused()))
+        else:
+            self.plan, self.coverage = make_plan(model, config)
+            self.coverage.require(config.min_coverage)
+        if RECIPES[config.recipe].calibrates or config.has_budget:
+            self.samples, self.answers = load_inputs(model, config, _revision(checkpoint_files))
+
+    def _fused(self) -> list[list[str]]:
+        return fused_sets(self.options) if self.quantization_config.fuse_groups else []
 
     def _build_packed(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         plan = self.quantization_config.plan
@@ -108,41 +111,6 @@ class QAIGHfQuantizer(HfQuantizer):
                 raise ValueError(f"A quantized checkpoint is stored as safetensors, and {others[0]} is not.")
             check_headers(model, self.plan, checkpoint_files)
 
-    def _load_samples(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> list[dict[str, Tensor]]:
-        config = self.quantization_config
-        processor = config.processor
-        if processor is None or isinstance(processor, (str, os.PathLike)):
-            name = processor or model.name_or_path
-            revision = None if processor else _revision(checkpoint_files)
-            try:
-                processor = AutoProcessor.from_pretrained(
-                    name, revision=revision, token=config.token, trust_remote_code=config.trust_remote_code
-                )
-            except Exception as error:
-                if not are_encoded(config.dataset):
-                    raise ValueError(
-                        f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). "
-                        "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
-                        "as the dataset; or recipe='rtn', which reads no data."
-                    ) from error
-                processor = None
-        samples = load_samples(
-            config.dataset,
-            processor,
-            num_samples=config.num_samples,
-            seed=config.seed,
-            is_vlm=hasattr(model.config, "vision_config"),
-            columns=config.dataset_columns,
-            token=config.token,
-        )
-        accepted = inspect.signature(model.forward).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        return [
-            # Labels would only make the forward compute a loss.
-            {k: _cast(v, model.dtype) for k, v in sample.items() if (takes_any or k in accepted) and k != "labels"}
-            for sample in samples
-        ]
-
     # -- after the weights are loaded
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
@@ -156,9 +124,11 @@ class QAIGHfQuantizer(HfQuantizer):
             return
         try:
             with torch.enable_grad():
+                if self.options:
+                    self._allocate(model)
                 report = calibrate(model, self.plan, self.coverage, self.samples, self.quantization_config)
         finally:
-            self.samples = []
+            self.samples, self.answers, self.options = [], [], {}
         self.quantization_config.plan = self.plan
         model.config.quantization_config = self.quantization_config
         model.qaig_report = report  # type: ignore[assignment]
@@ -173,6 +143,15 @@ class QAIGHfQuantizer(HfQuantizer):
             linear = model.get_submodule(path)
             assert isinstance(linear, QAIGLinear)
             linear.prepare()
+
+    def _allocate(self, model: PreTrainedModel) -> None:
+        """Choose the plan under the budget, by what each width would cost the answers."""
+        self.options = measure_costs(model, self.options, self.samples, self.answers, self.quantization_config)
+        fused = self._fused()
+        allocation = allocate(self.options, self.budget, fused)
+        logger.info("%s", describe(allocation, self.options, self.budget, fused))
+        self.plan = {path: dict(entry) for path, entry in allocation.entries.items()}
+        self.coverage.stored_bits = allocation.size
 
     def _place(self, model: PreTrainedModel) -> None:
         """Put the packed model where the caller's `device_map` wanted it."""
@@ -238,18 +217,6 @@ class QAIGHfQuantizer(HfQuantizer):
         return True
 
 
-@contextlib.contextmanager
-def _outside_init_context() -> Iterator[None]:
-    """Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-
-
 def _localise(plan: Plan, model: PreTrainedModel) -> Plan:
     """
     The plan in `model`'s own names: a base model (AutoModel) has no head and lacks the prefix of the full one.
@@ -277,7 +244,3 @@ def _revision(checkpoint_files: Sequence[str] | None) -> str | None:
     """The commit that the Hub's cache folder names; from_pretrained's `revision` does not reach a quantizer."""
     match = re.search(r"/snapshots/([0-9a-f]{40})/", str((checkpoint_files or [""])[0]))
     return match[1] if match else None
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -88,3 +88,23 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
             ),
         )
     return block.to(dtype)
+
+
+def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -> dict[str, Tensor]:
+    """
+    What rounding adds to each linear's weight, seen from the block as it was: fp32 [N, K] by linear.
+
+    A fold multiplies a weight by a matrix of factors, E of its input over E of its output, and leaves the block's
+    function alone; so the rounding error of the folded weight, divided by those factors, is the change of the original
+    weight with the same effect.
+    """
+    block, factors = folded(original, choices), copy.deepcopy(original)
+    for parameter in factors.parameters():
+        parameter.data.fill_(1.0)
+    factors = folded(factors, choices)
+    errors = {}
+    for name in choices.entries:
+        weight = get_linear(block, name).weight.data
+        rounded_weight = choices.grid(name, weight, dtype).quantize(weight)
+        errors[name] = (rounded_weight - weight) / get_linear(factors, name).weight.data
+    return errors

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from .default_set import load_default_set
-from .encode import as_tensors, encode, has_image, preview, token_mask
+from .encode import answer_mask, as_tensors, encode, has_image, preview, token_mask
 from .images import shrink
 from .messages import Conversation, find_columns, to_conversation
 
-__all__ = ["are_encoded", "load_samples", "token_mask"]
+__all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -34,6 +34,7 @@ def load_samples(
     max_pixels: int | None = None,
     max_length: int | None = None,
     token: str | bool | None = None,
+    with_labels: bool = False,
 ) -> list[dict[str, torch.Tensor]]:
     """
     Loads calibration samples as the model's inputs.
@@ -56,6 +57,7 @@ def load_samples(
         max_pixels: larger images are scaled down to this many pixels (memory grows with them).
         max_length: samples longer than this many tokens are left out; cutting would break the image tokens.
         token: for a gated set on the Hub.
+        with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
 
     Returns:
         A list of at most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
@@ -72,7 +74,7 @@ def load_samples(
     samples: list[dict[str, torch.Tensor]] = []
     left_out = 0
     for index, record in _chosen(records, num_samples, seed, keep_rest=max_length is not None):
-        sample = _encode_record(index, record, processor, columns, base_dir, max_pixels)
+        sample = _encode_record(index, record, processor, columns, base_dir, max_pixels, with_labels)
         if max_length is not None and sample["input_ids"].shape[1] > max_length:
             left_out += 1
             continue
@@ -172,6 +174,7 @@ def _encode_record(
     columns: Mapping[str, str] | None,
     base_dir: Path | None,
     max_pixels: int | None,
+    with_labels: bool,
 ) -> dict[str, torch.Tensor]:
     if _is_encoded(record):
         try:
@@ -185,7 +188,7 @@ def _encode_record(
     except (ValueError, TypeError) as error:
         raise ValueError(f"calibration sample {index} is not usable: {error}") from error
     try:
-        return encode(processor, _shrunk(conversation, max_pixels))
+        return encode(processor, _shrunk(conversation, max_pixels), with_labels=with_labels)
     except Exception as error:  # processors raise every kind
         raise ValueError(
             f"calibration sample {index} was refused by {type(processor).__name__} "

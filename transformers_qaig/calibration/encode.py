@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,18 @@ logger = logging.getLogger("transformers_qaig")
 
 PREVIEW_CHARS = 2000
 COLLAPSE_FROM = 4  # shorter runs of one token are ordinary text ("...", a table's rule)
+NO_ANSWER = -100  # what Transformers writes into labels where there is nothing to predict
 
 
-def encode(processor: Any, conversation: Conversation) -> dict[str, torch.Tensor]:
+def encode(processor: Any, conversation: Conversation, *, with_labels: bool = False) -> dict[str, torch.Tensor]:
     """
     Tokenises a whole conversation, the assistant's answers included, and its images.
 
     Args:
         processor: the model's processor (a tokenizer will do for text).
         conversation: as `messages.to_conversation` returns it.
+        with_labels: add `labels` `[1, T]`: the ids of the assistant's answers, `NO_ANSWER` elsewhere. Each answer costs
+            the processor two more runs.
 
     Returns:
         The processor's output with batch size 1, on the CPU, under the names that the model's forward takes.
@@ -32,15 +35,28 @@ def encode(processor: Any, conversation: Conversation) -> dict[str, torch.Tensor
     """
     if getattr(processor, "chat_template", None) is None:
         return as_tensors(_encode_without_template(processor, conversation))
-    return as_tensors(
-        processor.apply_chat_template(
-            _form_for_template(processor, conversation),
-            add_generation_prompt=False,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    )
+    form = _form_for_template(processor, conversation)
+    sample = _apply_template(processor, form)
+    if with_labels:
+        sample["labels"] = _labels(processor, form, sample["input_ids"])
+    return sample
+
+
+def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] = ()) -> torch.Tensor:
+    """
+    Which positions hold a token of an answer, from the sample's labels. A sample without labels, or with none set,
+    has no answer told apart: there every real token but the `image_tokens` counts.
+
+    Returns:
+        `torch.BoolTensor` `[B, T]`; False at the first position, which nothing predicts.
+    """
+    real, labels = token_mask(sample), sample.get("labels")
+    if labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any()):
+        mask = real & (labels != NO_ANSWER)
+    else:
+        mask = real & ~torch.isin(sample["input_ids"], torch.tensor(list(image_tokens), dtype=torch.long))
+    mask[:, 0] = False
+    return mask
 
 
 def as_tensors(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -61,8 +77,8 @@ def as_tensors(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     if "input_ids" not in sample:
         raise ValueError(f"the processor gave no 'input_ids', only {sorted(sample)}")
     if sample["input_ids"].ndim == 1:
-        for name in ("input_ids", "attention_mask"):
-            if name in sample:
+        for name in ("input_ids", "attention_mask", "labels"):
+            if name in sample and sample[name].ndim == 1:
                 sample[name] = sample[name].unsqueeze(0)
     shape = sample["input_ids"].shape
     if len(shape) != 2 or 0 in shape:
@@ -110,6 +126,40 @@ def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
     text = "".join([*pieces, tokenizer.decode(plain)])
     half = PREVIEW_CHARS // 2
     return text if len(text) <= PREVIEW_CHARS else f"{text[:half]} […] {text[-half:]}"
+
+
+def _apply_template(processor: Any, form: Conversation, add_generation_prompt: bool = False) -> dict[str, torch.Tensor]:
+    return as_tensors(
+        processor.apply_chat_template(
+            form,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    )
+
+
+def _labels(processor: Any, form: Conversation, ids: torch.Tensor) -> torch.Tensor:
+    """
+    The answers' ids in `ids` `[1, T]`, else `NO_ANSWER`. An answer begins where the conversation so far, with the
+    prompt to answer, parts from the whole; it ends where the conversation so far, with the answer, does.
+    """
+    labels = torch.full_like(ids, NO_ANSWER)
+    for index, message in enumerate(form):
+        if message["role"] == "assistant" and index > 0:
+            asked = _apply_template(processor, form[:index], add_generation_prompt=True)["input_ids"]
+            answered = _apply_template(processor, form[: index + 1])["input_ids"]
+            answer = slice(_shared(asked[0], ids[0]), _shared(answered[0], ids[0]))
+            labels[0, answer] = ids[0, answer]
+    return labels
+
+
+def _shared(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Length of the longest common beginning of two rows of ids."""
+    length = min(len(a), len(b))
+    differs = (a[:length] != b[:length]).nonzero()
+    return int(differs[0]) if len(differs) else length
 
 
 def _form_for_template(processor: Any, conversation: Conversation) -> Conversation:

@@ -42,19 +42,7 @@ class BlockStore:
         self.folder = Path(config.work_dir) if config.work_dir is not None else None
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        run = {"config": {**config.to_dict(), "plan": None}, "plan": plan, "samples": _digest(samples)}
-        file = self.folder / "run.json"
-        text = json.dumps(run, indent=1, sort_keys=True)
-        if not file.exists():
-            _write(file, text.encode())
-        elif file.read_text() != text:
-            known = json.loads(file.read_text())
-            differs = sorted(key for key in run if run[key] != known.get(key))
-            raise ValueError(
-                f"`work_dir` {self.folder} holds another run (different {', '.join(differs) or 'version'}): give an "
-                "empty folder, or the same configuration, model and data to resume it."
-            )
+        claim(self.folder, {"config": {**config.to_dict(), "plan": None}, "plan": plan, "samples": digest(samples)})
 
     def _file(self, path: str) -> Path | None:
         return self.folder / f"{path}.safetensors" if self.folder is not None else None
@@ -72,7 +60,7 @@ class BlockStore:
         with safe_open(file, "pt") as stored:
             metadata = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        if metadata["weights"] != _digest([dict(block.named_parameters())]):
+        if metadata["weights"] != digest([dict(block.named_parameters())]):
             raise ValueError(
                 f"{file} was made from other weights; the model has changed since: give an empty `work_dir`."
             )
@@ -108,19 +96,41 @@ class BlockStore:
         if file is None or summary.resumed:
             return
         facts = {k: v for k, v in asdict(summary).items() if k not in ("importance", "resumed")}
-        metadata = {"summary": json.dumps(facts), "weights": _digest([dict(block.named_parameters())])}
+        metadata = {"summary": json.dumps(facts), "weights": digest([dict(block.named_parameters())])}
         temporary = file.with_suffix(".tmp")
         save_file({k: v.contiguous() for k, v in result.state_dict().items()}, temporary, metadata)
         os.replace(temporary, file)
 
 
-def _write(file: Path, data: bytes) -> None:
+def claim(folder: Path, run: Mapping[str, Any]) -> None:
+    """
+    Make `folder` the place of a run, described by `run` in its `run.json`.
+
+    Raises:
+        ValueError: it is the place of another run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "run.json"
+    text = json.dumps(run, indent=1, sort_keys=True)
+    if not file.exists():
+        write(file, text.encode())
+    elif file.read_text() != text:
+        known = json.loads(file.read_text())
+        differs = sorted(key for key in run if run[key] != known.get(key))
+        raise ValueError(
+            f"`work_dir` {folder} holds another run (different {', '.join(differs) or 'version'}): give an "
+            "empty folder, or the same configuration, model and data to resume it."
+        )
+
+
+def write(file: Path, data: bytes) -> None:
+    """Write a file all or nothing."""
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, file)
 
 
-def _digest(items: Sequence[Mapping[str, Any]]) -> str:
+def digest(items: Sequence[Mapping[str, Any]]) -> str:
     """Hash of all tensors in a list of mappings."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:

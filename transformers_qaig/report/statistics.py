@@ -93,6 +93,20 @@ def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tup
     return float(ratio), float(lower), float(upper)
 
 
+def resampled_kl(statistics: AnswerStatistics, seed: int = 0) -> Array:
+    """Mean KL per answer token in each bootstrap resample of the conversations, float64 ``[RESAMPLES]``.
+
+    The resamples are the same for all models on the same questions, so that what is computed from several is paired.
+
+    Raises:
+        ValueError: there is no KL.
+    """
+    if statistics.kl is None:
+        raise ValueError("resampled_kl needs a KL: pass reference= to answer_statistics.")
+    counts = _resampled_counts(statistics.conversation, seed)
+    return _mean(statistics.kl, statistics.tokens, statistics.conversation, counts)
+
+
 def _resampled_counts(conversation: Array, seed: int) -> Array:
     """How often each conversation appears in each bootstrap resample, int ``[RESAMPLES, conversations]``."""
     number = len(np.unique(conversation))

@@ -1,0 +1,71 @@
+"""A model that streams its blocks computes what the model computes, and comes back as it was."""
+
+import torch
+from torch import Tensor, nn
+
+from tests.families import build, samples
+from transformers_qaig.calibration.streaming import streaming
+from transformers_qaig.plan import find_blocks
+
+
+def _model(dtype: torch.dtype) -> tuple[nn.Module, dict[str, Tensor]]:
+    model, processor = build("llava")
+    return model.eval().requires_grad_(False).to(dtype), samples(processor, 1)[0]
+
+
+def test_a_16_bit_model_computes_in_float32_and_comes_back_unchanged() -> None:
+    model, sample = _model(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with streaming(model, list(find_blocks(model).values()), None), torch.no_grad():
+        streamed = model(**sample, use_cache=False).logits
+        assert streamed.dtype == torch.float32
+        assert all(p.dtype == torch.bfloat16 for block in find_blocks(model).values() for p in block.parameters())
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
+    assert not any("forward" in vars(block) for block in find_blocks(model).values())
+    with torch.no_grad():
+        torch.testing.assert_close(streamed, model.float()(**sample, use_cache=False).logits)
+
+
+def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
+    model, sample = _model(torch.float32)
+    embeddings = model.get_input_embeddings()
+    gradients, saved = [], []
+    for stream in (False, True):
+        embeddings.weight.requires_grad_().grad = None
+        live = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal live
+            live += tensor.numel()
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            if stream:
+                with streaming(model, list(find_blocks(model).values()), None):
+                    loss = model(**sample, use_cache=False).logits.logsumexp(-1).sum()
+                    saved.append(live)
+                    (gradient,) = torch.autograd.grad(loss, embeddings.weight)
+            else:
+                loss = model(**sample, use_cache=False).logits.logsumexp(-1).sum()
+                saved.append(live)
+                (gradient,) = torch.autograd.grad(loss, embeddings.weight)
+        gradients.append(gradient)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert saved[1] < saved[0] / 2
+
+
+def test_a_models_own_forward_attribute_is_put_back() -> None:
+    model, sample = _model(torch.float32)
+    block = next(iter(find_blocks(model).values()))
+    calls = []
+
+    def own(*args, **kwargs):
+        calls.append(1)
+        return type(block).forward(block, *args, **kwargs)
+
+    block.forward = own
+    with streaming(model, list(find_blocks(model).values()), None), torch.no_grad():
+        model(**sample, use_cache=False)
+    assert block.forward is own
+    assert calls

@@ -1,0 +1,43 @@
+"""`python -m transformers_qaig plan`: the front is shown and nothing is quantized."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from transformers_qaig import QAIGConfig
+from transformers_qaig.__main__ import main
+
+OPTIONS = ["--num-samples", "2", "--group-size", "32", "--recipe", "rtn", "--points", "5"]
+
+
+def test_the_front_is_printed_drawn_and_its_knee_written(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, picture = tmp_path / "plan.json", tmp_path / "front.png"
+    main(["plan", str(llava), "--budgets", "3.2:5", *OPTIONS, "--plot", str(picture), "--output", str(plan)])
+    text = capsys.readouterr().out
+    assert text.count("<- knee") == 1
+    rows = [line.split() for line in text.split("every linear")[0].splitlines()[1:]]
+    sizes, losses = ([float(row[column]) for row in rows] for column in (0, 3))
+    assert sizes == sorted(sizes)
+    assert sizes[0] >= 3.2 or sizes[-1] <= 5
+    assert losses == sorted(losses, reverse=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    config = QAIGConfig(plan=plan, recipe="rtn")
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert model.config.quantization_config.plan == json.loads(plan.read_text())
+
+
+@pytest.mark.parametrize("budgets", ["1:2", "12:14"])
+def test_budgets_out_of_reach_are_refused_with_the_range(llava: Path, budgets: str) -> None:
+    with pytest.raises(ValueError, match=r"3\.062 to 9\."):
+        main(["plan", str(llava), "--budgets", budgets, *OPTIONS])
+
+
+@pytest.mark.parametrize("budgets", ["4:3", "a:b", "0"])
+def test_a_span_that_is_none_is_a_usage_error(budgets: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "nowhere", "--budgets", budgets])
+    assert "--budgets" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The knapsack: exact, within its budget, and honest about what cannot be met."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from transformers_qaig.allocation import Option, allocate, describe, front, fused_sets, knee, parse_size, reachable
+
+WIDTHS = (2, 3, 4, 8)
+
+
+def _options(count: int, seed: int = 0, widths: tuple[int, ...] = WIDTHS) -> dict[str, list[Option]]:
+    rng = random.Random(seed)
+    options = {}
+    for index in range(count):
+        weights, scale = rng.choice([1000, 3000, 7777]), rng.lognormvariate(0, 2)
+        options[f"layers.{index}.w"] = [
+            Option({"bits": bits}, weights * bits, scale * rng.uniform(0.5, 2) * 4.0**-bits) for bits in widths
+        ]
+    return options
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_the_best_of_all_choices(seed: int) -> None:
+    options = _options(5, seed)
+    least, most = reachable(options)
+    for share in (0.0, 0.1, 0.35, 0.7, 1.0):
+        budget = least + share * (most - least)
+        fitting = [c for c in itertools.product(*options.values()) if sum(o.size for o in c) <= budget]
+        best = min(sum(o.cost for o in choice) for choice in fitting)
+        found = allocate(options, budget)
+        assert found.size <= budget
+        assert found.cost == pytest.approx(best, rel=1e-5)
+        assert found.size == sum(
+            next(o.size for o in options[path] if o.entry == entry) for path, entry in found.entries.items()
+        )
+
+
+def test_as_many_linears_as_eighty_layers_have() -> None:
+    """No choice can be better than the linear relaxation, of which the exact answer is within one step."""
+    options = _options(560)
+    least, most = reachable(options)
+    budget = least + 0.2 * (most - least)
+    found = allocate(options, budget)
+    assert list(found.entries) == list(options)
+    assert found.size <= budget
+    multipliers = np.geomspace(1e-12, 1, 400)
+    bound = max(
+        sum(min(o.cost + m * o.size for o in choices) for choices in options.values()) - m * budget for m in multipliers
+    )
+    assert found.cost >= bound - 1e-9
+    assert found.cost <= 1.02 * bound
+
+
+def test_negative_costs_are_costs_like_others() -> None:
+    options = {"a": [Option({"bits": 2}, 2, 0.0), Option({"bits": 4}, 4, -1.0)]}
+    assert allocate(options, 10).cost == -1.0
+
+
+def test_a_budget_that_cannot_be_met_is_refused_with_the_range() -> None:
+    options = _options(3)
+    least, most = reachable(options)
+    with pytest.raises(ValueError, match=f"{least:,} to {most:,}"):
+        allocate(options, least - 1)
+    assert allocate(options, least).size == least
+    assert allocate(options, 10 * most).size <= most
+
+
+def test_a_cost_that_is_not_finite_names_its_weight() -> None:
+    with pytest.raises(ValueError, match=r"'mlp\.up'"):
+        allocate({"mlp.up": [Option({"bits": 2}, 2, float("nan"))]}, 10)
+
+
+def test_fused_linears_share_a_width_and_it_costs() -> None:
+    paths = [f"layers.{i}.attn.{name}" for i in range(4) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    options = dict(zip(paths, _options(16, 3).values()))
+    fused = fused_sets(options)
+    assert fused == [[f"layers.{i}.attn.{n}" for n in ("q_proj", "k_proj", "v_proj")] for i in range(4)]
+    budget = 1.3 * reachable(options, fused)[0]
+    free, together = allocate(options, budget), allocate(options, budget, fused)
+    assert together.size <= budget
+    for group in fused:
+        assert len({together.entries[path]["bits"] for path in group}) == 1
+    assert any(len({free.entries[path]["bits"] for path in group}) > 1 for group in fused)
+    assert together.cost > free.cost
+    assert f"{free.cost:.3g}" in describe(together, options, budget, fused)
+
+
+def test_fused_linears_without_a_common_entry_are_refused() -> None:
+    options = {"a.gate_proj": [Option({"bits": 2}, 2, 1.0)], "a.up_proj": [Option({"bits": 3}, 3, 1.0)]}
+    with pytest.raises(ValueError, match="no option in common"):
+        allocate(options, 100, fused_sets(options))
+
+
+def test_the_front_falls_from_the_smallest_choice_to_the_largest() -> None:
+    options = _options(12)
+    points = front(options)
+    assert points[0].size == reachable(options)[0]
+    assert all(a.size < b.size and a.cost > b.cost for a, b in itertools.pairwise(points))
+    assert points[-1].cost == pytest.approx(sum(min(o.cost for o in c) for c in options.values()))
+
+
+def test_the_knee_is_where_the_slope_changes() -> None:
+    assert knee([2, 2.5, 3, 4, 5, 6], [1.0, 0.1, 0.01, 0.009, 0.008, 0.007]) == 2
+    assert knee([1, 2], [1.0, 0.5]) == 0
+    assert knee([1, 2, 3], [0.0, 0.0, 0.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("3.5GiB", int(3.5 * 2**30)), ("800 MB", 800_000_000), ("1e3", None), (4096, 4096), ("2K", 2000), ("0", None)],
+)
+def test_sizes(text: str | int, size: int | None) -> None:
+    if size is None:
+        with pytest.raises(ValueError, match="GiB"):
+            parse_size(text)
+    else:
+        assert parse_size(text) == size

@@ -1,0 +1,125 @@
+"""A model quantized under a budget of bits, from the request to the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+import transformers_qaig.sensitivity as sensitivity
+from tests.lifecycle import FAST, logits
+from transformers_qaig import QAIGConfig
+from transformers_qaig.config import COSTS
+
+
+def _quantize(folder: Path, **settings) -> nn.Module:
+    config = QAIGConfig(**{**FAST, "recipe": "rtn", **settings})
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
+
+
+def _widths(model: nn.Module) -> set[int]:
+    return {entry["bits"] for entry in model.config.quantization_config.plan.values()}
+
+
+@pytest.fixture(scope="module")
+def mixed(llava: Path) -> nn.Module:
+    return _quantize(llava, target_bits=4.5, recipe="fast")
+
+
+def test_the_budget_is_met_and_used(mixed: nn.Module) -> None:
+    report = mixed.qaig_report
+    assert 4.3 < report.bits_per_weight <= 4.5
+    stored = sum(
+        8 * tensor.element_size() * tensor.numel()
+        for name, tensor in mixed.state_dict().items()
+        if name.rpartition(".")[2] in ("weight_packed", "weight_scale", "weight_zero_point")
+    )
+    assert stored == report.coverage.stored_bits
+    assert len(_widths(mixed)) > 1
+
+
+def test_saved_and_loaded_it_is_the_same_model(mixed: nn.Module, llava: Path, tmp_path: Path) -> None:
+    mixed.save_pretrained(tmp_path, max_shard_size="100KB")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, llava), logits(mixed, llava))
+    settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert settings["target_bits"] == 4.5
+    assert settings["plan"] == mixed.config.quantization_config.plan
+
+
+def test_its_plan_given_back_makes_the_same_model(mixed: nn.Module, llava: Path, tmp_path: Path) -> None:
+    mixed.save_pretrained(tmp_path)
+    again = _quantize(llava, plan=tmp_path, recipe="fast")
+    assert torch.equal(logits(again, llava), logits(mixed, llava))
+    edited = _quantize(llava, plan=tmp_path, overrides={"*.down_proj": 8})
+    assert {e["bits"] for p, e in edited.config.quantization_config.plan.items() if p.endswith("down_proj")} == {8}
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_every_cost_meets_the_budget(llava: Path, cost: str) -> None:
+    model = _quantize(llava, target_bits=4.4, bits=(2, 3, 4), cost=cost)
+    assert model.qaig_report.bits_per_weight <= 4.4
+    assert len(_widths(model)) > 1
+
+
+def test_the_file_is_no_larger_than_asked_for(llava: Path, tmp_path: Path) -> None:
+    size = 390_000
+    _quantize(llava, target_size=size).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert 0.95 * size < file.stat().st_size - header <= size
+
+
+def test_serving_engines_find_one_width_in_what_they_fuse(llava: Path) -> None:
+    plan = _quantize(llava, target_bits=4.5, fuse_groups=True).config.quantization_config.plan
+    for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        for path in plan:
+            if path.endswith(names[0]):
+                assert len({plan[path.replace(names[0], name)]["bits"] for name in names}) == 1
+
+
+def test_overrides_take_their_share_of_the_budget(llava: Path) -> None:
+    model = _quantize(llava, target_bits=4.5, overrides={"*.o_proj": 8})
+    plan = model.config.quantization_config.plan
+    assert all(entry["bits"] == 8 for path, entry in plan.items() if path.endswith("o_proj"))
+    assert model.qaig_report.bits_per_weight <= 4.5
+
+
+def test_a_budget_out_of_reach_stops_before_any_weight_is_read(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "measure_costs", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=r"target_bits=2.*to 9\."):
+        _quantize(llava, target_bits=2)
+
+
+def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> None:
+    with pytest.raises(ValueError, match="says every width already"):
+        _quantize(llava, target_bits=4, plan=mixed.config.quantization_config)
+
+
+def test_an_interrupted_measurement_resumes(
+    llava: Path, mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, measured, chosen = sensitivity._costs_of, [], []
+    choose = sensitivity.choose
+
+    def stop_at_second(*args):
+        measured.append(1)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(sensitivity, "_costs_of", stop_at_second)
+    monkeypatch.setattr(sensitivity, "choose", lambda *args: (chosen.append(args[1]), choose(*args))[1])
+    settings = {"target_bits": 4.5, "recipe": "fast", "work_dir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        _quantize(llava, **settings)
+    before = len(chosen)
+    model = _quantize(llava, **settings)
+    assert before == 4  # two widths of two blocks; the second width's errors are not searched again
+    assert len(chosen) == 8
+    assert len(measured) == 2 + 3  # and the first width's costs not measured again
+    assert torch.equal(logits(model, llava), logits(mixed, llava))
+    with pytest.raises(ValueError, match="different options"):
+        _quantize(llava, **settings, bits=(2, 4))

@@ -1,0 +1,206 @@
+"""
+What the rounding of each linear costs the answers: attribution along the weight path, and its relatives.
+
+Notation. Linear m has weight w_m [N, K] and rounding error δ_m = w_m^q - w_m. All linears together stand on the path
+
+    w(α) = w + α δ,   α from 0 (full precision) to 1 (everything rounded),
+
+and L(w) = Σ_t KL(p_t ‖ p_t(w)) is the loss: over the answers' tokens t, how far the model's distribution has moved from
+full precision's p_t, in nats. L(w) = 0, and L is never negative.
+
+**Weight-path integrated gradients** give linear m the share
+
+    φ_m = ∫₀¹ ⟨∂L/∂w_m (w(α)), δ_m⟩ dα.
+
+Complete: Σ_m φ_m = L(w^q) - L(w) = L(w^q), because the integrand summed over m is dL(w(α))/dα. To second order in δ,
+with H the Hessian of L, φ_m = ½ Σ_k δ_mᵀ H_mk δ_k: a linear's own loss plus half of what it shares with every other.
+The integrand is then linear in α, so few Gauss-Legendre nodes do.
+
+No gradient of a weight is ever held. With y_m = x w_mᵀ + s_m · x δ_mᵀ and one number s_m per linear, ∂L/∂s_m at
+s = α·1 **is** the integrand: autograd needs the activations only, and those block by block (`streaming.py`).
+
+**Fisher.** H at w is the Fisher information E[g gᵀ], g = ∂ log p(ŷ)/∂w with ŷ drawn from the model itself. So L with
+linear m alone rounded is about ½ E[⟨g_m, δ_m⟩²], with ⟨g_m, δ_m⟩ = Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩ over the positions
+u of a sample. Here each position is squared by itself, ½ E[Σ_u ⟨·⟩_u²]: a few hundred answers are too few to tell the
+cross terms between positions from noise (on the one set tried, plans chosen with them lost more at 2.5 and 3 bits).
+Taking g halfway along the weight path instead, at w(½), made plans that were as good and no better.
+
+**Relative output error** looks no further than the linear: Σ ‖x δ_mᵀ‖² / Σ ‖x w_mᵀ‖².
+
+**Alone** is the oracle: L with only linear m rounded, one forward pass per linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+Errors = Mapping[str, Tensor]
+"""Path of a linear → δ [N, K], in any dtype and on any device."""
+
+
+@contextmanager
+def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[float]) -> Iterator[None]:
+    """
+    Within the context, linear m of `model` computes with the weight w_m + s_m δ_m.
+
+    Args:
+        model: holds an `nn.Linear` at every path of `errors`.
+        errors: δ.
+        strengths: s [M], in the order of `errors`; gradients flow to it.
+    """
+
+    def hook(index: int, error: Tensor) -> Callable:
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            x = args[0]
+            return output + torch.as_tensor(strengths[index]).to(x) * linear(x, error.to(x))
+
+        return add
+
+    with _hooked(model, errors, hook):
+        yield
+
+
+@contextmanager
+def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Callable]) -> Iterator[None]:
+    """Within the context, the linear at the i-th path has the forward hook `hook(i, δ)`."""
+    handles = [
+        model.get_submodule(path).register_forward_hook(hook(index, error))
+        for index, (path, error) in enumerate(errors.items())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def weight_path_shares(model: nn.Module, errors: Errors, loss: Callable[[], Tensor], nodes: int = 2) -> Tensor:
+    """
+    φ: integrated gradients of `loss` along the weight path, by Gauss-Legendre quadrature.
+
+    Args:
+        model: see [`perturbed`].
+        errors: δ.
+        loss: runs the model; a scalar.
+        nodes: of the quadrature: n are exact for a loss of degree 2n along the path.
+
+    Returns:
+        fp32 [M], in the order of `errors`.
+    """
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    shares = torch.zeros(len(errors))
+    for point, weight in zip(points, weights):
+        strengths = torch.full((len(errors),), float(point + 1) / 2, requires_grad=True)
+        with torch.enable_grad(), perturbed(model, errors, strengths):
+            (gradient,) = torch.autograd.grad(loss(), strengths)
+        shares += float(weight) / 2 * gradient
+    return shares
+
+
+def fisher_losses(
+    model: nn.Module,
+    errors: Errors,
+    log_probabilities: Callable[[], Tensor],
+    draws: int = 4,
+    at: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """
+    ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²]: to second order, the loss with linear m alone rounded.
+
+    Args:
+        model: see [`perturbed`].
+        errors: δ.
+        log_probabilities: runs the model; log p at the answers' tokens [A, V].
+        draws: of ŷ for every token.
+        at: α, where on the weight path the scores are taken; 0 is full precision.
+        generator: on the CPU.
+
+    Returns:
+        fp32 [M], in the order of `errors`; summed over the tokens.
+    """
+    tally = torch.zeros(len(errors))
+    anchor = torch.zeros((), requires_grad=True)
+
+    def hook(index: int, error: Tensor) -> Callable:
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return _Tally.apply(output, args[0], error.to(args[0]), at, anchor, tally[index])
+
+        return add
+
+    with torch.enable_grad(), _hooked(model, errors, hook):
+        log_p = log_probabilities()
+        for draw in range(draws):
+            answer = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+            score = log_p.gather(1, answer).sum()
+            torch.autograd.grad(score, anchor, retain_graph=draw < draws - 1)
+    return tally / (2 * draws)
+
+
+class _Tally(torch.autograd.Function):
+    """
+    On the way forward y + α x δᵀ; on the way back, what the rounding would do to the score, position by position.
+
+    The input and the error are saved for that the way autograd saves tensors, so that checkpointing sees them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, error: Tensor, at: float, anchor: Tensor, tally: Tensor) -> Tensor:
+        ctx.save_for_backward(x, error)
+        ctx.at, ctx.tally = at, tally
+        return output + at * linear(x, error)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, error = ctx.saved_tensors
+        ctx.tally += (gradient * linear(x, error)).sum(-1).square().sum().to(ctx.tally)
+        along_x = ctx.at * gradient @ error if ctx.needs_input_grad[1] else None
+        return gradient, along_x, None, None, gradient.new_zeros((), device=ctx.tally.device), None
+
+
+@torch.no_grad()
+def losses_alone(model: nn.Module, errors: Errors, loss: Callable[[], Tensor]) -> Tensor:
+    """
+    The loss with each linear alone rounded, fp32 [M] in the order of `errors`. M forward passes: the slow oracle.
+    """
+    losses = []
+    for path, error in errors.items():
+        with perturbed(model, {path: error}, [1.0]):
+            losses.append(float(loss()))
+    return torch.tensor(losses)
+
+
+@torch.no_grad()
+def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object]) -> Tensor:
+    """
+    Energies of each linear's output: of what the rounding adds, Σ ‖x δ_mᵀ‖², and of the output itself, without bias.
+
+    Args:
+        model: see [`perturbed`].
+        errors: δ.
+        run: runs the model.
+
+    Returns:
+        fp32 [2, M], in the order of `errors`.
+    """
+    energies = torch.zeros(2, len(errors))
+
+    def hook(index: int, error: Tensor) -> Callable:
+        def add(module: nn.Linear, args: tuple, output: Tensor) -> None:
+            x = args[0]
+            own = output if module.bias is None else output - module.bias.to(output)
+            energies[0, index] += float(linear(x, error.to(x)).float().square().sum())
+            energies[1, index] += float(own.float().square().sum())
+
+        return add
+
+    with _hooked(model, errors, hook):
+        run()
+    return energies

@@ -1,0 +1,100 @@
+"""The calibration set that a config asks for, as one model's inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel
+
+from ..config import QAIGConfig
+from .dataset import answer_mask, are_encoded, load_samples
+
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+def load_inputs(
+    model: PreTrainedModel, config: QAIGConfig, revision: str | None = None
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """
+    Read the calibration set, once.
+
+    Args:
+        model: what the samples are for; may be on the meta device.
+        config: data set, processor, number of samples, seed; under a budget the answers are told apart.
+        revision: commit of the model's repository to take the processor from.
+
+    Returns:
+        the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
+
+    Raises:
+        ValueError: no processor, or what [`load_samples`] raises.
+    """
+    if "flash" in (attention := model.config.get_text_config()._attn_implementation or ""):
+        raise ValueError(
+            f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
+            "'sdpa' or 'eager', and load the saved model with any."
+        )
+    with _outside_init_context():
+        samples = load_samples(
+            config.dataset,
+            _processor(model, config, revision),
+            num_samples=config.num_samples,
+            seed=config.seed,
+            is_vlm=hasattr(model.config, "vision_config"),
+            columns=config.dataset_columns,
+            token=config.token,
+            with_labels=config.has_budget,
+        )
+    image_tokens = [token for name in IMAGE_TOKENS if isinstance(token := getattr(model.config, name, None), int)]
+    answers = [answer_mask(sample, image_tokens) for sample in samples]
+    accepted = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return [
+        # Labels would only make the forward compute a loss.
+        {k: _cast(v, model.dtype) for k, v in sample.items() if (takes_any or k in accepted) and k != "labels"}
+        for sample in samples
+    ], answers
+
+
+def _processor(model: PreTrainedModel, config: QAIGConfig, revision: str | None) -> Any:
+    processor = config.processor
+    if processor is not None and not isinstance(processor, (str, os.PathLike)):
+        return processor
+    name = processor or model.name_or_path
+    try:
+        return AutoProcessor.from_pretrained(
+            name,
+            revision=None if processor else revision,
+            token=config.token,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except Exception as error:
+        if are_encoded(config.dataset):
+            return None
+        raise ValueError(
+            f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). "
+            "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
+            "as the dataset; or recipe='rtn', which reads no data."
+        ) from error
+
+
+@contextlib.contextmanager
+def _outside_init_context() -> Iterator[None]:
+    """Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,198 @@
+"""What each way to store each weight would cost the answers, measured before anything is quantized."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from tqdm.auto import tqdm
+
+from .allocation import Option
+from .attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
+from .calibrate import choose, dtype_of, in_float32
+from .calibration.block import forward
+from .calibration.capture import PausedForwards, around, resident
+from .calibration.choices import rounding_errors
+from .calibration.dataset import token_mask
+from .calibration.resume import claim, digest, write
+from .calibration.streaming import streaming
+from .config import QAIGConfig
+from .equalization.finder import GroupFinder
+from .plan import Plan, find_blocks
+from .recipes import RECIPES
+
+Sample = Mapping[str, Any]
+
+
+def measure_costs(
+    model: nn.Module,
+    options: Mapping[str, Sequence[Option]],
+    samples: Sequence[Sample],
+    answers: Sequence[Tensor],
+    config: QAIGConfig,
+) -> dict[str, list[Option]]:
+    """
+    The options with their costs, in nats per answer token (`cost="error"`: relative squared output error).
+
+    Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
+    block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
+    left as it was. With a `work_dir` the errors of finished blocks, and the costs of finished widths, are kept there;
+    another cost finds the same errors.
+
+    Args:
+        model: in full precision, in evaluation mode, on the CPU.
+        options: from [`list_options`].
+        samples: model inputs, one conversation each.
+        answers: bool [B, T] per sample, True at the tokens of its answers; the first position is False.
+        config: cost, recipe, seed, work folder, calibration device.
+
+    Raises:
+        ValueError: no sample has an answer's token, or the work folder belongs to another run.
+    """
+    if not any(bool(answer.any()) for answer in answers):
+        raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
+    device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
+    samples = [{k: _moved(v, device) for k, v in sample.items()} for sample in samples]
+    folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
+    if folder is not None:
+        entries = {path: [dict(option.entry) for option in choices] for path, choices in options.items()}
+        run = {"options": entries, "samples": digest(samples), "answers": digest([{"a": a} for a in answers])}
+        claim(folder, {**run, "recipe": config.recipe, "seed": config.seed})
+    blocks = find_blocks(model)
+    costs: dict[str, list[float]] = {path: [] for path in options}
+    count = max(len(choices) for choices in options.values())
+    with tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({config.cost})", unit="step") as bar:
+        for index in range(count):
+            # A weight with fewer options is stored as in its last one meanwhile.
+            plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
+            here = folder / str(index) if folder is not None else None
+            known = here / f"{config.cost}.json" if here is not None else None
+            if known is not None and known.exists():
+                found = json.loads(known.read_text())
+                bar.update(len(blocks) + len(samples))
+            else:
+                errors = errors_of(model, plan, samples, config, device, here, bar)
+                with streaming(model, list(blocks.values()), device):
+                    found = _costs_of(model, errors, samples, answers, config, bar)
+                if known is not None:
+                    write(known, json.dumps(found).encode())
+            for path, choices in options.items():
+                if index < len(choices):
+                    costs[path].append(found[path])
+    return {
+        path: [replace(option, cost=cost) for option, cost in zip(choices, costs[path])]
+        for path, choices in options.items()
+    }
+
+
+def errors_of(
+    model: nn.Module,
+    plan: Plan,
+    samples: Sequence[Sample],
+    config: QAIGConfig,
+    device: torch.device | str | None,
+    folder: Path | None,
+    bar: tqdm,
+) -> dict[str, Tensor]:
+    """
+    What rounding by the recipe would add to each weight: path → [N, K] in the weight's dtype, on the CPU.
+
+    The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
+    """
+    recipe, blocks = RECIPES[config.recipe], find_blocks(model)
+    masks = [token_mask(sample) for sample in samples]
+    finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
+    inputs = samples if recipe.calibrates else []
+    with (
+        around(model, doors, device if inputs else None),
+        PausedForwards(model, doors, inputs, door_device="cpu") as stream,
+    ):
+        for index, (path, block) in enumerate(blocks.items()):
+            entries = {n.removeprefix(path + "."): entry for n, entry in plan.items() if n.startswith(path + ".")}
+            file = folder / f"{path}.safetensors" if folder is not None else None
+            calls = stream.waiting(index)
+            with resident(block, device):
+                if file is not None and file.exists():
+                    found = load_file(file)
+                elif entries:
+                    choices, _ = choose(block, path, entries, calls, calls, masks, recipe, finder, config.seed)
+                    dtype = dtype_of(block, entries)
+                    deltas = rounding_errors(in_float32(block), choices, dtype)
+                    found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
+                    if file is not None:
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        save_file(found, file.with_suffix(".tmp"))
+                        file.with_suffix(".tmp").replace(file)
+                else:
+                    found = {}
+                for sample in list(calls) if block is not doors[-1] else ():
+                    stream.resume(sample, forward(block, calls[sample]))
+            errors.update({f"{path}.{name}": delta for name, delta in found.items()})
+            bar.update()
+    return {path: errors[path] for path in plan}
+
+
+def _costs_of(
+    model: nn.Module,
+    errors: Errors,
+    samples: Sequence[Sample],
+    answers: Sequence[Tensor],
+    config: QAIGConfig,
+    bar: tqdm,
+) -> dict[str, float]:
+    """The cost of each error, over all samples."""
+    generator = torch.Generator().manual_seed(config.seed)
+    total: Tensor = torch.zeros(())
+    for sample, answer in zip(samples, answers):
+
+        def log_p(sample: Sample = sample, answer: Tensor = answer) -> Tensor:
+            return answer_log_probabilities(model, sample, answer)
+
+        with torch.no_grad():
+            full = log_p() if config.cost in ("path", "alone") else torch.empty(0)
+
+        def loss(full: Tensor = full, log_p: Any = log_p) -> Tensor:
+            return (full.exp() * (full - log_p())).sum()
+
+        if config.cost == "fisher":
+            found = fisher_losses(model, errors, log_p, generator=generator)
+        elif config.cost == "path":
+            found = weight_path_shares(model, errors, loss)
+        elif config.cost == "alone":
+            found = losses_alone(model, errors, loss)
+        else:
+            found = output_energies(model, errors, log_p)
+        total = total + found
+        bar.update()
+    if config.cost == "error":
+        values = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
+    else:
+        values = total / sum(int(answer.sum()) for answer in answers)
+    return dict(zip(errors, values.tolist()))
+
+
+def answer_log_probabilities(model: nn.Module, sample: Sample, answer: Tensor) -> Tensor:
+    """
+    log p at an answer's tokens, given what precedes them.
+
+    Args:
+        model: with logits.
+        sample: its inputs.
+        answer: bool [B, T], True at the tokens that are predicted; the first position is False.
+
+    Returns:
+        fp32 [A, V].
+    """
+    logits = model(**sample, use_cache=False).logits
+    return log_softmax(logits[:, :-1][answer[:, 1:].to(logits.device)].float(), dim=-1)
+
+
+def _moved(value: Any, device: torch.device | str | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
