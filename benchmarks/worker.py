@@ -23,6 +23,9 @@ from peers import Candidate, Problem, Unavailable
 REALTIME_SECONDS = 0.9
 """A real-time burst is shorter: Linux takes the processor from real-time threads for 5 % of every second."""
 
+LONG_SECONDS = 0.05
+"""A call as long as this needs no warming up: threads wake and caches fill in a thousandth of it."""
+
 
 class Worker:
     """The parent's end: starts the process; `ask` calls a method of `Server` there."""
@@ -83,12 +86,12 @@ class Server:
     def __init__(self, peer: str, threads: int) -> None:
         self.peer, self.threads = peer, threads
         self.candidates: list[Candidate] = []
-        self.warm: set[int] = set()
+        self.call_seconds: dict[int, float] = {}
 
     def build(self, problem: Problem) -> list[dict[str, Any] | str]:
         """Makes the candidates: for each a description, or why there is none."""
         self.candidates.clear()
-        self.warm.clear()
+        self.call_seconds.clear()
         described: list[dict[str, Any] | str] = []
         module = importlib.import_module(f"peers.{self.peer}")
         for candidate in module.candidates(problem, self.threads):
@@ -118,17 +121,18 @@ class Server:
         x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
         candidate.prepare(x)
         # The first call of a weight may convert it to another layout: it must not be timed.
-        runs = candidate.copies if index not in self.warm and candidate.calls_per_run == 1 else 1
-        self.warm.add(index)
+        runs = candidate.copies if index not in self.call_seconds and candidate.calls_per_run == 1 else 1
         for copy in range(runs):
+            start = time.perf_counter()
             candidate.run(copy)
+            self.call_seconds[index] = time.perf_counter() - start
         error = candidate.error(x)
         if not error <= candidate.tolerance:
             raise ValueError(f"{candidate.name}: wrong result, relative error {error:.3g}")
         return error
 
     def burst(self, index: int, seconds: float, first_copy: int) -> tuple[list[float], bool]:
-        """Calls the candidate for that long, after one call that warms it up.
+        """Calls the candidate for that long, after one call that warms it up, unless calls are long.
 
         Returns:
             `tuple`: seconds of each call, and whether they ran in real time: not disturbed by other processes.
@@ -138,7 +142,8 @@ class Server:
         times = []
         with realtime() as granted:
             stop = clock() + min(seconds, REALTIME_SECONDS)
-            run(copy % copies)
+            if self.call_seconds[index] < LONG_SECONDS:
+                run(copy % copies)
             while True:
                 copy += 1
                 start = clock()
