@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--level", nargs="+", default=[], help="run ours at these levels, too: avx2, portable")
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring per candidate and cell")
-    parser.add_argument("--stream-mib", type=int, default=128, help="weights of a candidate, in all")
+    parser.add_argument("--stream-mib", type=int, default=96, help="weights of a candidate, in all")
     parser.add_argument("--table", type=Path, nargs="+", help="print the Markdown of these rows and measure nothing")
     options = parser.parse_args()
     if options.table:
@@ -121,11 +121,15 @@ def machine() -> dict[str, Any]:
     """The first row: where and with what the others were measured."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text())[1] or cpu
+        names = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        cpu = names[0] if names else cpu
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    ggml = Path(sys.prefix) / "ggml" / "version"
+    if ggml.exists():
+        versions["ggml"] = ggml.read_text().strip()
     capability = torch.backends.cpu.get_cpu_capability()
     return {"date": datetime.date.today().isoformat(), "cpu": cpu, "capability": capability, "versions": versions}
 

@@ -73,7 +73,7 @@ def _judged(row: Row) -> list[tuple[str, float, float]]:
 def _times(rows: list[Row]) -> str:
     """Microseconds, with GB/s of weights at M=1 and GFLOP/s above; limits in their own units."""
     tokens = sorted({row["m"] for row in rows})
-    by_op = defaultdict(dict)
+    by_op: dict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
     reasons = dict.fromkeys(row["reason"] for row in rows if row["op"] is None)
     for row in rows:
         if row["op"] is not None:
