@@ -124,7 +124,7 @@ def nf4(in_features: int, out_features: int, bias: bool) -> nn.Module:
     return copy.deepcopy(_nf4[in_features, out_features])
 
 
-def fill(model: nn.Module) -> None:
+def fill(model: LlavaForConditionalGeneration) -> None:
     """Gives every tensor that is still on meta random values, of one pool: drawing billions takes minutes."""
     pool = torch.randn(1 << 22).bfloat16() * 0.02
     for module in model.modules():
