@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 check="$PWD/tools/check_installed.py"
+PYTHON="$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON")" # the venv's own name, not what it links to
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export QAIG_CACHE="$work/cache" PIP_DISABLE_PIP_VERSION_CHECK=1
