@@ -113,7 +113,7 @@ def _to_words(slots: Tensor, bits: int) -> Tensor:
     words = torch.zeros(pairs.shape[0], bits, dtype=torch.int32, device=slots.device)
     for pair in range(_PAIRS):
         for word, mask, left in _places(bits, pair):
-            words[:, word] |= (pairs[:, pair] & mask) << left if left >= 0 else (pairs[:, pair] & mask) >> -left
+            words[:, word] |= (pairs[:, pair] & mask) << left
     return words.view(blocks, tiles, 32, bits, 4).transpose(2, 3).contiguous()
 
 
