@@ -342,9 +342,9 @@ QAIG_DEVICE void decode(const QaigDecode& d) {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                                          \
-    extern "C" __global__ void __launch_bounds__(128, columns == 8 ? 4 : 3) name(QAIG_ARGUMENT QaigDecode d) { \
-        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                                                \
+#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                       \
+    extern "C" __global__ void __launch_bounds__(128, 3) name(QAIG_ARGUMENT QaigDecode d) { \
+        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                             \
     }
 
 // The four decode kernels of one width. `width` is how names write it: w2, w3, w4, w8 or mixed.
