@@ -4,8 +4,8 @@ Python owns the schema. A backend adds its kernel for a device with `TORCH_LIBRA
 none did, the plain-torch reference answers. All rules below hold for any backend. The CPU's kernels are compiled
 (`csrc/`) and loaded when they are first needed.
 
-`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER`, which is described in
-`csrc/cpu/layout.h` and which `repack` makes and undoes.
+`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER`, which are described in
+`csrc/cpu/layout.h` and `csrc/cuda/layout.h`, and which `repack` makes and undoes.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from . import reference
-from .packing import CPU_ORDER, ON_DISK, SCALE_DTYPES, packed_shapes
+from . import cuda_order, reference
+from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, SCALE_DTYPES, packed_shapes
 
 _LIBRARY = torch.library.Library("qaig", "DEF")
 for _name in ("linear", "linear_reference"):
@@ -81,7 +81,7 @@ def linear_reference(
         group_size (`int`): input channels per group, or -1 for one group per row.
         activation_bits (`int`): 16: x is used as it is; 8: each token is rounded to 8 bits, as in
             `reference.round_activations`.
-        layout (`int`): `ON_DISK`, or `CPU_ORDER` with the shapes that `repack` gives.
+        layout (`int`): `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER` with the shapes that `repack` gives.
 
     Returns:
         `Tensor`: `[..., N]`, contiguous, dtype of x.
@@ -133,6 +133,46 @@ def linear_grad_input(
     return reference.linear_grad_input(grad, weight)
 
 
+def kernel_layout(device: torch.device, bits: int) -> int:
+    """The order that the kernels of a device read: `CPU_ORDER`, `CUDA_ORDER` or, where there are none, `ON_DISK`."""
+    layout = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER}.get(device.type, ON_DISK)
+    if layout == ON_DISK or bits not in KERNEL_BITS or not extension.load():
+        return ON_DISK
+    there = torch._C._dispatch_has_kernel_for_dispatch_key("qaig::linear", device.type.upper())
+    return layout if there else ON_DISK
+
+
+def repack_cuda(
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+    layout: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`qaig::repack` on CUDA devices: the on-disk order to `CUDA_ORDER`, or back. Arguments as in `cuda_order`.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device.
+    """
+    sizes = (out_features, in_features, bits, group_size)
+    if bits not in KERNEL_BITS:
+        raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
+    if layout == ON_DISK:
+        _check_on_disk(packed, packed, scale, zero, *sizes)
+        return cuda_order.from_disk(packed, scale, zero, *sizes)
+    if layout != CUDA_ORDER:
+        raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_ORDER}")
+    words_shape, rows_shape = cuda_order.shapes(*sizes)
+    _check_tensor("packed", packed, words_shape, (torch.int32,), packed)
+    _check_tensor("scale", scale, rows_shape, SCALE_DTYPES, packed)
+    if zero is not None:
+        _check_tensor("zero", zero, rows_shape, (torch.uint8,), packed)
+    return cuda_order.to_disk(packed, scale, zero, *sizes)
+
+
 def _check_activation(name: str, x: Tensor) -> None:
     if x.dim() == 0 or x.dtype not in _ACTIVATION_DTYPES:
         raise ValueError(
@@ -155,13 +195,26 @@ def _check_weight(
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
     if signs is not None:
         raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
-    if layout == CPU_ORDER and x.device.type == packed.device.type == "cpu" and extension.load():
+    if layout != ON_DISK and x.device == packed.device and layout == kernel_layout(x.device, bits):
         return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
     if layout != ON_DISK:
         raise NotImplementedError(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
-            "layer in the CPU's order is brought to another device by `to`, which restores that order first"
+            "layer in a device's own order is brought to another device by `to`, which restores that order first"
         )
+    _check_on_disk(x, packed, scale, zero, out_features, in_features, bits, group_size)
+
+
+def _check_on_disk(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+) -> None:
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
     _check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
     _check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
@@ -188,6 +241,7 @@ _LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_reference", linear_reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_many", linear_many, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_grad_input", linear_grad_input, "CompositeExplicitAutograd")
+_LIBRARY.impl("repack", repack_cuda, "CUDA")
 
 
 @torch.library.register_fake("qaig::linear", lib=_LIBRARY)

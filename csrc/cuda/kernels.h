@@ -1,0 +1,143 @@
+// The interface of the CUDA kernels: what is launched, with which arguments, and C functions that launch it.
+//
+// Without torch and without standard headers, because NVRTC has none: everything below is read by device code, by the
+// launcher of the compiled library (launch.cu), and by whoever launches the same kernels from cubins that NVRTC made.
+//
+// Every kernel is `extern "C" __global__ void NAME(const ARGUMENTS)`: one structure, by value. Structures are plain and
+// aligned as in C (ctypes.Structure with the same fields in the same order has their bytes).
+//
+//   file            kernels                                               arguments           block  grid
+//   w{2,3,4,8}.cu   qaig_decode_w{bits}_{f16,bf16}_m{8,16}                QaigDecode            128  decode_grid()
+//                   qaig_dequantize_w{bits}                               QaigDequantize        128  dequantize_grid_*()
+//   mixed.cu        qaig_decode_mixed_{f16,bf16}_m{8,16}                  QaigDecode            128  decode_grid()
+//   arrange.cu      qaig_arrange_{f16,bf16}                               QaigArrange           256  rows
+//
+// Only the decode kernels take dynamic shared memory, decode_shared_bytes(), always below the 48 KiB that need no
+// attribute. NVRTC needs `-I csrc/cuda` and C++17, no header of the toolkit.
+//
+// No kernel waits for another block, allocates or synchronizes: all can be captured in a CUDA graph and replayed.
+#pragma once
+
+#include "layout.h"
+
+// Element types.
+enum QaigType { QAIG_F32 = 0, QAIG_F16 = 1, QAIG_BF16 = 2 };
+
+// What the C functions return; above 1000 it is 1000 + a cudaError_t.
+enum QaigStatus { QAIG_OK = 0, QAIG_BAD_ARGUMENT = 1, QAIG_UNSUPPORTED = 2, QAIG_CUDA_ERROR = 1000 };
+
+enum { QAIG_MOST_LAYERS = 8, QAIG_MOST_ROWS = 16 };
+
+// One weight, in the order of layout.h, and what it is multiplied with.
+struct QaigLayer {
+    const void* words;          // 16-byte aligned
+    const void* scale;          // 16-byte aligned
+    const unsigned char* zero;  // 8-byte aligned; null: symmetric
+    const void* bias;           // [out_features] or null
+    const void* x;              // [rows][x_stride], 16-byte aligned, see QaigDecode
+    const float* token_scale;   // [rows] or null: y = token_scale * (x W') + bias
+    void* y;                    // [rows][out_features]
+    long long x_stride;         // elements from row to row, a multiple of 8
+    int x_slots;                // elements of a row that are there, a multiple of 8: slots from there on count as 0
+    int out_features, in_features, group_size;  // group_size in channels: in_features if there is one group a row
+    int bits;                                   // 2, 3, 4 or 8
+    int scale_type;                             // QAIG_F16 or QAIG_BF16
+    int bias_type;                              // any QaigType
+    int reserved;
+};
+
+// Decode: y = x W' + bias for a few rows of x and up to QAIG_MOST_LAYERS weights, sums in float32.
+//
+// x holds a row's slots, in the element type of the kernel's name. Where Shape::in_channel_order(), in_features % 8 is
+// 0 and x is aligned, that is x itself: x_stride = x_slots = in_features. Else let qaig_arrange_* write it.
+//
+// The kernel of a width takes layers of that width, the mixed one any. _m8 takes up to 8 rows, _m16 up to 16.
+//
+// Blocks share the work by bytes, so several may meet in one row block. Each then leaves its sums in `partials`, and
+// the last to arrive adds them up, always in the same order: results do not depend on timing. `counters` says who is
+// last. It must be zero before the first launch and is zero after each one; launches that may run at the same time
+// must not share either buffer.
+struct QaigDecode {
+    float* partials;     // decode_partial_bytes(); undefined content; 16-byte aligned
+    unsigned* counters;  // decode_counters() of them, zero
+    int rows;            // 1 to QAIG_MOST_ROWS
+    int layer_count;
+    QaigLayer layers[QAIG_MOST_LAYERS];
+};
+
+// Rows [start, stop) of a weight, rounded once to `type`.
+struct QaigDequantize {
+    const void* words;
+    const void* scale;
+    const unsigned char* zero;
+    void* out;  // [stop - start][in_features], 16-byte aligned
+    int start, stop;
+    int out_features, in_features, group_size, bits;
+    int scale_type, type;  // any QaigType
+};
+
+// x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
+// divided by token_scale = max(|x|, 1e-5) / 127 and rounded to integers; a row with a value that is not finite or
+// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`).
+struct QaigArrange {
+    const void* x;
+    void* out;           // [rows][slots], 16-byte aligned
+    float* token_scale;  // [rows], or null: 16 activation bits
+    int rows;
+    int in_features, group_size;
+    int slots;  // Shape::slots(), a multiple of 64
+};
+
+namespace qaig {
+namespace cuda {
+
+constexpr int kDecodeWarps = 4;
+constexpr int kDecodeThreads = 32 * kDecodeWarps;
+constexpr int kDecodeBlocksPerProcessor = 3;  // blocks that a multiprocessor holds at once; not yet measured
+constexpr int kDequantizeThreads = 128;
+constexpr int kArrangeThreads = 256;
+constexpr int kMixed = 0;  // stands for the bits of the mixed kernel
+
+// Items each warp has in shared memory, being computed or on their way.
+QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
+QAIG_BOTH int decode_warp_bytes(int bits) { return bits == kMixed ? 8192 : decode_stages(bits) * bits * 512; }
+QAIG_BOTH int decode_columns(int rows) { return rows <= 8 ? 8 : 16; }  // the 8 or 16 of _m8 and _m16
+QAIG_BOTH int decode_sum_bytes(int columns) { return kBlockRows * columns * 4; }
+QAIG_BOTH int decode_shared_bytes(int bits, int columns) {
+    return kDecodeWarps * decode_warp_bytes(bits) + decode_sum_bytes(columns);
+}
+
+// Blocks of a launch whose layers have `items` in all (Shape::items()), on a device of `processors` multiprocessors.
+QAIG_BOTH int decode_grid(long long items, int processors) {
+    const long long most = static_cast<long long>(processors) * kDecodeBlocksPerProcessor;
+    const long long useful = (items + kDecodeWarps - 1) / kDecodeWarps;
+    return static_cast<int>(useful < most ? useful : most);
+}
+QAIG_BOTH long long decode_partial_bytes(int grid, int columns) { return 2LL * grid * decode_sum_bytes(columns); }
+// decode_counters() is the sum of the layers' Shape::row_blocks().
+
+QAIG_BOTH int dequantize_grid_x(const Shape& s) { return (s.tiles() + 3) / 4; }
+QAIG_BOTH int dequantize_grid_y(int start, int stop) {
+    return (stop + kBlockRows - 1) / kBlockRows - start / kBlockRows;  // at most 65535: the caller takes fewer rows
+}
+
+}  // namespace cuda
+}  // namespace qaig
+
+// The compiled library's launcher. `stream` is a cudaStream_t of the current device. Sizes and alignments are checked
+// against each other; that pointers reach as far as the sizes say is the caller's word.
+#if !defined(__CUDACC_RTC__)
+extern "C" {
+// Multiprocessors and compute capability (90 for 9.0) of the current device; asked once for each device.
+int qaig_cuda_device(int* processors, int* capability);
+// Bytes of QaigDecode.partials, and number of its counters.
+int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_bytes, long long* counters);
+int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
+int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
+int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
+// A number that is the same for all launches captured in one CUDA graph, 0 if the stream is not being captured.
+int qaig_cuda_capture(void* stream, unsigned long long* id);
+// What a status means, in English.
+const char* qaig_cuda_message(int status);
+}
+#endif

@@ -1,0 +1,70 @@
+// The CUDA kernels' word order ("CUDA order") of a packed weight, and where each code lies in it.
+//
+// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_order.py` makes and undoes the
+// order; nothing else writes it.
+//
+// Rows (output channels) come in blocks of 64, input channels in tiles of 64 slots, which are two units of 32. A
+// quantization group is padded to whole units, so no unit holds channels of two groups. With B row blocks, T tiles,
+// G groups and b bits:
+//
+//   words  int32 [B][T][b][32][4]   lane l of a warp reads b times 16 bytes: [..., l, :]
+//   scale        [B][G][64]         float16, bfloat16 or float32, as stored
+//   zero   uint8 [B][G][64]         absent if symmetric: 2^(b - 1) everywhere
+//
+// A row block is four row tiles of 16, the rows of one mma.m16n8k16 with the weight as its A operand. Lane l, with
+// g = l / 4 and t = l % 4, has rows 16 r + g and 16 r + g + 8 of every row tile r, and of each unit the slots 8 t to
+// 8 t + 7: of x it needs 16 contiguous bytes a unit. Its 4 b words are those of row tile 0, then 1, 2 and 3; word f of
+// them is [f / 4, l, f % 4]. The b words of a row tile are 32 codes: 16 pairs of two neighbouring slots. Pairs 4 s to
+// 4 s + 3 are the registers a0 to a3 of the tile's product s:
+//
+//   pair p     row 16 r + g + 8 (p % 2), slots 32 (p / 8) + 8 t + 4 (p / 4 % 2) + 2 (p / 2 % 2) and the next
+//
+// The first code of a pair begins at a bit in the low half of a word, the second one 16 bits higher:
+//
+//   2, 4, 8 bits   word p b / 16, bit p b % 16
+//   3 bits         pairs 0 to 14: word p / 5, bit 3 (p % 5); of pair 15, bit i of the code is bit 15 of word i
+//
+// Scales and zero points of a row block are sorted by lane, too: row 16 r + 8 h + g is at 8 g + 2 r + h.
+//
+// Padding (rows beyond N, slots beyond a group's channels, an odd last unit) holds code 0, scale 0, zero 0.
+#pragma once
+
+#if defined(__CUDACC__)
+#define QAIG_BOTH __host__ __device__ constexpr
+#else
+#define QAIG_BOTH constexpr
+#endif
+
+namespace qaig {
+namespace cuda {
+
+constexpr int kBlockRows = 64;
+constexpr int kTileSlots = 64;
+constexpr int kUnitSlots = 32;
+constexpr int kRowTiles = 4;
+constexpr int kTilePairs = 16;  // of one lane in one row tile
+
+QAIG_BOTH bool has_order(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+
+// Word, of the `bits` of a row tile, and bit at which the first code of pair `p` begins (3 bits: pairs 0 to 14).
+QAIG_BOTH int pair_word(int bits, int p) { return bits == 3 ? p / 5 : p * bits / 16; }
+QAIG_BOTH int pair_bit(int bits, int p) { return bits == 3 ? 3 * (p % 5) : p * bits % 16; }
+
+// Sizes of a weight in CUDA order. group_size is in channels: in_features if there is one group a row.
+struct Shape {
+    int out_features, in_features, group_size, bits;
+
+    QAIG_BOTH int row_blocks() const { return (out_features + kBlockRows - 1) / kBlockRows; }
+    QAIG_BOTH int groups() const { return in_features / group_size; }
+    QAIG_BOTH int units_per_group() const { return (group_size + kUnitSlots - 1) / kUnitSlots; }
+    QAIG_BOTH int units() const { return groups() * units_per_group(); }
+    QAIG_BOTH int tiles() const { return (units() + 1) / 2; }
+    QAIG_BOTH int slots() const { return tiles() * kTileSlots; }
+    // A row block by a tile: what one warp multiplies at a time. They lie one after the other, 512 `bits` bytes each.
+    QAIG_BOTH long long items() const { return static_cast<long long>(row_blocks()) * tiles(); }
+    // Whether slot i is channel i, so that kernels can read x as it is.
+    QAIG_BOTH bool in_channel_order() const { return groups() == 1 || group_size % kUnitSlots == 0; }
+};
+
+}  // namespace cuda
+}  // namespace qaig

@@ -1,0 +1,148 @@
+"""The CUDA operators of csrc/ops_cuda.cpp with CPU tensors, their kernels on the emulator: checks, paths, chunks."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda import emulated
+from tests.cuda.emulated import Weight, random_weight
+from tests.cuda.test_kernels import ROUNDING, error, exact, on_disk
+from transformers_qaig.nn import packing, reference
+
+pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
+
+LAYOUT = packing.CUDA_ORDER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators():
+    """`torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
+    library = torch.library.Library("qaig_emulated", "DEF")
+    for name in ("linear", "linear_many", "dequantize"):
+        schema = getattr(torch.ops.qaig, name).default._schema
+        library.define(str(schema).removeprefix("qaig::"))
+    emulator = emulated.build_operators()
+    emulator.allow_all()
+    torch.ops.load_library(str(emulator.path))
+    yield torch.ops.qaig_emulated
+    library._destroy()
+
+
+def linear(x: Tensor, w: Weight, activation_bits: int = 16, layout: int = LAYOUT) -> Tensor:
+    return torch.ops.qaig_emulated.linear(
+        x, w.words, w.scale, w.zero, w.bias, None, w.out_features, w.bits, w.group_size, activation_bits, layout
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 16, 17, 32, 33])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_few_rows_and_many(rows, bits, dtype):
+    """Up to 32 rows by decode kernels, 16 at a time; more by unpacking and a dense product."""
+    w = random_weight(bits, 70, 96, 32, dtype=dtype, bias=dtype)
+    x = torch.randn(rows, 96).to(dtype)
+    y = linear(x, w)
+    assert y.shape == (rows, 70)
+    assert y.dtype == dtype
+    assert rows == 0 or error(y, exact(w, x)) < (ROUNDING[dtype] if rows <= 32 else 2 * ROUNDING[dtype])
+
+
+def test_a_weight_that_is_unpacked_in_parts():
+    """3 MiB of it at a time: here 64 of 130 rows."""
+    w = random_weight(4, 130, 24576, 128, dtype=torch.bfloat16, bias=torch.float64)
+    x = torch.randn(33, 24576).bfloat16()
+    dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.bfloat16), w.bias.bfloat16())
+    assert torch.equal(linear(x, w), dense)
+
+
+@pytest.mark.parametrize("shape", [(96,), (2, 3, 96), (2, 0, 96), (0, 96)])
+def test_leading_dimensions(shape):
+    w, x = random_weight(3, 40, 96, 32), torch.randn(shape).half()
+    y = linear(x, w)
+    assert y.shape == (*shape[:-1], 40)
+    assert not x.numel() or error(y, exact(w, x)) < ROUNDING[torch.float16]
+
+
+def test_input_that_is_strided_or_misaligned():
+    w = random_weight(3, 40, 96, 32)
+    x = torch.randn(96, 5).half().t()
+    assert error(linear(x, w), exact(w, x)) < ROUNDING[torch.float16]
+    x = torch.randn(5 * 96 + 1).half()[1:].view(5, 96)
+    assert error(linear(x, w), exact(w, x)) < ROUNDING[torch.float16]
+
+
+def test_float32_scales_take_the_dense_path():
+    w = random_weight(4, 40, 96, 32, dtype=torch.float32)
+    x = torch.randn(3, 96).half()
+    assert torch.equal(linear(x, w), torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.float16)))
+
+
+@pytest.mark.parametrize("in_features", [96, 57])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_eight_bit_activations(in_features, rows):
+    w = random_weight(4, 40, in_features, in_features, dtype=torch.bfloat16, bias=torch.bfloat16)
+    x = torch.randn(rows, in_features).bfloat16()
+    assert error(linear(x, w, activation_bits=8), exact(w, x, 8)) < ROUNDING[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_inputs_are_the_references(dtype):
+    w = random_weight(4, 40, 96, 32)
+    x = torch.randn(3, 96, dtype=dtype)
+    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, None, 40, 4, 32, 16, packing.ON_DISK)
+    assert torch.equal(y, reference.linear(x, on_disk(w), None, 16))
+
+
+def test_many_layers():
+    """More than fit in a launch, of several widths and orders of slots, one of them with float32 scales."""
+    weights = [random_weight(bits, 40 + bits, 114, 57, bias=torch.float16) for bits in (2, 3, 4, 8) * 2]
+    weights += [random_weight(3, 70, 114, -1, sym=True), random_weight(3, 70, 114, -1, dtype=torch.float32)]
+    x = torch.randn(2, 3, 114).half()
+    results = torch.ops.qaig_emulated.linear_many(
+        x, *([getattr(w, name) for w in weights] for name in ("words", "scale", "zero", "bias")),
+        *([getattr(w, name) for w in weights] for name in ("out_features", "bits", "group_size")), 16, LAYOUT,
+    )  # fmt: skip
+    for w, y in zip(weights, results, strict=True):
+        assert y.shape == (2, 3, w.out_features)
+        assert error(y, exact(w, x)) < 2 * ROUNDING[torch.float16]
+
+
+def test_dequantize():
+    w = random_weight(3, 70, 96, 32)
+    rows = torch.ops.qaig_emulated.dequantize(w.words, w.scale, w.zero, 70, 96, 3, 32, LAYOUT, 5, 69)
+    assert torch.equal(rows, reference.dequantize(on_disk(w), torch.float32)[5:69])
+
+
+def replaced(index: int, value: object) -> list[object]:
+    w = random_weight(3, 70, 96, 32)
+    arguments = [torch.randn(2, 96).half(), w.words, w.scale, w.zero, torch.zeros(70), None, 70, 3, 32, 16, LAYOUT]
+    arguments[index] = value
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (0, torch.zeros(2, 96, dtype=torch.int32), "x must be a floating tensor"),
+        (0, torch.zeros(2, 64).half(), r"packed must have shape \(2, 1, 3, 32, 4\), got \(2, 2, 3, 32, 4\)"),
+        (1, torch.zeros(2, 2, 3, 32, 4), "packed must have dtype int32"),
+        (1, torch.zeros(1, 2, 3, 32, 4, dtype=torch.int32), "packed must have shape"),
+        (2, torch.zeros(2, 2, 64).half(), r"scale must have shape \(2, 3, 64\)"),
+        (2, torch.zeros(2, 3, 64).double(), "scale must have dtype"),
+        (3, torch.zeros(2, 3, 32, dtype=torch.uint8), "zero must have shape"),
+        (3, torch.zeros(2, 3, 64, dtype=torch.int32), "zero must have dtype uint8"),
+        (4, torch.zeros(71), r"bias must have shape \(70,\)"),
+        (5, torch.ones(96), "signs"),
+        (6, 2**40, "out_features"),
+        (6, 200, "packed must have shape"),
+        (7, 9, "bits must be between 2 and 8"),
+        (7, 5, "layout=2 is for 2, 3, 4 and 8 bits"),
+        (8, 0, "group_size"),
+        (9, 4, "activation_bits=4"),
+        (10, 1, "layout=1 belongs to another backend"),
+        (10, 0, r"packed must have shape \(70, 9\)"),
+    ],
+)
+def test_untrusted_arguments_are_refused_by_name(index, value, message):
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        torch.ops.qaig_emulated.linear(*replaced(index, value))
