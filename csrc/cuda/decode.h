@@ -1,0 +1,355 @@
+// y = x W' + bias for up to 16 rows of x: what the decode kernels of all widths do.
+//
+// A warp multiplies one item (64 rows by 64 slots) at a time by all rows of x, on tensor cores: the weight is operand
+// A, so that no row of a tile is wasted however few rows x has. The warps of a block take its items in turn, add up
+// their sums in shared memory where a row block ends, and share row blocks with other blocks as kernels.h tells.
+//
+// Words travel to shared memory by asynchronous copies, some items ahead. Each lane copies what it reads itself, so
+// nothing but its own copies need be waited for. x, scales and zero points are read into registers one item ahead.
+#pragma once
+
+#include "kernels.h"
+#include "schedule.h"
+#include "unpack.h"
+
+namespace qaig {
+namespace cuda {
+
+QAIG_DEVICE unsigned word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+QAIG_DEVICE float low_float(int type, unsigned v) {
+    return type == QAIG_F16 ? low_float(F16(), v) : low_float(BF16(), v);
+}
+QAIG_DEVICE float high_float(int type, unsigned v) {
+    return type == QAIG_F16 ? high_float(F16(), v) : high_float(BF16(), v);
+}
+
+// Element `i` of an array of any QaigType.
+QAIG_DEVICE float load_float(const void* p, int type, long long i) {
+    return type == QAIG_F32 ? float_of(load_global(static_cast<const unsigned*>(p) + i))
+                            : low_float(type, load_global(static_cast<const unsigned short*>(p) + i));
+}
+
+// What an item needs besides its words. `parts` is the number of eights of rows of x.
+template <int parts>
+struct Operands {
+    uint4 x[parts][2];  // of each unit, 8 slots of row 8 part + g
+    uint4 scale[2];     // of each unit's group, of the lane's 8 rows
+    uint2 zero[2];
+    bool one_group;  // both units are of one group
+};
+
+// Sums of one lane in a row block: of row tile r and part j, rows 16 r + g (0, 1) and 16 r + g + 8 (2, 3) of the weight
+// by rows 8 j + 2 t (0, 2) and 8 j + 2 t + 1 (1, 3) of x.
+template <int parts>
+struct Sums {
+    float at[kRowTiles][parts][4];
+};
+
+// One thread's share of one layer.
+template <class T, int bits, int parts>
+struct LayerPart {
+    static constexpr int kStages = decode_stages(bits);
+
+    const QaigDecode& d;
+    const QaigLayer& l;
+    Line line;
+    long long start;     // where the layer begins in the line
+    unsigned* counters;  // of the layer's row blocks
+    uint4* ring;         // this warp's stages
+    float4* shared_sums;
+    int tiles, groups, units_per_group;
+    int warp, lane, g, t;
+
+    QAIG_MEMBER void start_copy(int item, int stage) {
+        const uint4* from = static_cast<const uint4*>(l.words) + static_cast<long long>(item) * (bits * 32) + lane;
+        uint4* to = ring + stage * (bits * 32) + lane;
+#pragma unroll
+        for (int c = 0; c < bits; c++) {
+            copy_async(to + c * 32, from + c * 32);
+        }
+    }
+
+    QAIG_MEMBER void load_group(Operands<parts>& o, int unit, int row_block, int group) {
+        const long long at = (static_cast<long long>(row_block) * groups + group) * 8 + g;
+        constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
+        o.scale[unit] = load_global(static_cast<const uint4*>(l.scale) + at);
+        o.zero[unit] = l.zero ? load_global(reinterpret_cast<const uint2*>(l.zero) + at) : uint2{kMiddle, kMiddle};
+    }
+
+    QAIG_MEMBER void load_operands(Operands<parts>& o, int item) {
+        const int row_block = item / tiles, tile = item - row_block * tiles;
+#pragma unroll
+        for (int unit = 0; unit < 2; unit++) {
+            const int slot = tile * kTileSlots + unit * kUnitSlots + 8 * t;
+#pragma unroll
+            for (int part = 0; part < parts; part++) {
+                const int row = 8 * part + g;
+                const auto* x = static_cast<const unsigned short*>(l.x) + row * l.x_stride + slot;
+                o.x[part][unit] = row < d.rows && slot < l.x_slots ? load_global(reinterpret_cast<const uint4*>(x))
+                                                                   : uint4{0, 0, 0, 0};
+            }
+        }
+        const int group = 2 * tile / units_per_group;
+        // An odd last unit is followed by one of padding, which any group will do for.
+        o.one_group = 2 * tile + 1 < (group + 1) * units_per_group || group + 1 == groups;
+        load_group(o, 0, row_block, group);
+        if (o.one_group) {
+            o.scale[1] = o.scale[0];
+        } else {
+            load_group(o, 1, row_block, group + 1);
+        }
+    }
+
+    // Adds the products of one row tile within one group, which are integers' sums until the scale comes in here.
+    QAIG_MEMBER void add_scaled(float (&sums)[parts][4], const float (&products)[parts][4], unsigned scales) {
+        const float first = low_float(l.scale_type, scales), second = high_float(l.scale_type, scales);
+#pragma unroll
+        for (int part = 0; part < parts; part++) {
+            sums[part][0] += first * products[part][0];
+            sums[part][1] += first * products[part][1];
+            sums[part][2] += second * products[part][2];
+            sums[part][3] += second * products[part][3];
+        }
+    }
+
+    QAIG_MEMBER void multiply_item(Sums<parts>& sums, int stage, const Operands<parts>& o) {
+        unsigned words[4 * bits];
+#pragma unroll
+        for (int c = 0; c < bits; c++) {
+            const uint4 v = load_shared(ring + (stage * bits + c) * 32 + lane);
+            words[4 * c] = v.x, words[4 * c + 1] = v.y, words[4 * c + 2] = v.z, words[4 * c + 3] = v.w;
+        }
+#pragma unroll
+        for (int r = 0; r < kRowTiles; r++) {
+            float products[parts][4] = {};
+            Zero<T, bits> zero[2];
+#pragma unroll
+            for (int unit = 0; unit < 2; unit++) {
+                if (unit == 0 || !o.one_group) {
+                    if (unit == 1) {
+                        add_scaled(sums.at[r], products, word_of(o.scale[0], r));
+#pragma unroll
+                        for (int i = 0; i < 4 * parts; i++) {
+                            products[i / 4][i % 4] = 0;
+                        }
+                    }
+                    const unsigned zeros = r < 2 ? o.zero[unit].x : o.zero[unit].y;
+                    zero[0] = zero_of<T, bits>(zeros, r % 2 * 2);
+                    zero[1] = zero_of<T, bits>(zeros, r % 2 * 2 + 1);
+                }
+#pragma unroll
+                for (int step = 0; step < 2; step++) {
+                    unsigned a[4];
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        a[j] = pair<T, bits>(words + r * bits, 8 * unit + 4 * step + j, zero[j % 2]);
+                    }
+#pragma unroll
+                    for (int part = 0; part < parts; part++) {
+                        const uint4& x = o.x[part][unit];
+                        multiply_tiles(T(), products[part], a, word_of(x, 2 * step), word_of(x, 2 * step + 1));
+                    }
+                }
+            }
+            add_scaled(sums.at[r], products, word_of(o.scale[1], r));
+        }
+    }
+
+    // Adds what the warps have and leaves it with warp 0, in an order that never changes.
+    QAIG_MEMBER void add_warps(Sums<parts>& sums) {
+#pragma unroll
+        for (int from = kDecodeWarps - 1; from >= 0; from--) {
+            if (warp == from) {
+#pragma unroll
+                for (int i = 0; i < kRowTiles * parts; i++) {
+                    float (&s)[4] = sums.at[i / parts][i % parts];
+                    float4* place = shared_sums + i * 32 + lane;
+                    if (from < kDecodeWarps - 1) {
+                        const float4 others = load_shared(place);
+                        s[0] += others.x, s[1] += others.y, s[2] += others.z, s[3] += others.w;
+                    }
+                    if (from > 0) {
+                        store_shared(place, float4{s[0], s[1], s[2], s[3]});
+                    }
+                }
+            }
+            block_barrier();
+        }
+    }
+
+    QAIG_MEMBER float4* partial(int block, bool from_start) {
+        const long long place = 2LL * block + (from_start ? 1 : 0);
+        return reinterpret_cast<float4*>(d.partials) + place * (kRowTiles * parts * 32) + lane;
+    }
+
+    // Leaves the sums of a part of a row block to the other blocks that have parts of it.
+    // Returns whether this block is the last to do so: then `sums` are the whole.
+    QAIG_MEMBER bool add_blocks(Sums<parts>& sums, int row_block, bool from_start) {
+        const long long first_item = static_cast<long long>(row_block) * tiles;
+        const int first = line.block_at(start + first_item * bits);
+        const int last = line.block_at(start + (first_item + tiles - 1) * bits);
+        float4* own = partial(blockIdx.x, from_start);
+#pragma unroll
+        for (int i = 0; i < kRowTiles * parts; i++) {
+            const float (&s)[4] = sums.at[i / parts][i % parts];
+            store_global(own + i * 32, float4{s[0], s[1], s[2], s[3]});
+        }
+        memory_fence();
+        warp_barrier();
+        unsigned before = 0;
+        if (lane == 0) {
+            before = atomic_increment(counters + row_block);
+        }
+        if (shuffle(before, 0) != static_cast<unsigned>(last - first)) {
+            return false;
+        }
+        memory_fence();
+        if (lane == 0) {
+            store_global(counters + row_block, 0u);
+        }
+        sums = {};
+        for (int block = first; block <= last; block++) {
+            // Only the first of them begins where the row block does.
+            const float4* theirs = partial(block, block == first);
+#pragma unroll
+            for (int i = 0; i < kRowTiles * parts; i++) {
+                float (&s)[4] = sums.at[i / parts][i % parts];
+                const float4 v = load_from_others(theirs + i * 32);
+                s[0] += v.x, s[1] += v.y, s[2] += v.z, s[3] += v.w;
+            }
+        }
+        return true;
+    }
+
+    QAIG_MEMBER void store(const Sums<parts>& sums, int row_block) {
+#pragma unroll
+        for (int i = 0; i < kRowTiles * parts * 4; i++) {
+            const int r = i / (4 * parts), part = i / 4 % parts, e = i % 4;
+            const int n = row_block * kBlockRows + 16 * r + g + e / 2 * 8, m = 8 * part + 2 * t + e % 2;
+            if (n < l.out_features && m < d.rows) {
+                float y = sums.at[r][part][e];
+                if (l.token_scale) {
+                    y = multiply(y, float_of(load_global(reinterpret_cast<const unsigned*>(l.token_scale) + m)));
+                }
+                if (l.bias) {
+                    y += load_float(l.bias, l.bias_type, n);
+                }
+                auto* out = static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n;
+                store_global(out, static_cast<unsigned short>(rounded(T(), y)));
+            }
+        }
+    }
+
+    // Items [begin, end) of the layer. All warps meet at the end of every row block.
+    QAIG_MEMBER void run(int begin, int end) {
+        int copied = begin + warp;
+        for (int stage = 0; stage < kStages - 1; stage++, copied += kDecodeWarps) {
+            if (copied < end) {
+                start_copy(copied, stage);
+            }
+            commit_copies();
+        }
+        Operands<parts> operands;
+        int item = begin + warp, stage = 0;
+        if (item < end) {
+            load_operands(operands, item);
+        }
+        for (int row_block = begin / tiles, from = begin; from < end; row_block++) {
+            const int row_end = (row_block + 1) * tiles, to = row_end < end ? row_end : end;
+            Sums<parts> sums = {};
+            for (; item < to; item += kDecodeWarps) {
+                Operands<parts> next = operands;
+                if (item + kDecodeWarps < end) {
+                    load_operands(next, item + kDecodeWarps);
+                }
+                wait_copies<kStages - 2>();
+                if (copied < end) {  // into the stage that was multiplied last time
+                    start_copy(copied, stage == 0 ? kStages - 1 : stage - 1);
+                }
+                commit_copies();
+                copied += kDecodeWarps;
+                multiply_item(sums, stage, operands);
+                stage = stage == kStages - 1 ? 0 : stage + 1;
+                operands = next;
+            }
+            add_warps(sums);
+            const bool from_start = from + tiles == row_end;
+            if (warp == 0 && ((from_start && to == row_end) || add_blocks(sums, row_block, from_start))) {
+                store(sums, row_block);
+            }
+            from = to;
+        }
+    }
+};
+
+template <class T, int bits, int columns, int kernel_bits = bits>
+QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, long long start, int counter, int begin,
+                              int end, uint4* shared) {
+    const QaigLayer& l = d.layers[index];
+    const Shape s = shape_of(l);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint4* sums = shared;
+    uint4* ring = shared + decode_sum_bytes(columns) / 16 + warp * (decode_warp_bytes(kernel_bits) / 16);
+    LayerPart<T, bits, columns / 8> part = {d,
+                                            l,
+                                            line,
+                                            start,
+                                            d.counters + counter,
+                                            ring,
+                                            reinterpret_cast<float4*>(sums),
+                                            s.tiles(),
+                                            s.groups(),
+                                            s.units_per_group(),
+                                            warp,
+                                            lane,
+                                            lane / 4,
+                                            lane % 4};
+    part.run(begin, end);
+}
+
+// The kernel's body. `bits` of kMixed: each layer tells its own.
+template <class T, int bits, int columns>
+QAIG_DEVICE void decode(const QaigDecode& d) {
+    QAIG_DYNAMIC_SHARED(shared);
+    const Line line = line_of(d, gridDim.x);
+    const long long from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
+    long long start = 0;
+    int counter = 0;
+    for (int i = 0; i < d.layer_count; i++) {
+        const QaigLayer& l = d.layers[i];
+        const int begin = static_cast<int>(first_item(l, start, from)),
+                  end = static_cast<int>(first_item(l, start, to));
+        if (begin < end) {
+            if constexpr (bits != kMixed) {
+                decode_layer<T, bits, columns>(d, i, line, start, counter, begin, end, shared);
+            } else if (l.bits == 2) {
+                decode_layer<T, 2, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+            } else if (l.bits == 3) {
+                decode_layer<T, 3, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+            } else if (l.bits == 4) {
+                decode_layer<T, 4, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+            } else {
+                decode_layer<T, 8, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+            }
+        }
+        const Shape s = shape_of(l);
+        start += s.items() * l.bits;
+        counter += s.row_blocks();
+    }
+}
+
+}  // namespace cuda
+}  // namespace qaig
+
+#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                                          \
+    extern "C" __global__ void __launch_bounds__(128, columns == 8 ? 4 : 3) name(QAIG_ARGUMENT QaigDecode d) { \
+        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                                                \
+    }
+
+// The four decode kernels of one width. `width` is how names write it: w2, w3, w4, w8 or mixed.
+#define QAIG_DECODE_KERNELS(width, bits)                             \
+    QAIG_DECODE_KERNEL(qaig_decode_##width##_f16_m8, F16, bits, 8)   \
+    QAIG_DECODE_KERNEL(qaig_decode_##width##_f16_m16, F16, bits, 16) \
+    QAIG_DECODE_KERNEL(qaig_decode_##width##_bf16_m8, BF16, bits, 8) \
+    QAIG_DECODE_KERNEL(qaig_decode_##width##_bf16_m16, BF16, bits, 16)

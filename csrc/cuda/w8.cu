@@ -1,0 +1,6 @@
+// The kernels of 8-bit weights.
+#include "decode.h"
+#include "dequantize.h"
+
+QAIG_DECODE_KERNELS(w8, 8)
+QAIG_DEQUANTIZE_KERNEL(8)
