@@ -28,7 +28,7 @@ QAIG_DEVICE unsigned largest_in_block(unsigned v, unsigned* of_warps) {
 
 template <class T>
 QAIG_DEVICE void arrange(const QaigArrange& a) {
-    QAIG_SHARED unsigned of_warps[kArrangeThreads / 32];
+    QAIG_SHARED_ARRAY(unsigned, of_warps, kArrangeThreads / 32);
     const Shape s = {0, a.in_features, a.group_size, 0};
     const long long row = blockIdx.x;
     const auto* x = static_cast<const unsigned short*>(a.x) + row * a.in_features;

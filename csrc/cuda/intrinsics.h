@@ -30,7 +30,7 @@ struct BF16 {
 #define QAIG_MEMBER __device__ __forceinline__  // of a structure
 #define QAIG_ARGUMENT const __grid_constant__   // read where it lies, never copied
 #define QAIG_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
-#define QAIG_SHARED __shared__
+#define QAIG_SHARED_ARRAY(type, name, size) __shared__ type name[size]
 
 namespace qaig {
 namespace cuda {

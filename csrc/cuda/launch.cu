@@ -1,0 +1,243 @@
+// The C functions of kernels.h. The emulator compiles this file too.
+#include "kernels.h"
+#include "intrinsics.h"
+#include "schedule.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#endif
+
+#define QAIG_DECLARE(width)                                     \
+    extern "C" {                                                \
+    __global__ void qaig_decode_##width##_f16_m8(QaigDecode);   \
+    __global__ void qaig_decode_##width##_f16_m16(QaigDecode);  \
+    __global__ void qaig_decode_##width##_bf16_m8(QaigDecode);  \
+    __global__ void qaig_decode_##width##_bf16_m16(QaigDecode); \
+    }
+#define QAIG_LIST(width)                                                 \
+    {                                                                    \
+        {qaig_decode_##width##_f16_m8, qaig_decode_##width##_f16_m16},   \
+        {qaig_decode_##width##_bf16_m8, qaig_decode_##width##_bf16_m16}, \
+    }
+
+QAIG_DECLARE(w2)
+QAIG_DECLARE(w3)
+QAIG_DECLARE(w4)
+QAIG_DECLARE(w8)
+QAIG_DECLARE(mixed)
+extern "C" {
+__global__ void qaig_dequantize_w2(QaigDequantize);
+__global__ void qaig_dequantize_w3(QaigDequantize);
+__global__ void qaig_dequantize_w4(QaigDequantize);
+__global__ void qaig_dequantize_w8(QaigDequantize);
+__global__ void qaig_arrange_f16(QaigArrange);
+__global__ void qaig_arrange_bf16(QaigArrange);
+}
+
+namespace qaig {
+namespace cuda {
+namespace {
+
+using DecodeKernel = void (*)(QaigDecode);
+using DequantizeKernel = void (*)(QaigDequantize);
+
+constexpr DecodeKernel kDecode[5][2][2] = {QAIG_LIST(w2), QAIG_LIST(w3), QAIG_LIST(w4), QAIG_LIST(w8),
+                                           QAIG_LIST(mixed)};
+constexpr DequantizeKernel kDequantize[4] = {qaig_dequantize_w2, qaig_dequantize_w3, qaig_dequantize_w4,
+                                             qaig_dequantize_w8};
+
+constexpr int index_of(int bits) { return bits == kMixed ? 4 : bits == 8 ? 3 : bits - 2; }
+constexpr bool aligned(const void* p, unsigned long long bytes) {
+    return p && reinterpret_cast<unsigned long long>(p) % bytes == 0;
+}
+
+#if defined(__CUDACC__)
+
+int status_of(cudaError_t error) { return error == cudaSuccess ? QAIG_OK : QAIG_CUDA_ERROR + static_cast<int>(error); }
+
+template <class Argument>
+int launch(void (*kernel)(Argument), const Argument& argument, int grid_x, int grid_y, int threads, int shared,
+           void* stream) {
+    void* arguments[] = {const_cast<Argument*>(&argument)};
+    return status_of(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid_x, grid_y), dim3(threads),
+                                      arguments, shared, static_cast<cudaStream_t>(stream)));
+}
+
+#else
+
+template <class Argument>
+int launch(void (*kernel)(Argument), const Argument& argument, int grid_x, int grid_y, int threads, int shared, void*) {
+    static void (*running)(Argument);
+    running = kernel;
+    return emulator::launch([](const void* a) { running(*static_cast<const Argument*>(a)); }, &argument, grid_x, grid_y,
+                            threads, shared);
+}
+
+#endif
+
+bool has_sizes(int out_features, int in_features, int group_size, int bits) {
+    constexpr int kMost = 1 << 28;  // so that no number of slots overflows
+    return has_order(bits) && out_features >= 1 && out_features < kMost && in_features >= 1 && in_features < kMost &&
+           group_size >= 1 && in_features % group_size == 0 &&
+           static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
+}
+
+int check_decode(const QaigDecode* d) {
+    if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1 || d->rows > QAIG_MOST_ROWS) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    for (int i = 0; i < d->layer_count; i++) {
+        const QaigLayer& l = d->layers[i];
+        if (!has_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
+            return QAIG_BAD_ARGUMENT;
+        }
+        if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {
+            return QAIG_UNSUPPORTED;
+        }
+        if (shape_of(l).items() >= 1LL << 30) {
+            return QAIG_UNSUPPORTED;
+        }
+        if (!aligned(l.words, 16) || !aligned(l.scale, 16) || (l.zero && !aligned(l.zero, 8)) || !aligned(l.x, 16) ||
+            !aligned(l.y, 2) || l.x_stride % 8 || l.x_slots % 8 || l.x_slots < 0 || l.x_slots > l.x_stride ||
+            (l.bias && (l.bias_type < QAIG_F32 || l.bias_type > QAIG_BF16))) {
+            return QAIG_BAD_ARGUMENT;
+        }
+    }
+    return QAIG_OK;
+}
+
+long long items_of(const QaigDecode& d) {
+    long long items = 0;
+    for (int i = 0; i < d.layer_count; i++) {
+        items += shape_of(d.layers[i]).items();
+    }
+    return items;
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace qaig
+
+using namespace qaig::cuda;
+
+extern "C" {
+
+int qaig_cuda_decode_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
+    int processors = 0, capability = 0;
+    int status = check_decode(d);
+    if (status == QAIG_OK) {
+        status = qaig_cuda_device(&processors, &capability);
+    }
+    if (status != QAIG_OK) {
+        return status;
+    }
+    *partial_bytes = decode_partial_bytes(decode_grid(items_of(*d), processors), decode_columns(d->rows));
+    *counters = 0;
+    for (int i = 0; i < d->layer_count; i++) {
+        *counters += shape_of(d->layers[i]).row_blocks();
+    }
+    return QAIG_OK;
+}
+
+int qaig_cuda_decode(const QaigDecode* d, int type, void* stream) {
+    int processors = 0, capability = 0;
+    int status = check_decode(d);
+    if (status == QAIG_OK &&
+        ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->partials, 16) || !aligned(d->counters, 4))) {
+        status = QAIG_BAD_ARGUMENT;
+    }
+    if (status == QAIG_OK) {
+        status = qaig_cuda_device(&processors, &capability);
+    }
+    if (status != QAIG_OK) {
+        return status;
+    }
+    int bits = d->layers[0].bits;
+    for (int i = 1; i < d->layer_count; i++) {
+        bits = d->layers[i].bits == bits ? bits : kMixed;
+    }
+    const int columns = decode_columns(d->rows);
+    return launch(kDecode[index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d, decode_grid(items_of(*d), processors),
+                  1, kDecodeThreads, decode_shared_bytes(bits, columns), stream);
+}
+
+int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
+    if (!d || !has_sizes(d->out_features, d->in_features, d->group_size, d->bits) || d->start < 0 ||
+        d->start > d->stop || d->stop > d->out_features || d->scale_type < QAIG_F32 || d->scale_type > QAIG_BF16 ||
+        d->type < QAIG_F32 || d->type > QAIG_BF16 || !aligned(d->words, 16) || !aligned(d->scale, 2)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    if (d->start == d->stop) {
+        return QAIG_OK;
+    }
+    if (!aligned(d->out, 16)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    const Shape s = {d->out_features, d->in_features, d->group_size, d->bits};
+    const int rows = dequantize_grid_y(d->start, d->stop);
+    if (rows > 65535) {
+        return QAIG_UNSUPPORTED;
+    }
+    return launch(kDequantize[index_of(d->bits)], *d, dequantize_grid_x(s), rows, kDequantizeThreads, 0, stream);
+}
+
+int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
+    if (!a || a->rows < 1 || !has_sizes(1, a->in_features, a->group_size, 2) ||
+        (type != QAIG_F16 && type != QAIG_BF16) || a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() ||
+        !aligned(a->x, 2) || !aligned(a->out, 16)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);
+}
+
+#if defined(__CUDACC__)
+
+int qaig_cuda_device(int* processors, int* capability) {
+    constexpr int kMostDevices = 64;
+    static int known[kMostDevices][2];  // written with the same values by whoever comes first
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess && device < kMostDevices && known[device][0] > 0 && known[device][1] > 0) {
+        *processors = known[device][0], *capability = known[device][1];
+        return QAIG_OK;
+    }
+    int major = 0, minor = 0;
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    }
+    if (error != cudaSuccess) {
+        return status_of(error);
+    }
+    *capability = 10 * major + minor;
+    if (device < kMostDevices) {
+        known[device][1] = *capability, known[device][0] = *processors;
+    }
+    return QAIG_OK;
+}
+
+int qaig_cuda_capture(void* stream, unsigned long long* id) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    *id = 0;
+    const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capture, id);
+    if (capture != cudaStreamCaptureStatusActive) {
+        *id = 0;
+    }
+    return status_of(error);
+}
+
+const char* qaig_cuda_message(int status) {
+    return status == QAIG_OK             ? "no error"
+           : status == QAIG_BAD_ARGUMENT ? "sizes, pointers or alignments that do not fit together"
+           : status == QAIG_UNSUPPORTED  ? "sizes or types for which there is no kernel"
+           : status > QAIG_CUDA_ERROR    ? cudaGetErrorString(static_cast<cudaError_t>(status - QAIG_CUDA_ERROR))
+                                         : "unknown";
+}
+
+#endif
+}

@@ -1,0 +1,239 @@
+"""The CUDA kernels, compiled by g++ with the emulator, called through their C interface (csrc/cuda/kernels.h)."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from transformers_qaig.nn import cuda_order
+from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
+
+SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
+EMULATOR = Path(__file__).parent / "emulator"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("words", "scale", "zero", "bias", "x", "token_scale", "y")),
+        ("x_stride", ctypes.c_longlong),
+        *((name, ctypes.c_int) for name in ("x_slots", "out_features", "in_features", "group_size", "bits")),
+        *((name, ctypes.c_int) for name in ("scale_type", "bias_type", "reserved")),
+    ]
+
+
+class _Decode(ctypes.Structure):
+    _fields_ = [
+        ("partials", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("layer_count", ctypes.c_int),
+        ("layers", _Layer * 8),
+    ]
+
+
+class _Dequantize(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("words", "scale", "zero", "out")),
+        *((name, ctypes.c_int) for name in ("start", "stop", "out_features", "in_features", "group_size", "bits")),
+        *((name, ctypes.c_int) for name in ("scale_type", "type")),
+    ]
+
+
+class _Arrange(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "out", "token_scale")),
+        *((name, ctypes.c_int) for name in ("rows", "in_features", "group_size", "slots")),
+    ]
+
+
+@dataclass
+class Weight:
+    """A packed weight in both orders, and what it stands for."""
+
+    codes: Tensor
+    on_disk: tuple[Tensor, Tensor, Tensor | None]
+    words: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    out_features: int
+    in_features: int
+    bits: int
+    group_size: int
+    bias: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels of a group."""
+        return self.in_features // num_groups(self.in_features, self.group_size)
+
+
+def random_weight(
+    bits: int, out_features: int, in_features: int, group_size: int = -1, sym: bool = False,
+    dtype: torch.dtype = torch.float16, bias: torch.dtype | None = None,
+) -> Weight:  # fmt: skip
+    groups = num_groups(in_features, group_size)
+    codes = torch.randint(0, 2**bits, (out_features, in_features), dtype=torch.uint8)
+    scale = ((torch.rand(out_features, groups) + 0.1) * torch.randn(out_features, groups).sign() * 0.1).to(dtype)
+    zero = None if sym else torch.randint(0, 2**bits, (out_features, groups), dtype=torch.uint8)
+    added = None if bias is None else torch.randn(out_features).to(bias)
+    return make_weight(codes, scale, zero, bits, group_size, added)
+
+
+def make_weight(
+    codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, bias: Tensor | None = None
+) -> Weight:
+    out_features, in_features = codes.shape
+    on_disk = (pack(codes, bits), scale, None if zero is None else pack_zero_point(zero, bits))
+    words, sorted_scale, sorted_zero = cuda_order.from_disk(*on_disk, out_features, in_features, bits, group_size)
+    sorted_zero = None if zero is None else sorted_zero
+    return Weight(codes, on_disk, words, sorted_scale, sorted_zero, out_features, in_features, bits, group_size, bias)
+
+
+class Emulator:
+    """A compiled library. Kernels reach the tensors a call names, and nothing else."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.qaig_emulator_error.restype = ctypes.c_char_p
+
+    def seed(self, seed: int) -> None:
+        """Of the order in which threads and blocks run."""
+        self._library.qaig_emulator_seed(ctypes.c_ulonglong(seed))
+
+    def set_processors(self, count: int) -> None:
+        ctypes.c_int.in_dll(self._library, "qaig_emulator_processors").value = count
+
+    def decode(self, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
+        """x `[M, K]`, M at most 16, by each weight.
+
+        Raises:
+            RuntimeError: what the emulator found wrong.
+        """
+        rows = x.shape[0]
+        decode = _Decode(rows=rows, layer_count=len(weights))
+        results, keep, read, written = [], [], [], []
+        for layer, w in zip(decode.layers, weights):
+            inputs, token_scale = self._inputs(x, w, activation_bits)
+            y = torch.full((rows, w.out_features), torch.nan, dtype=x.dtype)
+            results.append(y)
+            keep += [inputs, token_scale]
+            read += [inputs, token_scale, w.words, w.scale, w.zero, w.bias]
+            written.append(y)
+            layer.words, layer.scale, layer.y, layer.x = (t.data_ptr() for t in (w.words, w.scale, y, inputs))
+            layer.zero = None if w.zero is None else w.zero.data_ptr()
+            layer.token_scale = None if token_scale is None else token_scale.data_ptr()
+            layer.x_stride, layer.x_slots = inputs.stride(0), inputs.shape[1]
+            layer.out_features, layer.in_features, layer.group_size = w.out_features, w.in_features, w.channels
+            layer.bits, layer.scale_type = w.bits, TYPES[w.scale.dtype]
+            if w.bias is not None:
+                layer.bias, layer.bias_type = w.bias.data_ptr(), TYPES[w.bias.dtype]
+        partial_bytes, counter_count = ctypes.c_longlong(), ctypes.c_longlong()
+        self._check(
+            self._library.qaig_cuda_decode_workspace(
+                ctypes.byref(decode), ctypes.byref(partial_bytes), ctypes.byref(counter_count)
+            )
+        )
+        partials = torch.full((partial_bytes.value // 4,), torch.nan)
+        counters = torch.zeros(counter_count.value, dtype=torch.int32)
+        decode.partials, decode.counters = partials.data_ptr(), counters.data_ptr()
+        for _ in range(launches):
+            self._allow(read, [*written, partials, counters])
+            self._check(self._library.qaig_cuda_decode(ctypes.byref(decode), TYPES[x.dtype], None))
+            assert not counters.any(), "the counters are not zero after the launch"
+        return results
+
+    def dequantize(self, w: Weight, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) in `dtype`. Raises as `decode` does."""
+        stop = w.out_features if stop is None else stop
+        out = torch.full((stop - start, w.in_features), torch.nan, dtype=dtype)
+        arguments = _Dequantize(
+            w.words.data_ptr(), w.scale.data_ptr(), None if w.zero is None else w.zero.data_ptr(), out.data_ptr(),
+            start, stop, w.out_features, w.in_features, w.channels, w.bits, TYPES[w.scale.dtype], TYPES[dtype],
+        )  # fmt: skip
+        self._allow([w.words, w.scale, w.zero], [out])
+        self._check(self._library.qaig_cuda_dequantize(ctypes.byref(arguments), None))
+        return out
+
+    def arrange(self, x: Tensor, group_size: int, activation_bits: int) -> tuple[Tensor, Tensor | None]:
+        """x in slot order and, with 8 bits, as integers with each row's scale. Raises as `decode` does."""
+        rows, in_features = x.shape
+        groups = num_groups(in_features, group_size)
+        channels = in_features // groups
+        slots = -(-groups * -(-channels // 32) // 2) * 64
+        out = torch.full((rows, slots), torch.nan, dtype=x.dtype)
+        token_scale = torch.full((rows,), torch.nan) if activation_bits == 8 else None
+        arguments = _Arrange(
+            x.data_ptr(), out.data_ptr(), None if token_scale is None else token_scale.data_ptr(),
+            rows, in_features, channels, slots,
+        )  # fmt: skip
+        self._allow([x], [out, token_scale])
+        self._check(self._library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
+        return out, token_scale
+
+    def _inputs(self, x: Tensor, w: Weight, activation_bits: int) -> tuple[Tensor, Tensor | None]:
+        in_channel_order = w.channels == w.in_features or w.channels % 32 == 0
+        if in_channel_order and w.in_features % 8 == 0 and activation_bits == 16:
+            return x, None
+        return self.arrange(x, w.group_size, activation_bits)
+
+    def _allow(self, read: list[Tensor | None], written: list[Tensor | None]) -> None:
+        self._library.qaig_emulator_forbid_all()
+        for tensors, writable in ((read, 0), (written, 1)):
+            for tensor in tensors:
+                if tensor is not None:
+                    size = ctypes.c_longlong(tensor.numel() * tensor.element_size())
+                    self._library.qaig_emulator_allow(ctypes.c_void_p(tensor.data_ptr()), size, writable)
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(f"status {status}: {self._library.qaig_emulator_error().decode()}")
+
+
+def build(sources: Path = SOURCES, files: tuple[str, ...] = ("*.cu",)) -> Emulator:
+    """Compiles the kernels below `sources` for the emulator, or takes what an earlier run compiled from the same.
+
+    Raises:
+        subprocess.CalledProcessError: if something does not compile.
+    """
+    digest = hashlib.sha256(" ".join([str(COMPILER), *_FLAGS]).encode())
+    for path in sorted([*sources.glob("*"), *EMULATOR.glob("*")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
+    folder = cache / "emulator" / digest.hexdigest()[:20]
+    library = folder / "kernels.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not library.is_file():
+            _compile(sources, folder)
+    return Emulator(library)
+
+
+def _compile(sources: Path, folder: Path) -> None:
+    commands = []
+    for path in [*sorted(sources.glob("*.cu")), EMULATOR / "machine.cpp"]:
+        target = folder / f"{path.name}.o"
+        includes = [f"-I{sources}", f"-I{EMULATOR}"]
+        commands.append([COMPILER, *_FLAGS, *includes, "-x", "c++", "-c", str(path), "-o", str(target)])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
+    objects = [command[-1] for command in commands]
+    linked = folder / "linked.so"
+    _run([COMPILER, "-shared", *objects, "-o", str(linked)])
+    for name in objects:
+        Path(name).unlink()
+    linked.replace(folder / "kernels.so")
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
