@@ -87,6 +87,11 @@ def library_path() -> Path | None:
     return _load().path
 
 
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, for the few C functions they export; None if there are none."""
+    return _load().library
+
+
 def origin() -> str | None:
     """How the compiled kernels came to be: "prebuilt" or "built at first use"; None without them."""
     return _load().origin

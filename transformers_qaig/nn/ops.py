@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import extension
-from . import reference
-from .packing import CPU_ORDER, ON_DISK, SCALE_DTYPES, packed_shapes
+from .. import cuda, extension
+from . import cuda_order, reference
+from .packing import CPU_ORDER, CUDA_ORDER, ON_DISK, SCALE_DTYPES, packed_shapes
 
 _LIBRARY = torch.library.Library("qaig", "DEF")
 for _name in ("linear", "linear_reference"):
@@ -43,13 +43,14 @@ _LIBRARY.define(
     "int group_size, int layout, int start, int stop) -> Tensor"
 )
 
-_ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_FEATURES = 1 << 28
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def linear(x: Tensor, *args: Any) -> Tensor:
-    """`qaig::linear` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
-    if x.device.type == "cpu" and extension.load():
+    """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
+    if _load_kernels(x, "linear"):
         return torch.ops.qaig.linear(x, *args)
     return linear_reference(x, *args)
 
@@ -90,12 +91,11 @@ def linear_reference(
         ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
         NotImplementedError: for `signs`, `activation_bits` or `layout` the reference cannot handle.
     """
-    if activation_bits not in (8, 16):
-        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
-    _check_activation("x", x)
-    _check_weight(x, packed, scale, zero, signs, out_features, x.shape[-1], bits, group_size, layout)
+    check_options(signs, activation_bits)
+    check_activation("x", x)
+    _check_weight(x, packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
     if bias is not None:
-        _check_tensor("bias", bias, (out_features,), _ACTIVATION_DTYPES, x)
+        check_tensor("bias", bias, (out_features,), ACTIVATION_DTYPES, x)
     weight = reference.Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
     return reference.linear(x, weight, bias, activation_bits)
 
@@ -106,9 +106,15 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
     float64 where compiled kernels answer.
     """
-    if x.device.type == "cpu" and extension.load():
+    if _load_kernels(x, "linear_many"):
         return torch.ops.qaig.linear_many(x, *args)
+    return linear_many_reference(x, *args)
+
+
+def linear_many_reference(x: Tensor, *args: Any) -> list[Tensor]:
+    """`qaig::linear_many` in plain torch."""
     *layers, activation_bits, layout = args
+    check_lists(*layers)
     return [
         linear_reference(x, packed, scale, zero, bias, None, out_features, bits, group_size, activation_bits, layout)
         for packed, scale, zero, bias, out_features, bits, group_size in zip(*layers, strict=True)
@@ -127,14 +133,34 @@ def linear_grad_input(
     layout: int,
 ) -> Tensor:
     """`qaig::linear_grad_input`, reference kernel: grad @ W, `[..., N]` to `[..., K]`. Arguments as in `linear`."""
-    _check_activation("grad", grad)
-    _check_weight(grad, packed, scale, zero, signs, grad.shape[-1], in_features, bits, group_size, layout)
+    check_activation("grad", grad)
+    check_options(signs)
+    _check_weight(grad, packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     weight = reference.Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     return reference.linear_grad_input(grad, weight)
 
 
-def _check_activation(name: str, x: Tensor) -> None:
-    if x.dim() == 0 or x.dtype not in _ACTIVATION_DTYPES:
+def _load_kernels(x: Tensor, op: str) -> bool:
+    """Loads the kernels for the device of x. Returns whether they have this operator, and were not there before."""
+    if x.device.type == "cpu":
+        return extension.load()
+    return x.device.type == "cuda" and cuda.load(x.device) and cuda.has_operator(op)
+
+
+def check_options(signs: Tensor | None, activation_bits: int = 16) -> None:
+    if signs is not None:
+        raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
+    if activation_bits not in (8, 16):
+        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
+
+
+def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
+    if any(len(other) != len(packed) for other in others):
+        raise ValueError("packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer")
+
+
+def check_activation(name: str, x: Tensor) -> None:
+    if x.dim() == 0 or x.dtype not in ACTIVATION_DTYPES:
         raise ValueError(
             f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
         )
@@ -145,7 +171,6 @@ def _check_weight(
     packed: Tensor,
     scale: Tensor,
     zero: Tensor | None,
-    signs: Tensor | None,
     out_features: int,
     in_features: int,
     bits: int,
@@ -153,8 +178,9 @@ def _check_weight(
     layout: int,
 ) -> None:
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
-    if signs is not None:
-        raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
+    if layout == CUDA_ORDER and x.device.type == packed.device.type == "cuda":
+        check_cuda_weight(x, packed, scale, zero, out_features, in_features, bits, group_size)
+        return
     if layout == CPU_ORDER and x.device.type == packed.device.type == "cpu" and extension.load():
         return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
     if layout != ON_DISK:
@@ -162,16 +188,44 @@ def _check_weight(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
             "layer in the CPU's order is brought to another device by `to`, which restores that order first"
         )
+    _check_sizes(out_features, in_features)
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
-    _check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
-    _check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
+    check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
+    check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
     if zero is not None:
-        _check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
+        check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
 
 
-def _check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor
+def check_cuda_weight(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
 ) -> None:
+    """As `_check_weight`, for tensors in CUDA order."""
+    _check_sizes(out_features, in_features)
+    if bits not in cuda_order.BITS:
+        raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
+    words, rows = cuda_order.shapes(out_features, in_features, bits, group_size)
+    check_tensor("packed", packed, words, (torch.int32,), x)
+    check_tensor("scale", scale, rows, SCALE_DTYPES, x)
+    if zero is not None:
+        check_tensor("zero", zero, rows, (torch.uint8,), x)
+
+
+def _check_sizes(out_features: int, in_features: int) -> None:
+    """Kernels count in 32 bits, padding included."""
+    if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
+        raise ValueError(
+            f"out_features and in_features must be positive and below 2^28, got {out_features} and {in_features}"
+        )
+
+
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")

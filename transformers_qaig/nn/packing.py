@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MIN_BITS, MAX_BITS = 2, 8
-ON_DISK, CPU_ORDER = 0, 1  # orders of the packed tensors: this module's, and that of csrc/cpu/layout.h
+ON_DISK, CPU_ORDER, CUDA_ORDER = 0, 1, 2  # this module's order, and those of csrc/cpu/layout.h, csrc/cuda/layout.h
 CPU_ORDER_BITS = (2, 3, 4, 8)
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHUNK_CODES = 1 << 21  # codes handled at once, so that temporaries stay small whatever the size of the weight
