@@ -34,7 +34,7 @@ def run(tmp_path: Path, body: str) -> list[list[int]]:
     """What a program prints that includes the header and has `body` as its main function: lines of integers."""
     source, program = tmp_path / "main.cpp", tmp_path / "main"
     source.write_text(
-        '#include <cstddef>\n#include <cstdio>\n#include "cuda/kernels.h"\n'
+        '#include <cstddef>\n#include <cstdio>\n#include "cuda/kernels.h"\n#include "cuda/tuning.h"\n'
         "using namespace qaig::cuda;\n"
         'template <class... T> void say(T... v) { ((printf("%lld ", static_cast<long long>(v))), ...); puts(""); }\n'
         f"int main() {{\n{body}\n}}\n"
@@ -127,3 +127,12 @@ def test_shapes_are_those_of_the_order(s):
     words, rows = cuda_order.shapes(s.out_features, s.in_features, s.bits, s.group_size)
     assert words == (s.row_blocks, s.tiles, s.bits, 32, 4)
     assert rows == (s.row_blocks, s.groups, interface.BLOCK_ROWS)
+
+
+def test_tunings(tmp_path):
+    body = (
+        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.chunk_bytes);\n"
+        "for (int c : {75, 80, 87, 90, 103, 121}) say(tuning_for(c).capability);"
+    )
+    capabilities = [[interface.tuning_for(c).capability] for c in (75, 80, 87, 90, 103, 121)]
+    assert run(tmp_path, body) == [list(t) for t in interface.TUNINGS] + capabilities

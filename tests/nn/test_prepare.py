@@ -9,7 +9,7 @@ from torch import nn
 from tests.nn.test_cpu_kernels import random_layer
 from transformers_qaig import extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.packing import CPU_ORDER, CPU_ORDER_BITS, ON_DISK, unpack, unpack_zero_point
+from transformers_qaig.nn.packing import CPU_ORDER, KERNEL_BITS, ON_DISK, unpack, unpack_zero_point
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 
@@ -45,7 +45,7 @@ def slot_bits(bits, slot):
     return [(word, 8 * byte + bit) for word, bit in places]
 
 
-@pytest.mark.parametrize("bits", CPU_ORDER_BITS)
+@pytest.mark.parametrize("bits", KERNEL_BITS)
 @pytest.mark.parametrize(("in_features", "group_size"), [(64, 32), (114, 57), (40, -1)])
 def test_the_order_is_the_one_described(bits, in_features, group_size):
     layer = random_layer(bits, group_size, out_features=20, in_features=in_features)
@@ -75,7 +75,7 @@ def test_the_order_is_the_one_described(bits, in_features, group_size):
             assert torch.equal(layer.weight_zero_point[tile, :, lane], zero[row])
 
 
-@pytest.mark.parametrize("bits", CPU_ORDER_BITS)
+@pytest.mark.parametrize("bits", KERNEL_BITS)
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_state_dict_is_on_disk_order_bit_by_bit(bits, sym, dtype):

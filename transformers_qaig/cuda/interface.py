@@ -1,10 +1,11 @@
-"""`csrc/cuda/kernels.h` and `layout.h` in Python: the kernels' arguments, byte by byte, and the rules of a launch.
+"""`csrc/cuda/kernels.h`, `layout.h` and `tuning.h` in Python: the kernels' arguments, byte by byte, and the rules of a launch.
 
 The names are theirs. tests/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
 """
 
 import ctypes
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -131,6 +132,29 @@ class Shape:
     def in_channel_order(self) -> bool:
         """Whether slot i is channel i."""
         return self.groups == 1 or self.group_size % UNIT_SLOTS == 0
+
+
+class Tuning(NamedTuple):
+    """A row of `kTunings`."""
+
+    capability: int
+    most_decode_rows: int
+    chunk_bytes: int
+
+
+TUNINGS = (
+    Tuning(0, 32, 2 << 20),
+    Tuning(80, 48, 16 << 20),
+    Tuning(86, 32, 3 << 20),
+    Tuning(89, 48, 16 << 20),
+    Tuning(90, 48, 24 << 20),
+    Tuning(100, 48, 32 << 20),
+    Tuning(120, 48, 32 << 20),
+)
+
+
+def tuning_for(capability: int) -> Tuning:
+    return [t for t in TUNINGS if t.capability <= capability][-1]
 
 
 def decode_columns(rows: int) -> int:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .packing import num_groups, pack, row_chunks, unpack, unpack_zero_point
 
-BITS = (2, 3, 4, 8)
 _BLOCK_ROWS, _TILE_SLOTS, _UNIT_SLOTS = 64, 64, 32
 _PAIRS = 16  # of one lane in one row tile
 

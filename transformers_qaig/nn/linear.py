@@ -6,11 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import extension
-from . import ops  # noqa: F401  (registers torch.ops.qaig)
+from . import ops
 from .packing import (
-    CPU_ORDER,
-    CPU_ORDER_BITS,
     ON_DISK,
     SCALE_DTYPES,
     num_groups,
@@ -180,12 +177,11 @@ class QAIGLinear(nn.Module):
             return True
         hook = getattr(self, "_hf_hook", None)
         offloaded = any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
-        if self.weight_packed.device.type != "cpu" or self.bits not in CPU_ORDER_BITS or offloaded:
-            return False
-        if not extension.load():
+        layout = ON_DISK if offloaded else ops.kernel_layout(self.weight_packed.device, self.bits)
+        if layout == ON_DISK:
             return False
         packed, scale, zero = torch.ops.qaig.repack(*self._weight())
-        self._replace_packed(packed, scale, zero, CPU_ORDER)
+        self._replace_packed(packed, scale, zero, layout)
         return True
 
     def unprepare(self) -> None:

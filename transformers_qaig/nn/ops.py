@@ -4,8 +4,8 @@ Python owns the schema. A backend adds its kernel for a device with `TORCH_LIBRA
 none did, the plain-torch reference answers. All rules below hold for any backend. The CPU's kernels are compiled
 (`csrc/`) and loaded when they are first needed.
 
-`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER`, which is described in
-`csrc/cpu/layout.h` and which `repack` makes and undoes.
+`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER`, which are described in
+`csrc/cpu/layout.h` and `csrc/cuda/layout.h`, and which `repack` makes and undoes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import cuda, extension
 from . import cuda_order, reference
-from .packing import CPU_ORDER, CUDA_ORDER, ON_DISK, SCALE_DTYPES, packed_shapes
+from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, SCALE_DTYPES, packed_shapes
 
 _LIBRARY = torch.library.Library("qaig", "DEF")
 for _name in ("linear", "linear_reference"):
@@ -44,13 +44,13 @@ _LIBRARY.define(
 )
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MOST_FEATURES = 1 << 28
+_MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding included
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def linear(x: Tensor, *args: Any) -> Tensor:
     """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
-    if _load_kernels(x, "linear"):
+    if _load_kernels(x.device) and _has_kernel("linear", x.device):
         return torch.ops.qaig.linear(x, *args)
     return linear_reference(x, *args)
 
@@ -82,7 +82,7 @@ def linear_reference(
         group_size (`int`): input channels per group, or -1 for one group per row.
         activation_bits (`int`): 16: x is used as it is; 8: each token is rounded to 8 bits, as in
             `reference.round_activations`.
-        layout (`int`): `ON_DISK`, or `CPU_ORDER` with the shapes that `repack` gives.
+        layout (`int`): `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER` with the shapes that `repack` gives.
 
     Returns:
         `Tensor`: `[..., N]`, contiguous, dtype of x.
@@ -106,13 +106,8 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
     float64 where compiled kernels answer.
     """
-    if _load_kernels(x, "linear_many"):
+    if _load_kernels(x.device) and _has_kernel("linear_many", x.device):
         return torch.ops.qaig.linear_many(x, *args)
-    return linear_many_reference(x, *args)
-
-
-def linear_many_reference(x: Tensor, *args: Any) -> list[Tensor]:
-    """`qaig::linear_many` in plain torch."""
     *layers, activation_bits, layout = args
     check_lists(*layers)
     return [
@@ -140,11 +135,49 @@ def linear_grad_input(
     return reference.linear_grad_input(grad, weight)
 
 
-def _load_kernels(x: Tensor, op: str) -> bool:
-    """Loads the kernels for the device of x. Returns whether they have this operator, and were not there before."""
-    if x.device.type == "cpu":
-        return extension.load()
-    return x.device.type == "cuda" and cuda.load(x.device) and cuda.has_operator(op)
+def kernel_layout(device: torch.device, bits: int) -> int:
+    """The order that the kernels of a device read: `CPU_ORDER`, `CUDA_ORDER` or, where there are none, `ON_DISK`."""
+    layout = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER}.get(device.type, ON_DISK)
+    if layout == ON_DISK or bits not in KERNEL_BITS or not _load_kernels(device):
+        return ON_DISK
+    return layout if _has_kernel("linear", device) else ON_DISK
+
+
+def _load_kernels(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return cuda.load(device)
+    return device.type == "cpu" and extension.load()
+
+
+def _has_kernel(op: str, device: torch.device) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", device.type.upper())
+
+
+def repack_cuda(
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+    layout: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`qaig::repack` on CUDA devices: the on-disk order to `CUDA_ORDER`, or back. Arguments as in `cuda_order`.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device.
+    """
+    sizes = (out_features, in_features, bits, group_size)
+    if bits not in KERNEL_BITS:
+        raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
+    if layout == ON_DISK:
+        _check_on_disk(packed, packed, scale, zero, *sizes)
+        return cuda_order.from_disk(packed, scale, zero, *sizes)
+    if layout != CUDA_ORDER:
+        raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_ORDER}")
+    check_cuda_order(packed, packed, scale, zero, *sizes)
+    return cuda_order.to_disk(packed, scale, zero, *sizes)
 
 
 def check_options(signs: Tensor | None, activation_bits: int = 16) -> None:
@@ -178,25 +211,17 @@ def _check_weight(
     layout: int,
 ) -> None:
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
-    if layout == CUDA_ORDER and x.device.type == packed.device.type == "cuda":
-        check_cuda_weight(x, packed, scale, zero, out_features, in_features, bits, group_size)
-        return
-    if layout == CPU_ORDER and x.device.type == packed.device.type == "cpu" and extension.load():
+    if layout != ON_DISK and x.device == packed.device and layout == kernel_layout(x.device, bits):
         return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
     if layout != ON_DISK:
         raise NotImplementedError(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
-            "layer in the CPU's order is brought to another device by `to`, which restores that order first"
+            "layer in a device's own order is brought to another device by `to`, which restores that order first"
         )
-    _check_sizes(out_features, in_features)
-    shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
-    check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
-    check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
-    if zero is not None:
-        check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
+    _check_on_disk(x, packed, scale, zero, out_features, in_features, bits, group_size)
 
 
-def check_cuda_weight(
+def _check_on_disk(
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -206,23 +231,40 @@ def check_cuda_weight(
     bits: int,
     group_size: int,
 ) -> None:
-    """As `_check_weight`, for tensors in CUDA order."""
-    _check_sizes(out_features, in_features)
-    if bits not in cuda_order.BITS:
+    shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
+    check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
+    check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
+    if zero is not None:
+        check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
+
+
+def check_cuda_order(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+) -> None:
+    """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device.
+    """
+    if bits not in KERNEL_BITS:
         raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
+    if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
+        raise ValueError(
+            "the CUDA kernels take positive out_features and in_features below 2^24, got "
+            f"{out_features} and {in_features}"
+        )
     words, rows = cuda_order.shapes(out_features, in_features, bits, group_size)
     check_tensor("packed", packed, words, (torch.int32,), x)
     check_tensor("scale", scale, rows, SCALE_DTYPES, x)
     if zero is not None:
         check_tensor("zero", zero, rows, (torch.uint8,), x)
-
-
-def _check_sizes(out_features: int, in_features: int) -> None:
-    """Kernels count in 32 bits, padding included."""
-    if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
-        raise ValueError(
-            f"out_features and in_features must be positive and below 2^28, got {out_features} and {in_features}"
-        )
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
@@ -242,6 +284,7 @@ _LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_reference", linear_reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_many", linear_many, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_grad_input", linear_grad_input, "CompositeExplicitAutograd")
+_LIBRARY.impl("repack", repack_cuda, "CUDA")
 
 
 @torch.library.register_fake("qaig::linear", lib=_LIBRARY)

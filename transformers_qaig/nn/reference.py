@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packing import CPU_ORDER, row_chunks, unpack, unpack_zero_point
+from .packing import ON_DISK, row_chunks, unpack, unpack_zero_point
 
 LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, is not rounded to 8 bits
 
@@ -36,7 +36,7 @@ class Weight(NamedTuple):
     def rows(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
         """Yields `(start, stop, W[start:stop])` in `dtype` until every row has come."""
         chunks = row_chunks(self.out_features, self.in_features)
-        if self.layout == CPU_ORDER:
+        if self.layout != ON_DISK:
             for start, stop in chunks:
                 yield start, stop, torch.ops.qaig.dequantize(*self, start, stop).to(dtype)
             return

@@ -1,0 +1,389 @@
+// The CUDA kernels of torch.ops.qaig, as ops.cpp is for the CPU. Empty in a library that is built without nvcc.
+//
+// QAIG_EMULATED is how tests compile this file: the kernels then run on the emulator and the tensors are the CPU's.
+#if defined(QAIG_CUDA_ARCHS) || defined(QAIG_EMULATED)
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#if !defined(QAIG_EMULATED)
+#include <dlfcn.h>
+#endif
+
+#include "checks.h"
+#include "cuda/kernels.h"
+#include "cuda/tuning.h"
+
+namespace qaig {
+namespace {
+
+constexpr int64_t kCudaOrder = 2;
+
+// -- torch's device and stream
+
+#if defined(QAIG_EMULATED)
+
+struct Device {
+    explicit Device(const Tensor&) {}
+    int index = kCpu;
+    void* stream = nullptr;
+};
+
+#else
+
+// The stable ABI has no name for the current stream that a library can link to without CUDA: it is looked up in the
+// libraries of a torch that has it.
+void* current_stream(int device) {
+    using Function = AOTITorchError (*)(int32_t, void**);
+    static const auto function = [] {
+        void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+        return reinterpret_cast<Function>(
+            dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+    }();
+    STD_TORCH_CHECK(function, "this torch has no aoti_torch_get_current_cuda_stream: is it built with CUDA?");
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(function(device, &stream));
+    return stream;
+}
+
+// The device of a tensor, current as long as this lives.
+struct Device {
+    explicit Device(const Tensor& t) : index(t.get_device()), guard(index), stream(current_stream(index)) {}
+    int index;
+    torch::stable::accelerator::DeviceGuard guard;
+    void* stream;
+};
+
+#endif
+
+void check_status(int status, const char* what) {
+    STD_TORCH_CHECK(status == QAIG_OK, what, " failed: ", qaig_cuda_message(status));
+}
+
+// -- arguments
+
+int type_of(ScalarType type) {
+    return type == ScalarType::Half ? QAIG_F16 : type == ScalarType::BFloat16 ? QAIG_BF16 : QAIG_F32;
+}
+
+// Contiguous, and where kernels can read 16 bytes at once.
+Tensor as_aligned(const Tensor& t) {
+    const Tensor c = as_contiguous(t);
+    return reinterpret_cast<uintptr_t>(c.const_data_ptr()) % 16 ? torch::stable::clone(c) : c;
+}
+
+// A packed weight whose tensors were checked; holds what it points to.
+struct PackedWeight {
+    PackedWeight(const Tensor& packed, const Tensor& scale_, const Optional& zero_, int64_t out_features,
+                 int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int device) {
+        const int64_t channels = checked_group(out_features, in_features, bits, group_size);
+        STD_TORCH_CHECK(layout == kCudaOrder, "layout=", layout,
+                        " belongs to another backend: the CUDA kernels read 2 (their own)");
+        STD_TORCH_CHECK(cuda::has_order(static_cast<int>(bits)), "layout=2 is for 2, 3, 4 and 8 bits, got bits=", bits);
+        constexpr int64_t kMost = 1 << 24;
+        STD_TORCH_CHECK(out_features < kMost && in_features < kMost,
+                        "the CUDA kernels take out_features and in_features below 2^24, got ", out_features, " and ",
+                        in_features);
+        shape = {static_cast<int>(out_features), static_cast<int>(in_features), static_cast<int>(channels),
+                 static_cast<int>(bits)};
+        const int64_t blocks = shape.row_blocks(), groups = shape.groups();
+        check_tensor("packed", packed, {blocks, shape.tiles(), bits, 32, 4}, {ScalarType::Int}, device);
+        check_tensor("scale", scale_, {blocks, groups, cuda::kBlockRows},
+                     {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float}, device);
+        if (zero_) {
+            check_tensor("zero", *zero_, {blocks, groups, cuda::kBlockRows}, {ScalarType::Byte}, device);
+            zero = as_aligned(*zero_);
+        }
+        words = as_aligned(packed);
+        scale = as_aligned(scale_);
+    }
+
+    const unsigned char* zeros() const {
+        return zero ? static_cast<const unsigned char*>(zero->const_data_ptr()) : nullptr;
+    }
+
+    cuda::Shape shape;
+    Tensor words, scale;
+    Optional zero;
+};
+
+Optional checked_bias(const Optional& bias, int64_t out_features, int device) {
+    if (!bias) {
+        return std::nullopt;
+    }
+    check_tensor("bias", *bias, {out_features},
+                 {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double}, device);
+    return as_contiguous(bias->scalar_type() == ScalarType::Double ? torch::stable::to(*bias, ScalarType::Float)
+                                                                   : *bias);
+}
+
+// -- decode: few rows
+
+// Counters of decode launches, zero before and after each. One buffer for each stream, and for each capture of a stream
+// into a CUDA graph, whose memory is the graph's: launches that share one run one after the other. They are small, and
+// a graph may be replayed as long as the process lives, so they are never given back.
+unsigned* counters_for(const Tensor& like, const Device& device, int64_t count) {
+    static auto& known = *new std::map<std::tuple<int, void*, unsigned long long>, std::vector<Tensor>>;
+    static auto& mutex = *new std::mutex;
+    constexpr int64_t kLeast = 4096;
+    unsigned long long capture = 0;
+    check_status(qaig_cuda_capture(device.stream, &capture), "asking about the stream");
+    const std::lock_guard<std::mutex> lock(mutex);
+    auto& buffers = known[{device.index, device.stream, capture}];
+    if (buffers.empty() || buffers.back().numel() < count) {
+        buffers.push_back(torch::stable::new_zeros(like, {std::max(count, kLeast)}, ScalarType::Int));
+    }
+    return static_cast<unsigned*>(buffers.back().mutable_data_ptr());
+}
+
+// x as the kernels read it.
+struct Input {
+    Tensor x, token_scale;
+    int64_t stride, slots;
+    bool rounded;
+};
+
+Input input_for(const Tensor& x, const cuda::Shape& shape, bool round, const Device& device) {
+    const int64_t rows = x.size(0);
+    const bool in_order = shape.in_channel_order();
+    if (in_order && shape.in_features % 8 == 0 && !round) {
+        return {as_aligned(x), Tensor(), shape.in_features, shape.in_features, false};
+    }
+    const cuda::Shape order = {1, shape.in_features, in_order ? shape.in_features : shape.group_size, 2};
+    Input input = {torch::stable::new_empty(x, {rows, order.slots()}), Tensor(), order.slots(), order.slots(), round};
+    if (round) {
+        input.token_scale = torch::stable::new_empty(x, {rows}, ScalarType::Float);
+    }
+    const QaigArrange arguments = {x.const_data_ptr(),
+                                   input.x.mutable_data_ptr(),
+                                   round ? static_cast<float*>(input.token_scale.mutable_data_ptr()) : nullptr,
+                                   static_cast<int>(rows),
+                                   order.in_features,
+                                   order.group_size,
+                                   order.slots()};
+    check_status(qaig_cuda_arrange(&arguments, type_of(x.scalar_type()), device.stream), "arranging x");
+    return input;
+}
+
+struct Layer {
+    const PackedWeight* weight;
+    const Optional* bias;
+    Tensor y;  // [rows][out_features]
+};
+
+// All layers in as few launches as possible, for each 16 rows of x [rows][in_features].
+void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const Device& device) {
+    const int64_t rows = x.size(0), size = x.element_size();
+    std::map<int, Input> inputs;  // by what decides the order of slots
+    for (const Layer& l : layers) {
+        const cuda::Shape& s = l.weight->shape;
+        const int key = s.in_channel_order() ? 0 : s.group_size;
+        if (!inputs.count(key)) {
+            inputs.emplace(key, input_for(x, s, round, device));
+        }
+    }
+    for (int64_t row = 0; row < rows; row += QAIG_MOST_ROWS) {
+        for (size_t first = 0; first < layers.size(); first += QAIG_MOST_LAYERS) {
+            QaigDecode arguments = {};
+            arguments.rows = static_cast<int>(std::min<int64_t>(QAIG_MOST_ROWS, rows - row));
+            arguments.layer_count = static_cast<int>(std::min<size_t>(QAIG_MOST_LAYERS, layers.size() - first));
+            for (int i = 0; i < arguments.layer_count; i++) {
+                const Layer& l = layers[first + i];
+                const PackedWeight& w = *l.weight;
+                const Input& in = inputs.at(w.shape.in_channel_order() ? 0 : w.shape.group_size);
+                QaigLayer& to = arguments.layers[i];
+                to.words = w.words.const_data_ptr();
+                to.scale = w.scale.const_data_ptr();
+                to.zero = w.zeros();
+                to.x = static_cast<const char*>(in.x.const_data_ptr()) + row * in.stride * size;
+                to.y = static_cast<char*>(l.y.mutable_data_ptr()) + row * w.shape.out_features * size;
+                if (in.rounded) {
+                    to.token_scale = static_cast<const float*>(in.token_scale.const_data_ptr()) + row;
+                }
+                if (*l.bias) {
+                    to.bias = (*l.bias)->const_data_ptr();
+                    to.bias_type = type_of((*l.bias)->scalar_type());
+                }
+                to.x_stride = in.stride;
+                to.x_slots = static_cast<int>(in.slots);
+                to.out_features = w.shape.out_features;
+                to.in_features = w.shape.in_features;
+                to.group_size = w.shape.group_size;
+                to.bits = w.shape.bits;
+                to.scale_type = type_of(w.scale.scalar_type());
+            }
+            long long partial_bytes = 0, counters = 0;
+            check_status(qaig_cuda_decode_workspace(&arguments, &partial_bytes, &counters), "planning a product");
+            const Tensor partials =
+                torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
+            arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
+            arguments.counters = counters_for(x, device, counters);
+            check_status(qaig_cuda_decode(&arguments, type_of(x.scalar_type()), device.stream), "a product");
+        }
+    }
+}
+
+// -- many rows
+
+void dequantize_rows(const PackedWeight& w, int64_t start, int64_t stop, const Tensor& out, const Device& device) {
+    const QaigDequantize arguments = {w.words.const_data_ptr(),
+                                      w.scale.const_data_ptr(),
+                                      w.zeros(),
+                                      out.mutable_data_ptr(),
+                                      static_cast<int>(start),
+                                      static_cast<int>(stop),
+                                      w.shape.out_features,
+                                      w.shape.in_features,
+                                      w.shape.group_size,
+                                      w.shape.bits,
+                                      type_of(w.scale.scalar_type()),
+                                      type_of(out.scalar_type())};
+    check_status(qaig_cuda_dequantize(&arguments, device.stream), "unpacking a weight");
+}
+
+Tensor detached(const Tensor& t) {
+    std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// y = x W' + bias by torch, into rows of y that may be apart.
+void dense_linear(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& y) {
+    using torch::stable::detail::from;
+    std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(y)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+    const auto result = torch::stable::detail::to<Tensor>(stack[0]);  // y again: takes over what the stack held
+}
+
+// The weight is unpacked some rows at a time into one piece of memory, which the cache holds.
+void unpack_and_multiply(const Tensor& x, const Layer& l, long long chunk_bytes, const Device& device) {
+    const PackedWeight& w = *l.weight;
+    const int64_t n = w.shape.out_features, k = w.shape.in_features, blocks = cuda::kBlockRows;
+    const int64_t fitting = chunk_bytes / (k * static_cast<int64_t>(x.element_size())) / blocks * blocks;
+    const int64_t step = std::min<int64_t>(n, std::max(blocks, fitting));
+    const Tensor memory = torch::stable::new_empty(x, {step, k});
+    const Tensor input = detached(x);
+    const Optional bias = *l.bias ? Optional(detached(torch::stable::to(**l.bias, x.scalar_type()))) : std::nullopt;
+    for (int64_t start = 0; start < n; start += step) {
+        const int64_t rows = std::min(step, n - start);
+        Tensor part = memory, y = l.y;
+        part = torch::stable::narrow(part, 0, 0, rows);
+        y = torch::stable::narrow(y, 1, start, rows);
+        Optional part_bias = bias;
+        if (part_bias) {
+            part_bias = torch::stable::narrow(*part_bias, 0, start, rows);
+        }
+        dequantize_rows(w, start, start + rows, part, device);
+        dense_linear(input, part, part_bias, y);
+    }
+}
+
+// -- the operators
+
+bool has_kernels(const Tensor& x, int64_t layout) {
+    return layout == kCudaOrder && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16);
+}
+
+std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
+                                const std::vector<Optional>& zero, const std::vector<Optional>& bias,
+                                const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
+                                const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
+    check_activation("x", x);
+    check_options(std::nullopt, activation_bits);
+    const size_t count = packed.size();
+    STD_TORCH_CHECK(scale.size() == count && zero.size() == count && bias.size() == count &&
+                        out_features.size() == count && bits.size() == count && group_size.size() == count,
+                    "packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer");
+    const auto by_reference = [&](size_t i) {
+        return reference_linear(x, packed[i], scale[i], zero[i], bias[i], std::nullopt, out_features[i], bits[i],
+                                group_size[i], activation_bits, layout);
+    };
+    std::vector<Tensor> results;
+    if (!has_kernels(x, layout)) {
+        for (size_t i = 0; i < count; i++) {
+            results.push_back(by_reference(i));
+        }
+        return results;
+    }
+    const Device device(x);
+    std::vector<int64_t> y_shape = shape_of(x);
+    const int64_t in_features = y_shape.back();
+    std::vector<PackedWeight> weights;
+    std::vector<Optional> biases;
+    for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
+        weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i], layout,
+                             device.index);
+        biases.push_back(checked_bias(bias[i], out_features[i], device.index));
+    }
+    if (count == 0) {
+        return results;
+    }
+    const int64_t rows = x.numel() / in_features;
+    int processors = 0, capability = 0;
+    check_status(qaig_cuda_device(&processors, &capability), "asking about the device");
+    const cuda::Tuning& tuning = cuda::tuning_for(capability);
+    const Tensor flat = torch::stable::reshape(as_contiguous(x), {rows, in_features});
+    std::vector<Layer> few;
+    for (size_t i = 0; i < count; i++) {
+        y_shape.back() = out_features[i];
+        const bool decodes = rows <= tuning.most_decode_rows && weights[i].scale.scalar_type() != ScalarType::Float;
+        if (rows > 0 && !decodes && activation_bits == 8) {
+            results.push_back(by_reference(i));
+            continue;
+        }
+        results.push_back(torch::stable::new_empty(x, y_shape));
+        if (rows == 0) {
+            continue;
+        }
+        const Layer layer = {&weights[i], &biases[i], torch::stable::view(results.back(), {rows, out_features[i]})};
+        if (decodes) {
+            few.push_back(layer);
+        } else {
+            unpack_and_multiply(flat, layer, tuning.chunk_bytes, device);
+        }
+    }
+    if (!few.empty()) {
+        decode(flat, few, activation_bits == 8, device);
+    }
+    return results;
+}
+
+Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
+              const Optional& signs, int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
+              int64_t layout) {
+    check_options(signs, activation_bits);
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits,
+                       layout)[0];
+}
+
+// Rows [start, stop) of the weight in float32.
+Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
+                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start, int64_t stop) {
+    const Device device(packed);
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout, device.index);
+    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= out_features, "rows ", start, " to ", stop,
+                    " are not within the ", out_features, " of the weight");
+    const Tensor y = torch::stable::new_empty(packed, {stop - start, in_features}, ScalarType::Float);
+    dequantize_rows(weight, start, stop, y, device);
+    return y;
+}
+
+}  // namespace
+}  // namespace qaig
+
+#if defined(QAIG_EMULATED)
+STABLE_TORCH_LIBRARY_IMPL(qaig_emulated, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(qaig, CUDA, m) {
+#endif
+    m.impl("linear", TORCH_BOX(&qaig::linear));
+    m.impl("linear_many", TORCH_BOX(&qaig::linear_many));
+    m.impl("dequantize", TORCH_BOX(&qaig::dequantize));
+}
+
+#endif
