@@ -34,7 +34,8 @@ def run(tmp_path: Path, body: str) -> list[list[int]]:
     """What a program prints that includes the header and has `body` as its main function: lines of integers."""
     source, program = tmp_path / "main.cpp", tmp_path / "main"
     source.write_text(
-        '#include <cstddef>\n#include <cstdio>\n#include "cuda/kernels.h"\n#include "cuda/tuning.h"\n'
+        "#include <cstddef>\n#include <cstdio>\n#include <initializer_list>\n"
+        '#include "cuda/kernels.h"\n#include "cuda/tuning.h"\n'
         "using namespace qaig::cuda;\n"
         'template <class... T> void say(T... v) { ((printf("%lld ", static_cast<long long>(v))), ...); puts(""); }\n'
         f"int main() {{\n{body}\n}}\n"

@@ -1,4 +1,4 @@
-"""`csrc/cuda/kernels.h`, `layout.h` and `tuning.h` in Python: the kernels' arguments, byte by byte, and the rules of a launch.
+"""`kernels.h`, `layout.h` and `tuning.h` of `csrc/cuda` in Python: arguments, byte by byte, and the rules of a launch.
 
 The names are theirs. tests/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
 """
