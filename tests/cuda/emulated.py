@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from transformers_qaig.compiler import TORCH_TARGET
 from transformers_qaig.nn import cuda_order
 from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
 
-SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
+CSRC = Path(__file__).parents[2] / "csrc"
 EMULATOR = Path(__file__).parent / "emulator"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -200,39 +202,54 @@ class Emulator:
             raise RuntimeError(f"status {status}: {self._library.qaig_emulator_error().decode()}")
 
 
-def build(sources: Path = SOURCES, files: tuple[str, ...] = ("*.cu",)) -> Emulator:
-    """Compiles the kernels below `sources` for the emulator, or takes what an earlier run compiled from the same.
+    def allow_all(self) -> None:
+        """Lets kernels reach all memory: for calls that allocate by themselves."""
+        self._library.qaig_emulator_allow(None, ctypes.c_longlong(2**63 - 1), 1)
+
+
+def build(sources: Path = CSRC / "cuda") -> Emulator:
+    """The kernels below `sources` on the emulator, compiled unless an earlier run did.
 
     Raises:
         subprocess.CalledProcessError: if something does not compile.
     """
-    digest = hashlib.sha256(" ".join([str(COMPILER), *_FLAGS]).encode())
-    for path in sorted([*sources.glob("*"), *EMULATOR.glob("*")]):
-        digest.update(path.name.encode() + path.read_bytes())
+    return Emulator(_library([*sorted(sources.glob("*.cu")), EMULATOR / "machine.cpp"], sources, [], []))
+
+
+def build_operators() -> Emulator:
+    """The operators of csrc/ops_cuda.cpp for CPU tensors, as `torch.ops.qaig_emulated`, with the kernels. Raises as
+    `build` does.
+    """
+    torch_folder = Path(torch.__file__).parent
+    flags = ["-DQAIG_EMULATED", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-isystem{torch_folder / 'include'}"]
+    files = [CSRC / "ops_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu")), EMULATOR / "machine.cpp"]
+    return Emulator(_library(files, CSRC / "cuda", flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
+
+
+def _library(files: list[Path], sources: Path, flags: list[str], link: list[str]) -> Path:
+    command = [str(COMPILER), *_FLAGS, *flags]
+    digest = hashlib.sha256("\0".join([*command, *link]).encode())
+    for path in sorted([*CSRC.glob("*"), *sources.glob("*"), *EMULATOR.glob("*")]):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
     cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
     folder = cache / "emulator" / digest.hexdigest()[:20]
     library = folder / "kernels.so"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if not library.is_file():
-            _compile(sources, folder)
-    return Emulator(library)
+            _compile(files, [*command, f"-I{sources}", f"-I{CSRC}", f"-I{EMULATOR}"], link, library)
+    return library
 
 
-def _compile(sources: Path, folder: Path) -> None:
-    commands = []
-    for path in [*sorted(sources.glob("*.cu")), EMULATOR / "machine.cpp"]:
-        target = folder / f"{path.name}.o"
-        includes = [f"-I{sources}", f"-I{EMULATOR}"]
-        commands.append([COMPILER, *_FLAGS, *includes, "-x", "c++", "-c", str(path), "-o", str(target)])
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_run, commands))
-    objects = [command[-1] for command in commands]
-    linked = folder / "linked.so"
-    _run([COMPILER, "-shared", *objects, "-o", str(linked)])
-    for name in objects:
-        Path(name).unlink()
-    linked.replace(folder / "kernels.so")
+def _compile(files: list[Path], command: list[str], link: list[str], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        objects = [f"{folder}/{path.name}.o" for path in files]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, [[*command, "-xc++", "-c", str(f), "-o", o] for f, o in zip(files, objects)]))
+        linked = Path(folder) / "kernels.so"
+        _run([str(COMPILER), "-shared", *objects, *link, "-o", str(linked)])
+        linked.replace(library)
 
 
 def _run(command: list[str]) -> None:
