@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -171,3 +172,16 @@ def test_an_nvcc_that_fails(package, monkeypatch, caplog, compilations):
     assert len(compilations) == 2  # with nvcc and without, once each
     assert "compiled for the CPU alone" in caplog.text
     assert "to try again" in extension.why_not_cuda()
+
+
+@needs_nvcc
+def test_a_prebuilt_library_without_cuda(package, monkeypatch, compilations):
+    """It is used, unless one with CUDA kernels can be compiled."""
+    shutil.copy(extension.build(), package / compiler.LIBRARY_NAME)
+    assert extension.load()
+    assert (extension.origin(), extension.why_not_cuda()) == ("prebuilt", "it was built without nvcc")
+    (package / "csrc" / "kernel.cu").write_text(KERNEL)
+    monkeypatch.setenv("QAIG_CUDA_ARCHS", "90")
+    monkeypatch.setattr(extension, "_found", None)
+    assert extension.load()
+    assert (extension.origin(), extension.cuda_architectures()) == ("built at first use", ("90",))

@@ -2,7 +2,8 @@
 
 `load` takes the first of these that loads:
 
-1. the library inside the package (a wheel built where a compiler and torch were);
+1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc
+   and one with CUDA kernels can be compiled here;
 2. the library in the cache folder, compiled there now if it is missing: `QAIG_CACHE`, default
    `~/.cache/transformers_qaig`. Changed sources, flags or compilers make another one;
 3. nothing: the plain-torch reference answers every call, and one warning says why.
@@ -16,6 +17,7 @@ Importing this module does none of it: the first packed layer that is prepared, 
 import ctypes
 import logging
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -36,7 +38,6 @@ _TEXTS = (
     "qaig_cpu_best_level",
     "qaig_cpu_level",
     "qaig_cpu_level_error",
-    "qaig_cuda_architectures",
 )
 
 _logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ def origin() -> str | None:
 
 def cuda_architectures() -> tuple[str, ...]:
     """For which GPUs the library has CUDA kernels: "80", "90", or "120+PTX" where later ones can use it, too."""
-    return tuple((_text("qaig_cuda_architectures") or "").split())
+    path = library_path()
+    return () if path is None else _architectures_in(path)
 
 
 def why_not_cuda() -> str | None:
@@ -173,6 +175,11 @@ def _build() -> tuple[Path, str | None]:
     return _compile_once(sources, found, None), cuda_reason
 
 
+def _cuda_is_missing_in(prebuilt: Path) -> bool:
+    """Whether another library with CUDA kernels can be compiled here: the prebuilt one was made without nvcc."""
+    return not _architectures_in(prebuilt) and compiler.find_compiler() is not None and _choose_nvcc()[0] is not None
+
+
 def _choose_nvcc() -> tuple[compiler.Nvcc | None, str | None]:
     """The nvcc for this machine's GPUs, or for what `QAIG_CUDA_ARCHS` says; or why CUDA kernels are not compiled."""
     try:
@@ -221,6 +228,12 @@ def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc |
     return library
 
 
+def _architectures_in(library: Path) -> tuple[str, ...]:
+    """What csrc/build.cpp wrote into a library, which need not be loaded for that: loading registers its kernels."""
+    found = re.search(rb"qaig-cuda-architectures\[([^\]]*)\]", library.read_bytes())
+    return tuple(found[1].decode().split()) if found else ()
+
+
 def _text(function: str) -> str | None:
     library = _load().library
     return None if library is None else getattr(library, function)().decode()
@@ -241,7 +254,7 @@ def _find() -> Extension:
     if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
         return Extension(reason="QAIG_DISABLE_EXTENSION is set")
     prebuilt = _PACKAGE / compiler.LIBRARY_NAME
-    if prebuilt.is_file():
+    if prebuilt.is_file() and not _cuda_is_missing_in(prebuilt):
         try:
             return Extension(_open(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
         except OSError as error:

@@ -201,7 +201,6 @@ class Emulator:
         if status:
             raise RuntimeError(f"status {status}: {self._library.qaig_emulator_error().decode()}")
 
-
     def allow_all(self) -> None:
         """Lets kernels reach all memory: for calls that allocate by themselves."""
         self._library.qaig_emulator_allow(None, ctypes.c_longlong(2**63 - 1), 1)

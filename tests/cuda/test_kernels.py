@@ -77,7 +77,16 @@ def test_sweep(emulator, bits, dtype, activation_bits):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     ("out_features", "in_features", "group_size"),
-    [(1, 32, -1), (15, 33, -1), (17, 114, 57), (33, 228, 114), (16, 36, 36), (31, 1, -1), (50, 1100, 275), (70, 40, -1)],
+    [
+        (1, 32, -1),
+        (15, 33, -1),
+        (17, 114, 57),
+        (33, 228, 114),
+        (16, 36, 36),
+        (31, 1, -1),
+        (50, 1100, 275),
+        (70, 40, -1),
+    ],
 )
 @pytest.mark.parametrize("activation_bits", [16, 8])
 def test_ragged_shapes(emulator, bits, out_features, in_features, group_size, activation_bits):

@@ -23,7 +23,9 @@ from .. import extension
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
-LIBRARY, NVRTC = "library", "nvrtc"
+LIBRARY, NVRTC = "library", "NVRTC"
+EXECUTED_ON: tuple[str, ...] = ()
+"""GPUs on which the kernels have been run and checked. Everything else is compiled, and executed on an emulator."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def _choose(capability: int) -> Choice:
 
 
 def _look(capability: int) -> Choice:
+    if (switch := _switched_off()) is not None:
+        return Choice(None, {LIBRARY: switch, NVRTC: switch})
     reasons: dict[str, str] = {}
     library = _why_not_library(capability)
     if library is None:
@@ -135,9 +139,6 @@ def _library_refuses() -> str | None:
 
 
 def _why_not_nvrtc(capability: int) -> str | None:
-    for variable, off in (("QAIG_CUDA", lambda value: value == "0"), ("QAIG_DISABLE_EXTENSION", _is_set)):
-        if off(os.environ.get(variable, "")):
-            return f"{variable}={os.environ[variable]}"
     from . import nvrtc
 
     if (reason := nvrtc.why_not()) is not None:
@@ -149,8 +150,12 @@ def _why_not_nvrtc(capability: int) -> str | None:
     return None
 
 
-def _is_set(value: str) -> bool:
-    return value not in ("", "0")
+def _switched_off() -> str | None:
+    if os.environ.get("QAIG_CUDA") == "0":
+        return "QAIG_CUDA=0"
+    if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
+        return "QAIG_DISABLE_EXTENSION is set"
+    return None
 
 
 def _register() -> None:
