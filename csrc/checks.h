@@ -19,6 +19,7 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
 constexpr int kCpu = -1;  // otherwise the number of a GPU
+constexpr std::initializer_list<ScalarType> kScaleTypes = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
 
 inline std::string text(const std::vector<int64_t>& shape) {
     std::ostringstream out;
@@ -104,6 +105,16 @@ inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t 
                     "group_size must be -1 (per channel) or divide in_features=", in_features, ", got ", group_size,
                     ": choose a divisor, or -1");
     return group_size == -1 ? in_features : group_size;
+}
+
+// The tensors of a weight in the on-disk order, which every device takes.
+inline void check_on_disk(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
+                          int64_t in_features, int64_t bits, int64_t groups, int device) {
+    check_tensor("packed", packed, {out_features, words_for(in_features, bits)}, {ScalarType::Int}, device);
+    check_tensor("scale", scale, {out_features, groups}, kScaleTypes, device);
+    if (zero) {
+        check_tensor("zero", *zero, {words_for(out_features, bits), groups}, {ScalarType::Int}, device);
+    }
 }
 
 inline void check_activation(const char* name, const Tensor& x) {

@@ -57,16 +57,11 @@ struct PackedWeight {
                         " belongs to another backend: the CPU reads 0 (the on-disk order) and 1 (its own)");
         const bool on_disk = layout == kOnDisk;
         STD_TORCH_CHECK(on_disk || qaig::has_cpu_order(s.bits), "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
-        const std::initializer_list<ScalarType> floats = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
         if (on_disk) {
-            check_tensor("packed", packed_, {s.out_features, words_for(s.in_features, bits)}, {ScalarType::Int});
-            check_tensor("scale", scale_, {s.out_features, s.groups()}, floats);
-            if (zero_) {
-                check_tensor("zero", *zero_, {words_for(s.out_features, bits), s.groups()}, {ScalarType::Int});
-            }
+            qaig::check_on_disk(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(), qaig::kCpu);
         } else {
             check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, qaig::kTileRows}, {ScalarType::Int});
-            check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, floats);
+            check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, qaig::kScaleTypes);
             if (zero_) {
                 check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
             }

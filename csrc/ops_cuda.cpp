@@ -22,7 +22,7 @@
 namespace qaig {
 namespace {
 
-constexpr int64_t kCudaOrder = 2;
+constexpr int64_t kOnDisk = 0, kCudaOrder = 2;
 
 // -- torch's device and stream
 
@@ -82,8 +82,7 @@ struct PackedWeight {
     PackedWeight(const Tensor& packed, const Tensor& scale_, const Optional& zero_, int64_t out_features,
                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int device) {
         const int64_t channels = checked_group(out_features, in_features, bits, group_size);
-        STD_TORCH_CHECK(layout == kCudaOrder, "layout=", layout,
-                        " belongs to another backend: the CUDA kernels read 2 (their own)");
+        STD_TORCH_CHECK(layout == kCudaOrder, "layout=", layout, " is not the CUDA kernels' order, which is 2");
         STD_TORCH_CHECK(cuda::has_order(static_cast<int>(bits)), "layout=2 is for 2, 3, 4 and 8 bits, got bits=", bits);
         constexpr int64_t kMost = 1 << 24;
         STD_TORCH_CHECK(out_features < kMost && in_features < kMost,
@@ -299,7 +298,20 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     STD_TORCH_CHECK(scale.size() == count && zero.size() == count && bias.size() == count &&
                         out_features.size() == count && bits.size() == count && group_size.size() == count,
                     "packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer");
+    STD_TORCH_CHECK(layout == kOnDisk || layout == kCudaOrder, "layout=", layout,
+                    " belongs to another backend: CUDA devices read 0 (the on-disk order) and 2 (their own)");
+    // An error within the reference would come back without its text, so what it would refuse is refused here.
     const auto by_reference = [&](size_t i) {
+        const int device = x.is_cpu() ? kCpu : x.get_device();
+        if (layout == kOnDisk) {
+            const int64_t channels = checked_group(out_features[i], x.size(-1), bits[i], group_size[i]);
+            check_on_disk(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i], x.size(-1) / channels,
+                          device);
+        } else {
+            PackedWeight(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i], group_size[i], layout,
+                         device);
+        }
+        checked_bias(bias[i], out_features[i], device);
         return reference_linear(x, packed[i], scale[i], zero[i], bias[i], std::nullopt, out_features[i], bits[i],
                                 group_size[i], activation_bits, layout);
     };

@@ -106,6 +106,7 @@ class Emulator:
     """A compiled library. Kernels reach the tensors a call names, and nothing else."""
 
     def __init__(self, library: Path) -> None:
+        self.path = library
         self._library = ctypes.CDLL(str(library))
         self._library.qaig_emulator_error.restype = ctypes.c_char_p
 

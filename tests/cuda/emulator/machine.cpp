@@ -349,7 +349,7 @@ extern "C" {
 int qaig_emulator_processors = 3;
 
 int qaig_cuda_device(int* processors, int* capability) {
-    *processors = qaig_emulator_processors, *capability = 80;
+    *processors = qaig_emulator_processors, *capability = 86;
     return 0;
 }
 int qaig_cuda_capture(void*, unsigned long long* id) {

@@ -1,0 +1,121 @@
+"""Compiles the CUDA kernels for every architecture and prints what the machine code of each kernel holds.
+
+    python tools/check_cuda.py [--archs 80,90] [--files w4.cu,mixed.cu]
+
+Columns: registers of a thread, bytes of spills (stores and loads together), bytes of stack, and instructions: products
+on tensor cores (HMMA), asynchronous copies (LDGSTS), 16-byte loads from shared memory (LDS.128), all. Fails if
+something does not compile, spills, or lacks the tensor core products or the asynchronous copies its architecture has.
+nvcc is needed; without nvdisasm (pip install nvidia-cuda-nvdisasm) the instructions are not counted. No GPU is needed,
+and none is used: this tells nothing about speed.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
+INSTRUCTIONS = ("HMMA", "LDGSTS", "LDS.128")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", default=",".join(ARCHS))
+    parser.add_argument("--files", default=",".join(sorted(path.name for path in SOURCES.glob("*.cu"))))
+    args = parser.parse_args()
+    nvcc, nvdisasm = find("nvcc"), find("nvdisasm")
+    if nvcc is None:
+        print("check_cuda: skipped, there is no nvcc")
+        return 0
+    jobs = [(file, arch) for file in args.files.split(",") for arch in args.archs.split(",") if file != "launch.cu"]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        # launch.cu has no kernels. Host code, and the PTX that later architectures compile, are tried once.
+        whole = [pool.submit(compile_host, nvcc, SOURCES / file, folder) for file in args.files.split(",")]
+        results = [pool.submit(inspect, nvcc, nvdisasm, file, arch, folder) for file, arch in jobs]
+        columns = ["registers", "spills", "stack", *(INSTRUCTIONS if nvdisasm else ()), *(["all"] if nvdisasm else [])]
+        print(f"{'kernel':32} {'arch':>4} " + " ".join(f"{name:>9}" for name in columns))
+        faults = [fault for future in whole for fault in future.result()]
+        for future in results:
+            for kernel, arch, row in future.result():
+                print(f"{kernel:32} {arch:>4} " + " ".join(f"{row[name]:>9}" for name in columns), flush=True)
+                faults += [f"{kernel}, sm_{arch}: {fault}" for fault in faults_of(kernel, arch, row)]
+    for fault in faults:
+        print(f"check_cuda: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def find(program: str) -> str | None:
+    """On the PATH, in the CUDA toolkit, or in a package of this Python."""
+    site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / program
+    places = [shutil.which(program), str(toolkit), *map(str, sorted(site.glob(f"*/bin/{program}"), reverse=True))]
+    return next((place for place in places if place and os.access(place, os.X_OK)), None)
+
+
+def compile_host(nvcc: str, source: Path, folder: str) -> list[str]:
+    newest = f"arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}"
+    command = [nvcc, "-std=c++17", "-O3", f"-gencode={newest}", "-c", str(source), "-o", f"{folder}/{source.name}.o"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [f"{source.name} does not compile: {done.stderr[:2000]}"] if done.returncode else []
+
+
+def inspect(
+    nvcc: str, nvdisasm: str | None, file: str, arch: str, folder: str
+) -> list[tuple[str, str, dict[str, int]]]:
+    """(kernel, architecture, figures) for each kernel of a file.
+
+    Raises:
+        RuntimeError: if it does not compile.
+    """
+    cubin = f"{folder}/{file}.{arch}.cubin"
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", f"-arch=sm_{arch}", "-cubin", str(SOURCES / file), "-o", cubin]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{file} does not compile for sm_{arch}: {done.stderr[:2000]}")
+    rows = dict(resources(done.stderr))
+    for kernel, text in disassembled(nvdisasm, cubin) if nvdisasm else ():
+        operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", text)
+        for name in INSTRUCTIONS:
+            rows[kernel][name] = sum(set(name.split(".")) <= set(o.split(".")) for o in operations)
+        rows[kernel]["all"] = len(operations)
+    return [(kernel, arch, row) for kernel, row in sorted(rows.items())]
+
+
+def resources(log: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """What ptxas says of each kernel."""
+    for part in log.split("Compiling entry function '")[1:]:
+        stack, stores, loads = map(
+            int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()
+        )
+        registers = int(re.search(r"Used (\d+) registers", part)[1])
+        yield part.split("'")[0], {"registers": registers, "spills": stores + loads, "stack": stack}
+
+
+def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
+    text = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    for part in re.split(r"^\.section\s+\.text\.", text, flags=re.MULTILINE)[1:]:
+        yield re.match(r"\w+", part)[0], part
+
+
+def faults_of(kernel: str, arch: str, row: dict[str, int]) -> Iterator[str]:
+    if row["spills"]:
+        yield f"spills {row['spills']} bytes"
+    if "_decode_" not in kernel or "HMMA" not in row:
+        return
+    if not row["HMMA"] and not ("_bf16_" in kernel and arch in NO_BFLOAT16):
+        yield "has no tensor core products"
+    if not row["LDGSTS"] and arch not in NO_COPIES:
+        yield "has no asynchronous copies"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
