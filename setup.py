@@ -2,6 +2,9 @@
 
 Without either the wheel is pure, and the library is compiled at first use (transformers_qaig/extension.py). So it is
 in an editable install, whose sources change: a library lying in the checkout would be a stale one.
+
+The library gets CUDA kernels for all architectures of `compiler.CUDA_ARCHITECTURES` (`QAIG_CUDA_ARCHS` names others)
+where nvcc is and torch has CUDA, or `QAIG_CUDA=1` asks for them.
 """
 
 import runpy
@@ -35,12 +38,23 @@ class BuildPy(build_py):
             missing = "C++ compiler" if found is None else "torch"
             print(f"No {missing} is visible to this build: the kernels will be compiled at first use", file=sys.stderr)
             return False
+        nvcc = self.find_nvcc(torch)
+        for cuda in (nvcc, None) if nvcc is not None else (None,):
+            try:
+                compiler["compile_library"](SOURCES, torch, found, library, cuda)
+                return True
+            except compiler["CompileError"] as error:
+                where, when = ("CUDA kernels", "without them") if cuda is not None else ("kernels", "at first use")
+                print(f"The {where} did not compile here, next try {when}: {error}", file=sys.stderr)
+        return False
+
+    def find_nvcc(self, torch: Path):
         try:
-            compiler["compile_library"](SOURCES, torch, found, library)
+            nvcc, reason = compiler["choose_nvcc"](torch)
         except compiler["CompileError"] as error:
-            print(f"The kernels did not compile here, and will be tried again at first use: {error}", file=sys.stderr)
-            return False
-        return True
+            nvcc, reason = None, str(error)
+        print(f"CUDA kernels: {reason or nvcc.architectures}", file=sys.stderr)
+        return nvcc
 
 
 class Wheel(bdist_wheel):

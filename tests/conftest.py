@@ -1,6 +1,7 @@
 """What every test needs before Transformers is imported."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
+from transformers_qaig import compiler, extension
+
 # Some processors need torchvision, of which there is no CPU build. The CUDA wheel imports on CPU once these two
 # operators have a schema. It stands in a folder of its own (see the Makefile): without the stub it would break others.
 sys.path.append(str(Path(sys.prefix) / "torchvision-cpu"))
@@ -17,6 +20,7 @@ _torchvision_stub = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _torchvision_stub.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
+CSRC = Path(__file__).parents[1] / "csrc"
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 
 
@@ -54,3 +58,32 @@ def quantized(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[to
     model.save_pretrained(folder)
     AutoProcessor.from_pretrained(llava).save_pretrained(folder)
     return model, folder
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with small sources of its own and an empty cache, in a process that has loaded nothing."""
+    folder = tmp_path / "package"
+    (folder / "csrc").mkdir(parents=True)
+    (folder / "csrc" / "ops.cpp").write_text("static int nothing() { return 0; }\nint qaig_stub = nothing();\n")
+    for name in ("cpu/level.h", "cpu/level.cpp", "build.cpp"):
+        shutil.copy(CSRC / name, folder / "csrc")
+    monkeypatch.setattr(extension, "_PACKAGE", folder)
+    monkeypatch.setattr(extension, "_found", None)
+    monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "cache"))
+    for name in ("CXX", "QAIG_CXXFLAGS", "QAIG_CPU_LEVEL", "QAIG_DISABLE_EXTENSION", "QAIG_CUDA", "QAIG_CUDA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The libraries that were compiled, or tried, so far."""
+    compiled, real = [], compiler.compile_library
+
+    def count(sources, torch_folder, found, library, nvcc=None):
+        compiled.append(library)
+        real(sources, torch_folder, found, library, nvcc)
+
+    monkeypatch.setattr(compiler, "compile_library", count)
+    return compiled

@@ -1,9 +1,10 @@
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from transformers_qaig import env, extension
+from transformers_qaig import cuda, env, extension
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def kernels(monkeypatch):
     monkeypatch.setattr(extension, "cpu_features", lambda: ("avx2", "fma"))
     monkeypatch.setattr(extension, "library_path", lambda: "/somewhere/_C.abi3.so")
     monkeypatch.setattr(extension, "origin", lambda: "prebuilt")
+    monkeypatch.setattr(extension, "why_not_cuda", lambda: "no nvcc")
     monkeypatch.setattr(env, "_has_cpu_kernel", lambda op: True)
     monkeypatch.delenv("QAIG_CPU_LEVEL", raising=False)
     return chosen
@@ -57,10 +59,47 @@ def test_why_not_a_higher_level(kernels, monkeypatch):
     assert "level avx512 needs" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
 
 
-def test_cuda_is_not_claimed(kernels):
+def test_cuda_is_not_claimed(kernels, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (backend,) = backends("linear", "cuda").values()
     assert backend.name == "reference"
-    assert "no CUDA kernels yet" in backend.why_not_faster
+    assert "no CUDA device" in backend.why_not_faster
+
+
+@pytest.fixture
+def gpu(kernels, monkeypatch):
+    """A machine with an H100; sets what its kernels come from."""
+    properties = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+
+    def answer(origin, **reasons):
+        monkeypatch.setattr(cuda, "choice", lambda capability: cuda.Choice(origin, reasons))
+
+    return answer
+
+
+def test_who_answers_on_a_gpu(gpu):
+    gpu(cuda.LIBRARY)
+    cases = backends("linear", "cuda")
+    assert cases["sm_90, bits 2, 3, 4, 8"].name == "cuda (library)"
+    assert cases["sm_90, bits 2, 3, 4, 8"].why_not_faster is None
+    assert cases["sm_90, bits 5, 6, 7"].name == "reference"
+    assert [b.name for b in backends("linear_grad_input", "cuda").values()] == ["reference"]
+    gpu(cuda.NVRTC, library="no nvcc")
+    case = backends("linear_many", "cuda")["sm_90, bits 2, 3, 4, 8"]
+    assert (case.name, case.why_not_faster) == ("cuda (NVRTC)", "library: no nvcc")
+    gpu(None, library="no nvcc", NVRTC="not installed")
+    (case,) = backends("linear", "cuda").values()
+    assert (case.name, case.why_not_faster) == ("reference", "library: no nvcc; NVRTC: not installed")
+    assert "NVIDIA H100, sm_90, 80 GiB" in str(env.collect())
+
+
+def test_no_gpu_is_claimed(kernels):
+    """Whoever runs the kernels on a GPU changes `EXECUTED_ON`, this test and the README."""
+    assert cuda.EXECUTED_ON == ()
+    assert "CUDA ran on        no GPU yet" in str(env.collect())
 
 
 def test_the_report(kernels):

@@ -1,4 +1,4 @@
-"""Finding, compiling and loading the extension, with `csrc/cpu/level.cpp` in place of all of `csrc`."""
+"""Finding, compiling and loading the extension, with `csrc/cpu/level.cpp` in place of nearly all of `csrc`."""
 
 import logging
 import shutil
@@ -10,39 +10,9 @@ import torch
 
 from transformers_qaig import compiler, extension
 
-CSRC = Path(__file__).parents[1] / "csrc"
 TORCH = Path(torch.__file__).parent
 
 pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="needs a C++ compiler")
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """An installed package with small sources of its own and an empty cache, in a process that has loaded nothing."""
-    folder = tmp_path / "package"
-    (folder / "csrc").mkdir(parents=True)
-    (folder / "csrc" / "ops.cpp").write_text("static int nothing() { return 0; }\nint qaig_stub = nothing();\n")
-    for name in ("level.h", "level.cpp"):
-        shutil.copy(CSRC / "cpu" / name, folder / "csrc")
-    monkeypatch.setattr(extension, "_PACKAGE", folder)
-    monkeypatch.setattr(extension, "_found", None)
-    monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "cache"))
-    for name in ("CXX", "QAIG_CXXFLAGS", "QAIG_CPU_LEVEL", "QAIG_DISABLE_EXTENSION"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """The libraries that were compiled, or tried, so far."""
-    compiled, real = [], compiler.compile_library
-
-    def count(sources, torch_folder, found, library):
-        compiled.append(library)
-        real(sources, torch_folder, found, library)
-
-    monkeypatch.setattr(compiler, "compile_library", count)
-    return compiled
 
 
 def restart(monkeypatch):

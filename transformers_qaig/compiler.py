@@ -1,5 +1,8 @@
 """Compiles `csrc/` into one shared library: used by `setup.py`, and by `extension.py` at first use.
 
+The C++ compiler makes the operators and the CPU's kernels; nvcc, where it is found and wanted, adds CUDA's to the
+same library, with the CUDA runtime linked in, so that it loads without a GPU and without CUDA, too.
+
 Imports nothing but the standard library: `setup.py` runs this file where neither torch nor the package can be imported.
 The library uses the stable ABI of torch and none of Python's, so one binary serves every Python and every torch from
 `TORCH_TARGET` on.
@@ -9,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +20,7 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10: the oldest ABI that has all we call
@@ -32,6 +36,9 @@ FLAGS = (
     "-Wno-uninitialized",
     "-pthread",
 )
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
+CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120+PTX")
+"""What a library to be given away holds: a binary for each of these, and PTX for what comes after the last."""
 
 
 class CompileError(RuntimeError):
@@ -44,6 +51,18 @@ class Compiler:
 
     command: tuple[str, ...]
     identity: str
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """A CUDA compiler: the words of its command, what it says about itself, its toolkit's version, and for what it
+    shall compile: architectures such as "90", "90a" or, to add PTX, "90+PTX".
+    """
+
+    command: tuple[str, ...]
+    identity: str
+    version: str
+    architectures: tuple[str, ...] = CUDA_ARCHITECTURES
 
 
 def find_compiler() -> Compiler | None:
@@ -59,6 +78,86 @@ def find_compiler() -> Compiler | None:
             if all(answer.returncode == 0 for answer in answers):
                 return Compiler(command, "\n".join(answer.stdout.strip() for answer in answers))
     return None
+
+
+def find_nvcc() -> Nvcc | None:
+    """The nvcc that `CUDACXX` names or, without that variable, that of `CUDA_HOME`, `PATH` or /usr/local/cuda; or None.
+
+    It is asked to compile for those of `CUDA_ARCHITECTURES` that it knows.
+    """
+    named, home = os.environ.get("CUDACXX"), os.environ.get("CUDA_HOME")
+    places = (
+        [shlex.split(named)] if named else [[f"{home}/bin/nvcc"]] if home else [["nvcc"], ["/usr/local/cuda/bin/nvcc"]]
+    )
+    for command in places:
+        if not command or shutil.which(command[0]) is None:
+            continue
+        said = [
+            subprocess.run([*command, flag], capture_output=True, text=True, check=False)
+            for flag in ("--version", "--list-gpu-arch")
+        ]
+        version = re.search(r"release (\d+\.\d+)", said[0].stdout)
+        if all(answer.returncode == 0 for answer in said) and version:
+            known = said[1].stdout.split()
+            architectures = tuple(a for a in CUDA_ARCHITECTURES if f"compute_{a.removesuffix('+PTX')}" in known)
+            return Nvcc(tuple(command), said[0].stdout.strip(), version[1], architectures)
+    return None
+
+
+def cuda_request() -> tuple[str, ...] | bool | None:
+    """What the environment says about CUDA kernels.
+
+    Returns:
+        the architectures `QAIG_CUDA_ARCHS` lists ("80;90", "9.0 12.0+PTX"); without it True if `QAIG_CUDA` is set,
+        False if that is 0, None if it is not set, either.
+
+    Raises:
+        CompileError: if an architecture cannot be read.
+    """
+    wanted = os.environ.get("QAIG_CUDA", "")
+    if wanted == "0":
+        return False
+    words = re.split(r"[;,\s]+", os.environ.get("QAIG_CUDA_ARCHS", "").strip())
+    architectures = []
+    for word in filter(None, words):
+        parts = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d[af]?)(\+PTX)?", word)
+        if parts is None:
+            raise CompileError(
+                f'QAIG_CUDA_ARCHS has "{word}", which is no architecture: write "80;90", or "90+PTX" to add PTX'
+            )
+        architectures.append("".join(filter(None, parts.groups())))
+    return tuple(architectures) or (True if wanted else None)
+
+
+def torch_cuda_version(torch: Path) -> str | None:
+    """The CUDA version that an installed torch was built for, such as "13.0"; None if for none."""
+    found = re.search(r"^cuda\b.*= '([\d.]+)'", (torch / "version.py").read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def choose_nvcc(torch: Path) -> tuple[Nvcc | None, str]:
+    """The nvcc to compile CUDA kernels with, or why there shall be none.
+
+    Args:
+        torch (`Path`): the folder of an installed torch.
+
+    Returns:
+        `tuple`: the compiler and "", or None and the reason.
+
+    Raises:
+        CompileError: if `QAIG_CUDA_ARCHS` cannot be read.
+    """
+    request, cuda = cuda_request(), torch_cuda_version(torch)
+    if request is False:
+        return None, "QAIG_CUDA=0"
+    if request is None and cuda is None:
+        return None, "this torch is built without CUDA (QAIG_CUDA=1 compiles the kernels all the same)"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None, "no nvcc: install the CUDA toolkit, or set CUDA_HOME or CUDACXX"
+    if cuda is not None and cuda.split(".")[0] != nvcc.version.split(".")[0]:
+        return None, f"nvcc is of CUDA {nvcc.version} but torch of {cuda}: a driver may know one and not the other"
+    return (replace(nvcc, architectures=request) if isinstance(request, tuple) else nvcc), ""
 
 
 def find_torch() -> Path | None:
@@ -89,20 +188,24 @@ def extra_flags() -> tuple[str, ...]:
     return tuple(shlex.split(os.environ.get("QAIG_CXXFLAGS", "")))
 
 
-def cache_key(sources: Path, compiler: Compiler) -> str:
+def cache_key(sources: Path, compiler: Compiler, nvcc: Nvcc | None = None) -> str:
     """Names a build: equal keys give equal libraries. Hex digits, from everything the library depends on."""
     digest = hashlib.sha256()
     for part in (compiler.identity, *compiler.command, *FLAGS, *extra_flags(), TORCH_TARGET, sys.platform):
         digest.update(part.encode() + b"\0")
     digest.update(platform.machine().encode() + b"\0")
+    if nvcc is not None:
+        for part in (nvcc.identity, *nvcc.command, *NVCC_FLAGS, *nvcc.architectures):
+            digest.update(part.encode() + b"\0")
+    suffixes = (".cpp", ".h") if nvcc is None else (".cpp", ".h", ".cu", ".cuh")
     for path in sorted(sources.rglob("*")):
-        if path.suffix in (".cpp", ".h"):
+        if path.suffix in suffixes:
             content = path.read_bytes()
             digest.update(f"{path.relative_to(sources)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:20]
 
 
-def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Path) -> None:
+def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Path, nvcc: Nvcc | None = None) -> None:
     """Compiles every `.cpp` below `sources`, as many at once as there are processors, and links them into `library`.
 
     The library appears under its name complete or not at all, and nothing else stays behind.
@@ -112,30 +215,55 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
         torch (`Path`): the folder of an installed torch.
         compiler (`Compiler`): from `find_compiler`.
         library (`Path`): the file to write; its folder is made.
+        nvcc (`Nvcc`, *optional*): compiles every `.cu`, too; the `.cpp` files then see `QAIG_CUDA_ARCHS`.
 
     Raises:
         CompileError: if a file does not compile or the library does not link.
         OSError: if the folder cannot be written.
     """
     library.parent.mkdir(parents=True, exist_ok=True)
-    include = torch / "include"
-    flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{sources}", f"-isystem{include}", *extra_flags()]
-    files = sorted(sources.rglob("*.cpp"))
+    flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{sources}", f"-isystem{torch / 'include'}"]
+    if nvcc is not None:
+        flags.append(f'-DQAIG_CUDA_ARCHS="{" ".join(nvcc.architectures)}"')
+    jobs = [([*compiler.command, *flags, *extra_flags()], file) for file in sorted(sources.rglob("*.cpp"))]
+    # torch is already loaded when this library is, so it needs the name of torch's library, not the way to it.
+    link, torch_libraries = (
+        [*compiler.command, "-shared", "-pthread", *extra_flags()],
+        [f"-L{torch / 'lib'}", "-ltorch_cpu"],
+    )
+    if nvcc is not None:
+        through = [*nvcc.command, *_host_compiler(compiler)]
+        # nvcc's files take longest, so they come first.
+        jobs = [([*through, *_cuda_flags(nvcc), f"-I{sources}"], file) for file in sorted(sources.rglob("*.cu"))] + jobs
+        host = [f"-Xcompiler={flag.replace(',', chr(92) + ',')}" for flag in ("-pthread", *extra_flags())]
+        link = [*through, "-shared", "-cudart=static", *host]
     with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
-        objects = [Path(folder) / f"{number}.o" for number in range(len(files))]
-        commands = [[*compiler.command, *flags, "-c", str(f), "-o", str(o)] for f, o in zip(files, objects)]
+        objects = [str(Path(folder) / f"{number}.o") for number in range(len(jobs))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            runs = [pool.submit(_run, command) for command in commands]
+            runs = [pool.submit(_run, [*words, "-c", str(f), "-o", o]) for (words, f), o in zip(jobs, objects)]
             try:
                 for run in as_completed(runs):
                     run.result()
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure: do not compile the rest
         linked = Path(folder) / LIBRARY_NAME
-        # torch is already loaded when this library is, so it needs the name of torch's library, not the way to it.
-        link = ["-shared", "-pthread", *extra_flags(), *map(str, objects), f"-L{torch / 'lib'}", "-ltorch_cpu"]
-        _run([*compiler.command, *link, "-o", str(linked)])
+        _run([*link, *objects, *torch_libraries, "-o", str(linked)])
         os.replace(linked, library)
+
+
+def _host_compiler(compiler: Compiler) -> list[str]:
+    """nvcc takes one word: where ours has more (`ccache g++`), it finds one by itself."""
+    return [f"-ccbin={compiler.command[0]}"] if len(compiler.command) == 1 else []
+
+
+def _cuda_flags(nvcc: Nvcc) -> list[str]:
+    flags = list(NVCC_FLAGS)
+    for architecture in nvcc.architectures:
+        number = architecture.removesuffix("+PTX")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if number != architecture:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
 
 
 def _run(command: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, extension
+from . import __version__, cuda, extension
 
 OPS = ("linear", "linear_many", "linear_grad_input")
 DEVICES = ("cpu", "cuda")
@@ -23,7 +23,7 @@ class Backend:
         op (`str`): as in `torch.ops.qaig`.
         device (`str`): "cpu" or "cuda".
         case (`str`): which calls, where not all are answered alike: a choice of widths or dtypes.
-        name (`str`): "cpu (<level>)" or "reference", the plain-torch fallback.
+        name (`str`): "cpu (<level>)", "cuda (library)", "cuda (NVRTC)" or "reference", the plain-torch fallback.
         why_not_faster (`str`, *optional*): None if it is the fastest there is.
     """
 
@@ -45,6 +45,9 @@ class Environment:
     best_cpu_level: str | None
     library: Path | None
     library_origin: str
+    gpus: tuple[str, ...]
+    cuda_library: str
+    nvrtc: str
     backends: tuple[Backend, ...]
 
     def __str__(self) -> str:
@@ -54,6 +57,11 @@ class Environment:
             lines.append(f"{'CPU features':<18} {' '.join(self.cpu_features) or 'none that the kernels use'}")
             lines.append(f"{'CPU level':<18} {self.cpu_level} (best: {self.best_cpu_level})")
         lines.append(f"{'library':<18} {self.library or 'none'} ({self.library_origin})")
+        lines += [f"{'GPU':<18} {gpu}" for gpu in self.gpus or ("none that torch sees",)]
+        lines.append(f"{'CUDA in library':<18} {self.cuda_library}")
+        lines.append(f"{'NVRTC':<18} {self.nvrtc}")
+        executed = ", ".join(cuda.EXECUTED_ON) or "no GPU yet: they have only been compiled, and run on an emulator"
+        lines.append(f"{'CUDA ran on':<18} {executed}")
         for backend in self.backends:
             lines.append(f"\n{backend.op} on {backend.device}, {backend.case}: {backend.name}")
             if backend.why_not_faster is not None:
@@ -81,16 +89,19 @@ def collect() -> Environment:
         best_cpu_level=extension.best_cpu_level(),
         library=extension.library_path(),
         library_origin=extension.origin() or extension.why_not() or "",
+        gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
+        cuda_library=_cuda_library(),
+        nvrtc=_nvrtc(),
         backends=tuple(backend for op in OPS for device in DEVICES for backend in _backends(op, device)),
     )
 
 
 def _backends(op: str, device: str) -> list[Backend]:
     if device == "cuda":
-        reason = "there are no CUDA kernels yet"
-        if not torch.cuda.is_available():
-            reason += ", and torch sees no CUDA device here"
-        return [Backend(op, device, "every call", "reference", reason)]
+        capabilities = dict.fromkeys(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+        if not capabilities:
+            return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
+        return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
     if not _has_cpu_kernel(op):
         reason = (
             extension.why_not() or "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
@@ -102,6 +113,39 @@ def _backends(op: str, device: str) -> list[Backend]:
         Backend(op, device, _EXPANDED_BITS, kernel, "no kernel of their own: expanded to 8 bits at each call"),
         *_float64(op, device),
     ]
+
+
+def _cuda_backends(op: str, capability: int) -> list[Backend]:
+    gpu = f"sm_{capability}"
+    if op == "linear_grad_input":
+        reason = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
+        return [Backend(op, "cuda", f"{gpu}, every call", "reference", reason)]
+    choice = cuda.choice(capability)
+    why_not = "; ".join(f"{step}: {reason}" for step, reason in choice.reasons.items()) or None
+    if choice.origin is None:
+        return [Backend(op, "cuda", f"{gpu}, every call", "reference", why_not)]
+    return [
+        Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),
+        Backend(op, "cuda", f"{gpu}, {_EXPANDED_BITS}", "reference", "no kernel of their own"),
+        Backend(op, "cuda", f"{gpu}, float32 or float64 input", "reference", "the kernels take 16-bit floats"),
+    ]
+
+
+def _gpu(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _cuda_library() -> str:
+    reason = extension.why_not_cuda()
+    return f"none: {reason}" if reason else f"for {', '.join(f'sm_{a}' for a in extension.cuda_architectures())}"
+
+
+def _nvrtc() -> str:
+    from .cuda import nvrtc
+
+    reason = nvrtc.why_not()
+    return f"none: {reason}" if reason else "{}.{}".format(*nvrtc.version())
 
 
 def _float64(op: str, device: str) -> list[Backend]:

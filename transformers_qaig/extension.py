@@ -2,10 +2,14 @@
 
 `load` takes the first of these that loads:
 
-1. the library inside the package (a wheel built where a compiler and torch were);
+1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc
+   and one with CUDA kernels can be compiled here;
 2. the library in the cache folder, compiled there now if it is missing: `QAIG_CACHE`, default
    `~/.cache/transformers_qaig`. Changed sources, flags or compilers make another one;
 3. nothing: the plain-torch reference answers every call, and one warning says why.
+
+CUDA kernels are in that library if nvcc took part (`compiler.choose_nvcc` says when); at first use they are compiled
+for this machine's GPUs only. An nvcc that fails leaves a library without them, and `why_not_cuda` tells what it said.
 
 Importing this module does none of it: the first packed layer that is prepared, or computes, does.
 """
@@ -13,8 +17,11 @@ Importing this module does none of it: the first packed layer that is prepared, 
 import ctypes
 import logging
 import os
+import re
+import shutil
+import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +30,15 @@ from filelock import FileLock
 from . import compiler
 
 _PACKAGE = Path(__file__).parent
+_TORCH = Path(torch.__file__).parent
 _REMEDY = "install a C++17 compiler (Debian, Ubuntu: apt install g++) or set CXX, and start again"
+
+_TEXTS = (
+    "qaig_cpu_features",
+    "qaig_cpu_best_level",
+    "qaig_cpu_level",
+    "qaig_cpu_level_error",
+)
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -38,12 +53,14 @@ class Extension:
         path (`Path`, *optional*): where they lie.
         origin (`str`, *optional*): how they came to be: "prebuilt" or "built at first use".
         reason (`str`, *optional*): why there are none.
+        cuda_reason (`str`, *optional*): why there are no CUDA kernels among them.
     """
 
     library: ctypes.CDLL | None = None
     path: Path | None = None
     origin: str | None = None
     reason: str | None = None
+    cuda_reason: str | None = None
 
 
 _found: Extension | None = None
@@ -71,9 +88,26 @@ def library_path() -> Path | None:
     return _load().path
 
 
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, for the few C functions they export; None if there are none."""
+    return _load().library
+
+
 def origin() -> str | None:
     """How the compiled kernels came to be: "prebuilt" or "built at first use"; None without them."""
     return _load().origin
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """For which GPUs the library has CUDA kernels: "80", "90", or "120+PTX" where later ones can use it, too."""
+    path = library_path()
+    return () if path is None else _architectures_in(path)
+
+
+def why_not_cuda() -> str | None:
+    """Why the library has no CUDA kernels; None if it has."""
+    found = _load()
+    return None if cuda_architectures() else found.cuda_reason or found.reason
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -115,22 +149,89 @@ def build() -> Path:
         CompileError: if something that compiling needs is missing or fails.
         OSError: if the cache folder cannot be written.
     """
+    return _build()[0]
+
+
+def cache_folder() -> Path:
+    """Where what is compiled at first use is kept: `QAIG_CACHE`, default `~/.cache/transformers_qaig`."""
+    return Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
+
+
+def _build() -> tuple[Path, str | None]:
+    """As `build`; and why the library has no CUDA kernels, or None."""
     sources = compiler.find_sources(_PACKAGE)
     if sources is None:
         raise compiler.CompileError(f"{_PACKAGE} has no csrc folder: reinstall transformers-qaig")
     found = compiler.find_compiler()
     if found is None:
         raise compiler.CompileError(f"no C++ compiler that runs: {_REMEDY}")
-    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
-    folder = cache / compiler.cache_key(sources, found)
-    library = folder / compiler.LIBRARY_NAME
+    nvcc, cuda_reason = _choose_nvcc()
+    if nvcc is not None:
+        try:
+            return _compile_once(sources, found, nvcc), None
+        except compiler.CompileError as error:
+            cuda_reason = str(error)
+            _logger.warning("nvcc failed, so the kernels are compiled for the CPU alone: %s", error)
+    return _compile_once(sources, found, None), cuda_reason
+
+
+def _cuda_is_missing_in(prebuilt: Path) -> bool:
+    """Whether another library with CUDA kernels can be compiled here: the prebuilt one was made without nvcc."""
+    return not _architectures_in(prebuilt) and compiler.find_compiler() is not None and _choose_nvcc()[0] is not None
+
+
+def _choose_nvcc() -> tuple[compiler.Nvcc | None, str | None]:
+    """The nvcc for this machine's GPUs, or for what `QAIG_CUDA_ARCHS` says; or why CUDA kernels are not compiled."""
+    try:
+        request = compiler.cuda_request()
+        nvcc, reason = compiler.choose_nvcc(_TORCH)
+    except compiler.CompileError as error:
+        _logger.warning("No CUDA kernels: %s", error)
+        return None, str(error)
+    if nvcc is None or isinstance(request, tuple):
+        return nvcc, reason
+    local = _local_architectures()
+    if local:
+        return replace(nvcc, architectures=local), None
+    if request:
+        return nvcc, None
+    return None, "nvidia-smi finds no GPU here (QAIG_CUDA_ARCHS names what to compile for all the same)"
+
+
+def _local_architectures() -> tuple[str, ...]:
+    """Of this machine's GPUs. Asks nvidia-smi: CUDA, once begun in a process, does not survive a fork."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = {line.strip().replace(".", "") for line in said.stdout.splitlines()} if said.returncode == 0 else set()
+    return tuple(sorted((a for a in found if a.isdigit()), key=int))
+
+
+def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc | None) -> Path:
+    """The library of this key in the cache. An nvcc that failed is not tried again: it may take minutes to fail."""
+    folder = cache_folder() / compiler.cache_key(sources, found, nvcc)
+    library, failure = folder / compiler.LIBRARY_NAME, folder / "failure.txt"
     if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
+            if failure.is_file():
+                raise compiler.CompileError(f"{failure.read_text()} (remove {folder} to try again)")
             if not library.is_file():  # another process may have compiled it while this one waited
                 _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
-                compiler.compile_library(sources, Path(torch.__file__).parent, found, library)
+                try:
+                    compiler.compile_library(sources, _TORCH, found, library, nvcc)
+                except compiler.CompileError as error:
+                    if nvcc is not None:
+                        failure.write_text(str(error))
+                    raise
     return library
+
+
+def _architectures_in(library: Path) -> tuple[str, ...]:
+    """What csrc/build.cpp wrote into a library, which need not be loaded for that: loading registers its kernels."""
+    found = re.search(rb"qaig-cuda-architectures\[([^\]]*)\]", library.read_bytes())
+    return tuple(found[1].decode().split()) if found else ()
 
 
 def _text(function: str) -> str | None:
@@ -153,16 +254,16 @@ def _find() -> Extension:
     if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
         return Extension(reason="QAIG_DISABLE_EXTENSION is set")
     prebuilt = _PACKAGE / compiler.LIBRARY_NAME
-    if prebuilt.is_file():
+    if prebuilt.is_file() and not _cuda_is_missing_in(prebuilt):
         try:
-            return Extension(_open(prebuilt), prebuilt, "prebuilt")
+            return Extension(_open(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
         except OSError as error:
             _logger.warning(
                 "%s does not load on torch %s, so another is compiled: %s", prebuilt, torch.__version__, error
             )
     try:
-        path = build()
-        return Extension(_open(path), path, "built at first use")
+        path, cuda_reason = _build()
+        return Extension(_open(path), path, "built at first use", cuda_reason=cuda_reason)
     except (OSError, compiler.CompileError) as error:
         _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", error)
         return Extension(reason=str(error))
@@ -175,7 +276,7 @@ def _open(path: Path) -> ctypes.CDLL:
         OSError: if it does not load here.
     """
     library = ctypes.CDLL(str(path))
-    for function in ("qaig_cpu_features", "qaig_cpu_best_level", "qaig_cpu_level", "qaig_cpu_level_error"):
+    for function in _TEXTS:
         getattr(library, function).restype = ctypes.c_char_p
     library.qaig_set_cpu_level.argtypes = [ctypes.c_char_p]
     return library

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import extension
+from .. import cuda, extension
 from . import cuda_order, reference
 from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, SCALE_DTYPES, packed_shapes
 
@@ -43,13 +43,14 @@ _LIBRARY.define(
     "int group_size, int layout, int start, int stop) -> Tensor"
 )
 
-_ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding included
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def linear(x: Tensor, *args: Any) -> Tensor:
-    """`qaig::linear` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
-    if x.device.type == "cpu" and extension.load():
+    """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
+    if _load_kernels(x.device) and _has_kernel("linear", x.device):
         return torch.ops.qaig.linear(x, *args)
     return linear_reference(x, *args)
 
@@ -90,12 +91,11 @@ def linear_reference(
         ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
         NotImplementedError: for `signs`, `activation_bits` or `layout` the reference cannot handle.
     """
-    if activation_bits not in (8, 16):
-        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
-    _check_activation("x", x)
-    _check_weight(x, packed, scale, zero, signs, out_features, x.shape[-1], bits, group_size, layout)
+    check_options(signs, activation_bits)
+    check_activation("x", x)
+    _check_weight(x, packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
     if bias is not None:
-        _check_tensor("bias", bias, (out_features,), _ACTIVATION_DTYPES, x)
+        check_tensor("bias", bias, (out_features,), ACTIVATION_DTYPES, x)
     weight = reference.Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
     return reference.linear(x, weight, bias, activation_bits)
 
@@ -106,9 +106,10 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
     float64 where compiled kernels answer.
     """
-    if x.device.type == "cpu" and extension.load():
+    if _load_kernels(x.device) and _has_kernel("linear_many", x.device):
         return torch.ops.qaig.linear_many(x, *args)
     *layers, activation_bits, layout = args
+    check_lists(*layers)
     return [
         linear_reference(x, packed, scale, zero, bias, None, out_features, bits, group_size, activation_bits, layout)
         for packed, scale, zero, bias, out_features, bits, group_size in zip(*layers, strict=True)
@@ -127,8 +128,9 @@ def linear_grad_input(
     layout: int,
 ) -> Tensor:
     """`qaig::linear_grad_input`, reference kernel: grad @ W, `[..., N]` to `[..., K]`. Arguments as in `linear`."""
-    _check_activation("grad", grad)
-    _check_weight(grad, packed, scale, zero, signs, grad.shape[-1], in_features, bits, group_size, layout)
+    check_activation("grad", grad)
+    check_options(signs)
+    _check_weight(grad, packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     weight = reference.Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     return reference.linear_grad_input(grad, weight)
 
@@ -136,10 +138,19 @@ def linear_grad_input(
 def kernel_layout(device: torch.device, bits: int) -> int:
     """The order that the kernels of a device read: `CPU_ORDER`, `CUDA_ORDER` or, where there are none, `ON_DISK`."""
     layout = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER}.get(device.type, ON_DISK)
-    if layout == ON_DISK or bits not in KERNEL_BITS or not extension.load():
+    if layout == ON_DISK or bits not in KERNEL_BITS or not _load_kernels(device):
         return ON_DISK
-    there = torch._C._dispatch_has_kernel_for_dispatch_key("qaig::linear", device.type.upper())
-    return layout if there else ON_DISK
+    return layout if _has_kernel("linear", device) else ON_DISK
+
+
+def _load_kernels(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return cuda.load(device)
+    return device.type == "cpu" and extension.load()
+
+
+def _has_kernel(op: str, device: torch.device) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", device.type.upper())
 
 
 def repack_cuda(
@@ -165,16 +176,24 @@ def repack_cuda(
         return cuda_order.from_disk(packed, scale, zero, *sizes)
     if layout != CUDA_ORDER:
         raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_ORDER}")
-    words_shape, rows_shape = cuda_order.shapes(*sizes)
-    _check_tensor("packed", packed, words_shape, (torch.int32,), packed)
-    _check_tensor("scale", scale, rows_shape, SCALE_DTYPES, packed)
-    if zero is not None:
-        _check_tensor("zero", zero, rows_shape, (torch.uint8,), packed)
+    check_cuda_order(packed, packed, scale, zero, *sizes)
     return cuda_order.to_disk(packed, scale, zero, *sizes)
 
 
-def _check_activation(name: str, x: Tensor) -> None:
-    if x.dim() == 0 or x.dtype not in _ACTIVATION_DTYPES:
+def check_options(signs: Tensor | None, activation_bits: int = 16) -> None:
+    if signs is not None:
+        raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
+    if activation_bits not in (8, 16):
+        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
+
+
+def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
+    if any(len(other) != len(packed) for other in others):
+        raise ValueError("packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer")
+
+
+def check_activation(name: str, x: Tensor) -> None:
+    if x.dim() == 0 or x.dtype not in ACTIVATION_DTYPES:
         raise ValueError(
             f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
         )
@@ -185,7 +204,6 @@ def _check_weight(
     packed: Tensor,
     scale: Tensor,
     zero: Tensor | None,
-    signs: Tensor | None,
     out_features: int,
     in_features: int,
     bits: int,
@@ -193,8 +211,6 @@ def _check_weight(
     layout: int,
 ) -> None:
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
-    if signs is not None:
-        raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
     if layout != ON_DISK and x.device == packed.device and layout == kernel_layout(x.device, bits):
         return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
     if layout != ON_DISK:
@@ -216,15 +232,42 @@ def _check_on_disk(
     group_size: int,
 ) -> None:
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
-    _check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
-    _check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
+    check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
+    check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
     if zero is not None:
-        _check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
+        check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
 
 
-def _check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor
+def check_cuda_order(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
 ) -> None:
+    """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device.
+    """
+    if bits not in KERNEL_BITS:
+        raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
+    if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
+        raise ValueError(
+            "the CUDA kernels take positive out_features and in_features below 2^24, got "
+            f"{out_features} and {in_features}"
+        )
+    words, rows = cuda_order.shapes(out_features, in_features, bits, group_size)
+    check_tensor("packed", packed, words, (torch.int32,), x)
+    check_tensor("scale", scale, rows, SCALE_DTYPES, x)
+    if zero is not None:
+        check_tensor("zero", zero, rows, (torch.uint8,), x)
+
+
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")

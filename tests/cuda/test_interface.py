@@ -1,0 +1,139 @@
+"""The Python side of `csrc/cuda/kernels.h` against the header itself, compiled by a C++ compiler."""
+
+import ctypes
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from transformers_qaig import compiler
+from transformers_qaig.cuda import interface
+from transformers_qaig.nn import cuda_order
+
+CSRC = Path(__file__).parents[2] / "csrc"
+STRUCTURES = {
+    "QaigLayer": interface.Layer,
+    "QaigDecode": interface.Decode,
+    "QaigDequantize": interface.Dequantize,
+    "QaigArrange": interface.Arrange,
+}
+SHAPES = [
+    interface.Shape.of(n, k, g, bits)
+    for (n, k, g), bits in itertools.product(
+        [(1, 1, -1), (64, 64, 32), (65, 96, 32), (129, 72, 36), (4096, 11008, 128), (100, 1000, 8), (18944, 3584, 64)],
+        (2, 3, 4, 8),
+    )
+]
+
+pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="needs a C++ compiler")
+
+
+def run(tmp_path: Path, body: str) -> list[list[int]]:
+    """What a program prints that includes the header and has `body` as its main function: lines of integers."""
+    source, program = tmp_path / "main.cpp", tmp_path / "main"
+    source.write_text(
+        "#include <cstddef>\n#include <cstdio>\n#include <initializer_list>\n"
+        '#include "cuda/kernels.h"\n#include "cuda/tuning.h"\n'
+        "using namespace qaig::cuda;\n"
+        'template <class... T> void say(T... v) { ((printf("%lld ", static_cast<long long>(v))), ...); puts(""); }\n'
+        f"int main() {{\n{body}\n}}\n"
+    )
+    command = compiler.find_compiler().command
+    subprocess.run([*command, "-std=c++17", f"-I{CSRC}", str(source), "-o", str(program)], check=True)
+    said = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    return [[int(word) for word in line.split()] for line in said.splitlines()]
+
+
+def test_structures(tmp_path):
+    body, expected = [], []
+    for name, structure in STRUCTURES.items():
+        fields = [field for field, *_ in structure._fields_]
+        body.append(f"say(sizeof({name}), alignof({name}));")
+        expected.append([ctypes.sizeof(structure), ctypes.alignment(structure)])
+        for field in fields:
+            body.append(f"say(offsetof({name}, {field}), sizeof({name}::{field}));")
+            expected.append([getattr(structure, field).offset, getattr(structure, field).size])
+        # All fields of the header are named above: together with padding they fill it.
+        assert set(fields) == declared(name)
+    assert run(tmp_path, "\n".join(body)) == expected
+
+
+def declared(structure: str) -> set[str]:
+    """Names of the members in the header's own text."""
+    text = (CSRC / "cuda" / "kernels.h").read_text()
+    body = text.split(f"struct {structure} {{")[1].split("};")[0]
+    names: set[str] = set()
+    for line in body.splitlines():
+        declaration = line.split("//")[0].strip().rstrip(";")
+        if declaration:
+            first, *others = declaration.split(", ")
+            names |= {word.split("[")[0] for word in (first.split()[-1], *others)}
+    return names
+
+
+def test_constants(tmp_path):
+    body = (
+        "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
+        " kArrangeThreads, kDecodeBlocksPerProcessor, kMixed, kBlockRows, kTileSlots, kUnitSlots);"
+    )
+    types = [interface.TYPES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    assert run(tmp_path, body) == [
+        [
+            *types,
+            interface.MOST_LAYERS,
+            interface.MOST_ROWS,
+            interface.DECODE_THREADS,
+            interface.DEQUANTIZE_THREADS,
+            interface.ARRANGE_THREADS,
+            interface.DECODE_BLOCKS_PER_PROCESSOR,
+            interface.MIXED,
+            interface.BLOCK_ROWS,
+            interface.TILE_SLOTS,
+            interface.UNIT_SLOTS,
+        ]
+    ]
+
+
+def test_rules(tmp_path):
+    body, expected = [], []
+    for s in SHAPES:
+        arguments = f"{s.out_features}, {s.in_features}, {s.group_size}, {s.bits}"
+        stop = s.out_features
+        start = stop // 3
+        body.append(
+            f"{{ const Shape s = {{{arguments}}};"
+            " say(s.row_blocks(), s.groups(), s.tiles(), s.slots(), s.items(), s.in_channel_order(),"
+            f" dequantize_grid_x(s), dequantize_grid_y({start}, {stop}),"
+            " decode_grid(s.items(), 132), decode_grid(s.items(), 1)); }"
+        )
+        numbers = [s.row_blocks, s.groups, s.tiles, s.slots, s.items, int(s.in_channel_order)]
+        numbers += interface.dequantize_grid(s, start, stop)
+        expected.append([*numbers, interface.decode_grid(s.items, 132), interface.decode_grid(s.items, 1)])
+    for bits, rows in itertools.product((interface.MIXED, 2, 3, 4, 8), (1, 8, 9, 16)):
+        body.append(
+            f"say(decode_columns({rows}), decode_shared_bytes({bits}, decode_columns({rows})),"
+            f" decode_partial_bytes(7, decode_columns({rows})));"
+        )
+        columns = interface.decode_columns(rows)
+        shared = interface.decode_shared_bytes(bits, columns)
+        assert shared <= 48 << 10  # more needs an attribute to be set
+        expected.append([columns, shared, interface.decode_partial_bytes(7, columns)])
+    assert run(tmp_path, "\n".join(body)) == expected
+
+
+@pytest.mark.parametrize("s", SHAPES[::5], ids=str)
+def test_shapes_are_those_of_the_order(s):
+    words, rows = cuda_order.shapes(s.out_features, s.in_features, s.bits, s.group_size)
+    assert words == (s.row_blocks, s.tiles, s.bits, 32, 4)
+    assert rows == (s.row_blocks, s.groups, interface.BLOCK_ROWS)
+
+
+def test_tunings(tmp_path):
+    body = (
+        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.chunk_bytes);\n"
+        "for (int c : {75, 80, 87, 90, 103, 121}) say(tuning_for(c).capability);"
+    )
+    capabilities = [[interface.tuning_for(c).capability] for c in (75, 80, 87, 90, 103, 121)]
+    assert run(tmp_path, body) == [list(t) for t in interface.TUNINGS] + capabilities

@@ -1,0 +1,347 @@
+"""The operators that Python launches, on a driver that runs each launch on the emulator. Tensors are the CPU's."""
+
+import contextlib
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.cuda import emulated
+from transformers_qaig.cuda import interface
+from transformers_qaig.cuda.driver import Device, Driver, DriverError
+from transformers_qaig.cuda.operators import Operators
+from transformers_qaig.nn import ops, reference
+from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
+
+pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
+
+PROCESSORS = 3
+
+
+class EmulatedDriver:
+    """The calls of `cuda.bindings.driver` that we make. A function is a kernel's name; a cubin is it, too."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.launches: list[tuple[str, tuple[int, ...], int]] = []
+        self.loaded: list[str] = []
+        self.counters: list[int] = []
+        self.capture = 0
+
+    def cuDeviceGet(self, index):
+        return 0, index
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        return 0, f"context of {device}"
+
+    def cuCtxSetCurrent(self, context):
+        return (0,)
+
+    def cuModuleLoadData(self, cubin):
+        self.loaded.append(cubin.decode())
+        return 0, cubin
+
+    def cuModuleGetFunction(self, module, name):
+        return (0, name.decode()) if module == name else (500, None)
+
+    def cuStreamGetCaptureInfo(self, stream):
+        return 0, int(self.capture != 0), self.capture, None
+
+    def cuGetErrorName(self, status):
+        return 0, f"CUDA_ERROR_{int(status)}".encode()
+
+    def cuGetErrorString(self, status):
+        return 0, b"what it means"
+
+    def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        self.launches.append((function, (gx, gy, gz, bx, by, bz), shared))
+        address = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
+        dtype = interface.TYPES[torch.bfloat16 if "_bf16" in function else torch.float16]
+        self.library.qaig_emulator_forbid_all()
+        if "_decode_" in function:
+            argument = interface.Decode.from_address(address)
+            self._allow_decode(argument, gx, int(function.rpartition("_m")[2]))
+            status = self.library.qaig_cuda_decode(ctypes.c_void_p(address), dtype, None)
+        elif "_dequantize_" in function:
+            argument = interface.Dequantize.from_address(address)
+            assert (gx, gy) == interface.dequantize_grid(shape_of(argument), argument.start, argument.stop)
+            self._allow_weight(argument)
+            size = (argument.stop - argument.start) * argument.in_features
+            self._allow(argument.out, size * (4 if argument.type == 0 else 2), True)
+            status = self.library.qaig_cuda_dequantize(ctypes.c_void_p(address), None)
+        else:
+            argument = interface.Arrange.from_address(address)
+            assert gx == argument.rows
+            self._allow(argument.x, argument.rows * argument.in_features * 2)
+            self._allow(argument.out, argument.rows * argument.slots * 2, True)
+            self._allow(argument.token_scale, argument.rows * 4, True)
+            status = self.library.qaig_cuda_arrange(ctypes.c_void_p(address), dtype, None)
+        assert status == 0, self.library.qaig_emulator_error()
+        return (0,)
+
+    def _allow_decode(self, argument, grid, columns):
+        layers = argument.layers[: argument.layer_count]
+        items = sum(shape_of(layer).items for layer in layers)
+        assert grid == interface.decode_grid(items, PROCESSORS)
+        assert columns == interface.decode_columns(argument.rows)
+        self._allow(argument.partials, interface.decode_partial_bytes(grid, columns), True)
+        self._allow(argument.counters, 4 * sum(shape_of(layer).row_blocks for layer in layers), True)
+        self.counters.append(argument.counters)
+        for layer in layers:
+            self._allow_weight(layer)
+            self._allow(layer.bias, layer.out_features * (4 if layer.bias_type == 0 else 2))
+            self._allow(layer.x, ((argument.rows - 1) * layer.x_stride + layer.x_slots) * 2)
+            self._allow(layer.token_scale, argument.rows * 4)
+            self._allow(layer.y, argument.rows * layer.out_features * 2, True)
+
+    def _allow_weight(self, argument):
+        s = shape_of(argument)
+        rows = s.row_blocks * s.groups * interface.BLOCK_ROWS
+        self._allow(argument.words, s.items * s.bits * 512)
+        self._allow(argument.scale, rows * (4 if argument.scale_type == 0 else 2))
+        self._allow(argument.zero, rows)
+
+    def _allow(self, address, size, writable=False):
+        if address:
+            self.library.qaig_emulator_allow(ctypes.c_void_p(address), ctypes.c_longlong(size), int(writable))
+
+
+class CpuDevice(Device):
+    capturing = False
+
+    def stream(self):
+        return 7
+
+    def is_capturing(self):
+        return self.capturing
+
+    def current(self):
+        return contextlib.nullcontext()
+
+
+def shape_of(argument) -> interface.Shape:
+    return interface.Shape(argument.out_features, argument.in_features, argument.group_size, argument.bits)
+
+
+@pytest.fixture(scope="module")
+def library():
+    emulator = emulated.build()
+    emulator.set_processors(PROCESSORS)
+    return emulator._library
+
+
+@pytest.fixture
+def machine(library):
+    api = EmulatedDriver(library)
+    driver = Driver(api, lambda kernel, capability: kernel.encode())
+    return SimpleNamespace(
+        api=api, operators=Operators(driver, lambda device: CpuDevice(0, 80, PROCESSORS)), driver=driver
+    )
+
+
+def arguments(weight: emulated.Weight, layout: int = CUDA_ORDER):
+    tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_ORDER else weight.on_disk
+    return (*tensors, weight.bias, None, weight.out_features, weight.bits, weight.group_size)
+
+
+def expected(x, weight: emulated.Weight, activation_bits=16):
+    """The exact product with the stored weight, in float32."""
+    packed, scale, zero = weight.on_disk
+    sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size, ON_DISK)
+    bias = None if weight.bias is None else weight.bias.float()
+    return reference.linear(x.float(), reference.Weight(packed, scale, zero, *sizes), bias, activation_bits)
+
+
+def close(y, x, weight, activation_bits=16):
+    want = expected(x, weight, activation_bits)
+    unit = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 1e-5}[y.dtype]
+    torch.testing.assert_close(y.float(), want, rtol=unit, atol=unit * float(want.abs().mean() + 1) * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (50, 16)])
+def test_linear(machine, bits, dtype, rows, activation_bits):
+    """Decode of both sizes, 8-bit activations, and the dense product; 50 rows are past sm_80's threshold."""
+    weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
+    x = torch.randn(rows, 96).to(dtype)
+    y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_ORDER)
+    assert y.dtype == dtype
+    close(y, x, weight, activation_bits)
+    names = [name for name, *_ in machine.api.launches]
+    suffix = "f16" if dtype == torch.float16 else "bf16"
+    if rows == 50:
+        assert names == [f"qaig_dequantize_w{bits}"]
+    else:
+        arranged = [f"qaig_arrange_{suffix}"] if activation_bits == 8 else []
+        assert names == [*arranged, f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"]
+
+
+def test_rows_beyond_one_launch(machine):
+    weight = emulated.random_weight(3, 70, 64, 32)
+    x = torch.randn(2, 20, 64).half()
+    y = machine.operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+    assert y.shape == (2, 20, 70)
+    close(y, x, weight, 8)
+    assert [name for name, *_ in machine.api.launches] == [
+        "qaig_arrange_f16",
+        "qaig_decode_w3_f16_m16",
+        "qaig_decode_w3_f16_m16",
+        "qaig_decode_w3_f16_m8",
+    ]
+
+
+@pytest.mark.parametrize(
+    "case", ["groups of 20", "odd K", "no zero points", "x misaligned", "x strided", "float32 bias"]
+)
+def test_what_needs_care(machine, case):
+    weight = emulated.random_weight(
+        4, 65, 100, 20 if case == "groups of 20" else -1, sym=case == "no zero points",
+        bias={"float32 bias": torch.float32}.get(case),
+    )  # fmt: skip
+    if case == "odd K":
+        weight = emulated.random_weight(4, 65, 101)
+    x = torch.randn(3, weight.in_features).half()
+    if case == "x misaligned":
+        x = torch.cat([torch.zeros(1).half(), x.flatten()])[1:].view(3, -1)
+    if case == "x strided":
+        x = torch.randn(weight.in_features, 3).half().t()
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+
+
+def test_a_double_bias(machine):
+    weight = emulated.random_weight(4, 65, 64, bias=torch.float64)
+    x = torch.randn(3, 64).half()
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+
+
+def test_one_launch_for_several_layers(machine):
+    weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (3, 10, 8))]
+    x = torch.randn(4, 96).half()
+    lists = [list(column) for column in zip(*(arguments(w)[:4] + arguments(w)[5:] for w in weights))]
+    results = machine.operators.linear_many(x, *lists, 16, CUDA_ORDER)
+    for y, weight in zip(results, weights):
+        close(y, x, weight)
+    # The groups of 8 want x in an order of their own.
+    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_mixed_f16_m8"]
+    assert machine.operators.linear_many(x, *([] for _ in range(7)), 16, CUDA_ORDER) == []
+
+
+def test_more_layers_than_a_launch_takes(machine):
+    weights = [emulated.random_weight(4, 64, 64, 32) for _ in range(interface.MOST_LAYERS + 1)]
+    x = torch.randn(1, 64).half()
+    lists = [list(column) for column in zip(*(arguments(w)[:4] + arguments(w)[5:] for w in weights))]
+    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_ORDER), weights):
+        close(y, x, weight)
+    assert len(machine.api.launches) == 2
+
+
+def test_no_rows(machine):
+    weight = emulated.random_weight(4, 65, 64)
+    y = machine.operators.linear(torch.empty(2, 0, 64).half(), *arguments(weight), 16, CUDA_ORDER)
+    assert y.shape == (2, 0, 65)
+    assert machine.api.launches == []
+
+
+def test_dequantize(machine):
+    weight = emulated.random_weight(3, 200, 96, 32)
+    sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size)
+    tensors = (weight.words, weight.scale, weight.zero)
+    rows = machine.operators.dequantize(*tensors, *sizes, CUDA_ORDER, 70, 140)
+    packed, scale, zero = weight.on_disk
+    whole = reference.dequantize(reference.Weight(packed, scale, zero, *sizes, ON_DISK), torch.float32)
+    torch.testing.assert_close(rows, whole[70:140], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="rows 70 to 201 are not within the 200"):
+        machine.operators.dequantize(*tensors, *sizes, CUDA_ORDER, 70, 201)
+
+
+@pytest.mark.parametrize(("dtype", "scale", "rows"), [("float32", "float16", 2), ("float16", "float32", 2)])
+def test_what_has_no_kernel(machine, monkeypatch, dtype, scale, rows):
+    """float32 inputs go to the reference, float32 scales are unpacked: nothing is refused."""
+    weight = emulated.random_weight(4, 65, 64, 32, dtype=getattr(torch, scale))
+    x = torch.randn(rows, 64).to(getattr(torch, dtype))
+    monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_ORDER)
+    monkeypatch.setattr(torch.ops.qaig, "dequantize", machine.operators.dequantize)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert [name for name, *_ in machine.api.launches] == ["qaig_dequantize_w4"]
+
+
+BAD = {
+    "packed": lambda a: a | {"packed": a["packed"][:, :1].contiguous()},
+    "packed must have dtype": lambda a: a | {"packed": a["packed"].float()},
+    "scale": lambda a: a | {"scale": a["scale"][..., :1]},
+    "scale must have dtype": lambda a: a | {"scale": a["scale"].double()},
+    "zero": lambda a: a | {"zero": a["zero"][:1]},
+    "zero must have dtype": lambda a: a | {"zero": a["zero"].int()},
+    "bias": lambda a: a | {"bias": torch.zeros(3).half()},
+    "group_size": lambda a: a | {"group_size": 33},
+    "out_features": lambda a: a | {"out_features": 1 << 24},
+    "bits=5": lambda a: a | {"bits": 5},
+    "packed must have shape": lambda a: a | {"out_features": 4096},
+    "x must be": lambda a: a | {"x": a["x"].int()},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_arguments_never_reach_a_kernel(machine, what):
+    weight = emulated.random_weight(4, 130, 96, 32, bias=torch.float16)
+    names = ("packed", "scale", "zero", "bias", "signs", "out_features", "bits", "group_size")
+    call = {"x": torch.randn(1, 96).half()} | dict(zip(names, arguments(weight)))
+    with pytest.raises(ValueError, match=what):
+        machine.operators.linear(*BAD[what](call).values(), 16, CUDA_ORDER)
+    assert machine.api.launches == []
+
+
+def test_options_without_a_kernel(machine):
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    with pytest.raises(NotImplementedError, match="activation_bits=4"):
+        machine.operators.linear(x, *arguments(weight), 4, CUDA_ORDER)
+    with pytest.raises(NotImplementedError, match="signs"):
+        machine.operators.linear(x, *arguments(weight)[:4], torch.ones(64), 64, 4, -1, 16, CUDA_ORDER)
+    with pytest.raises(ValueError, match="one entry per layer"):
+        machine.operators.linear_many(x, [weight.words], [], [None], [None], [64], [4], [-1], 16, CUDA_ORDER)
+
+
+def test_a_kernel_is_loaded_once_for_each_device(machine):
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    for _ in range(2):
+        machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
+    assert machine.api.loaded == ["qaig_decode_w4_f16_m8"]
+    out = torch.empty_like(x)
+    argument = interface.Arrange(x.data_ptr(), out.data_ptr(), None, 1, 64, 64, 64)
+    for index in (0, 1, 1):
+        machine.driver.launch("qaig_arrange_f16", argument, (1, 1), 256, 0, CpuDevice(index, 90, PROCESSORS))
+    assert machine.api.loaded.count("qaig_arrange_f16") == 2
+
+
+def test_capture(machine, monkeypatch):
+    """A graph gets counters of its own; a kernel that is not loaded yet says what to do."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+
+    def call():
+        return machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
+
+    monkeypatch.setattr(CpuDevice, "capturing", True)
+    machine.api.capture = 11
+    with pytest.raises(RuntimeError, match="run the same call once before capturing"):
+        call()
+    monkeypatch.setattr(CpuDevice, "capturing", False)
+    machine.api.capture = 0
+    call()
+    monkeypatch.setattr(CpuDevice, "capturing", True)
+    for machine.api.capture in (11, 11, 12):
+        close(call(), x, weight)
+    eager, first, again, second = machine.api.counters
+    assert first == again
+    assert len({eager, first, second}) == 3
+
+
+def test_the_driver_says_what_failed(machine, monkeypatch):
+    weight = emulated.random_weight(4, 64, 64)
+    monkeypatch.setattr(machine.api, "cuLaunchKernel", lambda *_: (700,), raising=False)
+    with pytest.raises(DriverError, match="launching qaig_decode_w4_f16_m8: CUDA_ERROR_700 what it means"):
+        machine.operators.linear(torch.randn(1, 64).half(), *arguments(weight), 16, CUDA_ORDER)

@@ -1,0 +1,130 @@
+"""Launches kernels from cubins through CUDA's driver (cuda-bindings), on torch's streams.
+
+A launch allocates nothing and waits for nothing, so it can be captured in a CUDA graph. Loading a kernel, once for each
+device, cannot: run every kernel of a capture before it, which is what torch's own warm-up does.
+"""
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, as far as a launch wants to know it."""
+
+    index: int
+    capability: int
+    processors: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Device":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        properties = torch.cuda.get_device_properties(index)
+        return cls(index, properties.major * 10 + properties.minor, properties.multi_processor_count)
+
+    def stream(self) -> int:
+        """The handle of torch's current stream there."""
+        return torch.cuda.current_stream(self.index).cuda_stream
+
+    def is_capturing(self) -> bool:
+        """Whether that stream is being captured in a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes it the current device."""
+        with torch.cuda.device(self.index):
+            yield
+
+
+class DriverError(RuntimeError):
+    """The driver's answer, by its name."""
+
+
+class Driver:
+    """Kernels by device.
+
+    Args:
+        api: `cuda.bindings.driver`.
+        cubin (`Callable`): a kernel's binary, by name and compute capability.
+    """
+
+    def __init__(self, api: Any, cubin: Callable[[str, int], bytes]) -> None:
+        self._api, self._cubin = api, cubin
+        self._lock = threading.Lock()
+        self._functions: dict[tuple[int, str], Any] = {}
+        self._modules: list[Any] = []
+        self._contexts: dict[int, Any] = {}
+        self._threads = threading.local()
+
+    def launch(
+        self, kernel: str, argument: ctypes.Structure, grid: tuple[int, int], threads: int, shared: int, device: Device
+    ) -> None:
+        """Launches `kernel(argument)` on torch's current stream of `device`.
+
+        Raises:
+            DriverError: if the driver refuses.
+            RuntimeError: if the kernel is used for the first time while a CUDA graph is captured.
+        """
+        function = self._functions.get((device.index, kernel)) or self._load(kernel, device)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))  # the driver copies the argument
+        with device.current():
+            self._enter_context(device)
+            result = self._api.cuLaunchKernel(
+                function, *grid, 1, threads, 1, 1, shared, device.stream(), ctypes.addressof(pointers), 0
+            )
+        self._check(result, f"launching {kernel}")
+
+    def capture_of(self, stream: int) -> int:
+        """A number for the CUDA graph that the stream is captured in; 0 if it is not."""
+        status, number, *_ = self._check(self._api.cuStreamGetCaptureInfo(stream), "asking for a capture")
+        return int(number) if int(status) == 1 else 0
+
+    def _load(self, kernel: str, device: Device) -> Any:
+        with self._lock:
+            function = self._functions.get((device.index, kernel))
+            if function is None:
+                with device.current():
+                    capturing = device.is_capturing()
+                if capturing:
+                    raise RuntimeError(
+                        f"{kernel} is used for the first time while a CUDA graph is captured, where it cannot be "
+                        "loaded: run the same call once before capturing"
+                    )
+                binary = self._cubin(kernel, device.capability)
+                with device.current():
+                    self._enter_context(device)
+                    (module,) = self._check(self._api.cuModuleLoadData(binary), f"loading {kernel}")
+                    self._modules.append(module)
+                    (function,) = self._check(
+                        self._api.cuModuleGetFunction(module, kernel.encode()), f"finding {kernel} in its module"
+                    )
+                self._functions[device.index, kernel] = function
+        return function
+
+    def _enter_context(self, device: Device) -> None:
+        """A thread of its own (a text streamer's, autograd's) has no context until the CUDA runtime gives it one."""
+        known = self._threads.__dict__.setdefault("devices", set())
+        if device.index not in known:
+            if device.index not in self._contexts:
+                (handle,) = self._check(self._api.cuDeviceGet(device.index), "finding the device")
+                (context,) = self._check(self._api.cuDevicePrimaryCtxRetain(handle), "entering the device's context")
+                self._contexts[device.index] = context
+            self._check(self._api.cuCtxSetCurrent(self._contexts[device.index]), "entering the device's context")
+            known.add(device.index)
+
+    def _check(self, result: tuple[Any, ...], doing: str) -> list[Any]:
+        """The values of a call, without its status."""
+        status, *values = result
+        if int(status) != 0:
+            _, name = self._api.cuGetErrorName(status)
+            _, text = self._api.cuGetErrorString(status)
+            words = " ".join(t.decode() for t in (name, text) if t) or str(status)
+            raise DriverError(f"CUDA failed {doing}: {words}")
+        return values

@@ -1,0 +1,183 @@
+"""`kernels.h`, `layout.h` and `tuning.h` of `csrc/cuda` in Python: arguments, byte by byte, and the rules of a launch.
+
+The names are theirs. tests/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..nn.packing import num_groups
+
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MOST_LAYERS, MOST_ROWS = 8, 16
+DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
+DECODE_WARPS = DECODE_THREADS // 32
+DECODE_BLOCKS_PER_PROCESSOR = 4
+MIXED = 0  # stands for the bits of the mixed kernel
+BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
+
+
+class Layer(ctypes.Structure):
+    """`QaigLayer`."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("token_scale", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("x_stride", ctypes.c_longlong),
+        ("x_slots", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("bits", ctypes.c_int),
+        ("scale_type", ctypes.c_int),
+        ("bias_type", ctypes.c_int),
+        ("reserved", ctypes.c_int),
+    )
+
+
+class Decode(ctypes.Structure):
+    """`QaigDecode`."""
+
+    _fields_ = (
+        ("partials", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("layer_count", ctypes.c_int),
+        ("layers", Layer * MOST_LAYERS),
+    )
+
+
+class Dequantize(ctypes.Structure):
+    """`QaigDequantize`."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("start", ctypes.c_int),
+        ("stop", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("bits", ctypes.c_int),
+        ("scale_type", ctypes.c_int),
+        ("type", ctypes.c_int),
+    )
+
+
+class Arrange(ctypes.Structure):
+    """`QaigArrange`."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("token_scale", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("slots", ctypes.c_int),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a weight in CUDA order; `group_size` in channels, never -1."""
+
+    out_features: int
+    in_features: int
+    group_size: int
+    bits: int
+
+    @classmethod
+    def of(cls, out_features: int, in_features: int, group_size: int, bits: int) -> "Shape":
+        """With `group_size` as a layer has it, -1 included.
+
+        Raises:
+            ValueError: if `group_size` does not divide `in_features`.
+        """
+        return cls(out_features, in_features, in_features // num_groups(in_features, group_size), bits)
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.out_features // BLOCK_ROWS)
+
+    @property
+    def groups(self) -> int:
+        return self.in_features // self.group_size
+
+    @property
+    def tiles(self) -> int:
+        units = self.groups * -(-self.group_size // UNIT_SLOTS)
+        return (units + 1) // 2
+
+    @property
+    def slots(self) -> int:
+        return self.tiles * TILE_SLOTS
+
+    @property
+    def items(self) -> int:
+        """Row blocks by tiles."""
+        return self.row_blocks * self.tiles
+
+    @property
+    def in_channel_order(self) -> bool:
+        """Whether slot i is channel i."""
+        return self.groups == 1 or self.group_size % UNIT_SLOTS == 0
+
+
+class Tuning(NamedTuple):
+    """A row of `kTunings`."""
+
+    capability: int
+    most_decode_rows: int
+    chunk_bytes: int
+
+
+TUNINGS = (
+    Tuning(0, 32, 2 << 20),
+    Tuning(80, 48, 16 << 20),
+    Tuning(86, 32, 3 << 20),
+    Tuning(89, 48, 16 << 20),
+    Tuning(90, 48, 24 << 20),
+    Tuning(100, 48, 32 << 20),
+    Tuning(120, 48, 32 << 20),
+)
+
+
+def tuning_for(capability: int) -> Tuning:
+    return [t for t in TUNINGS if t.capability <= capability][-1]
+
+
+def decode_columns(rows: int) -> int:
+    return 8 if rows <= 8 else 16
+
+
+def decode_shared_bytes(bits: int, columns: int) -> int:
+    stages = {2: 6, 8: 2}.get(bits, 4)
+    warp = 8192 if bits == MIXED else stages * bits * 512
+    return DECODE_WARPS * warp + _sum_bytes(columns)
+
+
+def decode_grid(items: int, processors: int) -> int:
+    return min(-(-items // DECODE_WARPS), processors * DECODE_BLOCKS_PER_PROCESSOR)
+
+
+def decode_partial_bytes(grid: int, columns: int) -> int:
+    return 2 * grid * _sum_bytes(columns)
+
+
+def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
+    return -(-shape.tiles // 4), -(-stop // BLOCK_ROWS) - start // BLOCK_ROWS
+
+
+def _sum_bytes(columns: int) -> int:
+    return BLOCK_ROWS * columns * 4
