@@ -23,6 +23,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/repack.h"
+#include "cpu/rotation.h"
 
 namespace {
 
@@ -167,8 +168,15 @@ void check_activation(const char* name, const Tensor& x) {
                     text(shape_of(x)));
 }
 
-void check_options(const Optional& signs, int64_t activation_bits) {
-    STD_TORCH_CHECK(!signs, "signs (a rotated input) has no kernel here: quantize without rotation");
+qaig::Rotation checked_rotation(int64_t block, int64_t seed, int64_t in_features) {
+    STD_TORCH_CHECK(block == 0 || qaig::has_rotation(block, in_features),
+                    "rotation: block must be one of (16, 32, 64, 128, 256) that divides in_features=", in_features,
+                    ", got ", block);
+    STD_TORCH_CHECK(seed >= 0, "rotation: seed must be between 0 and 2^63 - 1, got ", seed);
+    return {block, block ? static_cast<uint64_t>(seed) : 0};
+}
+
+void check_activation_bits(int64_t activation_bits) {
     STD_TORCH_CHECK(activation_bits == 16 || activation_bits == 8, "activation_bits=", activation_bits,
                     " has no kernel here: use 16 or 8");
 }
@@ -218,36 +226,42 @@ std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
 // -- the operators
 
 Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero,
-                        const Optional& bias, const Optional& signs, int64_t out_features, int64_t bits,
-                        int64_t group_size, int64_t activation_bits, int64_t layout) {
+                        const Optional& bias, int64_t rotation_block, int64_t rotation_seed, int64_t out_features,
+                        int64_t bits, int64_t group_size, int64_t activation_bits, int64_t layout) {
     using torch::stable::detail::from;
-    std::array<StableIValue, 11> stack{from(x),          from(packed),          from(scale),        from(zero),
-                                       from(bias),       from(signs),           from(out_features), from(bits),
-                                       from(group_size), from(activation_bits), from(layout)};
+    std::array<StableIValue, 12> stack{from(x),    from(packed),         from(scale),           from(zero),
+                                       from(bias), from(rotation_block), from(rotation_seed),   from(out_features),
+                                       from(bits), from(group_size),     from(activation_bits), from(layout)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("qaig::linear_reference", "", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
                                 const std::vector<Optional>& zero, const std::vector<Optional>& bias,
+                                const std::vector<int64_t>& rotation_block, const std::vector<int64_t>& rotation_seed,
                                 const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
                                 const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
     check_activation("x", x);
-    check_options(std::nullopt, activation_bits);
+    check_activation_bits(activation_bits);
     STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x must be float16, bfloat16 or float32, got float64");
     const size_t count = packed.size();
-    STD_TORCH_CHECK(scale.size() == count && zero.size() == count && bias.size() == count &&
-                        out_features.size() == count && bits.size() == count && group_size.size() == count,
-                    "packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer");
+    STD_TORCH_CHECK(
+        scale.size() == count && zero.size() == count && bias.size() == count && rotation_block.size() == count &&
+            rotation_seed.size() == count && out_features.size() == count && bits.size() == count &&
+            group_size.size() == count,
+        "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have "
+        "one entry per layer");
     std::vector<int64_t> y_shape = shape_of(x);
     const int64_t in_features = y_shape.back();
     const Tensor flat = as_contiguous(x);
     std::vector<PackedWeight> weights;
     std::vector<std::vector<float>> biases;
+    std::vector<qaig::Rotation> rotations;
     for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
         weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i],
                              layout);
         biases.push_back(bias_floats(bias[i], out_features[i]));
+        rotations.push_back(checked_rotation(rotation_block[i], rotation_seed[i], in_features));
     }
     std::vector<Tensor> results;
     std::vector<qaig::Linear> layers;
@@ -256,23 +270,23 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
         results.push_back(torch::stable::new_empty(x, y_shape));
         layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(),
                           scalar(x.scalar_type()), x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
-                          static_cast<int>(activation_bits), torch_threads()});
+                          rotations[i], static_cast<int>(activation_bits), torch_threads()});
     }
     qaig::linear(layers);
     return results;
 }
 
 Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
-              const Optional& signs, int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
-              int64_t layout) {
+              int64_t rotation_block, int64_t rotation_seed, int64_t out_features, int64_t bits, int64_t group_size,
+              int64_t activation_bits, int64_t layout) {
     check_activation("x", x);
-    check_options(signs, activation_bits);
+    check_activation_bits(activation_bits);
     if (x.scalar_type() == ScalarType::Double) {
-        return reference_linear(x, packed, scale, zero, bias, signs, out_features, bits, group_size, activation_bits,
-                                layout);
+        return reference_linear(x, packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits,
+                                group_size, activation_bits, layout);
     }
-    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits,
-                       layout)[0];
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {rotation_block}, {rotation_seed}, {out_features}, {bits},
+                       {group_size}, activation_bits, layout)[0];
 }
 
 // On-disk order to the CPU's, or back. Without zero points the third tensor is empty.
