@@ -46,7 +46,9 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
     expected = {}
     for path, entry in plan.items():
         linear = model.get_submodule(path)
-        shapes = packed_shapes(linear.out_features, linear.in_features, **entry)  # type: ignore[arg-type]
+        shapes = packed_shapes(
+            linear.out_features, linear.in_features, entry["bits"], entry["group_size"], entry["sym"]
+        )
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
 

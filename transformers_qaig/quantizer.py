@@ -18,6 +18,7 @@ from .calibrate import calibrate
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
+from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, check_packed, get_linear
 from .plan import Coverage, Plan, budget_of, list_options, make_plan
 from .recipes import RECIPES
@@ -97,7 +98,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 linear.in_features,
                 linear.out_features,
                 linear.bias is not None,
-                **entry,
+                **{**entry, "rotation": Rotation.of(entry)},
                 activation_bits=self.quantization_config.activation_bits,
                 dtype=linear.weight.dtype,
                 device="meta",

@@ -2,19 +2,20 @@
 
     x W' = (x R)(W R)',   R = D H / √block,   D diagonal with entries ±1,   H block-diagonal of Sylvester's matrices
 
-R is orthogonal, so the layer's function stays; what is rounded (W R, and x R where activations are rounded) no longer has
-channels far larger than their neighbours.
+R is orthogonal, so the layer's function stays; what is rounded (W R, and x R where activations are rounded) no longer
+has channels far larger than their neighbours.
 
-Two implementations with the same `(block, seed)` must agree to the bit, for rounding x R to 8 bits makes a whole step of a
-difference in the last place. Hence both parts are pinned:
+Two implementations with the same `(block, seed)` must agree to the bit, for rounding x R to 8 bits makes a whole step
+of a difference in the last place. Hence both parts are pinned:
 
-- **Signs.** Channel k is multiplied by -1 if bit k mod 64 of output k div 64 of SplitMix64 (Steele, Lea and Flood, 2014),
-  started at `seed`, is set. Outputs of that generator can be had in any order.
-- **Transform.** In float32 (float64 for float64), butterflies (a, b) → (a + b, a - b) over channels 1, 2, 4, …, block / 2
-  apart, in this order; then one multiplication by 1 / √block, rounded to float32.
+- **Signs.** Channel k is multiplied by -1 if bit k mod 64 of output k div 64 of SplitMix64 (Steele, Lea and Flood,
+  2014), started at `seed`, is set. Outputs of that generator can be had in any order.
+- **Transform.** In float32 (float64 for float64), butterflies (a, b) → (a + b, a - b) over channels 1, 2, 4, …,
+  block / 2 apart, in this order; then one multiplication by 1 / √block, rounded to float32.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,12 @@ class Rotation(NamedTuple):
 
     block: int
     seed: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Rotation | None":
+        """What an entry of the plan says: its `rotation`, `{"block", "seed"}`, if it has one."""
+        rotation = entry.get("rotation")
+        return None if rotation is None else cls(**rotation)
 
     def check(self, in_features: int) -> None:
         """

@@ -27,7 +27,8 @@ for _name in ("linear", "linear_reference"):
     )
 _LIBRARY.define(
     "linear_many(Tensor x, Tensor[] packed, Tensor[] scale, Tensor?[] zero, Tensor?[] bias, int[] rotation_block, "
-    "int[] rotation_seed, int[] out_features, int[] bits, int[] group_size, int activation_bits, int layout) -> Tensor[]",
+    "int[] rotation_seed, int[] out_features, int[] bits, int[] group_size, int activation_bits, int layout) "
+    "-> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
@@ -77,8 +78,8 @@ def linear_reference(
         scale (`Tensor`): `[N, G]`, float16, bfloat16 or float32; G = K / group_size, or 1.
         zero (`Tensor`, *optional*): int32 `[ceil(N * bits / 32), G]`; None means 2^(bits - 1) everywhere (symmetric).
         bias (`Tensor`, *optional*): floating `[N]`.
-        rotation_block (`int`), rotation_seed (`int`): x is rotated first, as in `hadamard.rotate`, and W is a weight for
-            such an x: `linear` computes (x R) @ W.T + bias. Block 0: x is taken as it is, whatever the seed.
+        rotation_block (`int`), rotation_seed (`int`): x is rotated first, as in `hadamard.rotate`, and W is a weight
+            for such an x: `linear` computes (x R) @ W.T + bias. Block 0: x is taken as it is, whatever the seed.
         out_features (`int`): N.
         bits (`int`): 2 to 8.
         group_size (`int`): input channels per group, or -1 for one group per row.

@@ -90,7 +90,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, rotation: Rotation | 
 
 
 def linear_grad_input(grad: Tensor, weight: Weight, rotation: Rotation | None) -> Tensor:
-    """grad @ W R' for grad `[..., N]`: `[..., K]` in the dtype of grad. Sums over chunks of N are kept in >= float32."""
+    """grad @ W R' for grad `[..., N]`: `[..., K]` in the dtype of grad. Sums over chunks of N stay in >= float32."""
     flat = grad.reshape(-1, grad.shape[-1])
     total = torch.zeros(
         flat.shape[0],
