@@ -12,19 +12,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .calibration import stages
 from .calibration.block import OutputError, forward, install
 from .calibration.capture import PausedForwards, around, resident
-from .calibration.choices import Choices, Entries, packed, rounded
+from .calibration.choices import Choices, Entries, folded, packed, rounded
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
 from .calibration.resume import BlockStore
+from .calibration.stages import Site, Stage, clip, compensate, equalize
 from .calibration.subblock import pieces_of
+from .calibration.weighing import weigh_tokens
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
 from .nn.linear import QAIGLinear, get_linear
 from .plan import Coverage, Plan, find_blocks
-from .recipes import RECIPES, Recipe
+from .recipes import Recipe, recipe_of
 from .report.summary import BlockSummary, QuantizationReport
 
 logger = logging.getLogger("transformers_qaig")
@@ -51,7 +52,7 @@ def calibrate(
         what was done.
     """
     start = time.perf_counter()
-    recipe, blocks = RECIPES[config.recipe], find_blocks(model)
+    recipe, blocks = recipe_of(config.recipe, config.stages), find_blocks(model)
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
     masks = [token_mask(sample) for sample in samples]
     report = QuantizationReport(config.recipe, coverage, len(samples), int(sum(mask.sum() for mask in masks)))
@@ -147,46 +148,65 @@ def choose(
     summary, choices = BlockSummary(path), Choices(entries, recipe.include_zero)
     if not recipe.calibrates or not calls:
         return choices, summary
-    dtype, original = dtype_of(block, entries), in_float32(block)
-
+    dtype, block_32 = dtype_of(block, entries), in_float32(block)
     judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
     fitting = [sample for sample in calls if sample not in judges] or judges
     targets = {sample: forward(block, calls[sample]) for sample in judges}
-    done: list[str] = []
-
-    def harm(candidate: Choices) -> float:
-        """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
-        trial, error = rounded(original, candidate, done, dtype), OutputError()
-        for sample in judges:
-            error.add(forward(trial, calls_q[sample]), targets[sample], masks[sample])
-        return error.value
-
     example = calls[fitting[0]].to(next(block.parameters()).device)
-    for group in finder.groups(block, example.args, example.kwargs):
-        members = [name for name in group.linears if name in entries]
-        if not members:
-            continue
-        so_far = rounded(original, choices, done, dtype)
-        pieces = pieces_of(original, group, (block, so_far), (calls, calls_q), masks, fitting)
-        done += members
-        if not pieces:
-            logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
-            continue
-        stages.weigh_tokens(original, group, choices, pieces, recipe, dtype, seed)
-        if recipe.token_weights != "uniform":
-            summary.importance[group.module] = {s: w for p in pieces for s, w in p.importance().items() if s < SHOWN}
+    groups = finder.groups(block, example.args, example.kwargs)
 
-        level = harm(choices) if judges else float("inf")
-        for stage in (stages.equalize, stages.clip):
-            candidate = stage(original, group, choices, pieces, recipe, dtype, finder.foldable(block, group))
-            if candidate is choices:
+    for stage_list in passes(recipe):
+        # Scales of an earlier pass are folded: they are part of the block that this pass sees.
+        original = folded(block_32, choices)
+        earlier, choices = choices, Choices(entries, recipe.include_zero)
+        full = copy.deepcopy(original).to(dtype) if earlier.scales else block
+        done: list[str] = []
+
+        def harm(candidate: Choices, original: nn.Module = original, done: list[str] = done) -> float:
+            """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
+            trial, error = rounded(original, candidate, done, dtype), OutputError()
+            for sample in judges:
+                error.add(forward(trial, calls_q[sample]), targets[sample], masks[sample])
+            return error.value
+
+        for group in groups:
+            members = [name for name in group.linears if name in entries]
+            if not members:
                 continue
-            new_level = harm(candidate) if judges else float("-inf")
-            what = f"{stage.__name__} {', '.join(members)}"
-            (summary.kept if new_level < level else summary.undone).append(what)
-            if new_level < level:
-                choices, level = candidate, new_level
+            so_far = rounded(original, choices, done, dtype)
+            pieces = pieces_of(original, group, (full, so_far), (calls, calls_q), masks, fitting)
+            done += members
+            site = Site(original, group, members, pieces, recipe, dtype, finder.foldable(block, group))
+            if not site.pieces:
+                logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
+                continue
+            weigh_tokens(site, choices, seed)
+            if recipe.token_weights != "uniform":
+                summary.importance[group.module] = {
+                    s: w for p in site.pieces for s, w in p.importance().items() if s < SHOWN
+                }
+            level = harm(choices) if judges else float("inf")
+            for stage in stage_list:
+                candidate = stage(site, choices)
+                if candidate is choices:
+                    continue
+                new_level = harm(candidate) if judges else float("-inf")
+                what = f"{stage.__name__} {', '.join(members)}"
+                (summary.kept if new_level < level else summary.undone).append(what)
+                if new_level < level:
+                    choices, level = candidate, new_level
+        choices = choices.after(earlier)
     return choices, summary
+
+
+def passes(recipe: Recipe) -> list[list[Stage]]:
+    """
+    The stages of each pass over the block's groups. Rounding that is not to nearest comes in a pass of its own: its
+    codes are for weights that no later fold may change.
+    """
+    if recipe.rounding == "nearest":
+        return [[equalize, clip]]
+    return ([[equalize]] if recipe.equalization != "none" else []) + [[compensate]]
 
 
 def in_float32(block: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .allocation import parse_size
 from .nn.hadamard import BLOCKS, MAX_SEED
-from .recipes import RECIPES
+from .recipes import recipe_of
 
 QUANT_METHOD = "qaig"
 FORMAT_VERSION = 1
@@ -58,6 +58,9 @@ class QAIGConfig(QuantizationConfigMixin):
             Symmetric grid around zero, without zero points.
         recipe (`str`, *optional*, defaults to `"fast"`):
             How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`.
+        stages (`dict[str, str | int | bool]`, *optional*):
+            Choices of the recipe to make otherwise, by attribute of [`transformers_qaig.recipes.Recipe`]:
+            `{"rounding": "gptq", "token_weights": "qig"}`.
         modules_to_not_convert (`list[str]`, *optional*):
             Weight paths or shell patterns (`"*.layers.0.*"`) that stay in full precision.
         overrides (`dict[str, int | dict]`, *optional*):
@@ -138,6 +141,7 @@ class QAIGConfig(QuantizationConfigMixin):
         plan: Mapping[str, Any] | QAIGConfig | str | os.PathLike | None = None,
         format_version: int = FORMAT_VERSION,
         needs_version: str = FORMAT_NEEDS,
+        stages: Mapping[str, Any] | None = None,
         rotation: bool | None = None,
         *,
         dataset: Any = None,
@@ -159,6 +163,7 @@ class QAIGConfig(QuantizationConfigMixin):
         self.group_size = group_size
         self.sym = sym
         self.recipe = recipe
+        self.stages = dict(stages) if isinstance(stages, Mapping) else stages
         self.modules_to_not_convert = modules_to_not_convert
         self.overrides = overrides
         self.min_coverage = min_coverage
@@ -206,10 +211,9 @@ class QAIGConfig(QuantizationConfigMixin):
         self._validate_budget()
         for candidate in self.candidates:
             check_entry(candidate, "QAIGConfig")
-        if self.recipe not in RECIPES:
-            near = difflib.get_close_matches(str(self.recipe), RECIPES, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {self.recipe!r}.{hint}")
+        if self.stages is not None and not isinstance(self.stages, Mapping):
+            raise ValueError(f"`stages` must map a recipe's attributes to values, got {self.stages!r}.")
+        recipe_of(self.recipe, self.stages)
         for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
             if getattr(self, name) is not None:
                 raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")

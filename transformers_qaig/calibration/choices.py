@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..equalization.fold import Group, fold
 from ..nn.linear import QAIGLinear, get_linear
 from ..rounding.clipping import Clipping
-from ..rounding.grid import Grid, minmax_grid
+from ..rounding.grid import Grid, Rounding, minmax_grid
 
 Entries = Mapping[str, Mapping[str, Any]]
 """Path of a linear within its block → its entry of the plan."""
@@ -29,18 +29,29 @@ class Choices:
         include_zero: see [`minmax_grid`].
         scales: groups with the E to fold, in order.
         clippings: linear → how the range of its grid is clipped.
+        roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
     """
 
     entries: Entries
     include_zero: bool = False
     scales: tuple[tuple[Group, Tensor], ...] = ()
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> Choices:
+        """Codes are for the folded weights: scales come first."""
+        assert not self.roundings
         return replace(self, scales=(*self.scales, (group, scale)))
 
     def with_clippings(self, clippings: Mapping[str, Clipping]) -> Choices:
         return replace(self, clippings={**self.clippings, **clippings})
+
+    def with_roundings(self, roundings: Mapping[str, Rounding]) -> Choices:
+        return replace(self, roundings={**self.roundings, **roundings})
+
+    def after(self, earlier: Choices) -> Choices:
+        """These choices for the block with the earlier ones' scales folded, as choices for the block before that."""
+        return replace(self, scales=(*earlier.scales, *self.scales))
 
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
         return {**self.entries[name], "storage_dtype": storage_dtype, "include_zero": self.include_zero}
@@ -51,6 +62,13 @@ class Choices:
         if name in self.clippings:
             arguments.update(shrink=self.clippings[name].shrink, gain=self.clippings[name].gain)
         return minmax_grid(weight, **arguments)
+
+    def rounding(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Rounding:
+        """How linear `name` is stored, given its (folded) fp32 weight."""
+        if name in self.roundings:
+            return self.roundings[name]
+        grid = self.grid(name, weight, storage_dtype)
+        return Rounding(grid, grid.encode(weight))
 
 
 def folded(original: nn.Module, choices: Choices) -> nn.Module:
@@ -66,7 +84,7 @@ def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torc
     block = folded(original, choices)
     for name in names:
         weight = get_linear(block, name).weight
-        weight.data = choices.grid(name, weight.data, dtype).quantize(weight.data)
+        weight.data = choices.rounding(name, weight.data, dtype).values
     return block.to(dtype)
 
 
@@ -75,11 +93,12 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
     block = folded(original, choices)
     for name, entry in choices.entries.items():
         linear = get_linear(block, name)
-        grid = choices.grid(name, linear.weight.data, dtype)
+        rounding = choices.rounding(name, linear.weight.data, dtype)
+        grid = rounding.grid
         block.set_submodule(
             name,
             QAIGLinear.from_codes(
-                grid.encode(linear.weight.data),
+                rounding.codes,
                 grid.scale.to(dtype),
                 None if grid.sym else grid.zero.to(torch.uint8),
                 linear.bias,
@@ -105,6 +124,5 @@ def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -
     errors = {}
     for name in choices.entries:
         weight = get_linear(block, name).weight.data
-        rounded_weight = choices.grid(name, weight, dtype).quantize(weight)
-        errors[name] = (rounded_weight - weight) / get_linear(factors, name).weight.data
+        errors[name] = (choices.rounding(name, weight, dtype).values - weight) / get_linear(factors, name).weight.data
     return errors

@@ -49,6 +49,14 @@ def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> 
     return moments / total.clamp(min=1e-12)
 
 
+def diagonal_blocks(moment: Tensor, group_size: int) -> Tensor:
+    """The blocks of H [K, K] that [`second_moments`] gives: [G, g, g]."""
+    columns = moment.shape[0]
+    size = columns if group_size == -1 else group_size
+    groups = moment.view(columns // size, size, columns // size, size)
+    return groups.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
 def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, **grid: Any) -> Clipping:
     """
     For every row and group, the factor on the range with the least output error e H eᵀ, e = gain · Q(w) - w.

@@ -54,6 +54,25 @@ class Grid:
         return scaled.round_().add_(self.zero.unsqueeze(-1)).clamp_(0, self.max_code)
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """
+    A weight [N, K] as it is stored.
+
+    Attributes:
+        grid: its values.
+        codes: uint8 [N, K], 0 … 2^bits - 1.
+    """
+
+    grid: Grid
+    codes: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """fp32 [N, K]."""
+        return self.grid.decode(self.codes)
+
+
 def minmax_grid(
     weight: Tensor,
     *,
