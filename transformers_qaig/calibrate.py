@@ -18,11 +18,12 @@ from .calibration.choices import Choices, Entries, folded, packed, rounded
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
 from .calibration.resume import BlockStore
-from .calibration.stages import Site, Stage, clip, compensate, equalize
+from .calibration.stages import Site, Stage, clip, compensate, equalize, rotate
 from .calibration.subblock import pieces_of
 from .calibration.weighing import weigh_tokens
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
+from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, get_linear
 from .plan import Coverage, Plan, find_blocks
 from .recipes import Recipe, recipe_of
@@ -44,7 +45,7 @@ def calibrate(
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
-        plan, coverage: from [`make_plan`].
+        plan, coverage: from [`make_plan`]; a rotation that was not kept is taken out of the plan.
         samples: model inputs, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
 
@@ -76,11 +77,21 @@ def calibrate(
             report.bytes_per_sample = max(report.bytes_per_sample, full.nbytes() / max(len(samples), 1))
             with resident(block, device):
                 result, summary = store.load(path, block, entries) or quantize_block(
-                    block, path, entries, calls, calls_q, masks, recipe, finder, config.seed
+                    block,
+                    path,
+                    entries,
+                    calls,
+                    calls_q,
+                    masks,
+                    recipe,
+                    finder,
+                    config.seed,
+                    config.activation_bits,
                 )
-                for module in result.modules():
+                for name, module in result.named_modules():
                     if isinstance(module, QAIGLinear):
                         module.activation_bits = config.activation_bits
+                        _record(module, plan[f"{path}.{name}"])
                 error = OutputError()
                 for sample, call in calls.items():
                     output, output_q = forward(block, call), forward(result, calls_q[sample])
@@ -108,13 +119,14 @@ def quantize_block(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    activation_bits: int = 16,
 ) -> tuple[nn.Module, BlockSummary]:
     """
     The packed block, and what was chosen for it. Arguments as in [`choose`].
     """
     if not entries:
         return copy.deepcopy(block), BlockSummary(path)
-    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed)
+    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed, activation_bits)
     return packed(in_float32(block), choices, dtype_of(block, entries)), summary
 
 
@@ -128,9 +140,10 @@ def choose(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    activation_bits: int = 16,
 ) -> tuple[Choices, BlockSummary]:
     """
-    One block: for each group of linears in order, token weights, equalization, clipping.
+    One block: for each group of linears in order, token weights and the stages of the recipe.
 
     Args:
         block: in full precision; not changed.
@@ -141,13 +154,15 @@ def choose(
         recipe: the stages.
         finder: finds the block's groups.
         seed: of what is random.
+        activation_bits: what the packed linears will round their inputs to.
 
     Returns:
         what follows for the block's weights, and a summary of it.
     """
-    summary, choices = BlockSummary(path), Choices(entries, recipe.include_zero)
+    summary, nothing = BlockSummary(path), Choices(entries, recipe.include_zero, activation_bits)
     if not recipe.calibrates or not calls:
-        return choices, summary
+        rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
+        return nothing.with_rotations(rotations), summary
     dtype, block_32 = dtype_of(block, entries), in_float32(block)
     judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
     fitting = [sample for sample in calls if sample not in judges] or judges
@@ -155,10 +170,11 @@ def choose(
     example = calls[fitting[0]].to(next(block.parameters()).device)
     groups = finder.groups(block, example.args, example.kwargs)
 
+    choices = nothing
     for stage_list in passes(recipe):
         # Scales of an earlier pass are folded: they are part of the block that this pass sees.
         original = folded(block_32, choices)
-        earlier, choices = choices, Choices(entries, recipe.include_zero)
+        earlier, choices = choices, nothing
         full = copy.deepcopy(original).to(dtype) if earlier.scales else block
         done: list[str] = []
 
@@ -190,10 +206,10 @@ def choose(
                 candidate = stage(site, choices)
                 if candidate is choices:
                     continue
-                new_level = harm(candidate) if judges else float("-inf")
-                what = f"{stage.__name__} {', '.join(members)}"
-                (summary.kept if new_level < level else summary.undone).append(what)
-                if new_level < level:
+                new_level = harm(candidate) if judges else level
+                better = new_level < level or not judges
+                (summary.kept if better else summary.undone).append(f"{stage.__name__} {', '.join(members)}")
+                if better:
                     choices, level = candidate, new_level
         choices = choices.after(earlier)
     return choices, summary
@@ -205,8 +221,15 @@ def passes(recipe: Recipe) -> list[list[Stage]]:
     codes are for weights that no later fold may change.
     """
     if recipe.rounding == "nearest":
-        return [[equalize, clip]]
-    return ([[equalize]] if recipe.equalization != "none" else []) + [[compensate]]
+        return [[equalize, clip, rotate]]
+    return ([[equalize]] if recipe.equalization != "none" else []) + [[compensate, rotate]]
+
+
+def _record(module: QAIGLinear, entry: dict[str, Any]) -> None:
+    """Make the plan's entry say how the input is rotated."""
+    entry.pop("rotation", None)
+    if module.rotation is not None:
+        entry["rotation"] = module.rotation._asdict()
 
 
 def in_float32(block: nn.Module) -> nn.Module:

@@ -91,7 +91,8 @@ class QAIGConfig(QuantizationConfigMixin):
         lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
             Reserved: any value but the default is refused until it is built.
         plan (`dict` or `str`, *optional*):
-            Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated. The quantizer writes here what it did. Given to quantize a
+            Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan that
+            is given: where it is if that lowers the error). The quantizer writes here what it did. Given to quantize a
             model, it is what is done, but for `overrides`; a weight that it does not name stays as it is. May be a JSON
             file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         format_version (`int`), needs_version (`str`):
@@ -289,7 +290,10 @@ class QAIGConfig(QuantizationConfigMixin):
     @property
     def rotates(self) -> bool:
         """Whether inputs are to be rotated."""
-        return bool(self.rotation)
+        if self.rotation is not None:
+            return self.rotation
+        wanted = recipe_of(self.recipe, self.stages).rotation
+        return wanted == "all" or (wanted == "a8" and self.activation_bits == 8)
 
     @classmethod
     def _known(cls) -> list[str]:

@@ -26,6 +26,8 @@ class Recipe:
         clipping: search per group of weights how far the range of the grid may shrink.
         include_zero: widen the grid's range so that it always holds zero.
         rounding: `"nearest"`; `"gptq"`, column by column, each making up for those before.
+        rotation: rotate the linears' inputs (`transformers_qaig.nn.hadamard`): `"none"`, `"all"`, or `"a8"`: where they
+            are rounded to 8 bits.
         do_no_harm: keep a choice only if the block's output error falls on samples held back from the search.
     """
 
@@ -37,6 +39,7 @@ class Recipe:
     clipping: bool = False
     include_zero: bool = False
     rounding: Literal["nearest", "gptq"] = "nearest"
+    rotation: Literal["none", "a8", "all"] = "none"
     do_no_harm: bool = False
 
     @property

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
+from ..nn.hadamard import Rotation, rotate, rotate_back
 from ..nn.linear import QAIGLinear, get_linear
+from ..nn.reference import round_activations
 from ..rounding.clipping import Clipping
 from ..rounding.grid import Grid, Rounding, minmax_grid
 
@@ -30,13 +32,17 @@ class Choices:
         scales: groups with the E to fold, in order.
         clippings: linear → how the range of its grid is clipped.
         roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
+        rotations: linear → what its input is rotated by; grid and codes are then for the rotated weight.
+        activation_bits: what the inputs are rounded to: 8, or 16 for not at all.
     """
 
     entries: Entries
     include_zero: bool = False
+    activation_bits: int = 16
     scales: tuple[tuple[Group, Tensor], ...] = ()
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
     roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    rotations: Mapping[str, Rotation] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> Choices:
         """Codes are for the folded weights: scales come first."""
@@ -49,22 +55,43 @@ class Choices:
     def with_roundings(self, roundings: Mapping[str, Rounding]) -> Choices:
         return replace(self, roundings={**self.roundings, **roundings})
 
+    def with_rotations(self, rotations: Mapping[str, Rotation]) -> Choices:
+        """What was chosen for their weights as they were is dropped."""
+        return replace(
+            self,
+            rotations={**self.rotations, **rotations},
+            clippings={name: value for name, value in self.clippings.items() if name not in rotations},
+            roundings={name: value for name, value in self.roundings.items() if name not in rotations},
+        )
+
     def after(self, earlier: Choices) -> Choices:
         """These choices for the block with the earlier ones' scales folded, as choices for the block before that."""
         return replace(self, scales=(*earlier.scales, *self.scales))
 
+    def weight(self, folded_block: nn.Module, name: str) -> Tensor:
+        """The fp32 weight of linear `name` that is rounded."""
+        weight = get_linear(folded_block, name).weight.data
+        return rotate(weight, self.rotations[name]) if name in self.rotations else weight
+
+    def inputs(self, x: Tensor, name: str) -> Tensor:
+        """What linear `name` multiplies where `x` arrives."""
+        if name in self.rotations:
+            x = rotate(x, self.rotations[name])
+        return round_activations(x) if self.activation_bits == 8 else x
+
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
-        return {**self.entries[name], "storage_dtype": storage_dtype, "include_zero": self.include_zero}
+        entry = {key: value for key, value in self.entries[name].items() if key != "rotation"}
+        return {**entry, "storage_dtype": storage_dtype, "include_zero": self.include_zero}
 
     def grid(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Grid:
-        """The grid of linear `name` for its (folded) fp32 weight."""
+        """The grid of linear `name` for its fp32 weight, folded and rotated."""
         arguments = self.grid_arguments(name, storage_dtype)
         if name in self.clippings:
             arguments.update(shrink=self.clippings[name].shrink, gain=self.clippings[name].gain)
         return minmax_grid(weight, **arguments)
 
     def rounding(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Rounding:
-        """How linear `name` is stored, given its (folded) fp32 weight."""
+        """How linear `name` is stored, given its fp32 weight, folded and rotated."""
         if name in self.roundings:
             return self.roundings[name]
         grid = self.grid(name, weight, storage_dtype)
@@ -80,12 +107,30 @@ def folded(original: nn.Module, choices: Choices) -> nn.Module:
 
 
 def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torch.dtype) -> nn.Module:
-    """The folded block in the model's `dtype` with the weights of `names` rounded; dense, for running."""
+    """The folded block in the model's `dtype` with linears `names` rounded, inputs included; dense, for running."""
     block = folded(original, choices)
     for name in names:
-        weight = get_linear(block, name).weight
-        weight.data = choices.rounding(name, weight.data, dtype).values
+        rounding = choices.rounding(name, choices.weight(block, name), dtype)
+        linear = get_linear(block, name)
+        if name in choices.rotations or choices.activation_bits == 8:
+            block.set_submodule(name, RoundedLinear(rounding.values, linear.bias, choices, name))
+        else:
+            linear.weight.data = rounding.values
     return block.to(dtype)
+
+
+class RoundedLinear(nn.Linear):
+    """A dense linear that treats its input as `choices` say."""
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, choices: Choices, name: str):
+        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), bias
+        self.choices, self.name = choices, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        inputs = self.choices.inputs(x, self.name).float()
+        return nn.functional.linear(inputs, self.weight.float(), bias).to(x.dtype)
 
 
 def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Module:
@@ -93,7 +138,7 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
     block = folded(original, choices)
     for name, entry in choices.entries.items():
         linear = get_linear(block, name)
-        rounding = choices.rounding(name, linear.weight.data, dtype)
+        rounding = choices.rounding(name, choices.weight(block, name), dtype)
         grid = rounding.grid
         block.set_submodule(
             name,
@@ -104,6 +149,7 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
                 linear.bias,
                 bits=entry["bits"],
                 group_size=entry["group_size"],
+                rotation=choices.rotations.get(name),
             ),
         )
     return block.to(dtype)
@@ -123,6 +169,9 @@ def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -
     factors = folded(factors, choices)
     errors = {}
     for name in choices.entries:
-        weight = get_linear(block, name).weight.data
-        errors[name] = (choices.rounding(name, weight, dtype).values - weight) / get_linear(factors, name).weight.data
+        weight = choices.weight(block, name)
+        error = choices.rounding(name, weight, dtype).values - weight
+        if name in choices.rotations:
+            error = rotate_back(error, choices.rotations[name])
+        errors[name] = error / get_linear(factors, name).weight.data
     return errors

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..equalization.fold import Group
 from ..equalization.search import search_scale
+from ..nn.hadamard import Rotation
 from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..rounding.clipping import diagonal_blocks, search_clipping, second_moments
@@ -60,9 +61,9 @@ class Site:
         return replace(self, pieces=[*self.pieces, *more])
 
     def quantized_inputs(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the linears read in the quantized stream once `choices` is folded, and the token weights."""
+        """What the linears multiply in the quantized stream once `choices` is folded, and the token weights."""
         scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
-        return ((piece.x_q / scale, piece.weights) for piece in self.loaded())
+        return ((choices.inputs(piece.x_q / scale, self.members[0]), piece.weights) for piece in self.loaded())
 
 
 Stage = Callable[[Site, Choices], Choices]
@@ -113,7 +114,7 @@ def clip(site: Site, choices: Choices) -> Choices:
     block, clippings = folded(site.block, choices), {}
     for name in site.members:
         moments = second_moments(site.quantized_inputs(choices), choices.entries[name]["group_size"])
-        weight = get_linear(block, name).weight.data
+        weight = choices.weight(block, name)
         clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, site.dtype))
     return choices.with_clippings(clippings)
 
@@ -126,10 +127,26 @@ def compensate(site: Site, choices: Choices) -> Choices:
     hessian = second_moment(site.quantized_inputs(choices))
     block, roundings = folded(site.block, choices), {}
     for name in site.members:
-        weight = get_linear(block, name).weight.data
+        weight = choices.weight(block, name)
         if site.recipe.clipping:
             moments = diagonal_blocks(hessian, choices.entries[name]["group_size"])
             clipping = search_clipping(weight, moments, **choices.grid_arguments(name, site.dtype))
             choices = choices.with_clippings({name: clipping})
         roundings[name], _ = gptq(weight, hessian, choices.grid(name, weight, site.dtype))
     return choices.with_roundings(roundings)
+
+
+@torch.no_grad()
+def rotate(site: Site, choices: Choices) -> Choices:
+    """
+    The choices with the group's input rotated as the plan offers, and clipped and rounded anew.
+
+    Rotation spreads a weight's outliers, and nearest rounding may well be worse for it; so it is judged together with
+    the rounding that follows. The same choices if the members are not all offered the same.
+    """
+    offers = {Rotation.of(choices.entries[name]) for name in site.members}
+    rotation = offers.pop()
+    if rotation is None or offers:
+        return choices
+    again = clip if site.recipe.rounding == "nearest" else compensate
+    return again(site, choices.with_rotations(dict.fromkeys(site.members, rotation)))

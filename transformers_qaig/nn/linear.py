@@ -35,8 +35,8 @@ class QAIGLinear(nn.Module):
     | `weight_shape`      | int64                   | [2]                 | (N, K)                                     |
     | `bias`              | compute dtype           | [N]                 | or None                                    |
 
-    The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`. With a `rotation` R that is W R, for
-    the rotated input: the layer computes x R (W R)', and `dequantize` gives W.
+    The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`. With a `rotation` R that is W R,
+    for the rotated input: the layer computes x R (W R)', and `dequantize` gives W.
 
     That is how they are made, saved and loaded. `prepare` puts the first three into the order the kernels of their
     device read fastest (`layout` tells it; shapes change, values do not), `unprepare` puts them back. A prepared layer
