@@ -3,7 +3,7 @@ What rotated inputs are worth on the tiny VLM: the same recipe with and without,
 
     python benchmarks/rotation.py --formats w4a8 w4a8g64 w3g64 --rounding nearest gptq > rows.jsonl
 
-One JSON line per run on standard output, with a paired-bootstrap interval of the ratio of KL with rotation to KL without.
+One JSON line per run on standard output, with a paired-bootstrap interval of the ratio of its KL to the KL without.
 Questions are the development ones: this chooses defaults.
 """
 
@@ -83,7 +83,7 @@ def main() -> None:
                     start = time.perf_counter()
                     model = AutoModelForVision2Seq.from_pretrained(model_path, quantization_config=config)
                     seconds = time.perf_counter() - start
-                    statistics = answer_statistics(model.float(), processor, questions, reference=reference)
+                    statistics = answer_statistics(model.to(torch.float32), processor, questions, reference=reference)
                     plain = plain or statistics
                     summary = statistics.summary()
                     entries = model.config.quantization_config.plan.values()
