@@ -222,7 +222,8 @@ def passes(recipe: Recipe) -> list[list[Stage]]:
     """
     if recipe.rounding == "nearest":
         return [[equalize, clip, rotate]]
-    return ([[equalize]] if recipe.equalization != "none" else []) + [[compensate, rotate]]
+    first: list[list[Stage]] = [[equalize]] if recipe.equalization != "none" else []
+    return [*first, [compensate, rotate]]
 
 
 def _record(module: QAIGLinear, entry: dict[str, Any]) -> None:

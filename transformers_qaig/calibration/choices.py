@@ -124,7 +124,8 @@ class RoundedLinear(nn.Linear):
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, choices: Choices, name: str):
         super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), bias
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_parameter("bias", bias)
         self.choices, self.name = choices, name
 
     def forward(self, x: Tensor) -> Tensor:

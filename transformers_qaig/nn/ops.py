@@ -114,7 +114,11 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     if x.device.type == "cpu" and extension.load():
         return torch.ops.qaig.linear_many(x, *args)
     *layers, activation_bits, layout = args
-    return [linear_reference(x, *layer, activation_bits, layout) for layer in zip(*layers, strict=True)]
+    results = []
+    for packed, scale, zero, bias, block, seed, size, bits, group_size in zip(*layers, strict=True):
+        arguments = packed, scale, zero, bias, block, seed, size, bits, group_size, activation_bits, layout
+        results.append(linear_reference(x, *arguments))
+    return results
 
 
 def linear_grad_input(
