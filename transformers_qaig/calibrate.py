@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .calibration.block import OutputError, forward, install
+from .calibration.block import OutputError, first_tensor, forward, install
 from .calibration.capture import PausedForwards, around, resident
 from .calibration.choices import Choices, Entries, folded, packed, rounded
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
+from .calibration.learning import learn_block
 from .calibration.resume import BlockStore
 from .calibration.stages import Site, Stage, clip, compensate, equalize, rotate
-from .calibration.subblock import pieces_of
+from .calibration.subblock import mask_for, pieces_of
 from .calibration.weighing import weigh_tokens
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
@@ -212,6 +213,13 @@ def choose(
                 if better:
                     choices, level = candidate, new_level
         choices = choices.after(earlier)
+    if recipe.rounding == "learned" and judges:
+        targets = {sample: first_tensor(forward(block, call)).cpu() for sample, call in calls.items()}
+        weights = {s: mask_for(masks[s], target).float() for s, target in targets.items()}
+        choices, found = learn_block(
+            block_32, choices, calls_q, targets, weights, judges, steps=recipe.steps, dtype=dtype, seed=seed
+        )
+        (summary.kept if found.best < found.start else summary.undone).append("learn")
     return choices, summary
 
 

@@ -25,7 +25,10 @@ class Recipe:
             head is read by many query heads); the paper leaves those groups alone.
         clipping: search per group of weights how far the range of the grid may shrink.
         include_zero: widen the grid's range so that it always holds zero.
-        rounding: `"nearest"`; `"gptq"`, column by column, each making up for those before.
+        rounding: `"nearest"`; `"gptq"`, column by column, each making up for those before; `"learned"`, from there on
+            by gradients of the block's output error.
+        drift: share, 0 to 1, of the drift between full-precision and quantized inputs that GPTQ's target makes up for.
+        steps: of learned rounding.
         rotation: rotate the linears' inputs (`transformers_qaig.nn.hadamard`): `"none"`, `"all"`, or `"a8"`: where they
             are rounded to 8 bits.
         do_no_harm: keep a choice only if the block's output error falls on samples held back from the search.
@@ -38,7 +41,9 @@ class Recipe:
     share_channels: bool = False
     clipping: bool = False
     include_zero: bool = False
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq", "learned"] = "nearest"
+    drift: float = 0.0
+    steps: int = 200
     rotation: Literal["none", "a8", "all"] = "none"
     do_no_harm: bool = False
 
@@ -67,7 +72,8 @@ RECIPES: dict[str, Recipe] = {
         include_zero=True,
         do_no_harm=True,
     ),
-    "default": Recipe(nodes=4, clipping=True, include_zero=True, rounding="gptq", do_no_harm=True),
+    "default": Recipe(nodes=4, clipping=True, include_zero=True, rounding="gptq", drift=0.5, do_no_harm=True),
+    "best": Recipe(nodes=4, clipping=True, include_zero=True, rounding="learned", drift=0.5, do_no_harm=True),
 }
 
 
@@ -92,10 +98,17 @@ def recipe_of(name: str, stages: Mapping[str, Any] | None = None) -> Recipe:
         choices = get_args(types[key])
         if choices and value not in choices:
             raise ValueError(f"stages[{key!r}] must be one of {list(choices)}, got {value!r}.")
-        if not choices and (type(value) is not types[key] or (types[key] is int and value < 1)):
-            wanted = "True or False" if types[key] is bool else "a positive integer"
+        if not choices and not _TAKES[types[key]][0](value):
+            wanted = _TAKES[types[key]][1]
             raise ValueError(f"stages[{key!r}] must be {wanted}, got {value!r}.")
     return replace(RECIPES[name], **(stages or {}))
+
+
+_TAKES = {
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    int: (lambda value: type(value) is int and value > 0, "a positive integer"),
+    float: (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),
+}
 
 
 def _hint(word: str, known: Any) -> str:

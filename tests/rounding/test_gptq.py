@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.rounding.gptq import DAMPING, gptq, inverse_factor, second_moment
+from transformers_qaig.rounding.gptq import gptq, gptq_on_best_grid
 from transformers_qaig.rounding.grid import Grid, minmax_grid
+from transformers_qaig.rounding.moments import DAMPING, Curvature, second_moment
 
 N, K, GROUP = 24, 128, 32
 
@@ -50,7 +51,7 @@ def _slow(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
 def test_equals_a_slow_reimplementation(group_size: int, sym: bool) -> None:
     weight, _, hessian = _case()
     grid = _grid(weight, group_size=group_size, sym=sym)
-    rounding, _ = gptq(weight, hessian, grid)
+    rounding = gptq(weight, Curvature.of(hessian), grid)
     # A value halfway between two codes may go either way, and what follows in its row with it.
     assert (rounding.codes == _slow(weight, hessian, grid)).float().mean() > 0.995
     assert _error(weight, rounding.values, hessian) < 0.6 * _error(weight, grid.quantize(weight), hessian)
@@ -59,23 +60,24 @@ def test_equals_a_slow_reimplementation(group_size: int, sym: bool) -> None:
 def test_with_a_hessian_that_says_nothing_it_rounds_to_nearest() -> None:
     weight, _, _ = _case()
     grid = _grid(weight, bits=2)
-    rounding, compensated = gptq(weight, torch.eye(K), grid)
+    rounding = gptq(weight, Curvature.of(torch.eye(K)), grid)
     assert torch.equal(rounding.codes, grid.encode(weight))
-    assert torch.equal(compensated, weight)
+    assert torch.equal(rounding.source, weight)
 
 
 def test_what_was_rounded_is_given_back() -> None:
     weight, _, hessian = _case()
     grid = _grid(weight, gain=torch.full((N, K // GROUP), 1.05))
-    rounding, compensated = gptq(weight, hessian, grid)
-    assert torch.equal(grid.encode(compensated), rounding.codes)
-    assert (compensated != weight).float().mean() > 0.9
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.equal(grid.encode(rounding.source), rounding.codes)
+    assert (rounding.source != weight).float().mean() > 0.9
 
 
 def test_order_by_activation_pays_and_the_codes_stay_in_place() -> None:
     weight, _, hessian = _case()
     grid = _grid(weight)
-    ordered, plain = gptq(weight, hessian, grid)[0], gptq(weight, hessian, grid, act_order=False)[0]
+    ordered = gptq(weight, Curvature.of(hessian), grid)
+    plain = gptq(weight, Curvature.of(hessian, act_order=False), grid)
     assert _error(weight, ordered.values, hessian) < _error(weight, plain.values, hessian)
     layer = QAIGLinear.from_codes(
         ordered.codes, grid.scale.bfloat16(), grid.zero.to(torch.uint8), bits=3, group_size=GROUP
@@ -88,10 +90,10 @@ def test_channels_never_seen_are_rounded_to_nearest_and_left_out() -> None:
     x[..., 5::16] = 0
     hessian = second_moment([(x, torch.ones(x.shape[:2]))])
     grid = _grid(weight)
-    rounding, compensated = gptq(weight, hessian, grid)
-    assert torch.equal(compensated[:, 5::16], weight[:, 5::16])
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.equal(rounding.source[:, 5::16], weight[:, 5::16])
     assert torch.equal(rounding.codes[:, 5::16], grid.encode(weight)[:, 5::16])
-    assert torch.isfinite(compensated).all()
+    assert torch.isfinite(rounding.source).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -105,38 +107,32 @@ def test_what_is_not_finite_never_reaches_a_weight(bad: float) -> None:
     )
     hessian[3, 4] = bad
     grid = _grid(weight)
-    rounding, compensated = gptq(weight, hessian, grid)
+    rounding = gptq(weight, Curvature.of(hessian), grid)
     assert torch.equal(rounding.codes, grid.encode(weight))
-    assert torch.equal(compensated, weight)
+    assert torch.equal(rounding.source, weight)
 
 
 def test_fewer_tokens_than_channels_are_damped() -> None:
     weight, _, hessian = _case(tokens=40)
     grid = _grid(weight)
-    rounding, compensated = gptq(weight, hessian, grid)
-    assert torch.isfinite(compensated).all()
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.isfinite(rounding.source).all()
     assert _error(weight, rounding.values, hessian) < 0.5 * _error(weight, grid.quantize(weight), hessian)
-
-
-def test_an_indefinite_hessian_is_damped_until_it_works_or_given_up() -> None:
-    _, _, hessian = _case()
-    shift = hessian.diagonal().mean() * torch.eye(K)
-    damped = inverse_factor(hessian - 0.05 * shift, DAMPING)
-    assert damped is not None
-    assert torch.isfinite(damped).all()
-    assert inverse_factor(-hessian, DAMPING) is None
-    assert inverse_factor(torch.eye(K) + 1e3 * (1 - torch.eye(K)), DAMPING) is None
-
-
-def test_moments_are_weighted_and_split_over_batches() -> None:
-    x, weight = torch.randn(2, 6, K), torch.rand(2, 6)
-    rows = x.reshape(-1, K)
-    wanted = (rows * weight.reshape(-1, 1)).T @ rows / weight.sum()
-    torch.testing.assert_close(second_moment([(x, weight)]), wanted)
-    torch.testing.assert_close(second_moment([(x[:1], weight[:1]), (x[1:], weight[1:])]), wanted)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     weight, _, hessian = _case()
-    with pytest.raises(ValueError, match="hessian must be"):
-        gptq(weight, hessian[:64, :64], _grid(weight))
+    with pytest.raises(ValueError, match="do not fit"):
+        gptq(weight, Curvature.of(hessian[:64, :64]), _grid(weight))
+
+
+def test_each_row_gets_the_grid_that_serves_it_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, hessian = _case()
+    curvature = Curvature.of(hessian)
+    grids = [_grid(weight, bits=2, shrink=shrink) for shrink in (1.0, 0.8, 0.6)]
+    losses = torch.stack([curvature.loss(gptq(weight, curvature, grid).values - weight) for grid in grids])
+    assert len(losses.argmin(0).unique()) > 1  # not the same one for all
+    monkeypatch.setattr("transformers_qaig.rounding.gptq.MAX_ELEMENTS", 3 * 5 * K)  # five rows at a time
+    best = gptq_on_best_grid(weight, curvature, grids)
+    torch.testing.assert_close(curvature.loss(best.values - weight), losses.amin(0), rtol=1e-2, atol=1e-4)
+    assert best.codes.shape == best.source.shape == (N, K)

@@ -70,14 +70,16 @@ class Choices:
 
     def weight(self, folded_block: nn.Module, name: str) -> Tensor:
         """The fp32 weight of linear `name` that is rounded."""
-        weight = get_linear(folded_block, name).weight.data
-        return rotate(weight, self.rotations[name]) if name in self.rotations else weight
+        return self.rotated(get_linear(folded_block, name).weight.data, name)
+
+    def rotated(self, x: Tensor, name: str) -> Tensor:
+        """Inputs, or rows of the weight, of linear `name` in the basis in which it works."""
+        return rotate(x, self.rotations[name]) if name in self.rotations else x
 
     def inputs(self, x: Tensor, name: str) -> Tensor:
-        """What linear `name` multiplies where `x` arrives."""
-        if name in self.rotations:
-            x = rotate(x, self.rotations[name])
-        return round_activations(x) if self.activation_bits == 8 else x
+        """What linear `name` multiplies where `x` arrives; gradients go straight through the rounding."""
+        x = self.rotated(x, name)
+        return x if self.activation_bits != 8 else x + (round_activations(x) - x).detach()
 
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
         entry = {key: value for key, value in self.entries[name].items() if key != "rotation"}
@@ -110,13 +112,17 @@ def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torc
     """The folded block in the model's `dtype` with linears `names` rounded, inputs included; dense, for running."""
     block = folded(original, choices)
     for name in names:
-        rounding = choices.rounding(name, choices.weight(block, name), dtype)
-        linear = get_linear(block, name)
-        if name in choices.rotations or choices.activation_bits == 8:
-            block.set_submodule(name, RoundedLinear(rounding.values, linear.bias, choices, name))
-        else:
-            linear.weight.data = rounding.values
+        set_weight(block, choices, name, choices.rounding(name, choices.weight(block, name), dtype).values)
     return block.to(dtype)
+
+
+def set_weight(block: nn.Module, choices: Choices, name: str, weight: Tensor) -> None:
+    """Give linear `name` a weight for its inputs as `choices` treat them, and that treatment."""
+    linear = get_linear(block, name)
+    if name in choices.rotations or choices.activation_bits == 8:
+        block.set_submodule(name, RoundedLinear(weight, linear.bias, choices, name))
+    else:
+        linear.weight.data = weight
 
 
 class RoundedLinear(nn.Linear):

@@ -13,8 +13,11 @@ from ..equalization.search import search_scale
 from ..nn.hadamard import Rotation
 from ..nn.linear import get_linear
 from ..recipes import Recipe
-from ..rounding.clipping import diagonal_blocks, search_clipping, second_moments
-from ..rounding.gptq import gptq, second_moment
+from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
+from ..rounding.gptq import gptq, gptq_on_best_grid
+from ..rounding.grid import minmax_grid
+from ..rounding.moments import Curvature, cross_moment, second_moment
+from ..rounding.scales import refit_scales
 from .choices import Choices, folded
 from .subblock import Piece, run
 
@@ -64,6 +67,13 @@ class Site:
         """What the linears multiply in the quantized stream once `choices` is folded, and the token weights."""
         scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
         return ((choices.inputs(piece.x_q / scale, self.members[0]), piece.weights) for piece in self.loaded())
+
+    def drifts(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The same inputs, how far the full-precision stream's are from them, and the token weights."""
+        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
+        for piece in self.loaded():
+            x_q = choices.inputs(piece.x_q / scale, self.members[0])
+            yield x_q, choices.rotated(piece.x / scale, self.members[0]) - x_q, piece.weights
 
 
 Stage = Callable[[Site, Choices], Choices]
@@ -121,18 +131,33 @@ def clip(site: Site, choices: Choices) -> Choices:
 
 @torch.no_grad()
 def compensate(site: Site, choices: Choices) -> Choices:
-    """The choices with the group's codes by GPTQ: on clipped grids if the recipe clips, else on min/max."""
-    if site.recipe.rounding == "nearest" or site.num_tokens < MIN_TOKENS:
+    """
+    The choices with the group's codes by GPTQ on the inputs of the quantized stream.
+
+    Without clipping on min/max grids, as published. With it each row gets the range that serves it best, its scales are
+    refitted, and what it aims at moves by the recipe's share towards the output W x of the full-precision stream: to
+    W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
+    """
+    recipe = site.recipe
+    if recipe.rounding == "nearest" or site.num_tokens < MIN_TOKENS:
         return choices
-    hessian = second_moment(site.quantized_inputs(choices))
+    curvature = Curvature.of(second_moment(site.quantized_inputs(choices)))
+    drift = cross_moment(site.drifts(choices)) if recipe.drift else None
     block, roundings = folded(site.block, choices), {}
     for name in site.members:
         weight = choices.weight(block, name)
-        if site.recipe.clipping:
-            moments = diagonal_blocks(hessian, choices.entries[name]["group_size"])
-            clipping = search_clipping(weight, moments, **choices.grid_arguments(name, site.dtype))
-            choices = choices.with_clippings({name: clipping})
-        roundings[name], _ = gptq(weight, hessian, choices.grid(name, weight, site.dtype))
+        if drift is not None:
+            weight = weight + recipe.drift * curvature.solve(drift @ weight.T).T
+        arguments = choices.grid_arguments(name, site.dtype)
+        if recipe.clipping:
+            moments = diagonal_blocks(curvature.moment, arguments["group_size"])
+            clipping = search_clipping(weight, moments, **arguments)
+            grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
+            grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
+            rounding = gptq_on_best_grid(weight, curvature, grids)
+            roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
+        else:
+            roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
     return choices.with_roundings(roundings)
 
 

@@ -12,83 +12,50 @@ and no index of the order needs to be stored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .grid import Grid, Rounding
+from .moments import Curvature
 
 logger = logging.getLogger("transformers_qaig")
 
-DAMPING = 0.01
-"""Added to the diagonal of H, as a share of its mean."""
-RETRIES = 3
-"""Times that the damping is raised tenfold when H cannot be factorized."""
 COLUMNS = 8
 """Columns that are rounded one by one before the others hear of it."""
-
-
-def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """
-    H = Σ λ x xᵀ / Σ λ over tokens. A token whose input is not finite counts for nothing.
-
-    Args:
-        inputs: (x fp32 [B, T, K], λ fp32 [B, T]), at least one.
-
-    Returns:
-        fp32 [K, K], finite unless λ is not.
-    """
-    moment, total = torch.zeros(()), torch.zeros(())
-    for x, weight in inputs:
-        rows, weight = finite_tokens(x, weight)
-        moment = moment.to(x) + rows.T @ (rows * weight.unsqueeze(-1))
-        total = total.to(x) + weight.sum()
-    return moment / total.clamp(min=1e-12)
-
-
-def finite_tokens(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x as [tokens, K] and λ as [tokens]; both zero at tokens that are not finite."""
-    rows, weight = x.reshape(-1, x.shape[-1]), weight.reshape(-1)
-    bad = ~torch.isfinite(rows).all(-1)
-    return (rows.masked_fill(bad.unsqueeze(-1), 0.0), weight.masked_fill(bad, 0.0)) if bad.any() else (rows, weight)
+MAX_ELEMENTS = 2**28
+"""Of weights that several grids are tried on at once."""
 
 
 @torch.no_grad()
-def gptq(
-    weight: Tensor, hessian: Tensor, grid: Grid, *, act_order: bool = True, damping: float = DAMPING
-) -> tuple[Rounding, Tensor]:
+def gptq(weight: Tensor, curvature: Curvature, grid: Grid) -> Rounding:
     """
     Codes of `weight` on `grid` with little output error e H eᵀ per row.
 
     An input channel that was never seen (H_jj = 0) is rounded to nearest: it may be used elsewhere. So is the whole
-    weight if H is not finite or cannot be factorized even with a thousandfold damping.
+    weight if H has no inverse.
 
     Args:
         weight: fp32 [N, K], finite.
-        hessian: H, fp32 [K, K], symmetric; from [`second_moment`].
+        curvature: H of its inputs.
         grid: for `weight`, fixed beforehand.
-        act_order: take columns in falling order of H_jj, else in theirs.
-        damping: share of the mean of H's diagonal that is added to it.
 
     Returns:
-        the rounding, and fp32 [N, K]: each column as it was when it was rounded, what it makes up for included.
+        the rounding; its source is each column as it was when it was rounded, what it makes up for included.
 
     Raises:
         ValueError: shapes that do not fit.
     """
-    columns = weight.shape[1]
-    if weight.ndim != 2 or hessian.shape != (columns, columns):
-        raise ValueError(f"hessian must be [{columns}, {columns}] for this weight, got {[*hessian.shape]}.")
-    diagonal = hessian.diagonal()
-    order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(columns, device=weight.device)
-    factor = inverse_factor(hessian[order][:, order], damping)
+    columns, order, factor = weight.shape[-1], curvature.order, curvature.factor
+    if weight.ndim != 2 or len(order) != columns:
+        raise ValueError(f"the second moments of {len(order)} channels do not fit a weight of {[*weight.shape]}.")
     if factor is None:
-        logger.warning("GPTQ: the second moments of the inputs cannot be factorized; rounded to nearest.")
-        return Rounding(grid, grid.encode(weight)), weight.clone()
+        logger.warning("GPTQ: the second moments of the inputs have no inverse; rounded to nearest.")
+        return Rounding(grid, grid.encode(weight), weight)
     # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
     group = order // (columns // grid.scale.shape[1])
-    step, scale, zero = (t.T[group].contiguous() for t in (grid.step, grid.scale, grid.zero))
+    step, scale, zero = (t.T[group] for t in (grid.step, grid.scale, grid.zero))
     remaining = weight.T[order].contiguous()
     codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
 
@@ -108,31 +75,29 @@ def gptq(
 
     take(0, columns)
     back = order.argsort()
-    return Rounding(grid, codes[back].T.contiguous()), remaining[back].T.contiguous()
+    return Rounding(grid, codes[back].T.contiguous(), remaining[back].T.contiguous())
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor | None:
+@torch.no_grad()
+def gptq_on_best_grid(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rounding:
     """
-    Upper triangular U with Uᵀ U = (H + damping · mean(diag H) · 1)⁻¹, fp32 [K, K]; None if there is none.
+    For every row, [`gptq`] on the grid of `grids` with which it ends up with the least output error.
 
-    From the Cholesky factor of H with rows and columns reversed: H = R Rᵀ with R upper triangular, U = R⁻¹.
+    A row's grid is judged by what GPTQ makes of it: what clips well when each weight is rounded to nearest need not
+    leave room to make up for errors. All grids of some rows run at once, as rows of one weight.
+
+    Args:
+        weight: fp32 [N, K], finite.
+        curvature: H of its inputs.
+        grids: for `weight`, at least one, alike but for scales and zero points.
     """
-    diagonal = hessian.diagonal()
-    if not torch.isfinite(hessian).all():
-        return None
-    dead = diagonal <= 0
-    mean = diagonal.clamp(min=0).mean()
-    if mean <= 0:
-        return None
-    for retry in range(RETRIES + 1):
-        damped = hessian.clone()
-        damped.diagonal().add_(mean * damping * 10**retry)
-        damped[dead], damped[:, dead] = 0.0, 0.0  # what others do is not made up for there
-        damped.diagonal()[dead] = 1.0
-        reversed_factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if failed == 0:
-            root = reversed_factor.flip(0, 1)
-            factor = torch.linalg.solve_triangular(root, torch.eye(len(root), device=root.device), upper=True)
-            if torch.isfinite(factor).all():
-                return factor
-    return None
+    parts = []
+    rows = max(MAX_ELEMENTS // (weight.shape[1] * len(grids)), 1)
+    for first in range(0, len(weight), rows):
+        here = slice(first, first + rows)
+        part = weight[here]
+        tried = gptq(part.repeat(len(grids), 1), curvature, Grid.cat([grid.rows(here) for grid in grids]))
+        loss = curvature.loss(tried.values - part.repeat(len(grids), 1)).view(len(grids), -1)
+        best = loss.nan_to_num(torch.inf).argmin(0) * len(part) + torch.arange(len(part), device=part.device)
+        parts.append(tried.rows(best))
+    return Rounding.cat(parts)
