@@ -16,9 +16,11 @@ from transformers_qaig.calibration import choices as choosing
 from transformers_qaig.calibration.block import first_tensor, forward
 from transformers_qaig.calibration.choices import Choices, RoundedLinear, rounded, rounding_errors
 from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.learning import learn_block
 from transformers_qaig.equalization.finder import GroupFinder
-from transformers_qaig.nn.hadamard import Rotation
+from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.nn.linear import get_linear
+from transformers_qaig.nn.reference import round_activations
 from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import recipe_of
 
@@ -82,6 +84,30 @@ def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case
     )
 
 
+@pytest.mark.parametrize("activation_bits", [16, 8])
+def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits) -> None:
+    """What it starts from is judged as the packed block would be."""
+    _, _, block, calls, masks = case
+    choices = rotated(block, activation_bits)
+    targets = {s: first_tensor(forward(block, call)) for s, call in calls.items()}
+    weights = {s: mask.float() for s, mask in enumerate(masks)}
+    _, found = learn_block(block, choices, calls, targets, weights, [0, 4], steps=1, dtype=torch.float32, seed=0)
+    dense, error, power = rounded(block, choices, list(choices.entries), torch.float32), 0.0, 0.0
+    for s, target in targets.items():
+        difference = (first_tensor(forward(dense, calls[s])) - target).square().sum(-1)
+        error += float((difference * weights[s]).sum()) if s in (0, 4) else 0.0
+        power += float((target.square().sum(-1) * weights[s]).sum())
+    tokens = sum(float(weights[s].sum()) for s in (0, 4)) / sum(float(w.sum()) for w in weights.values())
+    assert found.start == pytest.approx(error / tokens / power, rel=1e-3)
+
+
+def test_gradients_go_straight_through_the_rounding_of_inputs(case) -> None:
+    choices, x = rotated(case[2], 8), torch.randn(3, 64, requires_grad=True)
+    inputs, grad = choices.inputs(x, "mlp.up_proj"), torch.randn(3, 64)
+    torch.testing.assert_close(inputs, round_activations(rotate(x, ROTATION)))
+    torch.testing.assert_close(torch.autograd.grad(inputs, x, grad)[0], rotate_back(grad, ROTATION))
+
+
 def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> None:
     _, _, block, _, _ = case
     choices = rotated(block, 16)
@@ -143,16 +169,17 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
     assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
 
 
-@pytest.mark.parametrize("recipe", ["rtn", "default"])
+@pytest.mark.parametrize("recipe", ["rtn", "default", "best"])
 def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -> None:
-    config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, rotation=True, seed=3, **{**FAST, "group_size": -1})
+    settings = {**FAST, "group_size": -1, "stages": {"steps": 4}}
+    config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, rotation=True, seed=3, **settings)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     plan = model.config.quantization_config.plan
     for path in packed(model):
         assert Rotation.of(plan[path]) == model.get_submodule(path).rotation
     with_rotation = [path for path in plan if "rotation" in plan[path]]
     kept = sum(what.startswith("rotate") for block in model.qaig_report.blocks for what in block.kept)
-    assert bool(with_rotation) == bool(kept) if recipe == "default" else len(with_rotation) == len(plan)
+    assert bool(with_rotation) == bool(kept) if recipe != "rtn" else len(with_rotation) == len(plan)
     ours = logits(model, llava)
     model.save_pretrained(tmp_path / "q")
     stored = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["plan"]
