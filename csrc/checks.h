@@ -125,20 +125,30 @@ inline void check_activation(const char* name, const Tensor& x) {
                     text(shape_of(x)));
 }
 
-inline void check_options(const Optional& signs, int64_t activation_bits) {
-    STD_TORCH_CHECK(!signs, "signs (a rotated input) has no kernel here: quantize without rotation");
+// A rotation of x (nn/hadamard.py); block 0 is none.
+inline void check_rotation(int64_t block, int64_t seed, int64_t in_features) {
+    constexpr int64_t kLeast = 16, kLargest = 256;
+    STD_TORCH_CHECK(
+        block == 0 || (block >= kLeast && block <= kLargest && (block & (block - 1)) == 0 && in_features % block == 0),
+        "rotation: block must be one of (16, 32, 64, 128, 256) that divides in_features=", in_features, ", got ",
+        block);
+    STD_TORCH_CHECK(seed >= 0, "rotation: seed must be between 0 and 2^63 - 1, got ", seed);
+}
+
+inline void check_activation_bits(int64_t activation_bits) {
     STD_TORCH_CHECK(activation_bits == 16 || activation_bits == 8, "activation_bits=", activation_bits,
                     " has no kernel here: use 16 or 8");
 }
 
 // The operator in plain torch, which answers what has no kernel.
 inline Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero,
-                               const Optional& bias, const Optional& signs, int64_t out_features, int64_t bits,
-                               int64_t group_size, int64_t activation_bits, int64_t layout) {
+                               const Optional& bias, int64_t rotation_block, int64_t rotation_seed,
+                               int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
+                               int64_t layout) {
     using torch::stable::detail::from;
-    std::array<StableIValue, 11> stack{from(x),          from(packed),          from(scale),        from(zero),
-                                       from(bias),       from(signs),           from(out_features), from(bits),
-                                       from(group_size), from(activation_bits), from(layout)};
+    std::array<StableIValue, 12> stack{from(x),    from(packed),         from(scale),           from(zero),
+                                       from(bias), from(rotation_block), from(rotation_seed),   from(out_features),
+                                       from(bits), from(group_size),     from(activation_bits), from(layout)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("qaig::linear_reference", "", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
 }

@@ -23,7 +23,8 @@ namespace {
 
 using qaig::as_contiguous;
 using qaig::check_activation;
-using qaig::check_options;
+using qaig::check_activation_bits;
+using qaig::check_rotation;
 using qaig::check_tensor;
 using qaig::name_of;
 using qaig::Optional;
@@ -130,24 +131,31 @@ std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
 
 std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
                                 const std::vector<Optional>& zero, const std::vector<Optional>& bias,
+                                const std::vector<int64_t>& rotation_block, const std::vector<int64_t>& rotation_seed,
                                 const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
                                 const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
     check_activation("x", x);
-    check_options(std::nullopt, activation_bits);
+    check_activation_bits(activation_bits);
     STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x must be float16, bfloat16 or float32, got float64");
     const size_t count = packed.size();
-    STD_TORCH_CHECK(scale.size() == count && zero.size() == count && bias.size() == count &&
-                        out_features.size() == count && bits.size() == count && group_size.size() == count,
-                    "packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer");
+    STD_TORCH_CHECK(
+        scale.size() == count && zero.size() == count && bias.size() == count && rotation_block.size() == count &&
+            rotation_seed.size() == count && out_features.size() == count && bits.size() == count &&
+            group_size.size() == count,
+        "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have "
+        "one entry per layer");
     std::vector<int64_t> y_shape = shape_of(x);
     const int64_t in_features = y_shape.back();
     const Tensor flat = as_contiguous(x);
     std::vector<PackedWeight> weights;
     std::vector<std::vector<float>> biases;
+    std::vector<qaig::Rotation> rotations;
     for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
         weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i],
                              layout);
         biases.push_back(bias_floats(bias[i], out_features[i]));
+        check_rotation(rotation_block[i], rotation_seed[i], in_features);
+        rotations.push_back({rotation_block[i], rotation_block[i] ? static_cast<uint64_t>(rotation_seed[i]) : 0});
     }
     std::vector<Tensor> results;
     std::vector<qaig::Linear> layers;
@@ -156,23 +164,23 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
         results.push_back(torch::stable::new_empty(x, y_shape));
         layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(),
                           scalar(x.scalar_type()), x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
-                          static_cast<int>(activation_bits), torch_threads()});
+                          rotations[i], static_cast<int>(activation_bits), torch_threads()});
     }
     qaig::linear(layers);
     return results;
 }
 
 Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
-              const Optional& signs, int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
-              int64_t layout) {
+              int64_t rotation_block, int64_t rotation_seed, int64_t out_features, int64_t bits, int64_t group_size,
+              int64_t activation_bits, int64_t layout) {
     check_activation("x", x);
-    check_options(signs, activation_bits);
+    check_activation_bits(activation_bits);
     if (x.scalar_type() == ScalarType::Double) {
-        return reference_linear(x, packed, scale, zero, bias, signs, out_features, bits, group_size, activation_bits,
-                                layout);
+        return reference_linear(x, packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits,
+                                group_size, activation_bits, layout);
     }
-    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits,
-                       layout)[0];
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {rotation_block}, {rotation_seed}, {out_features}, {bits},
+                       {group_size}, activation_bits, layout)[0];
 }
 
 // On-disk order to the CPU's, or back. Without zero points the third tensor is empty.

@@ -290,14 +290,21 @@ bool has_kernels(const Tensor& x, int64_t layout) {
 
 std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
                                 const std::vector<Optional>& zero, const std::vector<Optional>& bias,
+                                const std::vector<int64_t>& rotation_block, const std::vector<int64_t>& rotation_seed,
                                 const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
                                 const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
     check_activation("x", x);
-    check_options(std::nullopt, activation_bits);
+    check_activation_bits(activation_bits);
     const size_t count = packed.size();
-    STD_TORCH_CHECK(scale.size() == count && zero.size() == count && bias.size() == count &&
-                        out_features.size() == count && bits.size() == count && group_size.size() == count,
-                    "packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer");
+    STD_TORCH_CHECK(
+        scale.size() == count && zero.size() == count && bias.size() == count && rotation_block.size() == count &&
+            rotation_seed.size() == count && out_features.size() == count && bits.size() == count &&
+            group_size.size() == count,
+        "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have "
+        "one entry per layer");
+    for (size_t i = 0; i < count; i++) {
+        check_rotation(rotation_block[i], rotation_seed[i], x.size(-1));
+    }
     STD_TORCH_CHECK(layout == kOnDisk || layout == kCudaOrder, "layout=", layout,
                     " belongs to another backend: CUDA devices read 0 (the on-disk order) and 2 (their own)");
     // An error within the reference would come back without its text, so what it would refuse is refused here.
@@ -312,8 +319,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
                          device);
         }
         checked_bias(bias[i], out_features[i], device);
-        return reference_linear(x, packed[i], scale[i], zero[i], bias[i], std::nullopt, out_features[i], bits[i],
-                                group_size[i], activation_bits, layout);
+        return reference_linear(x, packed[i], scale[i], zero[i], bias[i], rotation_block[i], rotation_seed[i],
+                                out_features[i], bits[i], group_size[i], activation_bits, layout);
     };
     std::vector<Tensor> results;
     if (!has_kernels(x, layout)) {
@@ -344,7 +351,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     for (size_t i = 0; i < count; i++) {
         y_shape.back() = out_features[i];
         const bool decodes = rows <= tuning.most_decode_rows && weights[i].scale.scalar_type() != ScalarType::Float;
-        if (rows > 0 && !decodes && activation_bits == 8) {
+        const bool has_kernel = rotation_block[i] == 0 && (decodes || activation_bits == 16);
+        if (rows > 0 && !has_kernel) {
             results.push_back(by_reference(i));
             continue;
         }
@@ -366,11 +374,10 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
 }
 
 Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
-              const Optional& signs, int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
-              int64_t layout) {
-    check_options(signs, activation_bits);
-    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {out_features}, {bits}, {group_size}, activation_bits,
-                       layout)[0];
+              int64_t rotation_block, int64_t rotation_seed, int64_t out_features, int64_t bits, int64_t group_size,
+              int64_t activation_bits, int64_t layout) {
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {rotation_block}, {rotation_seed}, {out_features}, {bits},
+                       {group_size}, activation_bits, layout)[0];
 }
 
 // Rows [start, stop) of the weight in float32.

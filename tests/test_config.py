@@ -1,6 +1,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,10 @@ def test_deepcopy_shares_runtime_objects() -> None:
     assert other.dataset is dataset
 
 
+def rotated(rotation: Any) -> dict[str, Any]:
+    return {"layers.0.q_proj": {"bits": 4, "group_size": 64, "sym": False, "rotation": rotation}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -107,6 +112,16 @@ def test_deepcopy_shares_runtime_objects() -> None:
         ({"fuse_groups": 1}, "fuse_groups"),
         ({"plan": "no/such/file.json"}, "no/such/file"),
         ({"plan": {"quant_method": "qaig"}}, "no plan"),
+        ({"rotation": 128}, "rotation"),
+        ({"rotation": 1}, "rotation"),
+        ({"overrides": {"*": {"rotation": None}}}, "rotation"),
+        ({"plan": rotated({"block": 64, "seed": 0, "axis": 1})}, "exactly block and seed"),
+        ({"plan": rotated({"block": 64})}, "exactly block and seed"),
+        ({"plan": rotated(64)}, "exactly block and seed"),
+        ({"plan": rotated({"block": 48, "seed": 0})}, "block of .*48"),
+        ({"plan": rotated({"block": 64.0, "seed": 0})}, "block of"),
+        ({"plan": rotated({"block": 64, "seed": -1})}, "seed from 0"),
+        ({"plan": rotated({"block": 64, "seed": 2**63})}, "seed from 0"),
     ],
 )
 def test_bad_values_are_refused_by_name(arguments: dict, named: str) -> None:

@@ -12,19 +12,22 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .calibration import stages
-from .calibration.block import OutputError, forward, install
+from .calibration.block import OutputError, first_tensor, forward, install
 from .calibration.capture import PausedForwards, around, resident
-from .calibration.choices import Choices, Entries, packed, rounded
+from .calibration.choices import Choices, Entries, folded, packed, rounded
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
+from .calibration.learning import learn_block
 from .calibration.resume import BlockStore
-from .calibration.subblock import pieces_of
+from .calibration.stages import Site, Stage, clip, compensate, equalize, rotate
+from .calibration.subblock import mask_for, pieces_of
+from .calibration.weighing import weigh_tokens
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
+from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, get_linear
 from .plan import Coverage, Plan, find_blocks
-from .recipes import RECIPES, Recipe
+from .recipes import Recipe, recipe_of
 from .report.summary import BlockSummary, QuantizationReport
 
 logger = logging.getLogger("transformers_qaig")
@@ -43,7 +46,7 @@ def calibrate(
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
-        plan, coverage: from [`make_plan`].
+        plan, coverage: from [`make_plan`]; a rotation that was not kept is taken out of the plan.
         samples: model inputs, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
 
@@ -51,7 +54,7 @@ def calibrate(
         what was done.
     """
     start = time.perf_counter()
-    recipe, blocks = RECIPES[config.recipe], find_blocks(model)
+    recipe, blocks = recipe_of(config.recipe, config.stages), find_blocks(model)
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
     masks = [token_mask(sample) for sample in samples]
     report = QuantizationReport(config.recipe, coverage, len(samples), int(sum(mask.sum() for mask in masks)))
@@ -75,11 +78,21 @@ def calibrate(
             report.bytes_per_sample = max(report.bytes_per_sample, full.nbytes() / max(len(samples), 1))
             with resident(block, device):
                 result, summary = store.load(path, block, entries) or quantize_block(
-                    block, path, entries, calls, calls_q, masks, recipe, finder, config.seed
+                    block,
+                    path,
+                    entries,
+                    calls,
+                    calls_q,
+                    masks,
+                    recipe,
+                    finder,
+                    config.seed,
+                    config.activation_bits,
                 )
-                for module in result.modules():
+                for name, module in result.named_modules():
                     if isinstance(module, QAIGLinear):
                         module.activation_bits = config.activation_bits
+                        _record(module, plan[f"{path}.{name}"])
                 error = OutputError()
                 for sample, call in calls.items():
                     output, output_q = forward(block, call), forward(result, calls_q[sample])
@@ -107,13 +120,14 @@ def quantize_block(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    activation_bits: int = 16,
 ) -> tuple[nn.Module, BlockSummary]:
     """
     The packed block, and what was chosen for it. Arguments as in [`choose`].
     """
     if not entries:
         return copy.deepcopy(block), BlockSummary(path)
-    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed)
+    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed, activation_bits)
     return packed(in_float32(block), choices, dtype_of(block, entries)), summary
 
 
@@ -127,9 +141,10 @@ def choose(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    activation_bits: int = 16,
 ) -> tuple[Choices, BlockSummary]:
     """
-    One block: for each group of linears in order, token weights, equalization, clipping.
+    One block: for each group of linears in order, token weights and the stages of the recipe.
 
     Args:
         block: in full precision; not changed.
@@ -140,53 +155,90 @@ def choose(
         recipe: the stages.
         finder: finds the block's groups.
         seed: of what is random.
+        activation_bits: what the packed linears will round their inputs to.
 
     Returns:
         what follows for the block's weights, and a summary of it.
     """
-    summary, choices = BlockSummary(path), Choices(entries, recipe.include_zero)
+    summary, nothing = BlockSummary(path), Choices(entries, recipe.include_zero, activation_bits)
     if not recipe.calibrates or not calls:
-        return choices, summary
-    dtype, original = dtype_of(block, entries), in_float32(block)
-
+        rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
+        return nothing.with_rotations(rotations), summary
+    dtype, block_32 = dtype_of(block, entries), in_float32(block)
     judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
     fitting = [sample for sample in calls if sample not in judges] or judges
     targets = {sample: forward(block, calls[sample]) for sample in judges}
-    done: list[str] = []
-
-    def harm(candidate: Choices) -> float:
-        """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
-        trial, error = rounded(original, candidate, done, dtype), OutputError()
-        for sample in judges:
-            error.add(forward(trial, calls_q[sample]), targets[sample], masks[sample])
-        return error.value
-
     example = calls[fitting[0]].to(next(block.parameters()).device)
-    for group in finder.groups(block, example.args, example.kwargs):
-        members = [name for name in group.linears if name in entries]
-        if not members:
-            continue
-        so_far = rounded(original, choices, done, dtype)
-        pieces = pieces_of(original, group, (block, so_far), (calls, calls_q), masks, fitting)
-        done += members
-        if not pieces:
-            logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
-            continue
-        stages.weigh_tokens(original, group, choices, pieces, recipe, dtype, seed)
-        if recipe.token_weights != "uniform":
-            summary.importance[group.module] = {s: w for p in pieces for s, w in p.importance().items() if s < SHOWN}
+    groups = finder.groups(block, example.args, example.kwargs)
 
-        level = harm(choices) if judges else float("inf")
-        for stage in (stages.equalize, stages.clip):
-            candidate = stage(original, group, choices, pieces, recipe, dtype, finder.foldable(block, group))
-            if candidate is choices:
+    choices = nothing
+    for stage_list in passes(recipe):
+        # Scales of an earlier pass are folded: they are part of the block that this pass sees.
+        original = folded(block_32, choices)
+        earlier, choices = choices, nothing
+        full = copy.deepcopy(original).to(dtype) if earlier.scales else block
+        done: list[str] = []
+
+        def harm(candidate: Choices, original: nn.Module = original, done: list[str] = done) -> float:
+            """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
+            trial, error = rounded(original, candidate, done, dtype), OutputError()
+            for sample in judges:
+                error.add(forward(trial, calls_q[sample]), targets[sample], masks[sample])
+            return error.value
+
+        for group in groups:
+            members = [name for name in group.linears if name in entries]
+            if not members:
                 continue
-            new_level = harm(candidate) if judges else float("-inf")
-            what = f"{stage.__name__} {', '.join(members)}"
-            (summary.kept if new_level < level else summary.undone).append(what)
-            if new_level < level:
-                choices, level = candidate, new_level
+            so_far = rounded(original, choices, done, dtype)
+            pieces = pieces_of(original, group, (full, so_far), (calls, calls_q), masks, fitting)
+            done += members
+            site = Site(original, group, members, pieces, recipe, dtype, finder.foldable(block, group))
+            if not site.pieces:
+                logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
+                continue
+            weigh_tokens(site, choices, seed)
+            if recipe.token_weights != "uniform":
+                summary.importance[group.module] = {
+                    s: w for p in site.pieces for s, w in p.importance().items() if s < SHOWN
+                }
+            level = harm(choices) if judges else float("inf")
+            for stage in stage_list:
+                candidate = stage(site, choices)
+                if candidate is choices:
+                    continue
+                new_level = harm(candidate) if judges else level
+                better = new_level < level or not judges
+                (summary.kept if better else summary.undone).append(f"{stage.__name__} {', '.join(members)}")
+                if better:
+                    choices, level = candidate, new_level
+        choices = choices.after(earlier)
+    if recipe.rounding == "learned" and judges:
+        targets = {sample: first_tensor(forward(block, call)).cpu() for sample, call in calls.items()}
+        weights = {s: mask_for(masks[s], target).float() for s, target in targets.items()}
+        choices, found = learn_block(
+            block_32, choices, calls_q, targets, weights, judges, steps=recipe.steps, dtype=dtype, seed=seed
+        )
+        (summary.kept if found.best < found.start else summary.undone).append("learn")
     return choices, summary
+
+
+def passes(recipe: Recipe) -> list[list[Stage]]:
+    """
+    The stages of each pass over the block's groups. Rounding that is not to nearest comes in a pass of its own: its
+    codes are for weights that no later fold may change.
+    """
+    if recipe.rounding == "nearest":
+        return [[equalize, clip, rotate]]
+    first: list[list[Stage]] = [[equalize]] if recipe.equalization != "none" else []
+    return [*first, [compensate, rotate]]
+
+
+def _record(module: QAIGLinear, entry: dict[str, Any]) -> None:
+    """Make the plan's entry say how the input is rotated."""
+    entry.pop("rotation", None)
+    if module.rotation is not None:
+        entry["rotation"] = module.rotation._asdict()
 
 
 def in_float32(block: nn.Module) -> nn.Module:

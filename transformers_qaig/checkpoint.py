@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from .nn.linear import QAIGLinear
 from .nn.packing import SCALE_DTYPES, packed_shapes
 from .plan import Plan
 
@@ -46,7 +47,9 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
     expected = {}
     for path, entry in plan.items():
         linear = model.get_submodule(path)
-        shapes = packed_shapes(linear.out_features, linear.in_features, **entry)  # type: ignore[arg-type]
+        assert isinstance(linear, QAIGLinear)
+        sizes = linear.out_features, linear.in_features
+        shapes = packed_shapes(*sizes, entry["bits"], entry["group_size"], entry["sym"])
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
 

@@ -14,7 +14,8 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .allocation import parse_size
-from .recipes import RECIPES
+from .nn.hadamard import BLOCKS, MAX_SEED
+from .recipes import recipe_of
 
 QUANT_METHOD = "qaig"
 FORMAT_VERSION = 1
@@ -57,6 +58,9 @@ class QAIGConfig(QuantizationConfigMixin):
             Symmetric grid around zero, without zero points.
         recipe (`str`, *optional*, defaults to `"fast"`):
             How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`.
+        stages (`dict[str, str | int | bool]`, *optional*):
+            Choices of the recipe to make otherwise, by attribute of [`transformers_qaig.recipes.Recipe`]:
+            `{"rounding": "gptq", "token_weights": "qig"}`.
         modules_to_not_convert (`list[str]`, *optional*):
             Weight paths or shell patterns (`"*.layers.0.*"`) that stay in full precision.
         overrides (`dict[str, int | dict]`, *optional*):
@@ -72,6 +76,9 @@ class QAIGConfig(QuantizationConfigMixin):
         activation_bits (`int`, *optional*, defaults to 16):
             8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many tokens are
             computed at once, at a cost in accuracy. 16 takes it as it is.
+        rotation (`bool`, *optional*):
+            Rotate the input of every packed layer (random signs and a Hadamard transform of each block of channels, see
+            [`transformers_qaig.nn.hadamard`]) where that lowers the error; by default as the recipe says.
         target_bits (`float`, *optional*):
             A budget: stored bits per packed weight (codes, scales and zero points), on average and at most. Every
             weight gets the width with which the answers are predicted to lose least.
@@ -84,7 +91,8 @@ class QAIGConfig(QuantizationConfigMixin):
         lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
             Reserved: any value but the default is refused until it is built.
         plan (`dict` or `str`, *optional*):
-            Weight path to `{"bits", "group_size", "sym"}`. The quantizer writes here what it did. Given to quantize a
+            Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan that
+            is given: where it is if that lowers the error). The quantizer writes here what it did. Given to quantize a
             model, it is what is done, but for `overrides`; a weight that it does not name stays as it is. May be a JSON
             file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         format_version (`int`), needs_version (`str`):
@@ -134,6 +142,8 @@ class QAIGConfig(QuantizationConfigMixin):
         plan: Mapping[str, Any] | QAIGConfig | str | os.PathLike | None = None,
         format_version: int = FORMAT_VERSION,
         needs_version: str = FORMAT_NEEDS,
+        stages: Mapping[str, Any] | None = None,
+        rotation: bool | None = None,
         *,
         dataset: Any = None,
         dataset_columns: Mapping[str, str] | None = None,
@@ -154,12 +164,14 @@ class QAIGConfig(QuantizationConfigMixin):
         self.group_size = group_size
         self.sym = sym
         self.recipe = recipe
+        self.stages = dict(stages) if isinstance(stages, Mapping) else stages
         self.modules_to_not_convert = modules_to_not_convert
         self.overrides = overrides
         self.min_coverage = min_coverage
         self.num_samples = num_samples
         self.seed = seed
         self.activation_bits = activation_bits
+        self.rotation = rotation
         self.target_bits = target_bits
         self.target_size = target_size
         self.cost = cost
@@ -200,10 +212,9 @@ class QAIGConfig(QuantizationConfigMixin):
         self._validate_budget()
         for candidate in self.candidates:
             check_entry(candidate, "QAIGConfig")
-        if self.recipe not in RECIPES:
-            near = difflib.get_close_matches(str(self.recipe), RECIPES, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {self.recipe!r}.{hint}")
+        if self.stages is not None and not isinstance(self.stages, Mapping):
+            raise ValueError(f"`stages` must map a recipe's attributes to values, got {self.stages!r}.")
+        recipe_of(self.recipe, self.stages)
         for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
             if getattr(self, name) is not None:
                 raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")
@@ -211,12 +222,14 @@ class QAIGConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
             )
+        if self.rotation is not None and not isinstance(self.rotation, bool):
+            raise ValueError(f"`rotation` must be True, False or None (as the recipe says), got {self.rotation!r}.")
         if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")
         if not _is_int(self.num_samples) or self.num_samples < 1:
             raise ValueError(f"`num_samples` must be a positive integer, got {self.num_samples!r}.")
-        if not _is_int(self.seed) or self.seed < 0:
-            raise ValueError(f"`seed` must be a non-negative integer, got {self.seed!r}.")
+        if not _is_int(self.seed) or not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, got {self.seed!r}.")
         skip = self.modules_to_not_convert
         if skip is not None and (isinstance(skip, str) or not all(isinstance(s, str) for s in skip)):
             raise ValueError(f"`modules_to_not_convert` must be a list of paths or patterns, got {skip!r}.")
@@ -231,9 +244,12 @@ class QAIGConfig(QuantizationConfigMixin):
                 raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
             for path, entry in self.plan.items():
                 where = f"plan[{path!r}]"
-                if not isinstance(entry, Mapping) or set(entry) != {"bits", "group_size", "sym"}:
-                    raise ValueError(f"{where} must hold exactly bits, group_size and sym, got {entry!r}.")
-                check_entry(entry, where)
+                if not isinstance(entry, Mapping) or set(entry) - {"rotation"} != {"bits", "group_size", "sym"}:
+                    raise ValueError(
+                        f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {entry!r}."
+                    )
+                check_entry({key: value for key, value in entry.items() if key != "rotation"}, where)
+                check_rotation(entry.get("rotation"), where)
 
     def _validate_budget(self) -> None:
         if self.target_bits is not None and self.target_size is not None:
@@ -270,6 +286,14 @@ class QAIGConfig(QuantizationConfigMixin):
         """The entries that a weight may have in the plan, overrides apart: several only under a budget."""
         widths = self.bits if isinstance(self.bits, list) else [self.bits]
         return [{"bits": bits, "group_size": self.group_size, "sym": self.sym} for bits in widths]
+
+    @property
+    def rotates(self) -> bool:
+        """Whether inputs are to be rotated."""
+        if self.rotation is not None:
+            return self.rotation
+        wanted = recipe_of(self.recipe, self.stages).rotation
+        return wanted == "all" or (wanted == "a8" and self.activation_bits == 8)
 
     @classmethod
     def _known(cls) -> list[str]:
@@ -334,6 +358,18 @@ def check_entry(entry: Mapping[str, Any], where: str) -> None:
             )
     if "sym" in entry and not isinstance(entry["sym"], bool):
         raise ValueError(f"{where}: `sym` must be True or False, got {entry['sym']!r}.")
+
+
+def check_rotation(rotation: Any, where: str) -> None:
+    """Raise `ValueError` unless `rotation` is None or `{"block", "seed"}`, both in range."""
+    if rotation is None:
+        return
+    if not isinstance(rotation, Mapping) or set(rotation) != {"block", "seed"}:
+        raise ValueError(f"{where}: `rotation` must hold exactly block and seed, got {rotation!r}.")
+    if not _is_int(rotation["block"]) or rotation["block"] not in BLOCKS:
+        raise ValueError(f"{where}: `rotation` must have a block of {list(BLOCKS)}, got {rotation['block']!r}.")
+    if not _is_int(rotation["seed"]) or not 0 <= rotation["seed"] <= MAX_SEED:
+        raise ValueError(f"{where}: `rotation` must have a seed from 0 to 2^63 - 1, got {rotation['seed']!r}.")
 
 
 def fit_group_size(in_features: int, group_size: int) -> int:

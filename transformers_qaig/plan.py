@@ -12,11 +12,15 @@ from transformers import PreTrainedModel
 
 from .allocation import Option, parse_size
 from .config import MIN_GROUP_SIZE, QAIGConfig, fit_group_size, stored_bits
+from .nn.hadamard import Rotation, fit_block
 
 logger = logging.getLogger("transformers_qaig")
 
 Plan = dict[str, dict[str, Any]]
-"""Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`."""
+"""Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`, and for a layer whose
+input is rotated `"rotation": {"block": int, "seed": int}` ([`transformers_qaig.nn.hadamard.Rotation`])."""
+BLOCK = 128
+"""Channels that are rotated together, at most."""
 SHAPE_BITS = 2 * 64
 """Every packed weight is stored with its shape, two int64."""
 
@@ -178,14 +182,15 @@ def list_options(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[O
                     unused.discard(pattern)
                     changes = value if isinstance(value, dict) else {"bits": value}
                     candidates = [{**entry, **changes} for entry in candidates]
-            choices: dict[tuple, Option] = {}
+            choices: dict[str, Option] = {}
             for entry in candidates:
                 wanted, size = entry["group_size"], fit_group_size(parameter.shape[1], entry["group_size"])
                 if size != wanted and parameter.shape[1] > wanted:
                     refitted[parameter.shape[1], wanted] = size
                 entry = {**entry, "group_size": size}
                 shape = parameter.shape
-                choices[tuple(entry.values())] = Option(
+                _rotate(entry, shape[1], path, config)
+                choices[repr(entry)] = Option(
                     entry, stored_bits(entry, shape[0], shape[1], 8 * parameter.element_size()), float("nan")
                 )
             options[path] = list(choices.values())
@@ -248,6 +253,17 @@ def budget_of(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]
             f"{span}. Raise the budget, or allow narrower `bits` or a larger `group_size`."
         )
     return budget
+
+
+def _rotate(entry: dict[str, Any], in_features: int, path: str, config: QAIGConfig) -> None:
+    """Add the rotation that the configuration asks for; one of a given plan is checked and stays."""
+    if config.plan is None and config.rotates and (block := fit_block(in_features, BLOCK)):
+        entry["rotation"] = {"block": block, "seed": config.seed}
+    elif rotation := Rotation.of(entry):
+        try:
+            rotation.check(in_features)
+        except ValueError as error:
+            raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
 
 
 def _bits(tensor: Tensor) -> int:

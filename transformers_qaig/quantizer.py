@@ -18,9 +18,10 @@ from .calibrate import calibrate
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
+from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, check_packed, get_linear
 from .plan import Coverage, Plan, budget_of, list_options, make_plan
-from .recipes import RECIPES
+from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
 from .sensitivity import measure_costs
 
@@ -80,7 +81,7 @@ class QAIGHfQuantizer(HfQuantizer):
         else:
             self.plan, self.coverage = make_plan(model, config)
             self.coverage.require(config.min_coverage)
-        if RECIPES[config.recipe].calibrates or config.has_budget:
+        if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
             self.samples, self.answers = load_inputs(model, config, _revision(checkpoint_files))
 
     def _fused(self) -> list[list[str]]:
@@ -97,7 +98,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 linear.in_features,
                 linear.out_features,
                 linear.bias is not None,
-                **entry,
+                **{**entry, "rotation": Rotation.of(entry)},
                 activation_bits=self.quantization_config.activation_bits,
                 dtype=linear.weight.dtype,
                 device="meta",

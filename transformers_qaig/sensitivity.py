@@ -26,7 +26,7 @@ from .calibration.streaming import streaming
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
 from .plan import Plan, find_blocks
-from .recipes import RECIPES
+from .recipes import recipe_of
 
 Sample = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def measure_costs(
     if folder is not None:
         entries = {path: [dict(option.entry) for option in choices] for path, choices in options.items()}
         run = {"options": entries, "samples": digest(samples), "answers": digest([{"a": a} for a in answers])}
-        claim(folder, {**run, "recipe": config.recipe, "seed": config.seed})
+        claim(folder, {**run, "recipe": config.recipe, "stages": config.stages, "seed": config.seed})
     blocks = find_blocks(model)
     costs: dict[str, list[float]] = {path: [] for path in options}
     count = max(len(choices) for choices in options.values())
@@ -106,7 +106,7 @@ def errors_of(
 
     The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
     """
-    recipe, blocks = RECIPES[config.recipe], find_blocks(model)
+    recipe, blocks = recipe_of(config.recipe, config.stages), find_blocks(model)
     masks = [token_mask(sample) for sample in samples]
     finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
     inputs = samples if recipe.calibrates else []
@@ -122,7 +122,9 @@ def errors_of(
                 if file is not None and file.exists():
                     found = load_file(file)
                 elif entries:
-                    choices, _ = choose(block, path, entries, calls, calls, masks, recipe, finder, config.seed)
+                    choices, _ = choose(
+                        block, path, entries, calls, calls, masks, recipe, finder, config.seed, config.activation_bits
+                    )
                     dtype = dtype_of(block, entries)
                     deltas = rounding_errors(in_float32(block), choices, dtype)
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}

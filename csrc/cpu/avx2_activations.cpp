@@ -1,5 +1,6 @@
 #include "avx2.h"
 #include "quantize.h"
+#include "rotation.h"
 
 #if defined(__x86_64__)
 
@@ -52,6 +53,37 @@ QAIG_INLINE void put_pairs(const __m256i (&q)[4], uint32_t* out, int64_t stride)
     }
 }
 
+// Butterflies over lanes 1, 2 and 4 apart.
+QAIG_INLINE __m256 butterflies(__m256 x) {
+    const auto step = [](__m256 own, __m256 other, __m256 minus)
+                          QAIG_LAMBDA_INLINE { return _mm256_add_ps(other, _mm256_xor_ps(own, minus)); };
+    x = step(x, _mm256_permute_ps(x, 0xb1), _mm256_setr_ps(0.f, -0.f, 0.f, -0.f, 0.f, -0.f, 0.f, -0.f));
+    x = step(x, _mm256_permute_ps(x, 0x4e), _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, -0.f));
+    return step(x, _mm256_permute2f128_ps(x, x, 1), _mm256_setr_ps(0.f, 0.f, 0.f, 0.f, -0.f, -0.f, -0.f, -0.f));
+}
+
+// A block from element `at` on, k of its row.
+QAIG_INLINE void rotate_block(const Linear& l, int64_t at, int64_t k, const uint64_t* signs, float* out) {
+    const int64_t block = l.rotation.block;
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (int64_t i = 0; i < block; i += 8) {
+        const __m256i bits = _mm256_set1_epi32(static_cast<int>(signs_at(signs, k + i, 8)));
+        const __m256i flipped = _mm256_cmpeq_epi32(_mm256_and_si256(bits, lane), lane);
+        const __m256 minus = _mm256_castsi256_ps(_mm256_slli_epi32(flipped, 31));
+        _mm256_storeu_ps(out + i, butterflies(_mm256_xor_ps(load_eight(l.x, l.type, at + i), minus)));
+    }
+    for (int64_t distance = 8; distance < block; distance *= 2) {
+        const __m256 scale = _mm256_set1_ps(2 * distance == block ? rotation_scale(block) : 1.f);
+        for (int64_t i = 0; i < block; i += 2 * distance) {
+            for (int64_t j = i; j < i + distance; j += 8) {
+                const __m256 a = _mm256_loadu_ps(out + j), b = _mm256_loadu_ps(out + j + distance);
+                _mm256_storeu_ps(out + j, _mm256_mul_ps(_mm256_add_ps(a, b), scale));
+                _mm256_storeu_ps(out + j + distance, _mm256_mul_ps(_mm256_sub_ps(a, b), scale));
+            }
+        }
+    }
+}
+
 struct Values {
     __m256 x[kVectors];
     int64_t units;
@@ -66,6 +98,13 @@ struct Values {
         }
         for (int i = 0; i < kVectors; i++) {
             x[i] = whole ? load_eight(l.x, l.type, at + 8 * i) : _mm256_load_ps(padded + 8 * i);
+        }
+    }
+
+    static void rotate(const Linear& l, int64_t row, const uint64_t* signs, float* out) {
+        const int64_t K = l.weight.shape.in_features;
+        for (int64_t k = 0; k < K; k += l.rotation.block) {
+            rotate_block(l, row * K + k, k, signs, out + k);
         }
     }
 

@@ -1,6 +1,7 @@
 #include "avx512.h"
 #include "kernels.h"
 #include "quantize.h"
+#include "rotation.h"
 
 #if defined(__x86_64__)
 
@@ -29,6 +30,50 @@ QAIG_INLINE __m512i magnitude(__m512 x) {
     return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
 }
 
+// Butterflies over lanes Distance apart.
+template <int Distance>
+QAIG_INLINE __m512 butterfly(__m512 x) {
+    const __m512 other = Distance == 1   ? _mm512_permute_ps(x, 0xb1)
+                         : Distance == 2 ? _mm512_permute_ps(x, 0x4e)
+                         : Distance == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
+                                         : _mm512_shuffle_f32x4(x, x, 0x4e);
+    constexpr __mmask16 kUpper = Distance == 1 ? 0xaaaa : Distance == 2 ? 0xcccc : Distance == 4 ? 0xf0f0 : 0xff00;
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), kUpper, other, x);
+}
+
+// A block of 16 * Count channels from element `at` on, k of its row.
+template <int Count>
+QAIG_INLINE void rotate_block(const Linear& l, int64_t at, int64_t k, const uint64_t* signs, float* out) {
+    const __m512 minus = _mm512_set1_ps(-0.f), scale = _mm512_set1_ps(rotation_scale(16 * Count));
+    __m512 x[Count];
+    unroll<Count>([&](auto i) QAIG_LAMBDA_INLINE {
+        const auto flipped = static_cast<__mmask16>(signs_at(signs, k + 16 * i, 16));
+        __m512 v = load(l.x, l.type, at + 16 * i);
+        v = _mm512_mask_xor_ps(v, flipped, v, minus);
+        x[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v))));
+    });
+    for (int distance = 1; distance < Count; distance *= 2) {
+        for (int i = 0; i < Count; i++) {
+            if (!(i & distance)) {
+                const __m512 a = x[i], b = x[i + distance];
+                x[i] = _mm512_add_ps(a, b);
+                x[i + distance] = _mm512_sub_ps(a, b);
+            }
+        }
+    }
+    for (int i = 0; i < Count; i++) {
+        _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(x[i], scale));
+    }
+}
+
+template <int Count>
+void rotate_row(const Linear& l, int64_t row, const uint64_t* signs, float* out) {
+    const int64_t K = l.weight.shape.in_features;
+    for (int64_t k = 0; k < K; k += 16 * Count) {
+        rotate_block<Count>(l, row * K + k, k, signs, out + k);
+    }
+}
+
 struct Values {
     __m512 x[kVectors];
     int64_t units;
@@ -36,6 +81,16 @@ struct Values {
     Values(const Linear& l, int64_t row, const Segment& s) : units(s.units) {
         for (int i = 0; i < kVectors; i++) {
             x[i] = load(l.x, l.type, row * l.weight.shape.in_features + s.channel + 16 * i, first(s.count - 16 * i));
+        }
+    }
+
+    static void rotate(const Linear& l, int64_t row, const uint64_t* signs, float* out) {
+        switch (l.rotation.block) {
+            case 16: return rotate_row<1>(l, row, signs, out);
+            case 32: return rotate_row<2>(l, row, signs, out);
+            case 64: return rotate_row<4>(l, row, signs, out);
+            case 128: return rotate_row<8>(l, row, signs, out);
+            default: return rotate_row<16>(l, row, signs, out);
         }
     }
 

@@ -26,14 +26,21 @@ struct Parallel {
     int threads;
 };
 
-// y = x W' + bias
+// What is done to x first: signs by `seed`, then a Hadamard transform of every `block` channels; block 0: nothing.
+struct Rotation {
+    int64_t block;
+    uint64_t seed;
+};
+
+// y = (x R) W' + bias
 struct Linear {
     Weight weight;
     const void* x;  // [rows][in_features], `type`, contiguous
     void* y;        // [rows][out_features], `type`, contiguous
     Scalar type;
     int64_t rows;
-    const float* bias;    // [out_features] or nullptr
+    const float* bias;  // [out_features] or nullptr
+    Rotation rotation;
     int activation_bits;  // 16 or 8
     Parallel parallel;
 };

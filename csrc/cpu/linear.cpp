@@ -1,11 +1,13 @@
 // Which kernels compute a layer.
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include "activations.h"
 #include "kernels.h"
 #include "level.h"
 #include "parallel.h"
+#include "rotation.h"
 
 namespace qaig {
 namespace {
@@ -60,8 +62,8 @@ void linear(const std::vector<Linear>& layers) {
     const Level level = qaig::level();
     const int64_t rows = layers.empty() ? 0 : layers[0].rows;
     for (int64_t row = 0; row < rows; row += kMostRows) {
-        std::map<std::pair<int64_t, bool>, Activations>
-            known;  // by group size, which says where segments end, and form
+        // By group size, which says where segments end, rotation and form.
+        std::map<std::tuple<int64_t, int64_t, uint64_t, bool>, Activations> known;
         for (Linear l : layers) {
             const Shape& s = l.weight.shape;
             l.rows = std::min(kMostRows, rows - row);
@@ -70,7 +72,7 @@ void linear(const std::vector<Linear>& layers) {
             if (l.rows * s.out_features * s.in_features < kLeastProducts) {
                 l.parallel.threads = 1;
             }
-            const std::pair key(s.group_size, takes_quads(l, level));
+            const std::tuple key(s.group_size, l.rotation.block, l.rotation.seed, takes_quads(l, level));
             auto found = known.find(key);
             if (found == known.end()) {
                 found = known.emplace(key, quantized(l, level)).first;
@@ -91,6 +93,7 @@ void exact_rows(const Linear& l, const Activations& a) {
         return;
     }
     const Shape& s = l.weight.shape;
+    const std::vector<uint64_t> signs = sign_words(l.rotation, s.in_features);
     share(l.parallel, s.tiles(), 1, [&] {
         return [&, reader = std::make_shared<TileReader>(l.weight),
                 w = std::make_shared<Buffer<float>>(s.in_features * kTileRows),
@@ -100,6 +103,9 @@ void exact_rows(const Linear& l, const Activations& a) {
                 tile_weights(l.weight, (*reader)(t), w->data());
                 for (const int64_t m : rows) {
                     load_floats(l.x, l.type, m * s.in_features, s.in_features, x->data());
+                    if (l.rotation.block) {
+                        rotate_floats(x->data(), s.in_features, l.rotation.block, signs.data());
+                    }
                     float y[kTileRows] = {};
                     for (int64_t k = 0; k < s.in_features; k++) {
                         for (int r = 0; r < kTileRows; r++) {

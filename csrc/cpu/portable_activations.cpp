@@ -14,6 +14,12 @@ struct Values {
         load_floats(l.x, l.type, row * l.weight.shape.in_features + s.channel, s.count, x);
     }
 
+    static void rotate(const Linear& l, int64_t row, const uint64_t* signs, float* out) {
+        const int64_t K = l.weight.shape.in_features;
+        load_floats(l.x, l.type, row * K, K, out);
+        rotate_floats(out, K, l.rotation.block, signs);
+    }
+
     uint32_t largest() const {
         uint32_t most = 0;
         for (int64_t i = 0; i < count; i++) {

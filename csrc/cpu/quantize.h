@@ -1,10 +1,12 @@
 // Turning x into integers: what every instruction set does alike.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "activations.h"
 #include "parallel.h"
+#include "rotation.h"
 
 namespace qaig {
 
@@ -26,17 +28,31 @@ struct Place {
 //   bool has_outliers(uint32_t largest) const whether two planes would leave more than half of the values fewer bits
 //                                             than bfloat16 has: they are below the largest times 2^-7
 //   PartSums put(const Place&, bool quads, int planes, float scale) const
+//
+// and the rotation of a whole row, to float32:
+//
+//   static void rotate(const Linear&, int64_t row, const uint64_t* signs, float* out)
 template <class Values>
 void quantize_with(const Linear& l, Activations& a) {
     const Shape& shape = l.weight.shape;
-    const auto quantize_batch = [&](int64_t batch) {
+    const std::vector<uint64_t> signs = sign_words(l.rotation, shape.in_features);
+    const auto quantize_batch = [&](int64_t batch, float* rotated) {
         const int64_t R = a.batch_rows, row0 = batch * R, rows = std::min(R, l.rows - row0);
+        Linear from = l;
+        if (l.rotation.block) {
+            for (int64_t m = 0; m < rows; m++) {
+                Values::rotate(l, row0 + m, signs.data(), rotated + m * shape.in_features);
+            }
+            from.x = rotated;
+            from.type = Scalar::f32;
+        }
+        const int64_t from_row = l.rotation.block ? 0 : row0;
         std::vector<float> scale8(rows);
         int planes = l.activation_bits == 8 ? 1 : l.type == Scalar::f32 ? 3 : 2;
         for (int64_t m = 0; m < rows; m++) {
             uint32_t largest = 0;
             for (int64_t i = 0; i < shape.segments(); i++) {
-                const Values values(l, row0 + m, segment_at(shape, i));
+                const Values values(from, from_row + m, segment_at(shape, i));
                 const uint32_t most = values.largest();
                 largest = std::max(largest, most);
                 if (planes == 2 && values.has_outliers(most)) {
@@ -56,7 +72,7 @@ void quantize_with(const Linear& l, Activations& a) {
                 float scale = 0;
                 PartSums sums = {0, 0};
                 if (m < rows && !a.skipped[row0 + m]) {
-                    const Values values(l, row0 + m, s);
+                    const Values values(from, from_row + m, s);
                     const uint32_t largest = values.largest();
                     scale = planes == 1 ? scale8[m] : from_bits(largest) < kSmallest ? 0 : power_scale(largest, planes);
                     if (scale != 0) {
@@ -77,9 +93,10 @@ void quantize_with(const Linear& l, Activations& a) {
         }
     };
     share(l.parallel, a.batches, 1, [&] {
-        return [&](int64_t begin, int64_t end) {
+        const int64_t floats = l.rotation.block ? a.batch_rows * shape.in_features : 0;
+        return [&, rotated = std::make_shared<Buffer<float>>(floats)](int64_t begin, int64_t end) {
             for (int64_t batch = begin; batch < end; batch++) {
-                quantize_batch(batch);
+                quantize_batch(batch, rotated->data());
             }
         };
     });

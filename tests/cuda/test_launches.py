@@ -12,6 +12,7 @@ from transformers_qaig.cuda import interface
 from transformers_qaig.cuda.driver import Device, Driver, DriverError
 from transformers_qaig.cuda.operators import Operators
 from transformers_qaig.nn import ops, reference
+from transformers_qaig.nn.hadamard import Rotation
 from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
@@ -142,7 +143,7 @@ def machine(library):
 
 def arguments(weight: emulated.Weight, layout: int = CUDA_ORDER):
     tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_ORDER else weight.on_disk
-    return (*tensors, weight.bias, None, weight.out_features, weight.bits, weight.group_size)
+    return (*tensors, weight.bias, 0, 0, weight.out_features, weight.bits, weight.group_size)
 
 
 def expected(x, weight: emulated.Weight, activation_bits=16):
@@ -150,7 +151,7 @@ def expected(x, weight: emulated.Weight, activation_bits=16):
     packed, scale, zero = weight.on_disk
     sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size, ON_DISK)
     bias = None if weight.bias is None else weight.bias.float()
-    return reference.linear(x.float(), reference.Weight(packed, scale, zero, *sizes), bias, activation_bits)
+    return reference.linear(x.float(), reference.Weight(packed, scale, zero, *sizes), bias, None, activation_bits)
 
 
 def close(y, x, weight, activation_bits=16):
@@ -219,19 +220,19 @@ def test_a_double_bias(machine):
 def test_one_launch_for_several_layers(machine):
     weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (3, 10, 8))]
     x = torch.randn(4, 96).half()
-    lists = [list(column) for column in zip(*(arguments(w)[:4] + arguments(w)[5:] for w in weights))]
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     results = machine.operators.linear_many(x, *lists, 16, CUDA_ORDER)
     for y, weight in zip(results, weights):
         close(y, x, weight)
     # The groups of 8 want x in an order of their own.
     assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_mixed_f16_m8"]
-    assert machine.operators.linear_many(x, *([] for _ in range(7)), 16, CUDA_ORDER) == []
+    assert machine.operators.linear_many(x, *([] for _ in range(9)), 16, CUDA_ORDER) == []
 
 
 def test_more_layers_than_a_launch_takes(machine):
     weights = [emulated.random_weight(4, 64, 64, 32) for _ in range(interface.MOST_LAYERS + 1)]
     x = torch.randn(1, 64).half()
-    lists = [list(column) for column in zip(*(arguments(w)[:4] + arguments(w)[5:] for w in weights))]
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_ORDER), weights):
         close(y, x, weight)
     assert len(machine.api.launches) == 2
@@ -256,15 +257,32 @@ def test_dequantize(machine):
         machine.operators.dequantize(*tensors, *sizes, CUDA_ORDER, 70, 201)
 
 
+@pytest.fixture
+def cuda_order_is_read(machine, monkeypatch):
+    """The reference reads a weight in CUDA order, as it does on a GPU."""
+    monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_ORDER)
+    monkeypatch.setattr(torch.ops.qaig, "dequantize", machine.operators.dequantize)
+
+
+@pytest.mark.usefixtures("cuda_order_is_read")
 @pytest.mark.parametrize(("dtype", "scale", "rows"), [("float32", "float16", 2), ("float16", "float32", 2)])
-def test_what_has_no_kernel(machine, monkeypatch, dtype, scale, rows):
+def test_what_has_no_kernel(machine, dtype, scale, rows):
     """float32 inputs go to the reference, float32 scales are unpacked: nothing is refused."""
     weight = emulated.random_weight(4, 65, 64, 32, dtype=getattr(torch, scale))
     x = torch.randn(rows, 64).to(getattr(torch, dtype))
-    monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_ORDER)
-    monkeypatch.setattr(torch.ops.qaig, "dequantize", machine.operators.dequantize)
     close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
     assert [name for name, *_ in machine.api.launches] == ["qaig_dequantize_w4"]
+
+
+@pytest.mark.usefixtures("cuda_order_is_read")
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_a_rotated_input_goes_to_the_reference(machine, activation_bits):
+    weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)
+    x = torch.randn(2, 64).half()
+    *tensors, _, _, n, bits, group = arguments(weight)
+    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, activation_bits, CUDA_ORDER)
+    packed = reference.Weight(*weight.on_disk, n, 64, bits, group, ON_DISK)
+    assert torch.equal(y, reference.linear(x, packed, weight.bias, Rotation(32, 7), activation_bits))
 
 
 BAD = {
@@ -286,7 +304,7 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_bad_arguments_never_reach_a_kernel(machine, what):
     weight = emulated.random_weight(4, 130, 96, 32, bias=torch.float16)
-    names = ("packed", "scale", "zero", "bias", "signs", "out_features", "bits", "group_size")
+    names = ("packed", "scale", "zero", "bias", "rotation_block", "rotation_seed", "out_features", "bits", "group_size")
     call = {"x": torch.randn(1, 96).half()} | dict(zip(names, arguments(weight)))
     with pytest.raises(ValueError, match=what):
         machine.operators.linear(*BAD[what](call).values(), 16, CUDA_ORDER)
@@ -298,10 +316,10 @@ def test_options_without_a_kernel(machine):
     x = torch.randn(1, 64).half()
     with pytest.raises(NotImplementedError, match="activation_bits=4"):
         machine.operators.linear(x, *arguments(weight), 4, CUDA_ORDER)
-    with pytest.raises(NotImplementedError, match="signs"):
-        machine.operators.linear(x, *arguments(weight)[:4], torch.ones(64), 64, 4, -1, 16, CUDA_ORDER)
+    with pytest.raises(ValueError, match="rotation: block"):
+        machine.operators.linear(x, *arguments(weight)[:4], 48, 0, 64, 4, -1, 16, CUDA_ORDER)
     with pytest.raises(ValueError, match="one entry per layer"):
-        machine.operators.linear_many(x, [weight.words], [], [None], [None], [64], [4], [-1], 16, CUDA_ORDER)
+        machine.operators.linear_many(x, [weight.words], [], [None], [None], [0], [0], [64], [4], [-1], 16, CUDA_ORDER)
 
 
 def test_a_kernel_is_loaded_once_for_each_device(machine):

@@ -8,6 +8,7 @@ from tests.cuda import emulated
 from tests.cuda.emulated import Weight, random_weight
 from tests.cuda.test_kernels import ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import packing, reference
+from transformers_qaig.nn.hadamard import Rotation
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 
@@ -30,7 +31,7 @@ def operators():
 
 def linear(x: Tensor, w: Weight, activation_bits: int = 16, layout: int = LAYOUT) -> Tensor:
     return torch.ops.qaig_emulated.linear(
-        x, w.words, w.scale, w.zero, w.bias, None, w.out_features, w.bits, w.group_size, activation_bits, layout
+        x, w.words, w.scale, w.zero, w.bias, 0, 0, w.out_features, w.bits, w.group_size, activation_bits, layout
     )
 
 
@@ -89,8 +90,16 @@ def test_eight_bit_activations(in_features, rows):
 def test_other_inputs_are_the_references(dtype):
     w = random_weight(4, 40, 96, 32)
     x = torch.randn(3, 96, dtype=dtype)
-    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, None, 40, 4, 32, 16, packing.ON_DISK)
-    assert torch.equal(y, reference.linear(x, on_disk(w), None, 16))
+    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 0, 0, 40, 4, 32, 16, packing.ON_DISK)
+    assert torch.equal(y, reference.linear(x, on_disk(w), None, None, 16))
+
+
+def test_a_rotated_input_goes_to_the_reference():
+    """The reference answers: on the emulator, in the on-disk order, since it reads the CUDA order on GPUs only."""
+    w = random_weight(4, 40, 96, 32)
+    x = torch.randn(3, 96).half()
+    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 16, 5, 40, 4, 32, 8, packing.ON_DISK)
+    assert torch.equal(y, reference.linear(x, on_disk(w), None, Rotation(16, 5), 8))
 
 
 def test_many_layers():
@@ -100,6 +109,7 @@ def test_many_layers():
     x = torch.randn(2, 3, 114).half()
     results = torch.ops.qaig_emulated.linear_many(
         x, *([getattr(w, name) for w in weights] for name in ("words", "scale", "zero", "bias")),
+        *([0] * len(weights) for _ in range(2)),
         *([getattr(w, name) for w in weights] for name in ("out_features", "bits", "group_size")), 16, LAYOUT,
     )  # fmt: skip
     for w, y in zip(weights, results, strict=True):
@@ -115,7 +125,7 @@ def test_dequantize():
 
 def replaced(index: int, value: object) -> list[object]:
     w = random_weight(3, 70, 96, 32)
-    arguments = [torch.randn(2, 96).half(), w.words, w.scale, w.zero, torch.zeros(70), None, 70, 3, 32, 16, LAYOUT]
+    arguments = [torch.randn(2, 96).half(), w.words, w.scale, w.zero, torch.zeros(70), 0, 0, 70, 3, 32, 16, LAYOUT]
     arguments[index] = value
     return arguments
 
@@ -132,15 +142,16 @@ def replaced(index: int, value: object) -> list[object]:
         (3, torch.zeros(2, 3, 32, dtype=torch.uint8), "zero must have shape"),
         (3, torch.zeros(2, 3, 64, dtype=torch.int32), "zero must have dtype uint8"),
         (4, torch.zeros(71), r"bias must have shape \(70,\)"),
-        (5, torch.ones(96), "signs"),
-        (6, 2**40, "out_features"),
-        (6, 200, "packed must have shape"),
-        (7, 9, "bits must be between 2 and 8"),
-        (7, 5, "layout=2 is for 2, 3, 4 and 8 bits"),
-        (8, 0, "group_size"),
-        (9, 4, "activation_bits=4"),
-        (10, 1, "layout=1 belongs to another backend"),
-        (10, 0, r"packed must have shape \(70, 9\)"),
+        (5, 64, "rotation: block must be one of"),
+        (6, -1, "rotation: seed"),
+        (7, 2**40, "out_features"),
+        (7, 200, "packed must have shape"),
+        (8, 9, "bits must be between 2 and 8"),
+        (8, 5, "layout=2 is for 2, 3, 4 and 8 bits"),
+        (9, 0, "group_size"),
+        (10, 4, "activation_bits=4"),
+        (11, 1, "layout=1 belongs to another backend"),
+        (11, 0, r"packed must have shape \(70, 9\)"),
     ],
 )
 def test_untrusted_arguments_are_refused_by_name(index, value, message):

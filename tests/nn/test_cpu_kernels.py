@@ -8,7 +8,8 @@ from torch import Tensor
 
 from transformers_qaig import extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.reference import round_activations
+from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
+from transformers_qaig.nn.reference import dequantize, round_activations
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 
@@ -46,10 +47,13 @@ def random_layer(
 
 def exact(layer: QAIGLinear, x: Tensor) -> Tensor:
     """What the layer stands for, in float64."""
+    if layer.rotation is not None:
+        x = rotate(x, layer.rotation)
     if layer.activation_bits == 8:
         x = round_activations(x)
     bias = None if layer.bias is None else layer.bias.double()
-    return torch.nn.functional.linear(x.double(), layer.dequantize(torch.float64), bias)
+    weight = dequantize(layer._weight(), torch.float64)  # in the basis of the rotated x
+    return torch.nn.functional.linear(x.double(), weight, bias)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -85,6 +89,33 @@ def test_widths_groups_and_rows(level, bits, dtype, activation_bits):
         layer = random_layer(bits, group_size, sym, 72, 384, dtype=dtype, activation_bits=activation_bits)
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 64, 97, 130):
             check(layer, torch.randn(rows, 384).to(dtype))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("activation_bits", [16, 8])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_rotated_input(level, block, activation_bits, dtype):
+    """To 8 bits in particular: one bit of difference to `hadamard.rotate` would now and then be a whole step of x."""
+    options = {"activation_bits": activation_bits, "dtype": dtype}
+    for group_size, in_features, rows in ((-1, 768, 1), (32, 256, 3), (768, 768, 11), (64, 1536, 4)):
+        layer = random_layer(4, group_size, in_features=in_features, rotation=Rotation(block, 11), **options)
+        x = torch.randn(rows, in_features)
+        x[:, 3] *= 100
+        check(layer, x.to(dtype))
+
+
+@pytest.mark.parametrize("activation_bits", [16, 8])
+def test_infinities_and_nans_of_a_rotated_input(level, activation_bits):
+    layer = random_layer(4, rotation=Rotation(32, 0), activation_bits=activation_bits)
+    for value in (torch.inf, torch.nan, 3e38):
+        x = torch.randn(3, 96)
+        x[1, 40:42] = value
+        out = layer(x)
+        expected = exact(layer, x).float()
+        assert torch.equal(out.isfinite(), expected.isfinite())
+        assert torch.equal(out.isnan(), expected.isnan())
+        assert out[::2].isfinite().all()
+        assert error(out[::2], exact(layer, x[::2])) < 1e-6
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -229,6 +260,9 @@ def test_many_layers_of_one_input(level, activation_bits, rows):
         random_layer(3, 96, sym=True, out_features=17, bias=False),
         random_layer(8, 32, out_features=64, dtype=torch.bfloat16),
         random_layer(5, -1, out_features=5),
+        random_layer(4, 32, out_features=24, rotation=Rotation(32, 1)),
+        random_layer(4, 32, out_features=24, rotation=Rotation(32, 2)),
+        random_layer(4, 32, out_features=24, rotation=Rotation(16, 1)),
     ]
     x = torch.randn(2, rows, 96)
     arguments = (
@@ -236,6 +270,8 @@ def test_many_layers_of_one_input(level, activation_bits, rows):
         [layer.weight_scale for layer in layers],
         [layer.weight_zero_point for layer in layers],
         [layer.bias for layer in layers],
+        [layer.rotation.block if layer.rotation else 0 for layer in layers],
+        [layer.rotation.seed if layer.rotation else 0 for layer in layers],
         [layer.out_features for layer in layers],
         [layer.bits for layer in layers],
         [layer.group_size for layer in layers],
@@ -248,4 +284,4 @@ def test_many_layers_of_one_input(level, activation_bits, rows):
         assert torch.equal(result, layer(x))
     torch.library.opcheck(torch.ops.qaig.linear_many.default, (x, *arguments))
     with pytest.raises(RuntimeError, match="one entry per layer"):
-        torch.ops.qaig.linear_many(x, *arguments[:6], [32], *arguments[7:])
+        torch.ops.qaig.linear_many(x, *arguments[:8], [32], *arguments[9:])

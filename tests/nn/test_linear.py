@@ -6,11 +6,14 @@ from torch import nn
 
 from tests.nn.tolerance import assert_close
 from transformers_qaig.nn import QAIGLinear, check_packed, unpack, unpack_zero_point
+from transformers_qaig.nn.hadamard import Rotation, rotate
 
 N, K, GROUP = 24, 64, 32
 
 
-def random_layer(bits=4, group_size=GROUP, sym=False, bias=True, dtype=torch.float32, in_features=K, out_features=N):
+def random_layer(
+    bits=4, group_size=GROUP, sym=False, bias=True, dtype=torch.float32, in_features=K, out_features=N, rotation=None
+):
     groups = 1 if group_size == -1 else in_features // group_size
     return QAIGLinear.from_codes(
         torch.randint(0, 2**bits, (out_features, in_features), dtype=torch.uint8),
@@ -19,6 +22,7 @@ def random_layer(bits=4, group_size=GROUP, sym=False, bias=True, dtype=torch.flo
         torch.randn(out_features).to(dtype) if bias else None,
         bits=bits,
         group_size=group_size,
+        rotation=rotation,
     )
 
 
@@ -42,6 +46,33 @@ def test_forward_is_the_dense_layer(bits, sym, bias, group_size):
     layer = random_layer(bits, group_size, sym, bias)
     x = torch.randn(3, 5, K)
     assert_close(layer(x), nn.functional.linear(x, layer.dequantize(), layer.bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rotated_layer_is_the_dense_layer_in_the_original_basis(dtype):
+    layer = random_layer(8, rotation=Rotation(32, 4), dtype=dtype)
+    x = torch.randn(3, 5, K).to(dtype)
+    weight = layer.dequantize(torch.float32)
+    assert_close(layer(x), nn.functional.linear(x.float(), weight, layer.bias.float()).to(dtype))
+    plain = copy.deepcopy(layer)
+    plain.rotation = None
+    torch.testing.assert_close(rotate(weight, layer.rotation), plain.dequantize(torch.float32))
+    assert layer.dequantize().dtype == dtype
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    assert "rotation=(32, 4)" in repr(layer)
+
+
+def test_a_rotation_travels_with_the_layer():
+    layer, x = random_layer(rotation=Rotation(16, 2)), torch.randn(2, K)
+    expected = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
+    fresh = QAIGLinear(K, N, True, bits=4, group_size=GROUP, rotation=Rotation(16, 2))
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh(x), expected)
+    fresh.prepare()
+    assert torch.equal(fresh(x), expected)
+    with pytest.raises(ValueError, match="rotation: block must be one of"):
+        QAIGLinear(K, N, True, bits=4, group_size=GROUP, rotation=Rotation(48, 2))
 
 
 def test_from_codes_keeps_the_values():

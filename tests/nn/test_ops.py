@@ -8,13 +8,14 @@ import torch
 
 from tests.nn.tolerance import assert_close
 from transformers_qaig.nn import ops  # noqa: F401  (registers torch.ops.qaig)
+from transformers_qaig.nn.hadamard import Rotation, rotate_back
 from transformers_qaig.nn.packing import pack, pack_zero_point
 from transformers_qaig.nn.reference import Weight, dequantize
 
 N, K, GROUP = 40, 96, 32
 
 
-def arguments(bits=3, group_size=GROUP, sym=False, bias=True, dtype=torch.float32, rows=(5,)):
+def arguments(bits=3, group_size=GROUP, sym=False, bias=True, dtype=torch.float32, rows=(5,), rotation=(0, 0)):
     """Positional arguments of `qaig::linear` for a random layer [40, 96]."""
     groups = 1 if group_size == -1 else K // group_size
     codes = torch.randint(0, 2**bits, (N, K), dtype=torch.uint8)
@@ -27,7 +28,7 @@ def arguments(bits=3, group_size=GROUP, sym=False, bias=True, dtype=torch.float3
         scale,
         zero,
         torch.randn(N).to(dtype) if bias else None,
-        None,
+        *rotation,
         N,
         bits,
         group_size,
@@ -37,15 +38,17 @@ def arguments(bits=3, group_size=GROUP, sym=False, bias=True, dtype=torch.float3
 
 
 def weight_of(args, dtype):
-    _, packed, scale, zero, _, _, out_features, bits, group_size, _, layout = args
-    return dequantize(Weight(packed, scale, zero, out_features, K, bits, group_size, layout), dtype)
+    _, packed, scale, zero, _, block, seed, out_features, bits, group_size, _, layout = args
+    weight = dequantize(Weight(packed, scale, zero, out_features, K, bits, group_size, layout), dtype)
+    return rotate_back(weight, Rotation(block, seed)).to(dtype) if block else weight
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("group_size", [GROUP, -1])
-def test_equals_the_dense_layer(bits, sym, group_size):
-    args = arguments(bits, group_size, sym)
+@pytest.mark.parametrize("rotation", [(0, 0), (32, 5)])
+def test_equals_the_dense_layer(bits, sym, group_size, rotation):
+    args = arguments(bits, group_size, sym, rotation=rotation)
     out = torch.ops.qaig.linear(*args)
     assert_close(out, torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4]))
 
@@ -82,8 +85,9 @@ def test_strided_input():
 
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_equal_the_dense_ones(sym, bias):
-    args = arguments(sym=sym, bias=bias, rows=(2, 5))
+@pytest.mark.parametrize("rotation", [(0, 0), (16, 7)])
+def test_gradients_equal_the_dense_ones(sym, bias, rotation):
+    args = arguments(sym=sym, bias=bias, rows=(2, 5), rotation=rotation)
     leaves = [tensor.requires_grad_() for tensor in (args[0], args[4]) if tensor is not None]
     dense = torch.nn.functional.linear(args[0], weight_of(args, torch.float32), args[4])
     grad = torch.randn_like(dense)
@@ -92,8 +96,9 @@ def test_gradients_equal_the_dense_ones(sym, bias):
     )
 
 
-def test_gradcheck_to_second_order():
-    args = arguments(dtype=torch.float64, rows=(2,))
+@pytest.mark.parametrize("rotation", [(0, 0), (32, 1)])
+def test_gradcheck_to_second_order(rotation):
+    args = arguments(dtype=torch.float64, rows=(2,), rotation=rotation)
     args[0].requires_grad_()
     args[4].requires_grad_()
 
@@ -119,12 +124,12 @@ def test_a_trainable_scale_is_refused():
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_opcheck(dtype, sym, requires_grad):
-    args = arguments(dtype=dtype, sym=sym, bias=not sym, rows=(2, 3))
+    args = arguments(dtype=dtype, sym=sym, bias=not sym, rows=(2, 3), rotation=(16, 3) if sym else (0, 0))
     args[0].requires_grad_(requires_grad)
     torch.library.opcheck(torch.ops.qaig.linear.default, tuple(args))
     grad = torch.randn(2, 3, N, dtype=dtype, requires_grad=requires_grad)
     torch.library.opcheck(
-        torch.ops.qaig.linear_grad_input.default, (grad, *args[1:4], None, K, args[7], args[8], args[10])
+        torch.ops.qaig.linear_grad_input.default, (grad, *args[1:4], *args[5:7], K, *args[8:10], args[11])
     )
 
 
@@ -164,6 +169,10 @@ def replaced(position, value):
     return args
 
 
+def rotated(block, seed):
+    return arguments(rotation=(block, seed))
+
+
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
@@ -182,15 +191,19 @@ def replaced(position, value):
         (replaced(3, torch.zeros(3, 3, dtype=torch.int32)), ValueError, r"zero must have shape \(4, 3\)"),
         (replaced(3, torch.zeros(4, 3)), ValueError, "zero must have dtype int32"),
         (replaced(4, torch.zeros(N + 1)), ValueError, r"bias must have shape \(40,\)"),
-        (replaced(5, torch.ones(K)), NotImplementedError, "signs"),
-        (replaced(6, N + 1), ValueError, r"packed must have shape \(41, 9\)"),
-        (replaced(7, 4), ValueError, r"packed must have shape \(40, 12\)"),
-        (replaced(7, 9), ValueError, "bits must be between 2 and 8, got 9"),
-        (replaced(8, 16), ValueError, r"scale must have shape \(40, 6\)"),
-        (replaced(9, 4), NotImplementedError, "activation_bits=4"),
-        (replaced(10, 2), NotImplementedError, "layout=2"),
-        (replaced(6, 2**40), ValueError, "packed must have shape|out_features"),
-        (replaced(8, 0), ValueError, "group_size"),
+        (replaced(5, 8), ValueError, "block must be one of .* that divides in_features=96, got 8"),
+        (replaced(5, 64), ValueError, "block must be one of .* that divides in_features=96, got 64"),
+        (replaced(5, -32), ValueError, "got -32"),
+        (replaced(5, 512), ValueError, "got 512"),
+        (rotated(32, -1), ValueError, "seed must be between 0 and"),
+        (replaced(7, N + 1), ValueError, r"packed must have shape \(41, 9\)"),
+        (replaced(8, 4), ValueError, r"packed must have shape \(40, 12\)"),
+        (replaced(8, 9), ValueError, "bits must be between 2 and 8, got 9"),
+        (replaced(9, 16), ValueError, r"scale must have shape \(40, 6\)"),
+        (replaced(10, 4), NotImplementedError, "activation_bits=4"),
+        (replaced(11, 2), NotImplementedError, "layout=2"),
+        (replaced(7, 2**40), ValueError, "packed must have shape|out_features"),
+        (replaced(9, 0), ValueError, "group_size"),
     ],
 )
 def test_untrusted_arguments_are_refused_by_name(args, error, message):

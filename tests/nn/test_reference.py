@@ -43,18 +43,18 @@ def test_chunks_of_rows_change_nothing_but_the_peak(sym, monkeypatch):
     packed = Weight(pack(codes, 3), scale, None if sym else pack_zero_point(zero, 3), 50, 32, 3, 16, ON_DISK)
     x, grad = torch.randn(4, 32), torch.randn(4, 50)
     weight = reference.dequantize(packed, torch.float32)
-    out = reference.linear(x, packed, None, 16)
-    grad_x = reference.linear_grad_input(grad, packed)
+    out = reference.linear(x, packed, None, None, 16)
+    grad_x = reference.linear_grad_input(grad, packed, None)
     monkeypatch.setattr(packing, "_CHUNK_CODES", 32 * 7)
     assert torch.equal(reference.dequantize(packed, torch.float32), weight)
-    torch.testing.assert_close(reference.linear(x, packed, None, 16), out)
-    torch.testing.assert_close(reference.linear_grad_input(grad, packed), grad_x)
+    torch.testing.assert_close(reference.linear(x, packed, None, None, 16), out)
+    torch.testing.assert_close(reference.linear_grad_input(grad, packed, None), grad_x)
 
 
 def test_linear_is_deterministic():
     codes, scale, zero = random_weight(64, 96, 4, 32, False)
     packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 64, 96, 4, 32, ON_DISK)
-    args = torch.randn(3, 96), packed, torch.randn(64), 16
+    args = torch.randn(3, 96), packed, torch.randn(64), None, 16
     assert torch.equal(reference.linear(*args), reference.linear(*args))
 
 
@@ -66,6 +66,6 @@ def test_8_bit_activations_are_rounded_per_token():
     x[2, 3] = torch.inf
     step = x.abs().amax(-1).clamp(min=1e-5) / 127
     rounded = torch.stack([torch.round(x[0] / step[0]) * step[0], x[1], x[2]])
-    out = reference.linear(x, packed, None, 8)
+    out = reference.linear(x, packed, None, None, 8)
     torch.testing.assert_close(out, rounded @ dense(codes, scale, zero, 4).float().T, equal_nan=True)
-    assert not torch.equal(out[0], reference.linear(x, packed, None, 16)[0])
+    assert not torch.equal(out[0], reference.linear(x, packed, None, None, 16)[0])

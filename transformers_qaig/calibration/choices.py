@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
+from ..nn.hadamard import Rotation, rotate, rotate_back
 from ..nn.linear import QAIGLinear, get_linear
+from ..nn.reference import round_activations
 from ..rounding.clipping import Clipping
-from ..rounding.grid import Grid, minmax_grid
+from ..rounding.grid import Grid, Rounding, minmax_grid
 
 Entries = Mapping[str, Mapping[str, Any]]
 """Path of a linear within its block → its entry of the plan."""
@@ -29,28 +31,73 @@ class Choices:
         include_zero: see [`minmax_grid`].
         scales: groups with the E to fold, in order.
         clippings: linear → how the range of its grid is clipped.
+        roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
+        rotations: linear → what its input is rotated by; grid and codes are then for the rotated weight.
+        activation_bits: what the inputs are rounded to: 8, or 16 for not at all.
     """
 
     entries: Entries
     include_zero: bool = False
+    activation_bits: int = 16
     scales: tuple[tuple[Group, Tensor], ...] = ()
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    rotations: Mapping[str, Rotation] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> Choices:
+        """Codes are for the folded weights: scales come first."""
+        assert not self.roundings
         return replace(self, scales=(*self.scales, (group, scale)))
 
     def with_clippings(self, clippings: Mapping[str, Clipping]) -> Choices:
         return replace(self, clippings={**self.clippings, **clippings})
 
+    def with_roundings(self, roundings: Mapping[str, Rounding]) -> Choices:
+        return replace(self, roundings={**self.roundings, **roundings})
+
+    def with_rotations(self, rotations: Mapping[str, Rotation]) -> Choices:
+        """What was chosen for their weights as they were is dropped."""
+        return replace(
+            self,
+            rotations={**self.rotations, **rotations},
+            clippings={name: value for name, value in self.clippings.items() if name not in rotations},
+            roundings={name: value for name, value in self.roundings.items() if name not in rotations},
+        )
+
+    def after(self, earlier: Choices) -> Choices:
+        """These choices for the block with the earlier ones' scales folded, as choices for the block before that."""
+        return replace(self, scales=(*earlier.scales, *self.scales))
+
+    def weight(self, folded_block: nn.Module, name: str) -> Tensor:
+        """The fp32 weight of linear `name` that is rounded."""
+        return self.rotated(get_linear(folded_block, name).weight.data, name)
+
+    def rotated(self, x: Tensor, name: str) -> Tensor:
+        """Inputs, or rows of the weight, of linear `name` in the basis in which it works."""
+        return rotate(x, self.rotations[name]) if name in self.rotations else x
+
+    def inputs(self, x: Tensor, name: str) -> Tensor:
+        """What linear `name` multiplies where `x` arrives; gradients go straight through the rounding."""
+        x = self.rotated(x, name)
+        return x if self.activation_bits != 8 else x + (round_activations(x) - x).detach()
+
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
-        return {**self.entries[name], "storage_dtype": storage_dtype, "include_zero": self.include_zero}
+        entry = {key: value for key, value in self.entries[name].items() if key != "rotation"}
+        return {**entry, "storage_dtype": storage_dtype, "include_zero": self.include_zero}
 
     def grid(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Grid:
-        """The grid of linear `name` for its (folded) fp32 weight."""
+        """The grid of linear `name` for its fp32 weight, folded and rotated."""
         arguments = self.grid_arguments(name, storage_dtype)
         if name in self.clippings:
             arguments.update(shrink=self.clippings[name].shrink, gain=self.clippings[name].gain)
         return minmax_grid(weight, **arguments)
+
+    def rounding(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> Rounding:
+        """How linear `name` is stored, given its fp32 weight, folded and rotated."""
+        if name in self.roundings:
+            return self.roundings[name]
+        grid = self.grid(name, weight, storage_dtype)
+        return Rounding(grid, grid.encode(weight))
 
 
 def folded(original: nn.Module, choices: Choices) -> nn.Module:
@@ -62,12 +109,35 @@ def folded(original: nn.Module, choices: Choices) -> nn.Module:
 
 
 def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torch.dtype) -> nn.Module:
-    """The folded block in the model's `dtype` with the weights of `names` rounded; dense, for running."""
+    """The folded block in the model's `dtype` with linears `names` rounded, inputs included; dense, for running."""
     block = folded(original, choices)
     for name in names:
-        weight = get_linear(block, name).weight
-        weight.data = choices.grid(name, weight.data, dtype).quantize(weight.data)
+        set_weight(block, choices, name, choices.rounding(name, choices.weight(block, name), dtype).values)
     return block.to(dtype)
+
+
+def set_weight(block: nn.Module, choices: Choices, name: str, weight: Tensor) -> None:
+    """Give linear `name` a weight for its inputs as `choices` treat them, and that treatment."""
+    linear = get_linear(block, name)
+    if name in choices.rotations or choices.activation_bits == 8:
+        block.set_submodule(name, RoundedLinear(weight, linear.bias, choices, name))
+    else:
+        linear.weight.data = weight
+
+
+class RoundedLinear(nn.Linear):
+    """A dense linear that treats its input as `choices` say."""
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, choices: Choices, name: str):
+        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_parameter("bias", bias)
+        self.choices, self.name = choices, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        inputs = self.choices.inputs(x, self.name).float()
+        return nn.functional.linear(inputs, self.weight.float(), bias).to(x.dtype)
 
 
 def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Module:
@@ -75,16 +145,18 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
     block = folded(original, choices)
     for name, entry in choices.entries.items():
         linear = get_linear(block, name)
-        grid = choices.grid(name, linear.weight.data, dtype)
+        rounding = choices.rounding(name, choices.weight(block, name), dtype)
+        grid = rounding.grid
         block.set_submodule(
             name,
             QAIGLinear.from_codes(
-                grid.encode(linear.weight.data),
+                rounding.codes,
                 grid.scale.to(dtype),
                 None if grid.sym else grid.zero.to(torch.uint8),
                 linear.bias,
                 bits=entry["bits"],
                 group_size=entry["group_size"],
+                rotation=choices.rotations.get(name),
             ),
         )
     return block.to(dtype)
@@ -104,7 +176,9 @@ def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -
     factors = folded(factors, choices)
     errors = {}
     for name in choices.entries:
-        weight = get_linear(block, name).weight.data
-        rounded_weight = choices.grid(name, weight, dtype).quantize(weight)
-        errors[name] = (rounded_weight - weight) / get_linear(factors, name).weight.data
+        weight = choices.weight(block, name)
+        error = choices.rounding(name, weight, dtype).values - weight
+        if name in choices.rotations:
+            error = rotate_back(error, choices.rotations[name])
+        errors[name] = error / get_linear(factors, name).weight.data
     return errors

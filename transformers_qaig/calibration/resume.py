@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
+from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
 from ..plan import Plan
 from ..report.summary import BlockSummary
@@ -64,7 +65,7 @@ class BlockStore:
             raise ValueError(
                 f"{file} was made from other weights; the model has changed since: give an empty `work_dir`."
             )
-        result = copy.deepcopy(block)
+        result, rotations = copy.deepcopy(block), json.loads(metadata["rotations"])
         for name, entry in entries.items():
             linear = get_linear(result, name)
             empty = QAIGLinear(
@@ -74,6 +75,7 @@ class BlockStore:
                 bits=entry["bits"],
                 group_size=entry["group_size"],
                 sym=entry["sym"],
+                rotation=Rotation.of({"rotation": rotations.get(name)}),
                 dtype=linear.weight.dtype,
                 device=linear.weight.device,
             )
@@ -96,7 +98,16 @@ class BlockStore:
         if file is None or summary.resumed:
             return
         facts = {k: v for k, v in asdict(summary).items() if k not in ("importance", "resumed")}
-        metadata = {"summary": json.dumps(facts), "weights": digest([dict(block.named_parameters())])}
+        rotations = {
+            name: module.rotation._asdict()
+            for name, module in result.named_modules()
+            if isinstance(module, QAIGLinear) and module.rotation is not None
+        }
+        metadata = {
+            "summary": json.dumps(facts),
+            "rotations": json.dumps(rotations),
+            "weights": digest([dict(block.named_parameters())]),
+        }
         temporary = file.with_suffix(".tmp")
         save_file({k: v.contiguous() for k, v in result.state_dict().items()}, temporary, metadata)
         os.replace(temporary, file)

@@ -2,103 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..attribution.tokens import qig, qig_linear, token_importance
 from ..equalization.fold import Group
 from ..equalization.search import search_scale
+from ..nn.hadamard import Rotation
 from ..nn.linear import get_linear
 from ..recipes import Recipe
-from ..rounding.clipping import search_clipping, second_moments
+from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
+from ..rounding.gptq import gptq, gptq_on_best_grid
+from ..rounding.grid import minmax_grid
+from ..rounding.moments import Curvature, cross_moment, second_moment
+from ..rounding.scales import refit_scales
 from .choices import Choices, folded
 from .subblock import Piece, run
 
 MIN_TOKENS = 64
-"""With fewer real tokens the second moments say too little to clip by."""
+"""With fewer real tokens the second moments say too little to clip or to round by."""
 
 
-def weigh_tokens(
-    original: nn.Module,
-    group: Group,
-    choices: Choices,
-    pieces: Sequence[Piece],
-    recipe: Recipe,
-    dtype: torch.dtype,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class Site:
     """
-    Set λ of every piece: uniform over real tokens, or QIG with the quantized stream's input as baseline.
+    Where a stage works.
 
-    f^q has every linear of the sub-block rounded to nearest, from its original weights.
+    Attributes:
+        block: in fp32, before any choice of this pass; not changed.
+        group: the linears that read one tensor.
+        members: those of them that are in the plan.
+        pieces: the samples at their entrance, with token weights.
+        recipe: how.
+        dtype: what the scales are stored in.
+        foldable: whether a scale on the tensor can be folded away.
     """
-    if recipe.token_weights == "uniform":
-        for piece in pieces:
-            piece.weights = piece.real.float()
-        return
-    plain = Choices(choices.entries, choices.include_zero)
-    prefix = f"{group.module}." if group.module else ""
-    inside = [name for name in choices.entries if f"{name}.".startswith(prefix)]
-    weights = {name: get_linear(original, name).weight for name in inside}
-    weights_q = {name: plain.grid(name, weight, dtype).quantize(weight) for name, weight in weights.items()}
-    generator = torch.Generator().manual_seed(seed)
-    for waiting in pieces:
-        piece = waiting.loaded(_device(original))
-        if group.linears == (group.module,):
-            attribution = qig_linear(piece.x, piece.x_q, weights[group.module] - weights_q[group.module])
-        else:
 
-            def difference(x: Tensor, piece: Piece = piece) -> Tensor:
-                return run(original, group, piece, x) - run(original, group, piece, x, weights_q)
+    block: nn.Module
+    group: Group
+    members: list[str]
+    pieces: list[Piece]
+    recipe: Recipe
+    dtype: torch.dtype
+    foldable: bool
 
-            attribution = qig(difference, piece.x, piece.x_q, nodes=recipe.nodes)
-        rows = attribution.reshape(-1, attribution.shape[-1]).split(piece.lengths)
-        importance = []
-        for values, real in zip(rows, piece.real.reshape(-1).split(piece.lengths)):
-            weight = token_importance(values[None], real[None])[0]
-            if recipe.token_weights == "shuffled":
-                weight[real] = weight[real][torch.randperm(int(real.sum()), generator=generator).to(weight.device)]
-            importance.append(weight)
-        waiting.weights = torch.cat(importance).reshape(piece.real.shape).cpu()
+    @property
+    def device(self) -> torch.device:
+        return next(self.block.parameters()).device
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(int(piece.real.sum()) for piece in self.pieces)
+
+    def loaded(self) -> Iterator[Piece]:
+        """The pieces one after the other, on the block's device."""
+        return (piece.loaded(self.device) for piece in self.pieces)
+
+    def with_pieces(self, more: list[Piece]) -> Site:
+        return replace(self, pieces=[*self.pieces, *more])
+
+    def quantized_inputs(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the linears multiply in the quantized stream once `choices` is folded, and the token weights."""
+        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
+        return ((choices.inputs(piece.x_q / scale, self.members[0]), piece.weights) for piece in self.loaded())
+
+    def drifts(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The same inputs, how far the full-precision stream's are from them, and the token weights."""
+        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
+        for piece in self.loaded():
+            x_q = choices.inputs(piece.x_q / scale, self.members[0])
+            yield x_q, choices.rotated(piece.x / scale, self.members[0]) - x_q, piece.weights
+
+
+Stage = Callable[[Site, Choices], Choices]
 
 
 @torch.no_grad()
-def equalize(
-    original: nn.Module,
-    group: Group,
-    choices: Choices,
-    pieces: Sequence[Piece],
-    recipe: Recipe,
-    dtype: torch.dtype,
-    foldable: bool,
-) -> Choices:
+def equalize(site: Site, choices: Choices) -> Choices:
     """
-    The choices with the group's E of least λ-weighted mean absolute error of f_s(x, Q(W·E)/E) against f_s(x, W).
+    The choices with the group's E of least λ-weighted mean error of f_s(x, Q(W·E)/E) against f_s(x, W), absolute or
+    squared as the recipe says.
 
     The same choices if the group is not to be scaled.
     """
+    group, block, recipe = site.group, site.block, site.recipe
     shared = len(set(group.channels)) < len(group.channels)
-    if not recipe.equalization or not foldable or (shared and not recipe.share_channels):
+    if recipe.equalization == "none" or not site.foldable or (shared and not recipe.share_channels):
         return choices
-    weights = {name: get_linear(original, name).weight for name in group.linears if name in choices.entries}
-    device = _device(original)
-    wanted, magnitude, count = [], torch.zeros(len(group.channels), device=device), 0
-    for piece in (waiting.loaded(device) for waiting in pieces):
-        wanted.append(run(original, group, piece, piece.x).cpu())
+    weights = {name: get_linear(block, name).weight for name in site.members}
+    wanted, magnitude, count = [], torch.zeros(len(group.channels), device=site.device), 0
+    for piece in site.loaded():
+        wanted.append(run(block, group, piece, piece.x).cpu())
         magnitude += piece.x[piece.real].abs().sum(0)
         count += int(piece.real.sum())
     magnitude /= count
 
     def loss(scale: Tensor) -> float:
         trial = {
-            name: choices.grid(name, weight * scale, dtype).quantize(weight * scale) / scale
+            name: choices.grid(name, weight * scale, site.dtype).quantize(weight * scale) / scale
             for name, weight in weights.items()
         }
         total, mass = 0.0, 0.0
-        for piece, target in zip((waiting.loaded(device) for waiting in pieces), wanted):
-            error = (run(original, group, piece, piece.x, trial) - target.to(device)).abs().mean(-1)
+        for piece, target in zip(site.loaded(), wanted):
+            difference = run(block, group, piece, piece.x, trial) - target.to(site.device)
+            error = (difference.abs() if recipe.equalization == "mae" else difference.square()).mean(-1)
             weight = piece.weights if piece.weights.shape == error.shape else torch.ones_like(error)
             total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
         return total / mass
@@ -108,29 +117,61 @@ def equalize(
 
 
 @torch.no_grad()
-def clip(
-    original: nn.Module,
-    group: Group,
-    choices: Choices,
-    pieces: Sequence[Piece],
-    recipe: Recipe,
-    dtype: torch.dtype,
-    foldable: bool,
-) -> Choices:
+def clip(site: Site, choices: Choices) -> Choices:
     """The choices with the ranges of the group's grids clipped where that lowers each row's own output error."""
-    if not recipe.clipping or sum(int(piece.real.sum()) for piece in pieces) < MIN_TOKENS:
+    if not site.recipe.clipping or site.num_tokens < MIN_TOKENS:
         return choices
-    block = folded(original, choices)
-    scale = next((e for g, e in choices.scales if g is group), torch.ones(()))
-    device, clippings = _device(original), {}
-    for name in group.linears:
-        if name in choices.entries:
-            inputs = ((p.x_q / scale.to(device), p.weights) for p in (waiting.loaded(device) for waiting in pieces))
-            moments = second_moments(inputs, choices.entries[name]["group_size"])
-            weight = get_linear(block, name).weight.data
-            clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, dtype))
+    block, clippings = folded(site.block, choices), {}
+    for name in site.members:
+        moments = second_moments(site.quantized_inputs(choices), choices.entries[name]["group_size"])
+        weight = choices.weight(block, name)
+        clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, site.dtype))
     return choices.with_clippings(clippings)
 
 
-def _device(block: nn.Module) -> torch.device:
-    return next(block.parameters()).device
+@torch.no_grad()
+def compensate(site: Site, choices: Choices) -> Choices:
+    """
+    The choices with the group's codes by GPTQ on the inputs of the quantized stream.
+
+    Without clipping on min/max grids, as published. With it each row gets the range that serves it best, its scales are
+    refitted, and what it aims at moves by the recipe's share towards the output W x of the full-precision stream: to
+    W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
+    """
+    recipe = site.recipe
+    if recipe.rounding == "nearest" or site.num_tokens < MIN_TOKENS:
+        return choices
+    curvature = Curvature.of(second_moment(site.quantized_inputs(choices)))
+    drift = cross_moment(site.drifts(choices)) if recipe.drift else None
+    block, roundings = folded(site.block, choices), {}
+    for name in site.members:
+        weight = choices.weight(block, name)
+        if drift is not None:
+            weight = weight + recipe.drift * curvature.solve(drift @ weight.T).T
+        arguments = choices.grid_arguments(name, site.dtype)
+        if recipe.clipping:
+            moments = diagonal_blocks(curvature.moment, arguments["group_size"])
+            clipping = search_clipping(weight, moments, **arguments)
+            grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
+            grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
+            rounding = gptq_on_best_grid(weight, curvature, grids)
+            roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
+        else:
+            roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
+    return choices.with_roundings(roundings)
+
+
+@torch.no_grad()
+def rotate(site: Site, choices: Choices) -> Choices:
+    """
+    The choices with the group's input rotated as the plan offers, and clipped and rounded anew.
+
+    Rotation spreads a weight's outliers, and nearest rounding may well be worse for it; so it is judged together with
+    the rounding that follows. The same choices if the members are not all offered the same.
+    """
+    offers = {Rotation.of(choices.entries[name]) for name in site.members}
+    rotation = offers.pop()
+    if rotation is None or offers:
+        return choices
+    again = clip if site.recipe.rounding == "nearest" else compensate
+    return again(site, choices.with_rotations(dict.fromkeys(site.members, rotation)))

@@ -50,28 +50,32 @@ class Operators:
 
     def linear(
         self, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None,
-        signs: Tensor | None, out_features: int, bits: int, group_size: int, activation_bits: int, layout: int,
+        rotation_block: int, rotation_seed: int, out_features: int, bits: int, group_size: int, activation_bits: int,
+        layout: int,
     ) -> Tensor:  # fmt: skip
         """`ops.linear_reference` says what; raises as it does."""
-        ops.check_options(signs, activation_bits)
-        return self.linear_many(
-            x, [packed], [scale], [zero], [bias], [out_features], [bits], [group_size], activation_bits, layout
-        )[0]
+        tensors, rotation = ([packed], [scale], [zero], [bias]), ([rotation_block], [rotation_seed])
+        return self.linear_many(x, *tensors, *rotation, [out_features], [bits], [group_size], activation_bits, layout)[
+            0
+        ]
 
     def linear_many(
         self, x: Tensor, packed: list[Tensor], scale: list[Tensor], zero: list[Tensor | None],
-        bias: list[Tensor | None], out_features: list[int], bits: list[int], group_size: list[int],
-        activation_bits: int, layout: int,
+        bias: list[Tensor | None], rotation_block: list[int], rotation_seed: list[int], out_features: list[int],
+        bits: list[int], group_size: list[int], activation_bits: int, layout: int,
     ) -> list[Tensor]:  # fmt: skip
         """`ops.linear_many` says what; raises as it does."""
         lists = (packed, scale, zero, bias, out_features, bits, group_size)
         ops.check_activation("x", x)
-        ops.check_options(None, activation_bits)
-        ops.check_lists(*lists)
+        ops.check_activation_bits(activation_bits)
+        ops.check_lists(*lists, rotation_block, rotation_seed)
+        for block, seed in zip(rotation_block, rotation_seed):
+            ops.checked_rotation(block, seed, x.shape[-1])
 
         def by_reference(i: int) -> Tensor:
-            tensors, sizes = (packed[i], scale[i], zero[i], bias[i], None), (out_features[i], bits[i], group_size[i])
-            return ops.linear_reference(x, *tensors, *sizes, activation_bits, layout)
+            tensors, sizes = (packed[i], scale[i], zero[i], bias[i]), (out_features[i], bits[i], group_size[i])
+            rotation = rotation_block[i], rotation_seed[i]
+            return ops.linear_reference(x, *tensors, *rotation, *sizes, activation_bits, layout)
 
         if layout != CUDA_ORDER or x.dtype not in _SUFFIX:
             return [by_reference(i) for i in range(len(packed))]
@@ -85,7 +89,8 @@ class Operators:
         results, few = [], []
         for i, weight in enumerate(weights):
             decodes = rows <= tuning.most_decode_rows and weight.scale.dtype in _SUFFIX
-            if rows > 0 and not decodes and activation_bits == 8:
+            has_kernel = rotation_block[i] == 0 and (decodes or activation_bits == 16)
+            if rows > 0 and not has_kernel:
                 results.append(by_reference(i))
                 continue
             y = x.new_empty(*x.shape[:-1], weight.shape.out_features)

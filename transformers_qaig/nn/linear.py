@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .hadamard import Rotation, rotate_back
 from .packing import (
     ON_DISK,
     SCALE_DTYPES,
@@ -31,7 +32,8 @@ class QAIGLinear(nn.Module):
     | `weight_shape`      | int64                   | [2]                 | (N, K)                                     |
     | `bias`              | compute dtype           | [N]                 | or None                                    |
 
-    The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`.
+    The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`. With a `rotation` R that is W R,
+    for the rotated input: the layer computes x R (W R)', and `dequantize` gives W.
 
     That is how they are made, saved and loaded. `prepare` puts the first three into the order the kernels of their
     device read fastest (`layout` tells it; shapes change, values do not), `unprepare` puts them back. A prepared layer
@@ -51,11 +53,12 @@ class QAIGLinear(nn.Module):
         sym (`bool`, *optional*, defaults to `False`): no zero points.
         activation_bits (`int`, *optional*, defaults to 16): 8 rounds the input to 8 bits per token, on the fly: faster
             with many tokens, less accurate. May be changed at any time.
+        rotation (`Rotation`, *optional*): block and seed of what the input is multiplied by first, see `hadamard.py`.
         dtype (`torch.dtype`, *optional*): of scales and bias; the default dtype of torch if None.
         device (`torch.device`, *optional*): where the tensors are made; `"meta"` works.
 
     Raises:
-        ValueError: if a size, `bits`, `group_size` or `dtype` is out of range.
+        ValueError: if a size, `bits`, `group_size`, `rotation` or `dtype` is out of range.
     """
 
     weight_packed: nn.Parameter
@@ -74,6 +77,7 @@ class QAIGLinear(nn.Module):
         group_size: int,
         sym: bool = False,
         activation_bits: int = 16,
+        rotation: Rotation | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -83,7 +87,9 @@ class QAIGLinear(nn.Module):
             raise ValueError(f"dtype must be one of {SCALE_DTYPES}, got {dtype}")
         if activation_bits not in (8, 16):
             raise ValueError(f"activation_bits must be 8 or 16, got {activation_bits}")
-        self.in_features, self.out_features = in_features, out_features
+        if rotation is not None:
+            rotation.check(in_features)
+        self.in_features, self.out_features, self.rotation = in_features, out_features, rotation
         self.bits, self.group_size, self.sym, self.activation_bits = bits, group_size, sym, activation_bits
         self.compute_dtype, self.layout = dtype, ON_DISK
         for name, (shape, packed_dtype) in packed_shapes(out_features, in_features, bits, group_size, sym).items():
@@ -106,6 +112,7 @@ class QAIGLinear(nn.Module):
         bits: int,
         group_size: int,
         activation_bits: int = 16,
+        rotation: Rotation | None = None,
     ) -> "QAIGLinear":
         """Builds a layer from quantized values.
 
@@ -116,7 +123,7 @@ class QAIGLinear(nn.Module):
             bias (`Tensor`, *optional*): floating `[N]`.
             bits (`int`): 2 to 8.
             group_size (`int`): a divisor of K, or -1.
-            activation_bits (`int`, *optional*, defaults to 16): see the class.
+            activation_bits (`int`, *optional*, defaults to 16), rotation (`Rotation`, *optional*): see the class.
 
         Raises:
             ValueError: naming the tensor whose dtype, shape or values do not fit.
@@ -126,7 +133,7 @@ class QAIGLinear(nn.Module):
         out_features, in_features = codes.shape
         layer = cls(
             in_features, out_features, False, bits=bits, group_size=group_size, sym=zero is None,
-            activation_bits=activation_bits, dtype=scale.dtype, device="meta",
+            activation_bits=activation_bits, rotation=rotation, dtype=scale.dtype, device="meta",
         )  # fmt: skip
         for name, tensor in (("scale", scale), ("zero", zero)):
             shape = (out_features, num_groups(in_features, group_size))
@@ -152,7 +159,7 @@ class QAIGLinear(nn.Module):
             tensors["weight_scale"],
             tensors["weight_zero_point"],
             tensors["bias"],
-            None,
+            *(self.rotation or (0, 0)),
             self.out_features,
             self.bits,
             self.group_size,
@@ -214,7 +221,12 @@ class QAIGLinear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight `[out_features, in_features]` this layer stands for, in `dtype` (None: the compute dtype)."""
-        return dequantize(self._weight(), dtype or self.compute_dtype)
+        dtype = dtype or self.compute_dtype
+        if self.rotation is None:
+            return dequantize(self._weight(), dtype)
+        return rotate_back(dequantize(self._weight(), torch.promote_types(dtype, torch.float32)), self.rotation).to(
+            dtype
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -228,6 +240,7 @@ class QAIGLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"bits={self.bits}, group_size={self.group_size}, sym={self.sym}, activation_bits={self.activation_bits}"
+            + (f", rotation={tuple(self.rotation)}" if self.rotation else "")
         )
 
     def requires_grad_(self, requires_grad: bool = True) -> "QAIGLinear":

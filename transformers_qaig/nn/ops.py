@@ -15,23 +15,25 @@ from torch import Tensor
 
 from .. import cuda, extension
 from . import cuda_order, reference
+from .hadamard import Rotation
 from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, SCALE_DTYPES, packed_shapes
 
 _LIBRARY = torch.library.Library("qaig", "DEF")
 for _name in ("linear", "linear_reference"):
     _LIBRARY.define(
-        f"{_name}(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, Tensor? signs, int out_features, "
-        "int bits, int group_size, int activation_bits, int layout) -> Tensor",
+        f"{_name}(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, int rotation_block, "
+        "int rotation_seed, int out_features, int bits, int group_size, int activation_bits, int layout) -> Tensor",
         tags=(torch.Tag.pt2_compliant_tag,),
     )
 _LIBRARY.define(
-    "linear_many(Tensor x, Tensor[] packed, Tensor[] scale, Tensor?[] zero, Tensor?[] bias, int[] out_features, "
-    "int[] bits, int[] group_size, int activation_bits, int layout) -> Tensor[]",
+    "linear_many(Tensor x, Tensor[] packed, Tensor[] scale, Tensor?[] zero, Tensor?[] bias, int[] rotation_block, "
+    "int[] rotation_seed, int[] out_features, int[] bits, int[] group_size, int activation_bits, int layout) "
+    "-> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
-    "linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor? zero, Tensor? signs, int in_features, "
-    "int bits, int group_size, int layout) -> Tensor",
+    "linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor? zero, int rotation_block, int rotation_seed, "
+    "int in_features, int bits, int group_size, int layout) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
@@ -61,7 +63,8 @@ def linear_reference(
     scale: Tensor,
     zero: Tensor | None,
     bias: Tensor | None,
-    signs: Tensor | None,
+    rotation_block: int,
+    rotation_seed: int,
     out_features: int,
     bits: int,
     group_size: int,
@@ -76,7 +79,8 @@ def linear_reference(
         scale (`Tensor`): `[N, G]`, float16, bfloat16 or float32; G = K / group_size, or 1.
         zero (`Tensor`, *optional*): int32 `[ceil(N * bits / 32), G]`; None means 2^(bits - 1) everywhere (symmetric).
         bias (`Tensor`, *optional*): floating `[N]`.
-        signs (`Tensor`, *optional*): random signs of a block-Hadamard transform of x; not available yet.
+        rotation_block (`int`), rotation_seed (`int`): x is rotated first, as in `hadamard.rotate`, and W is a weight
+            for such an x: `linear` computes (x R) @ W.T + bias. Block 0: x is taken as it is, whatever the seed.
         out_features (`int`): N.
         bits (`int`): 2 to 8.
         group_size (`int`): input channels per group, or -1 for one group per row.
@@ -89,15 +93,16 @@ def linear_reference(
 
     Raises:
         ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
-        NotImplementedError: for `signs`, `activation_bits` or `layout` the reference cannot handle.
+        NotImplementedError: for an `activation_bits` or `layout` the reference cannot handle.
     """
-    check_options(signs, activation_bits)
+    check_activation_bits(activation_bits)
     check_activation("x", x)
     _check_weight(x, packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
+    rotation = checked_rotation(rotation_block, rotation_seed, x.shape[-1])
     if bias is not None:
         check_tensor("bias", bias, (out_features,), ACTIVATION_DTYPES, x)
     weight = reference.Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
-    return reference.linear(x, weight, bias, activation_bits)
+    return reference.linear(x, weight, bias, rotation, activation_bits)
 
 
 def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
@@ -110,10 +115,11 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
         return torch.ops.qaig.linear_many(x, *args)
     *layers, activation_bits, layout = args
     check_lists(*layers)
-    return [
-        linear_reference(x, packed, scale, zero, bias, None, out_features, bits, group_size, activation_bits, layout)
-        for packed, scale, zero, bias, out_features, bits, group_size in zip(*layers, strict=True)
-    ]
+    results = []
+    for packed, scale, zero, bias, block, seed, size, bits, group_size in zip(*layers, strict=True):
+        arguments = packed, scale, zero, bias, block, seed, size, bits, group_size, activation_bits, layout
+        results.append(linear_reference(x, *arguments))
+    return results
 
 
 def linear_grad_input(
@@ -121,18 +127,19 @@ def linear_grad_input(
     packed: Tensor,
     scale: Tensor,
     zero: Tensor | None,
-    signs: Tensor | None,
+    rotation_block: int,
+    rotation_seed: int,
     in_features: int,
     bits: int,
     group_size: int,
     layout: int,
 ) -> Tensor:
-    """`qaig::linear_grad_input`, reference kernel: grad @ W, `[..., N]` to `[..., K]`. Arguments as in `linear`."""
+    """`qaig::linear_grad_input`, reference kernel: grad @ W R', `[..., N]` to `[..., K]`. Arguments as in `linear`."""
     check_activation("grad", grad)
-    check_options(signs)
     _check_weight(grad, packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
+    rotation = checked_rotation(rotation_block, rotation_seed, in_features)
     weight = reference.Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
-    return reference.linear_grad_input(grad, weight)
+    return reference.linear_grad_input(grad, weight, rotation)
 
 
 def kernel_layout(device: torch.device, bits: int) -> int:
@@ -180,16 +187,17 @@ def repack_cuda(
     return cuda_order.to_disk(packed, scale, zero, *sizes)
 
 
-def check_options(signs: Tensor | None, activation_bits: int = 16) -> None:
-    if signs is not None:
-        raise NotImplementedError("signs (a rotated input) has no kernel here: quantize without rotation")
+def check_activation_bits(activation_bits: int) -> None:
     if activation_bits not in (8, 16):
         raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
 
 
 def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
     if any(len(other) != len(packed) for other in others):
-        raise ValueError("packed, scale, zero, bias, out_features, bits and group_size must have one entry per layer")
+        raise ValueError(
+            "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have one "
+            "entry per layer"
+        )
 
 
 def check_activation(name: str, x: Tensor) -> None:
@@ -197,6 +205,14 @@ def check_activation(name: str, x: Tensor) -> None:
         raise ValueError(
             f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
         )
+
+
+def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None:
+    if block == 0:
+        return None
+    rotation = Rotation(block, seed)
+    rotation.check(in_features)
+    return rotation
 
 
 def _check_weight(
@@ -289,22 +305,22 @@ _LIBRARY.impl("repack", repack_cuda, "CUDA")
 
 @torch.library.register_fake("qaig::linear", lib=_LIBRARY)
 def _linear_fake(x: Tensor, packed: Tensor, *args: Any) -> Tensor:
-    *tensors, out_features, _, _, _, _ = args
-    _check_devices(x, packed, *tensors)
+    scale, zero, bias, _, _, out_features, *_ = args
+    _check_devices(x, packed, scale, zero, bias)
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.register_fake("qaig::linear_many", lib=_LIBRARY)
 def _linear_many_fake(x: Tensor, packed: list[Tensor], *args: Any) -> list[Tensor]:
-    scale, zero, bias, out_features, *_ = args
+    scale, zero, bias, _, _, out_features, *_ = args
     _check_devices(x, *packed, *scale, *zero, *bias)
     return [x.new_empty(*x.shape[:-1], size) for size in out_features]
 
 
 @torch.library.register_fake("qaig::linear_grad_input", lib=_LIBRARY)
 def _linear_grad_input_fake(grad: Tensor, packed: Tensor, *args: Any) -> Tensor:
-    *tensors, in_features, _, _, _ = args
-    _check_devices(grad, packed, *tensors)
+    scale, zero, _, _, in_features, *_ = args
+    _check_devices(grad, packed, scale, zero)
     return grad.new_empty(*grad.shape[:-1], in_features)
 
 
@@ -316,15 +332,16 @@ def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:
 
 
 def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, scale, zero, bias, signs, _, bits, group_size, _, layout = inputs
-    ctx.save_for_backward(packed, scale, zero, signs)
-    ctx.in_features, ctx.bits, ctx.group_size, ctx.layout = x.shape[-1], bits, group_size, layout
+    x, packed, scale, zero, bias, block, seed, _, bits, group_size, _, layout = inputs
+    ctx.save_for_backward(packed, scale, zero)
+    ctx.rotation, ctx.in_features = (block, seed), x.shape[-1]
+    ctx.bits, ctx.group_size, ctx.layout = bits, group_size, layout
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of x and bias. The packed weight is a constant: neither its integers nor its scales have one."""
-    packed, scale, zero, signs = ctx.saved_tensors
+    packed, scale, zero = ctx.saved_tensors
     if ctx.needs_input_grad[2]:
         raise NotImplementedError(
             "scale requires a gradient, but a packed weight is not trainable: call scale.requires_grad_(False), "
@@ -333,26 +350,27 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.qaig.linear_grad_input(
-            grad, packed, scale, zero, signs, ctx.in_features, ctx.bits, ctx.group_size, ctx.layout
+            grad, packed, scale, zero, *ctx.rotation, ctx.in_features, ctx.bits, ctx.group_size, ctx.layout
         )
     if ctx.needs_input_grad[4]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=ctx.bias_dtype)
-    return (grad_x, None, None, None, grad_bias, *[None] * 6)
+    return (grad_x, None, None, None, grad_bias, *[None] * 7)
 
 
 def _save_for_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, packed, scale, zero, signs, _, bits, group_size, layout = inputs
-    ctx.save_for_backward(packed, scale, zero, signs)
-    ctx.out_features, ctx.bits, ctx.group_size, ctx.layout = grad.shape[-1], bits, group_size, layout
+    grad, packed, scale, zero, block, seed, _, bits, group_size, layout = inputs
+    ctx.save_for_backward(packed, scale, zero)
+    ctx.rotation, ctx.out_features = (block, seed), grad.shape[-1]
+    ctx.bits, ctx.group_size, ctx.layout = bits, group_size, layout
 
 
 def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """grad @ W is linear in grad, so its own gradient (second derivatives) is the forward map without a bias."""
-    packed, scale, zero, signs = ctx.saved_tensors
+    """grad @ W R' is linear in grad, so its own gradient (second derivatives) is the forward map without a bias."""
+    packed, scale, zero = ctx.saved_tensors
     out = torch.ops.qaig.linear(
-        grad, packed, scale, zero, None, signs, ctx.out_features, ctx.bits, ctx.group_size, 16, ctx.layout
+        grad, packed, scale, zero, None, *ctx.rotation, ctx.out_features, ctx.bits, ctx.group_size, 16, ctx.layout
     )
-    return (out, *[None] * 8)
+    return (out, *[None] * 9)
 
 
 torch.library.register_autograd("qaig::linear", _linear_backward, setup_context=_save_for_linear, lib=_LIBRARY)

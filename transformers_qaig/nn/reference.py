@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .hadamard import Rotation, rotate, rotate_back
 from .packing import ON_DISK, row_chunks, unpack, unpack_zero_point
 
 LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, is not rounded to 8 bits
@@ -69,15 +70,18 @@ def round_activations(x: Tensor) -> Tensor:
     return torch.where(largest <= LARGEST_8_BIT, (x / scale).round() * scale, x)
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None, activation_bits: int) -> Tensor:
-    """x @ W.T + bias for x `[..., K]`: `[..., N]` in the dtype of x.
+def linear(x: Tensor, weight: Weight, bias: Tensor | None, rotation: Rotation | None, activation_bits: int) -> Tensor:
+    """(x R) @ W.T + bias for x `[..., K]`: `[..., N]` in the dtype of x. Without a rotation R is the identity.
 
-    With 16-bit activations W and the bias are first rounded to the dtype of x. With 8 the product is float32.
+    W and the bias are first rounded to the dtype of x. Where x is rotated, or rounded to 8 bits, it is made float32 for
+    that (rotated only: float64 stays) and the product is float32.
     """
     flat = x.reshape(-1, weight.in_features)
-    dtype = x.dtype
+    if rotation is not None:
+        flat = rotate(flat, rotation)
     if activation_bits == 8:
-        flat, dtype = round_activations(flat), torch.float32
+        flat = round_activations(flat)
+    dtype = flat.dtype
     bias = None if bias is None else bias.to(dtype)
     out = x.new_empty(flat.shape[0], weight.out_features)
     for start, stop, rows in weight.rows(dtype):
@@ -85,8 +89,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, activation_bits: int)
     return out.view(*x.shape[:-1], weight.out_features)
 
 
-def linear_grad_input(grad: Tensor, weight: Weight) -> Tensor:
-    """grad @ W for grad `[..., N]`: `[..., K]` in the dtype of grad. Sums over chunks of N are kept in >= float32."""
+def linear_grad_input(grad: Tensor, weight: Weight, rotation: Rotation | None) -> Tensor:
+    """grad @ W R' for grad `[..., N]`: `[..., K]` in the dtype of grad. Sums over chunks of N stay in >= float32."""
     flat = grad.reshape(-1, grad.shape[-1])
     total = torch.zeros(
         flat.shape[0],
@@ -96,4 +100,6 @@ def linear_grad_input(grad: Tensor, weight: Weight) -> Tensor:
     )
     for start, stop, rows in weight.rows(grad.dtype):
         total += flat[:, start:stop] @ rows
+    if rotation is not None:
+        total = rotate_back(total, rotation)
     return total.to(grad.dtype).view(*grad.shape[:-1], weight.in_features)

@@ -49,7 +49,17 @@ def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> 
     return moments / total.clamp(min=1e-12)
 
 
-def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, **grid: Any) -> Clipping:
+def diagonal_blocks(moment: Tensor, group_size: int) -> Tensor:
+    """The blocks of H [K, K] that [`second_moments`] gives: [G, g, g]."""
+    columns = moment.shape[0]
+    size = columns if group_size == -1 else group_size
+    groups = moment.view(columns // size, size, columns // size, size)
+    return groups.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def search_clipping(
+    weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, *, unbiased: bool = True, **grid: Any
+) -> Clipping:
     """
     For every row and group, the factor on the range with the least output error e H eᵀ, e = gain · Q(w) - w.
 
@@ -62,6 +72,7 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
         weight: fp32 [N, K].
         moments: H, fp32 [G, g, g] from [`second_moments`].
         factors: candidates; the first wins ties.
+        unbiased: with the gain; without it is 1.
         grid: what [`minmax_grid`] takes beside the weight.
     """
     rows, groups = weight.shape[0], moments.shape[0]
@@ -72,11 +83,13 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
     shrink, gain = torch.ones_like(power), torch.ones_like(power)
     for factor in factors:
         value = minmax_grid(weight, shrink=factor, **grid).quantize(weight).view_as(w)
-        unbiased = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
-        error = unbiased.unsqueeze(-1) * value - w
+        factor_gain = torch.ones_like(power)
+        if unbiased:
+            factor_gain = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
+        error = factor_gain.unsqueeze(-1) * value - w
         loss = torch.einsum("ngk,gkl,ngl->ng", error, moments, error)
         better = loss < best
         best = torch.where(better, loss, best)
         shrink = torch.where(better, torch.full_like(shrink, factor), shrink)
-        gain = torch.where(better, unbiased, gain)
+        gain = torch.where(better, factor_gain, gain)
     return Clipping(shrink, gain)

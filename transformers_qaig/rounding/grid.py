@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,9 +51,54 @@ class Grid:
         values = self._codes(weight).sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
         return values.reshape(weight.shape)
 
+    def rows(self, index: Any) -> Grid:
+        """The grid of some rows."""
+        return replace(self, **{name: getattr(self, name)[index] for name in ("scale", "zero", "step")})
+
+    @staticmethod
+    def cat(grids: Sequence[Grid]) -> Grid:
+        """One grid of the rows of several, which agree in bits and symmetry."""
+        tensors = {name: torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero", "step")}
+        return replace(grids[0], **tensors)
+
     def _codes(self, weight: Tensor) -> Tensor:
         scaled = self.grouped(weight) / self.step.unsqueeze(-1)
         return scaled.round_().add_(self.zero.unsqueeze(-1)).clamp_(0, self.max_code)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """
+    A weight [N, K] as it is stored.
+
+    Attributes:
+        grid: its values.
+        codes: uint8 [N, K], 0 … 2^bits - 1.
+        source: fp32 [N, K], what was rounded to nearest to give the codes, where that is not the weight itself.
+    """
+
+    grid: Grid
+    codes: Tensor
+    source: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """fp32 [N, K]."""
+        return self.grid.decode(self.codes)
+
+    def rows(self, index: Any) -> Rounding:
+        """Of some rows."""
+        return Rounding(self.grid.rows(index), self.codes[index], None if self.source is None else self.source[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Rounding]) -> Rounding:
+        """The rows of several, all with a source or all without."""
+        sources = [part.source for part in parts if part.source is not None]
+        return Rounding(
+            Grid.cat([part.grid for part in parts]),
+            torch.cat([part.codes for part in parts]),
+            torch.cat(sources) if sources else None,
+        )
 
 
 def minmax_grid(
@@ -96,15 +143,15 @@ def minmax_grid(
             low, high = low.clamp(max=0), high.clamp(min=0)
         low, high = low * shrink, high * shrink
         scale = (high - low) / (2**bits - 1)
-    scale = _storable(scale, storage_dtype)
+    scale = storable(scale, storage_dtype)
     if sym:
         zero = torch.full_like(scale, 2 ** (bits - 1))
     else:
         zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
-    return Grid(scale if gain is None else _storable(scale * gain, storage_dtype), zero, bits, sym, scale)
+    return Grid(scale if gain is None else storable(scale * gain, storage_dtype), zero, bits, sym, scale)
 
 
-def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Round to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly."""
     limits = torch.finfo(dtype)
     floor = max(1e-5 / 255, limits.tiny)

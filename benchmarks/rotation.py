@@ -1,0 +1,112 @@
+"""
+What rotated inputs are worth on the tiny VLM: the same recipe with and without, on the same questions.
+
+    python benchmarks/rotation.py --formats w4a8 w4a8g64 w3g64 --rounding nearest gptq > rows.jsonl
+
+One JSON line per run on standard output, with a paired-bootstrap interval of the ratio of its KL to the KL without.
+Questions are the development ones: this chooses defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoProcessor
+
+from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig import plan as planning
+from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
+
+TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
+sys.path.insert(0, str(TINY_VLM))
+from conversations import conversation  # noqa: E402
+
+ROUNDING: dict[str, dict[str, Any]] = {
+    "nearest": {"clipping": False, "rounding": "nearest", "do_no_harm": False},
+    "clip": {"clipping": True, "rounding": "nearest", "do_no_harm": False},
+    "gptq": {"clipping": True, "rounding": "gptq", "do_no_harm": False},
+    "gptq-judged": {"clipping": True, "rounding": "gptq", "do_no_harm": True},
+}
+"""What is changed in the recipe `default`: `-judged` keeps a rotation only where held-back samples say so."""
+
+
+def settings_of(text: str) -> dict[str, int]:
+    """`w4a8g64` → bits, activation bits and group size; without `a` 16-bit activations, without `g` per channel."""
+    match = re.fullmatch(r"w(\d)(?:a(8|16))?(?:g(\d+))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no format such as w4a8 or w3g64")
+    bits, activation_bits, group_size = match.groups()
+    return {"bits": int(bits), "activation_bits": int(activation_bits or 16), "group_size": int(group_size or -1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", nargs="+", default=["w4a8", "w4a8g64", "w3g64", "w2g64"])
+    parser.add_argument("--rounding", nargs="+", default=["nearest", "clip", "gptq"], choices=ROUNDING)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[planning.BLOCK], help="most channels in a block")
+    parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, 2.1 questions each")
+    parser.add_argument("--first-picture", type=int, default=10_000)
+    options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    model_path = TINY_VLM / "model"
+    processor = AutoProcessor.from_pretrained(model_path)
+    full = AutoModelForVision2Seq.from_pretrained(model_path).float()
+    pictures = range(options.first_picture, options.first_picture + options.pictures)
+    questions = encode_questions(processor, [conversation(s) for s in pictures], [full.config.text_config.eos_token_id])
+    reference = answer_logits(full, questions)
+    for first in options.calibration:
+        data = [conversation(first + i) for i in range(options.samples)]
+        for text in options.formats:
+            for rounding in options.rounding:
+                plain = None
+                for block in [0, *options.blocks]:
+                    planning.BLOCK = block
+                    config = QAIGConfig(
+                        **settings_of(text),
+                        recipe="default",
+                        stages=ROUNDING[rounding],
+                        rotation=block > 0,
+                        dataset=data,
+                        num_samples=options.samples,
+                    )
+                    start = time.perf_counter()
+                    model = AutoModelForVision2Seq.from_pretrained(model_path, quantization_config=config)
+                    seconds = time.perf_counter() - start
+                    statistics = answer_statistics(model.to(torch.float32), processor, questions, reference=reference)
+                    plain = plain or statistics
+                    summary = statistics.summary()
+                    entries = model.config.quantization_config.plan.values()
+                    row = {
+                        "format": text,
+                        "rounding": rounding,
+                        "block": block,
+                        "calibration": first,
+                        "samples": options.samples,
+                        "questions": len(questions),
+                        "kl": summary["kl"]["mean"],
+                        "kl_se": summary["kl"]["standard_error"],
+                        "kl_ratio_to_plain": list(paired_ratio(statistics, plain)),
+                        "agreement": summary["agreement"]["mean"],
+                        "exact_match": summary["exact_match"]["mean"],
+                        "rotated": sum("rotation" in entry for entry in entries) / len(entries),
+                        "output_error": sum(b.error for b in model.qaig_report.blocks) / len(model.qaig_report.blocks),
+                        "seconds": seconds,
+                        "date": datetime.date.today().isoformat(),
+                        "torch": torch.__version__,
+                    }
+                    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

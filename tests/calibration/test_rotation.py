@@ -1,0 +1,214 @@
+"""Rotated inputs, from the plan to the saved model: what is judged, kept, packed, recorded and loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from tests.families import build, samples
+from tests.lifecycle import FAST, logits, packed
+from transformers_qaig import QAIGConfig
+from transformers_qaig.calibrate import choose
+from transformers_qaig.calibration import choices as choosing
+from transformers_qaig.calibration.block import first_tensor, forward
+from transformers_qaig.calibration.choices import Choices, RoundedLinear, rounded, rounding_errors
+from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.learning import learn_block
+from transformers_qaig.equalization.finder import GroupFinder
+from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
+from transformers_qaig.nn.linear import get_linear
+from transformers_qaig.nn.reference import round_activations
+from transformers_qaig.plan import find_blocks
+from transformers_qaig.recipes import recipe_of
+
+ROTATION = Rotation(32, 5)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A model, a block of it and its path, calls, and masks."""
+    model, processor = build("llava")
+    path, block = next(iter(find_blocks(model).items()))
+    calls: dict[int, BlockCall] = {}
+    handle = block.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.update({len(calls): BlockCall(args, kwargs)}), with_kwargs=True
+    )
+    data = samples(processor, 8)
+    with torch.no_grad():
+        for sample in data:
+            model(**sample, use_cache=False)
+    handle.remove()
+    return model, path, block, calls, [sample["attention_mask"].bool() for sample in data]
+
+
+def entries(block: nn.Module, bits: int = 4, group_size: int = -1) -> dict[str, dict]:
+    entry = {"bits": bits, "group_size": group_size, "sym": False, "rotation": ROTATION._asdict()}
+    return {name: dict(entry) for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+
+def rotated(block: nn.Module, activation_bits: int) -> Choices:
+    names = entries(block)
+    return Choices(names, activation_bits=activation_bits).with_rotations(dict.fromkeys(names, ROTATION))
+
+
+@pytest.mark.parametrize("activation_bits", [16, 8])
+def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activation_bits) -> None:
+    _, _, block, calls, _ = case
+    choices = rotated(block, activation_bits)
+    dense = rounded(block, choices, list(choices.entries), torch.float32)
+    result = choosing.packed(block, choices, torch.float32)
+    for name in choices.entries:
+        assert isinstance(dense.get_submodule(name), RoundedLinear)
+        result.get_submodule(name).activation_bits = activation_bits
+    ours, theirs, full = (first_tensor(forward(b, calls[0])) for b in (dense, result, block))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float((theirs - full).abs().max()))
+
+
+def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case) -> None:
+    _, _, block, calls, _ = case
+    plain = Choices(entries(block), activation_bits=16)
+    eight = Choices(entries(block), activation_bits=8)
+    a, b = (
+        first_tensor(forward(rounded(block, c, ["mlp.down_proj"], torch.float32), calls[0])) for c in (plain, eight)
+    )
+    assert not torch.equal(a, b)
+    result = choosing.packed(block, eight, torch.float32)
+    result.get_submodule("mlp.down_proj").activation_bits = 8
+    alone = rounded(block, eight, ["mlp.down_proj"], torch.float32)
+    x = torch.randn(3, 96)
+    torch.testing.assert_close(
+        alone.get_submodule("mlp.down_proj")(x), result.get_submodule("mlp.down_proj")(x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("activation_bits", [16, 8])
+def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits) -> None:
+    """What it starts from is judged as the packed block would be."""
+    _, _, block, calls, masks = case
+    choices = rotated(block, activation_bits)
+    targets = {s: first_tensor(forward(block, call)) for s, call in calls.items()}
+    weights = {s: mask.float() for s, mask in enumerate(masks)}
+    _, found = learn_block(block, choices, calls, targets, weights, [0, 4], steps=1, dtype=torch.float32, seed=0)
+    dense, error, power = rounded(block, choices, list(choices.entries), torch.float32), 0.0, 0.0
+    for s, target in targets.items():
+        difference = (first_tensor(forward(dense, calls[s])) - target).square().sum(-1)
+        error += float((difference * weights[s]).sum()) if s in (0, 4) else 0.0
+        power += float((target.square().sum(-1) * weights[s]).sum())
+    tokens = sum(float(weights[s].sum()) for s in (0, 4)) / sum(float(w.sum()) for w in weights.values())
+    assert found.start == pytest.approx(error / tokens / power, rel=1e-3)
+
+
+def test_gradients_go_straight_through_the_rounding_of_inputs(case) -> None:
+    choices, x = rotated(case[2], 8), torch.randn(3, 64, requires_grad=True)
+    inputs, grad = choices.inputs(x, "mlp.up_proj"), torch.randn(3, 64)
+    torch.testing.assert_close(inputs, round_activations(rotate(x, ROTATION)))
+    torch.testing.assert_close(torch.autograd.grad(inputs, x, grad)[0], rotate_back(grad, ROTATION))
+
+
+def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> None:
+    _, _, block, _, _ = case
+    choices = rotated(block, 16)
+    result = choosing.packed(block, choices, torch.float32)
+    for name, error in rounding_errors(block, choices, torch.float32).items():
+        expected = result.get_submodule(name).dequantize() - get_linear(block, name).weight
+        torch.testing.assert_close(error, expected, rtol=1e-4, atol=1e-5)
+
+
+def outliers(block: nn.Module) -> nn.Module:
+    """The same function with one channel of the MLP's input, and of its hidden state, a hundred times as large."""
+    block = choosing.folded(block, Choices({}))
+    with torch.no_grad():
+        block.post_attention_layernorm.weight[7] *= 100
+        block.mlp.gate_proj.weight[:, 7] /= 100
+        block.mlp.up_proj.weight[:, 7] /= 100
+        block.mlp.up_proj.weight[40] *= 100
+        block.mlp.down_proj.weight[:, 40] /= 100
+    return block
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) -> None:
+    model, path, block, calls, masks = case
+    finder, recipe = GroupFinder(model, 0), recipe_of("fast", {"rounding": rounding, "equalization": "none"})
+    choices, summary = choose(outliers(block), path, entries(block, bits=8), calls, calls, masks, recipe, finder, 0, 8)
+    assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(choices.rotations)
+    assert "rotate mlp.gate_proj, mlp.up_proj" in summary.kept
+    assert choices.rotations["mlp.up_proj"] == ROTATION
+    assert set(choices.roundings) == (set(choices.entries) if rounding == "gptq" else set())
+
+
+def test_a_rotation_that_does_harm_is_undone(case) -> None:
+    """Weights that lie on their grid as they are lose nothing, and a rotation takes them off it."""
+    model, path, block, calls, masks = case
+    block = choosing.folded(block, Choices({}))
+    names = entries(block, bits=4)
+    for name in names:
+        weight = get_linear(block, name).weight
+        weight.data = Choices(names).grid(name, weight.data, torch.float32).quantize(weight.data)
+    recipe = recipe_of("fast", {"rounding": "nearest", "equalization": "none"})
+    choices, summary = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0), 0, 16)
+    assert not choices.rotations
+    assert sum(what.startswith("rotate") for what in summary.undone) == 4
+
+
+def test_without_data_the_plan_is_what_is_done(case) -> None:
+    model, path, block, _, _ = case
+    choices, _ = choose(block, path, entries(block), {}, {}, [], recipe_of("rtn"), GroupFinder(model, 0), 0, 8)
+    assert choices.rotations == dict.fromkeys(choices.entries, ROTATION)
+
+
+def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
+    model, path, block, calls, masks = case
+    names = entries(block)
+    names["self_attn.k_proj"]["rotation"] = {"block": 32, "seed": 6}
+    recipe = recipe_of("gptq", {"do_no_harm": False})
+    choices, _ = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0), 0, 8)
+    assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "default", "best"])
+def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -> None:
+    settings = {**FAST, "group_size": -1, "stages": {"steps": 4}}
+    config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, rotation=True, seed=3, **settings)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    plan = model.config.quantization_config.plan
+    for path in packed(model):
+        assert Rotation.of(plan[path]) == model.get_submodule(path).rotation
+    with_rotation = [path for path in plan if "rotation" in plan[path]]
+    kept = sum(what.startswith("rotate") for block in model.qaig_report.blocks for what in block.kept)
+    assert bool(with_rotation) == bool(kept) if recipe != "rtn" else len(with_rotation) == len(plan)
+    ours = logits(model, llava)
+    model.save_pretrained(tmp_path / "q")
+    stored = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]["plan"]
+    assert stored == plan
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "q")
+    assert torch.equal(logits(again, llava), ours)
+    dense = {path: again.get_submodule(path).dequantize() for path in plan}
+    again.dequantize()
+    assert all(torch.equal(again.get_submodule(path).weight, dense[path]) for path in plan)
+    assert torch.corrcoef(torch.stack([logits(again, llava).flatten(), ours.flatten()]))[0, 1] > 0.99
+
+
+def test_an_interrupted_run_remembers_what_was_rotated(llava: Path, tmp_path: Path) -> None:
+    def quantize():
+        config = QAIGConfig(bits=3, recipe="default", rotation=True, work_dir=tmp_path, **FAST)
+        return AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+
+    first = quantize()
+    second = quantize()
+    assert all(block.resumed for block in second.qaig_report.blocks)
+    assert second.config.quantization_config.plan == first.config.quantization_config.plan
+    assert any("rotation" in entry for entry in first.config.quantization_config.plan.values())
+    assert torch.equal(logits(second, llava), logits(first, llava))
+
+
+def test_a_plan_for_another_width_is_refused(llava: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    path = next(name for name, m in model.named_modules() if name.endswith("down_proj"))
+    entry = {"bits": 4, "group_size": 32, "sym": False, "rotation": {"block": 64, "seed": 0}}
+    config = QAIGConfig(plan={path: entry}, min_coverage=0.0, **FAST)
+    with pytest.raises(ValueError, match=r"down_proj.*block must be one of .* divides in_features=96"):
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import Tensor
+
+from transformers_qaig.nn.linear import QAIGLinear
+from transformers_qaig.rounding.gptq import gptq, gptq_on_best_grid
+from transformers_qaig.rounding.grid import Grid, minmax_grid
+from transformers_qaig.rounding.moments import DAMPING, Curvature, second_moment
+
+N, K, GROUP = 24, 128, 32
+
+
+def _case(tokens: int = 400) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, inputs with channels that go together, H."""
+    weight = torch.randn(N, K)
+    x = torch.randn(1, tokens, 32) @ torch.randn(32, K) + 0.3 * torch.randn(1, tokens, K)
+    x = x * torch.rand(K).mul(3).exp()
+    return weight, x, second_moment([(x, torch.ones(1, tokens))])
+
+
+def _grid(weight: Tensor, bits: int = 3, group_size: int = GROUP, sym: bool = False, **more) -> Grid:
+    return minmax_grid(weight, bits=bits, group_size=group_size, sym=sym, storage_dtype=torch.bfloat16, **more)
+
+
+def _error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
+    e = (values - weight).double()
+    return float((e @ hessian.double() * e).sum())
+
+
+def _slow(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
+    """Codes by the definition in float64: after each column the rest is solved for anew, with what is rounded fixed."""
+    h = hessian.double() + DAMPING * hessian.diagonal().double().mean() * torch.eye(K, dtype=torch.float64)
+    order = hessian.diagonal().argsort(descending=True, stable=True).tolist()
+    w, codes = weight.double().clone(), torch.zeros(N, K, dtype=torch.uint8)
+    size = K // grid.scale.shape[1]
+    for position, j in enumerate(order):
+        g = j // size
+        code = (torch.round(w[:, j] / grid.step[:, g].double()) + grid.zero[:, g].double()).clamp(0, grid.max_code)
+        codes[:, j] = code.to(torch.uint8)
+        change = (code - grid.zero[:, g].double()) * grid.scale[:, g].double() - w[:, j]
+        w[:, j] += change
+        left = order[position + 1 :]
+        if left:  # min over d of (change, d) H (change, d)ᵀ
+            solved = torch.linalg.solve(h[left][:, left], h[left, j])
+            w[:, left] -= change[:, None] * solved
+    return codes
+
+
+@pytest.mark.parametrize("group_size", [GROUP, -1])
+@pytest.mark.parametrize("sym", [False, True])
+def test_equals_a_slow_reimplementation(group_size: int, sym: bool) -> None:
+    weight, _, hessian = _case()
+    grid = _grid(weight, group_size=group_size, sym=sym)
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    # A value halfway between two codes may go either way, and what follows in its row with it.
+    assert (rounding.codes == _slow(weight, hessian, grid)).float().mean() > 0.995
+    assert _error(weight, rounding.values, hessian) < 0.6 * _error(weight, grid.quantize(weight), hessian)
+
+
+def test_with_a_hessian_that_says_nothing_it_rounds_to_nearest() -> None:
+    weight, _, _ = _case()
+    grid = _grid(weight, bits=2)
+    rounding = gptq(weight, Curvature.of(torch.eye(K)), grid)
+    assert torch.equal(rounding.codes, grid.encode(weight))
+    assert torch.equal(rounding.source, weight)
+
+
+def test_what_was_rounded_is_given_back() -> None:
+    weight, _, hessian = _case()
+    grid = _grid(weight, gain=torch.full((N, K // GROUP), 1.05))
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.equal(grid.encode(rounding.source), rounding.codes)
+    assert (rounding.source != weight).float().mean() > 0.9
+
+
+def test_order_by_activation_pays_and_the_codes_stay_in_place() -> None:
+    weight, _, hessian = _case()
+    grid = _grid(weight)
+    ordered = gptq(weight, Curvature.of(hessian), grid)
+    plain = gptq(weight, Curvature.of(hessian, act_order=False), grid)
+    assert _error(weight, ordered.values, hessian) < _error(weight, plain.values, hessian)
+    layer = QAIGLinear.from_codes(
+        ordered.codes, grid.scale.bfloat16(), grid.zero.to(torch.uint8), bits=3, group_size=GROUP
+    )
+    assert torch.equal(layer.dequantize(torch.float32), ordered.values)
+
+
+def test_channels_never_seen_are_rounded_to_nearest_and_left_out() -> None:
+    weight, x, _ = _case()
+    x[..., 5::16] = 0
+    hessian = second_moment([(x, torch.ones(x.shape[:2]))])
+    grid = _grid(weight)
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.equal(rounding.source[:, 5::16], weight[:, 5::16])
+    assert torch.equal(rounding.codes[:, 5::16], grid.encode(weight)[:, 5::16])
+    assert torch.isfinite(rounding.source).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_never_reaches_a_weight(bad: float) -> None:
+    weight, x, hessian = _case()
+    x[0, 7, 3] = bad
+    weights = torch.ones(1, 400)
+    weights[0, 7] = 0
+    torch.testing.assert_close(
+        second_moment([(x, torch.ones(1, 400))]), second_moment([(x.nan_to_num(0, 0, 0), weights)])
+    )
+    hessian[3, 4] = bad
+    grid = _grid(weight)
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.equal(rounding.codes, grid.encode(weight))
+    assert torch.equal(rounding.source, weight)
+
+
+def test_fewer_tokens_than_channels_are_damped() -> None:
+    weight, _, hessian = _case(tokens=40)
+    grid = _grid(weight)
+    rounding = gptq(weight, Curvature.of(hessian), grid)
+    assert torch.isfinite(rounding.source).all()
+    assert _error(weight, rounding.values, hessian) < 0.5 * _error(weight, grid.quantize(weight), hessian)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    weight, _, hessian = _case()
+    with pytest.raises(ValueError, match="do not fit"):
+        gptq(weight, Curvature.of(hessian[:64, :64]), _grid(weight))
+
+
+def test_each_row_gets_the_grid_that_serves_it_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, hessian = _case()
+    curvature = Curvature.of(hessian)
+    grids = [_grid(weight, bits=2, shrink=shrink) for shrink in (1.0, 0.8, 0.6)]
+    losses = torch.stack([curvature.loss(gptq(weight, curvature, grid).values - weight) for grid in grids])
+    assert len(losses.argmin(0).unique()) > 1  # not the same one for all
+    monkeypatch.setattr("transformers_qaig.rounding.gptq.MAX_ELEMENTS", 3 * 5 * K)  # five rows at a time
+    best = gptq_on_best_grid(weight, curvature, grids)
+    torch.testing.assert_close(curvature.loss(best.values - weight), losses.amin(0), rtol=1e-2, atol=1e-4)
+    assert best.codes.shape == best.source.shape == (N, K)

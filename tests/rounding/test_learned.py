@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import Tensor
+
+from transformers_qaig.rounding.gptq import gptq
+from transformers_qaig.rounding.grid import minmax_grid
+from transformers_qaig.rounding.learned import Learned, SoftRounding, Start, learn
+from transformers_qaig.rounding.moments import Curvature, second_moment
+
+N, K, GROUP = 16, 64, 32
+
+
+def _start(sym: bool = False, storage_dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Start:
+    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+    grid = minmax_grid(weight, bits=2, group_size=GROUP, sym=sym, storage_dtype=storage_dtype, include_zero=True)
+    return Start(weight, grid, storage_dtype)
+
+
+def _learn(start: Start, steps: int = 40, seed: int = 0, unlearnable: bool = False) -> tuple[Learned, Tensor]:
+    """Learn one linear from inputs with correlated channels; x to judge by."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(12, K, generator=generator)
+    x, held = (torch.randn(200, 12, generator=generator) @ mixing for _ in range(2))
+
+    def batch_loss(weights: dict[str, Tensor], step: int) -> float:
+        rows = x[torch.randperm(200, generator=generator)[:64]]
+        target = torch.randn(64, N, generator=generator) if unlearnable else rows @ start.weight.T
+        loss = (rows @ weights["w"].T - target).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    def judge(weights: dict[str, Tensor]) -> float:
+        return float((held @ (weights["w"] - start.weight).T).square().mean())
+
+    return learn({"w": start}, batch_loss, judge, steps=steps), held
+
+
+@pytest.mark.parametrize("sym", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_starts_from_the_rounding_it_is_given(sym: bool, dtype: torch.dtype) -> None:
+    start = _start(sym, dtype)
+    soft = SoftRounding(start)
+    assert torch.equal(soft.rounding().codes, start.grid.encode(start.weight))
+    assert torch.equal(soft.rounding().grid.scale, start.grid.scale)
+    assert torch.equal(soft.rounding().grid.zero, start.grid.zero)
+    assert torch.equal(soft(), start.grid.quantize(start.weight))
+
+
+def test_it_starts_from_gptqs_codes() -> None:
+    start = _start()
+    hessian = second_moment([(torch.randn(1, 100, 12) @ torch.randn(12, K), torch.ones(1, 100))])
+    rounding = gptq(start.weight, Curvature.of(hessian), start.grid)
+    soft = SoftRounding(Start(rounding.source, start.grid, torch.bfloat16))
+    assert torch.equal(soft.rounding().codes, rounding.codes)
+
+
+@pytest.mark.parametrize("sym", [False, True])
+def test_learning_lowers_the_error_on_data_it_has_not_seen(sym: bool) -> None:
+    found, held = _learn(_start(sym))
+    assert found.best < 0.5 * found.start
+    start, values = _start(sym), found.roundings["w"].values
+    assert float((held @ (values - start.weight).T).square().mean()) == pytest.approx(found.best, rel=1e-4)
+
+
+def test_what_was_judged_is_what_is_stored() -> None:
+    soft = SoftRounding(_start())
+    generator = torch.Generator().manual_seed(1)
+    for step in (0.3, 0.2, 0.1):
+        soft().backward(torch.randn(N, K, generator=generator))
+        soft.move(step)
+    rounding = soft.rounding()
+    torch.testing.assert_close(rounding.values, soft().detach(), rtol=0, atol=0)
+    assert torch.equal(rounding.grid.scale, rounding.grid.scale.bfloat16().float())
+    assert soft.offset.abs().max() <= 0.5
+    assert rounding.codes.max() <= 3
+    assert (rounding.codes != _start().grid.encode(_start().weight)).any()
+
+
+def test_never_worse_than_its_start() -> None:
+    found, _ = _learn(_start(), unlearnable=True)
+    assert found.best == found.start
+    assert torch.equal(found.roundings["w"].codes, _start().grid.encode(_start().weight))
+    assert len(found.history) == 3  # and it does not go on for long
+
+
+def test_the_same_seed_gives_the_same_codes() -> None:
+    one, two, other = (_learn(_start(), seed=seed)[0].roundings["w"].codes for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_gradients_that_are_not_finite_move_nothing() -> None:
+    soft = SoftRounding(_start())
+    soft().backward(torch.full((N, K), float("nan")))
+    soft.move(0.5)
+    assert torch.equal(soft.rounding().codes, _start().grid.encode(_start().weight))
+
+
+def test_a_gain_is_refused() -> None:
+    start = _start()
+    grid = minmax_grid(
+        start.weight, bits=2, group_size=GROUP, sym=False, storage_dtype=torch.bfloat16, gain=torch.full((N, 2), 1.1)
+    )
+    with pytest.raises(ValueError, match="gain"):
+        SoftRounding(Start(start.weight, grid, torch.bfloat16))
