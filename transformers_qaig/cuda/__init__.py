@@ -130,12 +130,9 @@ def _library_refuses() -> str | None:
     library = extension.library()
     if library is None:
         return extension.why_not()
-    processors, capability = ctypes.c_int(), ctypes.c_int()
-    status = library.qaig_cuda_device(ctypes.byref(processors), ctypes.byref(capability))
-    if status == 0:
-        return None
-    library.qaig_cuda_message.restype = ctypes.c_char_p
-    return library.qaig_cuda_message(status).decode()
+    library.qaig_cuda_error.restype = ctypes.c_char_p
+    error = library.qaig_cuda_error()
+    return error.decode() if error else None
 
 
 def _why_not_nvrtc(capability: int) -> str | None:
