@@ -1,7 +1,7 @@
 """One job in a process of its own: `python -m accuracy_peers.worker JOB.json`, run in the folder `benchmarks`.
 
-Writes into the job's folder `weights.safetensors`: the model's state dict in float32, quantized weights dequantized; `answers.safetensors`: logits of the library's own model; `facts.json`, last: what was found,
-or the error.
+Writes into the job's folder `weights.safetensors`: the model's state dict in float32, quantized weights dequantized;
+`answers.safetensors`: logits of the library's own model; `facts.json`, last: what was found, or the error.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def logits_of(model: nn.Module, inputs: list[Inputs], spans: list[tuple[int, int
     """Logits before each token of the spans, one after the other, float32 `[tokens, V]`; no batching, no padding."""
     rows = []
     for one, (start, stop) in zip(inputs, spans):
-        logits = model(**{name: value for name, value in one.items()}, use_cache=False).logits
+        logits = model(**one, use_cache=False).logits
         rows.append(logits[0, start - 1 : stop - 1].float())
     return torch.cat(rows)
 

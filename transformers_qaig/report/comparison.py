@@ -88,7 +88,7 @@ def table(rows: Sequence[Row], baseline: str | None = None) -> str:
 
 def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """
-    Draw KL, on a logarithmic axis with standard errors, against stored bits per weight and against the size of the file.
+    Draw KL, logarithmic, with standard errors, against stored bits per weight and against the file's size.
 
     Raises:
         ValueError: no row has a KL above 0.

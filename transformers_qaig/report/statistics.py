@@ -17,8 +17,8 @@ class AnswerStatistics:
     """One entry per question, so that two models can be compared question by question.
 
     Attributes:
-        exact: bool (a share once `pooled`) ``[Q]``: every answer token is the model's first choice. For an answer that greedy decoding would
-            produce this is the same event as "greedy decoding gives exactly this answer".
+        exact: bool ``[Q]``, a share once `pooled`: every answer token is the model's first choice. For an answer that
+            greedy decoding would produce this is the same event as "greedy decoding gives exactly this answer".
         nll: float64 ``[Q]``: mean negative log-likelihood of the answer's tokens, in nats.
         kl: float64 ``[Q]``: mean over the answer's tokens of KL(reference ‖ model) over the whole vocabulary, in nats;
             None without a reference.
@@ -75,7 +75,7 @@ class AnswerStatistics:
 
 
 def pooled(statistics: Sequence[AnswerStatistics]) -> AnswerStatistics:
-    """One method measured several times on the same questions, such as with several calibration sets: means per question.
+    """One method measured several times on the same questions (with several calibration sets, say): means per question.
 
     Raises:
         ValueError: nothing to pool, or other questions.
