@@ -103,7 +103,10 @@ class Bench:
             facts = run(job, python, timeout)
             if "error" in facts:
                 return facts, None
-            return self._figures(job, facts)
+            try:
+                return self._figures(job, facts)
+            except RuntimeError as error:
+                return {"error": str(error)}, None
 
     def _figures(self, job: Job, facts: dict[str, Any]) -> tuple[dict[str, Any], AnswerStatistics | None]:
         weights, answers = (load_file(job.folder / f"{name}.safetensors") for name in ("weights", "answers"))

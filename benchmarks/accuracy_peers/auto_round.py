@@ -48,9 +48,9 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     )
     model, layers = rounding.quantize()
     seconds = time.perf_counter() - start
-    linears = {path: module.weight.float() for path, module in linears_of(model).items()}
-    chosen = {path for path, entry in layers.items() if entry["bits"] < 16}
-    assert chosen == set(linears), (sorted(chosen ^ set(linears)), list(layers.items())[:2])
+    linears = {path.removesuffix(".orig_layer"): module.weight.float() for path, module in linears_of(model).items()}
+    if (chosen := {path for path, entry in layers.items() if entry["bits"] < 16}) != set(linears):
+        raise RuntimeError(f"it chose other linears: {sorted(chosen ^ set(linears))}")
     zero_bits = 0 if settings["sym"] else job.bits
     bits = stored_bits(job.bits, job.group_size, zero_bits=zero_bits)
     return Quantized(model.to(torch.float32), linears, bits, seconds, settings)

@@ -13,7 +13,7 @@ import torch
 from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from llmcompressor import oneshot
-from llmcompressor.modifiers.awq import AWQModifier
+from llmcompressor.modifiers.awq import AWQMapping, AWQModifier
 from llmcompressor.modifiers.quantization import GPTQModifier
 from torch.utils.data import DataLoader
 
@@ -22,13 +22,26 @@ from accuracy_peers.common import SKIPPED, linears_of, load
 from accuracy_peers.tensors import Inputs
 
 
+INSIDE = r"re:.*language_model.*\."
+MAPPINGS = [
+    AWQMapping(INSIDE + smooth + "$", [INSIDE + balance + "$" for balance in balanced])
+    for smooth, balanced in {
+        "input_layernorm": ["q_proj", "k_proj", "v_proj"],
+        "v_proj": ["o_proj"],
+        "post_attention_layernorm": ["gate_proj", "up_proj"],
+        "up_proj": ["down_proj"],
+    }.items()
+]
+"""The library's mappings for this kind of model. Its own patterns also match this tower's layers and then fail."""
+
+
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     settings: dict[str, Any] = dict(job.settings)
     modifier, symmetric = settings.pop("modifier"), settings.pop("sym")
     preset = "W4A8" if job.activation_bits == 8 else "W4A16" if symmetric else "W4A16_ASYM"
     scheme = _scheme(job, preset, symmetric)
-    modifiers = {"gptq": GPTQModifier, "awq": AWQModifier}
-    recipe = modifiers[modifier](config_groups={"group_0": scheme}, ignore=list(SKIPPED), **settings)
+    what: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": list(SKIPPED), **settings}
+    recipe = AWQModifier(mappings=MAPPINGS, **what) if modifier == "awq" else GPTQModifier(**what)
     model = load(job.model)
     start = time.perf_counter()
     oneshot(

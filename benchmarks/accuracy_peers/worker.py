@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ class Witness:
 
     def __init__(self, samples: list[Inputs]) -> None:
         self.known = {_digest(sample["input_ids"]) for sample in samples}
-        self.seen: set[str] = set()
-        self.strangers = 0
+        self.tables: dict[int, Counter[str]] = {}
         self.pictures = 0
 
     def __enter__(self) -> Witness:
@@ -47,11 +47,7 @@ class Witness:
 
         def watched_embed(module: nn.Embedding, ids: Tensor) -> Tensor:
             if ids.dim() == 2 and ids.device.type != "meta":
-                for row in ids:
-                    if (digest := _digest(row[None])) in self.known:
-                        self.seen.add(digest)
-                    else:
-                        self.strangers += 1
+                self.tables.setdefault(id(module), Counter()).update(_digest(row[None]) for row in ids)
             return embed(module, ids)
 
         def watched_convolve(module: nn.Conv2d, pixels: Tensor) -> Tensor:
@@ -63,6 +59,16 @@ class Witness:
 
     def __exit__(self, *_: object) -> None:
         nn.Embedding.forward, nn.Conv2d.forward = self.forwards  # type: ignore[method-assign]
+
+    def facts(self) -> dict[str, int]:
+        """Token sequences that are and are not samples, of the table that saw most samples (others hold positions)."""
+        seen = max(self.tables.values(), key=lambda table: len(self.known & table.keys()), default=Counter())
+        return {
+            "samples_distinct": len(self.known),
+            "samples_seen": len(self.known & seen.keys()),
+            "strangers_seen": len(seen.keys() - self.known),
+            "pictures_seen": self.pictures,
+        }
 
 
 def _digest(ids: Tensor) -> str:
@@ -91,9 +97,7 @@ def run(job: Job) -> dict[str, Any]:
         "rss_before_mib": before,
         "bits_per_weight": made.bits_per_weight,
         "settings": made.settings,
-        "samples_seen": len(witness.seen),
-        "strangers_seen": witness.strangers,
-        "pictures_seen": witness.pictures,
+        **witness.facts(),
         "linears": sorted(made.linears),
     }
     model = made.model.eval().to(torch.float32)
