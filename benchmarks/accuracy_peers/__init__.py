@@ -118,7 +118,7 @@ class Quantized:
     What a method made of the model.
 
     Attributes:
-        model: answers questions the way the library would, 8-bit activations included.
+        model: answers questions the way the library would, 8-bit activations included, but in float32.
         linears: path of every quantized weight → its dequantized values, float32 `[out, in]`.
         bits_per_weight: stored bits per quantized weight, scales and zero points included.
         seconds: what the quantization took, from the loaded model on.

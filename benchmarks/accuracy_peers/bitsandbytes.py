@@ -28,7 +28,9 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
         **settings,
     )
     start = time.perf_counter()
-    model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config, device_map="cpu")
+    model = AutoModelForImageTextToText.from_pretrained(
+        job.model, quantization_config=config, dtype=torch.float32, device_map="cpu"
+    )
     seconds = time.perf_counter() - start
     linears = {
         path: dequantize_4bit(module.weight.data, module.weight.quant_state).float()

@@ -29,7 +29,7 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     start = time.perf_counter()
     model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
     seconds = time.perf_counter() - start
-    linears = {path: module.dequantize().float() for path, module in linears_of(model, QAIGLinear).items()}
+    linears = {path: module.dequantize(torch.float32) for path, module in linears_of(model, QAIGLinear).items()}
     settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe])}
     return Quantized(model.to(torch.float32), linears, model.qaig_report.bits_per_weight, seconds, settings)
 

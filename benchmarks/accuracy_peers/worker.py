@@ -100,7 +100,7 @@ def run(job: Job) -> dict[str, Any]:
         **witness.facts(),
         "linears": sorted(made.linears),
     }
-    model = made.model.eval().to(torch.float32)
+    model = made.model.eval()
     spans = [(1, one["input_ids"].shape[1]) for one in samples[:CHECKED]]
     answers = {"check": logits_of(model, samples[:CHECKED], spans)}
     if job.questions:
