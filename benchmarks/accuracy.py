@@ -57,6 +57,8 @@ sys.path.insert(0, str(TINY_VLM))
 from conversations import conversation  # noqa: E402
 
 MODEL = TINY_VLM / "model"
+NEGLIGIBLE = 0.05
+"""Share of a method's KL by which its dequantized weights may differ from its own model: kernels round too."""
 
 
 class Bench:
@@ -97,7 +99,7 @@ class Bench:
                 group_size=cell["group_size"],
                 activation_bits=cell["activation_bits"],
                 samples=str(self.samples_file(cell["calibration"])),
-                questions=str(self.questions_file()) if cell["activation_bits"] < 16 else "",
+                questions=str(self.questions_file()) if self._answers_itself(cell) else "",
                 output=folder,
             )
             facts = run(job, python, timeout)
@@ -107,6 +109,10 @@ class Bench:
                 return self._figures(job, facts)
             except RuntimeError as error:
                 return {"error": str(error)}, None
+
+    @staticmethod
+    def _answers_itself(cell: Mapping[str, Any]) -> bool:
+        return cell["activation_bits"] < 16 or method(cell["method"]).answers_itself
 
     def _figures(self, job: Job, facts: dict[str, Any]) -> tuple[dict[str, Any], AnswerStatistics | None]:
         weights, answers = (load_file(job.folder / f"{name}.safetensors") for name in ("weights", "answers"))
@@ -126,6 +132,12 @@ class Bench:
             model = list(answers["answers"].split([q.stop - q.start for q in self.questions]))
         statistics = answer_statistics(model, self.processor, self.questions, reference=self.reference)
         summary = statistics.summary()
+        if not job.questions and facts["own_model_kl"] > NEGLIGIBLE * summary["kl"]["mean"]:
+            raise RuntimeError(
+                f"{job.method}: from its own model to its dequantized weights the KL is {facts['own_model_kl']:.2g}, and "
+                f"{summary['kl']['mean']:.2g} from full precision: they are not the same model. If there is more to it "
+                "than weights, set answers_itself."
+            )
         packed = sum(originals[f"{path}.weight"].numel() for path in linears)
         others = sum(tensor.numel() for tensor in originals.values()) - packed
         facts |= {

@@ -28,6 +28,8 @@ class Method:
         rounds_activations: it also offers 4-bit weights with 8-bit activations.
         calibrates: it reads the samples.
         calibrates_activations: it reads them for 8-bit activations.
+        answers_itself: dequantized weights are not all there is to its model, which therefore answers the questions
+            itself, as all do with 8-bit activations.
     """
 
     module: str
@@ -37,6 +39,7 @@ class Method:
     rounds_activations: bool = False
     calibrates: bool = True
     calibrates_activations: bool = False
+    answers_itself: bool = False
 
 
 def _recipe(name: str, calibrates: bool = True) -> Method:

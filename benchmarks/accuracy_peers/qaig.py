@@ -36,7 +36,7 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
 
 def _known(name: str) -> str:
     """Make a variant such as `fast-shuffled` known to the package: recipe `fast` with other token weights."""
-    if name not in RECIPES:
-        base, _, weights = name.rpartition("-")
+    base, _, weights = name.rpartition("-")
+    if name not in RECIPES and base in RECIPES:
         RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights=weights)  # type: ignore[arg-type]
     return name
