@@ -134,8 +134,8 @@ class Bench:
         summary = statistics.summary()
         if not job.questions and facts["own_model_kl"] > NEGLIGIBLE * summary["kl"]["mean"]:
             raise RuntimeError(
-                f"{job.method}: from its own model to its dequantized weights the KL is {facts['own_model_kl']:.2g}, and "
-                f"{summary['kl']['mean']:.2g} from full precision: they are not the same model. If there is more to it "
+                f"{job.method}: KL {facts['own_model_kl']:.2g} from its own model to its dequantized weights, "
+                f"{summary['kl']['mean']:.2g} to full precision: they are not the same model. If there is more to it "
                 "than weights, set answers_itself."
             )
         packed = sum(originals[f"{path}.weight"].numel() for path in linears)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, GPTQConfig
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GPTQConfig
 
 from accuracy_peers import Job, Quantized, stored_bits
 from accuracy_peers.common import linears_of
@@ -16,7 +16,7 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
         bits=job.bits,
         group_size=job.group_size,
         dataset=[{**sample} for sample in samples],
-        tokenizer=AutoProcessor.from_pretrained(job.model).tokenizer,
+        tokenizer=AutoTokenizer.from_pretrained(job.model),
     )
     start = time.perf_counter()
     model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config, device_map="cpu")
