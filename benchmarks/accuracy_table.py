@@ -66,7 +66,8 @@ def comparison_rows(groups: dict[Group, Any]) -> list[Row]:
         if measured:
             row = measured[0][0]
             pool = pooled([figures for _, figures in measured])
-            found.append(Row(name, title(setting), pool, row["bits_per_weight"], row["file_bytes"]))
+            line = name if setting[1] == 16 else f"{name}, {setting[1]}-bit activations"
+            found.append(Row(line, title(setting), pool, row["bits_per_weight"], row["file_bytes"]))
     return found
 
 
