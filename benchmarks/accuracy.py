@@ -1,132 +1,284 @@
 """
-How much of the tiny VLM's answers survives: every recipe against round-to-nearest on the same fresh questions.
+How much of the tiny VLM's answers survives: our recipes and other libraries, on the same samples and questions.
 
-    python benchmarks/accuracy.py --bits 2 3 --recipes rtn paper fast > results.jsonl
+    python benchmarks/accuracy.py ours.jsonl --methods rtn fast --widths W2 W3 --first-picture 10000
+    python benchmarks/accuracy.py peers.jsonl --methods peers
+    python benchmarks/accuracy_table.py peers.jsonl ours.jsonl
 
-One JSON line per run on standard output, with paired-bootstrap intervals of the ratio of KL to round-to-nearest; a
-Markdown table on standard error at the end. `NAME-uniform` and `NAME-shuffled` are recipe NAME with uniform token
-weights, and with QIG's own weights dealt out at random among a sample's tokens: what QIG itself is worth.
+Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
+setup.sh`), and is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
+`NAME-shuffled` are recipe NAME with those token weights.
+
+One evaluation serves all. Of a weight-only method it takes the dequantized weights, in float32; with 8-bit activations
+the library's own model answers the questions, in float32 too. What is checked of each: embeddings, head, projector and
+tower are the original's; every group of weights has at most 2^bits values; on eight samples the dequantized weights say
+what the library's own model says; which samples entered the model during calibration.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 import datetime
 import json
+import os
 import platform
-import resource
+import re
+import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoProcessor
+from accuracy_ledger import Ledger, cells
+from accuracy_peers import PEERS, RECIPES, Job, method
+from accuracy_peers.common import BLOCKS
+from accuracy_peers.tensors import read_inputs, write_inputs
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import transformers_qaig
-from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
-from transformers_qaig.recipes import RECIPES
+from transformers_qaig.calibration.dataset import load_samples
+from transformers_qaig.evaluate import (
+    AnswerStatistics,
+    Question,
+    answer_logits,
+    answer_statistics,
+    encode_questions,
+)
 
-TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
+HERE = Path(__file__).parent
+TINY_VLM = HERE.parent / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
 from conversations import conversation  # noqa: E402
 
+MODEL = TINY_VLM / "model"
+NEGLIGIBLE = 0.05
+"""Share of a method's KL by which its dequantized weights may differ from its own model: kernels round too."""
 
-def recipe_of(name: str) -> str:
-    """Make a variant such as `fast-uniform` known to the package."""
-    base, _, weights = name.partition("-")
-    if weights:
-        RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights=weights)  # type: ignore[arg-type]
-    return name
+
+class Bench:
+    """The full-precision model, the questions, and its answers: made once."""
+
+    def __init__(self, pictures: range, samples: int, work: Path) -> None:
+        self.work, self.samples = work, samples
+        self.processor = AutoProcessor.from_pretrained(MODEL)
+        self.full = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+        ends = [self.full.config.text_config.eos_token_id]
+        self.questions: list[Question] = encode_questions(self.processor, [conversation(s) for s in pictures], ends)
+        self.reference = answer_logits(self.full, self.questions)
+
+    def samples_file(self, first: int | str) -> Path:
+        """The calibration set from this seed on; for methods that read none, the first one, for the checks."""
+        first = first if isinstance(first, int) else 0
+        path = self.work / f"samples-{first}.safetensors"
+        if not path.exists():
+            chats = [conversation(first + i) for i in range(self.samples)]
+            write_inputs(path, load_samples(chats, self.processor, num_samples=self.samples, seed=0))
+        return path
+
+    def questions_file(self) -> Path:
+        path = self.work / "questions.safetensors"
+        if not path.exists():
+            write_inputs(path, [q.inputs for q in self.questions], [(q.start, q.stop) for q in self.questions])
+        return path
+
+    def measure(
+        self, cell: Mapping[str, Any], python: str, timeout: float
+    ) -> tuple[dict[str, Any], AnswerStatistics | None]:
+        """The row of a cell, and its figures per question if it has any."""
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            job = Job(
+                method=cell["method"],
+                model=str(MODEL),
+                bits=cell["bits"],
+                group_size=cell["group_size"],
+                activation_bits=cell["activation_bits"],
+                samples=str(self.samples_file(cell["calibration"])),
+                questions=str(self.questions_file()) if self._answers_itself(cell) else "",
+                output=folder,
+            )
+            facts = run(job, python, timeout)
+            if "error" in facts:
+                return facts, None
+            try:
+                return self._figures(job, facts)
+            except RuntimeError as error:
+                return {"error": str(error)}, None
+
+    @staticmethod
+    def _answers_itself(cell: Mapping[str, Any]) -> bool:
+        return cell["activation_bits"] < 16 or method(cell["method"]).answers_itself
+
+    def _figures(self, job: Job, facts: dict[str, Any]) -> tuple[dict[str, Any], AnswerStatistics | None]:
+        weights, answers = (load_file(job.folder / f"{name}.safetensors") for name in ("weights", "answers"))
+        linears = facts.pop("linears")
+        originals = self.full.state_dict()
+        weights = {name: weights[name] for name in originals if name in weights}
+        facts |= check_weights(originals, weights, linears, job.group_size)
+        if facts["levels"] > 2**job.bits:
+            raise RuntimeError(
+                f"{job.method}: a group has {facts['levels']} values, more than {job.bits} bits can say."
+            )
+        dense = copy.deepcopy(self.full)
+        dense.load_state_dict(weights, strict=False)
+        facts["own_model_kl"] = self._difference(dense, answers["check"], job)
+        model: torch.nn.Module | Sequence[Tensor] = dense
+        if job.questions:
+            model = list(answers["answers"].split([q.stop - q.start for q in self.questions]))
+        statistics = answer_statistics(model, self.processor, self.questions, reference=self.reference)
+        summary = statistics.summary()
+        if not job.questions and facts["own_model_kl"] > NEGLIGIBLE * summary["kl"]["mean"]:
+            raise RuntimeError(
+                f"{job.method}: KL {facts['own_model_kl']:.2g} from its own model to its dequantized weights, "
+                f"{summary['kl']['mean']:.2g} to full precision: they are not the same model. If there is more to it "
+                "than weights, set answers_itself."
+            )
+        packed = sum(originals[f"{path}.weight"].numel() for path in linears)
+        others = sum(tensor.numel() for tensor in originals.values()) - packed
+        facts |= {
+            "questions": len(self.questions),
+            "file_bytes": round(2 * others + facts["bits_per_weight"] * packed / 8),
+            "kl": summary["kl"]["mean"],
+            "kl_se": summary["kl"]["standard_error"],
+            **{name: summary[name]["mean"] for name in ("agreement", "perplexity", "exact_match")},
+            "kl_by_task": {task: figures["kl"]["mean"] for task, figures in summary["tasks"].items()},
+        }
+        return facts, statistics
+
+    @torch.no_grad()
+    def _difference(self, dense: torch.nn.Module, check: Tensor, job: Job) -> float:
+        """Mean KL from the library's own model to its dequantized weights, over the positions it was asked about."""
+        rows = []
+        samples, _ = read_inputs(job.samples)
+        for sample in samples:
+            if sum(map(len, rows)) == len(check):
+                break
+            rows.append(dense(**sample, use_cache=False).logits[0, :-1])
+        own, ours = (log_softmax(logits, dim=-1) for logits in (check, torch.cat(rows)))
+        return kl_div(ours, own, reduction="batchmean", log_target=True).item()
+
+
+def check_weights(
+    originals: Mapping[str, Tensor], weights: Mapping[str, Tensor], linears: Sequence[str], group_size: int
+) -> dict[str, Any]:
+    """
+    What a method did to the weights.
+
+    Args:
+        originals: the model's state dict.
+        weights: the method's, dequantized.
+        linears: paths of what it says it quantized.
+        group_size: -1 is one group per row.
+
+    Returns:
+        `levels`, the most values in one group; `linears`, their number; `changed`, the paths of other weights inside
+        the blocks that it changed.
+
+    Raises:
+        RuntimeError: something outside the language model's blocks changed, a linear inside them was left out, or one
+            is as before.
+    """
+    expected = {name for name, tensor in originals.items() if BLOCKS.search(name) and tensor.dim() == 2}
+    if (found := {f"{path}.weight" for path in linears}) != expected:
+        raise RuntimeError(f"quantized {len(found)} linears, not the blocks' {len(expected)}: {found ^ expected}")
+    levels, changed = 0, []
+    for name, original in originals.items():
+        if name not in weights:
+            if name in expected:
+                raise RuntimeError(f"{name} is missing.")
+            continue
+        same = torch.equal(original, weights[name])
+        if not BLOCKS.search(name):
+            if not same:
+                raise RuntimeError(f"{name} is outside the language model's blocks, and changed.")
+        elif name not in expected:
+            changed += [] if same else [name]
+        elif same:
+            raise RuntimeError(f"{name} did not change.")
+        else:
+            values = weights[name].reshape(-1, group_size if group_size > 0 else original.shape[1]).sort(dim=1).values
+            levels = max(levels, 1 + int((values.diff(dim=1) != 0).sum(dim=1).max()))
+    return {"levels": levels, "linears": len(expected), "changed": changed}
+
+
+def run(job: Job, python: str, timeout: float) -> dict[str, Any]:
+    """What the worker found, or its error."""
+    request = job.folder / "job.json"
+    request.write_text(json.dumps(asdict(job)))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [python, "-m", "accuracy_peers.worker", str(request)]
+    try:
+        ended = subprocess.run(command, cwd=HERE, env=environment, timeout=timeout, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return {"error": f"stopped after {timeout:.0f} s"}
+    except OSError as error:
+        return {"error": f"{python} cannot be run: {error}"}
+    path = job.folder / "facts.json"
+    if not path.exists():
+        return {"error": f"the process ended with code {ended.returncode}: {ended.stderr[-500:]}"}
+    facts = json.loads(path.read_text())
+    if "error" in facts:
+        print(ended.stderr[-2000:], file=sys.stderr)
+    return facts
+
+
+def width(text: str) -> tuple[int, int]:
+    """`W4A8` → (4, 8), `W3` → (3, 16)."""
+    found = re.fullmatch(r"W(\d)(?:A(8|16))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"a width is like W3 or W4A8, got {text!r}")
+    return int(found[1]), int(found[2] or 16)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=int, nargs="+", default=[3])
+    parser.add_argument("output", type=Path, help="a .jsonl file; figures per question go into .npz beside it")
+    parser.add_argument("--methods", nargs="+", default=["peers", "recipes"], help="names; `peers` and `recipes`: all")
+    parser.add_argument("--widths", type=width, nargs="+", default=[(2, 16), (3, 16), (4, 16), (4, 8)], metavar="W4A8")
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--recipes", nargs="+", default=["paper", "fast"], help="round-to-nearest is always run")
-    parser.add_argument("--calibration", nargs="+", default=["0", "3000", "6000"], help="first seeds, or `default`")
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, 2.1 questions each")
     parser.add_argument("--first-picture", type=int, default=20_000)
-    parser.add_argument("--dtype", default="float32", help="arithmetic of the evaluation")
+    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="folder that setup.sh made")
+    parser.add_argument("--timeout", type=float, default=7200, help="seconds that one row may take")
+    parser.add_argument("--retry", action="store_true", help="make rows again that ended with an error")
     options = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
-    dtype = getattr(torch, options.dtype)
-    model_path = TINY_VLM / "model"
 
-    processor = AutoProcessor.from_pretrained(model_path)
-    full = AutoModelForVision2Seq.from_pretrained(model_path).to(dtype)
-    pictures = range(options.first_picture, options.first_picture + options.pictures)
-    questions = encode_questions(processor, [conversation(s) for s in pictures], [full.config.text_config.eos_token_id])
-    reference = answer_logits(full, questions)
-    exact_full = answer_statistics(full, processor, questions, reference=reference).summary()["exact_match"]["mean"]
-
-    rows = []
-    for bits in options.bits:
-        baseline = None
-        runs = [("rtn", "-")] + [(r, c) for c in options.calibration for r in options.recipes if r != "rtn"]
-        for recipe, calibration in runs:
-            data = None
-            if calibration.isdigit():
-                data = [conversation(int(calibration) + i) for i in range(options.samples)]
-            config = QAIGConfig(
-                bits=bits,
-                group_size=options.group_size,
-                recipe=recipe_of(recipe),
-                dataset=data,
-                num_samples=options.samples,
+    names = [n for name in options.methods for n in {"peers": PEERS, "recipes": RECIPES}.get(name, [name])]
+    methods = {name: method(name) for name in names}
+    ledger = Ledger(options.output)
+    todo = cells(methods, options.widths, options.calibration, options.samples, options.group_size)
+    todo = [cell for cell in todo if not ledger.has(cell, options.retry)]
+    with tempfile.TemporaryDirectory() as work:
+        pictures = range(options.first_picture, options.first_picture + options.pictures)
+        bench = Bench(pictures, options.samples, Path(work))
+        for number, cell in enumerate(todo):
+            environment = methods[cell["method"]].environment
+            python = (
+                str(options.environments.absolute() / environment / "bin/python") if environment else sys.executable
             )
-            start = time.perf_counter()
-            model = AutoModelForVision2Seq.from_pretrained(model_path, quantization_config=config)
-            seconds = time.perf_counter() - start
-            model.to(dtype)
-            statistics = answer_statistics(model, processor, questions, reference=reference)
-            baseline = baseline or statistics
-            summary = statistics.summary()
-            ratio, lower, upper = paired_ratio(statistics, baseline)
+            facts, statistics = bench.measure(cell, python, options.timeout)
             row = {
-                "bits": bits,
-                "group_size": options.group_size,
-                "recipe": recipe,
-                "calibration": calibration,
-                "samples": options.samples,
-                "questions": len(questions),
-                "dtype": options.dtype,
-                "kl": summary["kl"]["mean"],
-                "kl_se": summary["kl"]["standard_error"],
-                "kl_ratio_to_rtn": [ratio, lower, upper],
-                "exact_match": summary["exact_match"]["mean"],
-                "exact_match_full_precision": exact_full,
-                "agreement": summary["agreement"]["mean"],
-                "kept": sum(len(block.kept) for block in model.qaig_report.blocks),
-                "undone": sum(len(block.undone) for block in model.qaig_report.blocks),
-                "seconds": seconds,
-                "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                **cell,
+                **facts,
+                "first_picture": options.first_picture,
+                "pictures": options.pictures,
                 "date": datetime.date.today().isoformat(),
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-                "versions": {m.__name__: m.__version__ for m in (torch, transformers, transformers_qaig)},
+                "machine": platform.machine(),
             }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    print(table(rows), file=sys.stderr)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| bits | recipe | calibration | KL | KL / rtn (95 %) | exact match | s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio, lower, upper = row["kl_ratio_to_rtn"]
-        lines.append(
-            f"| {row['bits']} | {row['recipe']} | {row['calibration']} | {row['kl']:.5f} ± {row['kl_se']:.5f} "
-            f"| {ratio:.2f} ({lower:.2f} – {upper:.2f}) | {row['exact_match']:.3f} | {row['seconds']:.0f} |"
-        )
-    return "\n".join(lines)
+            ledger.add(row, statistics)
+            told = facts.get("error") or f"KL {facts['kl']:.6f}, {facts['seconds']:.0f} s"
+            print(f"{number + 1}/{len(todo)} {cell}: {told}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,45 @@ def test_reference_is_a_model_or_its_logits(
     assert itself.kl.max() == 0
     assert itself.agreement.min() == 1
     assert paired_ratio(known, known) == (1.0, 1.0, 1.0)
+    looked_up = answer_statistics(answer_logits(noisy, questions), processor, questions, reference=logits)
+    np.testing.assert_array_equal(looked_up.kl, known.kl)
+    np.testing.assert_array_equal(looked_up.nll, known.nll)
+
+
+def test_batches_change_nothing(
+    model: torch.nn.Module, noisy: torch.nn.Module, processor: Any, conversations: list
+) -> None:
+    """Questions of many lengths, in any order and any batch: nothing is padded, so nothing leaks in."""
+    questions = encode_questions(processor, conversations[:8], [2])
+    assert len({question.inputs["input_ids"].shape for question in questions}) > 3
+    full, changed = copy.deepcopy(model).float(), copy.deepcopy(noisy).float()
+    alone = answer_statistics(changed, processor, questions, reference=full, batch_size=1)
+    order = np.random.default_rng(0).permutation(len(questions))
+    mixed = answer_statistics(changed, processor, [questions[i] for i in order], reference=full, batch_size=32)
+    for name in ("kl", "nll", "agreement"):
+        np.testing.assert_allclose(getattr(mixed, name), getattr(alone, name)[order], rtol=1e-3, atol=1e-6)
+
+
+def test_records_are_questions_too(processor: Any, conversations: list) -> None:
+    """The forms that public data sets have, with their own column names."""
+    user, reply = conversations[0][:2]
+    picture, text = user["content"][0]["image"], user["content"][1]["text"]
+    answer = reply["content"][0]["text"]
+    [expected] = encode_questions(processor, [[user, reply]], [2])
+    named = {"image": picture, "question": text, "answer": answer, "task": reply["task"]}
+    other = {"bild": picture, "frage": text, "antwort": answer}
+    columns = {"image": "bild", "prompt": "frage", "response": "antwort"}
+    for found in (
+        encode_questions(processor, [named], [2]),
+        encode_questions(processor, [other], [2], columns=columns),
+    ):
+        assert {name: value.tolist() for name, value in found[0].inputs.items()} == {
+            name: value.tolist() for name, value in expected.inputs.items()
+        }
+        assert (found[0].start, found[0].stop) == (expected.start, expected.stop)
+    assert encode_questions(processor, [named], [2])[0].task == expected.task
+    with pytest.raises(ValueError, match=r"conversations\[1\] is not usable.*none of the sample's keys"):
+        encode_questions(processor, [named, {"bild": picture}])
 
 
 def test_trained_model_answers_and_noise_costs(
@@ -154,5 +193,11 @@ def test_refuses_what_cannot_be_measured(model: torch.nn.Module, processor: Any,
         answer_statistics(model, processor, conversations, batch_size=0)
     with pytest.raises(ValueError, match=r"conversations\[1\] has no assistant"):
         answer_statistics(model, processor, [conversations[0], conversations[1][:1]])
-    with pytest.raises(ValueError, match="2 questions"):
-        answer_statistics(model, processor, conversations, reference=[torch.zeros(1), torch.zeros(1)])
+    two = [torch.zeros(1), torch.zeros(1)]
+    with pytest.raises(ValueError, match="reference holds logits of 2 questions"):
+        answer_statistics(model, processor, conversations, reference=two)
+    questions = encode_questions(processor, conversations[:1], [2])
+    with pytest.raises(ValueError, match="model holds logits of 2 questions"):
+        answer_statistics(two, processor, [questions[0]])
+    with pytest.raises(ValueError, match="the answer has"):
+        answer_statistics([torch.zeros(1, 192)], processor, [questions[0]])

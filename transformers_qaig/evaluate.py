@@ -7,10 +7,12 @@ Everything is teacher-forced: one forward pass over question and answer, read at
     rounded = answer_statistics(rtn, processor, conversations, reference=model)
     packed.summary()["kl"]                      # {"mean": …, "standard_error": …}, nats per answer token
     paired_ratio(packed, rounded)               # mean KL of one over the other, with its 95 % interval
+
+`transformers_qaig.report.comparison` makes JSON, a table and a plot of several such statistics.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from transformers_qaig.calibration.messages import to_conversation
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio
 
 __all__ = [
@@ -59,7 +62,11 @@ class Question:
 
 
 def encode_questions(
-    processor: Any, conversations: Sequence[Sequence[Message]], eos_token_ids: Sequence[int] = ()
+    processor: Any,
+    conversations: Iterable[Sequence[Message] | Mapping[str, Any]],
+    eos_token_ids: Sequence[int] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Question]:
     """Every assistant turn of ``conversations`` as a question of its own.
 
@@ -70,15 +77,17 @@ def encode_questions(
 
     Args:
         processor: what ``AutoProcessor.from_pretrained`` gives; its chat template is used.
-        conversations: chat messages; an assistant's message may carry ``"task"``, a name to report it under.
+        conversations: chat messages, where an assistant's message may carry ``"task"``, a name to report it under; or
+            records such as ``{"image": …, "question": …, "answer": …, "task": …}``: a ``datasets.Dataset`` will do.
         eos_token_ids: tokens that end a generation.
+        columns: what records call their ``messages``, ``image``, ``prompt`` and ``response`` (default: found by name).
 
     Raises:
         ValueError: a conversation has no assistant turn with text, or its template hides the answer.
     """
     questions = []
     for index, conversation in enumerate(conversations):
-        turns = list(_single_turns(conversation))
+        turns = list(_single_turns(_messages_of(conversation, columns, index)))
         if not turns:
             raise ValueError(f"conversations[{index}] has no assistant message after a user message: nothing to check.")
         for prompt, reply in turns:
@@ -112,9 +121,9 @@ def answer_logits(model: torch.nn.Module, questions: Sequence[Question], *, batc
 
 
 def answer_statistics(
-    model: torch.nn.Module,
+    model: torch.nn.Module | Sequence[Tensor],
     processor: Any,
-    conversations: Sequence[Sequence[Message]] | Sequence[Question],
+    conversations: Sequence[Sequence[Message] | Mapping[str, Any]] | Sequence[Question],
     *,
     reference: torch.nn.Module | Sequence[Tensor] | None = None,
     batch_size: int = 32,
@@ -124,32 +133,28 @@ def answer_statistics(
     Questions whose tensors have equal shapes share a batch, so nothing is ever padded.
 
     Args:
-        model: a vision-language (or language) model with logits.
+        model: a vision-language (or language) model with logits, or its `answer_logits` on the same questions.
         processor: its processor; unused when ``conversations`` is already what `encode_questions` returns.
         conversations: chat messages (see `encode_questions`), or encoded questions.
         reference: the model to compare with, or its `answer_logits` on the same questions.
         batch_size: questions per forward pass.
 
     Raises:
-        ValueError: no question, ``batch_size`` below 1, or a reference that does not fit the questions.
+        ValueError: no question, ``batch_size`` below 1, or logits that do not fit the questions.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     questions = _as_questions(model, processor, conversations)
-    known = None if reference is None or isinstance(reference, torch.nn.Module) else reference
-    if known is not None and len(known) != len(questions):
-        raise ValueError(f"reference holds logits of {len(known)} questions, but there are {len(questions)}.")
+    for name, given in (("model", model), ("reference", reference)):
+        if given is not None and not isinstance(given, torch.nn.Module) and len(given) != len(questions):
+            raise ValueError(f"{name} holds logits of {len(given)} questions, but there are {len(questions)}.")
 
     columns = np.full((4, len(questions)), np.nan)
     for batch in _equal_shape_batches(questions, batch_size):
-        chosen = [questions[i] for i in batch]
-        expected: Sequence[Tensor | None] = [None] * len(batch)
-        if isinstance(reference, torch.nn.Module):
-            expected = _forward(reference, chosen)
-        elif known is not None:
-            expected = [known[i] for i in batch]
-        for i, question, rows, target in zip(batch, chosen, _forward(model, chosen), expected):
-            columns[:, i] = _answer_figures(rows, question.answer, target)
+        logits = _logits_of(model, questions, batch)
+        expected = [None] * len(batch) if reference is None else _logits_of(reference, questions, batch)
+        for i, rows, target in zip(batch, logits, expected):
+            columns[:, i] = _answer_figures(rows, questions[i].answer, target)
 
     return AnswerStatistics(
         exact=columns[0].astype(bool),
@@ -162,7 +167,7 @@ def answer_statistics(
     )
 
 
-def _as_questions(model: torch.nn.Module, processor: Any, conversations: Sequence[Any]) -> list[Question]:
+def _as_questions(model: Any, processor: Any, conversations: Sequence[Any]) -> list[Question]:
     if len(conversations) == 0:
         raise ValueError("conversations is empty: there is no answer to check.")
     if isinstance(conversations[0], Question):
@@ -171,6 +176,19 @@ def _as_questions(model: torch.nn.Module, processor: Any, conversations: Sequenc
     eos = generation.eos_token_id if generation is not None else None
     ids = eos if isinstance(eos, list) else [eos]
     return encode_questions(processor, conversations, [token for token in ids if token is not None])
+
+
+def _messages_of(
+    record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, index: int
+) -> Sequence[Message]:
+    if not isinstance(record, Mapping):
+        return record
+    try:
+        messages = to_conversation(record, columns)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"conversations[{index}] is not usable: {error}") from error
+    task = record.get("task")
+    return messages if task is None else [{**message, "task": task} for message in messages]
 
 
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
@@ -202,6 +220,15 @@ def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> Iter
         yield from (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
 
 
+def _logits_of(
+    model: torch.nn.Module | Sequence[Tensor], questions: Sequence[Question], batch: list[int]
+) -> Sequence[Tensor]:
+    """Logits ``[A, V]`` of the questions in ``batch``, computed or looked up."""
+    if isinstance(model, torch.nn.Module):
+        return _forward(model, [questions[i] for i in batch])
+    return [model[i] for i in batch]
+
+
 @torch.no_grad()
 def _forward(model: torch.nn.Module, questions: Sequence[Question]) -> list[Tensor]:
     """Logits ``[A, V]`` at the positions that predict each answer, from one forward pass."""
@@ -222,6 +249,8 @@ def _answer_figures(logits: Tensor, answer: Tensor, reference: Tensor | None) ->
     """(exact, NLL, KL(reference ‖ model), agreement) of one answer from logits ``[A, V]``, in float32."""
     log_p = log_softmax(logits.float(), dim=-1)
     answer = answer.to(log_p.device)
+    if len(log_p) != len(answer):
+        raise ValueError(f"the model's logits are {tuple(logits.shape)}, but the answer has {len(answer)} tokens.")
     first = log_p.argmax(dim=-1)
     exact = float((first == answer).all())
     nll = -log_p.gather(1, answer[:, None]).mean().item()

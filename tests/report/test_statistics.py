@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio
+from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
 
 
 def statistics(kl: np.ndarray | None, *, tokens: np.ndarray | None = None, per_picture: int = 1) -> AnswerStatistics:
@@ -64,3 +64,26 @@ def test_paired_ratio_refuses_what_is_not_a_pair() -> None:
         paired_ratio(a, statistics(np.ones(8), per_picture=2))
     with pytest.raises(ValueError, match="reference="):
         paired_ratio(a, AnswerStatistics(**{**vars(a), "kl": None}))
+
+
+def test_perplexity_is_exp_of_the_mean_over_tokens() -> None:
+    base = statistics(np.ones(200), tokens=np.arange(200) % 3 + 1)
+    base = AnswerStatistics(**{**vars(base), "nll": np.random.default_rng(0).exponential(size=200)})
+    summary = base.summary()
+    by_hand = np.exp(sum(n * t for n, t in zip(base.nll, base.tokens)) / sum(base.tokens))
+    assert summary["perplexity"]["mean"] == pytest.approx(by_hand)
+    # The delta method: the error of exp(x) is exp(x) times that of x.
+    expected = by_hand * summary["nll"]["standard_error"]
+    assert summary["perplexity"]["standard_error"] == pytest.approx(expected, rel=0.05)
+
+
+def test_pooled_is_the_mean_per_question() -> None:
+    a, b = statistics(np.array([1.0, 4.0])), statistics(np.array([3.0, 0.0]))
+    both = pooled([a, b])
+    np.testing.assert_array_equal(both.kl, [2.0, 2.0])
+    np.testing.assert_array_equal(both.exact, a.exact)
+    assert pooled([a, AnswerStatistics(**{**vars(b), "kl": None})]).kl is None
+    with pytest.raises(ValueError, match="same questions"):
+        pooled([a, statistics(np.ones(2), tokens=np.array([1, 2]))])
+    with pytest.raises(ValueError, match="at least one"):
+        pooled([])

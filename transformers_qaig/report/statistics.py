@@ -1,5 +1,6 @@
 """Figures per answer, and what can be said from them: means, standard errors, paired comparisons."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ class AnswerStatistics:
     """One entry per question, so that two models can be compared question by question.
 
     Attributes:
-        exact: bool ``[Q]``: every answer token is the model's first choice. For an answer that greedy decoding would
-            produce this is the same event as "greedy decoding gives exactly this answer".
+        exact: bool ``[Q]``, a share once `pooled`: every answer token is the model's first choice. For an answer that
+            greedy decoding would produce this is the same event as "greedy decoding gives exactly this answer".
         nll: float64 ``[Q]``: mean negative log-likelihood of the answer's tokens, in nats.
         kl: float64 ``[Q]``: mean over the answer's tokens of KL(reference ‖ model) over the whole vocabulary, in nats;
             None without a reference.
@@ -47,8 +48,8 @@ class AnswerStatistics:
     def summary(self, seed: int = 0) -> dict[str, Any]:
         """Means with bootstrap standard errors, over all questions and (under ``"tasks"``) per task.
 
-        ``exact_match`` is a mean over questions; ``kl``, ``agreement`` and ``nll`` are means over answer tokens. The
-        bootstrap resamples whole conversations.
+        ``exact_match`` is a mean over questions; ``kl``, ``agreement`` and ``nll`` are means over answer tokens, and
+        ``perplexity`` is exp of the mean ``nll``. The bootstrap resamples whole conversations.
         """
         figures = self._figures(seed)
         tasks = sorted(set(self.task.tolist()) - {""})
@@ -64,13 +65,38 @@ class AnswerStatistics:
             ("kl", self.kl, self.tokens),
             ("agreement", self.agreement, self.tokens),
         ):
-            if values is not None:
-                resampled = _mean(values, weights, self.conversation, counts)
-                figures[name] = {
-                    "mean": float(np.average(values, weights=weights)),
-                    "standard_error": float(resampled.std(ddof=1)),
-                }
+            if values is None:
+                continue
+            mean, resampled = np.average(values, weights=weights), _mean(values, weights, self.conversation, counts)
+            figures[name] = _figure(mean, resampled)
+            if name == "nll":
+                figures["perplexity"] = _figure(np.exp(mean), np.exp(resampled))
         return figures
+
+
+def pooled(statistics: Sequence[AnswerStatistics]) -> AnswerStatistics:
+    """One method measured several times on the same questions (with several calibration sets, say): means per question.
+
+    Raises:
+        ValueError: nothing to pool, or other questions.
+    """
+    if not statistics:
+        raise ValueError("pooled needs at least one measurement.")
+    first = statistics[0]
+    means: dict[str, Any] = {}
+    for other in statistics[1:]:
+        require_same_questions(first, other)
+    for name in ("exact", "nll", "kl", "agreement"):
+        values = [getattr(one, name) for one in statistics]
+        means[name] = None if any(value is None for value in values) else np.mean(values, axis=0)
+    return AnswerStatistics(**means, tokens=first.tokens, task=first.task, conversation=first.conversation)
+
+
+def require_same_questions(a: AnswerStatistics, b: AnswerStatistics) -> None:
+    """Raise `ValueError` unless both were measured on the same questions in the same order."""
+    for name in ("conversation", "tokens", "task"):
+        if not np.array_equal(getattr(a, name), getattr(b, name)):
+            raise ValueError(f"both statistics must be of the same questions in the same order; their {name} differs.")
 
 
 def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tuple[float, float, float]:
@@ -83,8 +109,7 @@ def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tup
     """
     if a.kl is None or b.kl is None:
         raise ValueError("paired_ratio needs the KL of both: pass reference= to answer_statistics.")
-    if not (np.array_equal(a.conversation, b.conversation) and np.array_equal(a.tokens, b.tokens)):
-        raise ValueError("paired_ratio needs both statistics on the same questions in the same order.")
+    require_same_questions(a, b)
     counts = _resampled_counts(a.conversation, seed)
     ratio = np.average(a.kl, weights=a.tokens) / np.average(b.kl, weights=b.tokens)
     above = _mean(a.kl, a.tokens, a.conversation, counts)
@@ -105,6 +130,10 @@ def resampled_kl(statistics: AnswerStatistics, seed: int = 0) -> Array:
         raise ValueError("resampled_kl needs a KL: pass reference= to answer_statistics.")
     counts = _resampled_counts(statistics.conversation, seed)
     return _mean(statistics.kl, statistics.tokens, statistics.conversation, counts)
+
+
+def _figure(mean: Any, resampled: Array) -> dict[str, float]:
+    return {"mean": float(mean), "standard_error": float(resampled.std(ddof=1))}
 
 
 def _resampled_counts(conversation: Array, seed: int) -> Array:

@@ -1,0 +1,42 @@
+"""Our recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+import transformers_qaig  # noqa: F401  (registers the quantizer)
+from accuracy_peers import Job, Quantized
+from accuracy_peers.common import linears_of
+from accuracy_peers.tensors import Inputs
+from transformers_qaig import QAIGConfig, QAIGLinear
+from transformers_qaig.recipes import RECIPES
+
+
+def quantize(job: Job, samples: list[Inputs]) -> Quantized:
+    recipe = _known(job.settings["recipe"])
+    config = QAIGConfig(
+        bits=job.bits,
+        group_size=job.group_size,
+        activation_bits=job.activation_bits,
+        recipe=recipe,
+        dataset=samples,
+        num_samples=len(samples),
+    )
+    start = time.perf_counter()
+    model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
+    seconds = time.perf_counter() - start
+    linears = {path: module.dequantize(torch.float32) for path, module in linears_of(model, QAIGLinear).items()}
+    settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe])}
+    return Quantized(model.to(torch.float32), linears, model.qaig_report.bits_per_weight, seconds, settings)
+
+
+def _known(name: str) -> str:
+    """Make a variant such as `fast-shuffled` known to the package: recipe `fast` with other token weights."""
+    base, _, weights = name.rpartition("-")
+    if name not in RECIPES and base in RECIPES:
+        RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights=weights)  # type: ignore[arg-type]
+    return name
