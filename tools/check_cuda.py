@@ -101,7 +101,7 @@ def resources(log: str) -> Iterator[tuple[str, dict[str, int]]]:
 
 def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
     text = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
-    for part in re.split(r"^\.section\s+\.text\.", text, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^\s*\.section\s+\.text\.", text, flags=re.MULTILINE)[1:]:
         yield re.match(r"\w+", part)[0], part
 
 

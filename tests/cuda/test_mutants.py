@@ -47,17 +47,25 @@ MUTANTS = [
 
 
 def build(folder: Path, file: str, old: str, new: str) -> emulated.Emulator:
-    """The 4-bit kernels with one change; all others do nothing."""
+    """One kernel with one change; all others do nothing."""
     shutil.copytree(emulated.CSRC / "cuda", folder)
     source = (folder / file).read_text()
     assert old in source, f"{file} has no more {old!r}: change this test, too"
     (folder / file).write_text(source.replace(old, new))
+    others = [
+        f"qaig_decode_{width}_{dtype}_m{rows}(QaigDecode)"
+        for width in ("w2", "w3", "w4", "w8", "mixed")
+        for dtype in ("f16", "bf16")
+        for rows in (8, 16)
+        if (width, dtype, rows) != ("w4", "f16", 8)
+    ]
+    others += [f"qaig_dequantize_w{bits}(QaigDequantize)" for bits in (2, 3, 4, 8)]
+    others += [f"qaig_arrange_{dtype}(QaigArrange)" for dtype in ("f16", "bf16")]
     for path in folder.glob("*.cu"):
-        if path.name not in ("w4.cu", "arrange.cu", "launch.cu"):
-            name = path.stem
-            kernels = [f"qaig_decode_{name}_{t}_m{m}(QaigDecode)" for t in ("f16", "bf16") for m in (8, 16)]
-            kernels += [] if name == "mixed" else [f"qaig_dequantize_{name}(QaigDequantize)"]
-            path.write_text('#include "kernels.h"\n' + "".join(f'extern "C" void {k} {{}}\n' for k in kernels))
+        if path.name != "launch.cu":
+            path.unlink()
+    kernel = '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'
+    (folder / "w4.cu").write_text(kernel + "".join(f'extern "C" void {other} {{}}\n' for other in others))
     return emulated.build(folder)
 
 
