@@ -1,7 +1,9 @@
 # make demo    quantize the trained tiny VLM and show what came out
 # make test    the tests
 # make check   what CI runs besides: lint, types, slow sweeps, the tests on the oldest supported transformers, sanitizers
-#              over the kernels, the kernels compiled for aarch64, the package built and installed in clean environments
+#              over the kernels, the kernels compiled for aarch64 and for every GPU, the package built and installed in
+#              clean environments
+# make cuda    the CUDA kernels compiled for every architecture, and what their machine code holds; needs no GPU
 PYTHON ?= python3
 VENV ?= .venv
 TRANSFORMERS ?= transformers
@@ -20,7 +22,7 @@ CROSS := aarch64-linux-gnu-g++
 # Waiting threads sleep: spinning ones cost a busy machine three times the time.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint slow oldest sanitize cross package clean
+.PHONY: demo test check lint slow oldest sanitize cross cuda package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/tiny-vlm/demo.py
@@ -28,12 +30,12 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not gpu"
 
-check: lint slow oldest sanitize cross package
+check: lint slow oldest sanitize cross cuda package
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
 	$(BIN)/mypy
 
 slow: $(VENV)/.test
@@ -52,6 +54,9 @@ cross:
 	@if command -v $(CROSS) >/dev/null; then set -ex; \
 	  for file in csrc/cpu/*.cpp; do $(CROSS) -std=c++17 -O2 -fPIC -Wall -Wextra -Icsrc -c $$file -o /dev/null; done; \
 	else echo "cross: skipped, there is no $(CROSS)"; fi
+
+cuda: $(VENV)/.dev
+	$(BIN)/python tools/check_cuda.py
 
 package: $(VENV)/.dev
 	PYTHON="$(BIN)/python" tools/check_package.sh

@@ -38,12 +38,11 @@ def main() -> int:
         return 0
     jobs = [(file, arch) for file in args.files.split(",") for arch in args.archs.split(",") if file != "launch.cu"]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        # launch.cu has no kernels. Host code, and the PTX that later architectures compile, are tried once.
-        whole = [pool.submit(compile_host, nvcc, SOURCES / file, folder) for file in args.files.split(",")]
+        launcher = pool.submit(compile_launcher, nvcc, folder)
         results = [pool.submit(inspect, nvcc, nvdisasm, file, arch, folder) for file, arch in jobs]
         columns = ["registers", "spills", "stack", *(INSTRUCTIONS if nvdisasm else ()), *(["all"] if nvdisasm else [])]
         print(f"{'kernel':32} {'arch':>4} " + " ".join(f"{name:>9}" for name in columns))
-        faults = [fault for future in whole for fault in future.result()]
+        faults = launcher.result()
         for future in results:
             for kernel, arch, row in future.result():
                 print(f"{kernel:32} {arch:>4} " + " ".join(f"{row[name]:>9}" for name in columns), flush=True)
@@ -61,11 +60,11 @@ def find(program: str) -> str | None:
     return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
 
-def compile_host(nvcc: str, source: Path, folder: str) -> list[str]:
-    newest = f"arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}"
-    command = [nvcc, "-std=c++17", "-O3", f"-gencode={newest}", "-c", str(source), "-o", f"{folder}/{source.name}.o"]
+def compile_launcher(nvcc: str, folder: str) -> list[str]:
+    """The file that has no kernels."""
+    command = [nvcc, "-std=c++17", "-O3", "-c", str(SOURCES / "launch.cu"), "-o", f"{folder}/launch.o"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [f"{source.name} does not compile: {done.stderr[:2000]}"] if done.returncode else []
+    return [f"launch.cu does not compile: {done.stderr[:2000]}"] if done.returncode else []
 
 
 def inspect(
@@ -102,7 +101,7 @@ def resources(log: str) -> Iterator[tuple[str, dict[str, int]]]:
 
 def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
     text = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
-    for part in re.split(r"^\.section\s+\.text\.", text, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^\s*\.section\s+\.text\.", text, flags=re.MULTILINE)[1:]:
         yield re.match(r"\w+", part)[0], part
 
 

@@ -54,7 +54,7 @@ struct LayerPart {
     const QaigDecode& d;
     const QaigLayer& l;
     Line line;
-    long long start;     // where the layer begins in the line
+    unsigned start;      // first step of the layer
     unsigned* counters;  // of the layer's row blocks
     uint4* ring;         // this warp's stages
     float4* shared_sums;
@@ -186,9 +186,8 @@ struct LayerPart {
     // Leaves the sums of a part of a row block to the other blocks that have parts of it.
     // Returns whether this block is the last to do so: then `sums` are the whole.
     QAIG_MEMBER bool add_blocks(Sums<parts>& sums, int row_block, bool from_start) {
-        const long long first_item = static_cast<long long>(row_block) * tiles;
-        const int first = line.block_at(start + first_item * bits);
-        const int last = line.block_at(start + (first_item + tiles - 1) * bits);
+        const unsigned first_step = start + static_cast<unsigned>(row_block) * tiles * bits;
+        const int first = line.block_at(first_step), last = line.block_at(first_step + (tiles - 1) * bits);
         float4* own = partial(blockIdx.x, from_start);
 #pragma unroll
         for (int i = 0; i < kRowTiles * parts; i++) {
@@ -284,7 +283,7 @@ struct LayerPart {
 };
 
 template <class T, int bits, int columns, int kernel_bits = bits>
-QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, long long start, int counter, int begin,
+QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, unsigned start, int counter, int begin,
                               int end, uint4* shared) {
     const QaigLayer& l = d.layers[index];
     const Shape s = shape_of(l);
@@ -313,13 +312,14 @@ template <class T, int bits, int columns>
 QAIG_DEVICE void decode(const QaigDecode& d) {
     QAIG_DYNAMIC_SHARED(shared);
     const Line line = line_of(d, gridDim.x);
-    const long long from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
-    long long start = 0;
+    const unsigned from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
+    unsigned start = 0;
     int counter = 0;
     for (int i = 0; i < d.layer_count; i++) {
         const QaigLayer& l = d.layers[i];
-        const int begin = static_cast<int>(first_item(l, start, from)),
-                  end = static_cast<int>(first_item(l, start, to));
+        const Shape s = shape_of(l);
+        const unsigned items = static_cast<unsigned>(s.items()), width = bits == kMixed ? l.bits : bits;
+        const int begin = first_item(from, start, items, width), end = first_item(to, start, items, width);
         if (begin < end) {
             if constexpr (bits != kMixed) {
                 decode_layer<T, bits, columns>(d, i, line, start, counter, begin, end, shared);
@@ -333,8 +333,7 @@ QAIG_DEVICE void decode(const QaigDecode& d) {
                 decode_layer<T, 8, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
             }
         }
-        const Shape s = shape_of(l);
-        start += s.items() * l.bits;
+        start += items * width;
         counter += s.row_blocks();
     }
 }
@@ -342,9 +341,9 @@ QAIG_DEVICE void decode(const QaigDecode& d) {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                                          \
-    extern "C" __global__ void __launch_bounds__(128, columns == 8 ? 4 : 3) name(QAIG_ARGUMENT QaigDecode d) { \
-        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                                                \
+#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                       \
+    extern "C" __global__ void __launch_bounds__(128, 3) name(QAIG_ARGUMENT QaigDecode d) { \
+        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                             \
     }
 
 // The four decode kernels of one width. `width` is how names write it: w2, w3, w4, w8 or mixed.

@@ -88,7 +88,7 @@ QAIG_DEVICE void dequantize(const QaigDequantize& d) {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_DEQUANTIZE_KERNEL(bits)                                                                            \
-    extern "C" __global__ void __launch_bounds__(128) qaig_dequantize_w##bits(QAIG_ARGUMENT QaigDequantize d) { \
-        qaig::cuda::dequantize<bits>(d);                                                                        \
+#define QAIG_DEQUANTIZE_KERNEL(bits)                                                                               \
+    extern "C" __global__ void __launch_bounds__(128, 4) qaig_dequantize_w##bits(QAIG_ARGUMENT QaigDequantize d) { \
+        qaig::cuda::dequantize<bits>(d);                                                                           \
     }

@@ -224,7 +224,9 @@ QAIG_DEVICE void multiply_tiles(BF16 type, float (&c)[4], const unsigned (&a)[4]
 #else
     // No tensor core takes bfloat16: the four lanes of a row hand their parts around.
     const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+#pragma unroll 1  // or the code would be several times what the others have
     for (int t = 0; t < 4; t++) {
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             const unsigned top = shuffle(a[2 * half], row + t), bottom = shuffle(a[2 * half + 1], row + t);
             const unsigned left = shuffle(half ? b1 : b0, column + t), right = shuffle(half ? b1 : b0, column + 4 + t);

@@ -93,15 +93,17 @@ namespace cuda {
 
 constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
-constexpr int kDecodeBlocksPerProcessor = 4;  // blocks that a multiprocessor holds at once; not yet measured
+constexpr int kDecodeBlocksPerProcessor = 3;  // blocks that a multiprocessor holds at once; not yet measured
 constexpr int kDequantizeThreads = 128;
 constexpr int kArrangeThreads = 256;
 constexpr int kMixed = 0;  // stands for the bits of the mixed kernel
 
 // Items each warp has in shared memory, being computed or on their way.
-QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 8 ? 2 : 4; }
+QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
 QAIG_BOTH int decode_warp_bytes(int bits) { return bits == kMixed ? 8192 : decode_stages(bits) * bits * 512; }
 QAIG_BOTH int decode_columns(int rows) { return rows <= 8 ? 8 : 16; }  // the 8 or 16 of _m8 and _m16
+// The layers' Shape::items() times their bits must add up to less than this.
+constexpr long long kMostSteps = 1LL << 31;
 QAIG_BOTH int decode_sum_bytes(int columns) { return kBlockRows * columns * 4; }
 QAIG_BOTH int decode_shared_bytes(int bits, int columns) {
     return kDecodeWarps * decode_warp_bytes(bits) + decode_sum_bytes(columns);

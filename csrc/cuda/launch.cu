@@ -86,6 +86,7 @@ int check_decode(const QaigDecode* d) {
     if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1 || d->rows > QAIG_MOST_ROWS) {
         return QAIG_BAD_ARGUMENT;
     }
+    long long steps = 0;
     for (int i = 0; i < d->layer_count; i++) {
         const QaigLayer& l = d->layers[i];
         if (!has_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
@@ -94,7 +95,8 @@ int check_decode(const QaigDecode* d) {
         if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {
             return QAIG_UNSUPPORTED;
         }
-        if (shape_of(l).items() >= 1LL << 30) {
+        steps += shape_of(l).items() * l.bits;
+        if (steps >= kMostSteps) {
             return QAIG_UNSUPPORTED;
         }
         if (!aligned(l.words, 16) || !aligned(l.scale, 16) || (l.zero && !aligned(l.zero, 8)) || !aligned(l.x, 16) ||

@@ -211,7 +211,7 @@ def build(sources: Path = CSRC / "cuda") -> Emulator:
     """The kernels below `sources` on the emulator, compiled unless an earlier run did.
 
     Raises:
-        subprocess.CalledProcessError: if something does not compile.
+        RuntimeError: if something does not compile.
     """
     return Emulator(_library([*sorted(sources.glob("*.cu")), EMULATOR / "machine.cpp"], sources, [], []))
 
@@ -253,4 +253,6 @@ def _compile(files: list[Path], command: list[str], link: list[str], library: Pa
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[:2000]}")

@@ -39,7 +39,7 @@ MUTANTS = [
     ("channels beyond the last", "decode.h", "&& slot < l.x_slots", "", f"a load outside of every buffer|{WRONG}"),
     ("misaligned load", "decode.h", "unit * kUnitSlots + 8 * t;", "unit * kUnitSlots + 4 * t;", "misaligned"),
     ("output beyond the last row", "decode.h", "n < l.out_features && m", "m", "a store outside of every buffer"),
-    ("too much shared memory", "kernels.h", "? 2 : 4; }", "? 2 : 64; }", "refused"),
+    ("too much shared memory", "kernels.h", "bits == 4 ? 3 :", "bits == 4 ? 64 :", "refused"),
     ("last block too early", "decode.h", "static_cast<unsigned>(last - first)", "0u", f"{WRONG}|counters"),
     ("counters left as they are", "decode.h", "store_global(counters + row_block, 0u);", "", "counters"),
     ("a part taken for the whole", "decode.h", "from_start && to == row_end", "from_start", f"{WRONG}|counters"),

@@ -1,0 +1,152 @@
+"""The CUDA kernels on a GPU: the sweep that the emulator runs, and what only a device can show."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda.test_kernels import BITS, DTYPES, ROUNDING, error
+from tests.nn.test_cpu_kernels import exact, random_layer
+from transformers_qaig.nn import QAIGLinear
+from transformers_qaig.nn.packing import CUDA_ORDER
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+def on_gpu(layer: QAIGLinear, device: str = "cuda") -> QAIGLinear:
+    layer = layer.to(device)
+    assert layer.prepare(), "there are no CUDA kernels: see python -m transformers_qaig.env"
+    assert layer.layout == CUDA_ORDER
+    return layer
+
+
+def check(layer: QAIGLinear, x: Tensor, tolerance: float | None = None) -> None:
+    y = layer(x)
+    assert y.dtype == x.dtype
+    assert error(y, exact(layer, x)) < (tolerance or ROUNDING[x.dtype])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation_bits", [16, 8])
+def test_sweep(bits, dtype, activation_bits):
+    shapes = [(64, 64), (1, 128), (200, 384), (1152, 4096), (577, 256), (4096, 4096), (3584, 18944)]
+    for (n, k), group_size, sym in itertools.product(shapes, (32, 64, 128, -1), (False, True)):
+        if k % group_size == 0:
+            layer = on_gpu(random_layer(bits, group_size, sym, n, k, dtype=dtype, activation_bits=activation_bits))
+            for rows in (1, 2, 7, 8, 11, 16, 17, 40):
+                check(layer, torch.randn(rows, k, device="cuda").to(dtype))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows(bits, dtype):
+    """Unpacked to the dtype, then multiplied by cuBLAS: as good as a dense layer."""
+    layer = on_gpu(random_layer(bits, 128, out_features=1000, in_features=4096, dtype=dtype))
+    for rows in (64, 300, 2048):
+        x = torch.randn(rows, 4096, device="cuda").to(dtype)
+        dense = torch.nn.functional.linear(x, layer.dequantize(dtype), layer.bias)
+        assert error(layer(x), exact(layer, x)) <= 1.05 * error(dense, exact(layer, x))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("out_features", "in_features", "group_size"),
+    [(1, 32, -1), (15, 33, -1), (17, 114, 57), (33, 228, 114), (31, 1, -1), (50, 1100, 275), (70, 40, -1)],
+)
+def test_ragged_shapes(bits, out_features, in_features, group_size):
+    for dtype, rows in itertools.product(DTYPES, (1, 11, 60)):
+        layer = on_gpu(random_layer(bits, group_size, False, out_features, in_features, dtype=dtype))
+        check(layer, torch.randn(rows, in_features, device="cuda").to(dtype), 2 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_are_the_cpus_to_the_bit(bits):
+    for dtype, sym in itertools.product(DTYPES, (False, True)):
+        layer = random_layer(bits, 32, sym, 130, 192, dtype=dtype)
+        expected = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        weight = layer.dequantize(torch.float32)
+        layer = on_gpu(layer)
+        assert torch.equal(layer.dequantize(torch.float32).cpu(), weight)
+        for name, tensor in layer.state_dict().items():
+            assert torch.equal(tensor.cpu(), expected[name])
+        layer = layer.to("cpu")
+        assert layer.layout != CUDA_ORDER
+        assert torch.equal(layer.dequantize(torch.float32), weight)
+
+
+def test_results_are_the_same_every_time():
+    layer = on_gpu(random_layer(3, 64, out_features=4096, in_features=4096, dtype=torch.bfloat16))
+    x = torch.randn(5, 4096, device="cuda").bfloat16()
+    first = layer(x)
+    assert all(torch.equal(layer(x), first) for _ in range(200))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+def test_graphs_replay(rows):
+    """With new inputs, many times, and between calls outside of the graph."""
+    layers = [on_gpu(random_layer(bits, 64, False, 4096, 4096, dtype=torch.float16)) for bits in BITS]
+    x = torch.randn(rows, 4096, device="cuda").half()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for layer in layers:
+            layer(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = [layer(x) for layer in layers]
+    for _ in range(20):
+        x.normal_()
+        graph.replay()
+        for layer, y in zip(layers, captured, strict=True):
+            assert torch.equal(y, layer(x))
+
+
+def test_streams_at_the_same_time():
+    layer = on_gpu(random_layer(4, 128, False, 4096, 4096, dtype=torch.float16))
+    x = torch.randn(4, 4096, device="cuda").half()
+    expected = layer(x)
+    torch.cuda.synchronize()
+    results, streams = [], [torch.cuda.Stream() for _ in range(4)]
+    for _ in range(50):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(layer(x))
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_many_layers_of_one_input():
+    layers = [
+        on_gpu(random_layer(2, 32, False, 300, 1024, dtype=torch.bfloat16)),
+        on_gpu(random_layer(3, 128, True, 4096, 1024, dtype=torch.bfloat16, bias=False)),
+        on_gpu(random_layer(8, -1, False, 17, 1024, dtype=torch.float16)),
+        on_gpu(random_layer(4, 64, False, 1024, 1024, dtype=torch.bfloat16)),
+    ] * 3
+    x = torch.randn(3, 1024, device="cuda").bfloat16()
+    tensors = ("weight_packed", "weight_scale", "weight_zero_point", "bias", "out_features", "bits", "group_size")
+    arguments = [[getattr(layer, name) for layer in layers] for name in tensors]
+    for y, layer in zip(torch.ops.qaig.linear_many(x, *arguments, 16, CUDA_ORDER), layers, strict=True):
+        assert error(y, exact(layer, x)) < ROUNDING[torch.bfloat16]
+
+
+def test_compiles_without_a_break():
+    layer = on_gpu(random_layer(3, 64, dtype=torch.float16, out_features=256, in_features=512))
+    x = torch.randn(3, 512, device="cuda").half()
+    assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_every_gpu():
+    for index in reversed(range(torch.cuda.device_count())):
+        layer = on_gpu(random_layer(3, 32, dtype=torch.float16), f"cuda:{index}")
+        check(layer, torch.randn(3, 96, device=f"cuda:{index}").half())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_a_weight_on_another_gpu_is_refused():
+    layer = on_gpu(random_layer(3, 32, dtype=torch.float16), "cuda:1")
+    with pytest.raises(RuntimeError, match="not on GPU 0"):
+        layer(torch.randn(3, 96, device="cuda:0").half())
