@@ -30,7 +30,15 @@ import transformers_qaig
 from transformers_qaig import extension
 from transformers_qaig.nn import QAIGLinear
 
-IMAGE_TOKEN = 151_000
+# Language models by size: the shapes of Qwen2.5-VL's, and one that only exercises scripts.
+_SIZE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "tie_word_embeddings")  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {
+    "3b": dict(zip(_SIZE, (151_936, 2048, 11_008, 36, 16, 2, True))),
+    "7b": dict(zip(_SIZE, (152_064, 3584, 18_944, 28, 28, 4, False))),
+    "tiny": dict(zip(_SIZE, (1024, 256, 512, 2, 4, 2, True))),
+}
+IMAGE_TOKEN = {"3b": 151_000, "7b": 151_000, "tiny": 1000}
 VARIANTS = ("bf16", *(f"w{bits}a{a}" for bits in (2, 3, 4, 8) for a in (16, 8)), "bitsandbytes-nf4")
 
 
@@ -60,11 +68,12 @@ def main() -> None:
     print(table(rows), file=sys.stderr)
 
 
-def build(variant: str, options: argparse.Namespace) -> LlavaForConditionalGeneration:
-    text = Qwen2Config(
-        vocab_size=151_936, hidden_size=2048, intermediate_size=11_008, num_hidden_layers=options.layers,
-        num_attention_heads=16, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-    )  # fmt: skip
+def build(
+    variant: str, group_size: int, size: str = "3b", layers: int | None = None, device: torch.device | str = "cpu"
+) -> LlavaForConditionalGeneration:
+    text = Qwen2Config(max_position_embeddings=4096, **SIZES[size])
+    if layers is not None:
+        text.num_hidden_layers, text.layer_types = layers, text.layer_types[:layers]
     vision = SiglipVisionConfig(
         hidden_size=384,
         intermediate_size=1536,
@@ -74,8 +83,8 @@ def build(variant: str, options: argparse.Namespace) -> LlavaForConditionalGener
         patch_size=14,
     )
     config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1,
-        vision_feature_select_strategy="full", tie_word_embeddings=True,
+        text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN[size], vision_feature_layer=-1,
+        vision_feature_select_strategy="full", tie_word_embeddings=text.tie_word_embeddings,
     )  # fmt: skip
     config.dtype = torch.bfloat16
     with torch.device("meta"):
@@ -83,11 +92,11 @@ def build(variant: str, options: argparse.Namespace) -> LlavaForConditionalGener
     if variant != "bf16":
         for name, module in list(model.model.language_model.layers.named_modules()):
             if isinstance(module, nn.Linear):
-                model.model.language_model.layers.set_submodule(name, packed(module, variant, options.group_size))
-    fill(model)
+                model.model.language_model.layers.set_submodule(name, packed(module, variant, group_size).to(device))
+    fill(model, device)
     for module in model.modules():
         if isinstance(module, QAIGLinear):
-            assert module.prepare()
+            module.prepare()
     return model.eval()
 
 
@@ -124,13 +133,13 @@ def nf4(in_features: int, out_features: int, bias: bool) -> nn.Module:
     return copy.deepcopy(_nf4[in_features, out_features])
 
 
-def fill(model: LlavaForConditionalGeneration) -> None:
+def fill(model: LlavaForConditionalGeneration, device: torch.device | str = "cpu") -> None:
     """Gives every tensor that is still on meta random values, of one pool: drawing billions takes minutes."""
-    pool = torch.randn(1 << 22).bfloat16() * 0.02
+    pool = (torch.randn(1 << 22).bfloat16() * 0.02).to(device)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type == "meta":
-                value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                value = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
                 flat = value.view(-1)
                 for start in range(0, flat.numel(), pool.numel()):
                     flat[start : start + pool.numel()] = pool[: min(pool.numel(), flat.numel() - start)]
@@ -139,9 +148,9 @@ def fill(model: LlavaForConditionalGeneration) -> None:
                 setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.device.type == "meta":
-                setattr(module, name, torch.arange(buffer.numel()).view(buffer.shape).to(buffer.dtype))
+                setattr(module, name, torch.arange(buffer.numel(), device=device).view(buffer.shape).to(buffer.dtype))
     text = model.config.text_config
-    rotary = type(model.model.language_model.rotary_emb)(text)
+    rotary = type(model.model.language_model.rotary_emb)(text).to(device)
     model.model.language_model.rotary_emb = rotary
     model.tie_weights()
 
@@ -149,9 +158,9 @@ def fill(model: LlavaForConditionalGeneration) -> None:
 @torch.no_grad()
 def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
-    model = build(variant, options)
+    model = build(variant, options.group_size, layers=options.layers)
     ids = torch.randint(0, 150_000, (1, options.prompt))
-    ids[:, 8 : 8 + 256] = IMAGE_TOKEN
+    ids[:, 8 : 8 + 256] = IMAGE_TOKEN["3b"]
     inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 224, 224).bfloat16()}
 
     def prefill() -> Any:
