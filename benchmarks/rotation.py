@@ -5,6 +5,10 @@ What rotated inputs are worth on the tiny VLM: the same recipe with and without,
 
 One JSON line per run on standard output, with a paired-bootstrap interval of the ratio of its KL to the KL without.
 Questions are the development ones: this chooses defaults.
+
+The tiny VLM has none of the outliers of long-trained models. `--outliers 32` gives it some: in each block, a few
+channels of what the linears read become 32 times as large, and the weights' columns 32 times as small. Its function is
+the same.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import datetime
 import json
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -48,12 +53,37 @@ def settings_of(text: str) -> dict[str, int]:
     return {"bits": int(bits), "activation_bits": int(activation_bits or 16), "group_size": int(group_size or -1)}
 
 
+OUTLIERS = {"input_layernorm": 2, "post_attention_layernorm": 2, "mlp.up_proj": 4}
+"""Where outliers are made: module → how many channels."""
+READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.up_proj": ("mlp.down_proj",),
+}
+
+
+@torch.no_grad()
+def make_outliers(source: Path, factor: int, target: Path) -> None:
+    """Save the model with outliers; `factor` must be a power of two, so that nothing is rounded."""
+    model = AutoModelForVision2Seq.from_pretrained(source)
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.model.language_model.layers:
+        for name, count in OUTLIERS.items():
+            weight = layer.get_submodule(name).weight
+            channels = torch.randperm(weight.shape[0], generator=generator)[:count]
+            weight[channels] *= factor
+            for reader in READERS[name]:
+                layer.get_submodule(reader).weight[:, channels] /= factor
+    model.save_pretrained(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", default=["w4a8", "w4a8g64", "w3g64", "w2g64"])
     parser.add_argument("--rounding", nargs="+", default=["nearest", "clip", "gptq"], choices=ROUNDING)
     parser.add_argument("--blocks", type=int, nargs="+", default=[planning.BLOCK], help="most channels in a block")
     parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
+    parser.add_argument("--outliers", type=int, default=1, help="a power of two")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, 2.1 questions each")
     parser.add_argument("--first-picture", type=int, default=10_000)
@@ -65,6 +95,9 @@ def main() -> None:
     pictures = range(options.first_picture, options.first_picture + options.pictures)
     questions = encode_questions(processor, [conversation(s) for s in pictures], [full.config.text_config.eos_token_id])
     reference = answer_logits(full, questions)
+    if options.outliers > 1:
+        model_path = Path(tempfile.mkdtemp())
+        make_outliers(TINY_VLM / "model", options.outliers, model_path)
     for first in options.calibration:
         data = [conversation(first + i) for i in range(options.samples)]
         for text in options.formats:
@@ -78,6 +111,7 @@ def main() -> None:
                         stages=ROUNDING[rounding],
                         rotation=block > 0,
                         dataset=data,
+                        processor=processor,
                         num_samples=options.samples,
                     )
                     start = time.perf_counter()
@@ -91,6 +125,7 @@ def main() -> None:
                         "format": text,
                         "rounding": rounding,
                         "block": block,
+                        "outliers": options.outliers,
                         "calibration": first,
                         "samples": options.samples,
                         "questions": len(questions),

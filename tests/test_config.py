@@ -142,6 +142,24 @@ def test_what_is_not_built_says_so(arguments: dict) -> None:
         QAIGConfig(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rotates"),
+    [
+        ({}, False),
+        ({"recipe": "default"}, False),
+        ({"recipe": "default", "activation_bits": 8}, True),
+        ({"recipe": "default", "activation_bits": 8, "rotation": False}, False),
+        ({"recipe": "default", "stages": {"rotation": "all"}}, True),
+        ({"rotation": True}, True),
+        ({"recipe": "fast", "activation_bits": 8}, False),
+    ],
+)
+def test_inputs_are_rotated_as_asked_or_as_the_recipe_says(arguments: dict, rotates: bool) -> None:
+    config = QAIGConfig(**arguments)
+    assert config.rotates == rotates
+    assert QAIGConfig.from_dict(json.loads(config.to_json_string())).rotates == rotates
+
+
 def test_unknown_key_names_the_nearest() -> None:
     with pytest.raises(TypeError, match="group_size"):
         QAIGConfig(groupsize=64)
