@@ -17,11 +17,12 @@ from .calibration.capture import PausedForwards, around, resident
 from .calibration.choices import Choices, Entries, folded, packed, rounded
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
+from .calibration.inputs import picture_masks
 from .calibration.learning import learn_block
 from .calibration.resume import BlockStore
 from .calibration.stages import Site, Stage, clip, compensate, equalize
 from .calibration.subblock import mask_for, pieces_of
-from .calibration.weighing import weigh_tokens
+from .calibration.weighing import Weigher, given_weights
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
 from .nn.linear import QAIGLinear, get_linear
@@ -38,7 +39,12 @@ SHOWN = 8
 
 
 def calibrate(
-    model: nn.Module, plan: Plan, coverage: Coverage, samples: Sequence[Mapping[str, Any]], config: QAIGConfig
+    model: nn.Module,
+    plan: Plan,
+    coverage: Coverage,
+    samples: Sequence[Mapping[str, Any]],
+    config: QAIGConfig,
+    answers: Sequence[Tensor] | None = None,
 ) -> QuantizationReport:
     """
     Quantize the blocks of `model` in place, as `plan` and the recipe say.
@@ -48,6 +54,7 @@ def calibrate(
         plan, coverage: from [`make_plan`].
         samples: model inputs, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
+        answers: bool [B, T] per sample, True at its answers' tokens, for recipes that ask for them; None: at all.
 
     Returns:
         what was done.
@@ -62,6 +69,8 @@ def calibrate(
     doors = list(blocks.values())
     if device is not None:
         samples = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.items()} for sample in samples]
+    given = given_weights(model, doors, samples, masks, answers or masks, picture_masks(model, samples), recipe, device)
+    weigher = Weigher(recipe, config.seed, given)
     with (
         around(model, doors, device if samples else None),
         PausedForwards(model, doors, samples, door_device="cpu") as full,
@@ -70,6 +79,7 @@ def calibrate(
     ):
         for index, (path, block) in enumerate(bar):
             block_start = time.perf_counter()
+            weigher.block, weigher.calls = index, sum(block.searches for block in report.blocks)
             entries = {
                 name.removeprefix(path + "."): entry for name, entry in plan.items() if name.startswith(path + ".")
             }
@@ -77,7 +87,17 @@ def calibrate(
             report.bytes_per_sample = max(report.bytes_per_sample, full.nbytes() / max(len(samples), 1))
             with resident(block, device):
                 result, summary = store.load(path, block, entries) or quantize_block(
-                    block, path, entries, calls, calls_q, masks, recipe, finder, config.seed
+                    block,
+                    path,
+                    entries,
+                    calls,
+                    calls_q,
+                    masks,
+                    recipe,
+                    finder,
+                    config.seed,
+                    weigher,
+                    config.activation_bits,
                 )
                 for module in result.modules():
                     if isinstance(module, QAIGLinear):
@@ -109,13 +129,17 @@ def quantize_block(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    weigher: Weigher | None = None,
+    activation_bits: int = 16,
 ) -> tuple[nn.Module, BlockSummary]:
     """
     The packed block, and what was chosen for it. Arguments as in [`choose`].
     """
     if not entries:
         return copy.deepcopy(block), BlockSummary(path)
-    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed)
+    choices, summary = choose(
+        block, path, entries, calls, calls_q, masks, recipe, finder, seed, weigher, activation_bits
+    )
     return packed(in_float32(block), choices, dtype_of(block, entries)), summary
 
 
@@ -129,6 +153,8 @@ def choose(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    weigher: Weigher | None = None,
+    activation_bits: int = 16,
 ) -> tuple[Choices, BlockSummary]:
     """
     One block: for each group of linears in order, token weights, equalization, clipping.
@@ -142,6 +168,8 @@ def choose(
         recipe: the stages.
         finder: finds the block's groups.
         seed: of what is random.
+        weigher: of tokens; None makes one for this block alone.
+        activation_bits: 8 if the packed linears will round their inputs.
 
     Returns:
         what follows for the block's weights, and a summary of it.
@@ -149,6 +177,8 @@ def choose(
     summary, choices = BlockSummary(path), Choices(entries, recipe.include_zero)
     if not recipe.calibrates or not calls:
         return choices, summary
+    weigher = weigher or Weigher(recipe, seed)
+    searched = weigher.calls
     dtype, block_32 = dtype_of(block, entries), in_float32(block)
     judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
     fitting = [sample for sample in calls if sample not in judges] or judges
@@ -177,11 +207,12 @@ def choose(
             so_far = rounded(original, choices, done, dtype)
             pieces = pieces_of(original, group, (full, so_far), (calls, calls_q), masks, fitting)
             done += members
-            site = Site(original, group, members, pieces, recipe, dtype, finder.foldable(block, group))
+            foldable = finder.foldable(block, group)
+            site = Site(original, group, members, pieces, recipe, dtype, foldable, activation_bits)
             if not site.pieces:
                 logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
                 continue
-            weigh_tokens(site, choices, seed)
+            weigher.weigh(site, choices)
             if recipe.token_weights != "uniform":
                 summary.importance[group.module] = {
                     s: w for p in site.pieces for s, w in p.importance().items() if s < SHOWN
@@ -197,6 +228,7 @@ def choose(
                 if new_level < level:
                     choices, level = candidate, new_level
         choices = choices.after(earlier)
+    summary.searches = weigher.calls - searched
     if recipe.rounding == "learned" and judges:
         targets = {sample: first_tensor(forward(block, call)).cpu() for sample, call in calls.items()}
         weights = {s: mask_for(masks[s], target).float() for s, target in targets.items()}
@@ -207,14 +239,14 @@ def choose(
     return choices, summary
 
 
-def passes(recipe: Recipe) -> list[list[Stage]]:
+def passes(recipe: Recipe) -> list[tuple[Stage, ...]]:
     """
     The stages of each pass over the block's groups. Rounding that is not to nearest comes in a pass of its own: its
     codes are for weights that no later fold may change.
     """
     if recipe.rounding == "nearest":
-        return [[equalize, clip]]
-    return ([[equalize]] if recipe.equalization != "none" else []) + [[compensate]]
+        return [(equalize, clip)]
+    return [(equalize,), (compensate,)] if recipe.equalization != "none" else [(compensate,)]
 
 
 def in_float32(block: nn.Module) -> nn.Module:
