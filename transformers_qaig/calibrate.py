@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .calibration.choices import Choices, Entries, folded, packed, rounded
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
 from .calibration.inputs import picture_masks
-from .calibration.learning import learn_block
+from .calibration.learning import BlockLearner
 from .calibration.resume import BlockStore
 from .calibration.stages import Site, Stage, clip, compensate, equalize
 from .calibration.subblock import mask_for, pieces_of
@@ -226,16 +227,28 @@ def choose(
                 what = f"{stage.__name__} {', '.join(members)}"
                 (summary.kept if new_level < level else summary.undone).append(what)
                 if new_level < level:
+                    if stage is compensate and judges and recipe.rounding == "gptq":
+                        # The judges have judged: now their tokens count too.
+                        held = pieces_of(original, group, (full, so_far), (calls, calls_q), masks, judges)
+                        more = replace(site, pieces=held)
+                        weigher.weigh(more, choices)
+                        candidate = stage(replace(site, pieces=[*site.pieces, *held]), choices)
                     choices, level = candidate, new_level
         choices = choices.after(earlier)
     summary.searches = weigher.calls - searched
     if recipe.rounding == "learned" and judges:
         targets = {sample: first_tensor(forward(block, call)).cpu() for sample, call in calls.items()}
         weights = {s: mask_for(masks[s], target).float() for s, target in targets.items()}
-        choices, found = learn_block(
-            block_32, choices, calls_q, targets, weights, judges, steps=recipe.steps, dtype=dtype, seed=seed
-        )
-        (summary.kept if found.best < found.start else summary.undone).append("learn")
+        learner = BlockLearner(block_32, calls_q, targets, weights, judges, recipe.steps, seed, dtype)
+        around_them = [
+            name
+            for name, parameter in block.named_parameters()
+            if parameter.ndim == 1 and parameter.is_floating_point() and not finder.is_shared(parameter)
+        ]
+        choices, found = learner.rounding(choices)
+        (summary.kept if found.best < found.start else summary.undone).append("learned rounding")
+        choices, found = learner.scales(choices, around_them)
+        (summary.kept if found.best < found.start else summary.undone).append("learned scales")
     return choices, summary
 
 

@@ -81,8 +81,8 @@ RECIPES: dict[str, Recipe] = {
         include_zero=True,
         do_no_harm=True,
     ),
-    "default": Recipe(nodes=4, clipping=True, include_zero=True, rounding="gptq", drift=0.5, do_no_harm=True),
-    "best": Recipe(nodes=4, clipping=True, include_zero=True, rounding="learned", drift=0.5, do_no_harm=True),
+    "default": Recipe(nodes=4, clipping=True, include_zero=True, rounding="gptq", drift=1.0, do_no_harm=True),
+    "best": Recipe(nodes=4, clipping=True, include_zero=True, rounding="learned", drift=1.0, do_no_harm=True),
 }
 
 

@@ -30,6 +30,7 @@ class Choices:
         scales: groups with the E to fold, in order.
         clippings: linear → how the range of its grid is clipped.
         roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
+        parameters: other parameters of the block, by path → their new values, fp32.
     """
 
     entries: Entries
@@ -37,6 +38,7 @@ class Choices:
     scales: tuple[tuple[Group, Tensor], ...] = ()
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
     roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> Choices:
         """Codes are for the folded weights: scales come first."""
@@ -76,6 +78,8 @@ def folded(original: nn.Module, choices: Choices) -> nn.Module:
     block = copy.deepcopy(original)
     for group, scale in choices.scales:
         fold(block, group, scale)
+    for name, value in choices.parameters.items():
+        block.get_parameter(name).data.copy_(value)
     return block
 
 
@@ -120,7 +124,7 @@ def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -
     block, factors = folded(original, choices), copy.deepcopy(original)
     for parameter in factors.parameters():
         parameter.data.fill_(1.0)
-    factors = folded(factors, choices)
+    factors = folded(factors, replace(choices, parameters={}))
     errors = {}
     for name in choices.entries:
         weight = get_linear(block, name).weight.data

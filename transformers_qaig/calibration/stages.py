@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,6 @@ class Site:
     def loaded(self) -> Iterator[Piece]:
         """The pieces one after the other, on the block's device."""
         return (piece.loaded(self.device) for piece in self.pieces)
-
-    def with_pieces(self, more: list[Piece]) -> Site:
-        return replace(self, pieces=[*self.pieces, *more])
 
     def quantized_inputs(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor]]:
         """What the linears read in the quantized stream once `choices` is folded, and the token weights."""
