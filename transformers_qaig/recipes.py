@@ -45,7 +45,7 @@ class Recipe:
     include_zero: bool = False
     rounding: Literal["nearest", "gptq", "learned"] = "nearest"
     drift: float = 0.0
-    steps: int = 200
+    steps: int = 100
     do_no_harm: bool = False
 
     @property
