@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -166,4 +166,6 @@ def compensate(site: Site, choices: Choices) -> Choices:
             roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
         else:
             roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
+        if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight
+            roundings[name] = replace(roundings[name], source=None)
     return choices.with_roundings(roundings)

@@ -95,7 +95,9 @@ class Treatment:
             members = [name for name in group.linears if name in self.entries]
             if not members:
                 continue
-            blocks = (full, rounded(original, choices, done, self.dtype))
+            # The paper's code searches all scales of a block before it changes anything in it.
+            so_far = full if self.recipe.token_weights == "authors" else rounded(original, choices, done, self.dtype)
+            blocks = (full, so_far)
             done += members
             foldable = self.finder.foldable(self.block, group)
             site = Site(original, group, members, [], self.recipe, self.dtype, foldable, self.activation_bits)
