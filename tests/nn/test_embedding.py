@@ -119,7 +119,7 @@ def test_ids_out_of_range_are_an_error(bad):
 @pytest.mark.parametrize("damage", ["packed", "scale", "zero", "ids"])
 def test_tensors_that_do_not_fit_are_refused(kernel, damage):
     table = packed(nn.Embedding(N, K))
-    arguments = list((IDS, *table._weight()))
+    arguments = [IDS, *table._weight()]
     if damage == "packed":
         arguments[1] = arguments[1][:-1]
     elif damage == "scale":

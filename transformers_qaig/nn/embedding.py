@@ -64,8 +64,7 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
             device=device,
         )  # fmt: skip
         packed.train(table.training)
-        own = vars(packed)
-        own.update({k: v for k, v in vars(table).items() if not k.startswith("_") and k not in own})
+        vars(packed).update(_attributes(table, besides=packed))
         packed.padding_idx = table.padding_idx
         for name, buffer in table.named_buffers(recurse=False):
             packed.register_buffer(name, buffer, persistent=name not in table._non_persistent_buffers_set)
@@ -110,16 +109,14 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
 
         It has no elements, so code that would look up in it fails at once. `dequantize` gives the values.
         """
-        return torch.empty(self.num_embeddings, 0, dtype=self.compute_dtype, device=self.weight_packed.device)
+        return self._stand_in(self.num_embeddings, 0)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Embedding:
         """An embedding of the model's own class with the dequantized weight, in `dtype` (None: the compute dtype)."""
         dense = _original(type(self)).__new__(_original(type(self)))
         nn.Module.__init__(dense)
         dense.weight = nn.Parameter(self.dequantize(dtype))
-        for name, value in vars(self).items():
-            if not name.startswith("_") and name not in vars(dense) and name not in _OWN:
-                setattr(dense, name, value)
+        vars(dense).update({k: v for k, v in _attributes(self, besides=dense).items() if k not in _OWN})
         for name, buffer in self.named_buffers(recurse=False):
             dense.register_buffer(name, buffer, persistent=name not in self._non_persistent_buffers_set)
         return dense.train(self.training)
@@ -151,7 +148,7 @@ def why_not_packed(table: nn.Module) -> str:
     if others or next(table.children(), None) is not None:
         return f"{name} has more than a weight: {', '.join(others) or 'modules'}"
     trial = _empty(type(table))
-    vars(trial).update({k: v for k, v in vars(table).items() if not k.startswith("_")})
+    vars(trial).update(_attributes(table, besides=trial))
     QAIGEmbedding.__init__(trial, 2, table.embedding_dim, bits=8, group_size=-1, device="meta")
     for key, buffer in table.named_buffers(recurse=False):
         trial.register_buffer(key, torch.empty_like(buffer, device="meta"), persistent=False)
@@ -160,6 +157,12 @@ def why_not_packed(table: nn.Module) -> str:
     except Exception as error:
         return f"{name} does not look up through nn.Embedding.forward ({error})"
     return "" if shape == (1, table.embedding_dim) else f"{name} does not look up through nn.Embedding.forward"
+
+
+def _attributes(module: nn.Module, besides: nn.Module) -> dict[str, Any]:
+    """What a module's class has set on it, but for what `besides` has. A `forward` there is a hook's wrapper."""
+    found = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "forward"}
+    return {name: value for name, value in found.items() if name not in vars(besides)}
 
 
 def tie(head: QAIGLinear, table: QAIGEmbedding) -> None:

@@ -232,7 +232,14 @@ class QAIGLinear(nn.Module):
 
         It has no elements, so code that would compute with it fails at once. `dequantize` gives the values.
         """
-        return torch.empty(0, dtype=self.compute_dtype, device=self.weight_packed.device)
+        return self._stand_in(0)
+
+    def _stand_in(self, *shape: int) -> Tensor:
+        """A tensor without elements, marked so that a model's `_init_weights` leaves it alone."""
+        tensor = torch.empty(shape, dtype=self.compute_dtype, device=self.weight_packed.device)
+        if not torch.compiler.is_compiling():
+            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        return tensor
 
     def extra_repr(self) -> str:
         return (
