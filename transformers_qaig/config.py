@@ -281,7 +281,7 @@ class QAIGConfig(QuantizationConfigMixin):
         widths = self.bits if isinstance(self.bits, list) else [self.bits]
         return [self.entry(bits) for bits in widths]
 
-    def entry(self, bits: int) -> dict[str, Any]:
+    def entry(self, bits: Any) -> dict[str, Any]:
         """The plan's entry of a weight with `bits` bits, overrides apart."""
         return {"bits": bits, "group_size": self.group_size, "sym": self.sym}
 

@@ -84,6 +84,20 @@ class Coverage:
             "Lower `min_coverage` in QAIGConfig if that is what you want."
         )
 
+    def size_lines(self) -> dict[str, str]:
+        """What the whole model takes, under "whole model", and each part of it, for people to read."""
+        sizes = {"whole model": self.whole, **self.sizes}
+        return {name: f"{_size(s.full)} → {_size(s.saved)}, {s.full / s.saved:.2f} times" for name, s in sizes.items()}
+
     def __str__(self) -> str:
         rest = ", ".join(f"{path} {size:,}" for path, size in self.elsewhere.items())
         return f"{self.share:.1%} of {self.total:,} block weights packed; kept as they are: {rest or 'nothing else'}"
+
+
+def _size(bits: float) -> str:
+    """Bytes, with the unit that leaves a number below 1,000."""
+    value, unit = bits / 8, "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
+    return f"{value:.4g} {unit}"

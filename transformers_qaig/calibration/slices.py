@@ -112,9 +112,12 @@ def joined(parts: list[QAIGLinear]) -> QAIGLinear:
     layer._parameters = {}
     layer.out_features = rows
     for name, parameter in parts[0]._parameters.items():
+        if parameter is None:
+            layer.register_parameter(name, None)
+            continue
         if name == "weight_shape":
-            whole: Tensor | None = torch.tensor([rows, layer.in_features], device=parameter.device)
+            whole = torch.tensor([rows, layer.in_features], device=parameter.device)
         else:
-            whole = None if parameter is None else torch.cat([part.get_parameter(name) for part in parts])
-        layer.register_parameter(name, None if whole is None else nn.Parameter(whole, requires_grad=False))
+            whole = torch.cat([part.get_parameter(name) for part in parts])
+        layer.register_parameter(name, nn.Parameter(whole, requires_grad=False))
     return layer

@@ -104,7 +104,7 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
         return any(other.prepare() for other in self._sharing() if other is not self)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """An empty tensor `[num_embeddings, 0]` that tells number of rows, compute dtype and device.
 
         It has no elements, so code that would look up in it fails at once. `dequantize` gives the values.
@@ -208,5 +208,5 @@ def _original(packed: type[QAIGEmbedding]) -> type[nn.Embedding]:
 
 
 def _empty(original: type[nn.Embedding]) -> QAIGEmbedding:
-    packed = _packed_class(original)
+    packed = _packed_class(original)  # type: ignore[arg-type]
     return packed.__new__(packed)

@@ -171,10 +171,17 @@ def _facts(
         + ("symmetric" if settings.get("sym") else "asymmetric"),
     )
     if settings.get("plan"):
-        yield "Packed", f"{len(settings['plan'])} linear layers"
+        parts = [name for name in ("vision_bits", "lm_head_bits", "embedding_bits") if settings.get(name)]
+        which = ", ".join(f"{name} {settings[name]}" for name in parts)
+        yield "Packed", f"{len(settings['plan'])} layers" + (f", with {which}" if which else "")
     if report is not None:
         yield "Coverage", str(report.coverage)
-        yield "Stored bits per packed weight", f"{report.bits_per_weight:.2f}, scales and zero points included"
+        yield (
+            "Stored bits per packed weight",
+            f"{report.bits_per_weight:.2f} in the language model's blocks, scales and zero points included",
+        )
+        for name, size in report.coverage.size_lines().items():
+            yield f"Size of the {name}" if " " in name else f"Size of `{name}`", size
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
             yield "Calibration", f"{data}, {report.seconds:.0f} s"
