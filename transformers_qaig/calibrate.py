@@ -78,21 +78,21 @@ def calibrate(
     ):
         for index, station in enumerate(bar):
 
-            def go_on(sample: int, output: Any, output_q: Any, station: Station = station) -> None:
-                if station is not stations[-1]:  # what follows the last one is not needed
-                    full.resume(sample, output)
-                    quantized.resume(sample, output_q)
+            def go_on(sample: int, output: Any, output_q: Any) -> None:
+                full.resume(sample, output)
+                quantized.resume(sample, output_q)
 
+            last = station is stations[-1]  # what follows it is not needed
             with out_of_memory_explained(f"at {station.path}", device, report), resident(station.module, device):
                 calls, calls_q = full.waiting(index), quantized.waiting(index)
                 report.bytes_per_sample = max(report.bytes_per_sample, full.nbytes() / max(len(samples), 1))
                 seen = masks if station.reads_text else [ALL_REAL] * len(masks)
-                summary = quantize_station(model, station, plan, calls, calls_q, seen, tools, go_on)
+                summary = quantize_station(model, station, plan, calls, calls_q, seen, tools, None if last else go_on)
             report.blocks.append(summary)
             bar.set_postfix(error=f"{summary.error:.2e}")
     for station in unreached:
         logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", station.path)
-        report.blocks.append(quantize_station(model, station, plan, {}, {}, [], tools, lambda *_: None))
+        report.blocks.append(quantize_station(model, station, plan, {}, {}, [], tools))
     report.seconds = time.perf_counter() - start
     return report
 
@@ -114,10 +114,11 @@ def quantize_station(
     calls_q: Mapping[int, BlockCall],
     masks: Sequence[Tensor],
     tools: Tools,
-    go_on: Callable[[int, Any, Any], None],
+    go_on: Callable[[int, Any, Any], None] | None = None,
 ) -> BlockSummary:
     """
-    Quantize one station in place, and let the samples that wait there go on: `go_on(sample, output, output_q)`.
+    Quantize one station in place, and let the samples that wait there go on, if there is somewhere to go:
+    `go_on(sample, output, output_q)`.
 
     The other arguments are as in [`choose`].
     """
@@ -138,9 +139,10 @@ def quantize_station(
         for part in parts:
             output, output_q = forward(part.block, call), forward(part.result, call_q)
             part.error.add(output_q, output, masks[sample])
-            outputs.append((output, output_q) if len(parts) == 1 else (output.cpu(), output_q.cpu()))
-        go_on(sample, *(together(list(rows)) for rows in zip(*outputs)))
-        del outputs
+            if go_on is not None:
+                outputs.append((output, output_q))
+        if go_on is not None:
+            go_on(sample, *(together(rows) for rows in zip(*outputs)))
     for part in parts:
         store.check(part.summary, part.error.value)
         part.summary.error, part.summary.seconds = part.error.value, (time.perf_counter() - start) / len(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +72,9 @@ def parts_of(station: Station, plan: Plan) -> list[Part]:
     return [Part(path, module, entries)]
 
 
-def together(outputs: list[Any]) -> Any:
+def together(outputs: Sequence[Any]) -> Any:
     """A station's output from its parts'."""
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=-1)
 
 
 def merged(path: str, parts: list[Part]) -> BlockSummary:

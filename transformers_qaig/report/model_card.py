@@ -71,7 +71,7 @@ def model_card(
             [
                 f"---\n{data.to_yaml()}\n---\n{MARK}",
                 f"# {(repo_id or base or 'Quantized vision-language model').split('/')[-1]}",
-                f"{subject}: the weights of its language model are packed to {_widths(settings)} by "
+                f"{subject}: the weights of its {_parts(settings)} are packed to {_widths(settings)} by "
                 f"[transformers-qaig](https://pypi.org/project/transformers-qaig).{licence}",
                 _LOADING.format(repo_id=repo_id or "path/or/id"),
                 "## What was done",
@@ -171,9 +171,7 @@ def _facts(
         + ("symmetric" if settings.get("sym") else "asymmetric"),
     )
     if settings.get("plan"):
-        parts = [name for name in ("vision_bits", "lm_head_bits", "embedding_bits") if settings.get(name)]
-        which = ", ".join(f"{name} {settings[name]}" for name in parts)
-        yield "Packed", f"{len(settings['plan'])} layers" + (f", with {which}" if which else "")
+        yield "Packed", f"{len(settings['plan'])} layers"
     if report is not None:
         yield "Coverage", str(report.coverage)
         yield (
@@ -190,6 +188,12 @@ def _facts(
             yield "Relative output error per block", ", ".join(f"{error:.1e}" for error in errors)
     if size_in_bytes is not None:
         yield "Size of the weight files", f"{size_in_bytes:,} bytes"
+
+
+def _parts(settings: Mapping[str, Any]) -> str:
+    names = {"vision_bits": "vision tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
+    *others, last = ["language model", *(name for key, name in names.items() if settings.get(key))]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _widths(settings: Mapping[str, Any]) -> str:
