@@ -143,7 +143,7 @@ def test_tied_tables_are_one_tensor_in_memory_and_on_disk(tied: tuple[nn.Module,
 
 def test_tied_tables_in_shards_and_saved_again(tied: tuple[nn.Module, Path], gemma3: Path, tmp_path: Path) -> None:
     model, folder = tied
-    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "shards")
     assert torch.equal(logits(again, gemma3), logits(model, gemma3))
@@ -360,7 +360,7 @@ def test_other_errors_stay_what_they_are() -> None:
 
 
 def test_a_size_to_meet_counts_what_is_packed_outside_the_blocks(llava: Path, tmp_path: Path) -> None:
-    size = 130_000
+    size = 170_000
     outside = {"vision_bits": 4, "embedding_bits": 4, "lm_head_bits": 4}
     quantize(llava, target_size=size, recipe="rtn", **outside).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"

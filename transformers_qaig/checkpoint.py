@@ -57,7 +57,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], else
     headers = _renamed(model, files)
     for key, (shape, dtype, file) in headers.items():
         if key not in expected:
-            if key.rpartition(".")[2] in names and key.rpartition(".")[0] not in elsewhere:
+            owner, _, name = key.rpartition(".")
+            if name in names and not f".{owner}".endswith(tuple(f".{path}" for path in elsewhere)):
                 problems.append(f"{key} is in {file} but not in the plan of config.json")
             continue
         found.add(key)

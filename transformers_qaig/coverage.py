@@ -87,7 +87,11 @@ class Coverage:
     def size_lines(self) -> dict[str, str]:
         """What the whole model takes, under "whole model", and each part of it, for people to read."""
         sizes = {"whole model": self.whole, **self.sizes}
-        return {name: f"{_size(s.full)} → {_size(s.saved)}, {s.full / s.saved:.2f} times" for name, s in sizes.items()}
+        return {
+            name: f"{_size(size.full)} → {_size(size.saved)}, {size.full / size.saved:.2f} times smaller"
+            for name, size in sizes.items()
+            if size.saved
+        }
 
     def __str__(self) -> str:
         rest = ", ".join(f"{path} {size:,}" for path, size in self.elsewhere.items())

@@ -112,7 +112,7 @@ class QAIGHfQuantizer(HfQuantizer):
             model.set_submodule(path, replacement)
         finish_tables(model)
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        unexpected = {re.escape(guard_key(self.plan)) + "$", *(f"^{re.escape(path)}\\." for path in elsewhere)}
+        unexpected = {re.escape(guard_key(self.plan)) + "$", *(rf"(^|\.){re.escape(path)}\." for path in elsewhere)}
         model._keys_to_ignore_on_load_unexpected = ignored | unexpected
         if checkpoint_files:
             others = [str(file) for file in checkpoint_files if not str(file).endswith(".safetensors")]

@@ -176,7 +176,7 @@ def _facts(
         yield "Coverage", str(report.coverage)
         yield (
             "Stored bits per packed weight",
-            f"{report.bits_per_weight:.2f} in the language model's blocks, scales and zero points included",
+            f"{report.bits_per_weight:.2f}, scales and zero points included, in the language model's blocks",
         )
         for name, size in report.coverage.size_lines().items():
             yield f"Size of the {name}" if " " in name else f"Size of `{name}`", size
