@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packing import CPU_ORDER, row_chunks, unpack, unpack_zero_point
+from .packing import CPU_ORDER, ON_DISK, row_chunks, unpack, unpack_zero_point
 
 LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, is not rounded to 8 bits
 
@@ -100,9 +100,9 @@ def linear_grad_input(grad: Tensor, weight: Weight) -> Tensor:
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
-    """W[ids] for ids of any shape: float32 `[*ids.shape, K]`. A weight on disk order is read at those rows only."""
+    """W[ids], float32 `[*ids.shape, K]`. A weight in the on-disk order is read at those rows only."""
     flat = ids.reshape(-1).long()
-    if weight.layout == CPU_ORDER:
+    if weight.layout != ON_DISK:
         rows = [torch.ops.qaig.dequantize(*weight, i, i + 1) for i in flat.tolist()]
         out = torch.cat([flat.new_empty(0, weight.in_features, dtype=torch.float32), *rows])
         return out.view(*ids.shape, weight.in_features)
