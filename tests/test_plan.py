@@ -1,7 +1,12 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GitConfig, GitForCausalLM
+from transformers import (
+    GitConfig,
+    GitForCausalLM,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
 
 from tests.families import FAMILIES, build
 from transformers_qaig import QAIGConfig
@@ -182,6 +187,26 @@ def test_the_tower_and_the_projector_are_found(family: str) -> None:
     assert rest == ["lm_head"]
     assert find_head(model).path == "lm_head"
     assert find_table(model).module is model.get_input_embeddings()
+
+
+def test_an_audio_tower_is_left_alone() -> None:
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+    audio = {"encoder_layers": 2, "d_model": 32, "encoder_ffn_dim": 64, "encoder_attention_heads": 2, "output_dim": 64}
+    config = Qwen2_5OmniThinkerConfig(text_config=text, vision_config=vision, audio_config=audio)
+    with torch.device("meta"):
+        model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    assert list(find_vision(model)) == ["model.visual"]
+    plan, coverage = make_plan(model, QAIGConfig(vision_bits=4))
+    assert any("visual" in path for path in plan)
+    assert not any("audio" in path for path in plan)
+    assert "model.audio_tower" in coverage.elsewhere
 
 
 def test_nothing_outside_the_blocks_is_packed_unless_asked_for(llava: nn.Module) -> None:
