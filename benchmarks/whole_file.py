@@ -108,7 +108,8 @@ def tiny(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             model = AutoModelForVision2Seq.from_pretrained(path, quantization_config=config)
             seconds = time.perf_counter() - start
             coverage = model.qaig_report.coverage
-            summary = answer_statistics(model.float(), processor, questions, reference=reference).summary()
+            model.to(torch.float32)
+            summary = answer_statistics(model, processor, questions, reference=reference).summary()
             yield {
                 "model": "tiny",
                 "group_size": options.group_size,
