@@ -249,6 +249,36 @@ Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zer
     return y;
 }
 
+// Rows of the weight in float32, one for each id.
+Tensor embedding(const Tensor& ids, const Tensor& packed, const Tensor& scale, const Optional& zero,
+                 int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    const ScalarType type = ids.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, "ids must have dtype int32 or int64, got ",
+                    name_of(type));
+    STD_TORCH_CHECK(ids.is_cpu(), "ids are not on the CPU but the table is: move both to one device");
+    const Tensor flat = as_contiguous(ids);
+    std::vector<int64_t> rows(flat.numel());
+    for (size_t i = 0; i < rows.size(); i++) {
+        rows[i] = type == ScalarType::Int ? static_cast<const int32_t*>(flat.const_data_ptr())[i]
+                                          : static_cast<const int64_t*>(flat.const_data_ptr())[i];
+        STD_TORCH_CHECK(0 <= rows[i] && rows[i] < out_features, "id ", rows[i], " is not within the ", out_features,
+                        " rows of the table");
+    }
+    std::vector<int64_t> y_shape = shape_of(ids);
+    y_shape.push_back(in_features);
+    const Tensor y = torch::stable::new_empty(packed, y_shape, ScalarType::Float);
+    auto* out = static_cast<float*>(y.mutable_data_ptr());
+    qaig::share(torch_threads(), static_cast<int64_t>(rows.size()), 1, [&] {
+        return [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) {
+                qaig::row_weights(weight.view, rows[i], out + i * in_features);
+            }
+        };
+    });
+    return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(qaig, CPU, m) {
@@ -256,4 +286,5 @@ STABLE_TORCH_LIBRARY_IMPL(qaig, CPU, m) {
     m.impl("linear_many", TORCH_BOX(&linear_many));
     m.impl("repack", TORCH_BOX(&repack));
     m.impl("dequantize", TORCH_BOX(&dequantize));
+    m.impl("embedding", TORCH_BOX(&embedding));
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,10 +25,11 @@ def guard_key(plan: Plan) -> str:
     Without this package Transformers only warns about the unknown quantization method and would answer from random
     weights; the empty tensor does not fit the linear it then builds, so loading stops.
     """
-    return f"{min(plan)}.weight"
+    # Deep in the model: neither a head, which a base model does not have, nor a tensor that may be tied to another.
+    return f"{min(plan, key=lambda path: (-path.count('.'), path))}.weight"
 
 
-def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> None:
+def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], elsewhere: Collection[str] = ()) -> None:
     """
     Compare the headers of safetensors files with the tensors that the plan and the model ask for.
 
@@ -39,6 +40,7 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
         model: on meta, with the plan's `QAIGLinear`s in place.
         plan: from the checkpoint's config.json.
         files: paths of the checkpoint's shards.
+        elsewhere: paths of packed weights that are stored but that this class of model has no module for.
 
     Raises:
         ValueError: naming the tensors that are missing, unexpected, misshapen or of a wrong type, or a file that
@@ -58,7 +60,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
     headers = _renamed(model, files)
     for key, (shape, dtype, file) in headers.items():
         if key not in expected:
-            if key.rpartition(".")[2] in names:
+            owner, _, name = key.rpartition(".")
+            if name in names and not f".{owner}".endswith(tuple(f".{path}" for path in elsewhere)):
                 problems.append(f"{key} is in {file} but not in the plan of config.json")
             continue
         found.add(key)
@@ -68,7 +71,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> N
             problems.append(f"{key} has shape {list(shape)} in {file}, expected {list(wanted_shape)}")
         if DTYPES.get(dtype) not in allowed:
             problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
-    problems += [f"{key} is missing" for key in expected if key not in found]
+    tied = model.all_tied_weights_keys
+    problems += [f"{key} is missing" for key in expected if key not in found and tied.get(key) not in found]
     if type(model).__name__ in (model.config.architectures or ()):
         problems += [f"{key} is missing" for key in _unpacked_missing(model, expected, headers)]
     if problems:

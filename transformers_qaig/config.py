@@ -80,20 +80,30 @@ class QAIGConfig(QuantizationConfigMixin):
             Rotate the input of every packed layer (random signs and a Hadamard transform of each block of channels, see
             [`transformers_qaig.nn.hadamard`]) where that lowers the error; by default as the recipe says.
         target_bits (`float`, *optional*):
-            A budget: stored bits per packed weight (codes, scales and zero points), on average and at most. Every
-            weight gets the width with which the answers are predicted to lose least.
+            A budget: stored bits per packed weight of the language model's blocks (codes, scales and zero points), on
+            average and at most. Every such weight gets the width with which the answers are predicted to lose least;
+            what is packed outside the blocks has the bits given for it.
         target_size (`int` or `str`, *optional*):
-            The same as the size of all weights of the saved model, packed or not: bytes, or `"3.5GiB"`.
+            The same as the size of all weights of the saved model, packed or not, inside the blocks or not: bytes, or
+            `"3.5GiB"`.
         cost (`str`, *optional*, defaults to `"fisher"`):
             How the loss of a width is predicted, under a budget: `"fisher"`, `"alone"` (slow), `"error"`, `"path"`.
         fuse_groups (`bool`, *optional*, defaults to `False`):
             Under a budget, give q, k and v one width, and gate and up one: engines that merge them need that.
-        lm_head_bits, embedding_bits, vision_bits (`int`, *optional*):
-            Reserved: any value but the default is refused until it is built.
+        vision_bits (`int`, *optional*):
+            Bits, 2 to 8, of the vision tower's and the projector's linears; in full precision if not given. They are
+            calibrated like the language model's, which then sees the quantized tower's features. Group size and grid
+            are those above; `overrides` reach these weights and those of the next two, too.
+        lm_head_bits (`int`, *optional*):
+            Bits of the output head.
+        embedding_bits (`int`, *optional*):
+            Bits of the input embeddings, whose rows are dequantized on lookup. Where they are tied to the head, both
+            are one packed tensor: give one of the two, or both the same.
         plan (`dict` or `str`, *optional*):
             Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan that
             is given: where it is if that lowers the error). The quantizer writes here what it did. Given to quantize a
-            model, it is what is done, but for `overrides`; a weight that it does not name stays as it is. May be a JSON
+            model, it is what is done, but for `overrides`; a weight that it does not name stays as it is, unless it
+            belongs to a part whose own bits (`vision_bits`, ...) are given. May be a JSON
             file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         format_version (`int`), needs_version (`str`):
             Written by the quantizer, checked on reading.
@@ -117,7 +127,6 @@ class QAIGConfig(QuantizationConfigMixin):
     Raises:
         ValueError: a value out of its range, or a newer `format_version`.
         TypeError: an unknown argument; the message names the nearest known one.
-        NotImplementedError: a reserved argument was set.
     """
 
     def __init__(
@@ -216,8 +225,9 @@ class QAIGConfig(QuantizationConfigMixin):
             raise ValueError(f"`stages` must map a recipe's attributes to values, got {self.stages!r}.")
         recipe_of(self.recipe, self.stages)
         for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
-            if getattr(self, name) is not None:
-                raise NotImplementedError(f"`{name}` is not built yet; leave it at None.")
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value not in BITS):
+                raise ValueError(f"`{name}` must be an integer from {BITS[0]} to {BITS[-1]}, or None, got {value!r}.")
         if not _is_int(self.activation_bits) or self.activation_bits not in (8, 16):
             raise ValueError(
                 f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
@@ -285,7 +295,11 @@ class QAIGConfig(QuantizationConfigMixin):
     def candidates(self) -> list[dict[str, Any]]:
         """The entries that a weight may have in the plan, overrides apart: several only under a budget."""
         widths = self.bits if isinstance(self.bits, list) else [self.bits]
-        return [{"bits": bits, "group_size": self.group_size, "sym": self.sym} for bits in widths]
+        return [self.entry(bits) for bits in widths]
+
+    def entry(self, bits: Any) -> dict[str, Any]:
+        """The plan's entry of a weight with `bits` bits, overrides apart."""
+        return {"bits": bits, "group_size": self.group_size, "sym": self.sym}
 
     @property
     def rotates(self) -> bool:

@@ -3,134 +3,30 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .allocation import Option, parse_size
 from .config import MIN_GROUP_SIZE, QAIGConfig, fit_group_size, stored_bits
+from .coverage import BLOCKS, Coverage, PartSize, Plan
+from .nn.embedding import why_not_packed
 from .nn.hadamard import Rotation, fit_block
+from .structure import Found, are_tied, find_blocks, find_head, find_table, find_vision
 
 logger = logging.getLogger("transformers_qaig")
 
-Plan = dict[str, dict[str, Any]]
-"""Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`, and for a layer whose
-input is rotated `"rotation": {"block": int, "seed": int}` ([`transformers_qaig.nn.hadamard.Rotation`])."""
 BLOCK = 128
 """Channels that are rotated together, at most."""
 SHAPE_BITS = 2 * 64
 """Every packed weight is stored with its shape, two int64."""
 
 
-def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """
-    The blocks of the language model, by path in `model`, in the order of their lists.
-
-    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`, but for
-    those in a model of its own that embeds no text (a tower or image tokenizer that the decoder owns). If the model
-    does not tell its decoder apart (towers would be found too), the list with the most weights is taken.
-
-    Raises:
-        ValueError: no such list.
-    """
-    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
-    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
-    lists: list[dict[str, nn.Module]] = []
-
-    def visit(module: nn.Module, path: str) -> None:
-        for name, child in module.named_children():
-            child_path = f"{path}.{name}" if path else name
-            if isinstance(child, PreTrainedModel) and not _embeds_text(child, embeddings):
-                continue
-            if isinstance(child, nn.ModuleList) and len(child) and all(_is_block(item) for item in child):
-                lists.append({f"{child_path}.{i}": item for i, item in enumerate(child)})
-            else:
-                visit(child, child_path)
-
-    root = next((name for name, module in model.named_modules() if module is decoder), "")
-    visit(decoder, root)
-    if not lists:
-        raise ValueError(
-            f"{type(model).__name__}: no list of blocks found below its decoder ({type(decoder).__name__}); "
-            "nothing can be quantized."
-        )
-    if decoder is model:
-        lists = [max(lists, key=lambda found: sum(_size(block) for block in found.values()))]
-    return {path: block for found in lists for path, block in found.items()}
-
-
-def _embeds_text(module: nn.Module, embeddings: nn.Module | None) -> bool:
-    """Whether `module` holds the text embeddings, or a table of their shape that is to be tied to them."""
-    shape = getattr(getattr(embeddings, "weight", None), "shape", None)
-    tables = (m.weight.shape for m in module.modules() if isinstance(m, nn.Embedding))
-    return shape is None or shape in tables or any(m is embeddings for m in module.modules())
-
-
-def _is_block(module: nn.Module) -> bool:
-    leaves = [
-        m for m in module.modules() if next(m.children(), None) is None and next(m.parameters(), None) is not None
-    ]
-    return len(leaves) > 1
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-@dataclass
-class Coverage:
-    """
-    How much of the language model's blocks a plan packs, in weights (elements of parameters with two or more dims).
-
-    Attributes:
-        packed, total: elements packed, elements in all blocks (3-D expert stacks included).
-        stored_bits: what the packed weights take: codes, scales and zero points; 0 until their widths are chosen.
-        left_out: path of every block weight that stays as it is → (elements, reason).
-        elsewhere: elements outside the blocks: embeddings, head, towers and projector, by the path of the part.
-        other_bits: what the saved model takes beside them: every other tensor, and the packed weights' shapes.
-    """
-
-    packed: int = 0
-    total: int = 0
-    stored_bits: float = 0.0
-    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
-    elsewhere: dict[str, int] = field(default_factory=dict)
-    other_bits: int = 0
-
-    @property
-    def share(self) -> float:
-        return self.packed / self.total if self.total else 0.0
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits per packed weight."""
-        return self.stored_bits / self.packed if self.packed else 0.0
-
-    def require(self, min_coverage: float) -> None:
-        """Raise `ValueError`, saying what would be left out, if the share is below `min_coverage`."""
-        if self.share >= min_coverage:
-            return
-        largest = sorted(self.left_out.items(), key=lambda item: -item[1][0])[:8]
-        lines = [f"  {path}: {size:,} weights, {reason}" for path, (size, reason) in largest]
-        if len(self.left_out) > len(lines):
-            lines.append(f"  and {len(self.left_out) - len(lines)} more")
-        raise ValueError(
-            f"Only {self.share:.1%} of the {self.total:,} weights in the language model's blocks would be packed; "
-            f"`min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
-            "Lower `min_coverage` in QAIGConfig if that is what you want."
-        )
-
-    def __str__(self) -> str:
-        rest = ", ".join(f"{path} {size:,}" for path, size in self.elsewhere.items())
-        return f"{self.share:.1%} of {self.total:,} block weights packed; kept as they are: {rest or 'nothing else'}"
-
-
 def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
     """
-    Decide bits and group size for every linear of the language model's blocks. Works on the meta device.
+    Decide bits and group size for everything that is packed. Works on the meta device.
 
     Raises:
         ValueError: what [`list_options`] raises, or some weight has several widths to choose from.
@@ -140,86 +36,237 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
     if open_:
         raise ValueError(f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first.")
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
-    return {path: dict(choices[0].entry) for path, choices in options.items()}, coverage
+    plan = {path: dict(choices[0].entry) for path, choices in options.items()}
+    return {**plan, **coverage.outside}, coverage
 
 
 def list_options(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[Option]], Coverage]:
     """
     The ways in which every linear of the language model's blocks may be stored, with their sizes; costs are not known
-    yet. One way each, unless `bits` are to be chosen from. Works on the meta device.
+    yet. One way each, unless `bits` are to be chosen from. What is packed outside the blocks has one way, which is in
+    the coverage. Works on the meta device.
 
     Raises:
         ValueError: an `overrides` or `modules_to_not_convert` pattern that matches no weight, a given plan with a path
-            that is no linear of the model's blocks, or nothing to pack.
+            that cannot be packed, a part that was asked for and is not there or cannot be packed, tied embeddings and
+            head with different bits, or nothing to pack.
     """
+    requests, coverage = _Requests(config), Coverage()
     options: dict[str, list[Option]] = {}
-    coverage = Coverage()
     blocks = find_blocks(model)
-    unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
-    given = set(config.plan or {})
-    counted: set[int] = set()
-    refitted: dict[tuple[int, int], int] = {}
-    for block_path, block in blocks.items():
-        for name, parameter in block.named_parameters():
-            counted.add(id(parameter))
-            if parameter.ndim < 2:
-                continue
-            coverage.total += parameter.numel()
-            path = f"{block_path}.{name}".removesuffix(".weight")
-            owner = block.get_submodule(name.rpartition(".")[0])
-            skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
-            unused.difference_update(skips)
-            reason = "listed in `modules_to_not_convert`" if skips else _why_not(owner, name)
-            if not reason and config.plan is not None and path not in config.plan:
-                reason = "not in the given plan"
-            if reason:
-                coverage.left_out[path] = (parameter.numel(), reason)
-                continue
-            given.discard(path)
-            candidates = [dict(config.plan[path])] if config.plan is not None else config.candidates
-            for pattern, value in (config.overrides or {}).items():
-                if _matches(path, pattern):
-                    unused.discard(pattern)
-                    changes = value if isinstance(value, dict) else {"bits": value}
-                    candidates = [{**entry, **changes} for entry in candidates]
-            choices: dict[str, Option] = {}
-            for entry in candidates:
-                wanted, size = entry["group_size"], fit_group_size(parameter.shape[1], entry["group_size"])
-                if size != wanted and parameter.shape[1] > wanted:
-                    refitted[parameter.shape[1], wanted] = size
-                entry = {**entry, "group_size": size}
-                shape = parameter.shape
-                _rotate(entry, shape[1], path, config)
-                choices[repr(entry)] = Option(
-                    entry, stored_bits(entry, shape[0], shape[1], 8 * parameter.element_size()), float("nan")
-                )
-            options[path] = list(choices.values())
-            coverage.packed += parameter.numel()
-            coverage.other_bits += SHAPE_BITS - _bits(parameter)
-    for (width, wanted), size in refitted.items():
-        logger.info(
-            "group_size %d does not divide %d input channels: %s", wanted, width, size if size > 0 else "per channel"
-        )
+    candidates = None if config.plan is not None else config.candidates
+    for path, parameter, reason in _weights(blocks):
+        coverage.total += parameter.numel()
+        found, reason = requests.options(path, parameter, reason, candidates)
+        if reason:
+            coverage.left_out[path] = (parameter.numel(), reason)
+            continue
+        options[path] = found
+        coverage.packed += parameter.numel()
+    outside = {**_vision(model, requests), **_tables(model, requests)}
     example = next(iter(options), next(iter(coverage.left_out), "nothing"))
-    if unused:
-        raise ValueError(
-            f"{sorted(unused)} in `overrides`/`modules_to_not_convert` match no weight of the language model's blocks; "
-            f"a path looks like {example!r}."
-        )
-    if given:
-        raise ValueError(
-            f"`plan` packs {sorted(given)[0]!r}, which is no linear that can be packed in this model; a path looks "
-            f"like {example!r}."
-        )
+    requests.check(example)
     if not options:
         raise ValueError("No weight of the language model's blocks can be packed.")
-    tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in counted and parameter.ndim >= 2 and name not in tied:
-            part = _part(name)
-            coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + parameter.numel()
-    coverage.other_bits += sum(_bits(tensor) for name, tensor in model.state_dict().items() if name not in tied)
+    coverage.outside = {path: dict(option.entry) for path, option in outside.items()}
+    sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
+    _measure(model, coverage, blocks, sizes)
     return options, coverage
+
+
+class _Requests:
+    """What a config asks for, weight by weight; remembers which of its patterns and paths have matched nothing yet."""
+
+    def __init__(self, config: QAIGConfig):
+        self.config = config
+        self.unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
+        self.given = set(config.plan or {})
+        self.refitted: set[tuple[int, int]] = set()
+
+    def options(
+        self,
+        path: str,
+        weight: Tensor,
+        reason: str,
+        candidates: list[dict[str, Any]] | None,
+        is_table: bool = False,
+    ) -> tuple[list[Option], str]:
+        """
+        The ways to store one weight, or none and why it stays as it is.
+
+        Args:
+            path, weight: which.
+            reason: why it cannot be packed, if so.
+            candidates: entries to choose from, unless the given plan names the weight; None if there are none.
+            is_table: embeddings or a head, whose rows are looked up as they are or whose input is not rotated.
+        """
+        config = self.config
+        skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
+        self.unused.difference_update(skips)
+        reason = "listed in `modules_to_not_convert`" if skips else reason
+        if not reason and config.plan is not None and path in config.plan:
+            candidates = [dict(config.plan[path])]
+        if not reason and candidates is None:
+            reason = "not in the given plan"
+        if reason or candidates is None:
+            return [], reason
+        self.given.discard(path)
+        for pattern, value in (config.overrides or {}).items():
+            if _matches(path, pattern):
+                self.unused.discard(pattern)
+                changes = value if isinstance(value, dict) else {"bits": value}
+                candidates = [{**entry, **changes} for entry in candidates]
+        choices: dict[str, Option] = {}
+        rows, columns = weight.shape
+        for entry in candidates:
+            size = self._fit(columns, entry["group_size"])
+            entry = {**entry, "group_size": size}
+            self._rotate(entry, columns, path, is_table)
+            bits = stored_bits(entry, rows, columns, 8 * weight.element_size())
+            choices[repr(entry)] = Option(entry, bits, float("nan"))
+        return list(choices.values()), ""
+
+    def _rotate(self, entry: dict[str, Any], columns: int, path: str, is_table: bool) -> None:
+        """Add the rotation that the configuration asks for; one of a given plan is checked and stays."""
+        rotation = Rotation.of(entry)
+        if rotation is None and self.config.plan is None and self.config.rotates and not is_table:
+            block = fit_block(columns, BLOCK)
+            if block is not None:
+                entry["rotation"] = {"block": block, "seed": self.config.seed}
+        if rotation is None:
+            return
+        if is_table:
+            raise ValueError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
+        try:
+            rotation.check(columns)
+        except ValueError as error:
+            raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
+
+    def _fit(self, columns: int, wanted: int) -> int:
+        size = fit_group_size(columns, wanted)
+        if size != wanted and columns > wanted and (columns, wanted) not in self.refitted:
+            self.refitted.add((columns, wanted))
+            chosen = size if size > 0 else "per channel"
+            logger.info("group_size %d does not divide %d input channels: %s", wanted, columns, chosen)
+        return size
+
+    def check(self, example: str) -> None:
+        """Raise `ValueError` if a pattern or a path of the given plan has matched nothing."""
+        if self.unused:
+            raise ValueError(
+                f"{sorted(self.unused)} in `overrides`/`modules_to_not_convert` match no weight that would be packed; "
+                f"a path looks like {example!r}."
+            )
+        if self.given:
+            raise ValueError(
+                f"`plan` packs {sorted(self.given)[0]!r}, which is nothing that can be packed in this model; a path "
+                f"looks like {example!r}."
+            )
+
+
+def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """Every parameter of two or more dims in `modules`: its path, and why it cannot be packed as a linear, if so."""
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                path = f"{prefix}.{name}".removesuffix(".weight")
+                yield path, parameter, _why_not(module.get_submodule(name.rpartition(".")[0]), name)
+
+
+def _vision(model: nn.Module, requests: _Requests) -> dict[str, Option]:
+    """The tower's and the projector's linears that are to be packed."""
+    bits = requests.config.vision_bits
+    if bits is None and not requests.given:
+        return {}
+    candidates = None if bits is None else [requests.config.entry(bits)]
+    try:
+        modules = find_vision(model)
+    except ValueError as error:
+        if bits is not None:
+            raise ValueError(f"`vision_bits={bits}`: {error}") from error
+        return {}
+    packed = {}
+    for path, parameter, reason in _weights(modules):
+        options, reason = requests.options(path, parameter, reason, candidates)
+        if options:
+            packed[path] = options[0]
+        elif bits is not None:
+            logger.info("%s stays as it is: %s", path, reason)
+    if bits is not None and not packed:
+        raise ValueError(f"`vision_bits={bits}`: no weight of the vision tower or the projector can be packed.")
+    return packed
+
+
+def _tables(model: nn.Module, requests: _Requests) -> dict[str, Option]:
+    """Embeddings and head, if they are to be packed."""
+    config, table, head, tied = requests.config, find_table(model), find_head(model), are_tied(model)
+    asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
+    if tied and None not in asked.values() and len(set(asked.values())) > 1:
+        raise ValueError(
+            f"{type(model).__name__} ties its head to its embeddings: one tensor cannot have "
+            f"`embedding_bits={config.embedding_bits}` and `lm_head_bits={config.lm_head_bits}`; give one of them."
+        )
+    if tied:
+        asked = dict.fromkeys(asked, config.embedding_bits or config.lm_head_bits)
+    packed = {}
+    for (name, bits), found in zip(asked.items(), (table, head)):
+        if bits is None and found.path not in requests.given:
+            continue
+        if reason := _why_not_table(model, found, tied):
+            raise ValueError(f"`{name}`: {reason}.")
+        assert found.module is not None
+        candidates = None if bits is None else [config.entry(bits)]
+        options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, is_table=True)
+        if options:
+            packed[found.path] = options[0]
+    entries = [packed[found.path].entry if found.path in packed else None for found in (table, head)]
+    if tied and entries[0] != entries[1]:
+        raise ValueError(
+            f"{type(model).__name__} ties its head to its embeddings: {table.path!r} and {head.path!r} are one tensor "
+            f"and need one entry, got {entries[0]} and {entries[1]}."
+        )
+    if tied:  # stored once
+        packed = {path: Option(o.entry, o.size * (path == table.path), o.cost) for path, o in packed.items()}
+    return packed
+
+
+def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
+    """Why embeddings or a head cannot be packed; empty if they can."""
+    if found.module is None:
+        return f"{type(model).__name__} has none"
+    if isinstance(found.module, nn.Embedding):
+        reason = why_not_packed(found.module)
+        if min(found.module.weight.shape) < MIN_GROUP_SIZE:
+            reason = f"{found.path} is of {tuple(found.module.weight.shape)}: too small to be worth packing"
+    else:
+        reason = _why_not(found.module, "weight")
+    if tied and getattr(found.module, "bias", None) is not None:
+        reason = f"{found.path} has a bias and is tied"
+    ties = getattr(model, "all_tied_weights_keys", {}).items()
+    names = {find_table(model).path, find_head(model).path}
+    others = {name.removesuffix(".weight") for pair in ties if f"{found.path}.weight" in pair for name in pair} - names
+    if others:
+        reason = f"{found.path} is tied to {', '.join(sorted(others))}, too"
+    return reason
+
+
+def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes: Mapping[str, int]) -> None:
+    """Fill in what each part takes; `sizes` are the saved bits of each packed weight, codes of the blocks' left out."""
+    tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
+    inside = tuple(f"{path}." for path in blocks)
+    tables = (find_table(model).path, find_head(model).path)
+    weights = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.ndim >= 2}
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        path = name.removesuffix(".weight")
+        part = BLOCKS if name.startswith(inside) else path if path in tables else _part(name)
+        bits = 8 * tensor.element_size() * tensor.numel()
+        size = coverage.parts.setdefault(part, PartSize())
+        size.full += bits
+        size.saved += sizes.get(path, bits)
+        if part != BLOCKS and path not in sizes and name in weights:
+            coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + tensor.numel()
 
 
 def budget_of(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:
@@ -253,21 +300,6 @@ def budget_of(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]
             f"{span}. Raise the budget, or allow narrower `bits` or a larger `group_size`."
         )
     return budget
-
-
-def _rotate(entry: dict[str, Any], in_features: int, path: str, config: QAIGConfig) -> None:
-    """Add the rotation that the configuration asks for; one of a given plan is checked and stays."""
-    if config.plan is None and config.rotates and (block := fit_block(in_features, BLOCK)):
-        entry["rotation"] = {"block": block, "seed": config.seed}
-    elif rotation := Rotation.of(entry):
-        try:
-            rotation.check(in_features)
-        except ValueError as error:
-            raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
-
-
-def _bits(tensor: Tensor) -> int:
-    return 8 * tensor.element_size() * tensor.numel()
 
 
 def _why_not(owner: nn.Module, name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
@@ -18,12 +18,15 @@ from .calibrate import calibrate
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
+from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, check_packed, get_linear
 from .plan import Coverage, Plan, budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
 from .sensitivity import measure_costs
+from .structure import are_tied, find_head, find_table
+from .tables import finish_tables, replace, unfinish_tables
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -91,8 +94,12 @@ class QAIGHfQuantizer(HfQuantizer):
         plan = self.quantization_config.plan
         if not plan:
             raise ValueError("config.json says quant_method 'qaig' but holds no `plan`: the checkpoint is damaged.")
-        self.plan = _localise(plan, model)
+        self.plan, elsewhere = _localise(plan, model)
         for path, entry in self.plan.items():
+            module = model.get_submodule(path)
+            if isinstance(module, nn.Embedding):
+                replace(model, module, QAIGEmbedding.like(module, **entry, device="meta"))
+                continue
             linear = get_linear(model, path)
             replacement = QAIGLinear(
                 linear.in_features,
@@ -104,13 +111,15 @@ class QAIGHfQuantizer(HfQuantizer):
                 device="meta",
             )
             model.set_submodule(path, replacement)
+        finish_tables(model)
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = ignored | {re.escape(guard_key(self.plan)) + "$"}
+        unexpected = {re.escape(guard_key(self.plan)) + "$", *(rf"(^|\.){re.escape(path)}\." for path in elsewhere)}
+        model._keys_to_ignore_on_load_unexpected = ignored | unexpected
         if checkpoint_files:
             others = [str(file) for file in checkpoint_files if not str(file).endswith(".safetensors")]
             if others:
                 raise ValueError(f"A quantized checkpoint is stored as safetensors, and {others[0]} is not.")
-            check_headers(model, self.plan, checkpoint_files)
+            check_headers(model, self.plan, checkpoint_files, elsewhere)
 
     # -- after the weights are loaded
 
@@ -132,6 +141,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 )
         finally:
             self.samples, self.answers, self.options = [], [], {}
+        finish_tables(model, self.quantization_config.activation_bits)
         self.quantization_config.plan = self.plan
         model.config.quantization_config = self.quantization_config
         model.qaig_report = report  # type: ignore[assignment]
@@ -153,7 +163,7 @@ class QAIGHfQuantizer(HfQuantizer):
         fused = self._fused()
         allocation = allocate(self.options, self.budget, fused)
         logger.info("%s", describe(allocation, self.options, self.budget, fused))
-        self.plan = {path: dict(entry) for path, entry in allocation.entries.items()}
+        self.plan = {path: dict(entry) for path, entry in allocation.entries.items()} | self.coverage.outside
         self.coverage.stored_bits = allocation.size
 
     def _place(self, model: PreTrainedModel) -> None:
@@ -193,20 +203,26 @@ class QAIGHfQuantizer(HfQuantizer):
         wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
         for path in self.plan:
             packed = model.get_submodule(path)
+            if isinstance(packed, QAIGEmbedding):
+                replace(model, packed, packed.to_dense(wanted))
+                continue
             assert isinstance(packed, QAIGLinear)
             weight = packed.dequantize(wanted)
-            linear = torch.nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
-            linear.weight = torch.nn.Parameter(weight)
+            linear = nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
+            linear.weight = nn.Parameter(weight)
             if packed.bias is not None:
-                linear.bias = torch.nn.Parameter(packed.bias.to(weight.dtype))
+                linear.bias = nn.Parameter(packed.bias.to(weight.dtype))
             model.set_submodule(path, linear)
+        unfinish_tables(model)
         detach_model_card(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}  # only the adapter is saved
-        return {**model.state_dict(), guard_key(self.plan): torch.empty(0, dtype=model.dtype)}, {}
+        # A tied head and its embeddings give two copies of what they hold in the kernels' order.
+        tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
+        return {**tensors, guard_key(self.plan): torch.empty(0, dtype=model.dtype)}, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -220,27 +236,40 @@ class QAIGHfQuantizer(HfQuantizer):
         return True
 
 
-def _localise(plan: Plan, model: PreTrainedModel) -> Plan:
+def _localise(plan: Plan, model: PreTrainedModel) -> tuple[Plan, list[str]]:
     """
-    The plan in `model`'s own names: a base model (AutoModel) has no head and lacks the prefix of the full one.
+    The plan in `model`'s own names, and the paths that this class has no module for: a base model (AutoModel) lacks the
+    prefix of the full one, and its head.
 
     Raises:
-        ValueError: a path that is no linear of this model, or two that are the same one.
+        ValueError: a path that is no linear of this model and not its embeddings, or two that are the same one.
     """
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
+    table = find_table(model).module
     local: Plan = {}
+    elsewhere = []
     for path, entry in plan.items():
         name = path if path in modules else path.removeprefix(prefix)
-        if type(modules.get(name)) is not torch.nn.Linear:
+        if name not in modules and name == path and model.base_model is model:
+            elsewhere.append(path)
+            continue
+        module = modules.get(name)
+        if type(module) is not nn.Linear and not (isinstance(module, nn.Embedding) and module is table):
             raise ValueError(
-                f"The plan in config.json packs {path!r}, which is no linear layer of {type(model).__name__}: the "
-                "checkpoint is damaged or belongs to another architecture."
+                f"The plan in config.json packs {path!r}, which is neither a linear layer nor the embeddings of "
+                f"{type(model).__name__}: the checkpoint is damaged or belongs to another architecture."
             )
         if name in local:
             raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
         local[name] = entry
-    return local
+    head = find_head(model).path
+    if are_tied(model) and local.get(head) != local.get(find_table(model).path):
+        raise ValueError(
+            f"The plan in config.json packs {head!r} and the embeddings that it is tied to in different ways: it is "
+            "damaged."
+        )
+    return local, elsewhere
 
 
 def _revision(checkpoint_files: Sequence[str] | None) -> str | None:

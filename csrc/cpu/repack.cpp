@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels.h"
+
 namespace qaig {
 namespace {
 
@@ -83,6 +85,17 @@ void get(int bits, const uint32_t* unit, uint8_t* codes) {
 
 int64_t stream_words(int64_t codes, int bits) { return (codes * bits + 31) / 32; }
 
+// Zero point of row `row` and group `g` of a weight on disk order: packed along N, code `row` of the column g.
+uint8_t disk_zero(const Weight& disk, int64_t row, int64_t g) {
+    const int64_t groups = disk.shape.groups(), bit = row * disk.shape.bits;
+    const auto* column = static_cast<const uint32_t*>(disk.zero) + g;
+    uint64_t two = column[bit / 32 * groups];
+    if (bit % 32 + disk.shape.bits > 32) {
+        two |= uint64_t(column[(bit / 32 + 1) * groups]) << 32;
+    }
+    return static_cast<uint8_t>(two >> (bit % 32) & ((1u << disk.shape.bits) - 1));
+}
+
 }  // namespace
 
 void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
@@ -113,14 +126,8 @@ void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* sca
             }
             std::memcpy(static_cast<char*>(scale) + (g * kTileRows + r) * scale_size, row_scale + g * scale_size,
                         scale_size);
-            if (disk.zero) {  // packed along N: code row0 + r of the column g
-                const int64_t bit = (row0 + r) * bits;
-                const auto* column = static_cast<const uint32_t*>(disk.zero) + g;
-                uint64_t two = column[bit / 32 * groups];
-                if (bit % 32 + bits > 32) {
-                    two |= uint64_t(column[(bit / 32 + 1) * groups]) << 32;
-                }
-                zero[g * kTileRows + r] = static_cast<uint8_t>(two >> (bit % 32) & ((1u << bits) - 1));
+            if (disk.zero) {
+                zero[g * kTileRows + r] = disk_zero(disk, row0 + r, g);
             }
         }
     }
@@ -150,6 +157,36 @@ void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale,
                         tile_scale + (g * kTileRows + r) * scale_size, scale_size);
             if (cpu.zero) {
                 zero[r * groups + g] = tile_zero[g * kTileRows + r];
+            }
+        }
+    }
+}
+
+void row_weights(const Weight& w, int64_t row, float* out) {
+    const Shape& s = w.shape;
+    const int64_t groups = s.groups(), tile = row / kTileRows, lane = row % kTileRows;
+    const uint32_t* stream = w.words + row * stream_words(s.in_features, s.bits);
+    const uint32_t* unit = w.words + tile * s.words_per_tile() + lane;
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t place = w.on_disk ? row * groups + g : (tile * groups + g) * kTileRows + lane;
+        float scale, zero = static_cast<float>(1 << (s.bits - 1));
+        load_floats(w.scale, w.scale_type, place, 1, &scale);
+        if (w.zero) {
+            zero = w.on_disk ? disk_zero(w, row, g) : static_cast<const uint8_t*>(w.zero)[place];
+        }
+        for (int64_t k = 0; k < s.group_size; k += kUnitSlots) {
+            uint8_t codes[kUnitSlots];
+            const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k), first = g * s.group_size + k;
+            if (w.on_disk) {
+                for (int64_t i = 0; i < count; i++) {
+                    codes[i] = static_cast<uint8_t>(stream_code(stream, s.bits, first + i));
+                }
+            } else {
+                get(s.bits, unit, codes);
+                unit += int64_t(s.bits) * kTileRows;
+            }
+            for (int64_t i = 0; i < count; i++) {
+                out[first + i] = (static_cast<float>(codes[i]) - zero) * scale;
             }
         }
     }

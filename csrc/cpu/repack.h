@@ -58,6 +58,9 @@ void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* sca
 // byte each.
 void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
 
+// Row `row` of a weight in either order, in float32: [in_features].
+void row_weights(const Weight& weight, int64_t row, float* out);
+
 // Codes of one unit, [32 slots][16 rows].
 void unit_codes(const uint32_t* words, int bits, uint8_t* codes);
 

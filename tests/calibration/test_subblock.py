@@ -98,6 +98,32 @@ def test_importance_comes_back_by_sample(case) -> None:
     assert importance[1][0] == masks[0].shape[1]
 
 
+def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
+    model, processor = build("qwen2_5_vl")
+    block, calls, outputs = model.model.visual.blocks[0], [], {}
+    hooks = [
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+        ),
+        *(
+            block.get_submodule(name).register_forward_hook(lambda m, a, out, name=name: outputs.update({name: out}))
+            for name in ("attn.qkv", "mlp", "mlp.down_proj")
+        ),
+    ]
+    with torch.no_grad():
+        model(**samples(processor, 1)[0], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    assert calls[0].args[0].ndim == 2
+    groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
+    for name, output in outputs.items():
+        (piece,) = pieces_of(block, groups[name], (block, block), (calls, calls), [torch.ones(0, 0).bool()], [0])
+        assert piece.x.ndim == 3
+        assert is_tokenwise(block, groups[name], piece)
+        with torch.no_grad():
+            torch.testing.assert_close(run(block, groups[name], piece, piece.x)[0], output, rtol=1e-4, atol=1e-5)
+
+
 def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:
     class Routed(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import PushToHubMixin
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.plan import Coverage
+from transformers_qaig.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.model_card import MARK, attach_model_card, model_card, save_model_card
 from transformers_qaig.report.summary import BlockSummary, QuantizationReport
 
@@ -30,14 +30,19 @@ class Model(nn.Module, PushToHubMixin):
 def config() -> QAIGConfig:
     entry = {"group_size": 64, "sym": False}
     plan = {f"layers.{i}.q_proj": {"bits": bits, **entry} for i, bits in enumerate((3, 3, 8))}
-    return QAIGConfig(bits=3, group_size=64, recipe="paper", plan=plan)
+    return QAIGConfig(bits=3, group_size=64, recipe="paper", vision_bits=8, lm_head_bits=8, plan=plan)
 
 
 @pytest.fixture
 def report() -> QuantizationReport:
     return QuantizationReport(
         recipe="paper",
-        coverage=Coverage(packed=990, total=1000, stored_bits=990 * 3.3),
+        coverage=Coverage(
+            packed=990,
+            total=1000,
+            stored_bits=990 * 3.3,
+            parts={BLOCKS: PartSize(16_000, 160), "lm_head": PartSize(8_000_000, 2_000_000)},
+        ),
         num_samples=128,
         num_tokens=12_345,
         blocks=[BlockSummary("layers.0", error=1.28e-3), BlockSummary("layers.1", error=float("nan"))],
@@ -85,6 +90,10 @@ def test_card_says_what_was_done(config: QAIGConfig, report: QuantizationReport)
         "99.0% of 1,000 block weights packed",
         "6,168,872 bytes",
         "| 1.3e-03 |",
+        "the weights of its language model, vision tower and head are packed",
+        "| Size of the whole model | 1.002 MB → 250.4 kB, 4.00 times smaller |",
+        "| Size of `lm_head` | 1 MB → 250 kB, 4.00 times smaller |",
+        "| Size of the language model's blocks | 2 kB → 428.4 bytes, 4.67 times smaller |",
     ):
         assert said in card.text, said
     assert card.text.index("import transformers_qaig") < card.text.index('model="me/vlm-w3"')

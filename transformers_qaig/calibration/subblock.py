@@ -128,7 +128,8 @@ def run(
         x = fake_quantize_tokens(x) if group.module in rounds else x
         return nn.functional.linear(x, (weights or {}).get(group.module, module.weight), module.bias)
     handles = [
-        block.get_submodule(name).register_forward_pre_hook(lambda _, args: (x, *args[1:])) for name in group.linears
+        block.get_submodule(name).register_forward_pre_hook(lambda _, args: (x.view_as(args[0]), *args[1:]))
+        for name in group.linears
     ]
     handles += [
         block.get_submodule(name).register_forward_pre_hook(lambda _, args: (fake_quantize_tokens(args[0]), *args[1:]))
@@ -141,7 +142,8 @@ def run(
     finally:
         for handle in handles:
             handle.remove()
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    first = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return first if first.ndim == 3 else first.reshape(1, -1, first.shape[-1])
 
 
 def pieces_of(
@@ -165,6 +167,7 @@ def pieces_of(
 
     Returns:
         pieces; none if a sample does not get there, or not with one row a token (experts see a choice of the tokens).
+        What a tower reads without a batch dimension, because the block itself is called so, is one sequence.
     """
     pieces = []
     for s in samples:
@@ -172,11 +175,18 @@ def pieces_of(
             (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
         except NotReached:
             return []
-        if x.ndim != 3 or x.shape != x_q.shape:
+        if x.ndim != _rank(calls[0][s]) or x.shape != x_q.shape:
             return []
+        x, x_q = (t if t.ndim == 3 else t.reshape(1, -1, t.shape[-1]) for t in (x, x_q))
         x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
         pieces.append(Piece([s], x, x_q, mask_for(masks[s], x), [x.shape[1]] * x.shape[0], args, kwargs))
     return merge(original, group, pieces)
+
+
+def _rank(call: BlockCall) -> int:
+    """Dimensions of the hidden states that a block is called with."""
+    leaves = tree_leaves((call.args, call.kwargs))
+    return next((leaf.ndim for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), 3)
 
 
 def mask_for(mask: Tensor, x: Tensor) -> Tensor:
@@ -210,7 +220,9 @@ def is_tokenwise(block: nn.Module, group: Group, piece: Piece) -> bool:
     if isinstance(block.get_submodule(group.module), nn.Linear):
         return True
     tensors = [leaf for leaf in tree_leaves((piece.args, piece.kwargs)) if isinstance(leaf, Tensor)]
-    if len(tensors) != 1 or tensors[0].shape != piece.x.shape or len(piece.args) != 1 or piece.x.shape[1] < 2:
+    if len(tensors) != 1 or len(piece.args) != 1 or piece.x.shape[1] < 2:
+        return False
+    if tensors[0].shape not in (piece.x.shape, piece.x.shape[1:]):
         return False
     halves = [run(block, group, piece, half) for half in (piece.x, torch.cat([piece.x[:, :-1], -piece.x[:, -1:]], 1))]
     ends = [run(block, group, piece, half) for half in (piece.x, torch.cat([-piece.x[:, :1], piece.x[:, 1:]], 1))]

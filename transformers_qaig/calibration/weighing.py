@@ -41,8 +41,8 @@ class Weigher:
 
     def __init__(self, recipe: Recipe, seed: int = 0, given: Given | None = None):
         self.recipe, self.seed, self.given = recipe, seed, given
-        self.block = 0
-        """Which block is being treated."""
+        self.block: int | None = 0
+        """Which of the language model's blocks is being treated, if it is one."""
         self.calls = 0
         """Groups weighed so far that are searched for a scale."""
 
@@ -54,7 +54,7 @@ class Weigher:
         if kind in ("balanced", "gradient", "mbq") or (
             authors and choices.activation_bits == 16 and self.calls <= UNIFORM_CALLS
         ):
-            known = self.given[self.block] if self.given else {}
+            known = self.given[self.block] if self.given and self.block is not None else {}
             for piece in site.pieces:
                 piece.weights = _spread(piece, known)
         elif kind == "uniform":

@@ -1,9 +1,11 @@
-"""Packed linear layers: `QAIGLinear`, the `torch.ops.qaig` operators it calls, and the layout of its weights."""
+"""Packed modules, `QAIGLinear` and `QAIGEmbedding`, the `torch.ops.qaig` operators they call, and their layout."""
 
+from .embedding import QAIGEmbedding
 from .linear import QAIGLinear, check_packed
 from .packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
 
 __all__ = [
+    "QAIGEmbedding",
     "QAIGLinear",
     "check_packed",
     "pack",

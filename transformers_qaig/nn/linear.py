@@ -81,7 +81,7 @@ class QAIGLinear(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # an embedding has another base class in between
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in SCALE_DTYPES:
             raise ValueError(f"dtype must be one of {SCALE_DTYPES}, got {dtype}")
@@ -92,6 +92,7 @@ class QAIGLinear(nn.Module):
         self.in_features, self.out_features, self.rotation = in_features, out_features, rotation
         self.bits, self.group_size, self.sym, self.activation_bits = bits, group_size, sym, activation_bits
         self.compute_dtype, self.layout = dtype, ON_DISK
+        self.tied_to: tuple[QAIGLinear, ...] = ()  # modules that hold the same tensors, see `embedding.tie`
         for name, (shape, packed_dtype) in packed_shapes(out_features, in_features, bits, group_size, sym).items():
             self.register_parameter(name, _frozen(torch.zeros(shape, dtype=packed_dtype or dtype, device=device)))
         self.weight_shape = _frozen(torch.tensor([out_features, in_features], device=device))
@@ -182,8 +183,7 @@ class QAIGLinear(nn.Module):
         """
         if self.layout != ON_DISK:
             return True
-        hook = getattr(self, "_hf_hook", None)
-        offloaded = any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
+        offloaded = any(_is_offloaded(module) for module in self._sharing())
         layout = ON_DISK if offloaded else ops.kernel_layout(self.weight_packed.device, self.bits)
         if layout == ON_DISK:
             return False
@@ -214,10 +214,16 @@ class QAIGLinear(nn.Module):
         return packed, scale, zero if self.sym else pack_zero_point(zero, self.bits)
 
     def _replace_packed(self, packed: Tensor, scale: Tensor, zero: Tensor, layout: int) -> None:
-        self.weight_packed, self.weight_scale = _frozen(packed), _frozen(scale)
-        if not self.sym:
-            self.weight_zero_point = _frozen(zero)
-        self.layout = layout
+        tensors = {"weight_packed": packed, "weight_scale": scale, "weight_zero_point": None if self.sym else zero}
+        parameters = {name: None if tensor is None else _frozen(tensor) for name, tensor in tensors.items()}
+        for module in self._sharing():
+            for name, parameter in parameters.items():
+                setattr(module, name, parameter)
+            module.layout = layout
+
+    def _sharing(self) -> list["QAIGLinear"]:
+        """This module and those that still hold the same tensors: offloading may have parted them."""
+        return [self, *(other for other in self.tied_to if other.weight_packed is self.weight_packed)]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight `[out_features, in_features]` this layer stands for, in `dtype` (None: the compute dtype)."""
@@ -234,7 +240,14 @@ class QAIGLinear(nn.Module):
 
         It has no elements, so code that would compute with it fails at once. `dequantize` gives the values.
         """
-        return torch.empty(0, dtype=self.compute_dtype, device=self.weight_packed.device)
+        return self._stand_in(0)
+
+    def _stand_in(self, *shape: int) -> Tensor:
+        """A tensor without elements, marked so that a model's `_init_weights` leaves it alone."""
+        tensor = torch.empty(shape, dtype=self.compute_dtype, device=self.weight_packed.device)
+        if not torch.compiler.is_compiling():
+            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        return tensor
 
     def extra_repr(self) -> str:
         return (
@@ -350,6 +363,11 @@ def check_packed(module: QAIGLinear, name: str) -> None:
     expected = [module.out_features, module.in_features]
     if module.weight_shape.device.type != "meta" and module.weight_shape.tolist() != expected:
         raise ValueError(f"{name}.weight_shape says {module.weight_shape.tolist()}, expected {expected}")
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -45,6 +45,12 @@ _LIBRARY.define(
     "int group_size, int layout, int start, int stop) -> Tensor"
 )
 
+_LIBRARY.define(
+    "embedding(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
+    "int group_size, int layout) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding included
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -140,6 +146,46 @@ def linear_grad_input(
     rotation = checked_rotation(rotation_block, rotation_seed, in_features)
     weight = reference.Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     return reference.linear_grad_input(grad, weight, rotation)
+
+
+def embedding(ids: Tensor, *args: Any) -> Tensor:
+    """`qaig::embedding` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
+    if _load_kernels(ids.device) and _has_kernel("embedding", ids.device):
+        return torch.ops.qaig.embedding(ids, *args)
+    return embedding_reference(ids, *args)
+
+
+def embedding_reference(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+    layout: int,
+) -> Tensor:
+    """`qaig::embedding` in plain torch: the rows W[ids] of a packed weight.
+
+    Args:
+        ids (`Tensor`): int32 or int64, any shape, values 0 .. N - 1.
+        packed, scale, zero, out_features, bits, group_size, layout: the weight `[N, K]`, as in `linear_reference`.
+        in_features (`int`): K.
+
+    Returns:
+        `Tensor`: float32 `[*ids.shape, K]`, exact: what `reference.dequantize` gives before it is rounded.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
+        IndexError: an id that is no row (compiled kernels: RuntimeError; CUDA: an assertion on the device).
+        NotImplementedError: for a `layout` the reference cannot read.
+    """
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"ids must have dtype int32 or int64, got {ids.dtype}")
+    _check_weight(ids, packed, scale, zero, out_features, in_features, bits, group_size, layout)
+    weight = reference.Weight(packed, scale, zero, out_features, in_features, bits, group_size, layout)
+    return reference.embedding(ids, weight)
 
 
 def kernel_layout(device: torch.device, bits: int) -> int:
@@ -300,6 +346,7 @@ _LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_reference", linear_reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_many", linear_many, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_grad_input", linear_grad_input, "CompositeExplicitAutograd")
+_LIBRARY.impl("embedding", embedding, "CompositeExplicitAutograd")
 _LIBRARY.impl("repack", repack_cuda, "CUDA")
 
 
@@ -322,6 +369,13 @@ def _linear_grad_input_fake(grad: Tensor, packed: Tensor, *args: Any) -> Tensor:
     scale, zero, _, _, in_features, *_ = args
     _check_devices(grad, packed, scale, zero)
     return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+@torch.library.register_fake("qaig::embedding", lib=_LIBRARY)
+def _embedding_fake(ids: Tensor, packed: Tensor, *args: Any) -> Tensor:
+    scale, zero, _, in_features, *_ = args
+    _check_devices(ids, packed, scale, zero)
+    return scale.new_empty(*ids.shape, in_features, dtype=torch.float32)
 
 
 def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:

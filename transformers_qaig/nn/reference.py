@@ -103,3 +103,25 @@ def linear_grad_input(grad: Tensor, weight: Weight, rotation: Rotation | None) -
     if rotation is not None:
         total = rotate_back(total, rotation)
     return total.to(grad.dtype).view(*grad.shape[:-1], weight.in_features)
+
+
+def embedding(ids: Tensor, weight: Weight) -> Tensor:
+    """W[ids], float32 `[*ids.shape, K]`. A weight in the on-disk order is read at those rows only."""
+    flat = ids.reshape(-1).long()
+    if weight.layout != ON_DISK:
+        rows = [torch.ops.qaig.dequantize(*weight, i, i + 1) for i in flat.tolist()]
+        out = torch.cat([flat.new_empty(0, weight.in_features, dtype=torch.float32), *rows])
+        return out.view(*ids.shape, weight.in_features)
+    groups = weight.scale.shape[1]
+    codes = unpack(weight.packed.index_select(0, flat), weight.bits, weight.in_features)
+    out = codes.view(len(flat), groups, -1).float()
+    out -= 2 ** (weight.bits - 1) if weight.zero is None else _zero_rows(weight.zero, flat, weight.bits)[..., None]
+    out *= weight.scale.index_select(0, flat)[..., None]
+    return out.view(*ids.shape, weight.in_features)
+
+
+def _zero_rows(words: Tensor, rows: Tensor, bits: int) -> Tensor:
+    """Zero points of some rows: int64 `[n, G]` from int32 `[ceil(N * bits / 32), G]`, packed along N."""
+    first, shift = rows * bits // 32, (rows * bits % 32)[:, None]
+    low, high = (words.index_select(0, i.clamp(max=len(words) - 1)).long() & 0xFFFFFFFF for i in (first, first + 1))
+    return (low | high << 32) >> shift & (2**bits - 1)

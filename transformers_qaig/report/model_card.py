@@ -71,7 +71,7 @@ def model_card(
             [
                 f"---\n{data.to_yaml()}\n---\n{MARK}",
                 f"# {(repo_id or base or 'Quantized vision-language model').split('/')[-1]}",
-                f"{subject}: the weights of its language model are packed to {_widths(settings)} by "
+                f"{subject}: the weights of its {_parts(settings)} are packed to {_widths(settings)} by "
                 f"[transformers-qaig](https://pypi.org/project/transformers-qaig).{licence}",
                 _LOADING.format(repo_id=repo_id or "path/or/id"),
                 "## What was done",
@@ -172,10 +172,15 @@ def _facts(
         + ("symmetric" if settings.get("sym") else "asymmetric"),
     )
     if settings.get("plan"):
-        yield "Packed", f"{len(settings['plan'])} linear layers"
+        yield "Packed", f"{len(settings['plan'])} layers"
     if report is not None:
         yield "Coverage", str(report.coverage)
-        yield "Stored bits per packed weight", f"{report.bits_per_weight:.2f}, scales and zero points included"
+        yield (
+            "Stored bits per packed weight",
+            f"{report.bits_per_weight:.2f}, scales and zero points included, in the language model's blocks",
+        )
+        for name, size in report.coverage.size_lines().items():
+            yield f"Size of the {name}" if " " in name else f"Size of `{name}`", size
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
             yield "Calibration", f"{data}, {report.seconds:.0f} s"
@@ -184,6 +189,12 @@ def _facts(
             yield "Relative output error per block", ", ".join(f"{error:.1e}" for error in errors)
     if size_in_bytes is not None:
         yield "Size of the weight files", f"{size_in_bytes:,} bytes"
+
+
+def _parts(settings: Mapping[str, Any]) -> str:
+    names = {"vision_bits": "vision tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
+    *others, last = ["language model", *(name for key, name in names.items() if settings.get(key))]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _widths(settings: Mapping[str, Any]) -> str:

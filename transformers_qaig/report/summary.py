@@ -42,9 +42,9 @@ class QuantizationReport:
 
     Attributes:
         recipe: its name.
-        coverage: how much of the language model's blocks was packed.
+        coverage: how much of the language model's blocks was packed, and what each part of the model takes.
         num_samples, num_tokens: calibration data: conversations, and real tokens in them.
-        blocks: one summary per block.
+        blocks: one summary per block, and per projector, head or embeddings that were packed, in order.
         seconds: wall time of calibration and packing.
         bytes_per_sample: the most that a paused sample held at a door, on average.
     """
@@ -67,7 +67,8 @@ class QuantizationReport:
         lines = [
             f"qaig: recipe {self.recipe!r}, {data}, {self.seconds:.1f} s",
             f"  coverage: {self.coverage}",
-            f"  {self.bits_per_weight:.2f} stored bits per packed weight",
+            f"  {self.bits_per_weight:.2f} stored bits per packed weight of the blocks",
+            "  size: " + "; ".join(f"{name} {size}" for name, size in self.coverage.size_lines().items()),
         ]
         if self.num_samples:
             errors = ", ".join(f"{block.error:.2e}" for block in self.blocks)

@@ -1,0 +1,155 @@
+"""
+What the whole file weighs, and what packing more than the language model's linears costs the answers.
+
+    python benchmarks/whole_file.py > results.jsonl
+
+One JSON line per setting on standard output, a Markdown table on standard error at the end:
+
+* a 7 B VLM of Qwen2.5-VL-7B's shapes, made on the meta device from its configuration: bytes of each part, in bfloat16
+  and packed. They are exact: what the tensors of the saved file take.
+* the tiny VLM: the same, and the KL of its answers, each part packed in turn. Pictures are from the development seeds
+  unless `--first-picture` says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import transformers_qaig
+from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig.coverage import Coverage
+from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions
+from transformers_qaig.plan import make_plan
+
+TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
+sys.path.insert(0, str(TINY_VLM))
+from conversations import conversation  # noqa: E402
+
+PARTS = ("vision_bits", "lm_head_bits", "embedding_bits")
+SEVEN_B = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+    "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
+}
+"""What differs between the configuration of Qwen2.5-VL-7B and the class's defaults."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=("7b", "tiny"), default=["7b", "tiny"])
+    parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="of the language model's linears")
+    parser.add_argument("--outside", type=int, nargs="+", default=[4, 6], help="of tower, head and embeddings")
+    parser.add_argument("--group-size", type=int, default=64, help="of the tiny VLM; the 7 B has 128")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=300, help="from seed --first-picture on, 2.1 questions each")
+    parser.add_argument("--first-picture", type=int, default=10_000)
+    options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    versions = {m.__name__: m.__version__ for m in (torch, transformers, transformers_qaig)}
+    rows = []
+    runs = {"7b": seven_b, "tiny": tiny}
+    for row in (row for name in options.models for row in runs[name](options)):
+        rows.append(row)
+        print(json.dumps({**row, "date": datetime.date.today().isoformat(), "versions": versions}), flush=True)
+    print(table(rows), file=sys.stderr)
+
+
+def settings(options: argparse.Namespace) -> list[dict[str, int]]:
+    """Bits of every run: the blocks alone, each part beside them, everything."""
+    found = []
+    for bits in options.bits:
+        found.append({"bits": bits})
+        for outside in options.outside:
+            found += [{"bits": bits, part: outside} for part in PARTS]
+            found.append({"bits": bits, **dict.fromkeys(PARTS, outside)})
+    return found
+
+
+def seven_b(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**SEVEN_B)).to(torch.bfloat16)
+    for bits in settings(options):
+        _, coverage = make_plan(model, QAIGConfig(group_size=128, **bits))  # type: ignore[arg-type]
+        yield {"model": "7b", "group_size": 128, **bits, **sizes(coverage)}
+
+
+def tiny(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    path = TINY_VLM / "model"
+    processor, full = AutoProcessor.from_pretrained(path), AutoModelForVision2Seq.from_pretrained(path).float()
+    pictures = range(options.first_picture, options.first_picture + options.pictures)
+    questions = encode_questions(processor, [conversation(s) for s in pictures], [full.config.text_config.eos_token_id])
+    reference = answer_logits(full, questions)
+    for bits in settings(options):
+        for calibration in options.calibration:
+            data = [conversation(calibration + i) for i in range(options.samples)]
+            config = QAIGConfig(
+                group_size=options.group_size, recipe=options.recipe, dataset=data, num_samples=options.samples, **bits
+            )
+            start = time.perf_counter()
+            model = AutoModelForVision2Seq.from_pretrained(path, quantization_config=config)
+            seconds = time.perf_counter() - start
+            coverage = model.qaig_report.coverage
+            model.to(torch.float32)
+            summary = answer_statistics(model, processor, questions, reference=reference).summary()
+            yield {
+                "model": "tiny",
+                "group_size": options.group_size,
+                **bits,
+                **sizes(coverage),
+                "recipe": options.recipe,
+                "calibration": calibration,
+                "samples": options.samples,
+                "first_picture": options.first_picture,
+                "questions": len(questions),
+                "kl": summary["kl"]["mean"],
+                "kl_se": summary["kl"]["standard_error"],
+                "agreement": summary["agreement"]["mean"],
+                "exact_match": summary["exact_match"]["mean"],
+                "seconds": seconds,
+            }
+
+
+def sizes(coverage: Coverage) -> dict[str, Any]:
+    """Bytes of the whole model and of each part, before and after."""
+    whole = coverage.whole
+    return {
+        "bytes": whole.saved // 8,
+        "bytes_full": whole.full // 8,
+        "times_smaller": whole.full / whole.saved,
+        "parts": {name: [size.full // 8, size.saved // 8] for name, size in coverage.sizes.items()},
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| model | bits | tower | head | embeddings | MB | times smaller | KL | exact match |", "|" + "---|" * 9]
+    for row in rows:
+        widths = " | ".join(str(row.get(part, "–")) for part in PARTS)
+        kl = f"{row['kl']:.5f} ± {row['kl_se']:.5f} | {row['exact_match']:.3f}" if "kl" in row else "– | –"
+        lines.append(
+            f"| {row['model']} | {row['bits']} | {widths} | {row['bytes'] / 1e6:,.1f} | {row['times_smaller']:.2f} "
+            f"| {kl} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

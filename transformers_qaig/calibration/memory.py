@@ -1,0 +1,50 @@
+"""What to do about too little memory, in the error that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..report.summary import QuantizationReport
+
+
+@contextmanager
+def out_of_memory_explained(
+    where: str, device: torch.device | str | None, report: QuantizationReport
+) -> Iterator[None]:
+    """
+    Within the context, running out of memory raises a `torch.OutOfMemoryError` that names what needs less.
+
+    Args:
+        where: what was being done, for the message: "at model.layers.3".
+        device: where calibration computes; None for the CPU.
+        report: of the run so far: number of samples, and what each holds while it waits.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        held = report.num_samples * report.bytes_per_sample * 2 / 2**30
+        raise torch.OutOfMemoryError(
+            f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {report.num_samples} samples wait "
+            f"in two streams, {held:.1f} GiB on the CPU). What needs less, in QAIGConfig:\n"
+            "  num_samples=...: fewer samples wait on the CPU;\n"
+            "  processor=...: a lower `max_pixels`, a smaller image size or fewer tiles make samples shorter, which is "
+            "what counts on the device: they run one at a time, so there is no batch size to lower;\n"
+            "  dataset=...: shorter conversations, fewer images in each;\n"
+            "  calibration_device='cpu': slow, but the device is not needed;\n"
+            "  recipe='rtn': reads no data.\n"
+            f"The error was: {error}"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this error, or one that led to it, is about memory: torch has no type of its own for the CPU's."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False

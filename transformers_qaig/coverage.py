@@ -1,0 +1,108 @@
+"""How much of a model a plan packs, and what each part of it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BLOCKS = "language model's blocks"
+Plan = dict[str, dict[str, Any]]
+"""Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`, and for a layer whose
+input is rotated `"rotation": {"block": int, "seed": int}` ([`transformers_qaig.nn.hadamard.Rotation`])."""
+
+
+@dataclass
+class PartSize:
+    """Bits that a part of the model takes: `full` before, `saved` in the quantized file."""
+
+    full: int = 0
+    saved: int = 0
+
+
+@dataclass
+class Coverage:
+    """
+    How much of the language model's blocks a plan packs, in weights (elements of parameters with two or more dims), and
+    what the whole model takes.
+
+    Attributes:
+        packed, total: elements packed, elements in all blocks (3-D expert stacks included).
+        stored_bits: what the packed weights take: codes, scales and zero points; 0 until their widths are chosen.
+        left_out: path of every block weight that stays as it is → (elements, reason).
+        elsewhere: elements outside the blocks that stay as they are, by the path of the part.
+        outside: plan of what is packed outside the blocks: tower and projector, embeddings, head.
+        parts: what each part takes, by its path; the blocks (under `BLOCKS`) without their packed weights.
+    """
+
+    packed: int = 0
+    total: int = 0
+    stored_bits: float = 0.0
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    elsewhere: dict[str, int] = field(default_factory=dict)
+    outside: Plan = field(default_factory=dict)
+    parts: dict[str, PartSize] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        return self.packed / self.total if self.total else 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per packed weight."""
+        return self.stored_bits / self.packed if self.packed else 0.0
+
+    @property
+    def other_bits(self) -> int:
+        """What the saved model takes beside the blocks' packed weights: every other tensor, and their shapes."""
+        return sum(part.saved for part in self.parts.values())
+
+    @property
+    def sizes(self) -> dict[str, PartSize]:
+        """What each part takes, the blocks with their packed weights; largest first."""
+        sizes = {
+            name: PartSize(part.full, part.saved + round(self.stored_bits) * (name == BLOCKS))
+            for name, part in self.parts.items()
+        }
+        return dict(sorted(sizes.items(), key=lambda item: -item[1].full))
+
+    @property
+    def whole(self) -> PartSize:
+        """What the whole model takes, without the few kB of its file's header."""
+        sizes = self.sizes.values()
+        return PartSize(sum(size.full for size in sizes), sum(size.saved for size in sizes))
+
+    def require(self, min_coverage: float) -> None:
+        """Raise `ValueError`, saying what would be left out, if the share is below `min_coverage`."""
+        if self.share >= min_coverage:
+            return
+        largest = sorted(self.left_out.items(), key=lambda item: -item[1][0])[:8]
+        lines = [f"  {path}: {size:,} weights, {reason}" for path, (size, reason) in largest]
+        if len(self.left_out) > len(lines):
+            lines.append(f"  and {len(self.left_out) - len(lines)} more")
+        raise ValueError(
+            f"Only {self.share:.1%} of the {self.total:,} weights in the language model's blocks would be packed; "
+            f"`min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
+            "Lower `min_coverage` in QAIGConfig if that is what you want."
+        )
+
+    def size_lines(self) -> dict[str, str]:
+        """What the whole model takes, under "whole model", and each part of it, for people to read."""
+        sizes = {"whole model": self.whole, **self.sizes}
+        return {
+            name: f"{_size(size.full)} → {_size(size.saved)}, {size.full / size.saved:.2f} times smaller"
+            for name, size in sizes.items()
+            if size.saved
+        }
+
+    def __str__(self) -> str:
+        rest = ", ".join(f"{path} {size:,}" for path, size in self.elsewhere.items())
+        return f"{self.share:.1%} of {self.total:,} block weights packed; kept as they are: {rest or 'nothing else'}"
+
+
+def _size(bits: float) -> str:
+    """Bytes, with the unit that leaves a number below 1,000."""
+    value, unit = bits / 8, "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
+    return f"{value:.4g} {unit}"

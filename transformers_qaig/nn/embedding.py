@@ -1,0 +1,212 @@
+"""`QAIGEmbedding`: the module that stands where an `nn.Embedding` stood, holding packed rows instead of a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .linear import QAIGLinear
+
+
+class QAIGEmbedding(QAIGLinear, nn.Embedding):
+    """A table of embeddings whose rows are packed; a lookup dequantizes the rows it asks for.
+
+    The packed tensors are those of [`QAIGLinear`], with N = `num_embeddings` rows of K = `embedding_dim`; how they are
+    checked, moved, saved and loaded is the same. They stay in the on-disk order, of which single rows are read fastest,
+    unless the table is tied to a head (`tie`): both hold the same tensors then, in the order that the head wants.
+
+    What a model's own class does around the lookup (Gemma scales the result) stays: [`like`] makes a subclass of it,
+    in which this class takes the place of `nn.Embedding`.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        bits: int,
+        group_size: int,
+        sym: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        QAIGLinear.__init__(
+            self, embedding_dim, num_embeddings, False, bits=bits, group_size=group_size, sym=sym, dtype=dtype,
+            device=device,
+        )  # fmt: skip
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, None
+
+    @classmethod
+    def like(
+        cls, table: nn.Embedding, *, bits: int, group_size: int, sym: bool, device: torch.device | str | None = None
+    ) -> QAIGEmbedding:
+        """An empty packed table in the place of `table`, with its class's behaviour, its attributes and its buffers.
+
+        Args:
+            table: `[N, K]` in float16, bfloat16 or float32, the dtype of the scales.
+            bits, group_size, sym: as in [`QAIGLinear`].
+            device: of the packed tensors; None for that of the table.
+
+        Raises:
+            ValueError: the class of `table` cannot be kept, or a value is out of range.
+        """
+        packed = _empty(type(table))
+        device = table.weight.device if device is None else device
+        QAIGEmbedding.__init__(
+            packed, *table.weight.shape, bits=bits, group_size=group_size, sym=sym, dtype=table.weight.dtype,
+            device=device,
+        )  # fmt: skip
+        packed.train(table.training)
+        vars(packed).update(_attributes(table, besides=packed))
+        packed.padding_idx = table.padding_idx
+        for name, buffer in table.named_buffers(recurse=False):
+            packed.register_buffer(name, buffer, persistent=name not in table._non_persistent_buffers_set)
+        if reason := why_not_packed(table):
+            raise ValueError(reason)
+        return packed
+
+    def adopt(self, packed: QAIGLinear) -> QAIGEmbedding:
+        """Take over the packed tensors of a layer of the same shape and format; gives back itself.
+
+        Raises:
+            ValueError: it has another shape or format.
+        """
+        _check_alike(packed, self)
+        for name in self._packed_names():
+            setattr(self, name, getattr(packed, name))
+        self.layout = packed.layout
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        tensors = self._parameters
+        rows = torch.ops.qaig.embedding.default(
+            input,
+            tensors["weight_packed"],
+            tensors["weight_scale"],
+            tensors["weight_zero_point"],
+            self.out_features,
+            self.in_features,
+            self.bits,
+            self.group_size,
+            self.layout,
+        )
+        return rows.to(self.compute_dtype)
+
+    def prepare(self) -> bool:
+        """As a tied head asks for; else nothing, rows are read fastest in the on-disk order."""
+        return any(other.prepare() for other in self._sharing() if other is not self)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """An empty tensor `[num_embeddings, 0]` that tells number of rows, compute dtype and device.
+
+        It has no elements, so code that would look up in it fails at once. `dequantize` gives the values.
+        """
+        return self._stand_in(self.num_embeddings, 0)
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.Embedding:
+        """An embedding of the model's own class with the dequantized weight, in `dtype` (None: the compute dtype)."""
+        dense = _original(type(self)).__new__(_original(type(self)))
+        nn.Module.__init__(dense)
+        dense.weight = nn.Parameter(self.dequantize(dtype))
+        vars(dense).update({k: v for k, v in _attributes(self, besides=dense).items() if k not in _OWN})
+        for name, buffer in self.named_buffers(recurse=False):
+            dense.register_buffer(name, buffer, persistent=name not in self._non_persistent_buffers_set)
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, group_size={self.group_size}, "
+            f"sym={self.sym}, tied={bool(self.tied_to)}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (_original(type(self)),), self.__dict__  # pickle finds no class that was made here
+
+
+_OWN = ("in_features", "out_features", "bits", "group_size", "sym", "activation_bits", "compute_dtype", "layout",
+        "tied_to")  # fmt: skip
+
+
+def why_not_packed(table: nn.Module) -> str:
+    """Why `table` cannot become a [`QAIGEmbedding`]; empty if it can. Works on the meta device."""
+    name = type(table).__name__
+    if not isinstance(table, nn.Embedding):
+        return f"{name} is no nn.Embedding"
+    if isinstance(table, QAIGEmbedding):
+        return f"{name} is packed already"
+    if table.max_norm is not None:
+        return f"{name} renormalises its rows in place (`max_norm`), which packed ones cannot be"
+    others = [key for key, _ in table.named_parameters() if key != "weight"]
+    if others or next(table.children(), None) is not None:
+        return f"{name} has more than a weight: {', '.join(others) or 'modules'}"
+    trial = _empty(type(table))
+    vars(trial).update(_attributes(table, besides=trial))
+    QAIGEmbedding.__init__(trial, 2, table.embedding_dim, bits=8, group_size=-1, device="meta")
+    for key, buffer in table.named_buffers(recurse=False):
+        trial.register_buffer(key, torch.empty_like(buffer, device="meta"), persistent=False)
+    try:
+        shape = trial(torch.zeros(1, dtype=torch.long, device="meta")).shape
+    except Exception as error:
+        return f"{name} does not look up through nn.Embedding.forward ({error})"
+    return "" if shape == (1, table.embedding_dim) else f"{name} does not look up through nn.Embedding.forward"
+
+
+def _attributes(module: nn.Module, besides: nn.Module) -> dict[str, Any]:
+    """What a module's class has set on it, but for what `besides` has. A `forward` there is a hook's wrapper."""
+    found = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "forward"}
+    return {name: value for name, value in found.items() if name not in vars(besides)}
+
+
+def tie(head: QAIGLinear, table: QAIGEmbedding) -> None:
+    """Make `head` hold the very tensors of `table`. From now on a change of their order or device reaches both.
+
+    Raises:
+        ValueError: they are not made for the same tensors.
+    """
+    _check_alike(head, table)
+    head.unprepare()
+    table.unprepare()
+    for name in table._packed_names():
+        setattr(head, name, getattr(table, name))
+    head.tied_to, table.tied_to = (table,), (head,)
+
+
+def tied_names(ties: Mapping[str, str], sym: bool, head: str, table: str) -> dict[str, str]:
+    """The mapping of tied weights `ties` (target → source) with the packed tensors in the place of the weights."""
+    names = ["weight_packed", "weight_scale", *([] if sym else ["weight_zero_point"]), "weight_shape"]
+    rest = {target: source for target, source in ties.items() if target != f"{head}.weight"}
+    return {**rest, **{f"{head}.{name}": f"{table}.{name}" for name in names}}
+
+
+def _check_alike(one: QAIGLinear, other: QAIGLinear) -> None:
+    for name in ("out_features", "in_features", "bits", "group_size", "sym"):
+        if getattr(one, name) != getattr(other, name):
+            raise ValueError(
+                f"a head and embeddings that are tied are one tensor, but their {name} differ: "
+                f"{getattr(one, name)} and {getattr(other, name)}"
+            )
+
+
+@cache
+def _packed_class(original: type[nn.Embedding]) -> type[QAIGEmbedding]:
+    """`original` with `QAIGEmbedding` between it and `nn.Embedding`: what calls `super().forward` reads packed rows."""
+    if original is nn.Embedding:
+        return QAIGEmbedding
+    return type(f"QAIG{original.__name__}", (original, QAIGEmbedding), {"__doc__": QAIGEmbedding.__doc__})
+
+
+def _original(packed: type[QAIGEmbedding]) -> type[nn.Embedding]:
+    return nn.Embedding if packed is QAIGEmbedding else packed.__bases__[0]
+
+
+def _empty(original: type[nn.Embedding]) -> QAIGEmbedding:
+    packed = _packed_class(original)  # type: ignore[arg-type]
+    return packed.__new__(packed)
