@@ -12,7 +12,7 @@ from transformers_qaig import extension
 from transformers_qaig.nn import QAIGEmbedding, QAIGLinear
 from transformers_qaig.nn.embedding import tie, why_not_packed
 from transformers_qaig.nn.ops import embedding_reference
-from transformers_qaig.nn.packing import CPU_ORDER, CPU_ORDER_BITS, ON_DISK, num_groups
+from transformers_qaig.nn.packing import CPU_ORDER, KERNEL_BITS, ON_DISK, num_groups
 
 N, K = 37, 96
 IDS = torch.tensor([[0, 36, 5, 5], [17, 16, 15, 31]])
@@ -48,7 +48,7 @@ def test_a_lookup_gives_the_rows_of_the_dequantized_weight(bits, sym, columns, g
 
 
 @pytest.mark.skipif(not extension.load(), reason="no compiled kernels")
-@pytest.mark.parametrize("bits", CPU_ORDER_BITS)
+@pytest.mark.parametrize("bits", KERNEL_BITS)
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (114, 57), (40, -1)])
 def test_a_tied_head_is_read_in_its_own_order(bits, sym, columns, group_size):
