@@ -53,7 +53,13 @@ constexpr bool aligned(const void* p, unsigned long long bytes) {
 
 #if defined(__CUDACC__)
 
-int status_of(cudaError_t error) { return error == cudaSuccess ? QAIG_OK : QAIG_CUDA_ERROR + static_cast<int>(error); }
+int status_of(cudaError_t error) {
+    if (error == cudaSuccess) {
+        return QAIG_OK;
+    }
+    cudaGetLastError();  // what is reported here shall not surprise whoever asks next
+    return QAIG_CUDA_ERROR + static_cast<int>(error);
+}
 
 template <class Argument>
 int launch(void (*kernel)(Argument), const Argument& argument, int grid_x, int grid_y, int threads, int shared,
