@@ -7,7 +7,8 @@
    first needed, launched from Python;
 3. nothing: the plain-torch reference answers, and one warning says why.
 
-`QAIG_CUDA=nvrtc` asks for the second, `QAIG_CUDA=0` and `QAIG_DISABLE_EXTENSION=1` for the third. Nothing here imports cuda-python before it is needed.
+`QAIG_CUDA=nvrtc` asks for the second, `QAIG_CUDA=0` and `QAIG_DISABLE_EXTENSION=1` for the third. Nothing here imports
+cuda-python before it is needed.
 """
 
 import ctypes

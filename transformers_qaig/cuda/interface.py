@@ -162,7 +162,7 @@ def decode_columns(rows: int) -> int:
 
 
 def decode_shared_bytes(bits: int, columns: int) -> int:
-    stages = {2: 6, 8: 2}.get(bits, 4)
+    stages = {2: 6, 3: 4, 4: 3, 8: 2}.get(bits, 0)
     warp = 8192 if bits == MIXED else stages * bits * 512
     return DECODE_WARPS * warp + _sum_bytes(columns)
 
