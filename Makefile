@@ -3,7 +3,7 @@
 # make check   what CI runs besides: lint, types, slow sweeps, the tests on the oldest supported transformers, sanitizers
 #              over the kernels, the kernels compiled for aarch64 and for every GPU, the package built and installed in
 #              clean environments
-# make gpu     on a machine with a GPU, with its own Python and torch (PYTHON=...): tests, then figures, in a few minutes
+# make gpu     on a machine with a GPU, with the Python and torch there (PYTHON=...): tests, then figures (tools/gpu.sh)
 # make nvrtc   the tests that compile CUDA kernels without nvcc; installs 350 MB, needs no GPU
 # make cuda    the CUDA kernels compiled for every architecture, and what their machine code holds; needs no GPU
 PYTHON ?= python3
@@ -63,20 +63,8 @@ cuda: $(VENV)/.dev
 nvrtc: $(VENV)/.nvrtc
 	$(BIN)/python -m pytest -q tests/cuda/test_nvrtc.py
 
-# Uses what is there: nothing is installed or downloaded. RESULTS gets dated files, as benchmarks/results has them.
-# QAIG_CUDA_LIBRARY names a library that was built elsewhere (the file extension.build() returns): it is used first.
-RESULTS ?= benchmarks/results
-DATE := $(shell date +%F)
-GPU := PYTHONPATH=. $(PYTHON)
 gpu:
-	if [ -n "$$QAIG_CUDA_LIBRARY" ]; then cp "$$QAIG_CUDA_LIBRARY" transformers_qaig/_C.abi3.so; fi
-	mkdir -p $(RESULTS)
-	$(GPU) -m transformers_qaig.env | tee $(RESULTS)/$(DATE)-gpu-env.txt
-	$(GPU) tools/check_gpu.py
-	$(GPU) -m pytest -q -m gpu tests/gpu
-	QAIG_CUDA=nvrtc $(GPU) tools/check_gpu.py || echo "NVRTC was not tried, or failed: see above"
-	$(GPU) benchmarks/gpu_gemm.py >$(RESULTS)/$(DATE)-gpu-gemm.jsonl
-	$(GPU) benchmarks/gpu_generate.py >$(RESULTS)/$(DATE)-gpu-generate.jsonl
+	PYTHON="$(PYTHON)" tools/gpu.sh
 
 package: $(VENV)/.dev
 	PYTHON="$(BIN)/python" tools/check_package.sh
