@@ -3,6 +3,8 @@
 # make check   what CI runs besides: lint, types, slow sweeps, the tests on the oldest supported transformers, sanitizers
 #              over the kernels, the kernels compiled for aarch64 and for every GPU, the package built and installed in
 #              clean environments
+# make gpu     on a machine with a GPU, with the Python and torch there (PYTHON=...): tests, then figures (tools/gpu.sh)
+# make nvrtc   the tests that compile CUDA kernels without nvcc; installs 350 MB, needs no GPU
 # make cuda    the CUDA kernels compiled for every architecture, and what their machine code holds; needs no GPU
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +24,7 @@ CROSS := aarch64-linux-gnu-g++
 # Waiting threads sleep: spinning ones cost a busy machine three times the time.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint slow oldest sanitize cross cuda package clean
+.PHONY: demo test check lint slow oldest sanitize cross cuda nvrtc gpu package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/tiny-vlm/demo.py
@@ -30,7 +32,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not gpu"
 
-check: lint slow oldest sanitize cross cuda package
+check: lint slow oldest sanitize cross cuda nvrtc package
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -58,6 +60,12 @@ cross:
 cuda: $(VENV)/.dev
 	$(BIN)/python tools/check_cuda.py
 
+nvrtc: $(VENV)/.nvrtc
+	$(BIN)/python -m pytest -q tests/cuda/test_nvrtc.py
+
+gpu:
+	PYTHON="$(PYTHON)" tools/gpu.sh
+
 package: $(VENV)/.dev
 	PYTHON="$(BIN)/python" tools/check_package.sh
 
@@ -81,6 +89,10 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/.nvrtc: $(VENV)/.test
+	$(PIP) cuda-bindings==13.0.3 nvidia-cuda-nvrtc==13.0.88
 	touch $@
 
 clean:

@@ -109,13 +109,13 @@ def cuda_request() -> tuple[str, ...] | bool | None:
 
     Returns:
         the architectures `QAIG_CUDA_ARCHS` lists ("80;90", "9.0 12.0+PTX"); without it True if `QAIG_CUDA` is set,
-        False if that is 0, None if it is not set, either.
+        None if it is not; False if that is "0", or "nvrtc", which makes them another way (cuda/__init__.py).
 
     Raises:
         CompileError: if an architecture cannot be read.
     """
     wanted = os.environ.get("QAIG_CUDA", "")
-    if wanted == "0":
+    if wanted in ("0", "nvrtc"):
         return False
     words = re.split(r"[;,\s]+", os.environ.get("QAIG_CUDA_ARCHS", "").strip())
     architectures = []
@@ -149,7 +149,7 @@ def choose_nvcc(torch: Path) -> tuple[Nvcc | None, str]:
     """
     request, cuda = cuda_request(), torch_cuda_version(torch)
     if request is False:
-        return None, "QAIG_CUDA=0"
+        return None, f"QAIG_CUDA={os.environ['QAIG_CUDA']}"
     if request is None and cuda is None:
         return None, "this torch is built without CUDA (QAIG_CUDA=1 compiles the kernels all the same)"
     nvcc = find_nvcc()

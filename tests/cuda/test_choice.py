@@ -50,6 +50,13 @@ def test_then_nvrtc(machine, monkeypatch, caplog, target, name, value, reason):
     assert (machine, caplog.records) == ([True], [])
 
 
+def test_nvrtc_on_request(machine, monkeypatch):
+    monkeypatch.setenv("QAIG_CUDA", "nvrtc")
+    assert cuda.load(H100)
+    assert cuda.choice(90) == cuda.Choice(cuda.NVRTC, {cuda.LIBRARY: "QAIG_CUDA=nvrtc"})
+    assert machine == [True]
+
+
 def test_then_nothing(machine, monkeypatch, caplog):
     monkeypatch.setattr(extension, "why_not_cuda", lambda: "no nvcc")
     monkeypatch.setattr(nvrtc, "why_not", lambda: "not installed: pip install it")

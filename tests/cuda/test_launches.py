@@ -28,6 +28,7 @@ class EmulatedDriver:
         self.launches: list[tuple[str, tuple[int, ...], int]] = []
         self.loaded: list[str] = []
         self.counters: list[int] = []
+        self.memory: list[torch.Tensor] = []
         self.capture = 0
 
     def cuDeviceGet(self, index):
@@ -45,6 +46,17 @@ class EmulatedDriver:
 
     def cuModuleGetFunction(self, module, name):
         return (0, name.decode()) if module == name else (500, None)
+
+    def cuMemAlloc(self, size):
+        self.memory.append(torch.full((size // 4,), -1, dtype=torch.int32))
+        return 0, self.memory[-1].data_ptr()
+
+    def cuMemsetD32(self, address, value, count):
+        ctypes.memset(address, value, 4 * count)
+        return (0,)
+
+    def cuCtxSynchronize(self):
+        return (0,)
 
     def cuStreamGetCaptureInfo(self, stream):
         return 0, int(self.capture != 0), self.capture, None
@@ -356,6 +368,23 @@ def test_capture(machine, monkeypatch):
     eager, first, again, second = machine.api.counters
     assert first == again
     assert len({eager, first, second}) == 3
+    assert not machine.api.memory[0].any()
+
+
+def test_more_captures_than_counters(machine):
+    """Then a launch brings its own."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    for machine.api.capture in (0, *range(1, 1030)):
+        device = CpuDevice(0, 80, PROCESSORS)
+        if machine.api.capture in (0, 1029):
+            close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+        else:
+            machine.driver.counters(device, 1)
+    assert machine.driver.counters(device, 1) is None
+    memory = machine.api.memory[0]
+    inside = [memory.data_ptr() <= address < memory.data_ptr() + memory.nbytes for address in machine.api.counters]
+    assert inside == [True, False]
 
 
 def test_the_driver_says_what_failed(machine, monkeypatch):

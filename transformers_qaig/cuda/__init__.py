@@ -7,7 +7,8 @@
    first needed, launched from Python;
 3. nothing: the plain-torch reference answers, and one warning says why.
 
-`QAIG_CUDA=0` and `QAIG_DISABLE_EXTENSION=1` ask for the third. Nothing here imports cuda-python before it is needed.
+`QAIG_CUDA=nvrtc` asks for the second, `QAIG_CUDA=0` and `QAIG_DISABLE_EXTENSION=1` for the third. Nothing here imports
+cuda-python before it is needed.
 """
 
 import ctypes
@@ -117,6 +118,8 @@ def _look(capability: int) -> Choice:
 
 
 def _why_not_library(capability: int) -> str | None:
+    if os.environ.get("QAIG_CUDA") == "nvrtc":
+        return "QAIG_CUDA=nvrtc"
     if (reason := extension.why_not_cuda()) is not None:
         return reason
     architectures = extension.cuda_architectures()

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+_COUNTERS = 1 << 20
+"""Of each device, 4 bytes each, for all its streams and graphs."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -62,6 +65,9 @@ class Driver:
         self._modules: list[Any] = []
         self._contexts: dict[int, Any] = {}
         self._threads = threading.local()
+        self._counters: dict[int, int] = {}  # by device: the address of all
+        self._taken: dict[int, int] = {}  # and how many of them are given away
+        self._parts: dict[tuple[int, int, int], tuple[int, int]] = {}  # by device, stream, capture: address and size
 
     def launch(
         self, kernel: str, argument: ctypes.Structure, grid: tuple[int, int], threads: int, shared: int, device: Device
@@ -81,10 +87,29 @@ class Driver:
             )
         self._check(result, f"launching {kernel}")
 
-    def capture_of(self, stream: int) -> int:
-        """A number for the CUDA graph that the stream is captured in; 0 if it is not."""
+    def counters(self, device: Device, count: int) -> int | None:
+        """The address of `count` zeros that each launch leaves as zeros, or None if there are no more.
+
+        Launches that may overlap in time share none: each stream has its own and, since a graph may be replayed beside
+        other work of the stream it was captured on, each part of a graph. They are taken from memory that is set aside
+        at the first call, not from torch's: what torch allocates for good while a graph is
+        recorded counts as a leak there (torch._inductor.cudagraph_trees.check_memory_pool).
+        """
+        stream = device.stream()
         status, number, *_ = self._check(self._api.cuStreamGetCaptureInfo(stream), "asking for a capture")
-        return int(number) if int(status) == 1 else 0
+        key = (device.index, stream, int(number) if int(status) == 1 else 0)
+        with self._lock:
+            if device.index not in self._counters and key[2] == 0:  # memory cannot be had while a graph is captured
+                self._set_counters_aside(device)
+            address, size = self._parts.get(key, (0, 0))
+            if size < count:
+                taken, size = self._taken.get(device.index, _COUNTERS), -(-count // 1024) * 1024
+                if taken + size > _COUNTERS:
+                    return None
+                self._taken[device.index] = taken + size
+                address = self._counters[device.index] + 4 * taken
+                self._parts[key] = (address, size)
+        return address
 
     def _load(self, kernel: str, device: Device) -> Any:
         with self._lock:
@@ -107,6 +132,14 @@ class Driver:
                     )
                 self._functions[device.index, kernel] = function
         return function
+
+    def _set_counters_aside(self, device: Device) -> None:
+        with device.current():
+            self._enter_context(device)
+            (address,) = self._check(self._api.cuMemAlloc(4 * _COUNTERS), "setting counters aside")
+            self._check(self._api.cuMemsetD32(address, 0, _COUNTERS), "zeroing counters")
+            self._check(self._api.cuCtxSynchronize(), "zeroing counters")
+        self._counters[device.index], self._taken[device.index] = int(address), 0
 
     def _enter_context(self, device: Device) -> None:
         """A thread of its own (a text streamer's, autograd's) has no context until the CUDA runtime gives it one."""

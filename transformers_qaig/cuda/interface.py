@@ -15,7 +15,7 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_LAYERS, MOST_ROWS = 8, 16
 DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
 DECODE_WARPS = DECODE_THREADS // 32
-DECODE_BLOCKS_PER_PROCESSOR = 4
+DECODE_BLOCKS_PER_PROCESSOR = 3
 MIXED = 0  # stands for the bits of the mixed kernel
 BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
 
@@ -162,7 +162,7 @@ def decode_columns(rows: int) -> int:
 
 
 def decode_shared_bytes(bits: int, columns: int) -> int:
-    stages = {2: 6, 8: 2}.get(bits, 4)
+    stages = {2: 6, 3: 4, 4: 3, 8: 2}.get(bits, 0)
     warp = 8192 if bits == MIXED else stages * bits * 512
     return DECODE_WARPS * warp + _sum_bytes(columns)
 

@@ -4,7 +4,6 @@ What `csrc/ops_cuda.cpp` does in the compiled library, done in Python, with the 
 tokens go to the decode kernels, 16 at a time, and many to cuBLAS, by a weight that is dequantized some rows at a time.
 """
 
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ class Weight(NamedTuple):
 
 
 class Operators:
-    """The operators, with the buffers their launches share.
+    """The operators.
 
     Args:
         driver (`Driver`): launches.
@@ -44,9 +43,6 @@ class Operators:
         self._driver = driver
         self._device_of = device_of
         self._devices: dict[torch.device, Device] = {}
-        self._lock = threading.Lock()
-        # Zeros between launches, by device, stream and capture: launches that may overlap in time share none.
-        self._counters: dict[tuple[int, int, int], Tensor] = {}
 
     def linear(
         self, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None,
@@ -171,7 +167,10 @@ class Operators:
         columns, grid = interface.decode_columns(argument.rows), interface.decode_grid(items, device.processors)
         partials = x.new_empty(interface.decode_partial_bytes(grid, columns) // 4, dtype=torch.float32)
         argument.partials = partials.data_ptr()
-        argument.counters = self._zeros(device, counters, x.device).data_ptr()
+        argument.counters = self._driver.counters(device, counters)
+        if argument.counters is None:
+            zeros = x.new_zeros(counters, dtype=torch.int32)
+            argument.counters = zeros.data_ptr()
         name = f"qaig_decode_{f'w{bits}' if bits else 'mixed'}_{_SUFFIX[x.dtype]}_m{columns}"
         shared = interface.decode_shared_bytes(bits, columns)
         self._driver.launch(name, argument, (grid, 1), interface.DECODE_THREADS, shared, device)
@@ -221,24 +220,6 @@ class Operators:
             grid = interface.dequantize_grid(s, first, last)
             name = f"qaig_dequantize_w{s.bits}"
             self._driver.launch(name, argument, grid, interface.DEQUANTIZE_THREADS, 0, device)
-
-    def _zeros(self, device: Device, count: int, where: torch.device) -> Tensor:
-        """Counters of this stream, or of the part of a CUDA graph that is captured on it; each launch leaves zeros.
-
-        A graph has its own: it may be replayed beside other work of the stream it was captured on. Zeroing them is part
-        of the capture, once.
-        """
-        stream = device.stream()
-        capture = self._driver.capture_of(stream)
-        key = (device.index, stream, capture)
-        with self._lock:
-            counters = self._counters.get(key)
-            if counters is None or counters.numel() < count:
-                if capture:  # those of captures that are over belong to their graphs' memory
-                    self._counters = {k: v for k, v in self._counters.items() if k[2] in (0, capture)}
-                counters = torch.zeros(max(count, _LEAST_COUNTERS), dtype=torch.int32, device=where)
-                self._counters[key] = counters
-            return counters
 
     def _device(self, device: torch.device) -> Device:
         found = self._devices.get(device)
