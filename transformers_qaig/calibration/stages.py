@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from ..recipes import Recipe
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
 from ..rounding.gptq import gptq, gptq_on_best_grid
 from ..rounding.grid import minmax_grid
-from ..rounding.moments import Curvature, cross_moment, second_moment
-from ..rounding.scales import refit_scales
+from ..rounding.moments import Curvature, moment_sum
+from ..rounding.scales import better_rows, refit_scales
 from .choices import Choices, folded
 from .subblock import Piece, run
 
@@ -38,6 +38,8 @@ class Site:
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
         activation_bits: 8 if the linears will round their inputs.
+        measured: moments of pieces that stood here before, added to those of `pieces`: of x_q, of x_q with x - x_q,
+            and Σ λ.
     """
 
     block: nn.Module
@@ -48,6 +50,7 @@ class Site:
     dtype: torch.dtype
     foldable: bool
     activation_bits: int = 16
+    measured: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -67,15 +70,19 @@ class Site:
         """The pieces one after the other, on the block's device."""
         return (piece.loaded(self.device) for piece in self.pieces)
 
-    def quantized_inputs(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the linears read in the quantized stream once `choices` is folded, and the token weights."""
-        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
-        return ((piece.x_q / scale, piece.weights) for piece in self.loaded())
+    def scale(self, choices: Choices) -> Tensor:
+        """E that `choices` folds into the group; 1 if none."""
+        return next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
 
-    def drifts(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The same inputs, how far the full-precision stream's are from them, and the token weights."""
-        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
-        return ((piece.x_q / scale, (piece.x - piece.x_q) / scale, piece.weights) for piece in self.loaded())
+    def measure(self, choices: Choices) -> tuple[Tensor, Tensor]:
+        """Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, of all pieces so far."""
+        scale, drift = self.scale(choices), torch.zeros(())
+        second, mass = moment_sum((p.x_q / scale, p.x_q / scale, p.weights) for p in self.loaded())
+        if self.recipe.drift:
+            drift, _ = moment_sum((p.x_q / scale, (p.x - p.x_q) / scale, p.weights) for p in self.loaded())
+        self.measured.append((second, drift, mass))
+        seconds, drifts, masses = (torch.stack(parts).sum(0) for parts in zip(*self.measured))
+        return seconds / masses.clamp(min=1e-12), drifts / masses.clamp(min=1e-12)
 
 
 Stage = Callable[[Site, Choices], Choices]
@@ -131,7 +138,8 @@ def clip(site: Site, choices: Choices) -> Choices:
         return choices
     block, clippings = folded(site.block, choices), {}
     for name in site.members:
-        moments = second_moments(site.quantized_inputs(choices), choices.entries[name]["group_size"])
+        inputs = ((piece.x_q / site.scale(choices), piece.weights) for piece in site.loaded())
+        moments = second_moments(inputs, choices.entries[name]["group_size"])
         weight = get_linear(block, name).weight.data
         clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, site.dtype))
     return choices.with_clippings(clippings)
@@ -147,14 +155,14 @@ def compensate(site: Site, choices: Choices) -> Choices:
     W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
     """
     recipe = site.recipe
-    if recipe.rounding == "nearest" or site.num_tokens < MIN_TOKENS:
+    if recipe.rounding == "nearest" or (site.num_tokens < MIN_TOKENS and not site.measured):
         return choices
-    curvature = Curvature.of(second_moment(site.quantized_inputs(choices)))
-    drift = cross_moment(site.drifts(choices)) if recipe.drift else None
+    moment, drift = site.measure(choices)
+    curvature = Curvature.of(moment)
     block, roundings = folded(site.block, choices), {}
     for name in site.members:
         weight = get_linear(block, name).weight.data
-        if drift is not None:
+        if recipe.drift:
             weight = weight + recipe.drift * curvature.solve(drift @ weight.T).T
         arguments = choices.grid_arguments(name, site.dtype)
         if recipe.clipping:
@@ -163,7 +171,11 @@ def compensate(site: Site, choices: Choices) -> Choices:
             grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
             grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
             rounding = gptq_on_best_grid(weight, curvature, grids)
-            roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
+            rounding = refit_scales(weight, curvature, rounding, site.dtype)
+            for _ in range(recipe.rounds - 1):
+                again = gptq(weight, curvature, rounding.grid)
+                rounding = better_rows(weight, curvature, rounding, refit_scales(weight, curvature, again, site.dtype))
+            roundings[name] = rounding
         else:
             roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
         if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight

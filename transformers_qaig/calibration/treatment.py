@@ -116,8 +116,7 @@ class Treatment:
                     continue
                 if stage is compensate and self.judges and self.recipe.rounding == "gptq":
                     # They have judged: now their tokens count too.
-                    more = self._arrive(site, choices, blocks, self.judges)
-                    candidate = stage(replace(site, pieces=[*site.pieces, *more.pieces]), choices)
+                    candidate = stage(self._arrive(site, choices, blocks, self.judges), choices)
                 choices, level = candidate, new_level
         return choices.after(earlier)
 
