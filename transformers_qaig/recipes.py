@@ -31,7 +31,6 @@ class Recipe:
         include_zero: widen the grid's range so that it always holds zero.
         rounding: `"nearest"`; `"gptq"`, column by column, each making up for those before; `"learned"`, from there on
             by gradients of the block's output error.
-        rounds: of GPTQ on clipped grids: each starts from the scales that the one before refitted.
         drift: share, 0 to 1, of the drift between full-precision and quantized inputs that GPTQ's target makes up for.
         steps: of learned rounding.
         do_no_harm: keep a choice only if the block's output error falls on samples held back from the search.
@@ -45,7 +44,6 @@ class Recipe:
     clipping: bool = False
     include_zero: bool = False
     rounding: Literal["nearest", "gptq", "learned"] = "nearest"
-    rounds: int = 1
     drift: float = 0.0
     steps: int = 100
     do_no_harm: bool = False

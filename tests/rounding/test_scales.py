@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers_qaig.rounding.gptq import gptq
 from transformers_qaig.rounding.grid import Rounding, minmax_grid
 from transformers_qaig.rounding.moments import Curvature, second_moment
-from transformers_qaig.rounding.scales import better_rows, refit_scales
+from transformers_qaig.rounding.scales import refit_scales
 
 N, K, GROUP = 24, 96, 32
 
@@ -63,13 +63,3 @@ def test_groups_without_codes_or_signal_keep_their_scale() -> None:
     assert torch.isfinite(refitted.grid.scale).all()
     silent = Curvature.of(torch.zeros(K, K))
     assert torch.equal(refit_scales(weight, silent, rounding, torch.float32).grid.scale, rounding.grid.scale)
-
-
-def test_each_row_is_taken_from_the_better_rounding() -> None:
-    weight, curvature, rounding = _case()
-    other = refit_scales(weight, curvature, rounding, torch.float32)
-    worse = replace(other, codes=torch.where(torch.arange(N)[:, None] < 8, 3 - other.codes, other.codes))
-    best = better_rows(weight, curvature, rounding, worse)
-    assert torch.equal(best.codes[:8], rounding.codes[:8])
-    assert torch.equal(best.values[:8], rounding.values[:8])
-    assert torch.equal(best.values[8:], other.values[8:])

@@ -16,7 +16,7 @@ from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, secon
 from ..rounding.gptq import gptq, gptq_on_best_grid
 from ..rounding.grid import minmax_grid
 from ..rounding.moments import Curvature, moment_sum
-from ..rounding.scales import better_rows, refit_scales
+from ..rounding.scales import refit_scales
 from .choices import Choices, folded
 from .subblock import Piece, run
 
@@ -171,11 +171,7 @@ def compensate(site: Site, choices: Choices) -> Choices:
             grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
             grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
             rounding = gptq_on_best_grid(weight, curvature, grids)
-            rounding = refit_scales(weight, curvature, rounding, site.dtype)
-            for _ in range(recipe.rounds - 1):
-                again = gptq(weight, curvature, rounding.grid)
-                rounding = better_rows(weight, curvature, rounding, refit_scales(weight, curvature, again, site.dtype))
-            roundings[name] = rounding
+            roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
         else:
             roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
         if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight

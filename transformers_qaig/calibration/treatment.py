@@ -114,7 +114,7 @@ class Treatment:
                 self._note(new_level < level, f"{stage.__name__} {', '.join(members)}")
                 if new_level >= level:
                     continue
-                if stage is compensate and self.judges and self.recipe.rounding == "gptq":
+                if stage is compensate and self.judges:
                     # They have judged: now their tokens count too.
                     candidate = stage(self._arrive(site, choices, blocks, self.judges), choices)
                 choices, level = candidate, new_level

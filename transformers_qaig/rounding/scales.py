@@ -55,10 +55,3 @@ def refit_scales(weight: Tensor, curvature: Curvature, rounding: Rounding, stora
     candidate = replace(grid, scale=scale)
     better = curvature.loss(candidate.decode(rounding.codes) - weight) < curvature.loss(rounding.values - weight)
     return replace(rounding, grid=replace(grid, scale=torch.where(better.unsqueeze(-1), scale, grid.scale)))
-
-
-def better_rows(weight: Tensor, curvature: Curvature, one: Rounding, other: Rounding) -> Rounding:
-    """Of two roundings of a weight [N, K], each row of the one with less output error e H eᵀ; `one` wins ties."""
-    loss, other_loss = (curvature.loss(rounding.values - weight) for rounding in (one, other))
-    rows = torch.arange(len(weight), device=weight.device)
-    return Rounding.cat([one, other]).rows(torch.where(other_loss < loss, rows + len(weight), rows))
