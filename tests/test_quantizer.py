@@ -37,7 +37,7 @@ def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_pa
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs_and_reports(llava: Path, recipe: str) -> None:
-    config = QAIGConfig(bits=3, recipe=recipe, **FAST)
+    config = QAIGConfig(bits=3, recipe=recipe, stages={"steps": 10}, **FAST)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     report = model.qaig_report
     assert report.recipe == recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..recipes import Recipe
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
 from ..rounding.gptq import gptq, gptq_on_best_grid
 from ..rounding.grid import minmax_grid
-from ..rounding.moments import Curvature, cross_moment, second_moment
+from ..rounding.moments import Curvature, moment_sum
 from ..rounding.scales import refit_scales
 from .choices import Choices, folded
 from .subblock import Piece, run
@@ -38,6 +38,8 @@ class Site:
         recipe: how.
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
+        measured: rotation → moments of pieces that stood here before, added to those of `pieces`: of x_q, of x_q with
+            x - x_q, and Σ λ.
     """
 
     block: nn.Module
@@ -47,6 +49,7 @@ class Site:
     recipe: Recipe
     dtype: torch.dtype
     foldable: bool
+    measured: dict[Rotation | None, list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -66,17 +69,29 @@ class Site:
         """The pieces one after the other, on the block's device."""
         return (piece.loaded(self.device) for piece in self.pieces)
 
+    def scale(self, choices: Choices) -> Tensor:
+        """E that `choices` folds into the group; 1 if none."""
+        return next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
+
     def quantized_inputs(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor]]:
         """What the linears multiply in the quantized stream once `choices` is folded, and the token weights."""
-        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
+        scale = self.scale(choices)
         return ((choices.inputs(piece.x_q / scale, self.members[0]), piece.weights) for piece in self.loaded())
 
-    def drifts(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The same inputs, how far the full-precision stream's are from them, and the token weights."""
-        scale = next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
-        for piece in self.loaded():
-            x_q = choices.inputs(piece.x_q / scale, self.members[0])
-            yield x_q, choices.rotated(piece.x / scale, self.members[0]) - x_q, piece.weights
+    def measure(self, choices: Choices) -> tuple[Tensor, Tensor]:
+        """
+        Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, of all pieces so far; x_q is
+        what the linears multiply in the quantized stream, x what they would in the full-precision one.
+        """
+        scale, drift, name = self.scale(choices), torch.zeros(()), self.members[0]
+        second, mass = moment_sum((x_q, x_q, weights) for x_q, weights in self.quantized_inputs(choices))
+        if self.recipe.drift:
+            pairs = zip(self.quantized_inputs(choices), self.loaded())
+            drift, _ = moment_sum((x_q, choices.rotated(p.x / scale, name) - x_q, p.weights) for (x_q, _), p in pairs)
+        so_far = self.measured.setdefault(choices.rotations.get(name), [])
+        so_far.append((second, drift, mass))
+        seconds, drifts, masses = (torch.stack(parts).sum(0) for parts in zip(*so_far))
+        return seconds / masses.clamp(min=1e-12), drifts / masses.clamp(min=1e-12)
 
 
 Stage = Callable[[Site, Choices], Choices]
@@ -148,14 +163,14 @@ def compensate(site: Site, choices: Choices) -> Choices:
     W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
     """
     recipe = site.recipe
-    if recipe.rounding == "nearest" or site.num_tokens < MIN_TOKENS:
+    if recipe.rounding == "nearest" or (site.num_tokens < MIN_TOKENS and not site.measured):
         return choices
-    curvature = Curvature.of(second_moment(site.quantized_inputs(choices)))
-    drift = cross_moment(site.drifts(choices)) if recipe.drift else None
+    moment, drift = site.measure(choices)
+    curvature = Curvature.of(moment)
     block, roundings = folded(site.block, choices), {}
     for name in site.members:
         weight = choices.weight(block, name)
-        if drift is not None:
+        if recipe.drift:
             weight = weight + recipe.drift * curvature.solve(drift @ weight.T).T
         arguments = choices.grid_arguments(name, site.dtype)
         if recipe.clipping:

@@ -115,10 +115,9 @@ class Treatment:
                 self._note(new_level < level, f"{stage.__name__} {', '.join(members)}")
                 if new_level >= level:
                     continue
-                if stage in (compensate, rotate) and self.judges and self.recipe.rounding == "gptq":
+                if stage in (compensate, rotate) and self.judges and self.recipe.rounding != "nearest":
                     # They have judged: now their tokens count too.
-                    more = self._arrive(site, choices, blocks, self.judges)
-                    candidate = stage(replace(site, pieces=[*site.pieces, *more.pieces]), choices)
+                    candidate = stage(self._arrive(site, choices, blocks, self.judges), choices)
                 choices, level = candidate, new_level
         return choices.after(earlier)
 

@@ -60,8 +60,8 @@ def _rounded(weight: Tensor, curvature: Curvature, grid: Grid) -> tuple[Rounding
         rounding = Rounding(grid, grid.encode(weight), weight)
         return rounding, (rounding.values - weight).square().sum(-1)
     # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
-    group = order // (columns // grid.scale.shape[1])
-    step, scale, zero = (t.T[group] for t in (grid.step, grid.scale, grid.zero))
+    groups = (order // (columns // grid.scale.shape[1])).tolist()
+    step, scale, zero = (t.T.contiguous() for t in (grid.step, grid.scale, grid.zero))
     remaining = weight.T[order].contiguous()
     codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
 
@@ -73,9 +73,10 @@ def _rounded(weight: Tensor, curvature: Curvature, grid: Grid) -> tuple[Rounding
             take(middle, last)
             return
         for j in range(first, last):
-            code = (remaining[j] / step[j]).round_().add_(zero[j]).clamp_(0, grid.max_code)
+            g = groups[j]
+            code = (remaining[j] / step[g]).round_().add_(zero[g]).clamp_(0, grid.max_code)
             codes[j] = code.to(torch.uint8)
-            errors[j] = (remaining[j] - (code - zero[j]) * scale[j]) / factor[j, j]
+            errors[j] = (remaining[j] - (code - zero[g]) * scale[g]) / factor[j, j]
             if j + 1 < last:
                 remaining[j + 1 : last] -= factor[j, j + 1 : last].unsqueeze(-1) * errors[j]
 

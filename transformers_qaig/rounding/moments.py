@@ -24,18 +24,20 @@ def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     Returns:
         fp32 [K, K], finite unless λ is not.
     """
-    return cross_moment((x, x, weight) for x, weight in inputs)
+    moment, total = moment_sum((x, x, weight) for x, weight in inputs)
+    return moment / total.clamp(min=1e-12)
 
 
-def cross_moment(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """
-    Σ λ x yᵀ / Σ λ over tokens.
+    Σ λ x yᵀ and Σ λ over tokens; sums of several sets of tokens may be added. A token that is not finite counts for
+    nothing.
 
     Args:
         inputs: (x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]), at least one.
 
     Returns:
-        fp32 [K, K], finite unless λ is not.
+        fp32 [K, K] and fp32 [], finite unless λ is not.
     """
     moment, total = torch.zeros(()), torch.zeros(())
     for x, y, weight in inputs:
@@ -46,7 +48,7 @@ def cross_moment(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
             weight = weight.masked_fill(bad, 0.0)
         moment = moment.to(x) + x.T @ (y * weight.unsqueeze(-1))
         total = total.to(x) + weight.sum()
-    return moment / total.clamp(min=1e-12)
+    return moment, total
 
 
 @dataclass(frozen=True)
