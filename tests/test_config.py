@@ -11,7 +11,7 @@ from transformers_qaig.config import fit_group_size, stored_bits
 
 def test_defaults() -> None:
     config = QAIGConfig()
-    assert (config.bits, config.group_size, config.sym, config.recipe) == (4, 128, False, "fast")
+    assert (config.bits, config.group_size, config.sym, config.recipe) == (4, 128, False, "default")
     assert config.quant_method == "qaig"
 
 
@@ -23,6 +23,7 @@ def test_json_round_trip() -> None:
         overrides={"*.down_proj": 4, "*.o_proj": {"group_size": -1}},
         modules_to_not_convert=["*.layers.0.*"],
         plan={"a.b": {"bits": 3, "group_size": -1, "sym": True}},
+        stages={"rounding": "nearest", "drift": 0.5},
     )
     assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
 
@@ -89,7 +90,13 @@ def rotated(rotation: Any) -> dict[str, Any]:
         ({"group_size": 16}, "group_size"),
         ({"group_size": 0}, "group_size"),
         ({"sym": 1}, "sym"),
-        ({"recipe": "fastt"}, "fast"),
+        ({"recipe": "defualt"}, "default"),
+        ({"stages": {"roundin": "gptq"}}, "rounding"),
+        ({"stages": {"rounding": "gptqq"}}, "nearest"),
+        ({"stages": {"steps": 0}}, "positive"),
+        ({"stages": {"clipping": 1}}, "True or False"),
+        ({"stages": {"drift": 2.0}}, "0 to 1"),
+        ({"stages": "gptq"}, "stages"),
         ({"min_coverage": 1.5}, "min_coverage"),
         ({"num_samples": 0}, "num_samples"),
         ({"seed": -1}, "seed"),

@@ -12,34 +12,33 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .calibration.block import OutputError, first_tensor, forward, install
+from .calibration.block import OutputError, forward, install
 from .calibration.capture import PausedForwards, around, resident
-from .calibration.choices import Choices, Entries, folded, packed, rounded
+from .calibration.choices import Choices, Entries, packed
 from .calibration.dataset import token_mask
 from .calibration.doors import BlockCall
-from .calibration.learning import learn_block
+from .calibration.inputs import picture_masks
 from .calibration.resume import BlockStore
-from .calibration.stages import Site, Stage, clip, compensate, equalize, rotate
-from .calibration.subblock import mask_for, pieces_of
-from .calibration.weighing import weigh_tokens
+from .calibration.treatment import Treatment, dtype_of, in_float32
+from .calibration.weighing import Weigher, given_weights
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
 from .nn.hadamard import Rotation
-from .nn.linear import QAIGLinear, get_linear
+from .nn.linear import QAIGLinear
 from .plan import Coverage, Plan, find_blocks
 from .recipes import Recipe, recipe_of
 from .report.summary import BlockSummary, QuantizationReport
 
 logger = logging.getLogger("transformers_qaig")
 
-HELD_BACK = 4
-"""Every fourth sample takes no part in the searches and judges them."""
-SHOWN = 8
-"""Samples whose λ is kept in the report."""
-
 
 def calibrate(
-    model: nn.Module, plan: Plan, coverage: Coverage, samples: Sequence[Mapping[str, Any]], config: QAIGConfig
+    model: nn.Module,
+    plan: Plan,
+    coverage: Coverage,
+    samples: Sequence[Mapping[str, Any]],
+    config: QAIGConfig,
+    answers: Sequence[Tensor] | None = None,
 ) -> QuantizationReport:
     """
     Quantize the blocks of `model` in place, as `plan` and the recipe say.
@@ -49,6 +48,7 @@ def calibrate(
         plan, coverage: from [`make_plan`]; a rotation that was not kept is taken out of the plan.
         samples: model inputs, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
+        answers: bool [B, T] per sample, True at its answers' tokens, for recipes that ask for them; None: at all.
 
     Returns:
         what was done.
@@ -63,6 +63,8 @@ def calibrate(
     doors = list(blocks.values())
     if device is not None:
         samples = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.items()} for sample in samples]
+    given = given_weights(model, doors, samples, masks, answers or masks, picture_masks(model, samples), recipe, device)
+    weigher = Weigher(recipe, config.seed, given)
     with (
         around(model, doors, device if samples else None),
         PausedForwards(model, doors, samples, door_device="cpu") as full,
@@ -71,6 +73,7 @@ def calibrate(
     ):
         for index, (path, block) in enumerate(bar):
             block_start = time.perf_counter()
+            weigher.block, weigher.calls = index, sum(block.searches for block in report.blocks)
             entries = {
                 name.removeprefix(path + "."): entry for name, entry in plan.items() if name.startswith(path + ".")
             }
@@ -87,6 +90,7 @@ def calibrate(
                     recipe,
                     finder,
                     config.seed,
+                    weigher,
                     config.activation_bits,
                 )
                 for name, module in result.named_modules():
@@ -120,6 +124,7 @@ def quantize_block(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    weigher: Weigher | None = None,
     activation_bits: int = 16,
 ) -> tuple[nn.Module, BlockSummary]:
     """
@@ -127,7 +132,9 @@ def quantize_block(
     """
     if not entries:
         return copy.deepcopy(block), BlockSummary(path)
-    choices, summary = choose(block, path, entries, calls, calls_q, masks, recipe, finder, seed, activation_bits)
+    choices, summary = choose(
+        block, path, entries, calls, calls_q, masks, recipe, finder, seed, weigher, activation_bits
+    )
     return packed(in_float32(block), choices, dtype_of(block, entries)), summary
 
 
@@ -141,97 +148,19 @@ def choose(
     recipe: Recipe,
     finder: GroupFinder,
     seed: int = 0,
+    weigher: Weigher | None = None,
     activation_bits: int = 16,
 ) -> tuple[Choices, BlockSummary]:
     """
-    One block: for each group of linears in order, token weights and the stages of the recipe.
-
-    Args:
-        block: in full precision; not changed.
-        path: where it is in the model.
-        entries: linears to pack, at least one.
-        calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream.
-        masks: bool [B, T] per sample, True at real tokens.
-        recipe: the stages.
-        finder: finds the block's groups.
-        seed: of what is random.
-        activation_bits: what the packed linears will round their inputs to.
-
-    Returns:
-        what follows for the block's weights, and a summary of it.
+    What follows for the block's weights, and a summary of it. Arguments as in [`Treatment`]; there may be no calls, and
+    without a `weigher` the block gets one of its own.
     """
-    summary, nothing = BlockSummary(path), Choices(entries, recipe.include_zero, activation_bits)
     if not recipe.calibrates or not calls:
         rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
-        return nothing.with_rotations(rotations), summary
-    dtype, block_32 = dtype_of(block, entries), in_float32(block)
-    judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
-    fitting = [sample for sample in calls if sample not in judges] or judges
-    targets = {sample: forward(block, calls[sample]) for sample in judges}
-    example = calls[fitting[0]].to(next(block.parameters()).device)
-    groups = finder.groups(block, example.args, example.kwargs)
-
-    choices = nothing
-    for stage_list in passes(recipe):
-        # Scales of an earlier pass are folded: they are part of the block that this pass sees.
-        original = folded(block_32, choices)
-        earlier, choices = choices, nothing
-        full = copy.deepcopy(original).to(dtype) if earlier.scales else block
-        done: list[str] = []
-
-        def harm(candidate: Choices, original: nn.Module = original, done: list[str] = done) -> float:
-            """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
-            trial, error = rounded(original, candidate, done, dtype), OutputError()
-            for sample in judges:
-                error.add(forward(trial, calls_q[sample]), targets[sample], masks[sample])
-            return error.value
-
-        for group in groups:
-            members = [name for name in group.linears if name in entries]
-            if not members:
-                continue
-            so_far = rounded(original, choices, done, dtype)
-            pieces = pieces_of(original, group, (full, so_far), (calls, calls_q), masks, fitting)
-            done += members
-            site = Site(original, group, members, pieces, recipe, dtype, finder.foldable(block, group))
-            if not site.pieces:
-                logger.warning("%s.%s: not every sample gets there; rounded to nearest.", path, members[0])
-                continue
-            weigh_tokens(site, choices, seed)
-            if recipe.token_weights != "uniform":
-                summary.importance[group.module] = {
-                    s: w for p in site.pieces for s, w in p.importance().items() if s < SHOWN
-                }
-            level = harm(choices) if judges else float("inf")
-            for stage in stage_list:
-                candidate = stage(site, choices)
-                if candidate is choices:
-                    continue
-                new_level = harm(candidate) if judges else level
-                better = new_level < level or not judges
-                (summary.kept if better else summary.undone).append(f"{stage.__name__} {', '.join(members)}")
-                if better:
-                    choices, level = candidate, new_level
-        choices = choices.after(earlier)
-    if recipe.rounding == "learned" and judges:
-        targets = {sample: first_tensor(forward(block, call)).cpu() for sample, call in calls.items()}
-        weights = {s: mask_for(masks[s], target).float() for s, target in targets.items()}
-        choices, found = learn_block(
-            block_32, choices, calls_q, targets, weights, judges, steps=recipe.steps, dtype=dtype, seed=seed
-        )
-        (summary.kept if found.best < found.start else summary.undone).append("learn")
-    return choices, summary
-
-
-def passes(recipe: Recipe) -> list[list[Stage]]:
-    """
-    The stages of each pass over the block's groups. Rounding that is not to nearest comes in a pass of its own: its
-    codes are for weights that no later fold may change.
-    """
-    if recipe.rounding == "nearest":
-        return [[equalize, clip, rotate]]
-    first: list[list[Stage]] = [[equalize]] if recipe.equalization != "none" else []
-    return [*first, [compensate, rotate]]
+        return Choices(entries, recipe.include_zero, activation_bits).with_rotations(rotations), BlockSummary(path)
+    weigher = weigher or Weigher(recipe, seed)
+    treatment = Treatment(block, path, entries, calls, calls_q, masks, recipe, finder, seed, weigher, activation_bits)
+    return treatment.choose(), treatment.summary
 
 
 def _record(module: QAIGLinear, entry: dict[str, Any]) -> None:
@@ -239,13 +168,3 @@ def _record(module: QAIGLinear, entry: dict[str, Any]) -> None:
     entry.pop("rotation", None)
     if module.rotation is not None:
         entry["rotation"] = module.rotation._asdict()
-
-
-def in_float32(block: nn.Module) -> nn.Module:
-    """A frozen fp32 copy of the block."""
-    return copy.deepcopy(block).float().requires_grad_(False)
-
-
-def dtype_of(block: nn.Module, entries: Entries) -> torch.dtype:
-    """What the linears to pack are stored in, and so the dtype of their scales."""
-    return next(get_linear(block, name).weight.dtype for name in entries)

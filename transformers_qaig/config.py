@@ -56,7 +56,7 @@ class QAIGConfig(QuantizationConfigMixin):
             `group_size` is used instead, else one group per channel; the plan says which.
         sym (`bool`, *optional*, defaults to `False`):
             Symmetric grid around zero, without zero points.
-        recipe (`str`, *optional*, defaults to `"fast"`):
+        recipe (`str`, *optional*, defaults to `"default"`):
             How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`.
         stages (`dict[str, str | int | bool]`, *optional*):
             Choices of the recipe to make otherwise, by attribute of [`transformers_qaig.recipes.Recipe`]:
@@ -125,7 +125,7 @@ class QAIGConfig(QuantizationConfigMixin):
         bits: int | Sequence[int] | None = None,
         group_size: int = 128,
         sym: bool = False,
-        recipe: str = "fast",
+        recipe: str = "default",
         modules_to_not_convert: list[str] | None = None,
         overrides: dict[str, Any] | None = None,
         min_coverage: float = 0.9,

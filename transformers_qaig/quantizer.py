@@ -127,7 +127,9 @@ class QAIGHfQuantizer(HfQuantizer):
             with torch.enable_grad():
                 if self.options:
                     self._allocate(model)
-                report = calibrate(model, self.plan, self.coverage, self.samples, self.quantization_config)
+                report = calibrate(
+                    model, self.plan, self.coverage, self.samples, self.quantization_config, self.answers
+                )
         finally:
             self.samples, self.answers, self.options = [], [], {}
         self.quantization_config.plan = self.plan

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -16,7 +18,9 @@ class Recipe:
     Attributes:
         token_weights: who says how much a token counts in the searches; `"uniform"`; `"qig"` (arXiv 2603.17809, from
             the quantized stream's input), `"qig-zero"` (the same from zero); `"shuffled"`, QIG's weights dealt out at
-            random among a sample's tokens, the control for it.
+            random among a sample's tokens, the control for it; `"authors"`, QIG as in the paper's code; `"balanced"`,
+            picture and text alike in sum; `"gradient"`, by the gradient of the answers' loss; `"mbq"`, answers 1,
+            pictures by the ratio of gradients, others nothing.
         nodes: points of QIG's integral on the path, where it has no closed form.
         equalization: search a channel-wise scale on a `grid_points` grid and fold it into the producer, by mean
             absolute (`"mae"`) or squared error (`"mse"`) of the sub-block's output.
@@ -34,7 +38,7 @@ class Recipe:
         do_no_harm: keep a choice only if the block's output error falls on samples held back from the search.
     """
 
-    token_weights: Literal["uniform", "qig", "qig-zero", "shuffled"] = "uniform"
+    token_weights: TokenWeights = "uniform"
     nodes: int = 8
     equalization: Literal["none", "mae", "mse"] = "none"
     grid_points: int = 20
@@ -43,9 +47,14 @@ class Recipe:
     include_zero: bool = False
     rounding: Literal["nearest", "gptq", "learned"] = "nearest"
     drift: float = 0.0
-    steps: int = 200
+    steps: int = 100
     rotation: Literal["none", "a8", "all"] = "none"
     do_no_harm: bool = False
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether the token weights depend on which tokens are answers."""
+        return self.token_weights in ("gradient", "mbq", "authors")
 
     @property
     def calibrates(self) -> bool:
@@ -58,8 +67,11 @@ RECIPES: dict[str, Recipe] = {
     "rtn": Recipe(),
     # The paper to the letter: QIG with the quantized stream as baseline, IQR clip, 20-point MAE grid, nearest.
     "paper": Recipe(token_weights="qig", equalization="mae"),
+    # What the paper's code does, where that is something else: for reproduction.
+    "authors": Recipe(token_weights="authors", equalization="mae"),
     # Baselines from the literature on the same grids.
     "awq": Recipe(equalization="mse"),
+    "mbq": Recipe(token_weights="mbq", equalization="mae"),
     "gptq": Recipe(rounding="gptq"),
     # Uniform token weights: with QIG's the answers were no better (benchmarks/results), and it takes twice the time.
     # Half the paper's grid points (and nodes, should QIG be asked for) lost nothing either.
@@ -73,10 +85,10 @@ RECIPES: dict[str, Recipe] = {
         do_no_harm=True,
     ),
     "default": Recipe(
-        nodes=4, clipping=True, include_zero=True, rounding="gptq", drift=0.5, rotation="a8", do_no_harm=True
+        nodes=4, clipping=True, include_zero=True, rounding="gptq", drift=1.0, rotation="a8", do_no_harm=True
     ),
     "best": Recipe(
-        nodes=4, clipping=True, include_zero=True, rounding="learned", drift=0.5, rotation="a8", do_no_harm=True
+        nodes=4, clipping=True, include_zero=True, rounding="learned", drift=1.0, rotation="a8", do_no_harm=True
     ),
 }
 

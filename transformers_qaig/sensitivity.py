@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 
 from .allocation import Option
 from .attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
-from .calibrate import choose, dtype_of, in_float32
+from .calibrate import choose
 from .calibration.block import forward
 from .calibration.capture import PausedForwards, around, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
 from .calibration.resume import claim, digest, write
 from .calibration.streaming import streaming
+from .calibration.treatment import dtype_of, in_float32
 from .config import QAIGConfig
 from .equalization.finder import GroupFinder
 from .plan import Plan, find_blocks
@@ -107,6 +108,8 @@ def errors_of(
     The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
     """
     recipe, blocks = recipe_of(config.recipe, config.stages), find_blocks(model)
+    if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
+        recipe = replace(recipe, rounding="gptq")
     masks = [token_mask(sample) for sample in samples]
     finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
     inputs = samples if recipe.calibrates else []
@@ -123,7 +126,16 @@ def errors_of(
                     found = load_file(file)
                 elif entries:
                     choices, _ = choose(
-                        block, path, entries, calls, calls, masks, recipe, finder, config.seed, config.activation_bits
+                        block,
+                        path,
+                        entries,
+                        calls,
+                        calls,
+                        masks,
+                        recipe,
+                        finder,
+                        config.seed,
+                        activation_bits=config.activation_bits,
                     )
                     dtype = dtype_of(block, entries)
                     deltas = rounding_errors(in_float32(block), choices, dtype)

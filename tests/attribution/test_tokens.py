@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformers_qaig.attribution.tokens import qig, qig_linear, token_importance
+from transformers_qaig.attribution.tokens import qig, qig_linear, tempered, token_importance
 
 
 def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,3 +96,18 @@ def test_a_few_values_that_are_not_finite_are_ignored() -> None:
     weights = token_importance(attribution, torch.ones(1, 10, dtype=torch.bool))
     assert torch.isfinite(weights).all()
     assert weights.std() > 0
+
+
+def test_tempered_weights_keep_half_of_the_samples_effective() -> None:
+    weights = torch.zeros(400)
+    weights[:300] = torch.rand(300).mul(8).exp()
+    soft = tempered(weights)
+    effective = soft.sum().square() / soft.square().sum() / 300
+    assert effective == pytest.approx(0.5, abs=1e-3)
+    assert (soft[300:] == 0).all()
+    assert float(soft.sum()) == pytest.approx(300, rel=1e-4)
+    power = soft[:300].log().diff() / weights[:300].log().diff()
+    torch.testing.assert_close(power, power.mean().expand_as(power), rtol=1e-2, atol=1e-2)
+    even = torch.rand(50) + 1
+    torch.testing.assert_close(tempered(even), even / even.mean())
+    assert (tempered(torch.zeros(5)) == 0).all()

@@ -16,7 +16,7 @@ from transformers_qaig.calibration import choices as choosing
 from transformers_qaig.calibration.block import first_tensor, forward
 from transformers_qaig.calibration.choices import Choices, RoundedLinear, rounded, rounding_errors
 from transformers_qaig.calibration.doors import BlockCall
-from transformers_qaig.calibration.learning import learn_block
+from transformers_qaig.calibration.learning import BlockLearner
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.nn.linear import get_linear
@@ -91,7 +91,7 @@ def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits)
     choices = rotated(block, activation_bits)
     targets = {s: first_tensor(forward(block, call)) for s, call in calls.items()}
     weights = {s: mask.float() for s, mask in enumerate(masks)}
-    _, found = learn_block(block, choices, calls, targets, weights, [0, 4], steps=1, dtype=torch.float32, seed=0)
+    _, found = BlockLearner(block, calls, targets, weights, [0, 4], 1, 0, torch.float32).rounding(choices)
     dense, error, power = rounded(block, choices, list(choices.entries), torch.float32), 0.0, 0.0
     for s, target in targets.items():
         difference = (first_tensor(forward(dense, calls[s])) - target).square().sum(-1)
@@ -133,7 +133,9 @@ def outliers(block: nn.Module) -> nn.Module:
 def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) -> None:
     model, path, block, calls, masks = case
     finder, recipe = GroupFinder(model, 0), recipe_of("fast", {"rounding": rounding, "equalization": "none"})
-    choices, summary = choose(outliers(block), path, entries(block, bits=8), calls, calls, masks, recipe, finder, 0, 8)
+    choices, summary = choose(
+        outliers(block), path, entries(block, bits=8), calls, calls, masks, recipe, finder, activation_bits=8
+    )
     assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(choices.rotations)
     assert "rotate mlp.gate_proj, mlp.up_proj" in summary.kept
     assert choices.rotations["mlp.up_proj"] == ROTATION
@@ -149,14 +151,16 @@ def test_a_rotation_that_does_harm_is_undone(case) -> None:
         weight = get_linear(block, name).weight
         weight.data = Choices(names).grid(name, weight.data, torch.float32).quantize(weight.data)
     recipe = recipe_of("fast", {"rounding": "nearest", "equalization": "none"})
-    choices, summary = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0), 0, 16)
+    choices, summary = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0))
     assert not choices.rotations
     assert sum(what.startswith("rotate") for what in summary.undone) == 4
 
 
 def test_without_data_the_plan_is_what_is_done(case) -> None:
     model, path, block, _, _ = case
-    choices, _ = choose(block, path, entries(block), {}, {}, [], recipe_of("rtn"), GroupFinder(model, 0), 0, 8)
+    choices, _ = choose(
+        block, path, entries(block), {}, {}, [], recipe_of("rtn"), GroupFinder(model, 0), activation_bits=8
+    )
     assert choices.rotations == dict.fromkeys(choices.entries, ROTATION)
 
 
@@ -165,7 +169,7 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
     names = entries(block)
     names["self_attn.k_proj"]["rotation"] = {"block": 32, "seed": 6}
     recipe = recipe_of("gptq", {"do_no_harm": False})
-    choices, _ = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0), 0, 8)
+    choices, _ = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0), activation_bits=8)
     assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
 
 

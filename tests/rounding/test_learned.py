@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from transformers_qaig.rounding.gptq import gptq
-from transformers_qaig.rounding.grid import minmax_grid
-from transformers_qaig.rounding.learned import Learned, SoftRounding, Start, learn
+from transformers_qaig.rounding.grid import Rounding, minmax_grid
+from transformers_qaig.rounding.learned import Learned, SoftRounding, SoftScales, SoftVector, Start, learn
 from transformers_qaig.rounding.moments import Curvature, second_moment
 
 N, K, GROUP = 16, 64, 32
@@ -32,7 +32,7 @@ def _learn(start: Start, steps: int = 40, seed: int = 0, unlearnable: bool = Fal
     def judge(weights: dict[str, Tensor]) -> float:
         return float((held @ (weights["w"] - start.weight).T).square().mean())
 
-    return learn({"w": start}, batch_loss, judge, steps=steps), held
+    return learn({"w": SoftRounding(start)}, batch_loss, judge, steps=steps, rate=1 / steps), held
 
 
 @pytest.mark.parametrize("sym", [False, True])
@@ -40,9 +40,9 @@ def _learn(start: Start, steps: int = 40, seed: int = 0, unlearnable: bool = Fal
 def test_it_starts_from_the_rounding_it_is_given(sym: bool, dtype: torch.dtype) -> None:
     start = _start(sym, dtype)
     soft = SoftRounding(start)
-    assert torch.equal(soft.rounding().codes, start.grid.encode(start.weight))
-    assert torch.equal(soft.rounding().grid.scale, start.grid.scale)
-    assert torch.equal(soft.rounding().grid.zero, start.grid.zero)
+    assert torch.equal(soft.result().codes, start.grid.encode(start.weight))
+    assert torch.equal(soft.result().grid.scale, start.grid.scale)
+    assert torch.equal(soft.result().grid.zero, start.grid.zero)
     assert torch.equal(soft(), start.grid.quantize(start.weight))
 
 
@@ -51,14 +51,14 @@ def test_it_starts_from_gptqs_codes() -> None:
     hessian = second_moment([(torch.randn(1, 100, 12) @ torch.randn(12, K), torch.ones(1, 100))])
     rounding = gptq(start.weight, Curvature.of(hessian), start.grid)
     soft = SoftRounding(Start(rounding.source, start.grid, torch.bfloat16))
-    assert torch.equal(soft.rounding().codes, rounding.codes)
+    assert torch.equal(soft.result().codes, rounding.codes)
 
 
 @pytest.mark.parametrize("sym", [False, True])
 def test_learning_lowers_the_error_on_data_it_has_not_seen(sym: bool) -> None:
     found, held = _learn(_start(sym))
     assert found.best < 0.5 * found.start
-    start, values = _start(sym), found.roundings["w"].values
+    start, values = _start(sym), found.results["w"].values
     assert float((held @ (values - start.weight).T).square().mean()) == pytest.approx(found.best, rel=1e-4)
 
 
@@ -68,7 +68,7 @@ def test_what_was_judged_is_what_is_stored() -> None:
     for step in (0.3, 0.2, 0.1):
         soft().backward(torch.randn(N, K, generator=generator))
         soft.move(step)
-    rounding = soft.rounding()
+    rounding = soft.result()
     torch.testing.assert_close(rounding.values, soft().detach(), rtol=0, atol=0)
     assert torch.equal(rounding.grid.scale, rounding.grid.scale.bfloat16().float())
     assert soft.offset.abs().max() <= 0.5
@@ -79,12 +79,12 @@ def test_what_was_judged_is_what_is_stored() -> None:
 def test_never_worse_than_its_start() -> None:
     found, _ = _learn(_start(), unlearnable=True)
     assert found.best == found.start
-    assert torch.equal(found.roundings["w"].codes, _start().grid.encode(_start().weight))
-    assert len(found.history) == 3  # and it does not go on for long
+    assert torch.equal(found.results["w"].codes, _start().grid.encode(_start().weight))
+    assert found.history[-1][0] < 40  # and it does not go on to the end
 
 
 def test_the_same_seed_gives_the_same_codes() -> None:
-    one, two, other = (_learn(_start(), seed=seed)[0].roundings["w"].codes for seed in (0, 0, 1))
+    one, two, other = (_learn(_start(), seed=seed)[0].results["w"].codes for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
@@ -93,7 +93,7 @@ def test_gradients_that_are_not_finite_move_nothing() -> None:
     soft = SoftRounding(_start())
     soft().backward(torch.full((N, K), float("nan")))
     soft.move(0.5)
-    assert torch.equal(soft.rounding().codes, _start().grid.encode(_start().weight))
+    assert torch.equal(soft.result().codes, _start().grid.encode(_start().weight))
 
 
 def test_a_gain_is_refused() -> None:
@@ -103,3 +103,31 @@ def test_a_gain_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="gain"):
         SoftRounding(Start(start.weight, grid, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scales_and_vectors_are_learned_and_codes_stay(dtype: torch.dtype) -> None:
+    start = _start(storage_dtype=dtype)
+    codes = start.grid.encode(start.weight)
+    bias = torch.rand(N)
+    soft = {"w": SoftScales(Rounding(start.grid, codes), dtype), "b": SoftVector(torch.zeros(N) + 0.1, dtype)}
+    assert torch.equal(soft["w"](), start.grid.decode(codes))
+    assert torch.equal(soft["b"](), torch.full((N,), 0.1).to(dtype).float())
+    generator = torch.Generator().manual_seed(0)
+    x, held = (torch.randn(200, 12, generator=generator) @ torch.randn(12, K, generator=generator) for _ in range(2))
+
+    def loss(tensors: dict[str, Tensor], rows: Tensor) -> Tensor:
+        return (rows @ (tensors["w"] - start.weight).T + tensors["b"] - bias).square().mean()
+
+    def batch_loss(tensors: dict[str, Tensor], step: int) -> float:
+        value = loss(tensors, x[step % 4 :: 4])
+        value.backward()
+        return float(value.detach())
+
+    found = learn(soft, batch_loss, lambda tensors: float(loss(tensors, held)), steps=60, rate=0.03)
+    assert found.best < 0.9 * found.start
+    rounding, vector = found.results["w"], found.results["b"]
+    assert torch.equal(rounding.codes, codes)
+    assert torch.equal(rounding.grid.scale, rounding.grid.scale.to(dtype).float())
+    assert torch.equal(vector, vector.to(dtype).float())
+    assert float(loss({"w": rounding.values, "b": vector}, held)) == pytest.approx(found.best, rel=1e-5)

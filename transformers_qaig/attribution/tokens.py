@@ -14,6 +14,7 @@ def qig(
     baseline: Tensor,
     *,
     nodes: int = 8,
+    both_ends: bool = False,
 ) -> Tensor:
     """
     QIG of a sub-block's input by the midpoint rule:
@@ -27,6 +28,8 @@ def qig(
         x: [B, T, C] fp32, the input in the full-precision stream.
         baseline: [B, T, C] fp32, x0: the input in the quantized stream for the paper's own form.
         nodes: number of midpoint nodes. The integrand has kinks, so a higher-order rule gains nothing.
+        both_ends: the rule of the paper's code instead: `nodes` points from 0 to 1, both ends included, all of the same
+            weight. Its sum is not complete.
 
     Returns:
         [B, T, C] fp32.
@@ -34,7 +37,8 @@ def qig(
     step = x - baseline
     gradient = torch.zeros_like(x)
     for node in range(nodes):
-        point = (baseline + (node + 0.5) / nodes * step).detach().requires_grad_()
+        share = node / (nodes - 1) if both_ends else (node + 0.5) / nodes
+        point = (baseline + share * step).detach().requires_grad_()
         with torch.enable_grad():
             total = difference(point).abs().mean(-1).sum()
             (slope,) = torch.autograd.grad(total, point)
@@ -95,3 +99,34 @@ def token_importance(attribution: Tensor, mask: Tensor, *, clip: bool = True) ->
                 continue
         weight[real] = 1.0
     return weights
+
+
+def tempered(weights: Tensor, effective: float = 0.5) -> Tensor:
+    """
+    w^p, normalised to mean 1 over the tokens that count, with the largest p ≤ 1 for which the effective sample size
+    (Σ w)² / Σ w² is at least `effective` of their number: a few heavy tokens must not make up a second moment alone.
+
+    Args:
+        weights: fp32, ≥ 0, any shape; zero where a token does not count.
+        effective: 0 to 1.
+    """
+    counted = weights > 0
+    values = weights[counted].double()
+    if not len(values):
+        return weights
+
+    def share(power: float) -> float:
+        w = values.pow(power)
+        return float(w.sum().square() / w.square().sum() / len(w))
+
+    low, high = 0.0, 1.0
+    if share(1.0) >= effective:
+        low = 1.0
+    else:
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if share(middle) >= effective else (low, middle)
+    w = values.pow(low)
+    result = torch.zeros_like(weights)
+    result[counted] = (w / w.mean()).to(weights)
+    return result

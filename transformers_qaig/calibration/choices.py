@@ -34,6 +34,7 @@ class Choices:
         roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
         rotations: linear → what its input is rotated by; grid and codes are then for the rotated weight.
         activation_bits: what the inputs are rounded to: 8, or 16 for not at all.
+        parameters: other parameters of the block, by path → their new values, fp32.
     """
 
     entries: Entries
@@ -43,6 +44,7 @@ class Choices:
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
     roundings: Mapping[str, Rounding] = field(default_factory=dict)
     rotations: Mapping[str, Rotation] = field(default_factory=dict)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> Choices:
         """Codes are for the folded weights: scales come first."""
@@ -105,6 +107,8 @@ def folded(original: nn.Module, choices: Choices) -> nn.Module:
     block = copy.deepcopy(original)
     for group, scale in choices.scales:
         fold(block, group, scale)
+    for name, value in choices.parameters.items():
+        block.get_parameter(name).data.copy_(value)
     return block
 
 
@@ -173,7 +177,7 @@ def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -
     block, factors = folded(original, choices), copy.deepcopy(original)
     for parameter in factors.parameters():
         parameter.data.fill_(1.0)
-    factors = folded(factors, choices)
+    factors = folded(factors, replace(choices, parameters={}))
     errors = {}
     for name in choices.entries:
         weight = choices.weight(block, name)

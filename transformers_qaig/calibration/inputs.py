@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 
 from ..config import QAIGConfig
+from ..recipes import recipe_of
 from .dataset import answer_mask, are_encoded, load_samples
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -26,7 +27,8 @@ def load_inputs(
 
     Args:
         model: what the samples are for; may be on the meta device.
-        config: data set, processor, number of samples, seed; under a budget the answers are told apart.
+        config: data set, processor, number of samples, seed; under a budget, or for a recipe that asks for them, the
+            answers are told apart.
         revision: commit of the model's repository to take the processor from.
 
     Returns:
@@ -49,10 +51,9 @@ def load_inputs(
             is_vlm=hasattr(model.config, "vision_config"),
             columns=config.dataset_columns,
             token=config.token,
-            with_labels=config.has_budget,
+            with_labels=config.has_budget or recipe_of(config.recipe, config.stages).reads_answers,
         )
-    image_tokens = [token for name in IMAGE_TOKENS if isinstance(token := getattr(model.config, name, None), int)]
-    answers = [answer_mask(sample, image_tokens) for sample in samples]
+    answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
     accepted = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     return [
@@ -60,6 +61,18 @@ def load_inputs(
         {k: _cast(v, model.dtype) for k, v in sample.items() if (takes_any or k in accepted) and k != "labels"}
         for sample in samples
     ], answers
+
+
+def picture_tokens(model: nn.Module) -> list[int]:
+    """Ids of the tokens that stand for pieces of pictures and videos, as the model's config names them."""
+    config = getattr(model, "config", None)
+    return [token for name in IMAGE_TOKENS if isinstance(token := getattr(config, name, None), int)]
+
+
+def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    """Bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
+    ids = torch.tensor(picture_tokens(model), dtype=torch.long)
+    return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
 
 
 def _processor(model: PreTrainedModel, config: QAIGConfig, revision: str | None) -> Any:

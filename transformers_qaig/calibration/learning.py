@@ -1,90 +1,115 @@
-"""Learned rounding of a whole block: what the conductor knows about samples, brought to `rounding.learned`."""
+"""Learning what a block becomes as a whole: what the conductor knows about samples, brought to `rounding.learned`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..rounding.learned import Learned, Start, learn
+from ..rounding.learned import Learned, Soft, SoftRounding, SoftScales, SoftVector, Start, learn
 from .block import first_tensor
 from .choices import Choices, folded, set_weight
 from .doors import BlockCall, map_tensors
 
 BATCH = 8
 """Samples per step."""
+ROUNDING_RATE = 3e-4
+SCALE_RATE = 1e-3
 
 
-def learn_block(
-    original: nn.Module,
-    choices: Choices,
-    calls: Mapping[int, BlockCall],
-    targets: Mapping[int, Tensor],
-    weights: Mapping[int, Tensor],
-    judges: Sequence[int],
-    *,
-    steps: int,
-    dtype: torch.dtype,
-    seed: int,
-) -> tuple[Choices, Learned]:
+@dataclass
+class BlockLearner:
     """
-    The choices with every rounding learned, so that Σ λ ‖output - target‖² of the block falls; on the judges' samples
-    it is never more than before.
+    Lowers Σ λ ‖output - target‖² of a block; on the judges' samples it is never more than before.
 
-    Args:
+    Attributes:
         original: the block in fp32; not changed.
-        choices: scales, and roundings to start from, of its linears.
         calls: what the block is called with in the quantized stream, per sample.
         targets: hidden states [B, T, C] that it gives in the full-precision stream, per sample.
         weights: λ fp32 [B, T] per sample, zero at padding.
         judges: samples that are not learned from.
         steps, seed: of the learning; each step draws `BATCH` samples.
-        dtype: of the stored scales.
+        dtype: what scales and parameters are stored in.
     """
-    block = folded(original, choices)
-    device = next(block.parameters()).device
-    starts = {}
-    for name in choices.entries:
-        weight = choices.weight(block, name)
-        set_weight(block, choices, name, weight)
-        rounding = choices.rounding(name, weight, dtype)
-        source, grid = weight if rounding.source is None else rounding.source, rounding.grid
-        stretch = grid.grouped(source) * (grid.scale / grid.step).unsqueeze(-1)  # the same codes on a grid without gain
-        starts[name] = Start(stretch.reshape(source.shape), replace(grid, step=grid.scale), dtype)
-    learners = [sample for sample in calls if sample not in judges] or list(judges)
-    power = sum(float((weights[s].unsqueeze(-1) * targets[s].float().square()).sum()) for s in calls)
-    mass = sum(float(weights[s].sum()) for s in calls)
 
-    def loss(dense: Mapping[str, Tensor], sample: int) -> Tensor:
-        """Σ λ ‖output - target‖² of one sample, in units of the mean ‖target‖² of a token."""
-        args, kwargs = map_tensors(
-            lambda t: t.to(device, torch.float32) if t.is_floating_point() else t.to(device),
-            (calls[sample].args, calls[sample].kwargs),
+    original: nn.Module
+    calls: Mapping[int, BlockCall]
+    targets: Mapping[int, Tensor]
+    weights: Mapping[int, Tensor]
+    judges: Sequence[int]
+    steps: int
+    seed: int
+    dtype: torch.dtype
+
+    def rounding(self, choices: Choices) -> tuple[Choices, Learned]:
+        """The choices with the rounding of every linear learned."""
+        block, soft = folded(self.original, choices), {}
+        for name in choices.entries:
+            weight = choices.weight(block, name)
+            set_weight(block, choices, name, weight)
+            rounding = choices.rounding(name, weight, self.dtype)
+            source, grid = weight if rounding.source is None else rounding.source, rounding.grid
+            stretch = grid.grouped(source) * (grid.scale / grid.step).unsqueeze(
+                -1
+            )  # same codes, on a grid without gain
+            soft[f"{name}.weight"] = SoftRounding(
+                Start(stretch.reshape(source.shape), replace(grid, step=grid.scale), self.dtype)
+            )
+        found = self._learn(block, soft, ROUNDING_RATE, "rounding")
+        return choices.with_roundings({name: found.results[f"{name}.weight"] for name in choices.entries}), found
+
+    def scales(self, choices: Choices, parameters: Sequence[str]) -> tuple[Choices, Learned]:
+        """The choices with the scales of every linear, and the block's `parameters`, learned; all codes stay."""
+        block = folded(self.original, choices)
+        soft: dict[str, Soft] = {}
+        for name in choices.entries:
+            weight = choices.weight(block, name)
+            set_weight(block, choices, name, weight)
+            soft[f"{name}.weight"] = SoftScales(choices.rounding(name, weight, self.dtype), self.dtype)
+        for name in parameters:
+            soft[name] = SoftVector(block.get_parameter(name).data, self.dtype)
+        found = self._learn(block, soft, SCALE_RATE, "scales")
+        roundings = {name: found.results[f"{name}.weight"] for name in choices.entries}
+        changed = {name: found.results[name] for name in parameters}
+        return replace(choices.with_roundings(roundings), parameters={**choices.parameters, **changed}), found
+
+    def _learn(self, block: nn.Module, soft: Mapping[str, Soft], rate: float, what: str) -> Learned:
+        device = next(block.parameters()).device
+        learners = [sample for sample in self.calls if sample not in self.judges] or list(self.judges)
+        mass = {sample: float(weight.sum()) for sample, weight in self.weights.items()}
+        power = sum(
+            float((self.weights[s].unsqueeze(-1) * target.float().square()).sum()) for s, target in self.targets.items()
         )
-        output = first_tensor(
-            torch.func.functional_call(block, {f"{name}.weight": w for name, w in dense.items()}, args, kwargs)
-        )
-        error = (output - targets[sample].to(device, torch.float32)).square().sum(-1)
-        return (error * weights[sample].to(device)).sum() / (power / mass)
+        unit = power / sum(mass.values())  # mean ‖target‖² of a token
 
-    generator = torch.Generator().manual_seed(seed)
+        def loss(tensors: Mapping[str, Tensor], sample: int) -> Tensor:
+            args, kwargs = map_tensors(
+                lambda t: t.to(device, torch.float32) if t.is_floating_point() else t.to(device),
+                (self.calls[sample].args, self.calls[sample].kwargs),
+            )
+            output = first_tensor(torch.func.functional_call(block, dict(tensors), args, kwargs))
+            error = (output - self.targets[sample].to(device, torch.float32)).square().sum(-1)
+            return (error * self.weights[sample].to(device)).sum() / unit
 
-    def batch_loss(dense: Mapping[str, Tensor], step: int) -> float:
-        total, count = 0.0, 0.0
-        for index in torch.randperm(len(learners), generator=generator)[:BATCH].tolist():
-            value = loss(dense, learners[index])
-            value.backward()
-            total, count = total + float(value), count + float(weights[learners[index]].sum())
-        bar.update()
-        bar.set_postfix(loss=f"{total / count:.2e}")
-        return total / count
+        generator = torch.Generator().manual_seed(self.seed)
 
-    def judge(dense: Mapping[str, Tensor]) -> float:
-        return sum(float(loss(dense, s)) for s in judges) / sum(float(weights[s].sum()) for s in judges)
+        def batch_loss(tensors: Mapping[str, Tensor], step: int) -> float:
+            batch = [learners[i] for i in torch.randperm(len(learners), generator=generator)[:BATCH].tolist()]
+            total = 0.0
+            for sample in batch:
+                value = loss(tensors, sample)
+                value.backward()
+                total += float(value.detach())
+            mean = total / sum(mass[sample] for sample in batch)
+            bar.update()
+            bar.set_postfix(loss=f"{mean:.2e}")
+            return mean
 
-    with tqdm(total=steps, desc="Learning", unit="step", leave=False) as bar:
-        found = learn(starts, batch_loss, judge, steps=steps)
-    return choices.with_roundings(found.roundings), found
+        def judge(tensors: Mapping[str, Tensor]) -> float:
+            return sum(float(loss(tensors, s)) for s in self.judges) / sum(mass[s] for s in self.judges)
+
+        with tqdm(total=self.steps, desc=f"Learning {what}", unit="step", leave=False) as bar:
+            return learn(soft, batch_loss, judge, steps=self.steps, rate=rate)

@@ -38,6 +38,7 @@ class Site:
         recipe: how.
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
+        activation_bits: 8 if the linears will round their inputs.
     """
 
     block: nn.Module
@@ -47,10 +48,17 @@ class Site:
     recipe: Recipe
     dtype: torch.dtype
     foldable: bool
+    activation_bits: int = 16
 
     @property
     def device(self) -> torch.device:
         return next(self.block.parameters()).device
+
+    @property
+    def is_equalized(self) -> bool:
+        """Whether the recipe searches a scale for this group."""
+        shared = len(set(self.group.channels)) < len(self.group.channels)
+        return self.recipe.equalization != "none" and self.foldable and (self.recipe.share_channels or not shared)
 
     @property
     def num_tokens(self) -> int:
@@ -59,9 +67,6 @@ class Site:
     def loaded(self) -> Iterator[Piece]:
         """The pieces one after the other, on the block's device."""
         return (piece.loaded(self.device) for piece in self.pieces)
-
-    def with_pieces(self, more: list[Piece]) -> Site:
-        return replace(self, pieces=[*self.pieces, *more])
 
     def quantized_inputs(self, choices: Choices) -> Iterator[tuple[Tensor, Tensor]]:
         """What the linears multiply in the quantized stream once `choices` is folded, and the token weights."""
@@ -83,34 +88,40 @@ Stage = Callable[[Site, Choices], Choices]
 def equalize(site: Site, choices: Choices) -> Choices:
     """
     The choices with the group's E of least λ-weighted mean error of f_s(x, Q(W·E)/E) against f_s(x, W), absolute or
-    squared as the recipe says.
+    squared as the recipe says; x is the input of the full-precision stream, or, where the linears round their inputs,
+    of the quantized one.
 
     The same choices if the group is not to be scaled.
     """
-    group, block, recipe = site.group, site.block, site.recipe
-    shared = len(set(group.channels)) < len(group.channels)
-    if recipe.equalization == "none" or not site.foldable or (shared and not recipe.share_channels):
+    if not site.is_equalized:
         return choices
+    group, block, recipe = site.group, site.block, site.recipe
+    rounds_inputs = site.activation_bits == 8
     weights = {name: get_linear(block, name).weight for name in site.members}
     wanted, magnitude, count = [], torch.zeros(len(group.channels), device=site.device), 0
     for piece in site.loaded():
-        wanted.append(run(block, group, piece, piece.x).cpu())
-        magnitude += piece.x[piece.real].abs().sum(0)
-        count += int(piece.real.sum())
+        x = piece.x_q if rounds_inputs else piece.x
+        wanted.append(run(block, group, piece, x).cpu())
+        real = torch.ones_like(piece.real) if recipe.token_weights == "authors" else piece.real  # there padding counts
+        magnitude += x[real].abs().sum(0)
+        count += int(real.sum())
     magnitude /= count
 
     def loss(scale: Tensor) -> float:
         trial = {
-            name: choices.grid(name, weight * scale, site.dtype).quantize(weight * scale) / scale
+            name: choices.grid(name, weight * scale, site.dtype).quantize(weight * scale)
             for name, weight in weights.items()
         }
+        if not rounds_inputs:
+            trial = {name: weight / scale for name, weight in trial.items()}
         total, mass = 0.0, 0.0
         for piece, target in zip(site.loaded(), wanted):
-            difference = run(block, group, piece, piece.x, trial) - target.to(site.device)
+            x = piece.x_q / scale if rounds_inputs else piece.x
+            difference = run(block, group, piece, x, trial, site.activation_bits) - target.to(site.device)
             error = (difference.abs() if recipe.equalization == "mae" else difference.square()).mean(-1)
             weight = piece.weights if piece.weights.shape == error.shape else torch.ones_like(error)
             total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
-        return total / mass
+        return total / mass if mass else 0.0
 
     best = search_scale(magnitude, loss, group=group, grid_points=recipe.grid_points)
     return choices.with_scale(group, best.scale) if best.rho > 0 else choices
@@ -158,6 +169,8 @@ def compensate(site: Site, choices: Choices) -> Choices:
             roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
         else:
             roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
+        if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight
+            roundings[name] = replace(roundings[name], source=None)
     return choices.with_roundings(roundings)
 
 

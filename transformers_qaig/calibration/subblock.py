@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
+from ..rounding.grid import fake_quantize_tokens
 from .doors import BlockCall, map_tensors
 
 MAX_TOKENS = 8192
@@ -98,7 +99,14 @@ def enter(block: nn.Module, group: Group, call: BlockCall) -> tuple[Tensor, tupl
     raise NotReached(f"the call does not reach {group.linears[0]!r}")
 
 
-def run(block: nn.Module, group: Group, piece: Piece, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+def run(
+    block: nn.Module,
+    group: Group,
+    piece: Piece,
+    x: Tensor,
+    weights: Mapping[str, Tensor] | None = None,
+    activation_bits: int = 16,
+) -> Tensor:
     """
     f_s(x, w): the sub-block's output with `x` where its linears read their input.
 
@@ -108,16 +116,23 @@ def run(block: nn.Module, group: Group, piece: Piece, x: Tensor, weights: Mappin
         piece: loaded; the rest of the sub-block's arguments (masks, rotary embeddings).
         x: fp32 [B, T, C].
         weights: linear's path in the block → weight to use instead of its own.
+        activation_bits: 8 rounds the input of every linear in `weights` per token.
 
     Returns:
         the first tensor of the output, fp32 [B, T', C'].
     """
     module = block.get_submodule(group.module)
     prefix = f"{group.module}." if group.module else ""
+    rounds = set(weights or ()) if activation_bits == 8 else set()
     if isinstance(module, nn.Linear):
+        x = fake_quantize_tokens(x) if group.module in rounds else x
         return nn.functional.linear(x, (weights or {}).get(group.module, module.weight), module.bias)
     handles = [
         block.get_submodule(name).register_forward_pre_hook(lambda _, args: (x, *args[1:])) for name in group.linears
+    ]
+    handles += [
+        block.get_submodule(name).register_forward_pre_hook(lambda _, args: (fake_quantize_tokens(args[0]), *args[1:]))
+        for name in rounds  # after x was put in
     ]
     try:
         replaced = {f"{name.removeprefix(prefix)}.weight": weight for name, weight in (weights or {}).items()}

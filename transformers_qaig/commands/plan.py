@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=list(CHOICES), help="widths to choose from")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--sym", action="store_true")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="fast")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="default")
     parser.add_argument("--cost", choices=sorted(COSTS), default=DEFAULT_COST)
     parser.add_argument("--fuse-groups", action="store_true", help="q, k, v and gate, up at one width")
     parser.add_argument("--dataset", help="calibration data: a JSON file or a set on the Hub; default: the bundled one")

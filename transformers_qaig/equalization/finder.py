@@ -40,3 +40,7 @@ class GroupFinder:
             return False
         names = [*group.linears, group.producer]
         return not any(id(p) in self._shared for name in names for p in block.get_submodule(name).parameters())
+
+    def is_shared(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is used in several places of the model."""
+        return id(parameter) in self._shared

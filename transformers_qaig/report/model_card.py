@@ -162,7 +162,8 @@ def _is_replaceable(readme: Path, *, ours_too: bool) -> bool:
 def _facts(
     settings: Mapping[str, Any], report: QuantizationReport | None, size_in_bytes: int | None
 ) -> Iterable[tuple[str, str]]:
-    yield "Recipe", f"`{settings['recipe']}`"
+    changed = ", ".join(f"`{stage}={choice!r}`" for stage, choice in (settings.get("stages") or {}).items())
+    yield "Recipe", f"`{settings['recipe']}`" + (f" with {changed}" if changed else "")
     yield "Weights", _widths(settings)
     group = settings["group_size"]
     yield (

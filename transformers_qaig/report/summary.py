@@ -20,6 +20,7 @@ class BlockSummary:
             with its own inputs; nan if the recipe reads no data.
         kept, undone: choices that lowered the error on held-back samples, and those that did not and were undone.
         importance: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
+        searches: groups that were searched for a scale.
         seconds: wall time.
         resumed: taken from the work folder.
     """
@@ -29,6 +30,7 @@ class BlockSummary:
     kept: list[str] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
     importance: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    searches: int = 0
     seconds: float = 0.0
     resumed: bool = False
 

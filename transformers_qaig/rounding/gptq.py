@@ -47,12 +47,18 @@ def gptq(weight: Tensor, curvature: Curvature, grid: Grid) -> Rounding:
     Raises:
         ValueError: shapes that do not fit.
     """
+    return _rounded(weight, curvature, grid)[0]
+
+
+def _rounded(weight: Tensor, curvature: Curvature, grid: Grid) -> tuple[Rounding, Tensor]:
+    """The rounding, and e H eᵀ of every row with the damped H: the sum of (e_j / U_jj)² as each column was rounded."""
     columns, order, factor = weight.shape[-1], curvature.order, curvature.factor
     if weight.ndim != 2 or len(order) != columns:
         raise ValueError(f"the second moments of {len(order)} channels do not fit a weight of {[*weight.shape]}.")
     if factor is None:
         logger.warning("GPTQ: the second moments of the inputs have no inverse; rounded to nearest.")
-        return Rounding(grid, grid.encode(weight), weight)
+        rounding = Rounding(grid, grid.encode(weight), weight)
+        return rounding, (rounding.values - weight).square().sum(-1)
     # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
     group = order // (columns // grid.scale.shape[1])
     step, scale, zero = (t.T[group] for t in (grid.step, grid.scale, grid.zero))
@@ -75,7 +81,8 @@ def gptq(weight: Tensor, curvature: Curvature, grid: Grid) -> Rounding:
 
     take(0, columns)
     back = order.argsort()
-    return Rounding(grid, codes[back].T.contiguous(), remaining[back].T.contiguous())
+    rounding = Rounding(grid, codes[back].T.contiguous(), remaining[back].T.contiguous())
+    return rounding, errors.square_().sum(0)
 
 
 @torch.no_grad()
@@ -90,14 +97,19 @@ def gptq_on_best_grid(weight: Tensor, curvature: Curvature, grids: Sequence[Grid
         weight: fp32 [N, K], finite.
         curvature: H of its inputs.
         grids: for `weight`, at least one, alike but for scales and zero points.
+
+    Returns:
+        as [`gptq`].
     """
     parts = []
     rows = max(MAX_ELEMENTS // (weight.shape[1] * len(grids)), 1)
     for first in range(0, len(weight), rows):
         here = slice(first, first + rows)
         part = weight[here]
-        tried = gptq(part.repeat(len(grids), 1), curvature, Grid.cat([grid.rows(here) for grid in grids]))
-        loss = curvature.loss(tried.values - part.repeat(len(grids), 1)).view(len(grids), -1)
-        best = loss.nan_to_num(torch.inf).argmin(0) * len(part) + torch.arange(len(part), device=part.device)
+        grid = Grid.cat([candidate.rows(here) for candidate in grids])
+        tried, loss = _rounded(part.repeat(len(grids), 1), curvature, grid)
+        best = loss.view(len(grids), -1).nan_to_num(torch.inf).argmin(0) * len(part) + torch.arange(
+            len(part), device=part.device
+        )
         parts.append(tried.rows(best))
     return Rounding.cat(parts)

@@ -53,13 +53,13 @@ class Grid:
 
     def rows(self, index: Any) -> Grid:
         """The grid of some rows."""
-        return replace(self, **{name: getattr(self, name)[index] for name in ("scale", "zero", "step")})
+        return replace(self, scale=self.scale[index], zero=self.zero[index], step=self.step[index])
 
     @staticmethod
     def cat(grids: Sequence[Grid]) -> Grid:
         """One grid of the rows of several, which agree in bits and symmetry."""
-        tensors = {name: torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero", "step")}
-        return replace(grids[0], **tensors)
+        scale, zero, step = (torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero", "step"))
+        return replace(grids[0], scale=scale, zero=zero, step=step)
 
     def _codes(self, weight: Tensor) -> Tensor:
         scaled = self.grouped(weight) / self.step.unsqueeze(-1)
@@ -149,6 +149,18 @@ def minmax_grid(
     else:
         zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
     return Grid(scale if gain is None else storable(scale * gain, storage_dtype), zero, bits, sym, scale)
+
+
+def fake_quantize_tokens(x: Tensor, bits: int = 8) -> Tensor:
+    """
+    x rounded per token, symmetrically: scale = max|x| / (2^(b-1) - 1) over the last dimension; with the gradient of x.
+
+    Args:
+        x: fp32 [..., K].
+    """
+    scale = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5) / (2 ** (bits - 1) - 1)
+    rounded = (x.detach() / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+    return rounded + (x - x.detach())
 
 
 def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:

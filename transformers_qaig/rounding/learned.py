@@ -4,13 +4,14 @@ Learned rounding: offsets of the codes and ends of the grids, by the sign of the
 Every weight of a block is rounded as code = round(w / s + v) + z, with an offset v in [-½, ½] of its own and a grid
 whose two ends are moved by factors of their own. All are moved at once against the gradient's sign, straight through
 the rounding, so that what the block puts out comes close to what it did in full precision. The step is the same for
-all, and shrinks linearly to nothing.
+all, and shrinks linearly to nothing. With the codes settled, scales and the parameters around them follow by Adam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +44,28 @@ class Learned:
     Outcome of [`learn`].
 
     Attributes:
-        roundings: the best seen.
-        start, best: what `judge` gave for the rounding to start from, and for the best one.
+        results: the best seen, what each module's `result` gave.
+        start, best: what `judge` gave at the start, and for the best.
         history: (step, loss of its batch, what `judge` gave) each time that was asked.
     """
 
-    roundings: dict[str, Rounding]
+    results: dict[str, Any]
     start: float
     best: float
     history: list[tuple[int, float, float]] = field(default_factory=list)
 
 
-class SoftRounding(nn.Module):
+class Soft(nn.Module):
+    """Something that can be learned: gives a fp32 tensor, moves by its gradient, and tells what is to be stored."""
+
+    def move(self, step: float) -> None:
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        raise NotImplementedError
+
+
+class SoftRounding(Soft):
     """A weight whose rounding can be learned; gives fp32 [N, K], on the grid."""
 
     def __init__(self, start: Start):
@@ -73,8 +84,7 @@ class SoftRounding(nn.Module):
         codes = _through(torch.round, grid.grouped(weight) / scale + grid.grouped(self.offset)) + zero
         return ((codes.clamp(0, grid.max_code) - zero) * scale).reshape(weight.shape)
 
-    def rounding(self) -> Rounding:
-        """As it is to be stored."""
+    def result(self) -> Rounding:
         with torch.no_grad():
             scale, zero = self._scale_and_zero()
             start, grid = self._start, self._start.grid
@@ -102,46 +112,93 @@ class SoftRounding(nn.Module):
         return _through(lambda s: storable(s, self._start.storage_dtype), scale), zero
 
 
+class SoftScales(Soft):
+    """A rounded weight whose scales can be learned; its codes stay."""
+
+    def __init__(self, rounding: Rounding, storage_dtype: torch.dtype):
+        super().__init__()
+        self._rounding, self._dtype = rounding, storage_dtype
+        self.factor = nn.Parameter(torch.ones_like(rounding.grid.scale))
+        self._levels = rounding.grid.grouped(rounding.codes.float()) - rounding.grid.zero.unsqueeze(-1)
+        self._adam = torch.optim.Adam([self.factor])
+
+    def forward(self) -> Tensor:
+        return (self._levels * self._scale().unsqueeze(-1)).reshape(self._rounding.codes.shape)
+
+    def result(self) -> Rounding:
+        with torch.no_grad():
+            grid = replace(self._rounding.grid, scale=self._scale())
+        return replace(self._rounding, grid=grid)
+
+    def move(self, step: float) -> None:
+        _adam_step(self._adam, step)
+
+    def _scale(self) -> Tensor:
+        scale = self._rounding.grid.scale * self.factor.clamp(*ENDS)
+        return _through(lambda s: storable(s, self._dtype), scale)
+
+
+class SoftVector(Soft):
+    """A parameter that is stored as it is: a norm's weight, a bias. Steps are in units of its mean magnitude."""
+
+    def __init__(self, start: Tensor, storage_dtype: torch.dtype):
+        super().__init__()
+        self._start, self._unit, self._dtype = start, start.abs().mean().clamp(min=1e-6), storage_dtype
+        self.change = nn.Parameter(torch.zeros_like(start))
+        self._adam = torch.optim.Adam([self.change])
+
+    def forward(self) -> Tensor:
+        return _through(lambda x: x.to(self._dtype).float(), self._start + self._unit * self.change)
+
+    def result(self) -> Tensor:
+        return self().detach()
+
+    def move(self, step: float) -> None:
+        _adam_step(self._adam, step)
+
+
 def learn(
-    starts: Mapping[str, Start],
+    soft: Mapping[str, Soft],
     batch_loss: Callable[[Mapping[str, Tensor], int], float],
     judge: Callable[[Mapping[str, Tensor]], float],
     *,
     steps: int,
+    rate: float,
     checks: int = 10,
-    rate: float | None = None,
 ) -> Learned:
     """
-    Learn the rounding of several weights at once.
+    Learn several tensors at once.
 
     Args:
-        starts: name → where to start.
-        batch_loss: (name → weight, step) → loss of that step's batch, its gradient added to the weights' `.grad`.
-        judge: name → weight → loss on data that no batch holds; what is best by it is returned.
+        soft: name → what is learned; changed.
+        batch_loss: (name → tensor, step) → loss of that step's batch, its gradient added to the tensors' `.grad`.
+        judge: name → tensor → loss on data that no batch holds; what is best by it is returned.
         steps: at most.
-        checks: how often `judge` is asked, spread evenly; learning stops when it got worse three times in a row.
-        rate: of the first step, of offsets in steps of the grid and of factors; 1 / steps if None.
+        rate: size of the first step; it falls linearly to nothing.
+        checks: how often `judge` is asked, spread evenly; learning stops when more than half of them in a row found
+            nothing better (a falling step makes most of the gain at the end).
 
     Returns:
-        the best roundings by `judge`: those of the start if nothing was better.
+        the best by `judge`: the start if nothing was better.
     """
-    soft = {name: SoftRounding(start) for name, start in starts.items()}
 
     def current() -> dict[str, Tensor]:
         return {name: module().detach() for name, module in soft.items()}
 
+    def results() -> dict[str, Any]:
+        return {name: module.result() for name, module in soft.items()}
+
     with torch.no_grad():
         level = judge(current())
-    found = Learned({name: module.rounding() for name, module in soft.items()}, level, level)
+    found = Learned(results(), level, level)
     every, worse = max(steps // checks, 1), 0
-    rate = 1 / steps if rate is None else rate
     for step in range(steps):
         with torch.enable_grad():
-            weights = {name: module() for name, module in soft.items()}
-            leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+            tensors = {name: module() for name, module in soft.items()}
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
             loss = batch_loss(leaves, step)
             used = [name for name, leaf in leaves.items() if leaf.grad is not None]
-            torch.autograd.backward([weights[name] for name in used], [leaves[name].grad for name in used])
+            torch.autograd.backward([tensors[name] for name in used], [leaves[name].grad for name in used])
         for module in soft.values():
             module.move(rate * (1 - step / steps))
         if (step + 1) % every == 0 or step + 1 == steps:
@@ -150,11 +207,20 @@ def learn(
             found.history.append((step + 1, loss, level))
             worse = 0 if level < found.best else worse + 1
             if level < found.best:
-                found.best = level
-                found.roundings = {name: module.rounding() for name, module in soft.items()}
-            if worse == 3:
+                found.best, found.results = level, results()
+            if worse > checks // 2:
                 break
     return found
+
+
+def _adam_step(adam: torch.optim.Adam, step: float) -> None:
+    (group,) = adam.param_groups
+    group["lr"] = step
+    for parameter in group["params"]:
+        if parameter.grad is not None:
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+    adam.step()
+    adam.zero_grad()
 
 
 def _through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,0 +1,182 @@
+"""A block's way through the stages: what is kept, what is undone, and that the outcome is what was judged."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.families import build, samples
+from transformers_qaig.calibrate import quantize_block
+from transformers_qaig.calibration import treatment
+from transformers_qaig.calibration.block import OutputError, forward
+from transformers_qaig.calibration.choices import Choices, rounded, rounding_errors
+from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.stages import Site
+from transformers_qaig.calibration.treatment import HELD_BACK, Treatment, in_float32, passes
+from transformers_qaig.calibration.weighing import Weigher
+from transformers_qaig.equalization.finder import GroupFinder
+from transformers_qaig.nn.linear import QAIGLinear
+from transformers_qaig.plan import find_blocks
+from transformers_qaig.recipes import Recipe, recipe_of
+
+PATH = "model.language_model.layers.0"
+
+
+class Case:
+    def __init__(self) -> None:
+        self.model, processor = build("llava")
+        self.model.requires_grad_(False)
+        self.block = next(iter(find_blocks(self.model).values()))
+        calls: list[BlockCall] = []
+        handle = self.block.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+        )
+        data = samples(processor, 8)
+        with torch.no_grad():
+            for sample in data:
+                self.model(**sample, use_cache=False)
+        handle.remove()
+        generator = torch.Generator().manual_seed(0)
+        self.calls = dict(enumerate(calls))
+        self.calls_q = {s: self._disturbed(call, generator) for s, call in self.calls.items()}
+        self.masks = [sample["attention_mask"].bool() for sample in data]
+        self.entries = {
+            name: {"bits": 2, "group_size": 32, "sym": False}
+            for name, m in self.block.named_modules()
+            if isinstance(m, nn.Linear)
+        }
+
+    @staticmethod
+    def _disturbed(call: BlockCall, generator: torch.Generator) -> BlockCall:
+        x = call.args[0]
+        noise = 0.05 * x.std() * torch.randn(x.shape, generator=generator)
+        return BlockCall((x + noise, *call.args[1:]), call.kwargs)
+
+    def treatment(self, recipe: Recipe, seed: int = 0) -> Treatment:
+        finder = GroupFinder(self.model, 0)
+        return Treatment(
+            self.block,
+            PATH,
+            self.entries,
+            self.calls,
+            self.calls_q,
+            self.masks,
+            recipe,
+            finder,
+            seed,
+            Weigher(recipe),
+            16,
+        )
+
+    def packed(self, recipe: Recipe) -> nn.Module:
+        finder = GroupFinder(self.model, 0)
+        arguments = (self.block, PATH, self.entries, self.calls, self.calls_q, self.masks, recipe, finder)
+        return quantize_block(*arguments)[0]
+
+    def error(self, block: nn.Module, held: bool | None = None) -> float:
+        error = OutputError()
+        for s, call in self.calls.items():
+            if held is None or held == (s % HELD_BACK == 0):
+                error.add(forward(block, self.calls_q[s]), forward(self.block, call), self.masks[s])
+        return error.value
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case()
+
+
+def test_default_is_far_better_than_nearest_on_samples_held_back(case: Case) -> None:
+    recipe = replace(recipe_of("default"), drift=0.5)
+    treated = case.treatment(recipe)
+    choices = treated.choose()
+    assert set(choices.roundings) == set(case.entries)
+    assert not treated.summary.undone
+    block = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    assert case.error(block, held=True) < 0.5 * case.error(case.packed(recipe_of("rtn")), held=True)
+
+
+@pytest.mark.parametrize("recipe", ["fast", "default", "best", "gptq", "mbq", "authors"])
+def test_what_is_packed_is_what_was_chosen(case: Case, recipe: str) -> None:
+    chosen = recipe_of(recipe, {"steps": 10})
+    choices = case.treatment(chosen).choose()
+    dense = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    packed = case.packed(chosen)
+    for name, module in packed.named_modules():
+        if isinstance(module, QAIGLinear):
+            assert torch.equal(module.dequantize(torch.float32), dense.get_submodule(name).weight)
+    assert case.error(packed) == pytest.approx(case.error(dense), rel=1e-3)
+
+
+def test_scales_are_folded_before_codes_are_chosen(case: Case) -> None:
+    recipe = replace(recipe_of("default"), equalization="mae", share_channels=True, do_no_harm=False)
+    assert len(passes(recipe)) == 2
+    choices = case.treatment(recipe).choose()
+    assert choices.scales
+    assert choices.roundings
+    block = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    assert case.error(block) < 0.6 * case.error(case.packed(recipe_of("rtn")))
+    # Seen from the block as it was, the same error.
+    plain = copy.deepcopy(case.block)
+    for name, error in rounding_errors(in_float32(case.block), choices, torch.float32).items():
+        plain.get_submodule(name).weight.data += error
+    assert case.error(plain) == pytest.approx(case.error(block), rel=1e-2)
+    with pytest.raises(AssertionError):
+        choices.with_scale(choices.scales[0][0], choices.scales[0][1])
+
+
+def test_a_stage_that_does_harm_is_undone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ruin(site: Site, choices: Choices) -> Choices:
+        roundings = {}
+        for name in site.members:
+            weight: Tensor = site.block.get_submodule(name).weight.data
+            rounding = choices.rounding(name, weight, site.dtype)
+            roundings[name] = replace(rounding, codes=3 - rounding.codes)
+        return choices.with_roundings(roundings)
+
+    monkeypatch.setattr(treatment, "compensate", ruin)
+    treated = case.treatment(recipe_of("default"))
+    choices = treated.choose()
+    assert not choices.roundings
+    assert not treated.summary.kept
+    assert len(treated.summary.undone) == 4
+    assert "ruin" in treated.summary.undone[0]
+
+
+def test_codes_are_made_from_all_samples_once_judged(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    real = treatment.compensate
+
+    def counted(site: Site, choices: Choices) -> Choices:
+        counts.append(sorted(s for piece in site.pieces for s in piece.samples))
+        return treated_stage(site, choices)
+
+    treated_stage = real
+    monkeypatch.setattr(treatment, "compensate", counted)
+    case.treatment(recipe_of("default")).choose()
+    held = list(range(0, 8, HELD_BACK))
+    assert counts[0] == [s for s in range(8) if s not in held]
+    assert counts[1] == list(range(8))
+
+
+def test_learning_keeps_what_is_better_and_is_the_same_for_a_seed(case: Case) -> None:
+    recipe = replace(recipe_of("best"), steps=20)
+    start = replace(recipe, rounding="gptq")
+    one, two = (case.treatment(recipe, seed=1).choose() for _ in range(2))
+    for name in case.entries:
+        assert torch.equal(one.roundings[name].codes, two.roundings[name].codes)
+        assert torch.equal(one.roundings[name].grid.scale, two.roundings[name].grid.scale)
+    treated = case.treatment(recipe)
+    choices = treated.choose()
+    assert sum("learned" in what for what in treated.summary.kept + treated.summary.undone) == 2
+    assert any("learned scales" in what for what in treated.summary.kept)
+    learned = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    assert choices.parameters
+    # GPTQ from the same samples, the judges left out.
+    judged = case.treatment(start)
+    judged.recipe = recipe
+    judged._learn = lambda choices: choices  # type: ignore[method-assign]
+    before = rounded(in_float32(case.block), judged.choose(), list(case.entries), torch.float32)
+    assert case.error(learned, held=True) < case.error(before, held=True)

@@ -1,0 +1,196 @@
+"""One block's treatment: its groups of linears go through the recipe's stages, and what does harm is undone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..equalization.finder import GroupFinder
+from ..equalization.fold import Group
+from ..nn.linear import get_linear
+from ..recipes import Recipe
+from ..report.summary import BlockSummary
+from .block import OutputError, first_tensor, forward
+from .choices import Choices, Entries, folded, rounded
+from .doors import BlockCall
+from .learning import BlockLearner
+from .stages import Site, Stage, clip, compensate, equalize, rotate
+from .subblock import mask_for, pieces_of
+from .weighing import Weigher
+
+logger = logging.getLogger("transformers_qaig")
+
+HELD_BACK = 4
+"""Every fourth sample takes no part in the searches and judges them."""
+SHOWN = 8
+"""Samples whose λ is kept in the report."""
+
+
+class Treatment:
+    """
+    Makes the choices for one block.
+
+    Args:
+        block: in full precision; not changed.
+        path: where it is in the model.
+        entries: linears to pack, at least one.
+        calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream;
+            not empty.
+        masks: bool [B, T] per sample, True at real tokens.
+        recipe: the stages.
+        finder: finds the block's groups.
+        seed: of what is random.
+        weigher: of tokens.
+        activation_bits: 8 if the packed linears will round their inputs.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        path: str,
+        entries: Entries,
+        calls: Mapping[int, BlockCall],
+        calls_q: Mapping[int, BlockCall],
+        masks: Sequence[Tensor],
+        recipe: Recipe,
+        finder: GroupFinder,
+        seed: int,
+        weigher: Weigher,
+        activation_bits: int,
+    ):
+        self.block, self.entries, self.recipe, self.finder = block, entries, recipe, finder
+        self.calls, self.calls_q, self.masks = calls, calls_q, masks
+        self.seed, self.weigher, self.activation_bits = seed, weigher, activation_bits
+        self.summary = BlockSummary(path)
+        self.dtype, self.in_float32 = dtype_of(block, entries), in_float32(block)
+        self.judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
+        self.learners = [sample for sample in calls if sample not in self.judges] or self.judges
+        self.wanted = {sample: first_tensor(forward(block, calls[sample])) for sample in self.judges}
+
+    def choose(self) -> Choices:
+        """What follows for the block's weights; `summary` tells about it."""
+        before = self.weigher.calls
+        choices = self._nothing()
+        example = self.calls[self.learners[0]].to(next(self.block.parameters()).device)
+        groups = self.finder.groups(self.block, example.args, example.kwargs)
+        for stages in passes(self.recipe):
+            choices = self._pass(groups, stages, choices)
+        self.summary.searches = self.weigher.calls - before
+        if self.recipe.rounding == "learned":
+            choices = self._learn(choices)
+        return choices
+
+    def _pass(self, groups: Sequence[Group], stages: Sequence[Stage], earlier: Choices) -> Choices:
+        """Every group through the stages, in the block that has the earlier choices' scales folded."""
+        original = folded(self.in_float32, earlier)
+        full = copy.deepcopy(original).to(self.dtype) if earlier.scales else self.block
+        choices = self._nothing()
+        done: list[str] = []
+        for group in groups:
+            members = [name for name in group.linears if name in self.entries]
+            if not members:
+                continue
+            # The paper's code searches all scales of a block before it changes anything in it.
+            so_far = full if self.recipe.token_weights == "authors" else rounded(original, choices, done, self.dtype)
+            blocks = (full, so_far)
+            done += members
+            foldable = self.finder.foldable(self.block, group)
+            site = Site(original, group, members, [], self.recipe, self.dtype, foldable, self.activation_bits)
+            site = self._arrive(site, choices, blocks, self.learners)
+            if not site.pieces:
+                logger.warning("%s.%s: not every sample gets there; rounded to nearest.", self.summary.path, members[0])
+                continue
+            level = self._harm(original, choices, done)
+            for stage in stages:
+                candidate = stage(site, choices)
+                if candidate is choices:
+                    continue
+                new_level = self._harm(original, candidate, done)
+                better = new_level < level or not self.judges
+                self._note(better, f"{stage.__name__} {', '.join(members)}")
+                if not better:
+                    continue
+                if stage in (compensate, rotate) and self.judges and self.recipe.rounding == "gptq":
+                    # They have judged: now their tokens count too.
+                    more = self._arrive(site, choices, blocks, self.judges)
+                    candidate = stage(replace(site, pieces=[*site.pieces, *more.pieces]), choices)
+                choices, level = candidate, new_level
+        return choices.after(earlier)
+
+    def _nothing(self) -> Choices:
+        return Choices(self.entries, self.recipe.include_zero, self.activation_bits)
+
+    def _arrive(
+        self, site: Site, choices: Choices, blocks: tuple[nn.Module, nn.Module], samples: Sequence[int]
+    ) -> Site:
+        """The site with some samples standing there, weighed."""
+        calls = (self.calls, self.calls_q)
+        site = replace(site, pieces=pieces_of(site.block, site.group, blocks, calls, self.masks, samples))
+        if site.pieces:
+            self.weigher.weigh(site, choices)
+            if self.recipe.token_weights != "uniform":
+                shown = {s: w for piece in site.pieces for s, w in piece.importance().items() if s < SHOWN}
+                self.summary.importance.setdefault(site.group.module, {}).update(shown)
+        return site
+
+    def _harm(self, original: nn.Module, candidate: Choices, done: list[str]) -> float:
+        """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
+        if not self.judges:
+            return float("inf")
+        trial, error = rounded(original, candidate, done, self.dtype), OutputError()
+        for sample in self.judges:
+            error.add(forward(trial, self.calls_q[sample]), self.wanted[sample], self.masks[sample])
+        return error.value
+
+    def _learn(self, choices: Choices) -> Choices:
+        """The block as a whole: rounding, then scales and what stands around the linears."""
+        targets = {sample: first_tensor(forward(self.block, call)).cpu() for sample, call in self.calls.items()}
+        learner = BlockLearner(
+            self.in_float32,
+            self.calls_q,
+            targets,
+            {sample: mask_for(self.masks[sample], target).float() for sample, target in targets.items()},
+            self.judges or self.learners,
+            self.recipe.steps,
+            self.seed,
+            self.dtype,
+        )
+        around = [
+            name
+            for name, parameter in self.block.named_parameters()
+            if parameter.ndim == 1 and parameter.is_floating_point() and not self.finder.is_shared(parameter)
+        ]
+        choices, found = learner.rounding(choices)
+        self._note(found.best < found.start, f"learned rounding {found.start:.2e} → {found.best:.2e}")
+        choices, found = learner.scales(choices, around)
+        self._note(found.best < found.start, f"learned scales {found.start:.2e} → {found.best:.2e}")
+        return choices
+
+    def _note(self, good: bool, what: str) -> None:
+        (self.summary.kept if good else self.summary.undone).append(what)
+
+
+def passes(recipe: Recipe) -> list[tuple[Stage, ...]]:
+    """
+    The stages of each pass over the block's groups. Rounding that is not to nearest comes in a pass of its own: its
+    codes are for weights that no later fold may change.
+    """
+    if recipe.rounding == "nearest":
+        return [(equalize, clip, rotate)]
+    rounding = (compensate, rotate)
+    return [(equalize,), rounding] if recipe.equalization != "none" else [rounding]
+
+
+def in_float32(block: nn.Module) -> nn.Module:
+    """A frozen fp32 copy of the block."""
+    return copy.deepcopy(block).float().requires_grad_(False)
+
+
+def dtype_of(block: nn.Module, entries: Entries) -> torch.dtype:
+    """What the linears to pack are stored in, and so the dtype of their scales."""
+    return next(get_linear(block, name).weight.dtype for name in entries)
