@@ -1,4 +1,6 @@
-"""The operator under `torch.compile`: whole graphs, and no new graph for another batch or the next token."""
+"""The operator under `torch.compile` and `torch.export`: whole graphs, for every batch size and every next token."""
+
+from itertools import cycle
 
 import pytest
 import torch
@@ -36,9 +38,9 @@ def packed_llama() -> LlamaForCausalLM:
         num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    for name, module in list(model.model.named_modules()):
-        if isinstance(module, nn.Linear):
-            model.model.set_submodule(name, random_layer(module.in_features, module.out_features))
+    linears = [(name, module) for name, module in model.model.named_modules() if isinstance(module, nn.Linear)]
+    for (name, module), bits in zip(linears, cycle((3, 2, 4, 8, 5))):
+        model.model.set_submodule(name, random_layer(module.in_features, module.out_features, bits=bits))
     return model
 
 
@@ -95,3 +97,19 @@ def test_decoder_compiles_whole_and_never_again(backend):
     out = decode(model, compiled, StaticCache(model.config, max_cache_len=32))
     assert counter.frame_count == 1
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_decoder_exports_for_any_length(tmp_path):
+    model = packed_llama()
+    length = torch.export.Dim("length", min=2, max=64)
+    tokens = torch.randint(0, 64, (1, 9))
+    program = torch.export.export(
+        model, (tokens,), {"use_cache": False}, dynamic_shapes={"input_ids": {1: length}, "use_cache": None}
+    )
+    torch.export.save(program, tmp_path / "decoder.pt2")
+    again = torch.export.load(tmp_path / "decoder.pt2").module()
+    for size in (3, 17):
+        tokens = torch.randint(0, 64, (1, size))
+        expected = model(tokens, use_cache=False).logits
+        torch.testing.assert_close(again(tokens, use_cache=False).logits, expected, rtol=1e-5, atol=1e-5)
