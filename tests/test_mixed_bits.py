@@ -111,7 +111,9 @@ def test_an_interrupted_measurement_resumes(
         return real(*args)
 
     monkeypatch.setattr(sensitivity, "_costs_of", stop_at_second)
-    monkeypatch.setattr(sensitivity, "choose", lambda *args: (chosen.append(args[1]), choose(*args))[1])
+    monkeypatch.setattr(
+        sensitivity, "choose", lambda *args, **options: (chosen.append(args[1]), choose(*args, **options))[1]
+    )
     settings = {"target_bits": 4.5, "recipe": "fast", "work_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         _quantize(llava, **settings)

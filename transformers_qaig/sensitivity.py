@@ -125,10 +125,8 @@ def errors_of(
                 if file is not None and file.exists():
                     found = load_file(file)
                 elif entries:
-                    choices, _ = choose(
-                        block, path, entries, calls, calls, masks, recipe, finder, config.seed,
-                        activation_bits=config.activation_bits,
-                    )  # fmt: skip
+                    arguments = block, path, entries, calls, calls, masks, recipe, finder, config.seed
+                    choices, _ = choose(*arguments, activation_bits=config.activation_bits)
                     dtype = dtype_of(block, entries)
                     deltas = rounding_errors(in_float32(block), choices, dtype)
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}

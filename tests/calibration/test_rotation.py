@@ -91,8 +91,7 @@ def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits)
     choices = rotated(block, activation_bits)
     targets = {s: first_tensor(forward(block, call)) for s, call in calls.items()}
     weights = {s: mask.float() for s, mask in enumerate(masks)}
-    learner = BlockLearner(block, calls, targets, weights, [0, 4], 1, 0, torch.float32)
-    _, found = learner.rounding(choices)
+    _, found = BlockLearner(block, calls, targets, weights, [0, 4], 1, 0, torch.float32).rounding(choices)
     dense, error, power = rounded(block, choices, list(choices.entries), torch.float32), 0.0, 0.0
     for s, target in targets.items():
         difference = (first_tensor(forward(dense, calls[s])) - target).square().sum(-1)

@@ -111,9 +111,10 @@ class Treatment:
                 candidate = stage(site, choices)
                 if candidate is choices:
                     continue
-                new_level = self._harm(original, candidate, done) if self.judges else float("-inf")
-                self._note(new_level < level, f"{stage.__name__} {', '.join(members)}")
-                if new_level >= level:
+                new_level = self._harm(original, candidate, done)
+                better = new_level < level or not self.judges
+                self._note(better, f"{stage.__name__} {', '.join(members)}")
+                if not better:
                     continue
                 if stage in (compensate, rotate) and self.judges and self.recipe.rounding != "nearest":
                     # They have judged: now their tokens count too.
@@ -178,7 +179,8 @@ def passes(recipe: Recipe) -> list[tuple[Stage, ...]]:
     """
     if recipe.rounding == "nearest":
         return [(equalize, clip, rotate)]
-    return [(equalize,), (compensate, rotate)] if recipe.equalization != "none" else [(compensate, rotate)]
+    rounding = (compensate, rotate)
+    return [(equalize,), rounding] if recipe.equalization != "none" else [rounding]
 
 
 def in_float32(block: nn.Module) -> nn.Module:
