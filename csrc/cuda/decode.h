@@ -47,8 +47,10 @@ struct Sums {
 };
 
 // One thread's share of one layer.
-template <class T, int bits, int parts>
+template <class T, int bits, int parts, bool mixed>
 struct LayerPart {
+    // Of the mixed kernel's registers some are taken by what its widths share: it does not read one item ahead.
+    static constexpr bool kAhead = !mixed;
     static constexpr int kStages = decode_stages(bits);
 
     const QaigDecode& d;
@@ -251,15 +253,17 @@ struct LayerPart {
         }
         Operands<parts> operands;
         int item = begin + warp, stage = 0;
-        if (item < end) {
+        if (kAhead && item < end) {
             load_operands(operands, item);
         }
         for (int row_block = begin / tiles, from = begin; from < end; row_block++) {
             const int row_end = (row_block + 1) * tiles, to = row_end < end ? row_end : end;
             Sums<parts> sums = {};
             for (; item < to; item += kDecodeWarps) {
-                Operands<parts> next = operands;
-                if (item + kDecodeWarps < end) {
+                Operands<parts> next;
+                if constexpr (!kAhead) {
+                    load_operands(operands, item);
+                } else if (item + kDecodeWarps < end) {
                     load_operands(next, item + kDecodeWarps);
                 }
                 wait_copies<kStages - 2>();
@@ -270,7 +274,9 @@ struct LayerPart {
                 copied += kDecodeWarps;
                 multiply_item(sums, stage, operands);
                 stage = stage == kStages - 1 ? 0 : stage + 1;
-                operands = next;
+                if constexpr (kAhead) {
+                    operands = next;
+                }
             }
             add_warps(sums);
             const bool from_start = from + tiles == row_end;
@@ -290,20 +296,20 @@ QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint4* sums = shared;
     uint4* ring = shared + decode_sum_bytes(columns) / 16 + warp * (decode_warp_bytes(kernel_bits) / 16);
-    LayerPart<T, bits, columns / 8> part = {d,
-                                            l,
-                                            line,
-                                            start,
-                                            d.counters + counter,
-                                            ring,
-                                            reinterpret_cast<float4*>(sums),
-                                            s.tiles(),
-                                            s.groups(),
-                                            s.units_per_group(),
-                                            warp,
-                                            lane,
-                                            lane / 4,
-                                            lane % 4};
+    LayerPart<T, bits, columns / 8, kernel_bits == kMixed> part = {d,
+                                                                   l,
+                                                                   line,
+                                                                   start,
+                                                                   d.counters + counter,
+                                                                   ring,
+                                                                   reinterpret_cast<float4*>(sums),
+                                                                   s.tiles(),
+                                                                   s.groups(),
+                                                                   s.units_per_group(),
+                                                                   warp,
+                                                                   lane,
+                                                                   lane / 4,
+                                                                   lane % 4};
     part.run(begin, end);
 }
 

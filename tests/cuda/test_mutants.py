@@ -21,7 +21,7 @@ MUTANTS = [
     ("wait off by one", "decode.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
     ("copy into the stage in use", "decode.h", "stage == 0 ? kStages - 1 : stage - 1", "stage", "copy was waited for"),
     ("missing barrier", "decode.h", "            block_barrier();", "", "without a barrier|before it is written"),
-    ("divergent barrier", "decode.h", "            block_barrier();", "if (g < 4) block_barrier();", "deadlock|meet"),
+    ("divergent barrier", "decode.h", "            block_barrier();", "if (g < 4) block_barrier();", "deadlock|meet|before it is written"),
     ("swapped halves of x", "decode.h", "word_of(x, 2 * step), word_of(x, 2 * step + 1)",
      "word_of(x, 2 * step + 1), word_of(x, 2 * step)", WRONG),
     ("zero of the wrong row", "decode.h", "zero[j % 2])", "zero[j / 2])", WRONG),
@@ -40,7 +40,8 @@ MUTANTS = [
     ("misaligned load", "decode.h", "unit * kUnitSlots + 8 * t;", "unit * kUnitSlots + 4 * t;", "misaligned"),
     ("output beyond the last row", "decode.h", "n < l.out_features && m", "m", "outside of every buffer"),
     ("too much shared memory", "kernels.h", "bits == 4 ? 3 :", "bits == 4 ? 64 :", "refused"),
-    ("last block too early", "decode.h", "static_cast<unsigned>(last - first)", "0u", f"{WRONG}|counters"),
+    ("last block too early", "decode.h", "static_cast<unsigned>(last - first)",
+     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
     ("counters left as they are", "decode.h", "store_global(counters + row_block, 0u);", "", "counters"),
     ("a part taken for the whole", "decode.h", "from_start && to == row_end", "from_start", f"{WRONG}|counters"),
 ]  # fmt: skip
