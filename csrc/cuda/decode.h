@@ -5,7 +5,8 @@
 // their sums in shared memory where a row block ends, and share row blocks with other blocks as kernels.h tells.
 //
 // Words travel to shared memory by asynchronous copies, some items ahead. Each lane copies what it reads itself, so
-// nothing but its own copies need be waited for. x, scales and zero points are read into registers one item ahead.
+// nothing but its own copies need be waited for. x, scales and zero points are read into registers, one item ahead
+// where there are enough of them.
 #pragma once
 
 #include "kernels.h"
@@ -49,8 +50,8 @@ struct Sums {
 // One thread's share of one layer.
 template <class T, int bits, int parts, bool mixed>
 struct LayerPart {
-    // Of the mixed kernel's registers some are taken by what its widths share: it does not read one item ahead.
-    static constexpr bool kAhead = !mixed;
+    // Reading an item ahead takes registers: more than there are with 16 rows, or where widths share them.
+    static constexpr bool kAhead = parts == 1 && !mixed;
     static constexpr int kStages = decode_stages(bits);
 
     const QaigDecode& d;
