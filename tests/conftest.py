@@ -11,7 +11,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-from transformers_qaig import compiler, extension
 
 # Some processors need torchvision, of which there is no CPU build. The CUDA wheel imports on CPU once these two
 # operators have a schema. It stands in a folder of its own (see the Makefile): without the stub it would break others.
@@ -19,6 +18,8 @@ sys.path.append(str(Path(sys.prefix) / "torchvision-cpu"))
 _torchvision_stub = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _torchvision_stub.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from transformers_qaig import compiler, extension  # noqa: E402  (imports Transformers, which looks for torchvision once)
 
 CSRC = Path(__file__).parents[1] / "csrc"
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"

@@ -153,7 +153,7 @@ def test_codes_are_made_from_all_samples_once_judged(case: Case, monkeypatch: py
     def measure(site: Site, choices: Choices) -> tuple[Tensor, Tensor]:
         arrived.append(sorted(s for piece in site.pieces for s in piece.samples))
         moments.append(real(site, choices)[0])
-        return moments[-1], real(replace(site, measured=[]), choices)[1]
+        return moments[-1], real(replace(site, measured={}), choices)[1]
 
     monkeypatch.setattr(Site, "measure", measure)
     case.treatment(recipe_of("default")).choose()
