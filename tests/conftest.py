@@ -11,7 +11,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-
 # Some processors need torchvision, of which there is no CPU build. The CUDA wheel imports on CPU once these two
 # operators have a schema. It stands in a folder of its own (see the Makefile): without the stub it would break others.
 sys.path.append(str(Path(sys.prefix) / "torchvision-cpu"))
