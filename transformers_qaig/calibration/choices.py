@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..equalization.fold import Group, fold
 from ..nn.hadamard import Rotation, rotate, rotate_back
 from ..nn.linear import QAIGLinear, get_linear
-from ..nn.reference import round_activations
 from ..rounding.clipping import Clipping
-from ..rounding.grid import Grid, Rounding, minmax_grid
+from ..rounding.grid import Grid, Rounding, fake_quantize_tokens, minmax_grid
 
 Entries = Mapping[str, Mapping[str, Any]]
 """Path of a linear within its block → its entry of the plan."""
@@ -81,7 +80,7 @@ class Choices:
     def inputs(self, x: Tensor, name: str) -> Tensor:
         """What linear `name` multiplies where `x` arrives; gradients go straight through the rounding."""
         x = self.rotated(x, name)
-        return x if self.activation_bits != 8 else x + (round_activations(x) - x).detach()
+        return fake_quantize_tokens(x) if self.activation_bits == 8 else x
 
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
         entry = {key: value for key, value in self.entries[name].items() if key != "rotation"}

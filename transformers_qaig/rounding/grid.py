@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.reference import round_activations
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -151,16 +153,9 @@ def minmax_grid(
     return Grid(scale if gain is None else storable(scale * gain, storage_dtype), zero, bits, sym, scale)
 
 
-def fake_quantize_tokens(x: Tensor, bits: int = 8) -> Tensor:
-    """
-    x rounded per token, symmetrically: scale = max|x| / (2^(b-1) - 1) over the last dimension; with the gradient of x.
-
-    Args:
-        x: fp32 [..., K].
-    """
-    scale = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5) / (2 ** (bits - 1) - 1)
-    rounded = (x.detach() / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
-    return rounded + (x - x.detach())
+def fake_quantize_tokens(x: Tensor) -> Tensor:
+    """x `[..., K]` rounded as packed layers round 8-bit inputs; with the gradient of x."""
+    return x + (round_activations(x) - x).detach()
 
 
 def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
