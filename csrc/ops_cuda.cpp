@@ -123,23 +123,6 @@ Optional checked_bias(const Optional& bias, int64_t out_features, int device) {
 
 // -- decode: few rows
 
-// Counters of decode launches, zero before and after each. One buffer for each stream, and for each capture of a stream
-// into a CUDA graph, whose memory is the graph's: launches that share one run one after the other. They are small, and
-// a graph may be replayed as long as the process lives, so they are never given back.
-unsigned* counters_for(const Tensor& like, const Device& device, int64_t count) {
-    static auto& known = *new std::map<std::tuple<int, void*, unsigned long long>, std::vector<Tensor>>;
-    static auto& mutex = *new std::mutex;
-    constexpr int64_t kLeast = 4096;
-    unsigned long long capture = 0;
-    check_status(qaig_cuda_capture(device.stream, &capture), "asking about the stream");
-    const std::lock_guard<std::mutex> lock(mutex);
-    auto& buffers = known[{device.index, device.stream, capture}];
-    if (buffers.empty() || buffers.back().numel() < count) {
-        buffers.push_back(torch::stable::new_zeros(like, {std::max(count, kLeast)}, ScalarType::Int));
-    }
-    return static_cast<unsigned*>(buffers.back().mutable_data_ptr());
-}
-
 // x as the kernels read it.
 struct Input {
     Tensor x, token_scale;
@@ -221,7 +204,12 @@ void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const
             const Tensor partials =
                 torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
             arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
-            arguments.counters = counters_for(x, device, counters);
+            check_status(qaig_cuda_counters(device.stream, counters, &arguments.counters), "taking counters");
+            Tensor zeros;
+            if (!arguments.counters) {
+                zeros = torch::stable::new_zeros(x, {static_cast<int64_t>(counters)}, ScalarType::Int);
+                arguments.counters = static_cast<unsigned*>(zeros.mutable_data_ptr());
+            }
             check_status(qaig_cuda_decode(&arguments, type_of(x.scalar_type()), device.stream), "a product");
         }
     }

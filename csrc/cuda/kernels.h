@@ -137,8 +137,11 @@ int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_byte
 int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
-// A number that is the same for all launches captured in one CUDA graph, 0 if the stream is not being captured.
-int qaig_cuda_capture(void* stream, unsigned long long* id);
+// `count` zeros that every launch leaves as zeros, for launches on `stream` of the current device; null if there are no
+// more, or not yet and the stream is captured in a CUDA graph: the caller then brings its own. Launches that may run at
+// the same time share none: each stream has its own and, as a graph may be replayed beside other work of the stream it
+// was captured on, each stream within a graph. They stay valid as long as the process lives.
+int qaig_cuda_counters(void* stream, long long count, unsigned** counters);
 // What a status means, in English.
 const char* qaig_cuda_message(int status);
 }

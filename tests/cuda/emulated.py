@@ -202,6 +202,19 @@ class Emulator:
         if status:
             raise RuntimeError(f"status {status}: {self._library.qaig_emulator_error().decode()}")
 
+    def capture(self, graph: int) -> None:
+        """From now on launches are captured in a graph of this number; 0: in none."""
+        ctypes.c_ulonglong.in_dll(self._library, "qaig_emulator_capture").value = graph
+
+    def counters(self, count: int, stream: int = 0) -> int | None:
+        """Address of `count` counters for launches on `stream`, if there are any left."""
+        address = ctypes.c_void_p()
+        status = self._library.qaig_cuda_counters(
+            ctypes.c_void_p(stream), ctypes.c_longlong(count), ctypes.byref(address)
+        )
+        self._check(status)
+        return address.value
+
     def allow_all(self) -> None:
         """Lets kernels reach all memory: for calls that allocate by themselves."""
         self._library.qaig_emulator_allow(None, ctypes.c_longlong(2**63 - 1), 1)

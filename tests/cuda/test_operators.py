@@ -1,5 +1,9 @@
 """The CUDA operators of csrc/ops_cuda.cpp with CPU tensors, their kernels on the emulator: checks, paths, chunks."""
 
+import ctypes
+import itertools
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ LAYOUT = packing.CUDA_ORDER
 
 @pytest.fixture(scope="module", autouse=True)
 def operators():
-    """`torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
+    """Registers `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
     library = torch.library.Library("qaig_emulated", "DEF")
     for name in ("linear", "linear_many", "dequantize"):
         schema = getattr(torch.ops.qaig, name).default._schema
@@ -25,7 +29,7 @@ def operators():
     emulator = emulated.build_operators()
     emulator.allow_all()
     torch.ops.load_library(str(emulator.path))
-    yield torch.ops.qaig_emulated
+    yield emulator
     library._destroy()
 
 
@@ -157,3 +161,54 @@ def replaced(index: int, value: object) -> list[object]:
 def test_untrusted_arguments_are_refused_by_name(index, value, message):
     with pytest.raises((RuntimeError, NotImplementedError), match=message):
         torch.ops.qaig_emulated.linear(*replaced(index, value))
+
+
+def zeros_made(operators: emulated.Emulator, graph: int) -> int:
+    """How many tensors of zeros a product asks torch for, captured in a graph or not (0)."""
+    w, x = random_weight(4, 70, 96, 32), torch.randn(3, 96).half()
+    operators.capture(graph)
+    try:
+        with torch.profiler.profile() as profile:
+            y = linear(x, w)
+    finally:
+        operators.capture(0)
+    assert error(y, exact(w, x)) < ROUNDING[torch.float16]
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::new_zeros")
+
+
+def test_counters(tmp_path):
+    """A part for each stream and graph, zero and apart from the others, until there are no more."""
+    copy = tmp_path / "kernels.so"  # loaded anew: it has given none away
+    shutil.copy(emulated.build().path, copy)
+    fresh = emulated.Emulator(copy)
+    fresh.capture(5)
+    assert fresh.counters(10) is None  # nothing can be set aside while a graph is captured
+    fresh.capture(0)
+    sizes = {(0, 0): 10, (0, 8): 1024, (5, 0): 1, (6, 0): 1025, (6, 8): 4000}
+    given = {}
+    for key, size in sizes.items():
+        fresh.capture(key[0])
+        given[key] = fresh.counters(size, key[1])
+        assert fresh.counters(size, key[1]) == given[key]
+    spans = sorted((address, address + 4 * sizes[key]) for key, address in given.items())
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert not any(ctypes.string_at(begin, end - begin).strip(b"\0") for begin, end in spans)
+    fresh.capture(0)
+    larger = fresh.counters(1025)
+    assert larger >= spans[-1][1]
+    assert fresh.counters(10) == larger
+    fresh.capture(7)
+    assert fresh.counters(1 << 20) is None
+    assert fresh.counters(1) is not None
+
+
+def test_only_a_launch_without_counters_brings_its_own(operators):
+    """torch would keep what is allocated for good from recording graphs: nothing is asked of it in other launches."""
+    assert zeros_made(operators, 0) == 0
+    assert [zeros_made(operators, graph) for graph in (1, 2, 2)] == [0, 0, 0]
+    operators.capture(3)
+    streams = itertools.count(8)
+    while operators.counters(1, next(streams)):
+        pass
+    assert zeros_made(operators, 4) == 1
+    assert zeros_made(operators, 2) == 0
