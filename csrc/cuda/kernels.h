@@ -78,14 +78,18 @@ struct QaigDequantize {
 
 // x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
 // divided by token_scale = max(|x|, 1e-5) / 127 and rounded to integers; a row with a value that is not finite or
-// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`).
+// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`). Before it is rounded, and not without
+// that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
 struct QaigArrange {
     const void* x;
     void* out;           // [rows][slots], 16-byte aligned
     float* token_scale;  // [rows], or null: 16 activation bits
+    unsigned long long rotation_seed;
+    int rotation_block;  // 0: not rotated; else has_rotation()
     int rows;
     int in_features, group_size;
     int slots;  // Shape::slots(), a multiple of 64
+    int reserved;
 };
 
 namespace qaig {
@@ -117,6 +121,11 @@ QAIG_BOTH int decode_grid(long long items, int processors) {
 }
 QAIG_BOTH long long decode_partial_bytes(int grid, int columns) { return 2LL * grid * decode_sum_bytes(columns); }
 // decode_counters() is the sum of the layers' Shape::row_blocks().
+
+// Whether in_features channels can be rotated `block` at a time.
+QAIG_BOTH bool has_rotation(int block, int in_features) {
+    return block >= 16 && block <= 256 && (block & (block - 1)) == 0 && in_features % block == 0;
+}
 
 QAIG_BOTH int dequantize_grid_x(const Shape& s) { return (s.tiles() + 3) / 4; }
 QAIG_BOTH int dequantize_grid_y(int start, int stop) {

@@ -181,7 +181,10 @@ int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
 int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
     if (!a || a->rows < 1 || !has_sizes(1, a->in_features, a->group_size, 2) ||
         (type != QAIG_F16 && type != QAIG_BF16) || a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() ||
-        !aligned(a->x, 2) || !aligned(a->out, 16)) {
+        !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    if (a->rotation_block && (!has_rotation(a->rotation_block, a->in_features) || !a->token_scale)) {
         return QAIG_BAD_ARGUMENT;
     }
     return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);

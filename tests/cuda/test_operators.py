@@ -12,7 +12,7 @@ from tests.cuda import emulated
 from tests.cuda.emulated import Weight, random_weight
 from tests.cuda.test_kernels import ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import packing, reference
-from transformers_qaig.nn.hadamard import Rotation
+from transformers_qaig.nn.hadamard import Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 
@@ -96,6 +96,27 @@ def test_other_inputs_are_the_references(dtype):
     x = torch.randn(3, 96, dtype=dtype)
     y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 0, 0, 40, 4, 32, 16, packing.ON_DISK)
     assert torch.equal(y, reference.linear(x, on_disk(w), None, None, 16))
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_a_rotated_input(rows):
+    w = random_weight(4, 40, 96, 32, bias=torch.float16)
+    x = torch.randn(rows * 96 + 1).half()[1:].view(rows, 96)
+    y = torch.ops.qaig_emulated.linear(x, w.words, w.scale, w.zero, w.bias, 16, 5, 40, 4, 32, 8, LAYOUT)
+    assert error(y, exact(w, rotate(x, Rotation(16, 5)), 8)) < ROUNDING[torch.float16]
+
+
+def test_layers_that_rotate_their_input_apart():
+    weights = [random_weight(4, 40, 96, 32) for _ in range(4)]
+    blocks, seeds = [32, 32, 16, 0], [7, 8, 7, 3]
+    x = torch.randn(2, 96).half()
+    results = torch.ops.qaig_emulated.linear_many(
+        x, *([getattr(w, name) for w in weights] for name in ("words", "scale", "zero", "bias")), blocks, seeds,
+        *([getattr(w, name) for w in weights] for name in ("out_features", "bits", "group_size")), 8, LAYOUT,
+    )  # fmt: skip
+    for w, y, block, seed in zip(weights, results, blocks, seeds, strict=True):
+        rotated = rotate(x, Rotation(block, seed)) if block else x
+        assert error(y, exact(w, rotated, 8)) < ROUNDING[torch.float16]
 
 
 def test_a_rotated_input_goes_to_the_reference():
