@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <map>
-#include <mutex>
 #include <tuple>
 
 #if !defined(QAIG_EMULATED)
@@ -123,22 +122,18 @@ Optional checked_bias(const Optional& bias, int64_t out_features, int device) {
 
 // -- decode: few rows
 
-// Counters of decode launches, zero before and after each. One buffer for each stream, and for each capture of a stream
-// into a CUDA graph, whose memory is the graph's: launches that share one run one after the other. They are small, and
-// a graph may be replayed as long as the process lives, so they are never given back.
-unsigned* counters_for(const Tensor& like, const Device& device, int64_t count) {
-    static auto& known = *new std::map<std::tuple<int, void*, unsigned long long>, std::vector<Tensor>>;
-    static auto& mutex = *new std::mutex;
-    constexpr int64_t kLeast = 4096;
-    unsigned long long capture = 0;
-    check_status(qaig_cuda_capture(device.stream, &capture), "asking about the stream");
-    const std::lock_guard<std::mutex> lock(mutex);
-    auto& buffers = known[{device.index, device.stream, capture}];
-    if (buffers.empty() || buffers.back().numel() < count) {
-        buffers.push_back(torch::stable::new_zeros(like, {std::max(count, kLeast)}, ScalarType::Int));
+struct Layer {
+    const PackedWeight* weight;
+    const Optional* bias;
+    int64_t rotation_block, rotation_seed;
+    Tensor y;  // [rows][out_features]
+
+    // Equal for layers that read x alike: in the same order of slots, rotated alike.
+    std::tuple<int, int64_t, int64_t> input() const {
+        const cuda::Shape& s = weight->shape;
+        return {s.in_channel_order() ? 0 : s.group_size, rotation_block, rotation_block ? rotation_seed : 0};
     }
-    return static_cast<unsigned*>(buffers.back().mutable_data_ptr());
-}
+};
 
 // x as the kernels read it.
 struct Input {
@@ -147,7 +142,9 @@ struct Input {
     bool rounded;
 };
 
-Input input_for(const Tensor& x, const cuda::Shape& shape, bool round, const Device& device) {
+Input input_for(const Tensor& given, const Layer& layer, bool round, const Device& device) {
+    const cuda::Shape& shape = layer.weight->shape;
+    const Tensor x = layer.rotation_block ? as_aligned(given) : given;
     const int64_t rows = x.size(0);
     const bool in_order = shape.in_channel_order();
     if (in_order && shape.in_features % 8 == 0 && !round) {
@@ -161,29 +158,24 @@ Input input_for(const Tensor& x, const cuda::Shape& shape, bool round, const Dev
     const QaigArrange arguments = {x.const_data_ptr(),
                                    input.x.mutable_data_ptr(),
                                    round ? static_cast<float*>(input.token_scale.mutable_data_ptr()) : nullptr,
+                                   static_cast<unsigned long long>(layer.rotation_seed),
+                                   static_cast<int>(layer.rotation_block),
                                    static_cast<int>(rows),
                                    order.in_features,
                                    order.group_size,
-                                   order.slots()};
+                                   order.slots(),
+                                   0};
     check_status(qaig_cuda_arrange(&arguments, type_of(x.scalar_type()), device.stream), "arranging x");
     return input;
 }
 
-struct Layer {
-    const PackedWeight* weight;
-    const Optional* bias;
-    Tensor y;  // [rows][out_features]
-};
-
 // All layers in as few launches as possible, for each 16 rows of x [rows][in_features].
 void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const Device& device) {
     const int64_t rows = x.size(0), size = x.element_size();
-    std::map<int, Input> inputs;  // by what decides the order of slots
+    std::map<std::tuple<int, int64_t, int64_t>, Input> inputs;
     for (const Layer& l : layers) {
-        const cuda::Shape& s = l.weight->shape;
-        const int key = s.in_channel_order() ? 0 : s.group_size;
-        if (!inputs.count(key)) {
-            inputs.emplace(key, input_for(x, s, round, device));
+        if (!inputs.count(l.input())) {
+            inputs.emplace(l.input(), input_for(x, l, round, device));
         }
     }
     for (int64_t row = 0; row < rows; row += QAIG_MOST_ROWS) {
@@ -194,7 +186,7 @@ void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const
             for (int i = 0; i < arguments.layer_count; i++) {
                 const Layer& l = layers[first + i];
                 const PackedWeight& w = *l.weight;
-                const Input& in = inputs.at(w.shape.in_channel_order() ? 0 : w.shape.group_size);
+                const Input& in = inputs.at(l.input());
                 QaigLayer& to = arguments.layers[i];
                 to.words = w.words.const_data_ptr();
                 to.scale = w.scale.const_data_ptr();
@@ -221,7 +213,12 @@ void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const
             const Tensor partials =
                 torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
             arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
-            arguments.counters = counters_for(x, device, counters);
+            check_status(qaig_cuda_counters(device.stream, counters, &arguments.counters), "taking counters");
+            Tensor zeros;
+            if (!arguments.counters) {
+                zeros = torch::stable::new_zeros(x, {static_cast<int64_t>(counters)}, ScalarType::Int);
+                arguments.counters = static_cast<unsigned*>(zeros.mutable_data_ptr());
+            }
             check_status(qaig_cuda_decode(&arguments, type_of(x.scalar_type()), device.stream), "a product");
         }
     }
@@ -351,7 +348,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     for (size_t i = 0; i < count; i++) {
         y_shape.back() = out_features[i];
         const bool decodes = rows <= tuning.most_decode_rows && weights[i].scale.scalar_type() != ScalarType::Float;
-        const bool has_kernel = rotation_block[i] == 0 && (decodes || activation_bits == 16);
+        // Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
+        const bool has_kernel = activation_bits == 8 ? decodes : rotation_block[i] == 0;
         if (rows > 0 && !has_kernel) {
             results.push_back(by_reference(i));
             continue;
@@ -360,7 +358,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
         if (rows == 0) {
             continue;
         }
-        const Layer layer = {&weights[i], &biases[i], torch::stable::view(results.back(), {rows, out_features[i]})};
+        const Layer layer = {&weights[i], &biases[i], rotation_block[i], rotation_seed[i],
+                             torch::stable::view(results.back(), {rows, out_features[i]})};
         if (decodes) {
             few.push_back(layer);
         } else {

@@ -48,6 +48,7 @@ def test_widths_and_dtypes(kernels):
     assert (cases["bits 2, 3, 4, 8"].name, cases["bits 2, 3, 4, 8"].why_not_faster) == ("cpu (avx512)", None)
     assert "expanded to 8 bits" in cases["bits 5, 6, 7"].why_not_faster
     assert cases["float64 input"].name == "reference"
+    assert [(b.case, b.name) for b in backends("embedding", "cpu").values()] == [("every call", "cpu (portable)")]
 
 
 def test_why_not_a_higher_level(kernels, monkeypatch):
@@ -86,7 +87,9 @@ def test_who_answers_on_a_gpu(gpu):
     assert cases["sm_90, bits 2, 3, 4, 8"].name == "cuda (library)"
     assert cases["sm_90, bits 2, 3, 4, 8"].why_not_faster is None
     assert cases["sm_90, bits 5, 6, 7"].name == "reference"
-    assert [b.name for b in backends("linear_grad_input", "cuda").values()] == ["reference"]
+    assert cases["sm_90, many rows rounded to 8 bits"].name == "reference"
+    for op in ("linear_grad_input", "embedding"):
+        assert [b.name for b in backends(op, "cuda").values()] == ["reference"]
     gpu(cuda.NVRTC, library="no nvcc")
     case = backends("linear_many", "cuda")["sm_90, bits 2, 3, 4, 8"]
     assert (case.name, case.why_not_faster) == ("cuda (NVRTC)", "library: no nvcc")

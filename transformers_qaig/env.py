@@ -10,9 +10,11 @@ import torch
 
 from . import __version__, cuda, extension
 
-OPS = ("linear", "linear_many", "linear_grad_input")
+OPS = ("linear", "linear_many", "linear_grad_input", "embedding")
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
+_EXPANDED = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
+_NO_CUDA_KERNEL = {"linear_grad_input": _EXPANDED, "embedding": "no kernel of its own: torch reads the rows asked for"}
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,9 @@ def _backends(op: str, device: str) -> list[Backend]:
             return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
         return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
     if not _has_cpu_kernel(op):
-        reason = (
-            extension.why_not() or "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
-        )
-        return [Backend(op, device, "every call", "reference", reason)]
+        return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
+    if op == "embedding":  # one piece of code for all levels, which reads every width as it lies
+        return [Backend(op, device, "every call", "cpu (portable)", None)]
     kernel = f"cpu ({extension.cpu_level()})"
     return [
         Backend(op, device, _KERNEL_BITS, kernel, _why_not_faster_level()),
@@ -117,9 +118,8 @@ def _backends(op: str, device: str) -> list[Backend]:
 
 def _cuda_backends(op: str, capability: int) -> list[Backend]:
     gpu = f"sm_{capability}"
-    if op == "linear_grad_input":
-        reason = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
-        return [Backend(op, "cuda", f"{gpu}, every call", "reference", reason)]
+    if op in _NO_CUDA_KERNEL:
+        return [Backend(op, "cuda", f"{gpu}, every call", "reference", _NO_CUDA_KERNEL[op])]
     choice = cuda.choice(capability)
     why_not = "; ".join(f"{step}: {reason}" for step, reason in choice.reasons.items()) or None
     if choice.origin is None:
@@ -127,6 +127,8 @@ def _cuda_backends(op: str, capability: int) -> list[Backend]:
     return [
         Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),
         Backend(op, "cuda", f"{gpu}, {_EXPANDED_BITS}", "reference", "no kernel of their own"),
+        Backend(op, "cuda", f"{gpu}, many rows rounded to 8 bits", "reference", "kernels for a few rows only"),
+        Backend(op, "cuda", f"{gpu}, input rotated but not rounded", "reference", "no kernel of their own"),
         Backend(op, "cuda", f"{gpu}, float32 or float64 input", "reference", "the kernels take 16-bit floats"),
     ]
 

@@ -78,14 +78,18 @@ struct QaigDequantize {
 
 // x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
 // divided by token_scale = max(|x|, 1e-5) / 127 and rounded to integers; a row with a value that is not finite or
-// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`).
+// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`). Before it is rounded, and not without
+// that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
 struct QaigArrange {
     const void* x;
     void* out;           // [rows][slots], 16-byte aligned
     float* token_scale;  // [rows], or null: 16 activation bits
+    unsigned long long rotation_seed;
+    int rotation_block;  // 0: not rotated; else has_rotation()
     int rows;
     int in_features, group_size;
     int slots;  // Shape::slots(), a multiple of 64
+    int reserved;
 };
 
 namespace qaig {
@@ -118,6 +122,11 @@ QAIG_BOTH int decode_grid(long long items, int processors) {
 QAIG_BOTH long long decode_partial_bytes(int grid, int columns) { return 2LL * grid * decode_sum_bytes(columns); }
 // decode_counters() is the sum of the layers' Shape::row_blocks().
 
+// Whether in_features channels can be rotated `block` at a time.
+QAIG_BOTH bool has_rotation(int block, int in_features) {
+    return block >= 16 && block <= 256 && (block & (block - 1)) == 0 && in_features % block == 0;
+}
+
 QAIG_BOTH int dequantize_grid_x(const Shape& s) { return (s.tiles() + 3) / 4; }
 QAIG_BOTH int dequantize_grid_y(int start, int stop) {
     return (stop + kBlockRows - 1) / kBlockRows - start / kBlockRows;  // at most 65535: the caller takes fewer rows
@@ -137,8 +146,11 @@ int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_byte
 int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
-// A number that is the same for all launches captured in one CUDA graph, 0 if the stream is not being captured.
-int qaig_cuda_capture(void* stream, unsigned long long* id);
+// `count` zeros that every launch leaves as zeros, for launches on `stream` of the current device; null if there are no
+// more, or not yet and the stream is captured in a CUDA graph: the caller then brings its own. Launches that may run at
+// the same time share none: each stream has its own and, as a graph may be replayed beside other work of the stream it
+// was captured on, each stream within a graph. They stay valid as long as the process lives.
+int qaig_cuda_counters(void* stream, long long count, unsigned** counters);
 // What a status means, in English.
 const char* qaig_cuda_message(int status);
 }

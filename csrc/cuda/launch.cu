@@ -1,11 +1,8 @@
 // The C functions of kernels.h. The emulator compiles this file too.
-#include "kernels.h"
+#include "errors.h"
 #include "intrinsics.h"
+#include "kernels.h"
 #include "schedule.h"
-
-#if defined(__CUDACC__)
-#include <cuda_runtime.h>
-#endif
 
 #define QAIG_DECLARE(width)                                     \
     extern "C" {                                                \
@@ -52,14 +49,6 @@ constexpr bool aligned(const void* p, unsigned long long bytes) {
 }
 
 #if defined(__CUDACC__)
-
-int status_of(cudaError_t error) {
-    if (error == cudaSuccess) {
-        return QAIG_OK;
-    }
-    cudaGetLastError();  // what is reported here shall not surprise whoever asks next
-    return QAIG_CUDA_ERROR + static_cast<int>(error);
-}
 
 template <class Argument>
 int launch(void (*kernel)(Argument), const Argument& argument, int grid_x, int grid_y, int threads, int shared,
@@ -192,7 +181,10 @@ int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
 int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
     if (!a || a->rows < 1 || !has_sizes(1, a->in_features, a->group_size, 2) ||
         (type != QAIG_F16 && type != QAIG_BF16) || a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() ||
-        !aligned(a->x, 2) || !aligned(a->out, 16)) {
+        !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    if (a->rotation_block && (!has_rotation(a->rotation_block, a->in_features) || !a->token_scale)) {
         return QAIG_BAD_ARGUMENT;
     }
     return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);
@@ -227,16 +219,6 @@ int qaig_cuda_device(int* processors, int* capability) {
         known[device][1] = *capability, known[device][0] = *processors;
     }
     return QAIG_OK;
-}
-
-int qaig_cuda_capture(void* stream, unsigned long long* id) {
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    *id = 0;
-    const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capture, id);
-    if (capture != cudaStreamCaptureStatusActive) {
-        *id = 0;
-    }
-    return status_of(error);
 }
 
 const char* qaig_cuda_message(int status) {

@@ -55,7 +55,9 @@ class _Dequantize(ctypes.Structure):
 class _Arrange(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "out", "token_scale")),
-        *((name, ctypes.c_int) for name in ("rows", "in_features", "group_size", "slots")),
+        ("rotation_seed", ctypes.c_ulonglong),
+        *((name, ctypes.c_int) for name in ("rotation_block", "rows", "in_features", "group_size", "slots")),
+        ("reserved", ctypes.c_int),
     ]
 
 
@@ -168,8 +170,11 @@ class Emulator:
         self._check(self._library.qaig_cuda_dequantize(ctypes.byref(arguments), None))
         return out
 
-    def arrange(self, x: Tensor, group_size: int, activation_bits: int) -> tuple[Tensor, Tensor | None]:
+    def arrange(
+        self, x: Tensor, group_size: int, activation_bits: int, rotation: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, Tensor | None]:
         """x in slot order and, with 8 bits, as integers with each row's scale. Raises as `decode` does."""
+        block, seed = rotation
         rows, in_features = x.shape
         groups = num_groups(in_features, group_size)
         channels = in_features // groups
@@ -178,7 +183,7 @@ class Emulator:
         token_scale = torch.full((rows,), torch.nan) if activation_bits == 8 else None
         arguments = _Arrange(
             x.data_ptr(), out.data_ptr(), None if token_scale is None else token_scale.data_ptr(),
-            rows, in_features, channels, slots,
+            seed, block, rows, in_features, channels, slots,
         )  # fmt: skip
         self._allow([x], [out, token_scale])
         self._check(self._library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
@@ -201,6 +206,19 @@ class Emulator:
     def _check(self, status: int) -> None:
         if status:
             raise RuntimeError(f"status {status}: {self._library.qaig_emulator_error().decode()}")
+
+    def capture(self, graph: int) -> None:
+        """From now on launches are captured in a graph of this number; 0: in none."""
+        ctypes.c_ulonglong.in_dll(self._library, "qaig_emulator_capture").value = graph
+
+    def counters(self, count: int, stream: int = 0) -> int | None:
+        """Address of `count` counters for launches on `stream`, if there are any left."""
+        address = ctypes.c_void_p()
+        status = self._library.qaig_cuda_counters(
+            ctypes.c_void_p(stream), ctypes.c_longlong(count), ctypes.byref(address)
+        )
+        self._check(status)
+        return address.value
 
     def allow_all(self) -> None:
         """Lets kernels reach all memory: for calls that allocate by themselves."""

@@ -7,8 +7,11 @@ import torch
 
 from transformers_qaig import cuda, extension
 from transformers_qaig.cuda import nvrtc
+from transformers_qaig.nn import ops
+from transformers_qaig.nn.packing import CUDA_ORDER
 
 H100 = torch.device("cuda", 0)
+WHY_NOT_CUDA, ARCHITECTURES = extension.why_not_cuda, extension.cuda_architectures
 
 
 @pytest.fixture
@@ -48,6 +51,16 @@ def test_then_nvrtc(machine, monkeypatch, caplog, target, name, value, reason):
     assert cuda.load(H100)
     assert cuda.choice(90) == cuda.Choice(cuda.NVRTC, {cuda.LIBRARY: reason})
     assert (machine, caplog.records) == ([True], [])
+
+
+def test_nvrtc_needs_no_compiler(machine, monkeypatch):
+    """Nothing was prebuilt and nothing can be compiled: a layer gets the CUDA kernels' order all the same."""
+    monkeypatch.setattr(extension, "why_not_cuda", WHY_NOT_CUDA)
+    monkeypatch.setattr(extension, "cuda_architectures", ARCHITECTURES)
+    monkeypatch.setattr(extension, "_found", extension.Extension(reason="no C++ compiler"))
+    monkeypatch.setattr(ops, "_has_kernel", lambda op, device: machine == [True])
+    assert ops.kernel_layout(H100, 4) == CUDA_ORDER
+    assert cuda.choice(90) == cuda.Choice(cuda.NVRTC, {cuda.LIBRARY: "no C++ compiler"})
 
 
 def test_nvrtc_on_request(machine, monkeypatch):

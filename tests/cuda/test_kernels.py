@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.cuda import emulated
 from tests.cuda.emulated import Weight, make_weight, random_weight
 from transformers_qaig.nn import cuda_order, reference
+from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 
@@ -211,3 +212,34 @@ def test_rounded_activations_are_the_reference_to_the_bit(emulator, dtype):
     torch.testing.assert_close(rounded, reference.round_activations(x), rtol=0, atol=0, equal_nan=True)
     assert not integers.view(6, 2, 64)[..., 50:].any()
     assert scale[4:].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("in_features", "group_size"), [(2304, 128), (512, 8), (256, -1), (2560, 20)])
+def test_rotated_activations_are_the_reference_to_the_bit(emulator, block, dtype, in_features, group_size):
+    seed = 2**63 - 5
+    x = (torch.randn(4, in_features) * torch.tensor([1.0, 1e-7, 30.0, 0.0])[:, None]).to(dtype)
+    integers, scale = emulator.arrange(x, group_size, 8, (block, seed))
+    channels = in_features if group_size == -1 else group_size
+    padded = -(-channels // 32) * 32
+    slots = integers[:, : in_features // channels * padded].view(4, -1, padded)
+    rounded = (slots[..., :channels].float() * scale[:, None, None]).reshape(4, in_features)
+    assert torch.equal(rounded, reference.round_activations(rotate(x, Rotation(block, seed))))
+    assert not slots[..., channels:].any()
+    assert not integers[:, slots.shape[1] * padded :].any()
+
+
+def test_rotated_infinities_and_nans(emulator):
+    x = torch.randn(3, 96).half()
+    x[1, 40], x[2, 50] = torch.inf, torch.nan
+    integers, scale = emulator.arrange(x, 32, 8, (32, 3))
+    expected = rotate(x, Rotation(32, 3))
+    assert scale[1:].tolist() == [1.0, 1.0]
+    torch.testing.assert_close(integers[1:, :96], expected[1:].half(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("rotation", "activation_bits"), [((48, 0), 8), ((512, 0), 8), ((64, 0), 8), ((32, 0), 16)])
+def test_rotations_that_are_refused(emulator, rotation, activation_bits):
+    with pytest.raises(RuntimeError, match="status 1"):
+        emulator.arrange(torch.randn(1, 96).half(), 32, activation_bits, rotation)

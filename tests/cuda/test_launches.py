@@ -12,7 +12,7 @@ from transformers_qaig.cuda import interface
 from transformers_qaig.cuda.driver import Device, Driver, DriverError
 from transformers_qaig.cuda.operators import Operators
 from transformers_qaig.nn import ops, reference
-from transformers_qaig.nn.hadamard import Rotation
+from transformers_qaig.nn.hadamard import Rotation, rotate
 from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
@@ -286,11 +286,34 @@ def test_what_has_no_kernel(machine, dtype, scale, rows):
     assert [name for name, *_ in machine.api.launches] == ["qaig_dequantize_w4"]
 
 
+@pytest.mark.parametrize("group_size", [32, 8])
+def test_a_rotated_input(machine, group_size):
+    weight = emulated.random_weight(4, 65, 96, group_size, bias=torch.float16)
+    x = torch.randn(3, 96 + 1).half()[:, 1:]
+    *tensors, _, _, n, bits, group = arguments(weight)
+    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 8, CUDA_ORDER)
+    close(y, rotate(x, Rotation(32, 7)), weight, 8)
+    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_w4_f16_m8"]
+
+
+def test_layers_that_rotate_their_input_apart(machine):
+    weights = [emulated.random_weight(4, 64, 96, 32) for _ in range(5)]
+    rotations = [Rotation(32, 7), Rotation(32, 8), Rotation(16, 7), None, Rotation(32, 7)]
+    x = torch.randn(2, 96).bfloat16()
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
+    lists[4:6] = [[r.block if r else 0 for r in rotations], [r.seed if r else 3 for r in rotations]]
+    results = machine.operators.linear_many(x, *lists, 8, CUDA_ORDER)
+    for y, weight, rotation in zip(results, weights, rotations, strict=True):
+        close(y, rotate(x, rotation) if rotation else x, weight, 8)
+    assert [name for name, *_ in machine.api.launches] == 4 * ["qaig_arrange_bf16"] + ["qaig_decode_w4_bf16_m8"]
+
+
 @pytest.mark.usefixtures("cuda_order_is_read")
-@pytest.mark.parametrize("activation_bits", [8, 16])
-def test_a_rotated_input_goes_to_the_reference(machine, activation_bits):
+@pytest.mark.parametrize(("rows", "activation_bits"), [(50, 8), (2, 16)])
+def test_rotated_inputs_of_the_reference(machine, rows, activation_bits):
+    """Many rows, and rotated values that are not rounded to integers."""
     weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)
-    x = torch.randn(2, 64).half()
+    x = torch.randn(rows, 64).half()
     *tensors, _, _, n, bits, group = arguments(weight)
     y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, activation_bits, CUDA_ORDER)
     packed = reference.Weight(*weight.on_disk, n, 64, bits, group, ON_DISK)
@@ -341,7 +364,7 @@ def test_a_kernel_is_loaded_once_for_each_device(machine):
         machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
     assert machine.api.loaded == ["qaig_decode_w4_f16_m8"]
     out = torch.empty_like(x)
-    argument = interface.Arrange(x.data_ptr(), out.data_ptr(), None, 1, 64, 64, 64)
+    argument = interface.Arrange(x.data_ptr(), out.data_ptr(), None, 0, 0, 1, 64, 64, 64)
     for index in (0, 1, 1):
         machine.driver.launch("qaig_arrange_f16", argument, (1, 1), 256, 0, CpuDevice(index, 90, PROCESSORS))
     assert machine.api.loaded.count("qaig_arrange_f16") == 2

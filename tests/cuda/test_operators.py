@@ -1,5 +1,9 @@
 """The CUDA operators of csrc/ops_cuda.cpp with CPU tensors, their kernels on the emulator: checks, paths, chunks."""
 
+import ctypes
+import itertools
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +12,7 @@ from tests.cuda import emulated
 from tests.cuda.emulated import Weight, random_weight
 from tests.cuda.test_kernels import ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import packing, reference
-from transformers_qaig.nn.hadamard import Rotation
+from transformers_qaig.nn.hadamard import Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 
@@ -17,7 +21,7 @@ LAYOUT = packing.CUDA_ORDER
 
 @pytest.fixture(scope="module", autouse=True)
 def operators():
-    """`torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
+    """Registers `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
     library = torch.library.Library("qaig_emulated", "DEF")
     for name in ("linear", "linear_many", "dequantize"):
         schema = getattr(torch.ops.qaig, name).default._schema
@@ -25,7 +29,7 @@ def operators():
     emulator = emulated.build_operators()
     emulator.allow_all()
     torch.ops.load_library(str(emulator.path))
-    yield torch.ops.qaig_emulated
+    yield emulator
     library._destroy()
 
 
@@ -94,6 +98,27 @@ def test_other_inputs_are_the_references(dtype):
     assert torch.equal(y, reference.linear(x, on_disk(w), None, None, 16))
 
 
+@pytest.mark.parametrize("rows", [2, 20])
+def test_a_rotated_input(rows):
+    w = random_weight(4, 40, 96, 32, bias=torch.float16)
+    x = torch.randn(rows * 96 + 1).half()[1:].view(rows, 96)
+    y = torch.ops.qaig_emulated.linear(x, w.words, w.scale, w.zero, w.bias, 16, 5, 40, 4, 32, 8, LAYOUT)
+    assert error(y, exact(w, rotate(x, Rotation(16, 5)), 8)) < ROUNDING[torch.float16]
+
+
+def test_layers_that_rotate_their_input_apart():
+    weights = [random_weight(4, 40, 96, 32) for _ in range(4)]
+    blocks, seeds = [32, 32, 16, 0], [7, 8, 7, 3]
+    x = torch.randn(2, 96).half()
+    results = torch.ops.qaig_emulated.linear_many(
+        x, *([getattr(w, name) for w in weights] for name in ("words", "scale", "zero", "bias")), blocks, seeds,
+        *([getattr(w, name) for w in weights] for name in ("out_features", "bits", "group_size")), 8, LAYOUT,
+    )  # fmt: skip
+    for w, y, block, seed in zip(weights, results, blocks, seeds, strict=True):
+        rotated = rotate(x, Rotation(block, seed)) if block else x
+        assert error(y, exact(w, rotated, 8)) < ROUNDING[torch.float16]
+
+
 def test_a_rotated_input_goes_to_the_reference():
     """The reference answers: on the emulator, in the on-disk order, since it reads the CUDA order on GPUs only."""
     w = random_weight(4, 40, 96, 32)
@@ -157,3 +182,54 @@ def replaced(index: int, value: object) -> list[object]:
 def test_untrusted_arguments_are_refused_by_name(index, value, message):
     with pytest.raises((RuntimeError, NotImplementedError), match=message):
         torch.ops.qaig_emulated.linear(*replaced(index, value))
+
+
+def zeros_made(operators: emulated.Emulator, graph: int) -> int:
+    """How many tensors of zeros a product asks torch for, captured in a graph or not (0)."""
+    w, x = random_weight(4, 70, 96, 32), torch.randn(3, 96).half()
+    operators.capture(graph)
+    try:
+        with torch.profiler.profile() as profile:
+            y = linear(x, w)
+    finally:
+        operators.capture(0)
+    assert error(y, exact(w, x)) < ROUNDING[torch.float16]
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::new_zeros")
+
+
+def test_counters(tmp_path):
+    """A part for each stream and graph, zero and apart from the others, until there are no more."""
+    copy = tmp_path / "kernels.so"  # loaded anew: it has given none away
+    shutil.copy(emulated.build().path, copy)
+    fresh = emulated.Emulator(copy)
+    fresh.capture(5)
+    assert fresh.counters(10) is None  # nothing can be set aside while a graph is captured
+    fresh.capture(0)
+    sizes = {(0, 0): 10, (0, 8): 1024, (5, 0): 1, (6, 0): 1025, (6, 8): 4000}
+    given = {}
+    for key, size in sizes.items():
+        fresh.capture(key[0])
+        given[key] = fresh.counters(size, key[1])
+        assert fresh.counters(size, key[1]) == given[key]
+    spans = sorted((address, address + 4 * sizes[key]) for key, address in given.items())
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert not any(ctypes.string_at(begin, end - begin).strip(b"\0") for begin, end in spans)
+    fresh.capture(0)
+    larger = fresh.counters(1025)
+    assert larger >= spans[-1][1]
+    assert fresh.counters(10) == larger
+    fresh.capture(7)
+    assert fresh.counters(1 << 20) is None
+    assert fresh.counters(1) is not None
+
+
+def test_only_a_launch_without_counters_brings_its_own(operators):
+    """torch would keep what is allocated for good from recording graphs: nothing is asked of it in other launches."""
+    assert zeros_made(operators, 0) == 0
+    assert [zeros_made(operators, graph) for graph in (1, 2, 2)] == [0, 0, 0]
+    operators.capture(3)
+    streams = itertools.count(8)
+    while operators.counters(1, next(streams)):
+        pass
+    assert zeros_made(operators, 4) == 1
+    assert zeros_made(operators, 2) == 0

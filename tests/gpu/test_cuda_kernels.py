@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.cuda.test_kernels import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
+from transformers_qaig.nn.hadamard import BLOCKS, Rotation
 from transformers_qaig.nn.packing import CUDA_ORDER
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -37,6 +38,15 @@ def test_sweep(bits, dtype, activation_bits):
             layer = on_gpu(random_layer(bits, group_size, sym, n, k, dtype=dtype, activation_bits=activation_bits))
             for rows in (1, 2, 7, 8, 11, 16, 17, 40):
                 check(layer, torch.randn(rows, k, device="cuda").to(dtype))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotated_inputs(block, dtype):
+    options = {"activation_bits": 8, "rotation": Rotation(block, 2**63 - 5), "dtype": dtype}
+    for bits, group_size, rows in itertools.product(BITS, (128, -1), (1, 11, 40)):
+        layer = on_gpu(random_layer(bits, group_size, False, 200, 2304, **options))
+        check(layer, torch.randn(rows, 2304, device="cuda").to(dtype))
 
 
 @pytest.mark.parametrize("bits", BITS)

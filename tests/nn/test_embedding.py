@@ -6,13 +6,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from transformers_qaig import extension
-from transformers_qaig.nn import QAIGEmbedding, QAIGLinear
+from transformers_qaig.nn import QAIGEmbedding, QAIGLinear, cuda_order
 from transformers_qaig.nn.embedding import tie, why_not_packed
 from transformers_qaig.nn.ops import embedding_reference
-from transformers_qaig.nn.packing import CPU_ORDER, KERNEL_BITS, ON_DISK, num_groups
+from transformers_qaig.nn.packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, num_groups
 
 N, K = 37, 96
 IDS = torch.tensor([[0, 36, 5, 5], [17, 16, 15, 31]])
@@ -190,3 +191,48 @@ def test_compiles_whole_and_checks_as_an_operator():
         assert torch.equal(compiled(IDS), table(IDS))
     torch.library.opcheck(torch.ops.qaig.embedding.default, (IDS, *table._weight()))
     torch.compiler.reset()
+
+
+def in_cuda_order(bits, group_size=32, sym=False, columns=K):
+    head = random_head(bits, group_size, sym, torch.bfloat16, columns)
+    on_disk = head.weight_packed.data, head.weight_scale.data, None if sym else head.weight_zero_point.data
+    words, scale, zero = cuda_order.from_disk(*on_disk, N, columns, bits, group_size)
+    rows = embedding_reference(torch.arange(N), *on_disk, N, columns, bits, group_size, ON_DISK)
+    return (words, scale, None if sym else zero, N, columns, bits, group_size, CUDA_ORDER), rows
+
+
+@pytest.mark.parametrize("bits", KERNEL_BITS)
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (114, 57), (40, -1), (320, 64)])
+def test_rows_of_the_cuda_order(monkeypatch, bits, sym, columns, group_size):
+    monkeypatch.setitem(globals(), "N", 150)  # rows of three blocks, the last one ragged
+    weight, rows = in_cuda_order(bits, group_size, sym, columns)
+    assert torch.equal(embedding_reference(torch.arange(150), *weight), rows)
+    ids = torch.tensor([[149, 0, 64], [77, 77, 127]])
+    assert torch.equal(embedding_reference(ids.int(), *weight), rows[ids])
+    assert embedding_reference(ids[:0], *weight).shape == (0, 3, columns)
+
+
+@pytest.mark.parametrize("bad", [[N], [-1], [63], [64]])
+def test_an_id_of_the_padding_is_no_row(bad):
+    weight, _ = in_cuda_order(4)
+    with pytest.raises(IndexError):
+        embedding_reference(torch.tensor(bad), *weight)
+
+
+def test_the_cuda_order_is_read_without_looking_at_values():
+    """No value of a tensor is asked for, so a CUDA graph can record it: it works for tensors that have none."""
+    weight, _ = in_cuda_order(3)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(part) if isinstance(part, torch.Tensor) else part for part in weight]
+        ids = torch.zeros(2, 5, dtype=torch.long)
+        assert embedding_reference(ids, *fake).shape == (2, 5, K)
+
+
+@pytest.mark.parametrize(
+    ("index", "value"), [(0, lambda t: t[:, :1]), (1, lambda t: t.double()), (2, lambda t: t[:, :1])]
+)
+def test_untrusted_tensors_in_cuda_order(index, value):
+    weight, _ = in_cuda_order(4)
+    with pytest.raises(ValueError, match=("packed", "scale", "zero")[index]):
+        embedding_reference(IDS, *weight[:index], value(weight[index]), *weight[index + 1 :])

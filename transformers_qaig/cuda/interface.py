@@ -81,10 +81,13 @@ class Arrange(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("token_scale", ctypes.c_void_p),
+        ("rotation_seed", ctypes.c_ulonglong),
+        ("rotation_block", ctypes.c_int),
         ("rows", ctypes.c_int),
         ("in_features", ctypes.c_int),
         ("group_size", ctypes.c_int),
         ("slots", ctypes.c_int),
+        ("reserved", ctypes.c_int),
     )
 
 

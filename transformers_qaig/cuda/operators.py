@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..nn import ops
+from ..nn.hadamard import Rotation
 from ..nn.packing import CUDA_ORDER
 from . import interface
 from .driver import Device, Driver
@@ -29,6 +30,19 @@ class Weight(NamedTuple):
     scale: Tensor
     zero: Tensor | None
     bias: Tensor | None = None
+
+
+class Layer(NamedTuple):
+    """A product with few rows: its weight, result `[rows, N]`, and the rotation of x."""
+
+    weight: Weight
+    y: Tensor
+    rotation: Rotation | None
+
+    def order(self) -> tuple[int, Rotation | None]:
+        """Equal for layers that read x alike: in the same order of slots, rotated alike."""
+        s = self.weight.shape
+        return 0 if s.in_channel_order else s.group_size, self.rotation
 
 
 class Operators:
@@ -85,7 +99,8 @@ class Operators:
         results, few = [], []
         for i, weight in enumerate(weights):
             decodes = rows <= tuning.most_decode_rows and weight.scale.dtype in _SUFFIX
-            has_kernel = rotation_block[i] == 0 and (decodes or activation_bits == 16)
+            # Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
+            has_kernel = decodes if activation_bits == 8 else rotation_block[i] == 0
             if rows > 0 and not has_kernel:
                 results.append(by_reference(i))
                 continue
@@ -94,7 +109,8 @@ class Operators:
             if rows == 0:
                 continue
             if decodes:
-                few.append((weight, y.view(rows, -1)))
+                rotation = ops.checked_rotation(rotation_block[i], rotation_seed[i], x.shape[-1])
+                few.append(Layer(weight, y.view(rows, -1), rotation))
             else:
                 self._unpack_and_multiply(flat, weight, y.view(rows, -1), tuning.chunk_bytes)
         if few:
@@ -132,26 +148,27 @@ class Operators:
         tensors = (_aligned(packed), _aligned(scale), None if zero is None else _aligned(zero))
         return Weight(shape, *tensors, bias)
 
-    def _decode(self, x: Tensor, layers: list[tuple[Weight, Tensor]], rounded: bool, device: Device) -> None:
+    def _decode(self, x: Tensor, layers: list[Layer], rounded: bool, device: Device) -> None:
         """All layers in as few launches as possible, for each 16 rows of x."""
-        inputs: dict[int, tuple[Tensor, Tensor | None]] = {}  # by what decides the order of slots
-        for weight, _ in layers:
-            key = _order(weight.shape)
+        inputs: dict[tuple[int, Rotation | None], tuple[Tensor, Tensor | None]] = {}
+        for layer in layers:
+            key = layer.order()
             if key not in inputs:
-                inputs[key] = self._input(x, weight.shape, rounded, device)
+                inputs[key] = self._input(x, layer, rounded, device)
         for row in range(0, x.shape[0], interface.MOST_ROWS):
             rows = slice(row, min(row + interface.MOST_ROWS, x.shape[0]))
             for first in range(0, len(layers), interface.MOST_LAYERS):
                 self._launch_decode(layers[first : first + interface.MOST_LAYERS], inputs, rows, x, device)
 
     def _launch_decode(
-        self, layers: list[tuple[Weight, Tensor]], inputs: dict[int, tuple[Tensor, Tensor | None]], rows: slice,
-        x: Tensor, device: Device,
+        self, layers: list[Layer], inputs: dict[tuple[int, Rotation | None], tuple[Tensor, Tensor | None]],
+        rows: slice, x: Tensor, device: Device,
     ) -> None:  # fmt: skip
         argument = interface.Decode(rows=rows.stop - rows.start, layer_count=len(layers))
         items = counters = 0
-        for to, (weight, y) in zip(argument.layers, layers):
-            s, (slots, token_scale) = weight.shape, inputs[_order(weight.shape)]
+        for to, layer in zip(argument.layers, layers):
+            weight, y = layer.weight, layer.y
+            s, (slots, token_scale) = weight.shape, inputs[layer.order()]
             to.words, to.scale, to.zero = weight.words.data_ptr(), weight.scale.data_ptr(), _pointer(weight.zero)
             to.x, to.y = slots[rows].data_ptr(), y[rows].data_ptr()
             to.token_scale = None if token_scale is None else token_scale[rows].data_ptr()
@@ -162,7 +179,7 @@ class Operators:
             to.bits, to.scale_type = s.bits, TYPES[weight.scale.dtype]
             items += s.items
             counters += s.row_blocks
-        widths = {weight.shape.bits for weight, _ in layers}
+        widths = {layer.weight.shape.bits for layer in layers}
         bits = widths.pop() if len(widths) == 1 else interface.MIXED
         columns, grid = interface.decode_columns(argument.rows), interface.decode_grid(items, device.processors)
         partials = x.new_empty(interface.decode_partial_bytes(grid, columns) // 4, dtype=torch.float32)
@@ -175,8 +192,11 @@ class Operators:
         shared = interface.decode_shared_bytes(bits, columns)
         self._driver.launch(name, argument, (grid, 1), interface.DECODE_THREADS, shared, device)
 
-    def _input(self, x: Tensor, s: Shape, rounded: bool, device: Device) -> tuple[Tensor, Tensor | None]:
+    def _input(self, x: Tensor, layer: Layer, rounded: bool, device: Device) -> tuple[Tensor, Tensor | None]:
         """x as the kernels read it, and each token's scale if it is rounded to 8 bits."""
+        s = layer.weight.shape
+        block, seed = layer.rotation or (0, 0)
+        x = _aligned(x) if block else x
         if s.in_channel_order and s.in_features % 8 == 0 and not rounded:
             return _aligned(x), None
         rows, in_features = x.shape
@@ -184,8 +204,9 @@ class Operators:
         out = x.new_empty(rows, order.slots)
         token_scale = x.new_empty(rows, dtype=torch.float32) if rounded else None
         argument = interface.Arrange(
-            x.data_ptr(), out.data_ptr(), _pointer(token_scale), rows, in_features, order.group_size, order.slots
-        )
+            x.data_ptr(), out.data_ptr(), _pointer(token_scale), seed, block, rows, in_features, order.group_size,
+            order.slots,
+        )  # fmt: skip
         name = f"qaig_arrange_{_SUFFIX[x.dtype]}"
         self._driver.launch(name, argument, (rows, 1), interface.ARRANGE_THREADS, 0, device)
         return out, token_scale
@@ -236,8 +257,3 @@ def _aligned(tensor: Tensor) -> Tensor:
     """Contiguous, and where kernels can read 16 bytes at once."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
-
-
-def _order(s: Shape) -> int:
-    """Equal for weights that read x in the same order."""
-    return 0 if s.in_channel_order else s.group_size

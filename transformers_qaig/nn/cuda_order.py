@@ -69,6 +69,33 @@ def to_disk(
     return torch.cat(packed), _unsort_rows(scale, out_features), zeros
 
 
+def read_rows(
+    words: Tensor, scale: Tensor, zero: Tensor | None, rows: Tensor, in_features: int, bits: int, group_size: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Some rows of a weight in CUDA order. Waits for nothing, so a CUDA graph can record it.
+
+    Args:
+        words, scale, zero: as `from_disk` returns them.
+        rows (`Tensor`): int64 `[n]`, each of them a row of the weight: not checked.
+
+    Returns:
+        `tuple[Tensor, Tensor, Tensor | None]`: codes uint8 `[n, K]`, scale `[n, G]`, zero uint8 `[n, G]` or None.
+    """
+    block, row = rows // _BLOCK_ROWS, rows % _BLOCK_ROWS
+    r, h, g = row // 16, row // 8 % 2, row % 8
+    steps = torch.arange(max(words.shape[1], bits, 4), device=words.device)
+    word = r[:, None, None, None] * bits + steps[:bits]
+    lane = 4 * g[:, None, None, None] + steps[:4, None]
+    tile = steps[: words.shape[1], None, None]
+    found = words[block[:, None, None, None], tile, word // 4, lane, word % 4]  # [n, T, t, bits]
+    codes = _from_pairs(found.reshape(-1, bits), bits).view(len(rows), words.shape[1], 4, 2, 2, 2, 2, 2)
+    of_row = torch.where(h.view(-1, *[1] * 6).bool(), codes[..., 1, :], codes[..., 0, :])
+    slots = of_row.permute(0, 1, 3, 2, 4, 5, 6).reshape(len(rows), words.shape[1] * _TILE_SLOTS)
+    place = 8 * g + 2 * r + h
+    zeros = None if zero is None else zero[block, :, place]
+    return _from_slots(slots, in_features, group_size), scale[block, :, place], zeros
+
+
 def _sizes(out_features: int, in_features: int, group_size: int) -> tuple[int, int, int]:
     groups = num_groups(in_features, group_size)
     return -(-out_features // _BLOCK_ROWS), groups, -(-(in_features // groups) // _UNIT_SLOTS)
@@ -91,7 +118,8 @@ def _from_slots(slots: Tensor, in_features: int, group_size: int) -> Tensor:
     groups = num_groups(in_features, group_size)
     channels = in_features // groups
     padded = -(-channels // _UNIT_SLOTS) * _UNIT_SLOTS
-    return slots[:, : groups * padded].reshape(-1, groups, padded)[..., :channels].reshape(-1, in_features)
+    by_group = slots[:, : groups * padded].reshape(len(slots), groups, padded)
+    return by_group[..., :channels].reshape(len(slots), in_features)
 
 
 # The dimensions of codes in words, and of rows by slots. A row is 16 r + 8 h + g, a slot 32 unit + 8 t + 4 step +
@@ -118,15 +146,19 @@ def _to_words(slots: Tensor, bits: int) -> Tensor:
 
 def _from_words(words: Tensor, bits: int) -> Tensor:
     blocks, tiles = words.shape[:2]
-    flat = words.transpose(2, 3).reshape(-1, bits)
-    pairs = torch.zeros(flat.shape[0], _PAIRS, dtype=torch.int32, device=words.device)
+    codes = _from_pairs(words.transpose(2, 3).reshape(-1, bits), bits)
+    lanes = codes.view(blocks, tiles, 8, 4, 4, 2, 2, 2, 2, 2)
+    return lanes.permute(_FROM_LANES).reshape(blocks * _BLOCK_ROWS, tiles * _TILE_SLOTS)
+
+
+def _from_pairs(words: Tensor, bits: int) -> Tensor:
+    """Words of a lane's row tiles, int32 `[n, bits]`, to the codes of their pairs, uint8 `[n, 16, 2]`."""
+    pairs = torch.zeros(words.shape[0], _PAIRS, dtype=torch.int32, device=words.device)
     for pair in range(_PAIRS):
         for word, mask, left in _places(bits, pair):
             # The shift of an int32 repeats its sign, but no further than to bits that the mask leaves out.
-            pairs[:, pair] |= flat[:, word] >> left & mask
-    codes = torch.stack((pairs & 255, pairs >> 16 & 255), -1).to(torch.uint8)
-    lanes = codes.view(blocks, tiles, 8, 4, 4, 2, 2, 2, 2, 2)
-    return lanes.permute(_FROM_LANES).reshape(blocks * _BLOCK_ROWS, tiles * _TILE_SLOTS)
+            pairs[:, pair] |= words[:, word] >> left & mask
+    return torch.stack((pairs & 255, pairs >> 16 & 255), -1).to(torch.uint8)
 
 
 def _places(bits: int, pair: int) -> list[tuple[int, int, int]]:

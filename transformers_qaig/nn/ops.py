@@ -183,7 +183,10 @@ def embedding_reference(
     """
     if ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"ids must have dtype int32 or int64, got {ids.dtype}")
-    _check_weight(ids, packed, scale, zero, out_features, in_features, bits, group_size, layout)
+    if layout == CUDA_ORDER:
+        check_cuda_order(ids, packed, scale, zero, out_features, in_features, bits, group_size)
+    else:
+        _check_weight(ids, packed, scale, zero, out_features, in_features, bits, group_size, layout)
     weight = reference.Weight(packed, scale, zero, out_features, in_features, bits, group_size, layout)
     return reference.embedding(ids, weight)
 

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import cuda_order
 from .hadamard import Rotation, rotate, rotate_back
-from .packing import ON_DISK, row_chunks, unpack, unpack_zero_point
+from .packing import CUDA_ORDER, ON_DISK, row_chunks, unpack, unpack_zero_point
 
 LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, is not rounded to 8 bits
 
@@ -106,17 +107,25 @@ def linear_grad_input(grad: Tensor, weight: Weight, rotation: Rotation | None) -
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
-    """W[ids], float32 `[*ids.shape, K]`. A weight in the on-disk order is read at those rows only."""
+    """W[ids], float32 `[*ids.shape, K]`, read at those rows only."""
     flat = ids.reshape(-1).long()
-    if weight.layout != ON_DISK:
+    zero: Tensor | None
+    if weight.layout == ON_DISK:
+        codes = unpack(weight.packed.index_select(0, flat), weight.bits, weight.in_features)
+        scale = weight.scale.index_select(0, flat)
+        zero = None if weight.zero is None else _zero_rows(weight.zero, flat, weight.bits)
+    elif weight.layout == CUDA_ORDER:
+        # Refuses what is no row, on the device itself: the last row block may have more rows than the weight.
+        flat = torch.arange(weight.out_features, device=flat.device).index_select(0, flat)
+        tensors = weight.packed, weight.scale, weight.zero
+        codes, scale, zero = cuda_order.read_rows(*tensors, flat, weight.in_features, weight.bits, weight.group_size)
+    else:
         rows = [torch.ops.qaig.dequantize(*weight, i, i + 1) for i in flat.tolist()]
         out = torch.cat([flat.new_empty(0, weight.in_features, dtype=torch.float32), *rows])
         return out.view(*ids.shape, weight.in_features)
-    groups = weight.scale.shape[1]
-    codes = unpack(weight.packed.index_select(0, flat), weight.bits, weight.in_features)
-    out = codes.view(len(flat), groups, -1).float()
-    out -= 2 ** (weight.bits - 1) if weight.zero is None else _zero_rows(weight.zero, flat, weight.bits)[..., None]
-    out *= weight.scale.index_select(0, flat)[..., None]
+    out = codes.view(*scale.shape, weight.in_features // scale.shape[1]).float()
+    out -= 2 ** (weight.bits - 1) if zero is None else zero[..., None]
+    out *= scale[..., None]
     return out.view(*ids.shape, weight.in_features)
 
 

@@ -347,13 +347,10 @@ int launch(Kernel run, const void* with, int grid_x, int grid_y, int count, int 
 
 extern "C" {
 int qaig_emulator_processors = 3;
+unsigned long long qaig_emulator_capture = 0;  // which graph launches are captured in; 0: none
 
 int qaig_cuda_device(int* processors, int* capability) {
     *processors = qaig_emulator_processors, *capability = 86;
-    return 0;
-}
-int qaig_cuda_capture(void*, unsigned long long* id) {
-    *id = 0;
     return 0;
 }
 const char* qaig_cuda_message(int) { return emulator::error.empty() ? "refused" : emulator::error.c_str(); }
