@@ -108,8 +108,7 @@ def main() -> None:
                     config = QAIGConfig(
                         **settings_of(text),
                         recipe="default",
-                        stages=ROUNDING[rounding],
-                        rotation=block > 0,
+                        stages={**ROUNDING[rounding], "rotation": "all" if block else "none"},
                         dataset=data,
                         processor=processor,
                         num_samples=options.samples,

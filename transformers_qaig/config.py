@@ -76,9 +76,6 @@ class QAIGConfig(QuantizationConfigMixin):
         activation_bits (`int`, *optional*, defaults to 16):
             8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many tokens are
             computed at once, at a cost in accuracy. 16 takes it as it is.
-        rotation (`bool`, *optional*):
-            Rotate the input of every packed layer (random signs and a Hadamard transform of each block of channels, see
-            [`transformers_qaig.nn.hadamard`]) where that lowers the error; by default as the recipe says.
         target_bits (`float`, *optional*):
             A budget: stored bits per packed weight of the language model's blocks (codes, scales and zero points), on
             average and at most. Every such weight gets the width with which the answers are predicted to lose least;
@@ -152,7 +149,6 @@ class QAIGConfig(QuantizationConfigMixin):
         format_version: int = FORMAT_VERSION,
         needs_version: str = FORMAT_NEEDS,
         stages: Mapping[str, Any] | None = None,
-        rotation: bool | None = None,
         *,
         dataset: Any = None,
         dataset_columns: Mapping[str, str] | None = None,
@@ -180,7 +176,6 @@ class QAIGConfig(QuantizationConfigMixin):
         self.num_samples = num_samples
         self.seed = seed
         self.activation_bits = activation_bits
-        self.rotation = rotation
         self.target_bits = target_bits
         self.target_size = target_size
         self.cost = cost
@@ -232,8 +227,6 @@ class QAIGConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
             )
-        if self.rotation is not None and not isinstance(self.rotation, bool):
-            raise ValueError(f"`rotation` must be True, False or None (as the recipe says), got {self.rotation!r}.")
         if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")
         if not _is_int(self.num_samples) or self.num_samples < 1:
@@ -304,8 +297,6 @@ class QAIGConfig(QuantizationConfigMixin):
     @property
     def rotates(self) -> bool:
         """Whether inputs are to be rotated."""
-        if self.rotation is not None:
-            return self.rotation
         wanted = recipe_of(self.recipe, self.stages).rotation
         return wanted == "all" or (wanted == "a8" and self.activation_bits == 8)
 

@@ -175,8 +175,8 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
 
 @pytest.mark.parametrize("recipe", ["rtn", "default", "best"])
 def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -> None:
-    settings = {**FAST, "group_size": -1, "stages": {"steps": 4}}
-    config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, rotation=True, seed=3, **settings)
+    settings = {**FAST, "group_size": -1, "stages": {"steps": 4, "rotation": "all"}}
+    config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, seed=3, **settings)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     plan = model.config.quantization_config.plan
     for path in packed(model):
@@ -198,7 +198,7 @@ def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -
 
 def test_an_interrupted_run_remembers_what_was_rotated(llava: Path, tmp_path: Path) -> None:
     def quantize():
-        config = QAIGConfig(bits=3, recipe="default", rotation=True, work_dir=tmp_path, **FAST)
+        config = QAIGConfig(bits=3, recipe="default", stages={"rotation": "all"}, work_dir=tmp_path, **FAST)
         return AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
     first = quantize()
