@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn import ops
+from ..nn import checks, ops
 from ..nn.hadamard import Rotation
 from ..nn.packing import CUDA_ORDER
 from . import interface
@@ -76,11 +76,11 @@ class Operators:
     ) -> list[Tensor]:  # fmt: skip
         """`ops.linear_many` says what; raises as it does."""
         lists = (packed, scale, zero, bias, out_features, bits, group_size)
-        ops.check_activation("x", x)
-        ops.check_activation_bits(activation_bits)
-        ops.check_lists(*lists, rotation_block, rotation_seed)
+        checks.check_activation("x", x)
+        checks.check_activation_bits(activation_bits)
+        checks.check_lists(*lists, rotation_block, rotation_seed)
         for block, seed in zip(rotation_block, rotation_seed):
-            ops.checked_rotation(block, seed, x.shape[-1])
+            checks.checked_rotation(block, seed, x.shape[-1])
 
         def by_reference(i: int) -> Tensor:
             tensors, sizes = (packed[i], scale[i], zero[i], bias[i]), (out_features[i], bits[i], group_size[i])
@@ -109,7 +109,7 @@ class Operators:
             if rows == 0:
                 continue
             if decodes:
-                rotation = ops.checked_rotation(rotation_block[i], rotation_seed[i], x.shape[-1])
+                rotation = checks.checked_rotation(rotation_block[i], rotation_seed[i], x.shape[-1])
                 few.append(Layer(weight, y.view(rows, -1), rotation))
             else:
                 self._unpack_and_multiply(flat, weight, y.view(rows, -1), tuning.chunk_bytes)
@@ -140,9 +140,9 @@ class Operators:
         self, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None,
         out_features: int, in_features: int, bits: int, group_size: int,
     ) -> Weight:  # fmt: skip
-        ops.check_cuda_order(x, packed, scale, zero, out_features, in_features, bits, group_size)
+        checks.check_cuda_order(x, packed, scale, zero, out_features, in_features, bits, group_size)
         if bias is not None:
-            ops.check_tensor("bias", bias, (out_features,), ops.ACTIVATION_DTYPES, x)
+            checks.check_tensor("bias", bias, (out_features,), checks.ACTIVATION_DTYPES, x)
             bias = (bias.float() if bias.dtype == torch.float64 else bias).contiguous()
         shape = Shape.of(out_features, in_features, group_size, bits)
         tensors = (_aligned(packed), _aligned(scale), None if zero is None else _aligned(zero))

@@ -15,8 +15,17 @@ from torch import Tensor
 
 from .. import cuda, extension
 from . import cuda_order, reference
-from .hadamard import Rotation
-from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, SCALE_DTYPES, packed_shapes
+from .checks import (
+    ACTIVATION_DTYPES,
+    check_activation,
+    check_activation_bits,
+    check_cuda_order,
+    check_lists,
+    check_on_disk,
+    check_tensor,
+    checked_rotation,
+)
+from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK
 
 _LIBRARY = torch.library.Library("qaig", "DEF")
 for _name in ("linear", "linear_reference"):
@@ -51,8 +60,6 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
-ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding included
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -228,40 +235,12 @@ def repack_cuda(
     if bits not in KERNEL_BITS:
         raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
     if layout == ON_DISK:
-        _check_on_disk(packed, packed, scale, zero, *sizes)
+        check_on_disk(packed, packed, scale, zero, *sizes)
         return cuda_order.from_disk(packed, scale, zero, *sizes)
     if layout != CUDA_ORDER:
         raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_ORDER}")
     check_cuda_order(packed, packed, scale, zero, *sizes)
     return cuda_order.to_disk(packed, scale, zero, *sizes)
-
-
-def check_activation_bits(activation_bits: int) -> None:
-    if activation_bits not in (8, 16):
-        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
-
-
-def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
-    if any(len(other) != len(packed) for other in others):
-        raise ValueError(
-            "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have one "
-            "entry per layer"
-        )
-
-
-def check_activation(name: str, x: Tensor) -> None:
-    if x.dim() == 0 or x.dtype not in ACTIVATION_DTYPES:
-        raise ValueError(
-            f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
-        )
-
-
-def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None:
-    if block == 0:
-        return None
-    rotation = Rotation(block, seed)
-    rotation.check(in_features)
-    return rotation
 
 
 def _check_weight(
@@ -283,66 +262,7 @@ def _check_weight(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
             "layer in a device's own order is brought to another device by `to`, which restores that order first"
         )
-    _check_on_disk(x, packed, scale, zero, out_features, in_features, bits, group_size)
-
-
-def _check_on_disk(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    out_features: int,
-    in_features: int,
-    bits: int,
-    group_size: int,
-) -> None:
-    shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
-    check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
-    check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
-    if zero is not None:
-        check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
-
-
-def check_cuda_order(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    out_features: int,
-    in_features: int,
-    bits: int,
-    group_size: int,
-) -> None:
-    """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
-
-    Raises:
-        ValueError: if an argument has a wrong shape, dtype or device.
-    """
-    if bits not in KERNEL_BITS:
-        raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
-    if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
-        raise ValueError(
-            "the CUDA kernels take positive out_features and in_features below 2^24, got "
-            f"{out_features} and {in_features}"
-        )
-    words, rows = cuda_order.shapes(out_features, in_features, bits, group_size)
-    check_tensor("packed", packed, words, (torch.int32,), x)
-    check_tensor("scale", scale, rows, SCALE_DTYPES, x)
-    if zero is not None:
-        check_tensor("zero", zero, rows, (torch.uint8,), x)
-
-
-def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
-    if tensor.dtype not in dtypes:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(tensor.shape)}: the packed weight does not match its layer "
-            "(in_features, out_features, bits, group_size)"
-        )
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device} but the input is on {x.device}: move both to one device")
+    check_on_disk(x, packed, scale, zero, out_features, in_features, bits, group_size)
 
 
 _LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")

@@ -1,0 +1,103 @@
+"""What every operator checks of its arguments in Python: packed tensors come from files that anybody may have written.
+
+The compiled kernels check the same (`csrc/checks.h`). Errors name the argument.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cuda_order
+from .hadamard import Rotation
+from .packing import CUDA_ORDER, KERNEL_BITS, SCALE_DTYPES, packed_shapes
+
+ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding included
+
+
+def check_activation_bits(activation_bits: int) -> None:
+    if activation_bits not in (8, 16):
+        raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
+
+
+def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
+    if any(len(other) != len(packed) for other in others):
+        raise ValueError(
+            "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have one "
+            "entry per layer"
+        )
+
+
+def check_activation(name: str, x: Tensor) -> None:
+    if x.dim() == 0 or x.dtype not in ACTIVATION_DTYPES:
+        raise ValueError(
+            f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
+        )
+
+
+def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None:
+    if block == 0:
+        return None
+    rotation = Rotation(block, seed)
+    rotation.check(in_features)
+    return rotation
+
+
+def check_on_disk(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+) -> None:
+    shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
+    check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
+    check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
+    if zero is not None:
+        check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
+
+
+def check_cuda_order(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bits: int,
+    group_size: int,
+) -> None:
+    """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
+
+    Raises:
+        ValueError: if an argument has a wrong shape, dtype or device.
+    """
+    if bits not in KERNEL_BITS:
+        raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
+    if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
+        raise ValueError(
+            "the CUDA kernels take positive out_features and in_features below 2^24, got "
+            f"{out_features} and {in_features}"
+        )
+    words, rows = cuda_order.shapes(out_features, in_features, bits, group_size)
+    check_tensor("packed", packed, words, (torch.int32,), x)
+    check_tensor("scale", scale, rows, SCALE_DTYPES, x)
+    if zero is not None:
+        check_tensor("zero", zero, rows, (torch.uint8,), x)
+
+
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(tensor.shape)}: the packed weight does not match its layer "
+            "(in_features, out_features, bits, group_size)"
+        )
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device} but the input is on {x.device}: move both to one device")
