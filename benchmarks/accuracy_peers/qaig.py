@@ -30,7 +30,8 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
     seconds = time.perf_counter() - start
     linears = {path: module.dequantize(torch.float32) for path, module in linears_of(model, QAIGLinear).items()}
-    settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe])}
+    rotated = sum(module.rotation is not None for module in model.modules() if isinstance(module, QAIGLinear))
+    settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe]), "rotated": rotated}
     return Quantized(model.to(torch.float32), linears, model.qaig_report.bits_per_weight, seconds, settings)
 
 
