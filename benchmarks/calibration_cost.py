@@ -31,6 +31,8 @@ from transformers_qaig.rounding.scales import refit_scales
 GROUPS = [(3584, 3584 + 2 * 512), (3584, 3584), (3584, 2 * 18944), (18944, 3584)]
 """Input width and all output channels of what reads one tensor: q, k, v; o; gate, up; down."""
 BLOCKS = 28
+TIMES = {"moments": 1, "factor": 2, "gptq": 2, "scales": 2}
+"""How often a step is taken: codes are made again once the samples held back have judged them."""
 
 
 def flops(step: str, width: int, rows: int, tokens: int) -> float:
@@ -95,11 +97,11 @@ def main() -> None:
                 "torch": torch.__version__,
             }
             print(json.dumps(row), flush=True)
-    whole = {
-        step: sum(flops(step, width, rows, options.all_tokens) for width, rows in GROUPS) / rate
-        for step, rate in rates.items()
+    work = {
+        step: TIMES[step] * sum(flops(step, width, rows, options.all_tokens) for width, rows in GROUPS)
+        for step in rates
     }
-    work = {step: sum(flops(step, width, rows, options.all_tokens) for width, rows in GROUPS) for step in rates}
+    whole = {step: work[step] / rate for step, rate in rates.items()}
     for step, value in whole.items():
         print(f"{step}: {work[step] / 1e12:.1f} TFLOP a block, {value:.0f} s a block here", file=sys.stderr)
     print(
