@@ -58,9 +58,13 @@ class Alone(nn.Module):
 
 
 def parts_of(station: Station, plan: Plan) -> list[Part]:
-    """The parts of a station, not quantized yet."""
+    """
+    The parts of a station, not quantized yet. Slices of one linear are judged one by one, but share one input: they are
+    not offered the rotation that its entry may hold, which is taken out of the plan.
+    """
     path, module = station.path, station.module
     if isinstance(module, nn.Linear):
+        plan[path].pop("rotation", None)
         starts = range(0, module.out_features, SLICE)
         return [
             Part(f"{path}.{start}", Alone(module, start, start + SLICE), {"linear": plan[path]}) for start in starts

@@ -57,9 +57,7 @@ def diagonal_blocks(moment: Tensor, group_size: int) -> Tensor:
     return groups.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
-def search_clipping(
-    weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, *, unbiased: bool = True, **grid: Any
-) -> Clipping:
+def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, **grid: Any) -> Clipping:
     """
     For every row and group, the factor on the range with the least output error e H eᵀ, e = gain · Q(w) - w.
 
@@ -72,7 +70,6 @@ def search_clipping(
         weight: fp32 [N, K].
         moments: H, fp32 [G, g, g] from [`second_moments`].
         factors: candidates; the first wins ties.
-        unbiased: with the gain; without it is 1.
         grid: what [`minmax_grid`] takes beside the weight.
     """
     rows, groups = weight.shape[0], moments.shape[0]
@@ -83,13 +80,11 @@ def search_clipping(
     shrink, gain = torch.ones_like(power), torch.ones_like(power)
     for factor in factors:
         value = minmax_grid(weight, shrink=factor, **grid).quantize(weight).view_as(w)
-        factor_gain = torch.ones_like(power)
-        if unbiased:
-            factor_gain = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
-        error = factor_gain.unsqueeze(-1) * value - w
+        unbiased = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
+        error = unbiased.unsqueeze(-1) * value - w
         loss = torch.einsum("ngk,gkl,ngl->ng", error, moments, error)
         better = loss < best
         best = torch.where(better, loss, best)
         shrink = torch.where(better, torch.full_like(shrink, factor), shrink)
-        gain = torch.where(better, factor_gain, gain)
+        gain = torch.where(better, unbiased, gain)
     return Clipping(shrink, gain)
