@@ -32,3 +32,21 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "TOKENIZERS_PARALLELISM": "false", **env}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def logits_in_a_new_process(folder: Path, source: Path, tmp_path: Path) -> Tensor:
+    """What the model saved in `folder` answers to `source`'s inputs where it is loaded afresh, without complaint."""
+    torch.save(inputs(source), tmp_path / "inputs.pt")
+    code = (
+        "import torch, transformers_qaig\n"
+        "from transformers import AutoModelForImageTextToText as Auto\n"
+        f"model = Auto.from_pretrained({str(folder)!r})\n"
+        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
+        "with torch.no_grad():\n"
+        f"    torch.save(model(**inputs).logits, {str(tmp_path / 'logits.pt')!r})\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert "UNEXPECTED" not in done.stdout + done.stderr
+    assert "MISSING" not in done.stdout + done.stderr
+    return torch.load(tmp_path / "logits.pt")

@@ -19,7 +19,7 @@ def kernels(monkeypatch):
     monkeypatch.setattr(extension, "library_path", lambda: "/somewhere/_C.abi3.so")
     monkeypatch.setattr(extension, "origin", lambda: "prebuilt")
     monkeypatch.setattr(extension, "why_not_cuda", lambda: "no nvcc")
-    monkeypatch.setattr(env, "_has_cpu_kernel", lambda op: True)
+    monkeypatch.setattr(extension, "has_kernel", lambda op, device: True)
     monkeypatch.delenv("QAIG_CPU_LEVEL", raising=False)
     return chosen
 
@@ -30,7 +30,7 @@ def backends(op, device):
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setattr(extension, "_found", extension.Extension(reason="no compiler"))
-    monkeypatch.setattr(env, "_has_cpu_kernel", lambda op: False)
+    monkeypatch.setattr(extension, "has_kernel", lambda op, device: False)
     found = env.collect()
     assert found.library is None
     assert {b.name for b in found.backends} == {"reference"}

@@ -10,26 +10,13 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from tests.families import build
-from tests.lifecycle import FAST, inputs, logits, packed, run
+from tests.lifecycle import FAST, logits, logits_in_a_new_process, packed, run
 from transformers_qaig import QAIGConfig
 
 
 def test_reloads_in_a_new_process_bit_by_bit(llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
     model, folder = quantized
-    torch.save(inputs(llava), tmp_path / "inputs.pt")
-    code = (
-        "import sys, torch, transformers_qaig\n"
-        "from transformers import AutoModelForImageTextToText as Auto\n"
-        f"model = Auto.from_pretrained({str(folder)!r})\n"
-        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
-        "with torch.no_grad():\n"
-        f"    torch.save(model(**inputs).logits, {str(tmp_path / 'logits.pt')!r})\n"
-    )
-    done = run(code)
-    assert done.returncode == 0, done.stderr
-    assert "UNEXPECTED" not in done.stdout + done.stderr
-    assert "MISSING" not in done.stdout + done.stderr
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model, llava))
+    assert torch.equal(logits_in_a_new_process(folder, llava, tmp_path), logits(model, llava))
 
 
 def test_opened_without_the_plugin_it_fails_instead_of_answering(quantized: tuple[nn.Module, Path]) -> None:

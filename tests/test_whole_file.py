@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import FAMILIES, samples, save
-from tests.lifecycle import FAST, inputs, logits, packed, run
+from tests.lifecycle import FAST, inputs, logits, logits_in_a_new_process, packed
 from transformers_qaig import QAIGConfig, QAIGLinear, calibrate, extension
 from transformers_qaig.calibration import memory, slices, table
 from transformers_qaig.nn import QAIGEmbedding
@@ -92,20 +92,7 @@ def are_tied_in_memory(model: nn.Module) -> bool:
 def test_reloads_in_a_new_process(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model, folder = request.getfixturevalue(which)
     source = request.getfixturevalue({"tied": "gemma3", "untied": "llava"}[which])
-    torch.save(inputs(source), tmp_path / "inputs.pt")
-    code = (
-        "import torch, transformers_qaig\n"
-        "from transformers import AutoModelForImageTextToText as Auto\n"
-        f"model = Auto.from_pretrained({str(folder)!r})\n"
-        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
-        "with torch.no_grad():\n"
-        f"    torch.save(model(**inputs).logits, {str(tmp_path / 'logits.pt')!r})\n"
-    )
-    done = run(code)
-    assert done.returncode == 0, done.stderr
-    assert "UNEXPECTED" not in done.stdout + done.stderr
-    assert "MISSING" not in done.stdout + done.stderr
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model, source))
+    assert torch.equal(logits_in_a_new_process(folder, source, tmp_path), logits(model, source))
 
 
 @pytest.mark.parametrize("which", ["tied", "untied"])

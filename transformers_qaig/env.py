@@ -104,7 +104,7 @@ def _backends(op: str, device: str) -> list[Backend]:
         if not capabilities:
             return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
         return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
-    if not _has_cpu_kernel(op):
+    if not extension.has_kernel(op, "cpu"):
         return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
     if op == "embedding":  # one piece of code for all levels, which reads every width as it lies
         return [Backend(op, device, "every call", "cpu (portable)", None)]
@@ -154,10 +154,6 @@ def _float64(op: str, device: str) -> list[Backend]:
     if op != "linear":
         return []  # refused
     return [Backend(op, device, "float64 input", "reference", "the kernels compute in float32 at most")]
-
-
-def _has_cpu_kernel(op: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", "CPU")
 
 
 def _why_not_faster_level() -> str | None:

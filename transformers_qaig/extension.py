@@ -142,6 +142,11 @@ def set_cpu_level(level: str) -> None:
         raise ValueError(f'level "{level}" is more than this processor can run: its best is "{best_cpu_level()}"')
 
 
+def has_kernel(op: str, device: str) -> bool:
+    """Whether `qaig::op` has a kernel for tensors of a device type ("cpu", "cuda") now, from whatever source."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", device.upper())
+
+
 def build() -> Path:
     """The library in the cache folder, compiled if it is not there yet.
 

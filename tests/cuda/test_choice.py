@@ -58,7 +58,7 @@ def test_nvrtc_needs_no_compiler(machine, monkeypatch):
     monkeypatch.setattr(extension, "why_not_cuda", WHY_NOT_CUDA)
     monkeypatch.setattr(extension, "cuda_architectures", ARCHITECTURES)
     monkeypatch.setattr(extension, "_found", extension.Extension(reason="no C++ compiler"))
-    monkeypatch.setattr(ops, "_has_kernel", lambda op, device: machine == [True])
+    monkeypatch.setattr(extension, "has_kernel", lambda op, device: machine == [True])
     assert ops.kernel_layout(H100, 4) == CUDA_ORDER
     assert cuda.choice(90) == cuda.Choice(cuda.NVRTC, {cuda.LIBRARY: "no C++ compiler"})
 

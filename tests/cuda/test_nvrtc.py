@@ -158,7 +158,8 @@ def test_nothing_imports_cuda_python_before_it_is_needed():
 def test_registers_beside_the_compiled_library():
     program = (
         "import torch; from transformers_qaig import cuda, extension; from transformers_qaig.nn import ops; "
-        "cuda._register(); print([cuda.has_operator(op) for op in ('linear', 'linear_many', 'dequantize', 'repack')])"
+        "cuda._register(); "
+        "print([extension.has_kernel(op, 'cuda') for op in ('linear', 'linear_many', 'dequantize', 'repack')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "[True, True, True, True]", done.stderr

@@ -65,11 +65,6 @@ def choice(capability: int) -> Choice:
     return _choices.get(capability) or _look(capability)
 
 
-def has_operator(op: str) -> bool:
-    """Whether `qaig::op` has a kernel for CUDA tensors now."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", "CUDA")
-
-
 def covers(architectures: tuple[str, ...], capability: int) -> bool:
     """Whether binaries for these architectures ("80", "90a", "120+PTX") run on a GPU of this compute capability."""
     for architecture in architectures:

@@ -65,7 +65,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 def linear(x: Tensor, *args: Any) -> Tensor:
     """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
-    if _load_kernels(x.device) and _has_kernel("linear", x.device):
+    if _load_kernels(x.device) and extension.has_kernel("linear", x.device.type):
         return torch.ops.qaig.linear(x, *args)
     return linear_reference(x, *args)
 
@@ -124,7 +124,7 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
     float64 where compiled kernels answer.
     """
-    if _load_kernels(x.device) and _has_kernel("linear_many", x.device):
+    if _load_kernels(x.device) and extension.has_kernel("linear_many", x.device.type):
         return torch.ops.qaig.linear_many(x, *args)
     *layers, activation_bits, layout = args
     check_lists(*layers)
@@ -157,7 +157,7 @@ def linear_grad_input(
 
 def embedding(ids: Tensor, *args: Any) -> Tensor:
     """`qaig::embedding` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
-    if _load_kernels(ids.device) and _has_kernel("embedding", ids.device):
+    if _load_kernels(ids.device) and extension.has_kernel("embedding", ids.device.type):
         return torch.ops.qaig.embedding(ids, *args)
     return embedding_reference(ids, *args)
 
@@ -203,17 +203,13 @@ def kernel_layout(device: torch.device, bits: int) -> int:
     layout = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER}.get(device.type, ON_DISK)
     if layout == ON_DISK or bits not in KERNEL_BITS or not _load_kernels(device):
         return ON_DISK
-    return layout if _has_kernel("linear", device) else ON_DISK
+    return layout if extension.has_kernel("linear", device.type) else ON_DISK
 
 
 def _load_kernels(device: torch.device) -> bool:
     if device.type == "cuda":
         return cuda.load(device)
     return device.type == "cpu" and extension.load()
-
-
-def _has_kernel(op: str, device: torch.device) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", device.type.upper())
 
 
 def repack_cuda(
