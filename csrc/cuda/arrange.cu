@@ -1,5 +1,4 @@
 // x in slot order and, for 8 activation bits, rotated if need be and as integers: one block a row.
-#include "decode.h"
 #include "rotation.h"
 
 namespace qaig {

@@ -105,6 +105,17 @@ QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) {
 #endif
 }
 
+// The same of 16 zero bytes if they are not `there`; `global` is a valid address even then.
+QAIG_DEVICE void copy_async_or_zero(uint4* shared, const uint4* global, bool there) {
+#if __CUDA_ARCH__ >= 800
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(there ? 16 : 0)
+                 : "memory");
+#else
+    *shared = there ? load_global(global) : uint4{0, 0, 0, 0};
+#endif
+}
+
 // Ends a group of copies.
 QAIG_DEVICE void commit_copies() {
 #if __CUDA_ARCH__ >= 800

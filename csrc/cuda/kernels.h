@@ -122,6 +122,40 @@ QAIG_BOTH int decode_grid(long long items, int processors) {
 QAIG_BOTH long long decode_partial_bytes(int grid, int columns) { return 2LL * grid * decode_sum_bytes(columns); }
 // decode_counters() is the sum of the layers' Shape::row_blocks().
 
+// Kernels for many rows (pipeline.h): output tiles of 128 rows of the weight by `columns` rows of x.
+constexpr int kTiledWarps = 4;
+constexpr int kTiledThreads = 32 * kTiledWarps;
+constexpr int kTiledRowBlocks = 2;           // of an output tile
+constexpr int kTiledBlocksPerProcessor = 2;  // not yet measured
+constexpr int kLeastTiledSteps = 8;  // of a block: with fewer, sums travel more than they are worth; an estimate
+
+QAIG_BOTH int tiled_columns_of(int rows, int columns) { return (rows + columns - 1) / columns; }  // tiles
+QAIG_BOTH int tiled_row_tiles(const Shape& s) { return (s.row_blocks() + kTiledRowBlocks - 1) / kTiledRowBlocks; }
+QAIG_BOTH long long tiled_steps(const Shape& s, int column_tiles) {
+    return static_cast<long long>(tiled_row_tiles(s)) * column_tiles * s.tiles();
+}
+// Bytes of a stage: the words of two row blocks and x, 64 slots each.
+QAIG_BOTH int tiled_stage_bytes(int bits, int columns, int element_bytes) {
+    return kTiledRowBlocks * bits * 512 + columns * kTileSlots * element_bytes;
+}
+QAIG_BOTH int tiled_grid(long long steps, int processors) {
+    const long long most = static_cast<long long>(processors) * kTiledBlocksPerProcessor;
+    const long long useful = (steps + kLeastTiledSteps - 1) / kLeastTiledSteps;
+    return static_cast<int>(useful < most ? useful : most);
+}
+QAIG_BOTH long long tiled_partial_bytes(int grid, int columns) {
+    return 2LL * grid * kTiledRowBlocks * kBlockRows * columns * 4;
+}
+// Their counters: kTiledWarps for each output tile.
+
+constexpr int kFusedCapability = 80;     // the least that has fused kernels: earlier GPUs lack what makes them fast
+constexpr int kMostFusedRows = 1 << 20;  // of x, exclusively
+QAIG_BOTH int fused_columns(int rows) { return rows <= 64 ? 64 : 128; }  // of _m64 and _m128
+QAIG_BOTH int fused_stages(int bits, int columns) { return columns == 128 ? 2 : bits == 8 ? 3 : 4; }
+QAIG_BOTH int fused_shared_bytes(int bits, int columns) {
+    return fused_stages(bits, columns) * tiled_stage_bytes(bits, columns, 2);
+}
+
 // Whether in_features channels can be rotated `block` at a time.
 QAIG_BOTH bool has_rotation(int block, int in_features) {
     return block >= 16 && block <= 256 && (block & (block - 1)) == 0 && in_features % block == 0;
@@ -144,6 +178,8 @@ int qaig_cuda_device(int* processors, int* capability);
 // Bytes of QaigDecode.partials, and number of its counters.
 int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_bytes, long long* counters);
 int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
+int qaig_cuda_fused_workspace(const QaigDecode* fused, long long* partial_bytes, long long* counters);
+int qaig_cuda_fused(const QaigDecode* fused, int type, void* stream);
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
 // `count` zeros that every launch leaves as zeros, for launches on `stream` of the current device; null if there are no

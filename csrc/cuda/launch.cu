@@ -11,6 +11,18 @@
     __global__ void qaig_decode_##width##_bf16_m8(QaigDecode);  \
     __global__ void qaig_decode_##width##_bf16_m16(QaigDecode); \
     }
+#define QAIG_DECLARE_FUSED(width)                               \
+    extern "C" {                                                \
+    __global__ void qaig_fused_##width##_f16_m64(QaigDecode);   \
+    __global__ void qaig_fused_##width##_f16_m128(QaigDecode);  \
+    __global__ void qaig_fused_##width##_bf16_m64(QaigDecode);  \
+    __global__ void qaig_fused_##width##_bf16_m128(QaigDecode); \
+    }
+#define QAIG_LIST_FUSED(width)                                           \
+    {                                                                    \
+        {qaig_fused_##width##_f16_m64, qaig_fused_##width##_f16_m128},   \
+        {qaig_fused_##width##_bf16_m64, qaig_fused_##width##_bf16_m128}, \
+    }
 #define QAIG_LIST(width)                                                 \
     {                                                                    \
         {qaig_decode_##width##_f16_m8, qaig_decode_##width##_f16_m16},   \
@@ -22,6 +34,10 @@ QAIG_DECLARE(w3)
 QAIG_DECLARE(w4)
 QAIG_DECLARE(w8)
 QAIG_DECLARE(mixed)
+QAIG_DECLARE_FUSED(w2)
+QAIG_DECLARE_FUSED(w3)
+QAIG_DECLARE_FUSED(w4)
+QAIG_DECLARE_FUSED(w8)
 extern "C" {
 __global__ void qaig_dequantize_w2(QaigDequantize);
 __global__ void qaig_dequantize_w3(QaigDequantize);
@@ -40,6 +56,8 @@ using DequantizeKernel = void (*)(QaigDequantize);
 
 constexpr DecodeKernel kDecode[5][2][2] = {QAIG_LIST(w2), QAIG_LIST(w3), QAIG_LIST(w4), QAIG_LIST(w8),
                                            QAIG_LIST(mixed)};
+constexpr DecodeKernel kFused[4][2][2] = {QAIG_LIST_FUSED(w2), QAIG_LIST_FUSED(w3), QAIG_LIST_FUSED(w4),
+                                          QAIG_LIST_FUSED(w8)};
 constexpr DequantizeKernel kDequantize[4] = {qaig_dequantize_w2, qaig_dequantize_w3, qaig_dequantize_w4,
                                              qaig_dequantize_w8};
 
@@ -77,21 +95,17 @@ bool has_sizes(int out_features, int in_features, int group_size, int bits) {
            static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
 }
 
-int check_decode(const QaigDecode* d) {
-    if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1 || d->rows > QAIG_MOST_ROWS) {
+// Everything but the number of rows, which kernels do not agree on.
+int check_layers(const QaigDecode* d) {
+    if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1) {
         return QAIG_BAD_ARGUMENT;
     }
-    long long steps = 0;
     for (int i = 0; i < d->layer_count; i++) {
         const QaigLayer& l = d->layers[i];
         if (!has_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
             return QAIG_BAD_ARGUMENT;
         }
         if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {
-            return QAIG_UNSUPPORTED;
-        }
-        steps += shape_of(l).items() * l.bits;
-        if (steps >= kMostSteps) {
             return QAIG_UNSUPPORTED;
         }
         if (!aligned(l.words, 16) || !aligned(l.scale, 16) || (l.zero && !aligned(l.zero, 8)) || !aligned(l.x, 16) ||
@@ -103,12 +117,57 @@ int check_decode(const QaigDecode* d) {
     return QAIG_OK;
 }
 
+int check_decode(const QaigDecode* d) {
+    const int status = check_layers(d);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    long long steps = 0;
+    for (int i = 0; i < d->layer_count; i++) {
+        steps += shape_of(d->layers[i]).items() * d->layers[i].bits;
+    }
+    return d->rows > QAIG_MOST_ROWS ? QAIG_BAD_ARGUMENT : steps >= kMostSteps ? QAIG_UNSUPPORTED : QAIG_OK;
+}
+
 long long items_of(const QaigDecode& d) {
     long long items = 0;
     for (int i = 0; i < d.layer_count; i++) {
         items += shape_of(d.layers[i]).items();
     }
     return items;
+}
+
+// Steps and output tiles of all layers.
+struct Tiled {
+    long long steps, tiles;
+};
+
+Tiled tiled_of(const QaigDecode& d, int columns) {
+    Tiled t = {0, 0};
+    for (int i = 0; i < d.layer_count; i++) {
+        const Shape s = shape_of(d.layers[i]);
+        const int column_tiles = tiled_columns_of(d.rows, columns);
+        t.steps += tiled_steps(s, column_tiles);
+        t.tiles += static_cast<long long>(tiled_row_tiles(s)) * column_tiles;
+    }
+    return t;
+}
+
+int check_fused(const QaigDecode* d, int* processors) {
+    int capability = 0, status = check_layers(d);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    for (int i = 1; i < d->layer_count; i++) {
+        if (d->layers[i].bits != d->layers[0].bits) {
+            return QAIG_BAD_ARGUMENT;
+        }
+    }
+    if (d->rows >= kMostFusedRows || tiled_of(*d, fused_columns(d->rows)).steps >= kMostSteps) {
+        return QAIG_UNSUPPORTED;
+    }
+    status = qaig_cuda_device(processors, &capability);
+    return status == QAIG_OK && capability < kFusedCapability ? static_cast<int>(QAIG_UNSUPPORTED) : status;
 }
 
 }  // namespace
@@ -156,6 +215,34 @@ int qaig_cuda_decode(const QaigDecode* d, int type, void* stream) {
     const int columns = decode_columns(d->rows);
     return launch(kDecode[index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d, decode_grid(items_of(*d), processors),
                   1, kDecodeThreads, decode_shared_bytes(bits, columns), stream);
+}
+
+int qaig_cuda_fused_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
+    int processors = 0;
+    const int status = check_fused(d, &processors);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    const int columns = fused_columns(d->rows);
+    const Tiled tiled = tiled_of(*d, columns);
+    *partial_bytes = tiled_partial_bytes(tiled_grid(tiled.steps, processors), columns);
+    *counters = tiled.tiles * kTiledWarps;
+    return QAIG_OK;
+}
+
+int qaig_cuda_fused(const QaigDecode* d, int type, void* stream) {
+    int processors = 0;
+    const int status = check_fused(d, &processors);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    if ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->partials, 16) || !aligned(d->counters, 4)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    const int bits = d->layers[0].bits, columns = fused_columns(d->rows);
+    return launch(kFused[index_of(bits)][type - QAIG_F16][columns / 64 - 1], *d,
+                  tiled_grid(tiled_of(*d, columns).steps, processors), 1, kTiledThreads,
+                  fused_shared_bytes(bits, columns), stream);
 }
 
 int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {

@@ -1,6 +1,8 @@
 // The kernels of 2-bit weights.
 #include "decode.h"
 #include "dequantize.h"
+#include "fused.h"
 
 QAIG_DECODE_KERNELS(w2, 2)
 QAIG_DEQUANTIZE_KERNEL(2)
+QAIG_FUSED_KERNELS(2)

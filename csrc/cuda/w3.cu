@@ -1,6 +1,8 @@
 // The kernels of 3-bit weights.
 #include "decode.h"
 #include "dequantize.h"
+#include "fused.h"
 
 QAIG_DECODE_KERNELS(w3, 3)
 QAIG_DEQUANTIZE_KERNEL(3)
+QAIG_FUSED_KERNELS(3)

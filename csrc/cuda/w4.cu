@@ -1,6 +1,8 @@
 // The kernels of 4-bit weights.
 #include "decode.h"
 #include "dequantize.h"
+#include "fused.h"
 
 QAIG_DECODE_KERNELS(w4, 4)
 QAIG_DEQUANTIZE_KERNEL(4)
+QAIG_FUSED_KERNELS(4)

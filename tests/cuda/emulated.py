@@ -119,8 +119,10 @@ class Emulator:
     def set_processors(self, count: int) -> None:
         ctypes.c_int.in_dll(self._library, "qaig_emulator_processors").value = count
 
-    def decode(self, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
-        """x `[M, K]`, M at most 16, by each weight.
+    def decode(
+        self, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1, kernel: str = "decode"
+    ) -> list[Tensor]:
+        """x `[M, K]` by each weight; with the kernel "decode" M is at most 16, with "fused" all have one width.
 
         Raises:
             RuntimeError: what the emulator found wrong.
@@ -145,7 +147,7 @@ class Emulator:
                 layer.bias, layer.bias_type = w.bias.data_ptr(), TYPES[w.bias.dtype]
         partial_bytes, counter_count = ctypes.c_longlong(), ctypes.c_longlong()
         self._check(
-            self._library.qaig_cuda_decode_workspace(
+            getattr(self._library, f"qaig_cuda_{kernel}_workspace")(
                 ctypes.byref(decode), ctypes.byref(partial_bytes), ctypes.byref(counter_count)
             )
         )
@@ -154,7 +156,7 @@ class Emulator:
         decode.partials, decode.counters = partials.data_ptr(), counters.data_ptr()
         for _ in range(launches):
             self._allow(read, [*written, partials, counters])
-            self._check(self._library.qaig_cuda_decode(ctypes.byref(decode), TYPES[x.dtype], None))
+            self._check(getattr(self._library, f"qaig_cuda_{kernel}")(ctypes.byref(decode), TYPES[x.dtype], None))
             assert not counters.any(), "the counters are not zero after the launch"
         return results
 

@@ -78,6 +78,9 @@ void store_shared(T* p, T v) {
 }
 
 QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) { emulator::copy_async(shared, global, 16); }
+QAIG_DEVICE void copy_async_or_zero(uint4* shared, const uint4* global, bool there) {
+    emulator::copy_async(shared, there ? global : nullptr, 16);
+}
 QAIG_DEVICE void commit_copies() { emulator::commit_copies(); }
 template <int pending>
 void wait_copies() {

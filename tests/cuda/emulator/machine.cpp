@@ -256,7 +256,9 @@ void check_shared(const void* p, int size, bool write) {
 }
 
 void copy_async(void* to, const void* from, int size) {
-    check_global(from, size, false);
+    if (from) {
+        check_global(from, size, false);
+    }
     Shadow* s = shadows_of(to, size);
     for (int i = 0; i < size / 4; i++) {
         note_write(s[i], current->index + 1, Content::on_its_way);
@@ -274,7 +276,7 @@ void wait_copies(int pending) {
     auto& groups = current->groups;
     while (static_cast<int>(groups.size()) > pending) {
         for (const Copy& c : groups.front()) {
-            std::memcpy(c.to, c.from, c.size);
+            c.from ? std::memcpy(c.to, c.from, c.size) : std::memset(c.to, 0, c.size);
             for (int i = 0; i < c.size / 4; i++) {
                 shadows[(c.to - shared) / 4 + i].content = Content::there;
             }
