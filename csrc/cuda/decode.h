@@ -168,14 +168,6 @@ struct LayerPart {
         return add_blocks(sums, partials, kRowTiles * parts * 32, first, last, counters + row_block);
     }
 
-    QAIG_MEMBER void store(const RowBlockSums& sums, int row_block) {
-#pragma unroll
-        for (int i = 0; i < kRowTiles * parts; i++) {
-            const int row = row_block * kBlockRows + i / parts * 16 + g, column = i % parts * 8 + 2 * t;
-            store_sums<T>(l, d.rows, sums.at[i], row, column);
-        }
-    }
-
     // Items [begin, end) of the layer. All warps meet at the end of every row block.
     QAIG_MEMBER void run(int begin, int end) {
         int copied = begin + warp;
@@ -215,7 +207,7 @@ struct LayerPart {
             add_warps(sums);
             const bool from_start = from + tiles == row_end;
             if (warp == 0 && ((from_start && to == row_end) || add_parts(sums, row_block))) {
-                store(sums, row_block);
+                store_sums<T, kRowTiles, parts>(l, d.rows, sums, row_block * kBlockRows, 0);
             }
             from = to;
         }

@@ -12,22 +12,21 @@
 namespace qaig {
 namespace cuda {
 
-template <class T, int bits, int columns>
+template <class T, int bits>
 struct FusedProduct {
     using Type = T;
     using FusedStep = Step<bits, 2>;
-    static constexpr int kBits = bits, kColumns = columns, kStages = fused_stages(bits, columns), kElementBytes = 2;
+    static constexpr int kBits = bits, kStages = fused_stages(bits), kElementBytes = 2;
 
     // Adds the products of the columns that begin at `part`, within one group.
-    QAIG_DEVICE void add_scaled(Sums<kWarpTiles * columns / 8>& sums, int part,
-                                const float (&products)[kWarpTiles][kChunkParts][4], const uint2& scales, int type) {
+    QAIG_DEVICE void add_scaled(TiledSums& sums, int part, const float (&products)[kWarpTiles][kChunkParts][4],
+                                const RowScales& scales) {
 #pragma unroll
         for (int r = 0; r < kWarpTiles; r++) {
-            const unsigned pair = r ? scales.y : scales.x;
-            const float first = low_float(type, pair), second = high_float(type, pair);
+            const float first = scales.of[2 * r], second = scales.of[2 * r + 1];
 #pragma unroll
             for (int i = 0; i < kChunkParts; i++) {
-                float (&s)[4] = sums.at[r * (columns / 8) + part + i];
+                float (&s)[4] = sums.at[r * kColumnParts + part + i];
                 s[0] += first * products[r][i][0];
                 s[1] += first * products[r][i][1];
                 s[2] += second * products[r][i][2];
@@ -36,8 +35,8 @@ struct FusedProduct {
         }
     }
 
-    QAIG_DEVICE void multiply(Sums<kWarpTiles * columns / 8>& sums, const FusedStep& step, const StepGroups& groups,
-                              int scale_type) {
+    QAIG_DEVICE void multiply(TiledSums& sums, const FusedStep& step, const StepGroups& groups, int scale_type) {
+        const RowScales scales = row_scales(groups.scale[1], scale_type);
         unsigned words[kWarpTiles * bits];
         step.load_words(words);
         unsigned a[kWarpTiles][4][4];
@@ -57,7 +56,7 @@ struct FusedProduct {
             }
         }
 #pragma unroll
-        for (int part = 0; part < columns / 8; part += kChunkParts) {
+        for (int part = 0; part < kColumnParts; part += kChunkParts) {
             if (!step.has_columns(part)) {
                 break;
             }
@@ -65,7 +64,7 @@ struct FusedProduct {
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 1 && !groups.one_group) {
-                    add_scaled(sums, part, products, groups.scale[0], scale_type);
+                    add_scaled(sums, part, products, row_scales(groups.scale[0], scale_type));
 #pragma unroll
                     for (int i = 0; i < kWarpTiles * kChunkParts * 4; i++) {
                         products[i / (4 * kChunkParts)][i / 4 % kChunkParts][i % 4] = 0;
@@ -86,7 +85,7 @@ struct FusedProduct {
                     }
                 }
             }
-            add_scaled(sums, part, products, groups.scale[1], scale_type);
+            add_scaled(sums, part, products, scales);
         }
     }
 };
@@ -94,14 +93,12 @@ struct FusedProduct {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_FUSED_KERNEL(name, type, bits, columns)                                              \
-    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigDecode d) {       \
-        qaig::cuda::multiply_tiled<qaig::cuda::FusedProduct<qaig::cuda::type, bits, columns>>(d); \
+#define QAIG_FUSED_KERNEL(name, type, bits)                                                 \
+    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigDecode d) { \
+        qaig::cuda::multiply_tiled<qaig::cuda::FusedProduct<qaig::cuda::type, bits>>(d);    \
     }
 
 // The fused kernels of one width.
-#define QAIG_FUSED_KERNELS(bits)                                     \
-    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_f16_m64, F16, bits, 64)   \
-    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_f16_m128, F16, bits, 128) \
-    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_bf16_m64, BF16, bits, 64) \
-    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_bf16_m128, BF16, bits, 128)
+#define QAIG_FUSED_KERNELS(bits)                           \
+    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_f16, F16, bits) \
+    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_bf16, BF16, bits)

@@ -105,7 +105,7 @@ QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) {
 #endif
 }
 
-// The same of 16 zero bytes if they are not `there`; `global` is a valid address even then.
+// The same if they are `there`; else 16 zero bytes, and nothing is read.
 QAIG_DEVICE void copy_async_or_zero(uint4* shared, const uint4* global, bool there) {
 #if __CUDA_ARCH__ >= 800
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));

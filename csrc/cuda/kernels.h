@@ -122,39 +122,39 @@ QAIG_BOTH int decode_grid(long long items, int processors) {
 QAIG_BOTH long long decode_partial_bytes(int grid, int columns) { return 2LL * grid * decode_sum_bytes(columns); }
 // decode_counters() is the sum of the layers' Shape::row_blocks().
 
-// Kernels for many rows (pipeline.h): output tiles of 128 rows of the weight by `columns` rows of x.
+// Kernels for many rows of x (pipeline.h): output tiles of 128 rows of the weight by 64 rows of x ("columns").
 constexpr int kTiledWarps = 4;
 constexpr int kTiledThreads = 32 * kTiledWarps;
-constexpr int kTiledRowBlocks = 2;           // of an output tile
-constexpr int kTiledBlocksPerProcessor = 2;  // not yet measured
-constexpr int kLeastTiledSteps = 8;  // of a block: with fewer, sums travel more than they are worth; an estimate
+constexpr int kTiledRowBlocks = 2;
+constexpr int kTiledColumns = 64;
+constexpr int kTiledBlocksPerProcessor = 2;    // that a multiprocessor holds at once; not yet measured
+constexpr int kLeastTiledSteps = 16;           // of a block: with fewer, adding up parts takes longer; an estimate
+constexpr int kTiledCapability = 80;           // earlier GPUs lack asynchronous copies
+constexpr int kMostTiledRows = (1 << 20) - 1;  // of x
 
-QAIG_BOTH int tiled_columns_of(int rows, int columns) { return (rows + columns - 1) / columns; }  // tiles
-QAIG_BOTH int tiled_row_tiles(const Shape& s) { return (s.row_blocks() + kTiledRowBlocks - 1) / kTiledRowBlocks; }
-QAIG_BOTH long long tiled_steps(const Shape& s, int column_tiles) {
-    return static_cast<long long>(tiled_row_tiles(s)) * column_tiles * s.tiles();
+QAIG_BOTH int tiled_column_tiles(int rows) { return (rows + kTiledColumns - 1) / kTiledColumns; }
+QAIG_BOTH long long tiled_outputs(const Shape& s, int rows) {  // tiles
+    const long long row_tiles = (s.row_blocks() + kTiledRowBlocks - 1) / kTiledRowBlocks;
+    return row_tiles * tiled_column_tiles(rows);
 }
-// Bytes of a stage: the words of two row blocks and x, 64 slots each.
-QAIG_BOTH int tiled_stage_bytes(int bits, int columns, int element_bytes) {
-    return kTiledRowBlocks * bits * 512 + columns * kTileSlots * element_bytes;
+QAIG_BOTH long long tiled_steps(const Shape& s, int rows) { return tiled_outputs(s, rows) * s.tiles(); }
+// Words of two row blocks and x, 64 slots each.
+QAIG_BOTH int tiled_stage_bytes(int bits, int element_bytes) {
+    return kTiledRowBlocks * bits * 512 + kTiledColumns * kTileSlots * element_bytes;
 }
+// Blocks of a launch whose layers have so many steps in all, fewer than kMostSteps.
 QAIG_BOTH int tiled_grid(long long steps, int processors) {
     const long long most = static_cast<long long>(processors) * kTiledBlocksPerProcessor;
     const long long useful = (steps + kLeastTiledSteps - 1) / kLeastTiledSteps;
     return static_cast<int>(useful < most ? useful : most);
 }
-QAIG_BOTH long long tiled_partial_bytes(int grid, int columns) {
-    return 2LL * grid * kTiledRowBlocks * kBlockRows * columns * 4;
+QAIG_BOTH long long tiled_partial_bytes(int grid) {
+    return 2LL * grid * kTiledRowBlocks * kBlockRows * kTiledColumns * 4;
 }
-// Their counters: kTiledWarps for each output tile.
+QAIG_BOTH long long tiled_counters(long long outputs) { return outputs * kTiledWarps; }
 
-constexpr int kFusedCapability = 80;     // the least that has fused kernels: earlier GPUs lack what makes them fast
-constexpr int kMostFusedRows = 1 << 20;  // of x, exclusively
-QAIG_BOTH int fused_columns(int rows) { return rows <= 64 ? 64 : 128; }  // of _m64 and _m128
-QAIG_BOTH int fused_stages(int bits, int columns) { return columns == 128 ? 2 : bits == 8 ? 3 : 4; }
-QAIG_BOTH int fused_shared_bytes(int bits, int columns) {
-    return fused_stages(bits, columns) * tiled_stage_bytes(bits, columns, 2);
-}
+QAIG_BOTH int fused_stages(int bits) { return bits == 8 ? 3 : 4; }
+QAIG_BOTH int fused_shared_bytes(int bits) { return fused_stages(bits) * tiled_stage_bytes(bits, 2); }
 
 // Whether in_features channels can be rotated `block` at a time.
 QAIG_BOTH bool has_rotation(int block, int in_features) {

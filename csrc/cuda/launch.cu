@@ -11,18 +11,6 @@
     __global__ void qaig_decode_##width##_bf16_m8(QaigDecode);  \
     __global__ void qaig_decode_##width##_bf16_m16(QaigDecode); \
     }
-#define QAIG_DECLARE_FUSED(width)                               \
-    extern "C" {                                                \
-    __global__ void qaig_fused_##width##_f16_m64(QaigDecode);   \
-    __global__ void qaig_fused_##width##_f16_m128(QaigDecode);  \
-    __global__ void qaig_fused_##width##_bf16_m64(QaigDecode);  \
-    __global__ void qaig_fused_##width##_bf16_m128(QaigDecode); \
-    }
-#define QAIG_LIST_FUSED(width)                                           \
-    {                                                                    \
-        {qaig_fused_##width##_f16_m64, qaig_fused_##width##_f16_m128},   \
-        {qaig_fused_##width##_bf16_m64, qaig_fused_##width##_bf16_m128}, \
-    }
 #define QAIG_LIST(width)                                                 \
     {                                                                    \
         {qaig_decode_##width##_f16_m8, qaig_decode_##width##_f16_m16},   \
@@ -34,6 +22,13 @@ QAIG_DECLARE(w3)
 QAIG_DECLARE(w4)
 QAIG_DECLARE(w8)
 QAIG_DECLARE(mixed)
+#define QAIG_DECLARE_FUSED(width)                          \
+    extern "C" {                                           \
+    __global__ void qaig_fused_##width##_f16(QaigDecode);  \
+    __global__ void qaig_fused_##width##_bf16(QaigDecode); \
+    }
+#define QAIG_LIST_FUSED(width) {qaig_fused_##width##_f16, qaig_fused_##width##_bf16}
+
 QAIG_DECLARE_FUSED(w2)
 QAIG_DECLARE_FUSED(w3)
 QAIG_DECLARE_FUSED(w4)
@@ -56,8 +51,8 @@ using DequantizeKernel = void (*)(QaigDequantize);
 
 constexpr DecodeKernel kDecode[5][2][2] = {QAIG_LIST(w2), QAIG_LIST(w3), QAIG_LIST(w4), QAIG_LIST(w8),
                                            QAIG_LIST(mixed)};
-constexpr DecodeKernel kFused[4][2][2] = {QAIG_LIST_FUSED(w2), QAIG_LIST_FUSED(w3), QAIG_LIST_FUSED(w4),
-                                          QAIG_LIST_FUSED(w8)};
+constexpr DecodeKernel kFused[4][2] = {QAIG_LIST_FUSED(w2), QAIG_LIST_FUSED(w3), QAIG_LIST_FUSED(w4),
+                                       QAIG_LIST_FUSED(w8)};
 constexpr DequantizeKernel kDequantize[4] = {qaig_dequantize_w2, qaig_dequantize_w3, qaig_dequantize_w4,
                                              qaig_dequantize_w8};
 
@@ -137,24 +132,23 @@ long long items_of(const QaigDecode& d) {
     return items;
 }
 
-// Steps and output tiles of all layers.
+// Of all layers.
 struct Tiled {
-    long long steps, tiles;
+    long long steps, outputs;
 };
 
-Tiled tiled_of(const QaigDecode& d, int columns) {
+Tiled tiled_of(const QaigDecode& d) {
     Tiled t = {0, 0};
     for (int i = 0; i < d.layer_count; i++) {
         const Shape s = shape_of(d.layers[i]);
-        const int column_tiles = tiled_columns_of(d.rows, columns);
-        t.steps += tiled_steps(s, column_tiles);
-        t.tiles += static_cast<long long>(tiled_row_tiles(s)) * column_tiles;
+        t.steps += tiled_steps(s, d.rows);
+        t.outputs += tiled_outputs(s, d.rows);
     }
     return t;
 }
 
 int check_fused(const QaigDecode* d, int* processors) {
-    int capability = 0, status = check_layers(d);
+    int status = check_layers(d);
     if (status != QAIG_OK) {
         return status;
     }
@@ -163,11 +157,13 @@ int check_fused(const QaigDecode* d, int* processors) {
             return QAIG_BAD_ARGUMENT;
         }
     }
-    if (d->rows >= kMostFusedRows || tiled_of(*d, fused_columns(d->rows)).steps >= kMostSteps) {
-        return QAIG_UNSUPPORTED;
-    }
+    int capability = 0;
     status = qaig_cuda_device(processors, &capability);
-    return status == QAIG_OK && capability < kFusedCapability ? static_cast<int>(QAIG_UNSUPPORTED) : status;
+    if (status != QAIG_OK) {
+        return status;
+    }
+    const bool fits = d->rows <= kMostTiledRows && tiled_of(*d).steps < kMostSteps;
+    return fits && capability >= kTiledCapability ? QAIG_OK : QAIG_UNSUPPORTED;
 }
 
 }  // namespace
@@ -223,10 +219,9 @@ int qaig_cuda_fused_workspace(const QaigDecode* d, long long* partial_bytes, lon
     if (status != QAIG_OK) {
         return status;
     }
-    const int columns = fused_columns(d->rows);
-    const Tiled tiled = tiled_of(*d, columns);
-    *partial_bytes = tiled_partial_bytes(tiled_grid(tiled.steps, processors), columns);
-    *counters = tiled.tiles * kTiledWarps;
+    const Tiled tiled = tiled_of(*d);
+    *partial_bytes = tiled_partial_bytes(tiled_grid(tiled.steps, processors));
+    *counters = tiled_counters(tiled.outputs);
     return QAIG_OK;
 }
 
@@ -239,10 +234,9 @@ int qaig_cuda_fused(const QaigDecode* d, int type, void* stream) {
     if ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->partials, 16) || !aligned(d->counters, 4)) {
         return QAIG_BAD_ARGUMENT;
     }
-    const int bits = d->layers[0].bits, columns = fused_columns(d->rows);
-    return launch(kFused[index_of(bits)][type - QAIG_F16][columns / 64 - 1], *d,
-                  tiled_grid(tiled_of(*d, columns).steps, processors), 1, kTiledThreads,
-                  fused_shared_bytes(bits, columns), stream);
+    const int bits = d->layers[0].bits;
+    return launch(kFused[index_of(bits)][type - QAIG_F16], *d, tiled_grid(tiled_of(*d).steps, processors), 1,
+                  kTiledThreads, fused_shared_bytes(bits), stream);
 }
 
 int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {

@@ -1,6 +1,6 @@
 // y = x W' + bias for many rows of x: what kernels of this kind share, whatever type they multiply in.
 //
-// A block computes output tiles of 128 rows of the weight (two row blocks) by `columns` rows of x ("columns"). Its
+// A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its
 // four warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. Slots come 64 at a time,
 // a step: the words and x of some steps ahead travel to shared memory by asynchronous copies, through a ring of stages,
 // while tensor cores multiply what is there. One barrier a step says both that all threads' copies have arrived and
@@ -11,10 +11,10 @@
 //
 // What is multiplied, and how, is a Product:
 //
-//   kBits, kColumns, kStages    of its kernel
-//   kElementBytes               of x
-//   Type                        F16 or BF16: of y
-//   static multiply(Sums<2 kColumns / 8>&, const Step&, const StepGroups&, int scale_type)
+//   Type             F16 or BF16: of y
+//   kBits, kStages
+//   kElementBytes    of x: 2 or 1
+//   static void multiply(TiledSums&, const Step<kBits, kElementBytes>&, const StepGroups&, int scale_type)
 #pragma once
 
 #include "sums.h"
@@ -26,6 +26,8 @@ namespace cuda {
 constexpr int kWarpTiles = 2;      // row tiles of a warp
 constexpr int kChunkColumns = 32;  // columns that are multiplied together, or not at all if x has none of them
 constexpr int kChunkParts = kChunkColumns / 8;
+constexpr int kColumnParts = kTiledColumns / 8;
+using TiledSums = Sums<kWarpTiles * kColumnParts>;  // of row tile r and columns from 8 j on at r * kColumnParts + j
 
 // -- shared memory
 
@@ -44,7 +46,7 @@ struct Step {
     static constexpr int kChunks = kTileSlots * element_bytes / 16;
 
     const uint4* words;  // of the warp's row block: [bits][32]
-    const uint4* x;      // [columns][kChunks], each at x_place
+    const uint4* x;      // [kTiledColumns][kChunks], each at x_place
     int half;            // the warp has row tiles 2 half and 2 half + 1
     int lane, g, t;
     int columns;  // of the output tile that x has
@@ -85,6 +87,30 @@ struct StepGroups {
     bool one_group;    // both units are of one group
 };
 
+// The scales of one group, as numbers.
+struct RowScales {
+    float of[4];
+};
+
+QAIG_DEVICE RowScales row_scales(const uint2& scale, int type) {
+    return {low_float(type, scale.x), high_float(type, scale.x), low_float(type, scale.y), high_float(type, scale.y)};
+}
+
+// The group of a step's first unit, followed from step to step without divisions.
+struct GroupPosition {
+    int group, unit;  // and which of the group's units it is
+
+    QAIG_MEMBER void advance(int units_per_group) {
+        unit += 2;
+        if (unit >= units_per_group) {
+            unit -= units_per_group, group++;
+            if (unit >= units_per_group) {  // one unit a group
+                unit -= units_per_group, group++;
+            }
+        }
+    }
+};
+
 template <int bits>
 struct Groups {
     const QaigLayer& l;
@@ -98,16 +124,20 @@ struct Groups {
         to.zero[unit] = l.zero ? load_global(reinterpret_cast<const unsigned*>(l.zero + at)) : kMiddle;
     }
 
-    QAIG_MEMBER void load(StepGroups& to, int row_block, int tile) const {
-        const int group = 2 * tile / units_per_group;
+    QAIG_MEMBER void load(StepGroups& to, int row_block, const GroupPosition& p) const {
         // An odd last unit is followed by one of padding, which any group will do for.
-        to.one_group = 2 * tile + 1 < (group + 1) * units_per_group || group + 1 == groups;
-        load_group(to, 0, row_block, group);
+        to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
+        load_group(to, 0, row_block, p.group);
         if (to.one_group) {
             to.scale[1] = to.scale[0], to.zero[1] = to.zero[0];
         } else {
-            load_group(to, 1, row_block, group + 1);
+            load_group(to, 1, row_block, p.group + 1);
         }
+    }
+
+    QAIG_MEMBER GroupPosition at(int tile) const {
+        const int group = 2 * tile / units_per_group;
+        return {group, 2 * tile - group * units_per_group};
     }
 };
 
@@ -116,12 +146,12 @@ struct Groups {
 // One thread's share of one layer.
 template <class Product>
 struct TiledLayer {
-    static constexpr int kBits = Product::kBits, kColumns = Product::kColumns, kStages = Product::kStages;
-    static constexpr int kSums = kWarpTiles * kColumns / 8;
+    static constexpr int kBits = Product::kBits, kStages = Product::kStages;
     using ProductStep = Step<kBits, Product::kElementBytes>;
     static constexpr int kChunks = ProductStep::kChunks;
     static constexpr int kBlockWords = kBits * 32;  // of a row block, in 16 bytes
-    static constexpr int kStageSize = 2 * kBlockWords + kColumns * kChunks;
+    static constexpr int kStageSize = kTiledRowBlocks * kBlockWords + kTiledColumns * kChunks;
+    static constexpr int kWarpSums = kWarpTiles * kColumnParts * 32;  // float4
 
     const QaigDecode& d;
     const QaigLayer& l;
@@ -133,70 +163,69 @@ struct TiledLayer {
     Groups<kBits> groups;
     int warp, lane;
 
-    QAIG_MEMBER int row_block(const TilePosition& p) const { return 2 * p.rows + warp / 2; }
-    QAIG_MEMBER bool has_rows(const TilePosition& p) const { return row_block(p) < row_blocks; }
+    // The last output tile may lack a row block: its warps multiply another one again and keep nothing of it.
+    QAIG_MEMBER bool has_rows(const TilePosition& p) const { return kTiledRowBlocks * p.rows + warp / 2 < row_blocks; }
+    QAIG_MEMBER int row_block(const TilePosition& p) const {
+        return has_rows(p) ? kTiledRowBlocks * p.rows + warp / 2 : row_blocks - 1;
+    }
 
     // This thread's part of a step: words of its warp's row block, as any 64 threads copy theirs, and rows of x.
     QAIG_MEMBER void start_copy(const TilePosition& p, int stage) {
         uint4* to = ring + stage * kStageSize;
-        if (has_rows(p)) {
-            const long long item = static_cast<long long>(row_block(p)) * tiles + p.tile;
-            const uint4* words = static_cast<const uint4*>(l.words) + item * kBlockWords;
-            uint4* to_words = to + warp / 2 * kBlockWords;
+        const long long item = static_cast<long long>(row_block(p)) * tiles + p.tile;
+        const uint4* words = static_cast<const uint4*>(l.words) + item * kBlockWords;
+        uint4* to_words = to + warp / 2 * kBlockWords;
 #pragma unroll
-            for (int first = 0; first < kBlockWords; first += 64) {
-                const int at = first + static_cast<int>(threadIdx.x) % 64;
-                if (kBlockWords % 64 == 0 || at < kBlockWords) {
-                    copy_async(to_words + at, words + at);
-                }
+        for (int first = 0; first < kBlockWords; first += 64) {
+            const int at = first + static_cast<int>(threadIdx.x) % 64;
+            if (kBlockWords % 64 == 0 || at < kBlockWords) {
+                copy_async(to_words + at, words + at);
             }
         }
         constexpr int kElements = 16 / Product::kElementBytes, kRows = kTiledThreads / kChunks;
         const int chunk = threadIdx.x % kChunks, slot = p.tile * kTileSlots + chunk * kElements;
-        uint4* to_x = to + 2 * kBlockWords;
+        const int row = threadIdx.x / kChunks, column = p.columns * kTiledColumns + row;
+        const long long stride = l.x_stride * Product::kElementBytes;
+        const char* x = static_cast<const char*>(l.x) + column * stride + slot * Product::kElementBytes;
+        uint4* to_x = to + kTiledRowBlocks * kBlockWords + x_place<kChunks>(row, chunk);  // repeats after kRows
+        const int columns = slot < l.x_slots ? d.rows : 0;
 #pragma unroll
-        for (int first = 0; first < kColumns; first += kRows) {
-            const int row = first + static_cast<int>(threadIdx.x) / kChunks, column = p.columns * kColumns + row;
-            const bool there = column < d.rows && slot < l.x_slots;
-            const long long at = there ? column * l.x_stride + slot : 0;
-            const char* x = static_cast<const char*>(l.x) + at * Product::kElementBytes;
-            copy_async_or_zero(to_x + x_place<kChunks>(row, chunk), reinterpret_cast<const uint4*>(x), there);
+        for (int first = 0; first < kTiledColumns; first += kRows) {
+            copy_async_or_zero(to_x + first * kChunks, reinterpret_cast<const uint4*>(x), column + first < columns);
+            x += kRows * stride;
         }
     }
 
     QAIG_MEMBER ProductStep step_at(const TilePosition& p, int stage) const {
         const uint4* from = ring + stage * kStageSize;
-        return {from + warp / 2 * kBlockWords, from + 2 * kBlockWords, warp % 2, lane, lane / 4, lane % 4,
-                d.rows - p.columns * kColumns};
+        return {
+            from + warp / 2 * kBlockWords,     from + kTiledRowBlocks * kBlockWords, warp % 2, lane, lane / 4, lane % 4,
+            d.rows - p.columns * kTiledColumns};
     }
 
     // Finishes an output tile, or the part of one that this block has.
-    QAIG_MEMBER void finish(Sums<kSums>& sums, const TilePosition& p, bool whole) {
+    QAIG_MEMBER void finish(TiledSums& sums, const TilePosition& p, bool whole) {
         if (!has_rows(p)) {
             return;
         }
         if (!whole) {
             const int tile = p.rows * column_tiles + p.columns;
             const unsigned first_step = start + static_cast<unsigned>(tile) * tiles;
-            auto* partials = reinterpret_cast<float4*>(d.partials) + warp * (kSums * 32);
-            if (!add_blocks(sums, partials, kTiledWarps * kSums * 32, line.block_at(first_step),
+            auto* partials = reinterpret_cast<float4*>(d.partials) + warp * kWarpSums;
+            if (!add_blocks(sums, partials, kTiledWarps * kWarpSums, line.block_at(first_step),
                             line.block_at(first_step + tiles - 1), counters + tile * kTiledWarps + warp)) {
                 return;
             }
         }
-#pragma unroll
-        for (int i = 0; i < kSums; i++) {
-            const int tile = warp % 2 * kWarpTiles + i / (kColumns / 8), part = i % (kColumns / 8);
-            const int row = row_block(p) * kBlockRows + 16 * tile + lane / 4;
-            store_sums<typename Product::Type>(l, d.rows, sums.at[i], row,
-                                               p.columns * kColumns + 8 * part + lane % 4 * 2);
-        }
+        store_sums<typename Product::Type, kWarpTiles, kColumnParts>(
+            l, d.rows, sums, row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), p.columns * kTiledColumns);
     }
 
     // Steps [begin, end) of the layer.
     QAIG_MEMBER void run(int begin, int end) {
-        TilePosition now = position_of(begin, tiles, column_tiles), ahead = now, copied = now;
+        TilePosition now = position_of(begin, tiles, column_tiles), copied = now;
         block_barrier();  // the stages may still be in use for the layer before
+#pragma unroll 1
         for (int stage = 0; stage < kStages - 1; stage++) {
             if (begin + stage < end) {
                 start_copy(copied, stage);
@@ -204,18 +233,24 @@ struct TiledLayer {
             }
             commit_copies();
         }
-        StepGroups here = {}, next = {};
-        if (has_rows(now)) {
-            groups.load(here, row_block(now), now.tile);
-        }
+        GroupPosition group = groups.at(now.tile);
+        StepGroups here, next;
+        groups.load(here, row_block(now), group);
         for (int step = begin, stage = 0; step < end; now.next_tile(column_tiles)) {
             const int rest = step + tiles - now.tile, to = rest < end ? rest : end;
             const bool whole = to - step == tiles;
-            Sums<kSums> sums = {};
+            TiledSums sums = {};
             for (; step < to; step++) {
+                TilePosition ahead = now;
                 ahead.advance(tiles, column_tiles);
-                if (step + 1 < end && has_rows(ahead)) {
-                    groups.load(next, row_block(ahead), ahead.tile);
+                if (ahead.tile > 0) {
+                    group.advance(groups.units_per_group);
+                } else {
+                    group = {0, 0};
+                }
+                next = here;
+                if (step + 1 < end) {
+                    groups.load(next, row_block(ahead), group);
                 }
                 wait_copies<kStages - 2>();
                 block_barrier();
@@ -224,11 +259,10 @@ struct TiledLayer {
                     copied.advance(tiles, column_tiles);
                 }
                 commit_copies();
-                if (has_rows(now)) {
-                    Product::multiply(sums, step_at(now, stage), here, l.scale_type);
-                }
+                Product::multiply(sums, step_at(now, stage), here, l.scale_type);
                 stage = stage == kStages - 1 ? 0 : stage + 1;
                 here = next;
+                now.tile++;
             }
             finish(sums, now, whole);
         }
@@ -239,15 +273,16 @@ struct TiledLayer {
 template <class Product>
 QAIG_DEVICE void multiply_tiled(const QaigDecode& d) {
     QAIG_DYNAMIC_SHARED(shared);
-    const Line line = tiled_line(d, Product::kColumns, gridDim.x);
+    const Line line = tiled_line(d, gridDim.x);
     const unsigned from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
-    const int column_tiles = tiled_columns_of(d.rows, Product::kColumns);
+    const int column_tiles = tiled_column_tiles(d.rows);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    unsigned start = 0, tile = 0;
+    unsigned start = 0;
+    long long outputs = 0;  // of the layers before
     for (int i = 0; i < d.layer_count; i++) {
         const QaigLayer& l = d.layers[i];
         const Shape s = shape_of(l);
-        const unsigned steps = static_cast<unsigned>(tiled_steps(s, column_tiles));
+        const unsigned steps = static_cast<unsigned>(tiled_steps(s, d.rows));
         const int begin = first_item(from, start, steps, 1), end = first_item(to, start, steps, 1);
         if (begin < end) {
             const Groups<Product::kBits> groups = {l, s.groups(), s.units_per_group(),
@@ -256,7 +291,7 @@ QAIG_DEVICE void multiply_tiled(const QaigDecode& d) {
                                          l,
                                          line,
                                          start,
-                                         d.counters + tile * kTiledWarps,
+                                         d.counters + tiled_counters(outputs),
                                          shared,
                                          s.row_blocks(),
                                          s.tiles(),
@@ -267,7 +302,7 @@ QAIG_DEVICE void multiply_tiled(const QaigDecode& d) {
             layer.run(begin, end);
         }
         start += steps;
-        tile += tiled_row_tiles(s) * column_tiles;
+        outputs += tiled_outputs(s, d.rows);
     }
 }
 

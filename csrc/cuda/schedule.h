@@ -34,10 +34,10 @@ QAIG_BOTH Line line_of(const QaigDecode& d, unsigned blocks) {
     return {length / blocks, length % blocks};
 }
 
-QAIG_BOTH Line tiled_line(const QaigDecode& d, int columns, unsigned blocks) {
+QAIG_BOTH Line tiled_line(const QaigDecode& d, unsigned blocks) {
     unsigned length = 0;
     for (int i = 0; i < d.layer_count; i++) {
-        length += static_cast<unsigned>(tiled_steps(shape_of(d.layers[i]), tiled_columns_of(d.rows, columns)));
+        length += static_cast<unsigned>(tiled_steps(shape_of(d.layers[i]), d.rows));
     }
     return {length / blocks, length % blocks};
 }

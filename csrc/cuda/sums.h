@@ -56,23 +56,47 @@ QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int 
     return true;
 }
 
-// Sums whose first ones belong to row `row` of the weight and row `column` of x, finished and rounded, where they are
-// there.
+// What finishes the sums of row n of the weight and row m of x: y = token_scale * sum + bias. Neutral where there is
+// none.
+QAIG_DEVICE float bias_of(const QaigLayer& l, int n) {
+    return l.bias && n < l.out_features ? load_float(l.bias, l.bias_type, n) : 0.0f;
+}
+QAIG_DEVICE float token_scale_of(const QaigLayer& l, int rows, int m) {
+    return l.token_scale && m < rows ? load_float(l.token_scale, QAIG_F32, m) : 1.0f;
+}
+
+// Finishes, rounds and stores the sums of a tile whose first one belongs to row `row` of the weight and row `column` of
+// x, where they are there.
 template <class T>
-QAIG_DEVICE void store_sums(const QaigLayer& l, int rows, const float (&sums)[4], int row, int column) {
+QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4], int row, int column,
+                            const float (&bias)[2], const float (&token_scale)[2]) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
         const int n = row + e / 2 * 8, m = column + e % 2;
+        const auto y = static_cast<unsigned short>(rounded(T(), multiply(sums[e], token_scale[e % 2]) + bias[e / 2]));
         if (n < l.out_features && m < rows) {
-            float y = sums[e];
-            if (l.token_scale) {
-                y = multiply(y, float_of(load_global(reinterpret_cast<const unsigned*>(l.token_scale) + m)));
-            }
-            if (l.bias) {
-                y += load_float(l.bias, l.bias_type, n);
-            }
-            auto* out = static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n;
-            store_global(out, static_cast<unsigned short>(rounded(T(), y)));
+            store_global(static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n, y);
+        }
+    }
+}
+
+// Stores the sums of `row_tiles` tiles below each other and `parts` beside each other, at r * parts + j.
+template <class T, int row_tiles, int parts>
+QAIG_DEVICE void store_sums(const QaigLayer& l, int rows, const Sums<row_tiles * parts>& sums, int row, int column) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    float bias[row_tiles][2];
+#pragma unroll
+    for (int r = 0; r < row_tiles; r++) {
+        const int n = row + 16 * r + g;
+        bias[r][0] = bias_of(l, n), bias[r][1] = bias_of(l, n + 8);
+    }
+#pragma unroll
+    for (int part = 0; part < parts; part++) {
+        const int m = column + 8 * part + 2 * t;
+        const float token_scale[2] = {token_scale_of(l, rows, m), token_scale_of(l, rows, m + 1)};
+#pragma unroll
+        for (int r = 0; r < row_tiles; r++) {
+            store_tile<T>(l, rows, sums.at[r * parts + part], row + 16 * r + g, m, bias[r], token_scale);
         }
     }
 }
