@@ -120,7 +120,7 @@ Optional checked_bias(const Optional& bias, int64_t out_features, int device) {
                                                                    : *bias);
 }
 
-// -- decode: few rows
+// -- packed weights as they are: up to some hundreds of rows
 
 struct Layer {
     const PackedWeight* weight;
@@ -169,57 +169,75 @@ Input input_for(const Tensor& given, const Layer& layer, bool round, const Devic
     return input;
 }
 
-// All layers in as few launches as possible, for each 16 rows of x [rows][in_features].
-void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const Device& device) {
-    const int64_t rows = x.size(0), size = x.element_size();
-    std::map<std::tuple<int, int64_t, int64_t>, Input> inputs;
+using Inputs = std::map<std::tuple<int, int64_t, int64_t>, Input>;
+
+// Rows [row, row + rows) of x by up to QAIG_MOST_LAYERS layers, which have one width if the kernel is a fused one.
+void launch_product(const Tensor& x, const std::vector<const Layer*>& layers, const Inputs& inputs, int64_t row,
+                    int64_t rows, bool fused, const Device& device) {
+    const int64_t size = x.element_size();
+    QaigDecode arguments = {};
+    arguments.rows = static_cast<int>(rows);
+    arguments.layer_count = static_cast<int>(layers.size());
+    for (size_t i = 0; i < layers.size(); i++) {
+        const Layer& l = *layers[i];
+        const PackedWeight& w = *l.weight;
+        const Input& in = inputs.at(l.input());
+        QaigLayer& to = arguments.layers[i];
+        to.words = w.words.const_data_ptr();
+        to.scale = w.scale.const_data_ptr();
+        to.zero = w.zeros();
+        to.x = static_cast<const char*>(in.x.const_data_ptr()) + row * in.stride * size;
+        to.y = static_cast<char*>(l.y.mutable_data_ptr()) + row * w.shape.out_features * size;
+        if (in.rounded) {
+            to.token_scale = static_cast<const float*>(in.token_scale.const_data_ptr()) + row;
+        }
+        if (*l.bias) {
+            to.bias = (*l.bias)->const_data_ptr();
+            to.bias_type = type_of((*l.bias)->scalar_type());
+        }
+        to.x_stride = in.stride;
+        to.x_slots = static_cast<int>(in.slots);
+        to.out_features = w.shape.out_features;
+        to.in_features = w.shape.in_features;
+        to.group_size = w.shape.group_size;
+        to.bits = w.shape.bits;
+        to.scale_type = type_of(w.scale.scalar_type());
+    }
+    long long partial_bytes = 0, counters = 0;
+    check_status(
+        (fused ? qaig_cuda_fused_workspace : qaig_cuda_decode_workspace)(&arguments, &partial_bytes, &counters),
+        "planning a product");
+    const Tensor partials = torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
+    arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
+    check_status(qaig_cuda_counters(device.stream, counters, &arguments.counters), "taking counters");
+    Tensor zeros;
+    if (!arguments.counters) {
+        zeros = torch::stable::new_zeros(x, {static_cast<int64_t>(counters)}, ScalarType::Int);
+        arguments.counters = static_cast<unsigned*>(zeros.mutable_data_ptr());
+    }
+    check_status((fused ? qaig_cuda_fused : qaig_cuda_decode)(&arguments, type_of(x.scalar_type()), device.stream),
+                 "a product");
+}
+
+// All layers in as few launches as possible: by the decode kernels for each 16 rows of x [rows][in_features], or by the
+// fused kernels, which take all rows at once, but layers of one width.
+void multiply_packed(const Tensor& x, const std::vector<Layer>& layers, bool round, bool fused, const Device& device) {
+    Inputs inputs;
+    std::map<int, std::vector<const Layer*>> together;
     for (const Layer& l : layers) {
         if (!inputs.count(l.input())) {
             inputs.emplace(l.input(), input_for(x, l, round, device));
         }
+        together[fused ? l.weight->shape.bits : cuda::kMixed].push_back(&l);
     }
-    for (int64_t row = 0; row < rows; row += QAIG_MOST_ROWS) {
-        for (size_t first = 0; first < layers.size(); first += QAIG_MOST_LAYERS) {
-            QaigDecode arguments = {};
-            arguments.rows = static_cast<int>(std::min<int64_t>(QAIG_MOST_ROWS, rows - row));
-            arguments.layer_count = static_cast<int>(std::min<size_t>(QAIG_MOST_LAYERS, layers.size() - first));
-            for (int i = 0; i < arguments.layer_count; i++) {
-                const Layer& l = layers[first + i];
-                const PackedWeight& w = *l.weight;
-                const Input& in = inputs.at(l.input());
-                QaigLayer& to = arguments.layers[i];
-                to.words = w.words.const_data_ptr();
-                to.scale = w.scale.const_data_ptr();
-                to.zero = w.zeros();
-                to.x = static_cast<const char*>(in.x.const_data_ptr()) + row * in.stride * size;
-                to.y = static_cast<char*>(l.y.mutable_data_ptr()) + row * w.shape.out_features * size;
-                if (in.rounded) {
-                    to.token_scale = static_cast<const float*>(in.token_scale.const_data_ptr()) + row;
-                }
-                if (*l.bias) {
-                    to.bias = (*l.bias)->const_data_ptr();
-                    to.bias_type = type_of((*l.bias)->scalar_type());
-                }
-                to.x_stride = in.stride;
-                to.x_slots = static_cast<int>(in.slots);
-                to.out_features = w.shape.out_features;
-                to.in_features = w.shape.in_features;
-                to.group_size = w.shape.group_size;
-                to.bits = w.shape.bits;
-                to.scale_type = type_of(w.scale.scalar_type());
+    const int64_t rows = x.size(0), step = fused ? rows : QAIG_MOST_ROWS;
+    for (int64_t row = 0; row < rows; row += step) {
+        for (const auto& [bits, all] : together) {
+            for (auto first = all.begin(); first != all.end();) {
+                const auto last = first + std::min<ptrdiff_t>(QAIG_MOST_LAYERS, all.end() - first);
+                launch_product(x, {first, last}, inputs, row, std::min(step, rows - row), fused, device);
+                first = last;
             }
-            long long partial_bytes = 0, counters = 0;
-            check_status(qaig_cuda_decode_workspace(&arguments, &partial_bytes, &counters), "planning a product");
-            const Tensor partials =
-                torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
-            arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
-            check_status(qaig_cuda_counters(device.stream, counters, &arguments.counters), "taking counters");
-            Tensor zeros;
-            if (!arguments.counters) {
-                zeros = torch::stable::new_zeros(x, {static_cast<int64_t>(counters)}, ScalarType::Int);
-                arguments.counters = static_cast<unsigned*>(zeros.mutable_data_ptr());
-            }
-            check_status(qaig_cuda_decode(&arguments, type_of(x.scalar_type()), device.stream), "a product");
         }
     }
 }
@@ -344,12 +362,14 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     check_status(qaig_cuda_device(&processors, &capability), "asking about the device");
     const cuda::Tuning& tuning = cuda::tuning_for(capability);
     const Tensor flat = torch::stable::reshape(as_contiguous(x), {rows, in_features});
-    std::vector<Layer> few;
+    const bool fused = rows > tuning.most_decode_rows;
+    std::vector<Layer> packed_layers;
     for (size_t i = 0; i < count; i++) {
         y_shape.back() = out_features[i];
-        const bool decodes = rows <= tuning.most_decode_rows && weights[i].scale.scalar_type() != ScalarType::Float;
+        const bool stays_packed =
+            (!fused || rows <= tuning.most_fused_rows) && weights[i].scale.scalar_type() != ScalarType::Float;
         // Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
-        const bool has_kernel = activation_bits == 8 ? decodes : rotation_block[i] == 0;
+        const bool has_kernel = activation_bits == 8 ? stays_packed : rotation_block[i] == 0;
         if (rows > 0 && !has_kernel) {
             results.push_back(by_reference(i));
             continue;
@@ -360,14 +380,14 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
         }
         const Layer layer = {&weights[i], &biases[i], rotation_block[i], rotation_seed[i],
                              torch::stable::view(results.back(), {rows, out_features[i]})};
-        if (decodes) {
-            few.push_back(layer);
+        if (stays_packed) {
+            packed_layers.push_back(layer);
         } else {
             unpack_and_multiply(flat, layer, tuning.chunk_bytes, device);
         }
     }
-    if (!few.empty()) {
-        decode(flat, few, activation_bits == 8, device);
+    if (!packed_layers.empty()) {
+        multiply_packed(flat, packed_layers, activation_bits == 8, fused, device);
     }
     return results;
 }

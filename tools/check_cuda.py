@@ -24,6 +24,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
+NO_FUSED = ("75",)  # whose fused kernels are empty
 INSTRUCTIONS = ("HMMA", "LDGSTS", "LDS.128")
 
 
@@ -108,7 +109,7 @@ def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
 def faults_of(kernel: str, arch: str, row: dict[str, int]) -> Iterator[str]:
     if row["spills"]:
         yield f"spills {row['spills']} bytes"
-    if "_decode_" not in kernel or "HMMA" not in row:
+    if not ("_decode_" in kernel or "_fused_" in kernel and arch not in NO_FUSED) or "HMMA" not in row:
         return
     if not row["HMMA"] and not ("_bf16_" in kernel and arch in NO_BFLOAT16):
         yield "has no tensor core products"

@@ -8,12 +8,14 @@
 //
 //   file            kernels                                               arguments           block  grid
 //   w{2,3,4,8}.cu   qaig_decode_w{bits}_{f16,bf16}_m{8,16}                QaigDecode            128  decode_grid()
+//                   qaig_fused_w{bits}_{f16,bf16}                         QaigDecode            128  tiled_grid()
 //                   qaig_dequantize_w{bits}                               QaigDequantize        128  dequantize_grid_*()
 //   mixed.cu        qaig_decode_mixed_{f16,bf16}_m{8,16}                  QaigDecode            128  decode_grid()
 //   arrange.cu      qaig_arrange_{f16,bf16}                               QaigArrange           256  rows
 //
-// Only the decode kernels take dynamic shared memory, decode_shared_bytes(), always below the 48 KiB that need no
-// attribute. NVRTC needs `-I csrc/cuda` and C++17, no header of the toolkit.
+// Dynamic shared memory: decode_shared_bytes() and fused_shared_bytes(), never more than the 48 KiB that need no
+// attribute; other kernels take none. Below compute capability 8.0 the fused kernels are empty: they are not launched.
+// NVRTC needs `-I csrc/cuda` and C++17, no header of the toolkit.
 //
 // No kernel waits for another block, allocates or synchronizes: all can be captured in a CUDA graph and replayed.
 #pragma once
@@ -57,10 +59,13 @@ struct QaigLayer {
 // the last to arrive adds them up, always in the same order: results do not depend on timing. `counters` says who is
 // last. It must be zero before the first launch and is zero after each one; launches that may run at the same time
 // must not share either buffer.
+//
+// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. A launch's layers all have
+// the width of its kernel.
 struct QaigDecode {
-    float* partials;     // decode_partial_bytes(); undefined content; 16-byte aligned
-    unsigned* counters;  // decode_counters() of them, zero
-    int rows;            // 1 to QAIG_MOST_ROWS
+    float* partials;     // decode_partial_bytes() or tiled_partial_bytes(); undefined content; 16-byte aligned
+    unsigned* counters;  // decode_counters() or tiled_counters() of them, zero
+    int rows;            // 1 to QAIG_MOST_ROWS, fused: to kMostTiledRows
     int layer_count;
     QaigLayer layers[QAIG_MOST_LAYERS];
 };
@@ -106,7 +111,7 @@ constexpr int kMixed = 0;  // stands for the bits of the mixed kernel
 QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
 QAIG_BOTH int decode_warp_bytes(int bits) { return bits == kMixed ? 8192 : decode_stages(bits) * bits * 512; }
 QAIG_BOTH int decode_columns(int rows) { return rows <= 8 ? 8 : 16; }  // the 8 or 16 of _m8 and _m16
-// The layers' Shape::items() times their bits must add up to less than this.
+// The layers' Shape::items() times their bits, or their tiled_steps(), must add up to less than this.
 constexpr long long kMostSteps = 1LL << 31;
 QAIG_BOTH int decode_sum_bytes(int columns) { return kBlockRows * columns * 4; }
 QAIG_BOTH int decode_shared_bytes(int bits, int columns) {
@@ -175,10 +180,10 @@ QAIG_BOTH int dequantize_grid_y(int start, int stop) {
 extern "C" {
 // Multiprocessors and compute capability (90 for 9.0) of the current device; asked once for each device.
 int qaig_cuda_device(int* processors, int* capability);
-// Bytes of QaigDecode.partials, and number of its counters.
+// Bytes of QaigDecode.partials, and number of its counters, for the decode kernels and for the fused ones.
 int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_bytes, long long* counters);
-int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
 int qaig_cuda_fused_workspace(const QaigDecode* fused, long long* partial_bytes, long long* counters);
+int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
 int qaig_cuda_fused(const QaigDecode* fused, int type, void* stream);
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);

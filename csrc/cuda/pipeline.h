@@ -1,8 +1,8 @@
 // y = x W' + bias for many rows of x: what kernels of this kind share, whatever type they multiply in.
 //
-// A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its
-// four warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. Slots come 64 at a time,
-// a step: the words and x of some steps ahead travel to shared memory by asynchronous copies, through a ring of stages,
+// A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its four
+// warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. Slots come 64 at a time, a
+// step: the words and x of some steps ahead travel to shared memory by asynchronous copies, through a ring of stages,
 // while tensor cores multiply what is there. One barrier a step says both that all threads' copies have arrived and
 // that the stage before is free again.
 //
@@ -269,9 +269,10 @@ struct TiledLayer {
     }
 };
 
-// A kernel's body.
+// A kernel's body. Empty where it is never launched, see kTiledCapability.
 template <class Product>
 QAIG_DEVICE void multiply_tiled(const QaigDecode& d) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     QAIG_DYNAMIC_SHARED(shared);
     const Line line = tiled_line(d, gridDim.x);
     const unsigned from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
@@ -304,6 +305,7 @@ QAIG_DEVICE void multiply_tiled(const QaigDecode& d) {
         start += steps;
         outputs += tiled_outputs(s, d.rows);
     }
+#endif
 }
 
 }  // namespace cuda

@@ -119,6 +119,9 @@ class Emulator:
     def set_processors(self, count: int) -> None:
         ctypes.c_int.in_dll(self._library, "qaig_emulator_processors").value = count
 
+    def set_capability(self, capability: int) -> None:
+        ctypes.c_int.in_dll(self._library, "qaig_emulator_capability").value = capability
+
     def decode(
         self, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1, kernel: str = "decode"
     ) -> list[Tensor]:

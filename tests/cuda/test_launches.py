@@ -74,8 +74,19 @@ class EmulatedDriver:
         self.library.qaig_emulator_forbid_all()
         if "_decode_" in function:
             argument = interface.Decode.from_address(address)
-            self._allow_decode(argument, gx, int(function.rpartition("_m")[2]))
+            assert int(function.rpartition("_m")[2]) == interface.decode_columns(argument.rows)
+            items = sum(shape_of(layer).items for layer in argument.layers[: argument.layer_count])
+            assert gx == interface.decode_grid(items, PROCESSORS)
+            self._allow_product(argument, *self._workspace("decode", address))
             status = self.library.qaig_cuda_decode(ctypes.c_void_p(address), dtype, None)
+        elif "_fused_" in function:
+            argument = interface.Decode.from_address(address)
+            shapes = [shape_of(layer) for layer in argument.layers[: argument.layer_count]]
+            assert {f"w{s.bits}" for s in shapes} == {function.split("_")[2]}
+            assert gx == interface.tiled_grid(sum(interface.tiled_steps(s, argument.rows) for s in shapes), PROCESSORS)
+            assert shared == interface.fused_shared_bytes(shapes[0].bits)
+            self._allow_product(argument, *self._workspace("fused", address))
+            status = self.library.qaig_cuda_fused(ctypes.c_void_p(address), dtype, None)
         elif "_dequantize_" in function:
             argument = interface.Dequantize.from_address(address)
             assert (gx, gy) == interface.dequantize_grid(shape_of(argument), argument.start, argument.stop)
@@ -93,15 +104,17 @@ class EmulatedDriver:
         assert status == 0, self.library.qaig_emulator_error()
         return (0,)
 
-    def _allow_decode(self, argument, grid, columns):
-        layers = argument.layers[: argument.layer_count]
-        items = sum(shape_of(layer).items for layer in layers)
-        assert grid == interface.decode_grid(items, PROCESSORS)
-        assert columns == interface.decode_columns(argument.rows)
-        self._allow(argument.partials, interface.decode_partial_bytes(grid, columns), True)
-        self._allow(argument.counters, 4 * sum(shape_of(layer).row_blocks for layer in layers), True)
+    def _workspace(self, kernel, address):
+        partial_bytes, counters = ctypes.c_longlong(), ctypes.c_longlong()
+        ask = getattr(self.library, f"qaig_cuda_{kernel}_workspace")
+        assert ask(ctypes.c_void_p(address), ctypes.byref(partial_bytes), ctypes.byref(counters)) == 0
+        return partial_bytes.value, counters.value
+
+    def _allow_product(self, argument, partial_bytes, counters):
+        self._allow(argument.partials, partial_bytes, True)
+        self._allow(argument.counters, 4 * counters, True)
         self.counters.append(argument.counters)
-        for layer in layers:
+        for layer in argument.layers[: argument.layer_count]:
             self._allow_weight(layer)
             self._allow(layer.bias, layer.out_features * (4 if layer.bias_type == 0 else 2))
             self._allow(layer.x, ((argument.rows - 1) * layer.x_stride + layer.x_slots) * 2)

@@ -1,7 +1,8 @@
 """`qaig::linear`, `linear_many` and `dequantize` on CUDA tensors, by kernels that NVRTC made.
 
 What `csrc/ops_cuda.cpp` does in the compiled library, done in Python, with the same checks and the same choices: few
-tokens go to the decode kernels, 16 at a time, and many to cuBLAS, by a weight that is dequantized some rows at a time.
+tokens go to the decode kernels, 16 at a time, some hundreds to the fused ones, and more to cuBLAS, by a weight that is
+dequantized some rows at a time.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Weight(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A product with few rows: its weight, result `[rows, N]`, and the rotation of x."""
+    """A product that reads packed words: its weight, result `[rows, N]`, and the rotation of x."""
 
     weight: Weight
     y: Tensor
@@ -43,6 +44,21 @@ class Layer(NamedTuple):
         """Equal for layers that read x alike: in the same order of slots, rotated alike."""
         s = self.weight.shape
         return 0 if s.in_channel_order else s.group_size, self.rotation
+
+
+Inputs = dict[tuple[int, Rotation | None], tuple[Tensor, Tensor | None]]
+"""x as layers of one `Layer.order` read it, and each token's scale."""
+
+
+class Plan(NamedTuple):
+    """A launch of decode or fused kernels."""
+
+    kernel: str  # with a place for the type of x
+    grid: int
+    threads: int
+    shared_bytes: int
+    partial_bytes: int
+    counters: int
 
 
 class Operators:
@@ -96,11 +112,12 @@ class Operators:
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         rows, device = flat.shape[0], self._device(x.device)
         tuning = interface.tuning_for(device.capability)
-        results, few = [], []
+        fused = rows > tuning.most_decode_rows
+        results, layers = [], []
         for i, weight in enumerate(weights):
-            decodes = rows <= tuning.most_decode_rows and weight.scale.dtype in _SUFFIX
+            stays_packed = (not fused or rows <= tuning.most_fused_rows) and weight.scale.dtype in _SUFFIX
             # Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
-            has_kernel = decodes if activation_bits == 8 else rotation_block[i] == 0
+            has_kernel = stays_packed if activation_bits == 8 else rotation_block[i] == 0
             if rows > 0 and not has_kernel:
                 results.append(by_reference(i))
                 continue
@@ -108,13 +125,13 @@ class Operators:
             results.append(y)
             if rows == 0:
                 continue
-            if decodes:
+            if stays_packed:
                 rotation = checks.checked_rotation(rotation_block[i], rotation_seed[i], x.shape[-1])
-                few.append(Layer(weight, y.view(rows, -1), rotation))
+                layers.append(Layer(weight, y.view(rows, -1), rotation))
             else:
                 self._unpack_and_multiply(flat, weight, y.view(rows, -1), tuning.chunk_bytes)
-        if few:
-            self._decode(flat, few, activation_bits == 8, device)
+        if layers:
+            self._multiply_packed(flat, layers, activation_bits == 8, fused, device)
         return results
 
     def dequantize(
@@ -148,24 +165,28 @@ class Operators:
         tensors = (_aligned(packed), _aligned(scale), None if zero is None else _aligned(zero))
         return Weight(shape, *tensors, bias)
 
-    def _decode(self, x: Tensor, layers: list[Layer], rounded: bool, device: Device) -> None:
-        """All layers in as few launches as possible, for each 16 rows of x."""
-        inputs: dict[tuple[int, Rotation | None], tuple[Tensor, Tensor | None]] = {}
+    def _multiply_packed(self, x: Tensor, layers: list[Layer], rounded: bool, fused: bool, device: Device) -> None:
+        """All layers in as few launches as possible: by the decode kernels for each 16 rows of x, or by the fused
+        kernels, which take all rows at once, but layers of one width.
+        """
+        inputs: Inputs = {}
+        together: dict[int, list[Layer]] = {}
         for layer in layers:
             key = layer.order()
             if key not in inputs:
                 inputs[key] = self._input(x, layer, rounded, device)
-        for row in range(0, x.shape[0], interface.MOST_ROWS):
-            rows = slice(row, min(row + interface.MOST_ROWS, x.shape[0]))
-            for first in range(0, len(layers), interface.MOST_LAYERS):
-                self._launch_decode(layers[first : first + interface.MOST_LAYERS], inputs, rows, x, device)
+            together.setdefault(layer.weight.shape.bits if fused else interface.MIXED, []).append(layer)
+        step = x.shape[0] if fused else interface.MOST_ROWS
+        for row in range(0, x.shape[0], step):
+            rows = slice(row, min(row + step, x.shape[0]))
+            for _, group in sorted(together.items()):
+                for first in range(0, len(group), interface.MOST_LAYERS):
+                    self._launch_product(group[first : first + interface.MOST_LAYERS], inputs, rows, fused, x, device)
 
-    def _launch_decode(
-        self, layers: list[Layer], inputs: dict[tuple[int, Rotation | None], tuple[Tensor, Tensor | None]],
-        rows: slice, x: Tensor, device: Device,
-    ) -> None:  # fmt: skip
+    def _launch_product(
+        self, layers: list[Layer], inputs: Inputs, rows: slice, fused: bool, x: Tensor, device: Device
+    ) -> None:
         argument = interface.Decode(rows=rows.stop - rows.start, layer_count=len(layers))
-        items = counters = 0
         for to, layer in zip(argument.layers, layers):
             weight, y = layer.weight, layer.y
             s, (slots, token_scale) = weight.shape, inputs[layer.order()]
@@ -177,20 +198,15 @@ class Operators:
             to.x_stride = to.x_slots = slots.shape[1]
             to.out_features, to.in_features, to.group_size = s.out_features, s.in_features, s.group_size
             to.bits, to.scale_type = s.bits, TYPES[weight.scale.dtype]
-            items += s.items
-            counters += s.row_blocks
-        widths = {layer.weight.shape.bits for layer in layers}
-        bits = widths.pop() if len(widths) == 1 else interface.MIXED
-        columns, grid = interface.decode_columns(argument.rows), interface.decode_grid(items, device.processors)
-        partials = x.new_empty(interface.decode_partial_bytes(grid, columns) // 4, dtype=torch.float32)
+        plan = (_plan_fused if fused else _plan_decode)([layer.weight.shape for layer in layers], argument.rows, device)
+        partials = x.new_empty(plan.partial_bytes // 4, dtype=torch.float32)
         argument.partials = partials.data_ptr()
-        argument.counters = self._driver.counters(device, counters)
+        argument.counters = self._driver.counters(device, plan.counters)
         if argument.counters is None:
-            zeros = x.new_zeros(counters, dtype=torch.int32)
+            zeros = x.new_zeros(plan.counters, dtype=torch.int32)
             argument.counters = zeros.data_ptr()
-        name = f"qaig_decode_{f'w{bits}' if bits else 'mixed'}_{_SUFFIX[x.dtype]}_m{columns}"
-        shared = interface.decode_shared_bytes(bits, columns)
-        self._driver.launch(name, argument, (grid, 1), interface.DECODE_THREADS, shared, device)
+        name = plan.kernel.format(_SUFFIX[x.dtype])
+        self._driver.launch(name, argument, (plan.grid, 1), plan.threads, plan.shared_bytes, device)
 
     def _input(self, x: Tensor, layer: Layer, rounded: bool, device: Device) -> tuple[Tensor, Tensor | None]:
         """x as the kernels read it, and each token's scale if it is rounded to 8 bits."""
@@ -247,6 +263,34 @@ class Operators:
         if found is None:
             found = self._devices[device] = self._device_of(device)
         return found
+
+
+def _plan_decode(shapes: list[Shape], rows: int, device: Device) -> Plan:
+    widths = {s.bits for s in shapes}
+    bits = widths.pop() if len(widths) == 1 else interface.MIXED
+    columns = interface.decode_columns(rows)
+    grid = interface.decode_grid(sum(s.items for s in shapes), device.processors)
+    return Plan(
+        f"qaig_decode_{f'w{bits}' if bits else 'mixed'}_{{}}_m{columns}",
+        grid,
+        interface.DECODE_THREADS,
+        interface.decode_shared_bytes(bits, columns),
+        interface.decode_partial_bytes(grid, columns),
+        sum(s.row_blocks for s in shapes),
+    )
+
+
+def _plan_fused(shapes: list[Shape], rows: int, device: Device) -> Plan:
+    bits = shapes[0].bits
+    grid = interface.tiled_grid(sum(interface.tiled_steps(s, rows) for s in shapes), device.processors)
+    return Plan(
+        f"qaig_fused_w{bits}_{{}}",
+        grid,
+        interface.TILED_THREADS,
+        interface.fused_shared_bytes(bits),
+        interface.tiled_partial_bytes(grid),
+        interface.tiled_counters(sum(interface.tiled_outputs(s, rows) for s in shapes)),
+    )
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

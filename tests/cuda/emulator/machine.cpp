@@ -349,10 +349,11 @@ int launch(Kernel run, const void* with, int grid_x, int grid_y, int count, int 
 
 extern "C" {
 int qaig_emulator_processors = 3;
+int qaig_emulator_capability = 86;
 unsigned long long qaig_emulator_capture = 0;  // which graph launches are captured in; 0: none
 
 int qaig_cuda_device(int* processors, int* capability) {
-    *processors = qaig_emulator_processors, *capability = 86;
+    *processors = qaig_emulator_processors, *capability = qaig_emulator_capability;
     return 0;
 }
 const char* qaig_cuda_message(int) { return emulator::error.empty() ? "refused" : emulator::error.c_str(); }
