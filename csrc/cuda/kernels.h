@@ -82,19 +82,26 @@ struct QaigDequantize {
 };
 
 // x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
-// divided by token_scale = max(|x|, 1e-5) / 127 and rounded to integers; a row with a value that is not finite or
-// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`). Before it is rounded, and not without
-// that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
+// divided by max(|x|, 1e-5) / 127 and rounded to integers (`reference.round_activations`). Before it is rounded, and
+// not without that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
+//
+// Integers are stored in one of two ways:
+//   in x's type, divided by kIntegers, so that float16 does not overflow in sums of them where it would not in those
+//     of x; token_scale is max(|x|, 1e-5) / 127 * kIntegers
+//   as `bytes`, in the order of byte_place(), in the first half of each row; token_scale is max(|x|, 1e-5) / 127
+//
+// A row with a value that is not finite or beyond 1e30 is not rounded: it is stored in x's type, in slot order. Its
+// token_scale is 1; with `bytes` kNotRounded, or NaN if there is a NaN in it, as there will be in all products.
 struct QaigArrange {
     const void* x;
-    void* out;           // [rows][slots], 16-byte aligned
+    void* out;           // [rows][slots] of x's type, 16-byte aligned
     float* token_scale;  // [rows], or null: 16 activation bits
     unsigned long long rotation_seed;
     int rotation_block;  // 0: not rotated; else has_rotation()
     int rows;
     int in_features, group_size;
     int slots;  // Shape::slots(), a multiple of 64
-    int reserved;
+    int bytes;  // 0 or 1, with token_scale
 };
 
 namespace qaig {
@@ -105,6 +112,8 @@ constexpr int kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kDecodeBlocksPerProcessor = 3;  // blocks that a multiprocessor holds at once; not yet measured
 constexpr int kDequantizeThreads = 128;
 constexpr int kArrangeThreads = 256;
+constexpr float kIntegers = 128;
+constexpr float kNotRounded = 0;  // no row's token_scale: it is at least 1e-5 / 127
 constexpr int kMixed = 0;  // stands for the bits of the mixed kernel
 
 // Items each warp has in shared memory, being computed or on their way.

@@ -265,7 +265,8 @@ int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
         !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
         return QAIG_BAD_ARGUMENT;
     }
-    if (a->rotation_block && (!has_rotation(a->rotation_block, a->in_features) || !a->token_scale)) {
+    if (((a->rotation_block || a->bytes) && !a->token_scale) || a->bytes < 0 || a->bytes > 1 ||
+        (a->rotation_block && !has_rotation(a->rotation_block, a->in_features))) {
         return QAIG_BAD_ARGUMENT;
     }
     return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);

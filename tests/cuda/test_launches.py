@@ -29,7 +29,11 @@ class EmulatedDriver:
         self.loaded: list[str] = []
         self.counters: list[int] = []
         self.memory: list[torch.Tensor] = []
-        self.capture = 0
+        self.pending: list[str] = []
+        self.capture, self.mode, self.is_full = 0, "global", False
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed")
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
 
     def cuDeviceGet(self, index):
         return 0, index
@@ -48,14 +52,29 @@ class EmulatedDriver:
         return (0, name.decode()) if module == name else (500, None)
 
     def cuMemAlloc(self, size):
+        assert self.mode == "relaxed"
+        if self.is_full:
+            return 2, None
         self.memory.append(torch.full((size // 4,), -1, dtype=torch.int32))
         return 0, self.memory[-1].data_ptr()
 
-    def cuMemsetD32(self, address, value, count):
+    def cuMemsetD32Async(self, address, value, count, stream):
         ctypes.memset(address, value, 4 * count)
+        self.pending.append(stream)
         return (0,)
 
-    def cuCtxSynchronize(self):
+    def cuThreadExchangeStreamCaptureMode(self, mode):
+        self.mode, mode = mode, self.mode
+        return 0, mode
+
+    def cuStreamCreate(self, flags):
+        return 0, f"stream {flags}"
+
+    def cuStreamSynchronize(self, stream):
+        self.pending.remove(stream)
+        return (0,)
+
+    def cuStreamDestroy(self, stream):
         return (0,)
 
     def cuStreamGetCaptureInfo(self, stream):
@@ -405,6 +424,21 @@ def test_capture(machine, monkeypatch):
     assert first == again
     assert len({eager, first, second}) == 3
     assert not machine.api.memory[0].any()
+
+
+def test_counters_are_set_aside_while_others_capture(machine):
+    """In the relaxed mode, on a stream that blocks none; where there is no memory a launch brings its own."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    machine.api.is_full = True
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.memory == []
+    assert machine.api.mode == "global"
+    machine.api.is_full = False
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.counters[-1] == machine.api.memory[0].data_ptr()
+    assert machine.api.mode == "global"
+    assert machine.api.pending == []
 
 
 def test_more_captures_than_counters(machine):

@@ -89,7 +89,7 @@ class Arrange(ctypes.Structure):
         ("in_features", ctypes.c_int),
         ("group_size", ctypes.c_int),
         ("slots", ctypes.c_int),
-        ("reserved", ctypes.c_int),
+        ("bytes", ctypes.c_int),
     )
 
 
