@@ -15,6 +15,7 @@ namespace cuda {
 template <class T, int bits>
 struct FusedProduct {
     using Type = T;
+    using Sums = TiledSums;
     using FusedStep = Step<bits, 2>;
     static constexpr int kBits = bits, kStages = fused_stages(bits), kElementBytes = 2;
 
@@ -35,8 +36,8 @@ struct FusedProduct {
         }
     }
 
-    QAIG_DEVICE void multiply(TiledSums& sums, const FusedStep& step, const StepGroups& groups, int scale_type) {
-        const RowScales scales = row_scales(groups.scale[1], scale_type);
+    QAIG_DEVICE void multiply(TiledSums& sums, const FusedStep& step, const StepGroups& groups, const QaigLayer& l) {
+        const RowScales scales = row_scales(groups.scale[1], l.scale_type);
         unsigned words[kWarpTiles * bits];
         step.load_words(words);
         unsigned a[kWarpTiles][4][4];
@@ -64,7 +65,7 @@ struct FusedProduct {
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 1 && !groups.one_group) {
-                    add_scaled(sums, part, products, row_scales(groups.scale[0], scale_type));
+                    add_scaled(sums, part, products, row_scales(groups.scale[0], l.scale_type));
 #pragma unroll
                     for (int i = 0; i < kWarpTiles * kChunkParts * 4; i++) {
                         products[i / (4 * kChunkParts)][i / 4 % kChunkParts][i % 4] = 0;
@@ -88,6 +89,8 @@ struct FusedProduct {
             add_scaled(sums, part, products, scales);
         }
     }
+
+    QAIG_DEVICE void finish(const QaigLayer&, int, int, int) {}
 };
 
 }  // namespace cuda

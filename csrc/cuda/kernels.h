@@ -9,12 +9,14 @@
 //   file            kernels                                               arguments           block  grid
 //   w{2,3,4,8}.cu   qaig_decode_w{bits}_{f16,bf16}_m{8,16}                QaigDecode            128  decode_grid()
 //                   qaig_fused_w{bits}_{f16,bf16}                         QaigDecode            128  tiled_grid()
+//                   qaig_integer_w{bits}_{f16,bf16}                       QaigDecode            128  tiled_grid()
 //                   qaig_dequantize_w{bits}                               QaigDequantize        128  dequantize_grid_*()
 //   mixed.cu        qaig_decode_mixed_{f16,bf16}_m{8,16}                  QaigDecode            128  decode_grid()
 //   arrange.cu      qaig_arrange_{f16,bf16}                               QaigArrange           256  rows
 //
-// Dynamic shared memory: decode_shared_bytes() and fused_shared_bytes(), never more than the 48 KiB that need no
-// attribute; other kernels take none. Below compute capability 8.0 the fused kernels are empty: they are not launched.
+// Dynamic shared memory: decode_shared_bytes(), fused_shared_bytes() and integer_shared_bytes(), never more than the 48
+// KiB that need no attribute; other kernels take none. Below compute capability 8.0 the fused and the integer kernels are
+// empty: they are not launched.
 // NVRTC needs `-I csrc/cuda` and C++17, no header of the toolkit.
 //
 // No kernel waits for another block, allocates or synchronizes: all can be captured in a CUDA graph and replayed.
@@ -62,10 +64,13 @@ struct QaigLayer {
 //
 // The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. A launch's layers all have
 // the width of its kernel.
+//
+// The integer kernels are fused kernels for x as qaig_arrange_* writes it as `bytes`, with its token_scale: x_stride is
+// 2 slots, in bytes, and x_slots are all slots.
 struct QaigDecode {
     float* partials;     // decode_partial_bytes() or tiled_partial_bytes(); undefined content; 16-byte aligned
     unsigned* counters;  // decode_counters() or tiled_counters() of them, zero
-    int rows;            // 1 to QAIG_MOST_ROWS, fused: to kMostTiledRows
+    int rows;            // 1 to QAIG_MOST_ROWS, fused and integer: to kMostTiledRows
     int layer_count;
     QaigLayer layers[QAIG_MOST_LAYERS];
 };
@@ -114,7 +119,7 @@ constexpr int kDequantizeThreads = 128;
 constexpr int kArrangeThreads = 256;
 constexpr float kIntegers = 128;
 constexpr float kNotRounded = 0;  // no row's token_scale: it is at least 1e-5 / 127
-constexpr int kMixed = 0;  // stands for the bits of the mixed kernel
+constexpr int kMixed = 0;         // stands for the bits of the mixed kernel
 
 // Items each warp has in shared memory, being computed or on their way.
 QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
@@ -170,6 +175,9 @@ QAIG_BOTH long long tiled_counters(long long outputs) { return outputs * kTiledW
 QAIG_BOTH int fused_stages(int bits) { return bits == 8 ? 3 : 4; }
 QAIG_BOTH int fused_shared_bytes(int bits) { return fused_stages(bits) * tiled_stage_bytes(bits, 2); }
 
+constexpr int kIntegerStages = 4;
+QAIG_BOTH int integer_shared_bytes(int bits) { return kIntegerStages * tiled_stage_bytes(bits, 1); }
+
 // Whether in_features channels can be rotated `block` at a time.
 QAIG_BOTH bool has_rotation(int block, int in_features) {
     return block >= 16 && block <= 256 && (block & (block - 1)) == 0 && in_features % block == 0;
@@ -189,11 +197,13 @@ QAIG_BOTH int dequantize_grid_y(int start, int stop) {
 extern "C" {
 // Multiprocessors and compute capability (90 for 9.0) of the current device; asked once for each device.
 int qaig_cuda_device(int* processors, int* capability);
-// Bytes of QaigDecode.partials, and number of its counters, for the decode kernels and for the fused ones.
+// Bytes of QaigDecode.partials, and number of its counters, for the decode, the fused and the integer kernels.
 int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_bytes, long long* counters);
 int qaig_cuda_fused_workspace(const QaigDecode* fused, long long* partial_bytes, long long* counters);
+int qaig_cuda_integer_workspace(const QaigDecode* integer, long long* partial_bytes, long long* counters);
 int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
 int qaig_cuda_fused(const QaigDecode* fused, int type, void* stream);
+int qaig_cuda_integer(const QaigDecode* integer, int type, void* stream);  // the type of y
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
 // `count` zeros that every launch leaves as zeros, for launches on `stream` of the current device; null if there are no

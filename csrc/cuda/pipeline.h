@@ -14,7 +14,9 @@
 //   Type             F16 or BF16: of y
 //   kBits, kStages
 //   kElementBytes    of x: 2 or 1
-//   static void multiply(TiledSums&, const Step<kBits, kElementBytes>&, const StepGroups&, int scale_type)
+//   Sums             TiledSums, or what has them as its base
+//   static void multiply(Sums&, const Step<kBits, kElementBytes>&, const StepGroups&, const QaigLayer&)
+//   static void finish(const QaigLayer&, int rows, int row, int column)    after a warp's part of y is stored
 #pragma once
 
 #include "sums.h"
@@ -50,6 +52,7 @@ struct Step {
     int half;            // the warp has row tiles 2 half and 2 half + 1
     int lane, g, t;
     int columns;  // of the output tile that x has
+    bool last;    // of the steps that this block has of the output tile
 
     // The lane's words of the warp's row tiles.
     QAIG_MEMBER void load_words(unsigned (&to)[kWarpTiles * bits]) const {
@@ -85,6 +88,7 @@ struct StepGroups {
     uint2 scale[2];    // of each unit's group
     unsigned zero[2];  // a byte each
     bool one_group;    // both units are of one group
+    bool ends;         // the second unit's group ends with it
 };
 
 // The scales of one group, as numbers.
@@ -130,8 +134,10 @@ struct Groups {
         load_group(to, 0, row_block, p.group);
         if (to.one_group) {
             to.scale[1] = to.scale[0], to.zero[1] = to.zero[0];
+            to.ends = p.unit + 2 >= units_per_group;
         } else {
             load_group(to, 1, row_block, p.group + 1);
+            to.ends = units_per_group == 1;
         }
     }
 
@@ -196,11 +202,17 @@ struct TiledLayer {
         }
     }
 
-    QAIG_MEMBER ProductStep step_at(const TilePosition& p, int stage) const {
+    QAIG_MEMBER ProductStep step_at(const TilePosition& p, int stage, bool last) const {
         const uint4* from = ring + stage * kStageSize;
-        return {
-            from + warp / 2 * kBlockWords,     from + kTiledRowBlocks * kBlockWords, warp % 2, lane, lane / 4, lane % 4,
-            d.rows - p.columns * kTiledColumns};
+        const int columns = d.rows - p.columns * kTiledColumns;
+        return {from + warp / 2 * kBlockWords,
+                from + kTiledRowBlocks * kBlockWords,
+                warp % 2,
+                lane,
+                lane / 4,
+                lane % 4,
+                columns,
+                last};
     }
 
     // Finishes an output tile, or the part of one that this block has.
@@ -217,8 +229,9 @@ struct TiledLayer {
                 return;
             }
         }
-        store_sums<typename Product::Type, kWarpTiles, kColumnParts>(
-            l, d.rows, sums, row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), p.columns * kTiledColumns);
+        const int row = row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), column = p.columns * kTiledColumns;
+        store_sums<typename Product::Type, kWarpTiles, kColumnParts>(l, d.rows, sums, row, column);
+        Product::finish(l, d.rows, row, column);
     }
 
     // Steps [begin, end) of the layer.
@@ -239,7 +252,7 @@ struct TiledLayer {
         for (int step = begin, stage = 0; step < end; now.next_tile(column_tiles)) {
             const int rest = step + tiles - now.tile, to = rest < end ? rest : end;
             const bool whole = to - step == tiles;
-            TiledSums sums = {};
+            typename Product::Sums sums = {};
             for (; step < to; step++) {
                 TilePosition ahead = now;
                 ahead.advance(tiles, column_tiles);
@@ -259,7 +272,7 @@ struct TiledLayer {
                     copied.advance(tiles, column_tiles);
                 }
                 commit_copies();
-                Product::multiply(sums, step_at(now, stage), here, l.scale_type);
+                Product::multiply(sums, step_at(now, stage, step + 1 == to), here, l);
                 stage = stage == kStages - 1 ? 0 : stage + 1;
                 here = next;
                 now.tile++;
