@@ -206,9 +206,9 @@ def close(y, x, weight, activation_bits=16):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (50, 16)])
+@pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (17, 16), (50, 8), (257, 16)])
 def test_linear(machine, bits, dtype, rows, activation_bits):
-    """Decode of both sizes, 8-bit activations, and the dense product; 50 rows are past sm_80's threshold."""
+    """Decode of both sizes, the fused product, 8-bit activations, and the dense product past sm_80's threshold."""
     weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_ORDER)
@@ -216,25 +216,40 @@ def test_linear(machine, bits, dtype, rows, activation_bits):
     close(y, x, weight, activation_bits)
     names = [name for name, *_ in machine.api.launches]
     suffix = "f16" if dtype == torch.float16 else "bf16"
-    if rows == 50:
+    if rows == 257:
         assert names == [f"qaig_dequantize_w{bits}"]
     else:
         arranged = [f"qaig_arrange_{suffix}"] if activation_bits == 8 else []
-        assert names == [*arranged, f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"]
+        decode = f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"
+        assert names == [*arranged, decode if rows <= 16 else f"qaig_fused_w{bits}_{suffix}"]
 
 
 def test_rows_beyond_one_launch(machine):
+    """GPUs without fused kernels decode more rows, in several launches, and unpack the weight for fewer."""
+    operators = Operators(machine.driver, lambda device: CpuDevice(0, 75, PROCESSORS))
     weight = emulated.random_weight(3, 70, 64, 32)
-    x = torch.randn(2, 20, 64).half()
-    y = machine.operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
-    assert y.shape == (2, 20, 70)
+    x = torch.randn(2, 10, 64).half()
+    y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+    assert y.shape == (2, 10, 70)
     close(y, x, weight, 8)
+    x = torch.randn(33, 64).half()
+    close(operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
     assert [name for name, *_ in machine.api.launches] == [
         "qaig_arrange_f16",
         "qaig_decode_w3_f16_m16",
-        "qaig_decode_w3_f16_m16",
         "qaig_decode_w3_f16_m8",
+        "qaig_dequantize_w3",
     ]
+
+
+def test_fused_layers_of_several_widths(machine):
+    """One launch for each width."""
+    weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (4, 10, 8))]
+    x = torch.randn(20, 96).half()
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
+    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_ORDER), weights, strict=True):
+        close(y, x, weight)
+    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_fused_w2_f16", "qaig_fused_w4_f16"]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +356,7 @@ def test_layers_that_rotate_their_input_apart(machine):
 
 
 @pytest.mark.usefixtures("cuda_order_is_read")
-@pytest.mark.parametrize(("rows", "activation_bits"), [(50, 8), (2, 16)])
+@pytest.mark.parametrize(("rows", "activation_bits"), [(257, 8), (2, 16)])
 def test_rotated_inputs_of_the_reference(machine, rows, activation_bits):
     """Many rows, and rotated values that are not rounded to integers."""
     weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)

@@ -1,4 +1,4 @@
-"""Deliberate bugs in the decode kernels, each of which the emulator or a comparison must catch."""
+"""Deliberate bugs in the decode and fused kernels, each of which the emulator or a comparison must catch."""
 
 import re
 import shutil
@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, re
 
 WRONG = "wrong result"
 # (name, file, what is replaced, by what, what is found)
-MUTANTS = [
-    ("nothing", "decode.h", "sums = {};", "sums = {};", ""),
+DECODE = [
+    ("nothing", "sums.h", "sums = {};", "sums = {};", ""),
     ("missing wait", "decode.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("wait off by one", "decode.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
     ("copy into the stage in use", "decode.h", "stage == 0 ? kStages - 1 : stage - 1", "stage", "copy was waited for"),
@@ -39,58 +39,111 @@ MUTANTS = [
     ("rows beyond the last", "decode.h", "row < d.rows && slot", "slot", "a load outside of every buffer"),
     ("channels beyond the last", "decode.h", "&& slot < l.x_slots", "", f"a load outside of every buffer|{WRONG}"),
     ("misaligned load", "decode.h", "unit * kUnitSlots + 8 * t;", "unit * kUnitSlots + 4 * t;", "misaligned"),
-    ("output beyond the last row", "decode.h", "n < l.out_features && m", "m", "outside of every buffer"),
+    ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
+    ("bias of the wrong row", "sums.h", "bias[e / 2]", "bias[0]", WRONG),
     ("too much shared memory", "kernels.h", "bits == 4 ? 3 :", "bits == 4 ? 64 :", "refused"),
-    ("last block too early", "decode.h", "static_cast<unsigned>(last - first)",
+    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
      "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
-    ("counters left as they are", "decode.h", "store_global(counters + row_block, 0u);", "", "counters"),
+    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
     ("a part taken for the whole", "decode.h", "from_start && to == row_end", "from_start", f"{WRONG}|counters"),
 ]  # fmt: skip
+FUSED = [
+    ("nothing", "pipeline.h", "Product::Sums sums = {};", "Product::Sums sums = {};", ""),
+    ("missing wait", "pipeline.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
+    ("wait off by one", "pipeline.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
+    ("missing barrier before a stage is overwritten", "pipeline.h", "                block_barrier();\n", "",
+     "without a barrier|copy was waited for"),
+    ("missing barrier between layers", "pipeline.h", "block_barrier();  // the stages may", "//", "race"),
+    ("copy into the stage in use", "pipeline.h", "stage == 0 ? kStages - 1 : stage - 1", "stage",
+     "while a copy|copy was waited for|without a barrier"),
+    ("swizzle of the writer only", "pipeline.h", "x + x_place<kChunks>(8 * part + g, chunk)",
+     "x + (8 * part + g) * kChunks + chunk", WRONG),
+    ("swizzle of the reader only", "pipeline.h", "x_place<kChunks>(row, chunk);", "row * kChunks + chunk;", WRONG),
+    ("swapped halves of x", "fused.h", "word_of(x[p], 2 * s),", "word_of(x[p], 2 * s + 1),", WRONG),
+    ("x of the other unit", "fused.h", "4 * unit + step.t", "step.t", WRONG),
+    ("zero of the wrong row", "fused.h", "zero[j % 2])", "zero[j / 2 % 2])", WRONG),
+    ("zero of the wrong row tile", "fused.h", "groups.zero[unit], 2 * r + 1)", "groups.zero[unit], 1)", WRONG),
+    ("zero of the first group only", "fused.h", "if (unit == 0 || !groups.one_group)", "if (unit == 0)", WRONG),
+    ("scale of the wrong row", "pipeline.h", "high_float(type, scale.y)", "low_float(type, scale.y)", WRONG),
+    ("scale of the wrong group", "fused.h", "row_scales(groups.scale[0], l.scale_type)", "scales", WRONG),
+    ("the group before", "pipeline.h", "if (unit >= units_per_group) {  // one unit", "if (false) {  //", WRONG),
+    ("group of the output tile before", "pipeline.h", "group = {0, 0};", "group.advance(groups.units_per_group);",
+     f"{WRONG}|outside of every buffer"),
+    ("words of the other row block", "pipeline.h", "from + warp / 2 * kBlockWords", "from", WRONG),
+    ("words of the other row tiles", "pipeline.h", "words + (half * (bits / 2) + c)", "words + c", WRONG),
+    ("columns beyond the last", "pipeline.h", "column + first < columns", "true", "a load outside of every buffer"),
+    ("channels beyond the last", "pipeline.h", "slot < l.x_slots ? d.rows : 0", "d.rows",
+     f"a load outside of every buffer|{WRONG}"),
+    ("columns that are there left out", "pipeline.h", "8 * part < columns", "8 * part + 32 < columns", WRONG),
+    ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
+    ("output beyond the last column", "sums.h", "n < l.out_features && m < rows)", "n < l.out_features)",
+     "outside of every buffer"),
+    ("partials of another part", "sums.h", "(block == first ? 1 : 0)", "0", WRONG),
+    ("partials of another warp", "pipeline.h", "+ warp * kWarpSums", "", WRONG),
+    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
+     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
+    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
+    ("a part taken for the whole", "pipeline.h", "whole = to - step == tiles", "whole = true", f"{WRONG}|counters"),
+]  # fmt: skip
+MUTANTS = [("decode", *mutant) for mutant in DECODE] + [("fused", *mutant) for mutant in FUSED]
+KERNELS = {
+    "decode": ("qaig_decode_w4_f16_m8", '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'),
+    "fused": ("qaig_fused_w4_f16", '#include "fused.h"\nQAIG_FUSED_KERNEL(qaig_fused_w4_f16, F16, 4)\n'),
+}
 
 
-def build(folder: Path, file: str, old: str, new: str) -> emulated.Emulator:
+def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.Emulator:
     """One kernel with one change; all others do nothing."""
     shutil.copytree(emulated.CSRC / "cuda", folder)
     source = (folder / file).read_text()
     assert old in source, f"{file} has no more {old!r}: change this test, too"
     (folder / file).write_text(source.replace(old, new))
-    others = [
-        f"qaig_decode_{width}_{dtype}_m{rows}(QaigDecode)"
+    kernels = {
+        f"qaig_decode_{width}_{dtype}_m{rows}": "QaigDecode"
         for width in ("w2", "w3", "w4", "w8", "mixed")
         for dtype in ("f16", "bf16")
         for rows in (8, 16)
-        if (width, dtype, rows) != ("w4", "f16", 8)
-    ]
-    others += [f"qaig_dequantize_w{bits}(QaigDequantize)" for bits in (2, 3, 4, 8)]
-    others += [f"qaig_arrange_{dtype}(QaigArrange)" for dtype in ("f16", "bf16")]
+    }
+    kernels |= {f"qaig_fused_w{bits}_{dtype}": "QaigDecode" for bits in (2, 3, 4, 8) for dtype in ("f16", "bf16")}
+    kernels |= {f"qaig_dequantize_w{bits}": "QaigDequantize" for bits in (2, 3, 4, 8)}
+    kernels |= {f"qaig_arrange_{dtype}": "QaigArrange" for dtype in ("f16", "bf16")}
     for path in folder.glob("*.cu"):
         if path.name != "launch.cu":
             path.unlink()
-    kernel = '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'
-    (folder / "w4.cu").write_text(kernel + "".join(f'extern "C" void {other} {{}}\n' for other in others))
+    name, text = KERNELS[kernel]
+    del kernels[name]
+    text += "".join(f'extern "C" void {other}({argument}) {{}}\n' for other, argument in kernels.items())
+    (folder / "w4.cu").write_text(text)
     return emulated.build(folder)
 
 
-def verdict(emulator: emulated.Emulator) -> str:
+def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     """What is wrong with the kernels, found with a few small products; "" if nothing is."""
     for seed in range(3):
         torch.manual_seed(seed)
         emulator.seed(seed)
         emulator.set_processors(1 + seed)  # one: each warp has several items; more: blocks meet in row blocks
-        w = random_weight(4, 100, 1312, 32, bias=torch.float16)
-        x = torch.randn(5, 1312).half()
+        weights = [random_weight(4, 100 if kernel == "decode" else 136, 1312, 32, bias=torch.float16)]
+        if kernel == "fused":
+            weights.append(random_weight(4, 10, 1312, -1))
+        x = torch.randn(5 if kernel == "decode" else 70, 1312).half()
         try:
-            (y,) = emulator.decode(x, [w])
+            results = emulator.decode(x, weights, kernel=kernel)
         except (RuntimeError, AssertionError) as problem:
             return str(problem)
-        if not error(y, exact(w, x)) < ROUNDING[torch.float16]:
-            return WRONG
+        for w, y in zip(weights, results, strict=True):
+            if not error(y, exact(w, x)) < ROUNDING[torch.float16]:
+                return WRONG
     return ""
 
 
-@pytest.mark.parametrize(("file", "old", "new", "found"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS])
-def test_a_bug_is_caught(tmp_path, monkeypatch, file, old, new, found):
+@pytest.mark.parametrize(
+    ("kernel", "file", "old", "new", "found"),
+    [(m[0], *m[2:]) for m in MUTANTS],
+    ids=[f"{m[0]}: {m[1]}" for m in MUTANTS],
+)
+def test_a_bug_is_caught(tmp_path, monkeypatch, kernel, file, old, new, found):
     monkeypatch.setenv("QAIG_CACHE", str(tmp_path))
-    said = verdict(build(tmp_path / "cuda", file, old, new))
+    said = verdict(build(tmp_path / "cuda", kernel, file, old, new), kernel)
     print(said)
     assert re.search(found, said) if found else said == ""
