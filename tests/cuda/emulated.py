@@ -87,7 +87,12 @@ class Emulator:
         ctypes.c_int.in_dll(self._library, "qaig_emulator_capability").value = capability
 
     def decode(
-        self, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1, kernel: str = "decode",
+        self,
+        x: Tensor,
+        weights: list[Weight],
+        activation_bits: int = 16,
+        launches: int = 1,
+        kernel: str = "decode",
         rotation: tuple[int, int] = (0, 0),
     ) -> list[Tensor]:
         """x `[M, K]` by each weight; with the kernel "decode" M is at most 16, with "fused" and "integer" all have one
@@ -142,7 +147,12 @@ class Emulator:
         return out
 
     def arrange(
-        self, x: Tensor, group_size: int, activation_bits: int, rotation: tuple[int, int] = (0, 0), as_bytes: bool = False
+        self,
+        x: Tensor,
+        group_size: int,
+        activation_bits: int,
+        rotation: tuple[int, int] = (0, 0),
+        as_bytes: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """x in slot order and, with 8 bits, as integers with each row's scale. Raises as `decode` does."""
         block, seed = rotation

@@ -77,7 +77,8 @@ def test_constants(tmp_path):
     body = (
         "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
         " kArrangeThreads, kDecodeBlocksPerProcessor, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
-        " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps);"
+        " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps, kMostSteps,"
+        " kIntegerStages);"
     )
     types = [interface.TYPES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     assert run(tmp_path, body) == [
@@ -99,6 +100,8 @@ def test_constants(tmp_path):
             interface.TILED_COLUMNS,
             interface.TILED_BLOCKS_PER_PROCESSOR,
             interface.LEAST_TILED_STEPS,
+            interface.MOST_STEPS,
+            interface.INTEGER_STAGES,
         ]
     ]
 
@@ -132,10 +135,13 @@ def test_rules(tmp_path):
         assert shared <= 48 << 10  # more needs an attribute to be set
         expected.append([columns, shared, interface.decode_partial_bytes(7, columns)])
     for bits in (2, 3, 4, 8):
-        body.append(f"say(fused_shared_bytes({bits}), tiled_partial_bytes(7), tiled_counters(5));")
+        body.append(
+            f"say(fused_shared_bytes({bits}), integer_shared_bytes({bits}), tiled_partial_bytes(7), tiled_counters(5));"
+        )
         shared = interface.fused_shared_bytes(bits)
-        assert shared <= 48 << 10
-        expected.append([shared, interface.tiled_partial_bytes(7), interface.tiled_counters(5)])
+        integer = interface.integer_shared_bytes(bits)
+        assert max(shared, integer) <= 48 << 10
+        expected.append([shared, integer, interface.tiled_partial_bytes(7), interface.tiled_counters(5)])
     assert run(tmp_path, "\n".join(body)) == expected
 
 
@@ -148,7 +154,8 @@ def test_shapes_are_those_of_the_order(s):
 
 def test_tunings(tmp_path):
     body = (
-        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.most_fused_rows, t.chunk_bytes);\n"
+        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.most_fused_rows,"
+        " t.most_integer_rows, t.chunk_bytes);\n"
         "for (int c : {75, 80, 87, 90, 103, 121}) say(tuning_for(c).capability);"
     )
     capabilities = [[interface.tuning_for(c).capability] for c in (75, 80, 87, 90, 103, 121)]

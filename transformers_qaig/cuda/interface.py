@@ -18,6 +18,8 @@ DECODE_WARPS = DECODE_THREADS // 32
 DECODE_BLOCKS_PER_PROCESSOR = 3
 TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
 TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
+MOST_STEPS = 1 << 31
+INTEGER_STAGES = 4
 MIXED = 0  # stands for the bits of the mixed kernel
 BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
 
@@ -145,17 +147,18 @@ class Tuning(NamedTuple):
     capability: int
     most_decode_rows: int
     most_fused_rows: int
+    most_integer_rows: int
     chunk_bytes: int
 
 
 TUNINGS = (
-    Tuning(0, 32, 0, 2 << 20),
-    Tuning(80, 16, 256, 16 << 20),
-    Tuning(86, 16, 256, 3 << 20),
-    Tuning(89, 16, 256, 16 << 20),
-    Tuning(90, 16, 192, 24 << 20),
-    Tuning(100, 16, 128, 32 << 20),
-    Tuning(120, 16, 256, 32 << 20),
+    Tuning(0, 32, 0, 0, 2 << 20),
+    Tuning(80, 16, 256, 1 << 16, 16 << 20),
+    Tuning(86, 16, 256, 1 << 16, 3 << 20),
+    Tuning(89, 16, 256, 1 << 16, 16 << 20),
+    Tuning(90, 16, 192, 512, 24 << 20),
+    Tuning(100, 16, 128, 128, 32 << 20),
+    Tuning(120, 16, 256, 1 << 16, 32 << 20),
 )
 
 
@@ -202,12 +205,19 @@ def tiled_counters(outputs: int) -> int:
 
 
 def fused_shared_bytes(bits: int) -> int:
-    stage = TILED_ROW_BLOCKS * bits * 512 + TILED_COLUMNS * TILE_SLOTS * 2
-    return (3 if bits == 8 else 4) * stage
+    return (3 if bits == 8 else 4) * _tiled_stage_bytes(bits, 2)
+
+
+def integer_shared_bytes(bits: int) -> int:
+    return INTEGER_STAGES * _tiled_stage_bytes(bits, 1)
 
 
 def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
     return -(-shape.tiles // 4), -(-stop // BLOCK_ROWS) - start // BLOCK_ROWS
+
+
+def _tiled_stage_bytes(bits: int, element_bytes: int) -> int:
+    return TILED_ROW_BLOCKS * bits * 512 + TILED_COLUMNS * TILE_SLOTS * element_bytes
 
 
 def _sum_bytes(columns: int) -> int:
