@@ -109,7 +109,7 @@ def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
 def faults_of(kernel: str, arch: str, row: dict[str, int]) -> Iterator[str]:
     if row["spills"]:
         yield f"spills {row['spills']} bytes"
-    if not ("_decode_" in kernel or "_fused_" in kernel and arch not in NO_FUSED) or "HMMA" not in row:
+    if not ("_decode_" in kernel or ("_fused_" in kernel and arch not in NO_FUSED)) or "HMMA" not in row:
         return
     if not row["HMMA"] and not ("_bf16_" in kernel and arch in NO_BFLOAT16):
         yield "has no tensor core products"

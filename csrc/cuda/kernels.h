@@ -60,8 +60,8 @@ struct QaigLayer {
 // last. It must be zero before the first launch and is zero after each one; launches that may run at the same time
 // must not share either buffer.
 //
-// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. All layers of a launch have
-// its kernel's width.
+// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. All layers of a launch
+// have its kernel's width.
 struct QaigDecode {
     float* partials;     // decode_partial_bytes() or tiled_partial_bytes(); undefined content; 16-byte aligned
     unsigned* counters;  // decode_counters() or tiled_counters() of them, zero
