@@ -52,7 +52,7 @@ FUSED = [
     ("missing wait", "pipeline.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("wait off by one", "pipeline.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
     ("missing barrier before a stage is overwritten", "pipeline.h", "                block_barrier();\n", "",
-     "without a barrier|copy was waited for"),
+     "without a barrier|copy was waited for|before it is written"),
     ("missing barrier between layers", "pipeline.h", "block_barrier();  // the stages may", "//", "race"),
     ("copy into the stage in use", "pipeline.h", "stage == 0 ? kStages - 1 : stage - 1", "stage",
      "while a copy|copy was waited for|without a barrier"),
