@@ -230,7 +230,7 @@ void multiply_packed(const Tensor& x, const std::vector<Layer>& layers, bool rou
         }
         together[fused ? l.weight->shape.bits : cuda::kMixed].push_back(&l);
     }
-    const int64_t rows = x.size(0), step = fused ? rows : QAIG_MOST_ROWS;
+    const int64_t rows = x.size(0), step = fused ? rows : int64_t{QAIG_MOST_ROWS};
     for (int64_t row = 0; row < rows; row += step) {
         for (const auto& [bits, all] : together) {
             for (auto first = all.begin(); first != all.end();) {
