@@ -62,8 +62,8 @@ struct QaigLayer {
 // last. It must be zero before the first launch and is zero after each one; launches that may run at the same time
 // must not share either buffer.
 //
-// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. All layers of a launch have
-// its kernel's width.
+// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. All layers of a launch
+// have its kernel's width.
 //
 // The integer kernels are the same for x as qaig_arrange_* writes it as `bytes`, with its token_scale: x_stride is 2
 // slots, in bytes, and x_slots are all slots.

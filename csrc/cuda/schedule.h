@@ -1,8 +1,8 @@
 // How the blocks of a launch share its work.
 //
 // Decode: the items (64 rows by 64 slots) of all layers form one line, layer after layer and row block after row block;
-// an item of b bits is b steps long, as its bytes are. Every block has the same number of steps, the first ones one more
-// where that does not come out even, and of the items those that begin within. All of this is computed from the
+// an item of b bits is b steps long, as its bytes are. Every block has the same number of steps, the first ones one
+// more where that does not come out even, and of the items those that begin within. All of this is computed from the
 // arguments, by every block alike, in 32 bits: a division in 64 takes as long as some of the products.
 //
 // Kernels for many rows: the same with output tiles in the place of row blocks, and steps of 64 slots of one tile.

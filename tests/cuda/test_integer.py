@@ -1,9 +1,9 @@
 """The CUDA kernels for many rows of 8-bit activations (csrc/cuda/integer.h) on the emulator.
 
-Sums of integers are exact. What is rounded, in float32, are each group's sum times its scale, the sum of those, and what
-the token's scale and the bias make of it; all of that is far below the last place of float16 and bfloat16. So y must be
-the float64 product of the rounded activations and the dequantized weight, rounded once, but for a few values that lie
-about halfway between two of the dtype. Where scales are powers of two nothing is rounded before that, and none may
+Sums of integers are exact. What is rounded, in float32, are each group's sum times its scale, the sum of those, and
+what the token's scale and the bias make of it; all of that is far below the last place of float16 and bfloat16. So y
+must be the float64 product of the rounded activations and the dequantized weight, rounded once, but for a few values
+that lie about halfway between two of the dtype. Where scales are powers of two nothing is rounded before that, and none may
 differ.
 """
 
@@ -83,8 +83,8 @@ def test_ragged_shapes(emulator, bits, out_features, in_features, group_size):
 @pytest.mark.parametrize("group_size", [32, 96, 480, -1])
 @pytest.mark.parametrize("sym", [False, True])
 def test_integers_are_multiplied_exactly(emulator, bits, group_size, sym):
-    """Scales are powers of two, those of tokens too, so that y is rounded but once. With one group for all channels sums
-    are taken out of integers before it ends, if at 8 bits only.
+    """Scales are powers of two, those of tokens too, so that y is rounded but once. Of 8 bits, groups of 480 and 960
+    channels are added up in parts.
     """
     groups = 1 if group_size == -1 else 960 // group_size
     w = make_weight(
@@ -147,8 +147,8 @@ def test_many_layers(emulator, bits, processors):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("in_features", "group_size", "sym"), [(96, 32, True), (114, 57, False)])
 def test_rows_that_are_not_rounded(emulator, bits, dtype, in_features, group_size, sym):
-    """Infinities and NaNs go through as in torch, and values beyond 1e30 are multiplied as they are. They reach no other
-    row, be it of the same tile.
+    """Infinities and NaNs go through as in torch, and values beyond 1e30 are multiplied as they are. They reach no
+    other row, be it of the same tile.
     """
     w = random_weight(bits, 70, in_features, group_size, sym, dtype, bias=dtype)
     x = torch.randn(40, in_features).to(dtype)

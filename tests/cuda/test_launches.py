@@ -98,14 +98,17 @@ class EmulatedDriver:
             assert gx == interface.decode_grid(items, PROCESSORS)
             self._allow_product(argument, *self._workspace("decode", address))
             status = self.library.qaig_cuda_decode(ctypes.c_void_p(address), dtype, None)
-        elif "_fused_" in function:
+        elif "_fused_" in function or "_integer_" in function:
+            kernel = function.split("_")[1]
             argument = interface.Decode.from_address(address)
             shapes = [shape_of(layer) for layer in argument.layers[: argument.layer_count]]
             assert {f"w{s.bits}" for s in shapes} == {function.split("_")[2]}
             assert gx == interface.tiled_grid(sum(interface.tiled_steps(s, argument.rows) for s in shapes), PROCESSORS)
-            assert shared == interface.fused_shared_bytes(shapes[0].bits)
-            self._allow_product(argument, *self._workspace("fused", address))
-            status = self.library.qaig_cuda_fused(ctypes.c_void_p(address), dtype, None)
+            assert shared == getattr(interface, f"{kernel}_shared_bytes")(shapes[0].bits)
+            size = 1 if kernel == "integer" else 2
+            self._allow_product(argument, *self._workspace(kernel, address), size)
+            launch = getattr(self.library, f"qaig_cuda_{kernel}")
+            status = launch(ctypes.c_void_p(address), dtype, None)
         elif "_dequantize_" in function:
             argument = interface.Dequantize.from_address(address)
             assert (gx, gy) == interface.dequantize_grid(shape_of(argument), argument.start, argument.stop)
@@ -129,14 +132,14 @@ class EmulatedDriver:
         assert ask(ctypes.c_void_p(address), ctypes.byref(partial_bytes), ctypes.byref(counters)) == 0
         return partial_bytes.value, counters.value
 
-    def _allow_product(self, argument, partial_bytes, counters):
+    def _allow_product(self, argument, partial_bytes, counters, element_size=2):
         self._allow(argument.partials, partial_bytes, True)
         self._allow(argument.counters, 4 * counters, True)
         self.counters.append(argument.counters)
         for layer in argument.layers[: argument.layer_count]:
             self._allow_weight(layer)
             self._allow(layer.bias, layer.out_features * (4 if layer.bias_type == 0 else 2))
-            self._allow(layer.x, ((argument.rows - 1) * layer.x_stride + layer.x_slots) * 2)
+            self._allow(layer.x, ((argument.rows - 1) * layer.x_stride + layer.x_slots) * element_size)
             self._allow(layer.token_scale, argument.rows * 4)
             self._allow(layer.y, argument.rows * layer.out_features * 2, True)
 
@@ -208,7 +211,7 @@ def close(y, x, weight, activation_bits=16):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (17, 16), (50, 8), (257, 16)])
 def test_linear(machine, bits, dtype, rows, activation_bits):
-    """Decode of both sizes, the fused product, 8-bit activations, and the dense product past sm_80's threshold."""
+    """Decode of both sizes, the fused product, that of integers, and the dense product past sm_80's threshold."""
     weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_ORDER)
@@ -221,7 +224,8 @@ def test_linear(machine, bits, dtype, rows, activation_bits):
     else:
         arranged = [f"qaig_arrange_{suffix}"] if activation_bits == 8 else []
         decode = f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"
-        assert names == [*arranged, decode if rows <= 16 else f"qaig_fused_w{bits}_{suffix}"]
+        many = "integer" if activation_bits == 8 else "fused"
+        assert names == [*arranged, decode if rows <= 16 else f"qaig_{many}_w{bits}_{suffix}"]
 
 
 def test_rows_beyond_one_launch(machine):
@@ -355,12 +359,52 @@ def test_layers_that_rotate_their_input_apart(machine):
     assert [name for name, *_ in machine.api.launches] == 4 * ["qaig_arrange_bf16"] + ["qaig_decode_w4_bf16_m8"]
 
 
+@pytest.mark.parametrize("rows", [20, 257])
+@pytest.mark.parametrize("capability", [75, 80])
+def test_many_rotated_rows(machine, rows, capability):
+    """As integers where there are kernels for them, else by the dense product of integers."""
+    operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))
+    weights = [emulated.random_weight(4, 65, 96, group, bias=torch.float16) for group in (32, 8)]
+    weights.append(emulated.random_weight(2, 10, 96, 32, dtype=torch.float32))
+    x = torch.randn(rows, 96).half()
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
+    lists[4:6] = [[32] * 3, [7] * 3]
+    for y, weight in zip(operators.linear_many(x, *lists, 8, CUDA_ORDER), weights, strict=True):
+        close(y, rotate(x, Rotation(32, 7)), weight, 8)
+    names = [name for name, *_ in machine.api.launches]
+    if capability == 80:  # the float32 scale's layer reads x in an order of its own, and unpacks its weight
+        assert names == ["qaig_arrange_f16", "qaig_dequantize_w2", *["qaig_arrange_f16"] * 2, "qaig_integer_w4_f16"]
+    elif rows == 257:
+        assert names == ["qaig_arrange_f16", *["qaig_dequantize_w4"] * 2, "qaig_dequantize_w2"]
+
+
+def test_rows_that_are_not_rounded(machine):
+    """Infinities and NaNs, in the product of integers and in the dense one."""
+    weight = emulated.random_weight(4, 65, 96, 32, sym=True)
+    x = torch.randn(35, 96).half()
+    x[4, 3], x[5, 9] = torch.inf, torch.nan
+    for capability in (75, 80):
+        operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))  # noqa: B023
+        y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+        want = expected(x, weight, 8)
+        assert torch.equal(y.isnan(), want.isnan())
+        assert torch.equal(y.isinf(), want.isinf())
+        close(torch.cat([y[:4], y[6:]]), torch.cat([x[:4], x[6:]]), weight, 8)
+
+
+def test_products_of_integers_do_not_overflow(machine):
+    """In float16, where those of x itself do not."""
+    weight = emulated.make_weight(torch.full((8, 512), 255, dtype=torch.uint8), torch.full((8, 1), 0.125), None, 8, -1)
+    x = torch.full((3, 512), 0.01).half()
+    close(machine.operators.linear(x, *arguments(weight), 8, CUDA_ORDER), x, weight, 8)
+    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_dequantize_w8"]
+
+
 @pytest.mark.usefixtures("cuda_order_is_read")
-@pytest.mark.parametrize(("rows", "activation_bits"), [(257, 8), (2, 16)])
-def test_rotated_inputs_of_the_reference(machine, rows, activation_bits):
-    """Many rows, and rotated values that are not rounded to integers."""
+def test_rotated_inputs_of_the_reference(machine, activation_bits=16):
+    """Rotated values that are not rounded to integers."""
     weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)
-    x = torch.randn(rows, 64).half()
+    x = torch.randn(2, 64).half()
     *tensors, _, _, n, bits, group = arguments(weight)
     y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, activation_bits, CUDA_ORDER)
     packed = reference.Weight(*weight.on_disk, n, 64, bits, group, ON_DISK)

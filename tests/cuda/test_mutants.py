@@ -52,7 +52,7 @@ FUSED = [
     ("missing wait", "pipeline.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("wait off by one", "pipeline.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
     ("missing barrier before a stage is overwritten", "pipeline.h", "                block_barrier();\n", "",
-     "without a barrier|copy was waited for"),
+     "without a barrier|copy was waited for|before it is written"),
     ("missing barrier between layers", "pipeline.h", "block_barrier();  // the stages may", "//", "race"),
     ("copy into the stage in use", "pipeline.h", "stage == 0 ? kStages - 1 : stage - 1", "stage",
      "while a copy|copy was waited for|without a barrier"),
@@ -71,13 +71,14 @@ FUSED = [
      f"{WRONG}|outside of every buffer"),
     ("words of the other row block", "pipeline.h", "from + warp / 2 * kBlockWords", "from", WRONG),
     ("words of the other row tiles", "pipeline.h", "words + (half * (bits / 2) + c)", "words + c", WRONG),
-    ("columns beyond the last", "pipeline.h", "column + first < columns", "true", "a load outside of every buffer"),
+    ("columns beyond the last", "pipeline.h", "column + first < columns", "column + first < columns + 64",
+     "a load outside of every buffer"),
     ("channels beyond the last", "pipeline.h", "slot < l.x_slots ? d.rows : 0", "d.rows",
      f"a load outside of every buffer|{WRONG}"),
     ("columns that are there left out", "pipeline.h", "8 * part < columns", "8 * part + 32 < columns", WRONG),
     ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
-    ("output beyond the last column", "sums.h", "n < l.out_features && m < rows)", "n < l.out_features)",
-     "outside of every buffer"),
+    ("output beyond the last column", "sums.h", "n < l.out_features && m < rows)",
+     "n < l.out_features && m < rows + 1)", "outside of every buffer"),
     ("partials of another part", "sums.h", "(block == first ? 1 : 0)", "0", WRONG),
     ("partials of another warp", "pipeline.h", "+ warp * kWarpSums", "", WRONG),
     ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
@@ -117,16 +118,24 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
     return emulated.build(folder)
 
 
+# Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block several
+# output tiles; with more, up to four blocks meet in one row block or output tile.
+ATTEMPTS = {
+    "decode": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
+    "fused": [(70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
+}
+
+
 def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     """What is wrong with the kernels, found with a few small products; "" if nothing is."""
-    for seed in range(3):
+    for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
         torch.manual_seed(seed)
         emulator.seed(seed)
-        emulator.set_processors(1 + seed)  # one: each warp has several items; more: blocks meet in row blocks
-        weights = [random_weight(4, 100 if kernel == "decode" else 136, 1312, 32, bias=torch.float16)]
+        emulator.set_processors(processors)
+        weights = [random_weight(4, 100 if kernel == "decode" else 136, in_features, 32, bias=torch.float16)]
         if kernel == "fused":
-            weights.append(random_weight(4, 10, 1312, -1))
-        x = torch.randn(5 if kernel == "decode" else 70, 1312).half()
+            weights.append(random_weight(4, 10, in_features, -1))
+        x = torch.randn(rows, in_features).half()
         try:
             results = emulator.decode(x, weights, kernel=kernel)
         except (RuntimeError, AssertionError) as problem:

@@ -60,6 +60,8 @@ def test_cubins(kernel, capability):
         "qaig_decode_mixed_bf16_m8",
         "qaig_fused_w3_bf16",
         "qaig_fused_w8_f16",
+        "qaig_integer_w3_f16",
+        "qaig_integer_w8_bf16",
     ],
 )
 def test_cubins_with_tensor_core_products(kernel, capability):

@@ -44,7 +44,7 @@ def test_sweep(bits, dtype, activation_bits):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rotated_inputs(block, dtype):
     options = {"activation_bits": 8, "rotation": Rotation(block, 2**63 - 5), "dtype": dtype}
-    for bits, group_size, rows in itertools.product(BITS, (128, -1), (1, 11, 40)):
+    for bits, group_size, rows in itertools.product(BITS, (128, -1), (1, 11, 40, 600)):
         layer = on_gpu(random_layer(bits, group_size, False, 200, 2304, **options))
         check(layer, torch.randn(rows, 2304, device="cuda").to(dtype))
 

@@ -171,20 +171,22 @@ def resident(block: nn.Module, device: torch.device | str | None) -> Iterator[nn
     """Within the context, the block's parameters and buffers are on `device`; then whatever it holds goes back.
 
     Args:
-        block: all of it on one device. It is moved, not copied; nothing happens if it is already there.
+        block: on one device, but for tensors that are already on `device` because they are tied to others there. It is
+            moved, not copied; nothing happens if it is already there.
         device: None leaves the block where it is.
 
     Raises:
         ValueError: the block is spread over several devices, or has no data (`meta`).
     """
-    homes = {tensor.device for tensor in chain(block.parameters(), block.buffers())}
     target = None if device is None else torch.empty(0, device=device).device  # "cuda" → "cuda:0"
-    if target is None or homes <= {target}:
+    devices = {tensor.device for tensor in chain(block.parameters(), block.buffers())}
+    homes = devices - {target}
+    if target is None or not homes:
         yield block
         return
-    if len(homes) > 1 or torch.device("meta") in homes:
+    if len(homes) > 1 or torch.device("meta") in devices:
         raise ValueError(
-            f"a block on {', '.join(sorted(map(str, homes)))} cannot be moved to {target} and back: place each block "
+            f"a block on {', '.join(sorted(map(str, devices)))} cannot be moved to {target} and back: place each block "
             "as a whole on one device that holds data."
         )
     try:

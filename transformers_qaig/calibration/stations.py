@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..structure import find_blocks, is_block_list
+from .capture import around
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -50,7 +51,7 @@ def find_stations(
         model: in full precision.
         outside: paths of the weights to pack outside the decoder's blocks.
         samples: model inputs on `device`; may be empty, then no order is known or needed.
-        device: where the forwards run, one station at a time; `around` is the caller's business.
+        device: where the forwards run, one station at a time.
     """
     blocks = {path: Station(path, block, True) for path, block in find_blocks(model).items()}
     candidates = {path: module for wanted in _roots(model, outside) for path, module in _candidates(*wanted)}
@@ -58,7 +59,9 @@ def find_stations(
     others = {path: Station(path, module, id(module) in text) for path, module in candidates.items()}
     if not others or not samples:
         return [*blocks.values(), *others.values()], []
-    runs = [_run(model, {**blocks, **others}, sample, device) for sample in _one_of_each_kind(samples)]
+    everything = {**blocks, **others}
+    with around(model, [station.module for station in everything.values()], device):
+        runs = [_run(model, everything, sample, device) for sample in _one_of_each_kind(samples)]
     counts = [Counter(run) for run in runs]
     lost = [path for path in others if any(c[path] > 1 for c in counts) or not any(path in c for c in counts)]
     order = TopologicalSorter[str]()
@@ -72,7 +75,6 @@ def find_stations(
         found = list(order.static_order())
     except CycleError:  # kinds of samples disagree: only the decoder's blocks can be relied upon
         found, lost = list(blocks), list(others)
-    everything = {**blocks, **others}
     return [everything[path] for path in found], [everything[path] for path in lost]
 
 

@@ -38,7 +38,7 @@ def find_groups(block: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, see
         A group that nothing can absorb a scale for has `producer=None`.
     """
     device = next((t.device for t in tensors((args, dict(kwargs)))), torch.device("cpu"))
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # the CPU's: the same groups on every device
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         twin = random_twin(block, generator, device)
 
@@ -117,7 +117,7 @@ def _channel_map(
     """
     device = x.device
     base = max(4, 2 * math.ceil(math.sqrt(len(rows)) / 2))  # even: the levels lie on both sides of 1
-    code = torch.randperm(base * base, generator=generator, device=device)[: len(rows)]
+    code = torch.randperm(base * base, generator=generator)[: len(rows)].to(device)
     row_of_code = torch.full((base * base,), -2, device=device)
     row_of_code[code] = rows.to(device)
     spacing = 2 * LOG_RANGE / base
@@ -182,7 +182,7 @@ def _holds(
 ) -> bool:
     """Whether the output survives a fold of random E, and does not survive it with the producer left out."""
     channels = torch.tensor(group.channels, device=output[0].device)
-    draw = torch.rand(int(channels.max()) + 1, generator=generator, device=channels.device)
+    draw = torch.rand(int(channels.max()) + 1, generator=generator).to(channels.device)
     scale = torch.where(channels < 0, 1.0, ((2 * draw - 1) * LOG_RANGE).exp()[channels.clamp(min=0)])
 
     def change(skip: tuple[str, ...]) -> float:

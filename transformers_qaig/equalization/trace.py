@@ -57,8 +57,8 @@ def _random_like(p: Tensor, generator: torch.Generator, device: torch.device) ->
     if not p.is_floating_point():
         return p.detach().clone().to(device)
     if p.dim() >= 2:
-        return torch.randn(p.shape, generator=generator, device=device) * p.shape[-1] ** -0.5
-    return torch.rand(p.shape, generator=generator, device=device) + 0.5
+        return torch.randn(p.shape, generator=generator).to(device) * p.shape[-1] ** -0.5
+    return torch.rand(p.shape, generator=generator).to(device) + 0.5
 
 
 def record(block: nn.Module, run: Callable[[], Any]) -> Trace:

@@ -1,0 +1,25 @@
+"""What is quantized on the pretended accelerator: the family of a tiny model, and the settings."""
+
+from typing import Any
+
+EVERYTHING = {"vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("llava", {"bits": 3}),
+    "fast": ("llava", {"bits": 3, "recipe": "fast"}),
+    "paper": ("llava", {"bits": 3, "recipe": "paper"}),
+    "authors": ("llava", {"bits": 3, "recipe": "authors"}),
+    "mbq": ("llava", {"bits": 3, "recipe": "mbq"}),
+    "gradient": ("llava", {"bits": 3, "stages": {"token_weights": "gradient"}}),
+    "best": ("llava", {"bits": 2, "recipe": "best", "stages": {"steps": 4}}),
+    "8-bit inputs": ("llava", {"bits": 4, "activation_bits": 8}),
+    "rotated": ("llava", {"bits": 3, "stages": {"rotation": "all"}}),
+    "whole file": ("llava", {"bits": 4, **EVERYTHING}),
+    "fisher": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0}),
+    "path": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0, "cost": "path"}),
+    "alone": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0, "cost": "alone"}),
+    "error": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0, "cost": "error"}),
+    "qwen2.5-vl": ("qwen2_5_vl", {"bits": 3, **EVERYTHING}),
+    "qwen3-vl": ("qwen3_vl", {"bits": 3, **EVERYTHING}),
+    "gemma3": ("gemma3", {"bits": 3, **EVERYTHING}),
+    "mllama": ("mllama", {"bits": 3}),
+}

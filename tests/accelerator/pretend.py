@@ -1,0 +1,39 @@
+"""Gives torch an accelerator that is not there: device type "mtia", in the CPU's memory (`device.cpp`).
+
+Once loaded it is `torch.accelerator.current_accelerator()` for the rest of the process.
+"""
+
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+SOURCE = Path(__file__).with_name("device.cpp")
+DEVICE = "mtia"
+
+
+def load() -> None:
+    """Before anything asks torch what accelerator there is: the answer is kept."""
+    torch.ops.load_library(_build())
+    torch.mtia._lazy_init = lambda: None  # this torch has nothing to initialize
+    if torch.accelerator.current_accelerator() != torch.device(DEVICE):
+        raise RuntimeError("the pretended accelerator came too late.")
+
+
+def _build() -> Path:
+    """The library, compiled once for this source and this torch (a minute)."""
+    key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    library = Path(tempfile.gettempdir()) / f"qaig-pretended-accelerator-{key}.so"
+    if not library.exists():
+        partial = library.with_suffix(f".{next(tempfile._get_candidate_names())}")
+        flags = [f"-isystem{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+        libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
+        command = ["c++", "-std=c++17", "-O0", "-shared", "-fPIC", str(SOURCE), "-o", str(partial), *flags, *libraries]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[:3000])
+        partial.replace(library)
+    return library

@@ -1,0 +1,86 @@
+"""Run as a process: quantizes tiny models on the pretended accelerator and on the CPU, and prints a JSON line for each.
+
+python -m tests.accelerator.quantize CASE...
+"""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tests.accelerator import pretend
+
+pretend.load()
+
+import tests.conftest  # noqa: E402, F401  (before Transformers: makes processors importable)
+
+# isort: split
+import torch  # noqa: E402
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+
+from tests.accelerator.cases import CASES  # noqa: E402
+from tests.families import conversations, samples, save  # noqa: E402
+from transformers_qaig import QAIGConfig  # noqa: E402
+
+
+def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, Any]:
+    config = QAIGConfig(group_size=32, dataset=conversations(6), calibration_device=device, **settings)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    report = model.qaig_report
+    tensors = [*model.parameters(), *model.buffers()]
+    return {
+        "errors": {block.path: block.error for block in report.blocks},
+        "bits": report.bits_per_weight,
+        "devices": sorted({str(tensor.device) for tensor in tensors}),
+    }
+
+
+def placed(folder: Path) -> dict[str, Any]:
+    """A model that is put on the accelerator: quantized towards it, saved, loaded there, moved there."""
+    inputs = samples(AutoProcessor.from_pretrained(folder), 1)[0]
+    load = AutoModelForImageTextToText.from_pretrained
+    config = QAIGConfig(bits=3, group_size=32, dataset=conversations(4))  # no device named: the accelerator
+    made = load(folder, dtype=torch.float32, quantization_config=config, device_map=pretend.DEVICE)
+    made.save_pretrained(folder / "quantized")
+    here = load(folder / "quantized", dtype=torch.float32)
+    there = load(folder / "quantized", dtype=torch.float32, device_map=pretend.DEVICE)
+    with torch.no_grad():
+        expected = here(**inputs).logits
+        on_device = {name: value.to(pretend.DEVICE) for name, value in inputs.items()}
+        models = {"made": made, "loaded": there, "moved": here.to(pretend.DEVICE)}
+        found = {name: model(**on_device).logits for name, model in models.items()}
+        generated = there.generate(**on_device, max_new_tokens=4, do_sample=False)
+    return {
+        "devices": sorted({str(tensor.device) for tensor in (*found.values(), generated)}),
+        "differences": {name: float((logits.cpu() - expected).abs().max()) for name, logits in found.items()},
+    }
+
+
+def refused() -> str:
+    """What a product with a tensor that was left on the CPU says."""
+    try:
+        return str(torch.ones(2, 2, device=pretend.DEVICE) @ torch.ones(2, 2))
+    except RuntimeError as error:
+        return str(error)
+
+
+def main() -> None:
+    print(json.dumps({"case": "a tensor elsewhere", "refused": refused()}))
+    with tempfile.TemporaryDirectory() as folder:
+        save("llava", Path(folder), dtype=torch.float32)
+        print(json.dumps({"case": "placed", **placed(Path(folder))}), flush=True)
+    for name in sys.argv[1:]:
+        family, settings = CASES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            save(family, Path(folder), dtype=torch.float32)
+            try:
+                row = {device: quantize(Path(folder), device, settings) for device in (pretend.DEVICE, "cpu")}
+            except Exception:
+                row = {"failure": traceback.format_exc()}
+        print(json.dumps({"case": name, **row}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

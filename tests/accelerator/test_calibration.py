@@ -1,0 +1,50 @@
+"""Calibration on an accelerator, with every tensor where a GPU would want it. Nothing here needs a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.accelerator.cases import CASES
+
+pytestmark = pytest.mark.slow
+
+SAME = 3.0
+"""Other roundings of float32 tip choices in models this small: weights changed by 1e-6 moved errors by up to 2.4."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, dict[str, Any]]:
+    """What a process of its own found: the accelerator would be everybody's default for the rest of this one."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.accelerator.quantize", *CASES]
+    environment = {**os.environ, "PYTHONPATH": str(root), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {row["case"]: row for row in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_on_the_cpu(case, rows):
+    row = rows[case]
+    assert "failure" not in row, row["failure"]
+    there, here = row["mtia"], row["cpu"]
+    assert there["devices"] == here["devices"] == ["cpu"]  # the model comes back from where it was calibrated
+    assert there["bits"] == pytest.approx(here["bits"], rel=0.01)
+    assert there["errors"].keys() == here["errors"].keys()
+    for path, error in here["errors"].items():
+        assert error / SAME < there["errors"][path] < error * SAME, path
+
+
+def test_misplaced_tensors_are_refused(rows):
+    assert rows["a tensor elsewhere"]["refused"].startswith("Expected all tensors to be on")
+
+
+def test_placed(rows):
+    row = rows["placed"]
+    assert row["devices"] == ["mtia:0"]
+    assert all(difference < 1e-4 for difference in row["differences"].values()), row["differences"]
