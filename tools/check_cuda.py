@@ -4,7 +4,8 @@
 
 Columns: registers of a thread, bytes of spills (stores and loads together), bytes of stack, and instructions: products
 on tensor cores (HMMA; of integers IMMA), asynchronous copies (LDGSTS), 16-byte loads from shared memory (LDS.128), all.
-Fails if something does not compile, spills, or lacks the tensor core products or the asynchronous copies its architecture has.
+Fails if something does not compile, spills, or lacks the tensor core products or the asynchronous copies its
+architecture has.
 nvcc is needed; without nvdisasm (pip install nvidia-cuda-nvdisasm) the instructions are not counted. No GPU is needed,
 and none is used: this tells nothing about speed.
 """

@@ -3,8 +3,8 @@
 Sums of integers are exact. What is rounded, in float32, are each group's sum times its scale, the sum of those, and
 what the token's scale and the bias make of it; all of that is far below the last place of float16 and bfloat16. So y
 must be the float64 product of the rounded activations and the dequantized weight, rounded once, but for a few values
-that lie about halfway between two of the dtype. Where scales are powers of two nothing is rounded before that, and none may
-differ.
+that lie about halfway between two of the dtype. Where scales are powers of two nothing is rounded before that, and none
+may differ.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Deliberate bugs in the decode and fused kernels, each of which the emulator or a comparison must catch."""
+"""Deliberate bugs in the kernels, each of which the emulator or a comparison must catch."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.cuda import emulated
-from tests.cuda.emulated import random_weight
+from tests.cuda.emulated import make_weight, random_weight
 from tests.cuda.test_kernels import ROUNDING, error, exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
@@ -86,15 +86,65 @@ FUSED = [
     ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
     ("a part taken for the whole", "pipeline.h", "whole = to - step == tiles", "whole = true", f"{WRONG}|counters"),
 ]  # fmt: skip
-MUTANTS = [("decode", *mutant) for mutant in DECODE] + [("fused", *mutant) for mutant in FUSED]
+INTEGER4 = [
+    ("nothing", "integer.h", "sums.steps++;", "sums.steps++;", ""),
+    ("missing wait", "pipeline.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
+    ("missing barrier before a stage is overwritten", "pipeline.h", "                block_barrier();\n", "",
+     "without a barrier|copy was waited for"),
+    ("sign of a byte", "bytes.h", "- zeros[i % 2]) ^ kSigns", "- zeros[i % 2])", WRONG),
+    ("borrows between bytes", "bytes.h", "a[i] = (a[i] - zeros[i % 2]) ^ kSigns",
+     "a[i] = (a[i] ^ kSigns) - zeros[i % 2]",
+     WRONG),
+    ("zero of the wrong row", "bytes.h", "- zeros[i % 2]", "- zeros[i / 2]", WRONG),
+    ("zero of the wrong row tile", "integer.h", "repeat_byte(groups.zero[unit], 2 * r + 1)",
+     "repeat_byte(groups.zero[unit], 1)", WRONG),
+    ("order of the bytes of x", "layout.h", "e % 2 * 2 + e / 2 % 2", "e % 4", WRONG),
+    ("units of x apart", "layout.h", "16 * t + 8 * unit", "8 * t + 32 * unit", WRONG),
+    ("x of the other unit", "integer.h", "word_of(x[i], 2 * unit)", "word_of(x[i], 0)", WRONG),
+    ("a group ends one step late", "pipeline.h", "p.unit + 2 >= units_per_group",
+     "p.unit + 1 >= units_per_group", WRONG),
+    ("groups of one unit do not end", "pipeline.h", "to.ends = units_per_group == 1;", "to.ends = false;", WRONG),
+    ("scale of the wrong group", "integer.h", "groups, 0, l.scale_type", "groups, 1, l.scale_type", WRONG),
+    ("sums that are added twice", "integer.h", "        sums.clear(part, kChunkParts);\n", "", WRONG),
+    ("the last sums left out", "integer.h", "groups.ends || step.last ||", "", WRONG),
+    ("rows that are no integers", "integer.h", "== kNotRounded", "< kNotRounded", WRONG),
+    ("NaNs forgotten", "arrange.cu", "largest > kInfinity ? float_of(largest)", "largest > kInfinity ? 1.0f", WRONG),
+    ("too much shared memory", "kernels.h", "kIntegerStages = 4", "kIntegerStages = 8", "refused"),
+]  # fmt: skip
+INTEGER8 = [
+    ("nothing", "integer.h", "sums.steps++;", "sums.steps++;", ""),
+    ("sign of a byte", "bytes.h", "0x6240u) ^ kSigns", "0x6240u)", WRONG),
+    ("wrong zero correction", "integer.h", "(128 - static_cast<int>", "(127 - static_cast<int>", WRONG),
+    ("zero correction of the wrong row", "integer.h", "missing[row]", "missing[0]", WRONG),
+    ("sums of x of the wrong row", "integer.h", "shuffle(sum, 8 * t + 4)", "shuffle(sum, 8 * t)", WRONG),
+    ("sums of x of half the lanes", "integer.h", "sum += shuffle_xor(sum, 2);", "", WRONG),
+    ("sums of x of half the slots", "integer.h", "add_dot(low, four_times(1), add_dot(high, four_times(1), sum))",
+     "add_dot(low, four_times(1), sum)", WRONG),
+    ("sums of x that are kept", "integer.h", "            x_sums[part + i] = 0;\n", "", WRONG),
+    ("missing segment", "integer.h", "sums.steps == kSegmentSteps", "false", WRONG),
+    ("segments too long", "integer.h", "bits == 8 ? 4 :", "bits == 8 ? 8 :", WRONG),
+]  # fmt: skip
+INTEGER3 = [
+    ("nothing", "integer.h", "sums.steps++;", "sums.steps++;", ""),
+    ("bits of the last pair", "bytes.h", "15 - at - i", "15 - at", WRONG),
+    ("pair at the wrong bit", "bytes.h", "0x00070007u << at", "0x00070007u << 0", WRONG),
+]  # fmt: skip
+LISTS = {"decode": DECODE, "fused": FUSED, "integer4": INTEGER4, "integer8": INTEGER8, "integer3": INTEGER3}
+MUTANTS = [(kernel, *mutant) for kernel, mutants in LISTS.items() for mutant in mutants]
 KERNELS = {
     "decode": ("qaig_decode_w4_f16_m8", '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'),
     "fused": ("qaig_fused_w4_f16", '#include "fused.h"\nQAIG_FUSED_KERNEL(qaig_fused_w4_f16, F16, 4)\n'),
-}
+} | {
+    f"integer{bits}": (
+        f"qaig_integer_w{bits}_f16",
+        f'#include "integer.h"\nQAIG_INTEGER_KERNEL(qaig_integer_w{bits}_f16, F16, {bits})\n',
+    )
+    for bits in (3, 4, 8)
+}  # fmt: skip
 
 
 def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.Emulator:
-    """One kernel with one change; all others do nothing."""
+    """One kernel with one change, and what prepares its x; all others do nothing."""
     shutil.copytree(emulated.CSRC / "cuda", folder)
     source = (folder / file).read_text()
     assert old in source, f"{file} has no more {old!r}: change this test, too"
@@ -105,11 +155,20 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
         for dtype in ("f16", "bf16")
         for rows in (8, 16)
     }
-    kernels |= {f"qaig_fused_w{bits}_{dtype}": "QaigDecode" for bits in (2, 3, 4, 8) for dtype in ("f16", "bf16")}
+    kernels |= {
+        f"qaig_{kind}_w{bits}_{dtype}": "QaigDecode"
+        for kind in ("fused", "integer")
+        for bits in (2, 3, 4, 8)
+        for dtype in ("f16", "bf16")
+    }
     kernels |= {f"qaig_dequantize_w{bits}": "QaigDequantize" for bits in (2, 3, 4, 8)}
-    kernels |= {f"qaig_arrange_{dtype}": "QaigArrange" for dtype in ("f16", "bf16")}
+    kept = ["launch.cu"]
+    if kernel.startswith("integer"):
+        kept.append("arrange.cu")
+    else:
+        kernels |= {f"qaig_arrange_{dtype}": "QaigArrange" for dtype in ("f16", "bf16")}
     for path in folder.glob("*.cu"):
-        if path.name != "launch.cu":
+        if path.name not in kept:
             path.unlink()
     name, text = KERNELS[kernel]
     del kernels[name]
@@ -118,16 +177,19 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
     return emulated.build(folder)
 
 
-# Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block several
-# output tiles; with more, up to four blocks meet in one row block or output tile.
+# Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block
+# several output tiles; with more, up to four blocks meet in one row block or output tile.
 ATTEMPTS = {
     "decode": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
     "fused": [(70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
+    "integer": [(70, 1344, 2), (40, 1344, 3), (40, 2688, 8)],
 }
 
 
 def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     """What is wrong with the kernels, found with a few small products; "" if nothing is."""
+    if kernel.startswith("integer"):
+        return verdict_on_integers(emulator, int(kernel.removeprefix("integer")))
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
         torch.manual_seed(seed)
         emulator.seed(seed)
@@ -142,6 +204,36 @@ def verdict(emulator: emulated.Emulator, kernel: str) -> str:
             return str(problem)
         for w, y in zip(weights, results, strict=True):
             if not error(y, exact(w, x)) < ROUNDING[torch.float16]:
+                return WRONG
+    return ""
+
+
+def verdict_on_integers(emulator: emulated.Emulator, bits: int) -> str:
+    """Groups of one unit, of two, of three, and one for all channels, whose sums are as large as any; rows that are not
+    rounded.
+    """
+    for seed, (rows, in_features, processors) in enumerate(ATTEMPTS["integer"]):
+        torch.manual_seed(seed)
+        emulator.seed(seed)
+        emulator.set_processors(processors)
+        large = torch.full((10, in_features), 2**bits - 1, dtype=torch.uint8)
+        zero = torch.zeros(10, 1, dtype=torch.uint8)
+        weights = [
+            random_weight(bits, 136 if g == 32 else 20, in_features, g, bias=torch.float16) for g in (32, 64, 96)
+        ]
+        weights.append(make_weight(large, torch.full((10, 1), 2.0**-12).half(), zero, bits, -1))
+        x = torch.randn(rows, in_features).half()
+        x[0], x[1, 5], x[2, 7] = 1, torch.inf, torch.nan
+        try:
+            results = emulator.decode(x, weights, 8, kernel="integer")
+        except (RuntimeError, AssertionError) as problem:
+            return str(problem)
+        for w, y in zip(weights, results, strict=True):
+            expected = exact(w, x, 8)
+            finite = [0, *range(3, rows)]
+            if not torch.equal(y.isnan(), expected.isnan()) or not torch.equal(y.isinf(), expected.isinf()):
+                return WRONG
+            if not error(y[finite], expected[finite]) < ROUNDING[torch.float16]:
                 return WRONG
     return ""
 
