@@ -118,8 +118,8 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
     return emulated.build(folder)
 
 
-# Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block several
-# output tiles; with more, up to four blocks meet in one row block or output tile.
+# Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block
+# several output tiles; with more, up to four blocks meet in one row block or output tile.
 ATTEMPTS = {
     "decode": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
     "fused": [(70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
