@@ -20,7 +20,8 @@ from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
 from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
-from .nn.linear import QAIGLinear, check_packed, get_linear
+from .nn.linear import QAIGLinear, get_linear
+from .nn.packed import PackedModule, check_packed
 from .plan import Coverage, Plan, budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
@@ -126,9 +127,9 @@ class QAIGHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
             for path in self.plan:
-                linear = model.get_submodule(path)
-                assert isinstance(linear, QAIGLinear)
-                check_packed(linear, path)
+                module = model.get_submodule(path)
+                assert isinstance(module, PackedModule)
+                check_packed(module, path)
             attach_model_card(model)
             self._prepare(model)
             return
@@ -153,9 +154,9 @@ class QAIGHfQuantizer(HfQuantizer):
     def _prepare(self, model: PreTrainedModel) -> None:
         """Give the packed layers the word order of their device's kernels, one after the other."""
         for path in self.plan:
-            linear = model.get_submodule(path)
-            assert isinstance(linear, QAIGLinear)
-            linear.prepare()
+            module = model.get_submodule(path)
+            assert isinstance(module, PackedModule)
+            module.prepare()
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Choose the plan under the budget, by what each width would cost the answers."""
