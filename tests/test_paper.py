@@ -14,8 +14,8 @@ from transformers_qaig.calibration.treatment import Tools, quantize_block
 from transformers_qaig.calibration.weighing import Weigher
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import RECIPES
+from transformers_qaig.structure import find_blocks
 
 BITS, GROUP = 3, 32
 ENTRY = {"bits": BITS, "group_size": GROUP, "sym": False}

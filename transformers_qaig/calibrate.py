@@ -25,9 +25,9 @@ from .calibration.table import quantize_embedding
 from .calibration.treatment import Tools, quantize_block
 from .calibration.weighing import Weigher, given_weights
 from .config import QAIGConfig
+from .coverage import Coverage, Plan
 from .equalization.finder import GroupFinder
 from .nn.linear import QAIGLinear
-from .plan import Coverage, Plan
 from .recipes import recipe_of
 from .report.summary import BlockSummary, QuantizationReport
 from .structure import find_blocks

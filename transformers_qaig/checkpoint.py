@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from .coverage import Plan
 from .nn.packed import PackedModule
 from .nn.packing import SCALE_DTYPES, packed_shapes
-from .plan import Plan
 
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

@@ -18,11 +18,12 @@ from .calibrate import calibrate
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
+from .coverage import Coverage, Plan
 from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, get_linear
 from .nn.packed import PackedModule, check_packed
-from .plan import Coverage, Plan, budget_of, list_options, make_plan
+from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
 from .sensitivity import measure_costs

@@ -26,9 +26,10 @@ from .calibration.streaming import streaming
 from .calibration.treatment import Tools, choose, dtype_of, in_float32
 from .calibration.weighing import Weigher
 from .config import QAIGConfig
+from .coverage import Plan
 from .equalization.finder import GroupFinder
-from .plan import Plan, find_blocks
 from .recipes import recipe_of
+from .structure import find_blocks
 
 Sample = Mapping[str, Any]
 

@@ -22,8 +22,8 @@ from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.nn.reference import round_activations
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import Recipe, recipe_of
+from transformers_qaig.structure import find_blocks
 
 ROTATION = Rotation(32, 5)
 

@@ -7,7 +7,7 @@ from transformers_qaig.calibration.block import OutputError, forward
 from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.subblock import NotReached, enter, is_tokenwise, pieces_of, run
 from transformers_qaig.equalization.probe import Group, find_groups
-from transformers_qaig.plan import find_blocks
+from transformers_qaig.structure import find_blocks
 
 
 @pytest.fixture(scope="module")

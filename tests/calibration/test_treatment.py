@@ -24,9 +24,9 @@ from transformers_qaig.calibration.treatment import (
 from transformers_qaig.calibration.weighing import Weigher
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.rounding.moments import second_moment
+from transformers_qaig.structure import find_blocks
 
 PATH = "model.language_model.layers.0"
 

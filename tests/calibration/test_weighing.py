@@ -16,8 +16,8 @@ from transformers_qaig.calibration.stages import Site, equalize
 from transformers_qaig.calibration.subblock import Piece, pieces_of
 from transformers_qaig.calibration.weighing import UNIFORM_CALLS, Weigher, given_weights
 from transformers_qaig.equalization.probe import Group, find_groups
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import recipe_of
+from transformers_qaig.structure import find_blocks
 
 BITS, GROUP = 3, 32
 MODULES = ["self_attn", "mlp", "mlp.down_proj"]
