@@ -22,6 +22,7 @@ from .checks import (
     checked_rotation,
 )
 from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK
+from .reference import Weight
 from .schema import LIBRARY
 
 
@@ -72,11 +73,11 @@ def linear_reference(
     """
     check_activation_bits(activation_bits)
     check_activation("x", x)
-    _check_weight(x, packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
+    weight = Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
+    _check_weight(x, weight)
     rotation = checked_rotation(rotation_block, rotation_seed, x.shape[-1])
     if bias is not None:
         check_tensor("bias", bias, (out_features,), ACTIVATION_DTYPES, x)
-    weight = reference.Weight(packed, scale, zero, out_features, x.shape[-1], bits, group_size, layout)
     return reference.linear(x, weight, bias, rotation, activation_bits)
 
 
@@ -111,9 +112,9 @@ def linear_grad_input(
 ) -> Tensor:
     """`qaig::linear_grad_input`, reference kernel: grad @ W R', `[..., N]` to `[..., K]`. Arguments as in `linear`."""
     check_activation("grad", grad)
-    _check_weight(grad, packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
+    weight = Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
+    _check_weight(grad, weight)
     rotation = checked_rotation(rotation_block, rotation_seed, in_features)
-    weight = reference.Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     return reference.linear_grad_input(grad, weight, rotation)
 
 
@@ -152,11 +153,11 @@ def embedding_reference(
     """
     if ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"ids must have dtype int32 or int64, got {ids.dtype}")
+    weight = Weight(packed, scale, zero, out_features, in_features, bits, group_size, layout)
     if layout == CUDA_ORDER:
-        check_cuda_order(ids, packed, scale, zero, out_features, in_features, bits, group_size)
+        check_cuda_order(ids, weight)
     else:
-        _check_weight(ids, packed, scale, zero, out_features, in_features, bits, group_size, layout)
-    weight = reference.Weight(packed, scale, zero, out_features, in_features, bits, group_size, layout)
+        _check_weight(ids, weight)
     return reference.embedding(ids, weight)
 
 
@@ -190,37 +191,29 @@ def repack_cuda(
         ValueError: if an argument has a wrong shape, dtype or device.
     """
     sizes = (out_features, in_features, bits, group_size)
+    weight = Weight(packed, scale, zero, *sizes, layout)
     if bits not in KERNEL_BITS:
         raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
     if layout == ON_DISK:
-        check_on_disk(packed, packed, scale, zero, *sizes)
+        check_on_disk(packed, weight)
         return cuda_order.from_disk(packed, scale, zero, *sizes)
     if layout != CUDA_ORDER:
         raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_ORDER}")
-    check_cuda_order(packed, packed, scale, zero, *sizes)
+    check_cuda_order(packed, weight)
     return cuda_order.to_disk(packed, scale, zero, *sizes)
 
 
-def _check_weight(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    out_features: int,
-    in_features: int,
-    bits: int,
-    group_size: int,
-    layout: int,
-) -> None:
+def _check_weight(x: Tensor, weight: Weight) -> None:
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
-    if layout != ON_DISK and x.device == packed.device and layout == kernel_layout(x.device, bits):
+    layout = weight.layout
+    if layout != ON_DISK and x.device == weight.packed.device and layout == kernel_layout(x.device, weight.bits):
         return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
     if layout != ON_DISK:
         raise NotImplementedError(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
             "layer in a device's own order is brought to another device by `to`, which restores that order first"
         )
-    check_on_disk(x, packed, scale, zero, out_features, in_features, bits, group_size)
+    check_on_disk(x, weight)
 
 
 LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")
