@@ -170,7 +170,8 @@ class Bench:
 
 def spans_of(mask: Tensor) -> Spans:
     """(start, stop) of every run of True in a bool `[T]`."""
-    edges = mask.int().diff(prepend=torch.zeros(1), append=torch.zeros(1)).nonzero().flatten().tolist()
+    outside = torch.zeros(1, dtype=torch.int)
+    edges = mask.int().diff(prepend=outside, append=outside).nonzero().flatten().tolist()
     return list(zip(edges[::2], edges[1::2]))
 
 
