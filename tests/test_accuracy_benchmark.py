@@ -113,8 +113,13 @@ def test_table_shows_ratios_and_says_why_a_row_is_missing(tmp_path: Path) -> Non
     kl = np.random.default_rng(0).exponential(size=40)
     peers.add(row("peer"), statistics(kl))
     peers.add(row("broken", error="Traceback\nImportError: needs torch 3"), None)
+    peers.add(row("mended", error="broken"), None)
+    ours.add(row("mended"), statistics(kl))
     ours.add(row("default"), statistics(0.25 * kl))
+    found = table(gather([ours, peers]), ["default"])
+    assert found.count("mended") == 1
     lines = table(gather([peers, ours]), ["default"]).splitlines()
+    assert sum("mended" in line for line in lines) == 1
     assert "### W3 g64" in lines
     [line] = [line for line in lines if line.startswith("| peer ")]
     assert "0.25 (0.25 – 0.25); 0.25" in line
