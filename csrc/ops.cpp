@@ -1,4 +1,4 @@
-// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/ops.py).
+// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/schema.py).
 //
 // It checks every argument, because packed tensors come from files that anybody may have written, and calls the kernels
 // in cpu/. Of torch it includes only the stable ABI, as checks.h and ops_cuda.cpp do, and no other file.
