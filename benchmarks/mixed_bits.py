@@ -3,9 +3,10 @@ What a choice of widths under a budget is worth: every cost against uniform widt
 
     python benchmarks/mixed_bits.py > results.jsonl
 
-The tiny VLM, quantized under budgets of stored bits, the widths chosen by each cost on each calibration set. The yardstick is the uniform plans' KL at the very size of the chosen plan, interpolated between
-widths, on a logarithmic scale (the stricter: KL falls about exponentially with bits) and on a linear one (about what
-linears taken at random at each width give). One JSON line per run on standard output, a Markdown table on standard
+The tiny VLM, quantized under budgets of stored bits, the widths chosen by each cost on each calibration set. The
+yardstick is the uniform plans' KL at the very size of the chosen plan, interpolated between widths, on a logarithmic
+scale (the stricter: KL falls about exponentially with bits) and on a linear one (about what linears taken at random at
+each width give). One JSON line per run on standard output, a Markdown table on standard
 error at the end; intervals are paired bootstraps over pictures.
 """
 
