@@ -7,8 +7,9 @@ Our CUDA product against cuBLAS, other packed products and the memory's bandwidt
 
 One JSON line per cell on standard output, tables on standard error. Shapes are KxN, those of real VLMs. Calls are
 replayed from a CUDA graph, so that launches cost what they cost in a compiled model; each candidate has copies of its
-weight, used in turn, of twice the L2 cache in all. `qaig` is what a layer does; `qaig decode` and `qaig unpack` are its
-two ways at every M, and where they cross is the threshold that csrc/cuda/tuning.h should hold for this GPU.
+weight, used in turn, of twice the L2 cache in all. `qaig` is what a layer does; `qaig decode`, `qaig fused` and `qaig
+unpack` are its three ways at every M, and where they cross are the thresholds that csrc/cuda/tuning.h should hold for
+this GPU.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def rates(row: Row, m: int, n: int, k: int, copy_gb_per_s: float, dense: list[fl
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table of times for each shape and width, with where our two ways cross."""
+    """A table of times for each shape and width, with where our ways cross."""
     tables: dict[tuple[int, int, int], list[Row]] = defaultdict(list)
     for row in rows:
         if "k" in row:
@@ -222,16 +223,14 @@ def markdown(rows: list[Row]) -> str:
 
 
 def crossing(figures: dict[str, dict[int, Row]]) -> str:
-    """The most tokens at which decoding is the faster way, for csrc/cuda/tuning.h."""
-    decode, unpack = figures.get("qaig decode", {}), figures.get("qaig unpack", {})
-    faster = [m for m in decode if m in unpack and decode[m]["us"] <= unpack[m]["us"]]
-    both = [m for m in decode if m in unpack]
-    if not both:
-        return "Threshold: not measured."
-    slower = [m for m in both if m > max(faster, default=0)]
-    return f"Threshold: decoding is faster up to M={max(faster, default=0)}" + (
-        f", unpacking from M={min(slower)}." if slower else "."
-    )
+    """The most tokens at which each way is the fastest of those measured, for csrc/cuda/tuning.h."""
+    ways = {way: figures[f"qaig {way}"] for way in ("decode", "fused", "unpack") if f"qaig {way}" in figures}
+    tokens = sorted(set.intersection(*(set(by_m) for by_m in ways.values()))) if len(ways) > 1 else []
+    if not tokens:
+        return "Thresholds: not measured."
+    fastest = {m: min(ways, key=lambda way: ways[way][m]["us"]) for m in tokens}
+    most = {way: max((m for m in tokens if fastest[m] == way), default=0) for way in ways}
+    return "The fastest up to: " + ", ".join(f"{way} M={m}" for way, m in most.items()) + "."
 
 
 def _figure(row: Row | None) -> str:

@@ -22,6 +22,7 @@ namespace qaig {
 namespace {
 
 constexpr int64_t kOnDisk = 0, kCudaOrder = 2;
+constexpr int64_t kMostRows = (1LL << 31) - 1;  // of x that are rounded to 8 bits: each is a block of a launch
 
 // -- torch's device and stream
 
@@ -120,106 +121,155 @@ Optional checked_bias(const Optional& bias, int64_t out_features, int device) {
                                                                    : *bias);
 }
 
-// -- decode: few rows
+// -- x as it is multiplied
+
+// How a layer is multiplied: by the kernels that read packed words, by torch with the weight unpacked, or by the plain
+// torch of nn/reference.py.
+enum class Way { kDecode, kFused, kInteger, kDense, kReference };
 
 struct Layer {
     const PackedWeight* weight;
     const Optional* bias;
     int64_t rotation_block, rotation_seed;
     Tensor y;  // [rows][out_features]
+    Way way;
 
-    // Equal for layers that read x alike: in the same order of slots, rotated alike.
-    std::tuple<int, int64_t, int64_t> input() const {
+    // Channels of a group in the order of slots that x is to have: all of them, unless groups are padded.
+    int input_group() const {
         const cuda::Shape& s = weight->shape;
-        return {s.in_channel_order() ? 0 : s.group_size, rotation_block, rotation_block ? rotation_seed : 0};
+        return way == Way::kDense || s.in_channel_order() ? s.in_features : s.group_size;
     }
 };
 
-// x as the kernels read it.
+// As kernels.h describes it. Rounded to 8 bits if there is a token_scale.
 struct Input {
-    Tensor x, token_scale;
+    Tensor x;
+    Optional token_scale;
     int64_t stride, slots;
-    bool rounded;
+
+    const float* token_scales(int64_t row) const {
+        return token_scale ? static_cast<const float*>(token_scale->const_data_ptr()) + row : nullptr;
+    }
 };
 
-Input input_for(const Tensor& given, const Layer& layer, bool round, const Device& device) {
-    const cuda::Shape& shape = layer.weight->shape;
-    const Tensor x = layer.rotation_block ? as_aligned(given) : given;
-    const int64_t rows = x.size(0);
-    const bool in_order = shape.in_channel_order();
-    if (in_order && shape.in_features % 8 == 0 && !round) {
-        return {as_aligned(x), Tensor(), shape.in_features, shape.in_features, false};
+// x [rows][in_features] for each layer, made once for all that read it alike.
+class Inputs {
+public:
+    Inputs(const Tensor& x, bool round, const Device& device) : x_(x), round_(round), device_(device) {}
+
+    const Input& of(const Layer& l) {
+        const bool bytes = l.way == Way::kInteger;
+        const auto key =
+            std::make_tuple(l.input_group(), l.rotation_block, l.rotation_block ? l.rotation_seed : 0, bytes);
+        const auto known = inputs_.find(key);
+        return known != inputs_.end() ? known->second : inputs_.emplace(key, make(l, bytes)).first->second;
     }
-    const cuda::Shape order = {1, shape.in_features, in_order ? shape.in_features : shape.group_size, 2};
-    Input input = {torch::stable::new_empty(x, {rows, order.slots()}), Tensor(), order.slots(), order.slots(), round};
-    if (round) {
-        input.token_scale = torch::stable::new_empty(x, {rows}, ScalarType::Float);
+
+private:
+    Input make(const Layer& l, bool bytes) const {
+        const Tensor x = l.rotation_block ? as_aligned(x_) : x_;
+        const int64_t rows = x.size(0), in_features = x.size(1);
+        const cuda::Shape order = {1, static_cast<int>(in_features), l.input_group(), 2};
+        if (!round_ && order.in_channel_order() && in_features % 8 == 0) {
+            return {as_aligned(x), std::nullopt, in_features, in_features};
+        }
+        const int64_t slots = order.slots();
+        Input input = {torch::stable::new_empty(x, {rows, slots}), std::nullopt, bytes ? 2 * slots : slots, slots};
+        float* token_scale = nullptr;
+        if (round_) {
+            input.token_scale = torch::stable::new_empty(x, {rows}, ScalarType::Float);
+            token_scale = static_cast<float*>(input.token_scale->mutable_data_ptr());
+        }
+        const QaigArrange arguments = {x.const_data_ptr(),
+                                       input.x.mutable_data_ptr(),
+                                       token_scale,
+                                       static_cast<unsigned long long>(l.rotation_seed),
+                                       static_cast<int>(l.rotation_block),
+                                       static_cast<int>(rows),
+                                       order.in_features,
+                                       order.group_size,
+                                       order.slots(),
+                                       bytes};
+        check_status(qaig_cuda_arrange(&arguments, type_of(x.scalar_type()), device_.stream), "arranging x");
+        return input;
     }
-    const QaigArrange arguments = {x.const_data_ptr(),
-                                   input.x.mutable_data_ptr(),
-                                   round ? static_cast<float*>(input.token_scale.mutable_data_ptr()) : nullptr,
-                                   static_cast<unsigned long long>(layer.rotation_seed),
-                                   static_cast<int>(layer.rotation_block),
-                                   static_cast<int>(rows),
-                                   order.in_features,
-                                   order.group_size,
-                                   order.slots(),
-                                   0};
-    check_status(qaig_cuda_arrange(&arguments, type_of(x.scalar_type()), device.stream), "arranging x");
-    return input;
+
+    const Tensor& x_;
+    bool round_;
+    const Device& device_;
+    std::map<std::tuple<int, int64_t, int64_t, bool>, Input> inputs_;
+};
+
+// -- packed weights as they are
+
+using WorkspaceOf = int (*)(const QaigDecode*, long long*, long long*);
+using Launch = int (*)(const QaigDecode*, int, void*);
+
+// Rows [row, row + rows) of x by up to QAIG_MOST_LAYERS layers, all multiplied in one way.
+void launch_product(const Tensor& x, const std::vector<const Layer*>& layers, Inputs& inputs, int64_t row, int64_t rows,
+                    const Device& device) {
+    const Way way = layers[0]->way;
+    const int64_t size = x.element_size();
+    QaigDecode arguments = {};
+    arguments.rows = static_cast<int>(rows);
+    arguments.layer_count = static_cast<int>(layers.size());
+    for (size_t i = 0; i < layers.size(); i++) {
+        const Layer& l = *layers[i];
+        const PackedWeight& w = *l.weight;
+        const Input& in = inputs.of(l);
+        QaigLayer& to = arguments.layers[i];
+        to.words = w.words.const_data_ptr();
+        to.scale = w.scale.const_data_ptr();
+        to.zero = w.zeros();
+        to.x = static_cast<const char*>(in.x.const_data_ptr()) + row * in.stride * (way == Way::kInteger ? 1 : size);
+        to.y = static_cast<char*>(l.y.mutable_data_ptr()) + row * w.shape.out_features * size;
+        to.token_scale = in.token_scales(row);
+        if (*l.bias) {
+            to.bias = (*l.bias)->const_data_ptr();
+            to.bias_type = type_of((*l.bias)->scalar_type());
+        }
+        to.x_stride = in.stride;
+        to.x_slots = static_cast<int>(in.slots);
+        to.out_features = w.shape.out_features;
+        to.in_features = w.shape.in_features;
+        to.group_size = w.shape.group_size;
+        to.bits = w.shape.bits;
+        to.scale_type = type_of(w.scale.scalar_type());
+    }
+    const WorkspaceOf workspace = way == Way::kDecode  ? qaig_cuda_decode_workspace
+                                  : way == Way::kFused ? qaig_cuda_fused_workspace
+                                                       : qaig_cuda_integer_workspace;
+    const Launch launch = way == Way::kDecode  ? qaig_cuda_decode
+                          : way == Way::kFused ? qaig_cuda_fused
+                                               : qaig_cuda_integer;
+    long long partial_bytes = 0, counters = 0;
+    check_status(workspace(&arguments, &partial_bytes, &counters), "planning a product");
+    const Tensor partials = torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
+    arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
+    check_status(qaig_cuda_counters(device.stream, counters, &arguments.counters), "taking counters");
+    Tensor zeros;
+    if (!arguments.counters) {
+        zeros = torch::stable::new_zeros(x, {static_cast<int64_t>(counters)}, ScalarType::Int);
+        arguments.counters = static_cast<unsigned*>(zeros.mutable_data_ptr());
+    }
+    check_status(launch(&arguments, type_of(x.scalar_type()), device.stream), "a product");
 }
 
-// All layers in as few launches as possible, for each 16 rows of x [rows][in_features].
-void decode(const Tensor& x, const std::vector<Layer>& layers, bool round, const Device& device) {
-    const int64_t rows = x.size(0), size = x.element_size();
-    std::map<std::tuple<int, int64_t, int64_t>, Input> inputs;
+// All layers in as few launches as possible: by the decode kernels for each 16 rows of x [rows][in_features], or by the
+// fused or the integer kernels, which take all rows at once, but layers of one width.
+void multiply_packed(const Tensor& x, const std::vector<Layer>& layers, Inputs& inputs, const Device& device) {
+    std::map<std::pair<Way, int>, std::vector<const Layer*>> together;
     for (const Layer& l : layers) {
-        if (!inputs.count(l.input())) {
-            inputs.emplace(l.input(), input_for(x, l, round, device));
-        }
+        together[{l.way, l.way == Way::kDecode ? cuda::kMixed : l.weight->shape.bits}].push_back(&l);
     }
-    for (int64_t row = 0; row < rows; row += QAIG_MOST_ROWS) {
-        for (size_t first = 0; first < layers.size(); first += QAIG_MOST_LAYERS) {
-            QaigDecode arguments = {};
-            arguments.rows = static_cast<int>(std::min<int64_t>(QAIG_MOST_ROWS, rows - row));
-            arguments.layer_count = static_cast<int>(std::min<size_t>(QAIG_MOST_LAYERS, layers.size() - first));
-            for (int i = 0; i < arguments.layer_count; i++) {
-                const Layer& l = layers[first + i];
-                const PackedWeight& w = *l.weight;
-                const Input& in = inputs.at(l.input());
-                QaigLayer& to = arguments.layers[i];
-                to.words = w.words.const_data_ptr();
-                to.scale = w.scale.const_data_ptr();
-                to.zero = w.zeros();
-                to.x = static_cast<const char*>(in.x.const_data_ptr()) + row * in.stride * size;
-                to.y = static_cast<char*>(l.y.mutable_data_ptr()) + row * w.shape.out_features * size;
-                if (in.rounded) {
-                    to.token_scale = static_cast<const float*>(in.token_scale.const_data_ptr()) + row;
-                }
-                if (*l.bias) {
-                    to.bias = (*l.bias)->const_data_ptr();
-                    to.bias_type = type_of((*l.bias)->scalar_type());
-                }
-                to.x_stride = in.stride;
-                to.x_slots = static_cast<int>(in.slots);
-                to.out_features = w.shape.out_features;
-                to.in_features = w.shape.in_features;
-                to.group_size = w.shape.group_size;
-                to.bits = w.shape.bits;
-                to.scale_type = type_of(w.scale.scalar_type());
+    for (const auto& [key, all] : together) {
+        const int64_t rows = x.size(0), step = key.first == Way::kDecode ? int64_t{QAIG_MOST_ROWS} : rows;
+        for (int64_t row = 0; row < rows; row += step) {
+            for (auto first = all.begin(); first != all.end();) {
+                const auto last = first + std::min<ptrdiff_t>(QAIG_MOST_LAYERS, all.end() - first);
+                launch_product(x, {first, last}, inputs, row, std::min(step, rows - row), device);
+                first = last;
             }
-            long long partial_bytes = 0, counters = 0;
-            check_status(qaig_cuda_decode_workspace(&arguments, &partial_bytes, &counters), "planning a product");
-            const Tensor partials =
-                torch::stable::new_empty(x, {static_cast<int64_t>(partial_bytes) / 4}, ScalarType::Float);
-            arguments.partials = static_cast<float*>(partials.mutable_data_ptr());
-            check_status(qaig_cuda_counters(device.stream, counters, &arguments.counters), "taking counters");
-            Tensor zeros;
-            if (!arguments.counters) {
-                zeros = torch::stable::new_zeros(x, {static_cast<int64_t>(counters)}, ScalarType::Int);
-                arguments.counters = static_cast<unsigned*>(zeros.mutable_data_ptr());
-            }
-            check_status(qaig_cuda_decode(&arguments, type_of(x.scalar_type()), device.stream), "a product");
         }
     }
 }
@@ -256,15 +306,39 @@ void dense_linear(const Tensor& x, const Tensor& weight, const Optional& bias, c
     const auto result = torch::stable::detail::to<Tensor>(stack[0]);  // y again: takes over what the stack held
 }
 
-// The weight is unpacked some rows at a time into one piece of memory, which the cache holds.
-void unpack_and_multiply(const Tensor& x, const Layer& l, long long chunk_bytes, const Device& device) {
+// y = token_scale * products + bias in float32.
+void scale_rows(const Tensor& products, const Tensor& token_scale, const Optional& bias, Tensor y) {
+    using torch::stable::detail::from;
+    const Tensor column = torch::stable::view(token_scale, {token_scale.size(0), 1});
+    std::array<StableIValue, 2> stack{from(products), from(column)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
+    auto scaled = torch::stable::detail::to<Tensor>(stack[0]);
+    if (bias) {
+        scaled = torch::stable::subtract(scaled, *bias, -1.0);
+    }
+    torch::stable::copy_(y, scaled);
+}
+
+// The weight is unpacked some rows at a time into one piece of memory, which the cache holds. Rounded to 8 bits, x are
+// integers times a power of two, exact in 16 bits, and only their products are rounded to those.
+void unpack_and_multiply(const Tensor& x, const Layer& l, Inputs& inputs, bool round, long long chunk_bytes,
+                         const Device& device) {
     const PackedWeight& w = *l.weight;
     const int64_t n = w.shape.out_features, k = w.shape.in_features, blocks = cuda::kBlockRows;
     const int64_t fitting = chunk_bytes / (k * static_cast<int64_t>(x.element_size())) / blocks * blocks;
     const int64_t step = std::min<int64_t>(n, std::max(blocks, fitting));
     const Tensor memory = torch::stable::new_empty(x, {step, k});
-    const Tensor input = detached(x);
-    const Optional bias = *l.bias ? Optional(detached(torch::stable::to(**l.bias, x.scalar_type()))) : std::nullopt;
+    Tensor input = detached(x);
+    Optional token_scale, bias;
+    if (round) {
+        const Input& in = inputs.of(l);
+        Tensor slots = in.x;
+        input = torch::stable::narrow(slots, 1, 0, k);
+        token_scale = in.token_scale;
+    }
+    if (*l.bias) {
+        bias = detached(torch::stable::to(**l.bias, round ? ScalarType::Float : x.scalar_type()));
+    }
     for (int64_t start = 0; start < n; start += step) {
         const int64_t rows = std::min(step, n - start);
         Tensor part = memory, y = l.y;
@@ -275,11 +349,33 @@ void unpack_and_multiply(const Tensor& x, const Layer& l, long long chunk_bytes,
             part_bias = torch::stable::narrow(*part_bias, 0, start, rows);
         }
         dequantize_rows(w, start, start + rows, part, device);
-        dense_linear(input, part, part_bias, y);
+        if (token_scale) {
+            const Tensor products = torch::stable::new_empty(x, {x.size(0), rows});
+            dense_linear(input, part, std::nullopt, products);
+            scale_rows(products, *token_scale, part_bias, y);
+        } else {
+            dense_linear(input, part, part_bias, y);
+        }
     }
 }
 
 // -- the operators
+
+// Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
+Way way_of(const PackedWeight& w, int64_t rows, bool round, bool rotate, const cuda::Tuning& tuning) {
+    if ((rotate && !round) || (round && rows > kMostRows)) {
+        return Way::kReference;
+    }
+    if (w.scale.scalar_type() == ScalarType::Float) {
+        return Way::kDense;
+    }
+    if (rows <= tuning.most_decode_rows) {
+        return Way::kDecode;
+    }
+    const bool fits = rows <= (round ? tuning.most_integer_rows : tuning.most_fused_rows) &&
+                      cuda::tiled_steps(w.shape, static_cast<int>(rows)) < cuda::kMostSteps / QAIG_MOST_LAYERS;
+    return !fits ? Way::kDense : round ? Way::kInteger : Way::kFused;
+}
 
 bool has_kernels(const Tensor& x, int64_t layout) {
     return layout == kCudaOrder && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16);
@@ -344,31 +440,33 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     check_status(qaig_cuda_device(&processors, &capability), "asking about the device");
     const cuda::Tuning& tuning = cuda::tuning_for(capability);
     const Tensor flat = torch::stable::reshape(as_contiguous(x), {rows, in_features});
-    std::vector<Layer> few;
+    const bool round = activation_bits == 8;
+    Inputs inputs(flat, round, device);
+    std::vector<Layer> packed_layers;
     for (size_t i = 0; i < count; i++) {
-        y_shape.back() = out_features[i];
-        const bool decodes = rows <= tuning.most_decode_rows && weights[i].scale.scalar_type() != ScalarType::Float;
-        // Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
-        const bool has_kernel = activation_bits == 8 ? decodes : rotation_block[i] == 0;
-        if (rows > 0 && !has_kernel) {
+        const Way way = way_of(weights[i], rows, round, rotation_block[i] != 0, tuning);
+        if (rows > 0 && way == Way::kReference) {
             results.push_back(by_reference(i));
             continue;
         }
+        y_shape.back() = out_features[i];
         results.push_back(torch::stable::new_empty(x, y_shape));
         if (rows == 0) {
             continue;
         }
-        const Layer layer = {&weights[i], &biases[i], rotation_block[i], rotation_seed[i],
-                             torch::stable::view(results.back(), {rows, out_features[i]})};
-        if (decodes) {
-            few.push_back(layer);
+        const Layer layer = {&weights[i],
+                             &biases[i],
+                             rotation_block[i],
+                             rotation_seed[i],
+                             torch::stable::view(results.back(), {rows, out_features[i]}),
+                             way};
+        if (way == Way::kDense) {
+            unpack_and_multiply(flat, layer, inputs, round, tuning.chunk_bytes, device);
         } else {
-            unpack_and_multiply(flat, layer, tuning.chunk_bytes, device);
+            packed_layers.push_back(layer);
         }
     }
-    if (!few.empty()) {
-        decode(flat, few, activation_bits == 8, device);
-    }
+    multiply_packed(flat, packed_layers, inputs, device);
     return results;
 }
 

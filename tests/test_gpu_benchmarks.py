@@ -40,18 +40,18 @@ def test_rates(gpu_gemm):
     assert "speed_over_bf16" not in small
 
 
-def test_the_threshold(gpu_gemm):
-    def figures(decode, unpack):
-        return {
-            "qaig decode": {m: {"us": us} for m, us in decode.items()},
-            "qaig unpack": {m: {"us": us} for m, us in unpack.items()},
-        }
+def test_the_thresholds(gpu_gemm):
+    def figures(**ways):
+        return {f"qaig {way}": {m: {"us": us} for m, us in by_m.items()} for way, by_m in ways.items()}
 
-    assert "up to M=16, unpacking from M=32" in gpu_gemm.crossing(
-        figures({1: 1, 16: 4, 32: 8, 64: 16}, {1: 6, 16: 6, 32: 6, 64: 7})
+    decode, fused = {1: 1, 16: 4, 32: 8, 64: 16}, {1: 3, 16: 5, 32: 5, 64: 8}
+    unpack = {1: 6, 16: 6, 32: 6, 64: 7}
+    assert (
+        gpu_gemm.crossing(figures(decode=decode, fused=fused, unpack=unpack))
+        == "The fastest up to: decode M=16, fused M=32, unpack M=64."
     )
-    assert gpu_gemm.crossing(figures({1: 1}, {1: 2})) == "Threshold: decoding is faster up to M=1."
-    assert gpu_gemm.crossing(figures({1: 3}, {1: 2})).endswith("up to M=0, unpacking from M=1.")
+    assert gpu_gemm.crossing(figures(decode={1: 1}, unpack={1: 2})) == "The fastest up to: decode M=1, unpack M=0."
+    assert "not measured" in gpu_gemm.crossing(figures(decode={1: 1}, unpack={2: 2}))
     assert "not measured" in gpu_gemm.crossing({})
 
 
@@ -62,7 +62,7 @@ def test_gemm_dry_run():
     assert "dry run" in about["note"]
     assert "dry run" in table
     timed = [row for row in rows if "us" in row]
-    assert {row["op"] for row in timed} >= {"qaig", "qaig decode", "qaig unpack", "torch bf16 F.linear"}
+    assert {row["op"] for row in timed} >= {"qaig", "qaig decode", "qaig fused", "qaig unpack", "torch bf16 F.linear"}
     assert not any("wrong result" in row.get("reason", "") for row in rows)
 
 

@@ -3,8 +3,9 @@
     python tools/check_cuda.py [--archs 80,90] [--files w4.cu,mixed.cu]
 
 Columns: registers of a thread, bytes of spills (stores and loads together), bytes of stack, and instructions: products
-on tensor cores (HMMA), asynchronous copies (LDGSTS), 16-byte loads from shared memory (LDS.128), all. Fails if
-something does not compile, spills, or lacks the tensor core products or the asynchronous copies its architecture has.
+on tensor cores (HMMA; of integers IMMA), asynchronous copies (LDGSTS), 16-byte loads from shared memory (LDS.128), all.
+Fails if something does not compile, spills, or lacks the tensor core products or the asynchronous copies its
+architecture has.
 nvcc is needed; without nvdisasm (pip install nvidia-cuda-nvdisasm) the instructions are not counted. No GPU is needed,
 and none is used: this tells nothing about speed.
 """
@@ -24,7 +25,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
-INSTRUCTIONS = ("HMMA", "LDGSTS", "LDS.128")
+NO_TILED = ("75",)  # whose fused and integer kernels are empty
+INSTRUCTIONS = ("HMMA", "IMMA", "LDGSTS", "LDS.128")
 
 
 def main() -> int:
@@ -108,9 +110,11 @@ def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
 def faults_of(kernel: str, arch: str, row: dict[str, int]) -> Iterator[str]:
     if row["spills"]:
         yield f"spills {row['spills']} bytes"
-    if "_decode_" not in kernel or "HMMA" not in row:
+    kind = kernel.split("_")[1]
+    if kind not in ("decode", "fused", "integer") or (kind != "decode" and arch in NO_TILED) or "HMMA" not in row:
         return
-    if not row["HMMA"] and not ("_bf16_" in kernel and arch in NO_BFLOAT16):
+    no_product = "_bf16_" in kernel and arch in NO_BFLOAT16
+    if not row["IMMA" if kind == "integer" else "HMMA"] and not no_product:
         yield "has no tensor core products"
     if not row["LDGSTS"] and arch not in NO_COPIES:
         yield "has no asynchronous copies"

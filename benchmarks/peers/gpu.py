@@ -1,4 +1,4 @@
-"""The candidates of `gpu_gemm.py`: ours by its own choice and by each of its two ways, cuBLAS, and packed peers."""
+"""The candidates of `gpu_gemm.py`: ours by its own choice and by each of its three ways, cuBLAS, and packed peers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from . import Candidate, Problem, Unavailable
 DECODE_ROWS = 16
 """Tokens that one decode launch takes."""
 
-UNPACK_ROWS = 64
-"""More tokens than any GPU's `most_decode_rows` (csrc/cuda/tuning.h): such products unpack the weight."""
+FUSED_ROWS = (33, 128)
+"""The least and the most tokens that fused kernels take on every GPU that has them (csrc/cuda/tuning.h)."""
+
+UNPACK_ROWS = 257
+"""More tokens than any GPU's `most_fused_rows`: such products unpack the weight."""
 
 
 def candidates(problem: Problem, device: torch.device) -> Iterator[Candidate | Unavailable]:
@@ -51,7 +54,9 @@ def _ours(problem: Problem, device: torch.device) -> list[Candidate]:
     weight_bytes = sum(p.nbytes for n, p in layer.named_parameters() if n != "weight_shape")
     layers = [layer] + [copy.deepcopy(layer) for _ in range(problem.copies(weight_bytes) - 1)]
     names = (
-        {"qaig": Ours, "qaig decode": OursDecode, "qaig unpack": OursUnpack} if prepared else {"qaig reference": Ours}
+        {"qaig": Ours, "qaig decode": OursDecode, "qaig fused": OursFused, "qaig unpack": OursUnpack}
+        if prepared
+        else {"qaig reference": Ours}
     )
     return [kind(name, problem, layers, weight_bytes, device) for name, kind in names.items()]
 
@@ -73,26 +78,40 @@ class Ours(OnDevice):
         return self.problem.weight
 
 
-class OursDecode(Ours):
-    """By decode kernels, 16 tokens at a time."""
+class OursInParts(Ours):
+    """Few tokens are padded and many are split, so that a way is taken that the operator would not choose."""
 
-    def run(self, copy: int) -> None:
-        self.parts = [self.layers[copy](part) for part in self.x.split(DECODE_ROWS)]
-
-    def output(self) -> Tensor:
-        return torch.cat(self.parts).cpu()
-
-
-class OursUnpack(Ours):
-    """By unpacking the weight. Few tokens are padded, so that they are not decoded."""
+    least, most = 1, 1 << 20
 
     def prepare(self, x: Tensor) -> None:
         super().prepare(x)
         self.tokens = x.shape[0]
-        self.x = pad(self.x, (0, 0, 0, max(0, UNPACK_ROWS - self.tokens)))
+        self.x = pad(self.x, (0, 0, 0, max(0, self.least - self.tokens)))
+
+    def run(self, copy: int) -> None:
+        count = -(-self.x.shape[0] // self.most)
+        self.parts = [self.layers[copy](part) for part in self.x.tensor_split(count)]
 
     def output(self) -> Tensor:
-        return self.y[: self.tokens].cpu()
+        return torch.cat(self.parts)[: self.tokens].cpu()
+
+
+class OursDecode(OursInParts):
+    """By decode kernels."""
+
+    most = DECODE_ROWS
+
+
+class OursFused(OursInParts):
+    """By fused kernels; more tokens than one of their launches takes everywhere in several, which costs them."""
+
+    least, most = FUSED_ROWS
+
+
+class OursUnpack(OursInParts):
+    """By unpacking the weight."""
+
+    least = UNPACK_ROWS
 
 
 class Dense(OnDevice):

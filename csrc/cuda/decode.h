@@ -9,27 +9,11 @@
 // where there are enough of them.
 #pragma once
 
-#include "kernels.h"
-#include "schedule.h"
+#include "sums.h"
 #include "unpack.h"
 
 namespace qaig {
 namespace cuda {
-
-QAIG_DEVICE unsigned word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-QAIG_DEVICE float low_float(int type, unsigned v) {
-    return type == QAIG_F16 ? low_float(F16(), v) : low_float(BF16(), v);
-}
-QAIG_DEVICE float high_float(int type, unsigned v) {
-    return type == QAIG_F16 ? high_float(F16(), v) : high_float(BF16(), v);
-}
-
-// Element `i` of an array of any QaigType.
-QAIG_DEVICE float load_float(const void* p, int type, long long i) {
-    return type == QAIG_F32 ? float_of(load_global(static_cast<const unsigned*>(p) + i))
-                            : low_float(type, load_global(static_cast<const unsigned short*>(p) + i));
-}
 
 // What an item needs besides its words. `parts` is the number of eights of rows of x.
 template <int parts>
@@ -40,19 +24,13 @@ struct Operands {
     bool one_group;  // both units are of one group
 };
 
-// Sums of one lane in a row block: of row tile r and part j, rows 16 r + g (0, 1) and 16 r + g + 8 (2, 3) of the weight
-// by rows 8 j + 2 t (0, 2) and 8 j + 2 t + 1 (1, 3) of x.
-template <int parts>
-struct Sums {
-    float at[kRowTiles][parts][4];
-};
-
 // One thread's share of one layer.
 template <class T, int bits, int parts, bool mixed>
 struct LayerPart {
     // Reading an item ahead takes registers: more than there are with 16 rows, or where widths share them.
     static constexpr bool kAhead = parts == 1 && !mixed;
     static constexpr int kStages = decode_stages(bits);
+    using RowBlockSums = Sums<kRowTiles * parts>;  // those of row tile r and eight j of x's rows at r * parts + j
 
     const QaigDecode& d;
     const QaigLayer& l;
@@ -105,18 +83,19 @@ struct LayerPart {
     }
 
     // Adds the products of one row tile within one group, which are integers' sums until the scale comes in here.
-    QAIG_MEMBER void add_scaled(float (&sums)[parts][4], const float (&products)[parts][4], unsigned scales) {
+    QAIG_MEMBER void add_scaled(RowBlockSums& sums, int r, const float (&products)[parts][4], unsigned scales) {
         const float first = low_float(l.scale_type, scales), second = high_float(l.scale_type, scales);
 #pragma unroll
         for (int part = 0; part < parts; part++) {
-            sums[part][0] += first * products[part][0];
-            sums[part][1] += first * products[part][1];
-            sums[part][2] += second * products[part][2];
-            sums[part][3] += second * products[part][3];
+            float (&s)[4] = sums.at[r * parts + part];
+            s[0] += first * products[part][0];
+            s[1] += first * products[part][1];
+            s[2] += second * products[part][2];
+            s[3] += second * products[part][3];
         }
     }
 
-    QAIG_MEMBER void multiply_item(Sums<parts>& sums, int stage, const Operands<parts>& o) {
+    QAIG_MEMBER void multiply_item(RowBlockSums& sums, int stage, const Operands<parts>& o) {
         unsigned words[4 * bits];
 #pragma unroll
         for (int c = 0; c < bits; c++) {
@@ -131,7 +110,7 @@ struct LayerPart {
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 0 || !o.one_group) {
                     if (unit == 1) {
-                        add_scaled(sums.at[r], products, word_of(o.scale[0], r));
+                        add_scaled(sums, r, products, word_of(o.scale[0], r));
 #pragma unroll
                         for (int i = 0; i < 4 * parts; i++) {
                             products[i / 4][i % 4] = 0;
@@ -155,18 +134,18 @@ struct LayerPart {
                     }
                 }
             }
-            add_scaled(sums.at[r], products, word_of(o.scale[1], r));
+            add_scaled(sums, r, products, word_of(o.scale[1], r));
         }
     }
 
     // Adds what the warps have and leaves it with warp 0, in an order that never changes.
-    QAIG_MEMBER void add_warps(Sums<parts>& sums) {
+    QAIG_MEMBER void add_warps(RowBlockSums& sums) {
 #pragma unroll
         for (int from = kDecodeWarps - 1; from >= 0; from--) {
             if (warp == from) {
 #pragma unroll
                 for (int i = 0; i < kRowTiles * parts; i++) {
-                    float (&s)[4] = sums.at[i / parts][i % parts];
+                    float (&s)[4] = sums.at[i];
                     float4* place = shared_sums + i * 32 + lane;
                     if (from < kDecodeWarps - 1) {
                         const float4 others = load_shared(place);
@@ -181,66 +160,12 @@ struct LayerPart {
         }
     }
 
-    QAIG_MEMBER float4* partial(int block, bool from_start) {
-        const long long place = 2LL * block + (from_start ? 1 : 0);
-        return reinterpret_cast<float4*>(d.partials) + place * (kRowTiles * parts * 32) + lane;
-    }
-
-    // Leaves the sums of a part of a row block to the other blocks that have parts of it.
-    // Returns whether this block is the last to do so: then `sums` are the whole.
-    QAIG_MEMBER bool add_blocks(Sums<parts>& sums, int row_block, bool from_start) {
+    // Leaves the sums of a part of a row block to the other blocks that have parts of it; see add_blocks of sums.h.
+    QAIG_MEMBER bool add_parts(RowBlockSums& sums, int row_block) {
         const unsigned first_step = start + static_cast<unsigned>(row_block) * tiles * bits;
         const int first = line.block_at(first_step), last = line.block_at(first_step + (tiles - 1) * bits);
-        float4* own = partial(blockIdx.x, from_start);
-#pragma unroll
-        for (int i = 0; i < kRowTiles * parts; i++) {
-            const float (&s)[4] = sums.at[i / parts][i % parts];
-            store_global(own + i * 32, float4{s[0], s[1], s[2], s[3]});
-        }
-        memory_fence();
-        warp_barrier();
-        unsigned before = 0;
-        if (lane == 0) {
-            before = atomic_increment(counters + row_block);
-        }
-        if (shuffle(before, 0) != static_cast<unsigned>(last - first)) {
-            return false;
-        }
-        memory_fence();
-        if (lane == 0) {
-            store_global(counters + row_block, 0u);
-        }
-        sums = {};
-        for (int block = first; block <= last; block++) {
-            // Only the first of them begins where the row block does.
-            const float4* theirs = partial(block, block == first);
-#pragma unroll
-            for (int i = 0; i < kRowTiles * parts; i++) {
-                float (&s)[4] = sums.at[i / parts][i % parts];
-                const float4 v = load_from_others(theirs + i * 32);
-                s[0] += v.x, s[1] += v.y, s[2] += v.z, s[3] += v.w;
-            }
-        }
-        return true;
-    }
-
-    QAIG_MEMBER void store(const Sums<parts>& sums, int row_block) {
-#pragma unroll
-        for (int i = 0; i < kRowTiles * parts * 4; i++) {
-            const int r = i / (4 * parts), part = i / 4 % parts, e = i % 4;
-            const int n = row_block * kBlockRows + 16 * r + g + e / 2 * 8, m = 8 * part + 2 * t + e % 2;
-            if (n < l.out_features && m < d.rows) {
-                float y = sums.at[r][part][e];
-                if (l.token_scale) {
-                    y = multiply(y, float_of(load_global(reinterpret_cast<const unsigned*>(l.token_scale) + m)));
-                }
-                if (l.bias) {
-                    y += load_float(l.bias, l.bias_type, n);
-                }
-                auto* out = static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n;
-                store_global(out, static_cast<unsigned short>(rounded(T(), y)));
-            }
-        }
+        auto* partials = reinterpret_cast<float4*>(d.partials);
+        return add_blocks(sums, partials, kRowTiles * parts * 32, first, last, counters + row_block);
     }
 
     // Items [begin, end) of the layer. All warps meet at the end of every row block.
@@ -259,7 +184,7 @@ struct LayerPart {
         }
         for (int row_block = begin / tiles, from = begin; from < end; row_block++) {
             const int row_end = (row_block + 1) * tiles, to = row_end < end ? row_end : end;
-            Sums<parts> sums = {};
+            RowBlockSums sums = {};
             for (; item < to; item += kDecodeWarps) {
                 Operands<parts> next;
                 if constexpr (!kAhead) {
@@ -281,8 +206,8 @@ struct LayerPart {
             }
             add_warps(sums);
             const bool from_start = from + tiles == row_end;
-            if (warp == 0 && ((from_start && to == row_end) || add_blocks(sums, row_block, from_start))) {
-                store(sums, row_block);
+            if (warp == 0 && ((from_start && to == row_end) || add_parts(sums, row_block))) {
+                store_sums<T, kRowTiles, parts>(l, d.rows, sums, row_block * kBlockRows, 0);
             }
             from = to;
         }

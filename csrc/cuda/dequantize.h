@@ -1,7 +1,8 @@
 // Rows of a packed weight, unpacked: (code - zero) * scale in float32, rounded once. A warp takes one item at a time.
 #pragma once
 
-#include "decode.h"
+#include "elements.h"
+#include "unpack.h"
 
 namespace qaig {
 namespace cuda {

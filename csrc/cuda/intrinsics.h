@@ -105,6 +105,17 @@ QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) {
 #endif
 }
 
+// The same if they are `there`; else 16 zero bytes, and nothing is read.
+QAIG_DEVICE void copy_async_or_zero(uint4* shared, const uint4* global, bool there) {
+#if __CUDA_ARCH__ >= 800
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(there ? 16 : 0)
+                 : "memory");
+#else
+    *shared = there ? load_global(global) : uint4{0, 0, 0, 0};
+#endif
+}
+
 // Ends a group of copies.
 QAIG_DEVICE void commit_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -140,6 +151,13 @@ QAIG_DEVICE unsigned and_or(unsigned a, unsigned b, unsigned c) {
 
 // Byte i of the result is byte (selector >> 4 i) & 7 of the eight bytes of a, then b.
 QAIG_DEVICE unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) { return __byte_perm(a, b, selector); }
+
+// c + the sum of the products of four signed bytes.
+QAIG_DEVICE int add_dot(unsigned a, unsigned b, int c) {
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 
 // -- 16-bit floats
 
@@ -240,6 +258,16 @@ QAIG_DEVICE void multiply_tiles(BF16 type, float (&c)[4], const unsigned (&a)[4]
             c[3] = fmaf(high_float(type, bottom), high_float(type, right), c[3]);
         }
     }
+#endif
+}
+
+// c += a b for signed bytes a [16, 32], b [32, 8] and integers c [16, 8]: mma.m16n8k32. Not there before 8.0.
+QAIG_DEVICE void multiply_byte_tiles(unsigned (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
 

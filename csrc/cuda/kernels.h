@@ -8,12 +8,16 @@
 //
 //   file            kernels                                               arguments           block  grid
 //   w{2,3,4,8}.cu   qaig_decode_w{bits}_{f16,bf16}_m{8,16}                QaigDecode            128  decode_grid()
+//                   qaig_fused_w{bits}_{f16,bf16}                         QaigDecode            128  tiled_grid()
+//                   qaig_integer_w{bits}_{f16,bf16}                       QaigDecode            128  tiled_grid()
 //                   qaig_dequantize_w{bits}                               QaigDequantize        128  dequantize_grid_*()
 //   mixed.cu        qaig_decode_mixed_{f16,bf16}_m{8,16}                  QaigDecode            128  decode_grid()
 //   arrange.cu      qaig_arrange_{f16,bf16}                               QaigArrange           256  rows
 //
-// Only the decode kernels take dynamic shared memory, decode_shared_bytes(), always below the 48 KiB that need no
-// attribute. NVRTC needs `-I csrc/cuda` and C++17, no header of the toolkit.
+// Dynamic shared memory: decode_shared_bytes(), fused_shared_bytes() and integer_shared_bytes(), never more than the 48
+// KiB that need no attribute; other kernels take none. Below compute capability 8.0 the fused and the integer kernels are
+// empty: they are not launched.
+// NVRTC needs `-I csrc/cuda` and C++17, no header of the toolkit.
 //
 // No kernel waits for another block, allocates or synchronizes: all can be captured in a CUDA graph and replayed.
 #pragma once
@@ -57,10 +61,16 @@ struct QaigLayer {
 // the last to arrive adds them up, always in the same order: results do not depend on timing. `counters` says who is
 // last. It must be zero before the first launch and is zero after each one; launches that may run at the same time
 // must not share either buffer.
+//
+// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. All layers of a launch
+// have its kernel's width.
+//
+// The integer kernels are the same for x as qaig_arrange_* writes it as `bytes`, with its token_scale: x_stride is 2
+// slots, in bytes, and x_slots are all slots.
 struct QaigDecode {
-    float* partials;     // decode_partial_bytes(); undefined content; 16-byte aligned
-    unsigned* counters;  // decode_counters() of them, zero
-    int rows;            // 1 to QAIG_MOST_ROWS
+    float* partials;     // decode_partial_bytes() or tiled_partial_bytes(); undefined content; 16-byte aligned
+    unsigned* counters;  // decode_counters() or tiled_counters() of them, zero
+    int rows;            // 1 to QAIG_MOST_ROWS, fused and integer: to kMostTiledRows
     int layer_count;
     QaigLayer layers[QAIG_MOST_LAYERS];
 };
@@ -77,19 +87,26 @@ struct QaigDequantize {
 };
 
 // x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
-// divided by token_scale = max(|x|, 1e-5) / 127 and rounded to integers; a row with a value that is not finite or
-// beyond 1e30 stays as it is, with token_scale 1 (`reference.round_activations`). Before it is rounded, and not without
-// that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
+// divided by max(|x|, 1e-5) / 127 and rounded to integers (`reference.round_activations`). Before it is rounded, and
+// not without that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
+//
+// Integers are stored in one of two ways:
+//   in x's type, divided by kIntegers, so that float16 does not overflow in sums of them where it would not in those
+//     of x; token_scale is max(|x|, 1e-5) / 127 * kIntegers
+//   as `bytes`, in the order of byte_place(), in the first half of each row; token_scale is max(|x|, 1e-5) / 127
+//
+// A row with a value that is not finite or beyond 1e30 is not rounded: it is stored in x's type, in slot order. Its
+// token_scale is 1; with `bytes` kNotRounded, or NaN if there is a NaN in it, as there will be in all products.
 struct QaigArrange {
     const void* x;
-    void* out;           // [rows][slots], 16-byte aligned
+    void* out;           // [rows][slots] of x's type, 16-byte aligned
     float* token_scale;  // [rows], or null: 16 activation bits
     unsigned long long rotation_seed;
     int rotation_block;  // 0: not rotated; else has_rotation()
     int rows;
     int in_features, group_size;
     int slots;  // Shape::slots(), a multiple of 64
-    int reserved;
+    int bytes;  // 0 or 1, with token_scale
 };
 
 namespace qaig {
@@ -100,13 +117,15 @@ constexpr int kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kDecodeBlocksPerProcessor = 3;  // blocks that a multiprocessor holds at once; not yet measured
 constexpr int kDequantizeThreads = 128;
 constexpr int kArrangeThreads = 256;
-constexpr int kMixed = 0;  // stands for the bits of the mixed kernel
+constexpr float kIntegers = 128;
+constexpr float kNotRounded = 0;  // no row's token_scale: it is at least 1e-5 / 127
+constexpr int kMixed = 0;         // stands for the bits of the mixed kernel
 
 // Items each warp has in shared memory, being computed or on their way.
 QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
 QAIG_BOTH int decode_warp_bytes(int bits) { return bits == kMixed ? 8192 : decode_stages(bits) * bits * 512; }
 QAIG_BOTH int decode_columns(int rows) { return rows <= 8 ? 8 : 16; }  // the 8 or 16 of _m8 and _m16
-// The layers' Shape::items() times their bits must add up to less than this.
+// The layers' Shape::items() times their bits, or their tiled_steps(), must add up to less than this.
 constexpr long long kMostSteps = 1LL << 31;
 QAIG_BOTH int decode_sum_bytes(int columns) { return kBlockRows * columns * 4; }
 QAIG_BOTH int decode_shared_bytes(int bits, int columns) {
@@ -121,6 +140,43 @@ QAIG_BOTH int decode_grid(long long items, int processors) {
 }
 QAIG_BOTH long long decode_partial_bytes(int grid, int columns) { return 2LL * grid * decode_sum_bytes(columns); }
 // decode_counters() is the sum of the layers' Shape::row_blocks().
+
+// Kernels for many rows of x (pipeline.h): output tiles of 128 rows of the weight by 64 rows of x ("columns").
+constexpr int kTiledWarps = 4;
+constexpr int kTiledThreads = 32 * kTiledWarps;
+constexpr int kTiledRowBlocks = 2;
+constexpr int kTiledColumns = 64;
+constexpr int kTiledBlocksPerProcessor = 2;    // that a multiprocessor holds at once; not yet measured
+constexpr int kLeastTiledSteps = 16;           // of a block: with fewer, adding up parts takes longer; an estimate
+constexpr int kTiledCapability = 80;           // earlier GPUs lack asynchronous copies
+constexpr int kMostTiledRows = (1 << 20) - 1;  // of x
+
+QAIG_BOTH int tiled_column_tiles(int rows) { return (rows + kTiledColumns - 1) / kTiledColumns; }
+QAIG_BOTH long long tiled_outputs(const Shape& s, int rows) {  // tiles
+    const long long row_tiles = (s.row_blocks() + kTiledRowBlocks - 1) / kTiledRowBlocks;
+    return row_tiles * tiled_column_tiles(rows);
+}
+QAIG_BOTH long long tiled_steps(const Shape& s, int rows) { return tiled_outputs(s, rows) * s.tiles(); }
+// Words of two row blocks and x, 64 slots each.
+QAIG_BOTH int tiled_stage_bytes(int bits, int element_bytes) {
+    return kTiledRowBlocks * bits * 512 + kTiledColumns * kTileSlots * element_bytes;
+}
+// Blocks of a launch whose layers have so many steps in all, fewer than kMostSteps.
+QAIG_BOTH int tiled_grid(long long steps, int processors) {
+    const long long most = static_cast<long long>(processors) * kTiledBlocksPerProcessor;
+    const long long useful = (steps + kLeastTiledSteps - 1) / kLeastTiledSteps;
+    return static_cast<int>(useful < most ? useful : most);
+}
+QAIG_BOTH long long tiled_partial_bytes(int grid) {
+    return 2LL * grid * kTiledRowBlocks * kBlockRows * kTiledColumns * 4;
+}
+QAIG_BOTH long long tiled_counters(long long outputs) { return outputs * kTiledWarps; }
+
+QAIG_BOTH int fused_stages(int bits) { return bits == 8 ? 3 : 4; }
+QAIG_BOTH int fused_shared_bytes(int bits) { return fused_stages(bits) * tiled_stage_bytes(bits, 2); }
+
+constexpr int kIntegerStages = 4;
+QAIG_BOTH int integer_shared_bytes(int bits) { return kIntegerStages * tiled_stage_bytes(bits, 1); }
 
 // Whether in_features channels can be rotated `block` at a time.
 QAIG_BOTH bool has_rotation(int block, int in_features) {
@@ -141,9 +197,13 @@ QAIG_BOTH int dequantize_grid_y(int start, int stop) {
 extern "C" {
 // Multiprocessors and compute capability (90 for 9.0) of the current device; asked once for each device.
 int qaig_cuda_device(int* processors, int* capability);
-// Bytes of QaigDecode.partials, and number of its counters.
+// Bytes of QaigDecode.partials, and number of its counters, for the decode, the fused and the integer kernels.
 int qaig_cuda_decode_workspace(const QaigDecode* decode, long long* partial_bytes, long long* counters);
+int qaig_cuda_fused_workspace(const QaigDecode* fused, long long* partial_bytes, long long* counters);
+int qaig_cuda_integer_workspace(const QaigDecode* integer, long long* partial_bytes, long long* counters);
 int qaig_cuda_decode(const QaigDecode* decode, int type, void* stream);
+int qaig_cuda_fused(const QaigDecode* fused, int type, void* stream);
+int qaig_cuda_integer(const QaigDecode* integer, int type, void* stream);  // the type of y
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
 // `count` zeros that every launch leaves as zeros, for launches on `stream` of the current device; null if there are no

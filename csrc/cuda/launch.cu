@@ -22,6 +22,19 @@ QAIG_DECLARE(w3)
 QAIG_DECLARE(w4)
 QAIG_DECLARE(w8)
 QAIG_DECLARE(mixed)
+#define QAIG_DECLARE_TILED(width)                            \
+    extern "C" {                                             \
+    __global__ void qaig_fused_##width##_f16(QaigDecode);    \
+    __global__ void qaig_fused_##width##_bf16(QaigDecode);   \
+    __global__ void qaig_integer_##width##_f16(QaigDecode);  \
+    __global__ void qaig_integer_##width##_bf16(QaigDecode); \
+    }
+#define QAIG_LIST_TILED(kernel, width) {qaig_##kernel##_##width##_f16, qaig_##kernel##_##width##_bf16}
+
+QAIG_DECLARE_TILED(w2)
+QAIG_DECLARE_TILED(w3)
+QAIG_DECLARE_TILED(w4)
+QAIG_DECLARE_TILED(w8)
 extern "C" {
 __global__ void qaig_dequantize_w2(QaigDequantize);
 __global__ void qaig_dequantize_w3(QaigDequantize);
@@ -40,10 +53,14 @@ using DequantizeKernel = void (*)(QaigDequantize);
 
 constexpr DecodeKernel kDecode[5][2][2] = {QAIG_LIST(w2), QAIG_LIST(w3), QAIG_LIST(w4), QAIG_LIST(w8),
                                            QAIG_LIST(mixed)};
+constexpr DecodeKernel kFused[4][2] = {QAIG_LIST_TILED(fused, w2), QAIG_LIST_TILED(fused, w3),
+                                       QAIG_LIST_TILED(fused, w4), QAIG_LIST_TILED(fused, w8)};
+constexpr DecodeKernel kInteger[4][2] = {QAIG_LIST_TILED(integer, w2), QAIG_LIST_TILED(integer, w3),
+                                         QAIG_LIST_TILED(integer, w4), QAIG_LIST_TILED(integer, w8)};
 constexpr DequantizeKernel kDequantize[4] = {qaig_dequantize_w2, qaig_dequantize_w3, qaig_dequantize_w4,
                                              qaig_dequantize_w8};
 
-constexpr int index_of(int bits) { return bits == kMixed ? 4 : bits == 8 ? 3 : bits - 2; }
+constexpr int index_of(int bits) { return bits == 8 ? 3 : bits - 2; }
 constexpr bool aligned(const void* p, unsigned long long bytes) {
     return p && reinterpret_cast<unsigned long long>(p) % bytes == 0;
 }
@@ -77,21 +94,17 @@ bool has_sizes(int out_features, int in_features, int group_size, int bits) {
            static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
 }
 
-int check_decode(const QaigDecode* d) {
-    if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1 || d->rows > QAIG_MOST_ROWS) {
+// Everything but the number of rows, which kernels do not agree on.
+int check_layers(const QaigDecode* d) {
+    if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1) {
         return QAIG_BAD_ARGUMENT;
     }
-    long long steps = 0;
     for (int i = 0; i < d->layer_count; i++) {
         const QaigLayer& l = d->layers[i];
         if (!has_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
             return QAIG_BAD_ARGUMENT;
         }
         if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {
-            return QAIG_UNSUPPORTED;
-        }
-        steps += shape_of(l).items() * l.bits;
-        if (steps >= kMostSteps) {
             return QAIG_UNSUPPORTED;
         }
         if (!aligned(l.words, 16) || !aligned(l.scale, 16) || (l.zero && !aligned(l.zero, 8)) || !aligned(l.x, 16) ||
@@ -103,12 +116,91 @@ int check_decode(const QaigDecode* d) {
     return QAIG_OK;
 }
 
+int check_decode(const QaigDecode* d) {
+    const int status = check_layers(d);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    long long steps = 0;
+    for (int i = 0; i < d->layer_count; i++) {
+        steps += shape_of(d->layers[i]).items() * d->layers[i].bits;
+    }
+    return d->rows > QAIG_MOST_ROWS ? QAIG_BAD_ARGUMENT : steps >= kMostSteps ? QAIG_UNSUPPORTED : QAIG_OK;
+}
+
 long long items_of(const QaigDecode& d) {
     long long items = 0;
     for (int i = 0; i < d.layer_count; i++) {
         items += shape_of(d.layers[i]).items();
     }
     return items;
+}
+
+// Of all layers.
+struct Tiled {
+    long long steps, outputs;
+};
+
+Tiled tiled_of(const QaigDecode& d) {
+    Tiled t = {0, 0};
+    for (int i = 0; i < d.layer_count; i++) {
+        const Shape s = shape_of(d.layers[i]);
+        t.steps += tiled_steps(s, d.rows);
+        t.outputs += tiled_outputs(s, d.rows);
+    }
+    return t;
+}
+
+// Of fused and of integer kernels.
+int check_tiled(const QaigDecode* d, bool integers, int* processors) {
+    int status = check_layers(d);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    for (int i = 0; i < d->layer_count; i++) {
+        const QaigLayer& l = d->layers[i];
+        if (l.bits != d->layers[0].bits) {
+            return QAIG_BAD_ARGUMENT;
+        }
+        if (integers && (!aligned(l.token_scale, 4) || l.x_slots != shape_of(l).slots() || l.x_stride % 16 ||
+                         l.x_stride < 2LL * l.x_slots)) {
+            return QAIG_BAD_ARGUMENT;
+        }
+    }
+    int capability = 0;
+    status = qaig_cuda_device(processors, &capability);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    const bool fits = d->rows <= kMostTiledRows && tiled_of(*d).steps < kMostSteps;
+    return fits && capability >= kTiledCapability ? QAIG_OK : QAIG_UNSUPPORTED;
+}
+
+int tiled_workspace(const QaigDecode* d, bool integers, long long* partial_bytes, long long* counters) {
+    int processors = 0;
+    const int status = check_tiled(d, integers, &processors);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    const Tiled tiled = tiled_of(*d);
+    *partial_bytes = tiled_partial_bytes(tiled_grid(tiled.steps, processors));
+    *counters = tiled_counters(tiled.outputs);
+    return QAIG_OK;
+}
+
+int launch_tiled(const QaigDecode* d, bool integers, int type, void* stream) {
+    int processors = 0;
+    const int status = check_tiled(d, integers, &processors);
+    if (status != QAIG_OK) {
+        return status;
+    }
+    if ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->partials, 16) || !aligned(d->counters, 4)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    const int bits = d->layers[0].bits;
+    const DecodeKernel kernel = (integers ? kInteger : kFused)[index_of(bits)][type - QAIG_F16];
+    return launch(kernel, *d, tiled_grid(tiled_of(*d).steps, processors), 1, kTiledThreads,
+                  integers ? integer_shared_bytes(bits) : fused_shared_bytes(bits), stream);
 }
 
 }  // namespace
@@ -154,9 +246,21 @@ int qaig_cuda_decode(const QaigDecode* d, int type, void* stream) {
         bits = d->layers[i].bits == bits ? bits : kMixed;
     }
     const int columns = decode_columns(d->rows);
-    return launch(kDecode[index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d, decode_grid(items_of(*d), processors),
-                  1, kDecodeThreads, decode_shared_bytes(bits, columns), stream);
+    return launch(kDecode[bits == kMixed ? 4 : index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d,
+                  decode_grid(items_of(*d), processors), 1, kDecodeThreads, decode_shared_bytes(bits, columns), stream);
 }
+
+int qaig_cuda_fused_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
+    return tiled_workspace(d, false, partial_bytes, counters);
+}
+
+int qaig_cuda_integer_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
+    return tiled_workspace(d, true, partial_bytes, counters);
+}
+
+int qaig_cuda_fused(const QaigDecode* d, int type, void* stream) { return launch_tiled(d, false, type, stream); }
+
+int qaig_cuda_integer(const QaigDecode* d, int type, void* stream) { return launch_tiled(d, true, type, stream); }
 
 int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
     if (!d || !has_sizes(d->out_features, d->in_features, d->group_size, d->bits) || d->start < 0 ||
@@ -184,7 +288,8 @@ int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
         !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
         return QAIG_BAD_ARGUMENT;
     }
-    if (a->rotation_block && (!has_rotation(a->rotation_block, a->in_features) || !a->token_scale)) {
+    if (((a->rotation_block || a->bytes) && !a->token_scale) || a->bytes < 0 || a->bytes > 1 ||
+        (a->rotation_block && !has_rotation(a->rotation_block, a->in_features))) {
         return QAIG_BAD_ARGUMENT;
     }
     return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);

@@ -26,6 +26,10 @@
 //
 // Scales and zero points of a row block are sorted by lane, too: row 16 r + 8 h + g is at 8 g + 2 r + h.
 //
+// Rounded to bytes (8 activation bits, many rows), x has its slots in another order: lane t then finds what it needs of
+// both units of a tile in 16 contiguous bytes, and of each unit's eight slots 0, 2, 1, 3, 4, 6, 5, 7, as masks lay codes
+// of 4 bits bare. byte_place() tells.
+//
 // Padding (rows beyond N, slots beyond a group's channels, an odd last unit) holds code 0, scale 0, zero 0.
 #pragma once
 
@@ -49,6 +53,12 @@ QAIG_BOTH bool has_order(int bits) { return bits == 2 || bits == 3 || bits == 4 
 // Word, of the `bits` of a row tile, and bit at which the first code of pair `p` begins (3 bits: pairs 0 to 14).
 QAIG_BOTH int pair_word(int bits, int p) { return bits == 3 ? p / 5 : p * bits / 16; }
 QAIG_BOTH int pair_bit(int bits, int p) { return bits == 3 ? 3 * (p % 5) : p * bits % 16; }
+
+// Where the byte of a slot lies in its row of x.
+QAIG_BOTH int byte_place(int slot) {
+    const int unit = slot / kUnitSlots % 2, t = slot / 8 % 4, e = slot % 8;
+    return slot / kTileSlots * kTileSlots + 16 * t + 8 * unit + (e / 4 * 4 + e % 2 * 2 + e / 2 % 2);
+}
 
 // Sizes of a weight in CUDA order. group_size is in channels: in_features if there is one group a row.
 struct Shape {

@@ -1,9 +1,11 @@
-// How the blocks of a decode launch share its work.
+// How the blocks of a launch share its work.
 //
-// The items (64 rows by 64 slots) of all layers form one line, layer after layer and row block after row block; an
-// item of b bits is b steps long, as its bytes are. Every block has the same number of steps, the first ones one more
-// where that does not come out even, and of the items those that begin within. All of this is computed from the
+// Decode: the items (64 rows by 64 slots) of all layers form one line, layer after layer and row block after row block;
+// an item of b bits is b steps long, as its bytes are. Every block has the same number of steps, the first ones one
+// more where that does not come out even, and of the items those that begin within. All of this is computed from the
 // arguments, by every block alike, in 32 bits: a division in 64 takes as long as some of the products.
+//
+// Kernels for many rows: the same with output tiles in the place of row blocks, and steps of 64 slots of one tile.
 #pragma once
 
 #include "kernels.h"
@@ -30,6 +32,37 @@ QAIG_BOTH Line line_of(const QaigDecode& d, unsigned blocks) {
         length += static_cast<unsigned>(shape_of(d.layers[i]).items()) * d.layers[i].bits;
     }
     return {length / blocks, length % blocks};
+}
+
+QAIG_BOTH Line tiled_line(const QaigDecode& d, unsigned blocks) {
+    unsigned length = 0;
+    for (int i = 0; i < d.layer_count; i++) {
+        length += static_cast<unsigned>(tiled_steps(shape_of(d.layers[i]), d.rows));
+    }
+    return {length / blocks, length % blocks};
+}
+
+// A step of a layer: one tile of slots of one output tile. Output tiles of the same rows of the weight are neighbors:
+// what one of them brings to the cache, the others find there.
+struct TilePosition {
+    int rows, columns, tile;
+
+    QAIG_BOTH void next_tile(int column_tiles) {
+        tile = 0;
+        if (++columns == column_tiles) {
+            columns = 0, rows++;
+        }
+    }
+    QAIG_BOTH void advance(int tiles, int column_tiles) {
+        if (++tile == tiles) {
+            next_tile(column_tiles);
+        }
+    }
+};
+
+QAIG_BOTH TilePosition position_of(int step, int tiles, int column_tiles) {
+    const int output_tile = step / tiles;
+    return {output_tile / column_tiles, output_tile % column_tiles, step % tiles};
 }
 
 // First item of a layer that begins at or after `step`, given the layer's first step and its number of items.

@@ -15,50 +15,15 @@ from filelock import FileLock
 from torch import Tensor
 
 from transformers_qaig.compiler import TORCH_TARGET
+from transformers_qaig.cuda import interface
+from transformers_qaig.cuda.interface import TYPES, Shape
 from transformers_qaig.nn import cuda_order
 from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
 
 CSRC = Path(__file__).parents[2] / "csrc"
 EMULATOR = Path(__file__).parent / "emulator"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("words", "scale", "zero", "bias", "x", "token_scale", "y")),
-        ("x_stride", ctypes.c_longlong),
-        *((name, ctypes.c_int) for name in ("x_slots", "out_features", "in_features", "group_size", "bits")),
-        *((name, ctypes.c_int) for name in ("scale_type", "bias_type", "reserved")),
-    ]
-
-
-class _Decode(ctypes.Structure):
-    _fields_ = [
-        ("partials", ctypes.c_void_p),
-        ("counters", ctypes.c_void_p),
-        ("rows", ctypes.c_int),
-        ("layer_count", ctypes.c_int),
-        ("layers", _Layer * 8),
-    ]
-
-
-class _Dequantize(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("words", "scale", "zero", "out")),
-        *((name, ctypes.c_int) for name in ("start", "stop", "out_features", "in_features", "group_size", "bits")),
-        *((name, ctypes.c_int) for name in ("scale_type", "type")),
-    ]
-
-
-class _Arrange(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "out", "token_scale")),
-        ("rotation_seed", ctypes.c_ulonglong),
-        *((name, ctypes.c_int) for name in ("rotation_block", "rows", "in_features", "group_size", "slots")),
-        ("reserved", ctypes.c_int),
-    ]
 
 
 @dataclass
@@ -77,9 +42,8 @@ class Weight:
     bias: Tensor | None = None
 
     @property
-    def channels(self) -> int:
-        """Channels of a group."""
-        return self.in_features // num_groups(self.in_features, self.group_size)
+    def shape(self) -> Shape:
+        return Shape.of(self.out_features, self.in_features, self.group_size, self.bits)
 
 
 def random_weight(
@@ -119,17 +83,29 @@ class Emulator:
     def set_processors(self, count: int) -> None:
         ctypes.c_int.in_dll(self._library, "qaig_emulator_processors").value = count
 
-    def decode(self, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
-        """x `[M, K]`, M at most 16, by each weight.
+    def set_capability(self, capability: int) -> None:
+        ctypes.c_int.in_dll(self._library, "qaig_emulator_capability").value = capability
+
+    def decode(
+        self,
+        x: Tensor,
+        weights: list[Weight],
+        activation_bits: int = 16,
+        launches: int = 1,
+        kernel: str = "decode",
+        rotation: tuple[int, int] = (0, 0),
+    ) -> list[Tensor]:
+        """x `[M, K]` by each weight; with the kernel "decode" M is at most 16, with "fused" and "integer" all have one
+        width, and the latter is for 8 activation bits.
 
         Raises:
             RuntimeError: what the emulator found wrong.
         """
         rows = x.shape[0]
-        decode = _Decode(rows=rows, layer_count=len(weights))
+        decode = interface.Decode(rows=rows, layer_count=len(weights))
         results, keep, read, written = [], [], [], []
         for layer, w in zip(decode.layers, weights):
-            inputs, token_scale = self._inputs(x, w, activation_bits)
+            inputs, token_scale = self._inputs(x, w, activation_bits, kernel == "integer", rotation)
             y = torch.full((rows, w.out_features), torch.nan, dtype=x.dtype)
             results.append(y)
             keep += [inputs, token_scale]
@@ -138,14 +114,14 @@ class Emulator:
             layer.words, layer.scale, layer.y, layer.x = (t.data_ptr() for t in (w.words, w.scale, y, inputs))
             layer.zero = None if w.zero is None else w.zero.data_ptr()
             layer.token_scale = None if token_scale is None else token_scale.data_ptr()
-            layer.x_stride, layer.x_slots = inputs.stride(0), inputs.shape[1]
-            layer.out_features, layer.in_features, layer.group_size = w.out_features, w.in_features, w.channels
+            layer.x_stride, layer.x_slots = inputs.stride(0) * (2 if kernel == "integer" else 1), inputs.shape[1]
+            layer.out_features, layer.in_features, layer.group_size = w.out_features, w.in_features, w.shape.group_size
             layer.bits, layer.scale_type = w.bits, TYPES[w.scale.dtype]
             if w.bias is not None:
                 layer.bias, layer.bias_type = w.bias.data_ptr(), TYPES[w.bias.dtype]
         partial_bytes, counter_count = ctypes.c_longlong(), ctypes.c_longlong()
         self._check(
-            self._library.qaig_cuda_decode_workspace(
+            getattr(self._library, f"qaig_cuda_{kernel}_workspace")(
                 ctypes.byref(decode), ctypes.byref(partial_bytes), ctypes.byref(counter_count)
             )
         )
@@ -154,7 +130,7 @@ class Emulator:
         decode.partials, decode.counters = partials.data_ptr(), counters.data_ptr()
         for _ in range(launches):
             self._allow(read, [*written, partials, counters])
-            self._check(self._library.qaig_cuda_decode(ctypes.byref(decode), TYPES[x.dtype], None))
+            self._check(getattr(self._library, f"qaig_cuda_{kernel}")(ctypes.byref(decode), TYPES[x.dtype], None))
             assert not counters.any(), "the counters are not zero after the launch"
         return results
 
@@ -162,38 +138,42 @@ class Emulator:
         """Rows [start, stop) in `dtype`. Raises as `decode` does."""
         stop = w.out_features if stop is None else stop
         out = torch.full((stop - start, w.in_features), torch.nan, dtype=dtype)
-        arguments = _Dequantize(
+        arguments = interface.Dequantize(
             w.words.data_ptr(), w.scale.data_ptr(), None if w.zero is None else w.zero.data_ptr(), out.data_ptr(),
-            start, stop, w.out_features, w.in_features, w.channels, w.bits, TYPES[w.scale.dtype], TYPES[dtype],
+            start, stop, w.out_features, w.in_features, w.shape.group_size, w.bits, TYPES[w.scale.dtype], TYPES[dtype],
         )  # fmt: skip
         self._allow([w.words, w.scale, w.zero], [out])
         self._check(self._library.qaig_cuda_dequantize(ctypes.byref(arguments), None))
         return out
 
     def arrange(
-        self, x: Tensor, group_size: int, activation_bits: int, rotation: tuple[int, int] = (0, 0)
+        self,
+        x: Tensor,
+        group_size: int,
+        activation_bits: int,
+        rotation: tuple[int, int] = (0, 0),
+        as_bytes: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """x in slot order and, with 8 bits, as integers with each row's scale. Raises as `decode` does."""
         block, seed = rotation
         rows, in_features = x.shape
-        groups = num_groups(in_features, group_size)
-        channels = in_features // groups
-        slots = -(-groups * -(-channels // 32) // 2) * 64
-        out = torch.full((rows, slots), torch.nan, dtype=x.dtype)
+        shape = Shape.of(1, in_features, group_size, 2)
+        out = torch.full((rows, shape.slots), torch.nan, dtype=x.dtype)
         token_scale = torch.full((rows,), torch.nan) if activation_bits == 8 else None
-        arguments = _Arrange(
+        arguments = interface.Arrange(
             x.data_ptr(), out.data_ptr(), None if token_scale is None else token_scale.data_ptr(),
-            seed, block, rows, in_features, channels, slots,
+            seed, block, rows, in_features, shape.group_size, shape.slots, as_bytes,
         )  # fmt: skip
         self._allow([x], [out, token_scale])
         self._check(self._library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
         return out, token_scale
 
-    def _inputs(self, x: Tensor, w: Weight, activation_bits: int) -> tuple[Tensor, Tensor | None]:
-        in_channel_order = w.channels == w.in_features or w.channels % 32 == 0
-        if in_channel_order and w.in_features % 8 == 0 and activation_bits == 16:
+    def _inputs(
+        self, x: Tensor, w: Weight, activation_bits: int, as_bytes: bool, rotation: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        if w.shape.in_channel_order and w.in_features % 8 == 0 and activation_bits == 16:
             return x, None
-        return self.arrange(x, w.group_size, activation_bits)
+        return self.arrange(x, w.group_size, activation_bits, rotation, as_bytes)
 
     def _allow(self, read: list[Tensor | None], written: list[Tensor | None]) -> None:
         self._library.qaig_emulator_forbid_all()

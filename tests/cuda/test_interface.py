@@ -76,7 +76,9 @@ def declared(structure: str) -> set[str]:
 def test_constants(tmp_path):
     body = (
         "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
-        " kArrangeThreads, kDecodeBlocksPerProcessor, kMixed, kBlockRows, kTileSlots, kUnitSlots);"
+        " kArrangeThreads, kDecodeBlocksPerProcessor, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
+        " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps, kMostSteps,"
+        " kIntegerStages);"
     )
     types = [interface.TYPES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     assert run(tmp_path, body) == [
@@ -92,6 +94,14 @@ def test_constants(tmp_path):
             interface.BLOCK_ROWS,
             interface.TILE_SLOTS,
             interface.UNIT_SLOTS,
+            interface.TILED_WARPS,
+            interface.TILED_THREADS,
+            interface.TILED_ROW_BLOCKS,
+            interface.TILED_COLUMNS,
+            interface.TILED_BLOCKS_PER_PROCESSOR,
+            interface.LEAST_TILED_STEPS,
+            interface.MOST_STEPS,
+            interface.INTEGER_STAGES,
         ]
     ]
 
@@ -106,11 +116,15 @@ def test_rules(tmp_path):
             f"{{ const Shape s = {{{arguments}}};"
             " say(s.row_blocks(), s.groups(), s.tiles(), s.slots(), s.items(), s.in_channel_order(),"
             f" dequantize_grid_x(s), dequantize_grid_y({start}, {stop}),"
-            " decode_grid(s.items(), 132), decode_grid(s.items(), 1)); }"
+            " decode_grid(s.items(), 132), decode_grid(s.items(), 1), tiled_outputs(s, 65), tiled_steps(s, 64),"
+            " tiled_grid(tiled_steps(s, 200), 132), tiled_grid(tiled_steps(s, 200), 1)); }"
         )
         numbers = [s.row_blocks, s.groups, s.tiles, s.slots, s.items, int(s.in_channel_order)]
         numbers += interface.dequantize_grid(s, start, stop)
-        expected.append([*numbers, interface.decode_grid(s.items, 132), interface.decode_grid(s.items, 1)])
+        numbers += [interface.decode_grid(s.items, count) for count in (132, 1)]
+        numbers += [interface.tiled_outputs(s, 65), interface.tiled_steps(s, 64)]
+        numbers += [interface.tiled_grid(interface.tiled_steps(s, 200), count) for count in (132, 1)]
+        expected.append(numbers)
     for bits, rows in itertools.product((interface.MIXED, 2, 3, 4, 8), (1, 8, 9, 16)):
         body.append(
             f"say(decode_columns({rows}), decode_shared_bytes({bits}, decode_columns({rows})),"
@@ -120,6 +134,14 @@ def test_rules(tmp_path):
         shared = interface.decode_shared_bytes(bits, columns)
         assert shared <= 48 << 10  # more needs an attribute to be set
         expected.append([columns, shared, interface.decode_partial_bytes(7, columns)])
+    for bits in (2, 3, 4, 8):
+        body.append(
+            f"say(fused_shared_bytes({bits}), integer_shared_bytes({bits}), tiled_partial_bytes(7), tiled_counters(5));"
+        )
+        shared = interface.fused_shared_bytes(bits)
+        integer = interface.integer_shared_bytes(bits)
+        assert max(shared, integer) <= 48 << 10
+        expected.append([shared, integer, interface.tiled_partial_bytes(7), interface.tiled_counters(5)])
     assert run(tmp_path, "\n".join(body)) == expected
 
 
@@ -132,7 +154,8 @@ def test_shapes_are_those_of_the_order(s):
 
 def test_tunings(tmp_path):
     body = (
-        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.chunk_bytes);\n"
+        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.most_fused_rows,"
+        " t.most_integer_rows, t.chunk_bytes);\n"
         "for (int c : {75, 80, 87, 90, 103, 121}) say(tuning_for(c).capability);"
     )
     capabilities = [[interface.tuning_for(c).capability] for c in (75, 80, 87, 90, 103, 121)]

@@ -29,7 +29,11 @@ class EmulatedDriver:
         self.loaded: list[str] = []
         self.counters: list[int] = []
         self.memory: list[torch.Tensor] = []
-        self.capture = 0
+        self.pending: list[str] = []
+        self.capture, self.mode, self.is_full = 0, "global", False
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed")
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
 
     def cuDeviceGet(self, index):
         return 0, index
@@ -48,14 +52,29 @@ class EmulatedDriver:
         return (0, name.decode()) if module == name else (500, None)
 
     def cuMemAlloc(self, size):
+        assert self.mode == "relaxed"
+        if self.is_full:
+            return 2, None
         self.memory.append(torch.full((size // 4,), -1, dtype=torch.int32))
         return 0, self.memory[-1].data_ptr()
 
-    def cuMemsetD32(self, address, value, count):
+    def cuMemsetD32Async(self, address, value, count, stream):
         ctypes.memset(address, value, 4 * count)
+        self.pending.append(stream)
         return (0,)
 
-    def cuCtxSynchronize(self):
+    def cuThreadExchangeStreamCaptureMode(self, mode):
+        self.mode, mode = mode, self.mode
+        return 0, mode
+
+    def cuStreamCreate(self, flags):
+        return 0, f"stream {flags}"
+
+    def cuStreamSynchronize(self, stream):
+        self.pending.remove(stream)
+        return (0,)
+
+    def cuStreamDestroy(self, stream):
         return (0,)
 
     def cuStreamGetCaptureInfo(self, stream):
@@ -74,8 +93,22 @@ class EmulatedDriver:
         self.library.qaig_emulator_forbid_all()
         if "_decode_" in function:
             argument = interface.Decode.from_address(address)
-            self._allow_decode(argument, gx, int(function.rpartition("_m")[2]))
+            assert int(function.rpartition("_m")[2]) == interface.decode_columns(argument.rows)
+            items = sum(shape_of(layer).items for layer in argument.layers[: argument.layer_count])
+            assert gx == interface.decode_grid(items, PROCESSORS)
+            self._allow_product(argument, *self._workspace("decode", address))
             status = self.library.qaig_cuda_decode(ctypes.c_void_p(address), dtype, None)
+        elif "_fused_" in function or "_integer_" in function:
+            kernel = function.split("_")[1]
+            argument = interface.Decode.from_address(address)
+            shapes = [shape_of(layer) for layer in argument.layers[: argument.layer_count]]
+            assert {f"w{s.bits}" for s in shapes} == {function.split("_")[2]}
+            assert gx == interface.tiled_grid(sum(interface.tiled_steps(s, argument.rows) for s in shapes), PROCESSORS)
+            assert shared == getattr(interface, f"{kernel}_shared_bytes")(shapes[0].bits)
+            size = 1 if kernel == "integer" else 2
+            self._allow_product(argument, *self._workspace(kernel, address), size)
+            launch = getattr(self.library, f"qaig_cuda_{kernel}")
+            status = launch(ctypes.c_void_p(address), dtype, None)
         elif "_dequantize_" in function:
             argument = interface.Dequantize.from_address(address)
             assert (gx, gy) == interface.dequantize_grid(shape_of(argument), argument.start, argument.stop)
@@ -93,18 +126,20 @@ class EmulatedDriver:
         assert status == 0, self.library.qaig_emulator_error()
         return (0,)
 
-    def _allow_decode(self, argument, grid, columns):
-        layers = argument.layers[: argument.layer_count]
-        items = sum(shape_of(layer).items for layer in layers)
-        assert grid == interface.decode_grid(items, PROCESSORS)
-        assert columns == interface.decode_columns(argument.rows)
-        self._allow(argument.partials, interface.decode_partial_bytes(grid, columns), True)
-        self._allow(argument.counters, 4 * sum(shape_of(layer).row_blocks for layer in layers), True)
+    def _workspace(self, kernel, address):
+        partial_bytes, counters = ctypes.c_longlong(), ctypes.c_longlong()
+        ask = getattr(self.library, f"qaig_cuda_{kernel}_workspace")
+        assert ask(ctypes.c_void_p(address), ctypes.byref(partial_bytes), ctypes.byref(counters)) == 0
+        return partial_bytes.value, counters.value
+
+    def _allow_product(self, argument, partial_bytes, counters, element_size=2):
+        self._allow(argument.partials, partial_bytes, True)
+        self._allow(argument.counters, 4 * counters, True)
         self.counters.append(argument.counters)
-        for layer in layers:
+        for layer in argument.layers[: argument.layer_count]:
             self._allow_weight(layer)
             self._allow(layer.bias, layer.out_features * (4 if layer.bias_type == 0 else 2))
-            self._allow(layer.x, ((argument.rows - 1) * layer.x_stride + layer.x_slots) * 2)
+            self._allow(layer.x, ((argument.rows - 1) * layer.x_stride + layer.x_slots) * element_size)
             self._allow(layer.token_scale, argument.rows * 4)
             self._allow(layer.y, argument.rows * layer.out_features * 2, True)
 
@@ -174,9 +209,9 @@ def close(y, x, weight, activation_bits=16):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (50, 16)])
+@pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (17, 16), (50, 8), (257, 16)])
 def test_linear(machine, bits, dtype, rows, activation_bits):
-    """Decode of both sizes, 8-bit activations, and the dense product; 50 rows are past sm_80's threshold."""
+    """Decode of both sizes, the fused product, that of integers, and the dense product past sm_80's threshold."""
     weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_ORDER)
@@ -184,25 +219,41 @@ def test_linear(machine, bits, dtype, rows, activation_bits):
     close(y, x, weight, activation_bits)
     names = [name for name, *_ in machine.api.launches]
     suffix = "f16" if dtype == torch.float16 else "bf16"
-    if rows == 50:
+    if rows == 257:
         assert names == [f"qaig_dequantize_w{bits}"]
     else:
         arranged = [f"qaig_arrange_{suffix}"] if activation_bits == 8 else []
-        assert names == [*arranged, f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"]
+        decode = f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"
+        many = "integer" if activation_bits == 8 else "fused"
+        assert names == [*arranged, decode if rows <= 16 else f"qaig_{many}_w{bits}_{suffix}"]
 
 
 def test_rows_beyond_one_launch(machine):
+    """GPUs without fused kernels decode more rows, in several launches, and unpack the weight for fewer."""
+    operators = Operators(machine.driver, lambda device: CpuDevice(0, 75, PROCESSORS))
     weight = emulated.random_weight(3, 70, 64, 32)
-    x = torch.randn(2, 20, 64).half()
-    y = machine.operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
-    assert y.shape == (2, 20, 70)
+    x = torch.randn(2, 10, 64).half()
+    y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+    assert y.shape == (2, 10, 70)
     close(y, x, weight, 8)
+    x = torch.randn(33, 64).half()
+    close(operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
     assert [name for name, *_ in machine.api.launches] == [
         "qaig_arrange_f16",
         "qaig_decode_w3_f16_m16",
-        "qaig_decode_w3_f16_m16",
         "qaig_decode_w3_f16_m8",
+        "qaig_dequantize_w3",
     ]
+
+
+def test_fused_layers_of_several_widths(machine):
+    """One launch for each width."""
+    weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (4, 10, 8))]
+    x = torch.randn(20, 96).half()
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
+    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_ORDER), weights, strict=True):
+        close(y, x, weight)
+    assert [name for name, *_ in machine.api.launches] == ["qaig_fused_w2_f16", "qaig_arrange_f16", "qaig_fused_w4_f16"]
 
 
 @pytest.mark.parametrize(
@@ -308,16 +359,56 @@ def test_layers_that_rotate_their_input_apart(machine):
     assert [name for name, *_ in machine.api.launches] == 4 * ["qaig_arrange_bf16"] + ["qaig_decode_w4_bf16_m8"]
 
 
+@pytest.mark.parametrize("rows", [20, 257])
+@pytest.mark.parametrize("capability", [75, 80])
+def test_many_rotated_rows(machine, rows, capability):
+    """As integers where there are kernels for them, else by the dense product of integers."""
+    operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))
+    weights = [emulated.random_weight(4, 65, 96, group, bias=torch.float16) for group in (32, 8)]
+    weights.append(emulated.random_weight(2, 10, 96, 32, dtype=torch.float32))
+    x = torch.randn(rows, 96).half()
+    lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
+    lists[4:6] = [[32] * 3, [7] * 3]
+    for y, weight in zip(operators.linear_many(x, *lists, 8, CUDA_ORDER), weights, strict=True):
+        close(y, rotate(x, Rotation(32, 7)), weight, 8)
+    names = [name for name, *_ in machine.api.launches]
+    if capability == 80:  # the float32 scale's layer reads x in an order of its own, and unpacks its weight
+        assert names == ["qaig_arrange_f16", "qaig_dequantize_w2", *["qaig_arrange_f16"] * 2, "qaig_integer_w4_f16"]
+    elif rows == 257:
+        assert names == ["qaig_arrange_f16", *["qaig_dequantize_w4"] * 2, "qaig_dequantize_w2"]
+
+
+def test_rows_that_are_not_rounded(machine):
+    """Infinities and NaNs, in the product of integers and in the dense one."""
+    weight = emulated.random_weight(4, 65, 96, 32, sym=True)
+    x = torch.randn(35, 96).half()
+    x[4, 3], x[5, 9] = torch.inf, torch.nan
+    for capability in (75, 80):
+        operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))  # noqa: B023
+        y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+        want = expected(x, weight, 8)
+        assert torch.equal(y.isnan(), want.isnan())
+        assert torch.equal(y.isinf(), want.isinf())
+        close(torch.cat([y[:4], y[6:]]), torch.cat([x[:4], x[6:]]), weight, 8)
+
+
+def test_products_of_integers_do_not_overflow(machine):
+    """In float16, where those of x itself do not."""
+    weight = emulated.make_weight(torch.full((8, 512), 255, dtype=torch.uint8), torch.full((8, 1), 0.125), None, 8, -1)
+    x = torch.full((3, 512), 0.01).half()
+    close(machine.operators.linear(x, *arguments(weight), 8, CUDA_ORDER), x, weight, 8)
+    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_dequantize_w8"]
+
+
 @pytest.mark.usefixtures("cuda_order_is_read")
-@pytest.mark.parametrize(("rows", "activation_bits"), [(50, 8), (2, 16)])
-def test_rotated_inputs_of_the_reference(machine, rows, activation_bits):
-    """Many rows, and rotated values that are not rounded to integers."""
+def test_rotated_inputs_of_the_reference(machine):
+    """Rotated values that are not rounded to integers."""
     weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)
-    x = torch.randn(rows, 64).half()
+    x = torch.randn(2, 64).half()
     *tensors, _, _, n, bits, group = arguments(weight)
-    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, activation_bits, CUDA_ORDER)
+    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 16, CUDA_ORDER)
     packed = reference.Weight(*weight.on_disk, n, 64, bits, group, ON_DISK)
-    assert torch.equal(y, reference.linear(x, packed, weight.bias, Rotation(32, 7), activation_bits))
+    assert torch.equal(y, reference.linear(x, packed, weight.bias, Rotation(32, 7), 16))
 
 
 BAD = {
@@ -392,6 +483,21 @@ def test_capture(machine, monkeypatch):
     assert first == again
     assert len({eager, first, second}) == 3
     assert not machine.api.memory[0].any()
+
+
+def test_counters_are_set_aside_while_others_capture(machine):
+    """In the relaxed mode, on a stream that blocks none; where there is no memory a launch brings its own."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    machine.api.is_full = True
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.memory == []
+    assert machine.api.mode == "global"
+    machine.api.is_full = False
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.counters[-1] == machine.api.memory[0].data_ptr()
+    assert machine.api.mode == "global"
+    assert machine.api.pending == []
 
 
 def test_more_captures_than_counters(machine):

@@ -1,4 +1,4 @@
-"""Deliberate bugs in the decode kernels, each of which the emulator or a comparison must catch."""
+"""Deliberate bugs in the kernels, each of which the emulator or a comparison must catch."""
 
 import re
 import shutil
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from tests.cuda import emulated
-from tests.cuda.emulated import random_weight
+from tests.cuda.emulated import make_weight, random_weight
 from tests.cuda.test_kernels import ROUNDING, error, exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
 
 WRONG = "wrong result"
 # (name, file, what is replaced, by what, what is found)
-MUTANTS = [
-    ("nothing", "decode.h", "sums = {};", "sums = {};", ""),
+DECODE = [
+    ("nothing", "sums.h", "sums = {};", "sums = {};", ""),
     ("missing wait", "decode.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("wait off by one", "decode.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
     ("copy into the stage in use", "decode.h", "stage == 0 ? kStages - 1 : stage - 1", "stage", "copy was waited for"),
@@ -39,58 +39,212 @@ MUTANTS = [
     ("rows beyond the last", "decode.h", "row < d.rows && slot", "slot", "a load outside of every buffer"),
     ("channels beyond the last", "decode.h", "&& slot < l.x_slots", "", f"a load outside of every buffer|{WRONG}"),
     ("misaligned load", "decode.h", "unit * kUnitSlots + 8 * t;", "unit * kUnitSlots + 4 * t;", "misaligned"),
-    ("output beyond the last row", "decode.h", "n < l.out_features && m", "m", "outside of every buffer"),
+    ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
+    ("bias of the wrong row", "sums.h", "bias[e / 2]", "bias[0]", WRONG),
     ("too much shared memory", "kernels.h", "bits == 4 ? 3 :", "bits == 4 ? 64 :", "refused"),
-    ("last block too early", "decode.h", "static_cast<unsigned>(last - first)",
+    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
      "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
-    ("counters left as they are", "decode.h", "store_global(counters + row_block, 0u);", "", "counters"),
+    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
     ("a part taken for the whole", "decode.h", "from_start && to == row_end", "from_start", f"{WRONG}|counters"),
 ]  # fmt: skip
+FUSED = [
+    ("nothing", "pipeline.h", "Product::Sums sums = {};", "Product::Sums sums = {};", ""),
+    ("missing wait", "pipeline.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
+    ("wait off by one", "pipeline.h", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
+    ("missing barrier before a stage is overwritten", "pipeline.h", "                block_barrier();\n", "",
+     "without a barrier|copy was waited for|before it is written"),
+    ("missing barrier between layers", "pipeline.h", "block_barrier();  // the stages may", "//", "race"),
+    ("copy into the stage in use", "pipeline.h", "stage == 0 ? kStages - 1 : stage - 1", "stage",
+     "while a copy|copy was waited for|without a barrier"),
+    ("swizzle of the writer only", "pipeline.h", "x + x_place<kChunks>(8 * part + g, chunk)",
+     "x + (8 * part + g) * kChunks + chunk", WRONG),
+    ("swizzle of the reader only", "pipeline.h", "x_place<kChunks>(row, chunk);", "row * kChunks + chunk;", WRONG),
+    ("swapped halves of x", "fused.h", "word_of(x[p], 2 * s),", "word_of(x[p], 2 * s + 1),", WRONG),
+    ("x of the other unit", "fused.h", "4 * unit + step.t", "step.t", WRONG),
+    ("zero of the wrong row", "fused.h", "zero[j % 2])", "zero[j / 2 % 2])", WRONG),
+    ("zero of the wrong row tile", "fused.h", "groups.zero[unit], 2 * r + 1)", "groups.zero[unit], 1)", WRONG),
+    ("zero of the first group only", "fused.h", "if (unit == 0 || !groups.one_group)", "if (unit == 0)", WRONG),
+    ("scale of the wrong row", "pipeline.h", "high_float(type, scale.y)", "low_float(type, scale.y)", WRONG),
+    ("scale of the wrong group", "fused.h", "row_scales(groups.scale[0], l.scale_type)", "scales", WRONG),
+    ("the group before", "pipeline.h", "if (unit >= units_per_group) {  // one unit", "if (false) {  //", WRONG),
+    ("group of the output tile before", "pipeline.h", "group = {0, 0};", "group.advance(groups.units_per_group);",
+     f"{WRONG}|outside of every buffer"),
+    ("words of the other row block", "pipeline.h", "from + warp / 2 * kBlockWords", "from", WRONG),
+    ("words of the other row tiles", "pipeline.h", "words + (half * (bits / 2) + c)", "words + c", WRONG),
+    ("columns beyond the last", "pipeline.h", "column + first < columns", "column + first < columns + 64",
+     "a load outside of every buffer"),
+    ("channels beyond the last", "pipeline.h", "slot < l.x_slots ? d.rows : 0", "d.rows",
+     f"a load outside of every buffer|{WRONG}"),
+    ("columns that are there left out", "pipeline.h", "8 * part < columns", "8 * part + 32 < columns", WRONG),
+    ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
+    ("output beyond the last column", "sums.h", "n < l.out_features && m < rows)",
+     "n < l.out_features && m < rows + 1)", "outside of every buffer"),
+    ("partials of another part", "sums.h", "(block == first ? 1 : 0)", "0", WRONG),
+    ("partials of another warp", "pipeline.h", "+ warp * kWarpSums", "", WRONG),
+    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
+     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
+    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
+    ("a part taken for the whole", "pipeline.h", "whole = to - step == tiles", "whole = true", f"{WRONG}|counters"),
+]  # fmt: skip
+INTEGER4 = [
+    ("nothing", "integer.h", "sums.steps++;", "sums.steps++;", ""),
+    ("missing wait", "pipeline.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
+    ("missing barrier before a stage is overwritten", "pipeline.h", "                block_barrier();\n", "",
+     "without a barrier|copy was waited for"),
+    ("sign of a byte", "bytes.h", "- zeros[i % 2]) ^ kSigns", "- zeros[i % 2])", WRONG),
+    ("borrows between bytes", "bytes.h", "a[i] = (a[i] - zeros[i % 2]) ^ kSigns",
+     "a[i] = (a[i] ^ kSigns) - zeros[i % 2]",
+     WRONG),
+    ("zero of the wrong row", "bytes.h", "- zeros[i % 2]", "- zeros[i / 2]", WRONG),
+    ("zero of the wrong row tile", "integer.h", "repeat_byte(groups.zero[unit], 2 * r + 1)",
+     "repeat_byte(groups.zero[unit], 1)", WRONG),
+    ("order of the bytes of x", "layout.h", "e % 2 * 2 + e / 2 % 2", "e % 4", WRONG),
+    ("units of x apart", "layout.h", "16 * t + 8 * unit", "8 * t + 32 * unit", WRONG),
+    ("x of the other unit", "integer.h", "word_of(x[i], 2 * unit)", "word_of(x[i], 0)", WRONG),
+    ("a group ends one step late", "pipeline.h", "p.unit + 2 >= units_per_group",
+     "p.unit + 1 >= units_per_group", WRONG),
+    ("groups of one unit do not end", "pipeline.h", "to.ends = units_per_group == 1;", "to.ends = false;", WRONG),
+    ("scale of the wrong group", "integer.h", "groups, 0, l.scale_type", "groups, 1, l.scale_type", WRONG),
+    ("sums that are added twice", "integer.h", "        sums.clear(part, kChunkParts);\n", "", WRONG),
+    ("the last sums left out", "integer.h", "groups.ends || step.last ||", "", WRONG),
+    ("rows that are no integers", "integer.h", "== kNotRounded", "< kNotRounded", WRONG),
+    ("NaNs forgotten", "arrange.cu", "largest > kInfinity ? float_of(largest)", "largest > kInfinity ? 1.0f", WRONG),
+    ("too much shared memory", "kernels.h", "kIntegerStages = 4", "kIntegerStages = 8", "refused"),
+]  # fmt: skip
+INTEGER8 = [
+    ("nothing", "integer.h", "sums.steps++;", "sums.steps++;", ""),
+    ("sign of a byte", "bytes.h", "0x6240u) ^ kSigns", "0x6240u)", WRONG),
+    ("wrong zero correction", "integer.h", "(128 - static_cast<int>", "(127 - static_cast<int>", WRONG),
+    ("zero correction of the wrong row", "integer.h", "missing[row]", "missing[0]", WRONG),
+    ("sums of x of the wrong row", "integer.h", "shuffle(sum, 8 * t + 4)", "shuffle(sum, 8 * t)", WRONG),
+    ("sums of x of half the lanes", "integer.h", "sum += shuffle_xor(sum, 2);", "", WRONG),
+    ("sums of x of half the slots", "integer.h", "add_dot(low, four_times(1), add_dot(high, four_times(1), sum))",
+     "add_dot(low, four_times(1), sum)", WRONG),
+    ("sums of x that are kept", "integer.h", "            x_sums[part + i] = 0;\n", "", WRONG),
+    ("missing segment", "integer.h", "sums.steps == kSegmentSteps", "false", WRONG),
+    ("segments too long", "integer.h", "bits == 8 ? 4 :", "bits == 8 ? 8 :", WRONG),
+]  # fmt: skip
+INTEGER3 = [
+    ("nothing", "integer.h", "sums.steps++;", "sums.steps++;", ""),
+    ("bits of the last pair", "bytes.h", "15 - at - i", "15 - at", WRONG),
+    ("pair at the wrong bit", "bytes.h", "0x00070007u << at", "0x00070007u << 0", WRONG),
+]  # fmt: skip
+LISTS = {"decode": DECODE, "fused": FUSED, "integer4": INTEGER4, "integer8": INTEGER8, "integer3": INTEGER3}
+MUTANTS = [(kernel, *mutant) for kernel, mutants in LISTS.items() for mutant in mutants]
+KERNELS = {
+    "decode": ("qaig_decode_w4_f16_m8", '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'),
+    "fused": ("qaig_fused_w4_f16", '#include "fused.h"\nQAIG_FUSED_KERNEL(qaig_fused_w4_f16, F16, 4)\n'),
+} | {
+    f"integer{bits}": (
+        f"qaig_integer_w{bits}_f16",
+        f'#include "integer.h"\nQAIG_INTEGER_KERNEL(qaig_integer_w{bits}_f16, F16, {bits})\n',
+    )
+    for bits in (3, 4, 8)
+}  # fmt: skip
 
 
-def build(folder: Path, file: str, old: str, new: str) -> emulated.Emulator:
-    """One kernel with one change; all others do nothing."""
+def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.Emulator:
+    """One kernel with one change, and what prepares its x; all others do nothing."""
     shutil.copytree(emulated.CSRC / "cuda", folder)
     source = (folder / file).read_text()
     assert old in source, f"{file} has no more {old!r}: change this test, too"
     (folder / file).write_text(source.replace(old, new))
-    others = [
-        f"qaig_decode_{width}_{dtype}_m{rows}(QaigDecode)"
+    kernels = {
+        f"qaig_decode_{width}_{dtype}_m{rows}": "QaigDecode"
         for width in ("w2", "w3", "w4", "w8", "mixed")
         for dtype in ("f16", "bf16")
         for rows in (8, 16)
-        if (width, dtype, rows) != ("w4", "f16", 8)
-    ]
-    others += [f"qaig_dequantize_w{bits}(QaigDequantize)" for bits in (2, 3, 4, 8)]
-    others += [f"qaig_arrange_{dtype}(QaigArrange)" for dtype in ("f16", "bf16")]
+    }
+    kernels |= {
+        f"qaig_{kind}_w{bits}_{dtype}": "QaigDecode"
+        for kind in ("fused", "integer")
+        for bits in (2, 3, 4, 8)
+        for dtype in ("f16", "bf16")
+    }
+    kernels |= {f"qaig_dequantize_w{bits}": "QaigDequantize" for bits in (2, 3, 4, 8)}
+    kept = ["launch.cu"]
+    if kernel.startswith("integer"):
+        kept.append("arrange.cu")
+    else:
+        kernels |= {f"qaig_arrange_{dtype}": "QaigArrange" for dtype in ("f16", "bf16")}
     for path in folder.glob("*.cu"):
-        if path.name != "launch.cu":
+        if path.name not in kept:
             path.unlink()
-    kernel = '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'
-    (folder / "w4.cu").write_text(kernel + "".join(f'extern "C" void {other} {{}}\n' for other in others))
+    name, text = KERNELS[kernel]
+    del kernels[name]
+    text += "".join(f'extern "C" void {other}({argument}) {{}}\n' for other, argument in kernels.items())
+    (folder / "w4.cu").write_text(text)
     return emulated.build(folder)
 
 
-def verdict(emulator: emulated.Emulator) -> str:
+# Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block
+# several output tiles; with more, up to four blocks meet in one row block or output tile.
+ATTEMPTS = {
+    "decode": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
+    "fused": [(70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
+    "integer": [(70, 1344, 2), (40, 1344, 3), (40, 2688, 8)],
+}
+
+
+def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     """What is wrong with the kernels, found with a few small products; "" if nothing is."""
-    for seed in range(3):
+    if kernel.startswith("integer"):
+        return verdict_on_integers(emulator, int(kernel.removeprefix("integer")))
+    for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
         torch.manual_seed(seed)
         emulator.seed(seed)
-        emulator.set_processors(1 + seed)  # one: each warp has several items; more: blocks meet in row blocks
-        w = random_weight(4, 100, 1312, 32, bias=torch.float16)
-        x = torch.randn(5, 1312).half()
+        emulator.set_processors(processors)
+        weights = [random_weight(4, 100 if kernel == "decode" else 136, in_features, 32, bias=torch.float16)]
+        if kernel == "fused":
+            weights.append(random_weight(4, 10, in_features, -1))
+        x = torch.randn(rows, in_features).half()
         try:
-            (y,) = emulator.decode(x, [w])
+            results = emulator.decode(x, weights, kernel=kernel)
         except (RuntimeError, AssertionError) as problem:
             return str(problem)
-        if not error(y, exact(w, x)) < ROUNDING[torch.float16]:
-            return WRONG
+        for w, y in zip(weights, results, strict=True):
+            if not error(y, exact(w, x)) < ROUNDING[torch.float16]:
+                return WRONG
     return ""
 
 
-@pytest.mark.parametrize(("file", "old", "new", "found"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS])
-def test_a_bug_is_caught(tmp_path, monkeypatch, file, old, new, found):
+def verdict_on_integers(emulator: emulated.Emulator, bits: int) -> str:
+    """Groups of one unit, of two, of three, and one for all channels, whose sums are as large as any; rows that are not
+    rounded.
+    """
+    for seed, (rows, in_features, processors) in enumerate(ATTEMPTS["integer"]):
+        torch.manual_seed(seed)
+        emulator.seed(seed)
+        emulator.set_processors(processors)
+        large = torch.full((10, in_features), 2**bits - 1, dtype=torch.uint8)
+        zero = torch.zeros(10, 1, dtype=torch.uint8)
+        weights = [
+            random_weight(bits, 136 if g == 32 else 20, in_features, g, bias=torch.float16) for g in (32, 64, 96)
+        ]
+        weights.append(make_weight(large, torch.full((10, 1), 2.0**-12).half(), zero, bits, -1))
+        x = torch.randn(rows, in_features).half()
+        x[0], x[1, 5], x[2, 7] = 1, torch.inf, torch.nan
+        try:
+            results = emulator.decode(x, weights, 8, kernel="integer")
+        except (RuntimeError, AssertionError) as problem:
+            return str(problem)
+        for w, y in zip(weights, results, strict=True):
+            expected = exact(w, x, 8)
+            finite = [0, *range(3, rows)]
+            if not torch.equal(y.isnan(), expected.isnan()) or not torch.equal(y.isinf(), expected.isinf()):
+                return WRONG
+            if not error(y[finite], expected[finite]) < ROUNDING[torch.float16]:
+                return WRONG
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "file", "old", "new", "found"),
+    [(m[0], *m[2:]) for m in MUTANTS],
+    ids=[f"{m[0]}: {m[1]}" for m in MUTANTS],
+)
+def test_a_bug_is_caught(tmp_path, monkeypatch, kernel, file, old, new, found):
     monkeypatch.setenv("QAIG_CACHE", str(tmp_path))
-    said = verdict(build(tmp_path / "cuda", file, old, new))
+    said = verdict(build(tmp_path / "cuda", kernel, file, old, new), kernel)
     print(said)
     assert re.search(found, said) if found else said == ""

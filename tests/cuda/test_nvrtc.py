@@ -13,7 +13,8 @@ from transformers_qaig.cuda import nvrtc
 DECODE = [
     f"qaig_decode_{w}_{t}_m{m}" for w in ("w2", "w3", "w4", "w8", "mixed") for t in ("f16", "bf16") for m in (8, 16)
 ]
-KERNELS = [*DECODE, *(f"qaig_dequantize_w{b}" for b in (2, 3, 4, 8)), "qaig_arrange_f16", "qaig_arrange_bf16"]
+TILED = [f"qaig_{kind}_w{bits}_{t}" for kind in ("fused", "integer") for bits in (2, 3, 4, 8) for t in ("f16", "bf16")]
+KERNELS = [*DECODE, *TILED, *(f"qaig_dequantize_w{b}" for b in (2, 3, 4, 8)), "qaig_arrange_f16", "qaig_arrange_bf16"]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 installed = nvrtc.why_not() is None
@@ -51,8 +52,19 @@ def test_cubins(kernel, capability):
 @needs_nvrtc
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 120])
-@pytest.mark.parametrize("kernel", ["qaig_decode_w4_bf16_m8", "qaig_decode_w3_f16_m16", "qaig_decode_mixed_bf16_m8"])
-def test_decode_cubins(kernel, capability):
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "qaig_decode_w4_bf16_m8",
+        "qaig_decode_w3_f16_m16",
+        "qaig_decode_mixed_bf16_m8",
+        "qaig_fused_w3_bf16",
+        "qaig_fused_w8_f16",
+        "qaig_integer_w3_f16",
+        "qaig_integer_w8_bf16",
+    ],
+)
+def test_cubins_with_tensor_core_products(kernel, capability):
     cubin = nvrtc.cubin(kernel, capability)
     assert f".text.{kernel}".encode() in cubin
 
@@ -122,7 +134,13 @@ def test_every_kernel_has_a_source():
     folder = nvrtc._sources()
     for kernel in KERNELS:
         assert kernel in nvrtc._source_of(kernel, folder) or kernel.startswith("qaig_dequantize")
-    for name in ("qaig_decode_w5_f16_m8", "qaig_decode_w4_f16_m8) evil(", "main"):
+    for name in (
+        "qaig_decode_w5_f16_m8",
+        "qaig_fused_mixed_f16",
+        "qaig_integer_w5_f16",
+        "qaig_decode_w4_f16_m8) evil(",
+        "main",
+    ):
         with pytest.raises(nvrtc.NvrtcError, match="there is no kernel"):
             nvrtc._source_of(name, folder)
 

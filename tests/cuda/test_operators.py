@@ -39,25 +39,36 @@ def linear(x: Tensor, w: Weight, activation_bits: int = 16, layout: int = LAYOUT
     )
 
 
-@pytest.mark.parametrize("rows", [0, 1, 16, 17, 32, 33])
+@pytest.mark.parametrize("rows", [0, 1, 16, 17, 256, 257])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_few_rows_and_many(rows, bits, dtype):
-    """Up to 32 rows by decode kernels, 16 at a time; more by unpacking and a dense product."""
+    """Up to 16 rows by decode kernels, up to 256 by fused ones; more by unpacking and a dense product."""
     w = random_weight(bits, 70, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = linear(x, w)
     assert y.shape == (rows, 70)
     assert y.dtype == dtype
-    assert rows == 0 or error(y, exact(w, x)) < (ROUNDING[dtype] if rows <= 32 else 2 * ROUNDING[dtype])
+    assert rows == 0 or error(y, exact(w, x)) < (ROUNDING[dtype] if rows <= 256 else 2 * ROUNDING[dtype])
 
 
 def test_a_weight_that_is_unpacked_in_parts():
     """3 MiB of it at a time: here 64 of 130 rows."""
     w = random_weight(4, 130, 24576, 128, dtype=torch.bfloat16, bias=torch.float64)
-    x = torch.randn(33, 24576).bfloat16()
+    x = torch.randn(257, 24576).bfloat16()
     dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.bfloat16), w.bias.bfloat16())
     assert torch.equal(linear(x, w), dense)
+
+
+def test_many_rows_without_fused_kernels(operators):
+    """A GPU of compute capability 7.5 decodes up to 32 rows, 16 at a time."""
+    operators.set_capability(75)
+    try:
+        for rows in (32, 33):
+            w, x = random_weight(4, 70, 96, 32, bias=torch.float16), torch.randn(rows, 96).half()
+            assert error(linear(x, w), exact(w, x)) < (1 if rows == 32 else 2) * ROUNDING[torch.float16]
+    finally:
+        operators.set_capability(86)
 
 
 @pytest.mark.parametrize("shape", [(96,), (2, 3, 96), (2, 0, 96), (0, 96)])
@@ -83,11 +94,49 @@ def test_float32_scales_take_the_dense_path():
 
 
 @pytest.mark.parametrize("in_features", [96, 57])
-@pytest.mark.parametrize("rows", [1, 20])
-def test_eight_bit_activations(in_features, rows):
-    w = random_weight(4, 40, in_features, in_features, dtype=torch.bfloat16, bias=torch.bfloat16)
+@pytest.mark.parametrize("rows", [1, 20, 300])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_eight_bit_activations(in_features, rows, bits):
+    w = random_weight(bits, 40, in_features, in_features, dtype=torch.bfloat16, bias=torch.bfloat16)
     x = torch.randn(rows, in_features).bfloat16()
     assert error(linear(x, w, activation_bits=8), exact(w, x, 8)) < ROUNDING[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("bias", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("group_size", "block"), [(32, 0), (32, 16), (24, 0)])
+def test_eight_bit_activations_without_kernels(operators, dtype, bias, group_size, block):
+    """float32 scales, and GPUs that cannot multiply integers: a dense product of the rounded activations."""
+    x = torch.randn(40, 96).to(dtype)
+    rotated = rotate(x, Rotation(block, 5)) if block else x
+    for scale, capability in ((torch.float32, 86), (dtype, 75)):
+        w = random_weight(4, 130, 96, group_size, dtype=scale, bias=bias)
+        operators.set_capability(capability)
+        try:
+            y = torch.ops.qaig_emulated.linear(
+                x, w.words, w.scale, w.zero, w.bias, block, 5, 130, 4, group_size, 8, LAYOUT
+            )
+        finally:
+            operators.set_capability(86)
+        assert y.dtype == dtype
+        assert error(y, exact(w, rotated, 8)) < 2 * ROUNDING[dtype]
+
+
+def test_rows_that_are_not_rounded(operators):
+    """Infinities and NaNs, in the product of integers and in the dense one."""
+    w = random_weight(4, 40, 96, 32, sym=True)
+    x = torch.randn(35, 96).half()
+    x[4, 3], x[5, 9] = torch.inf, torch.nan
+    want = exact(w, x, 8)
+    for capability in (75, 86):
+        operators.set_capability(capability)
+        try:
+            y = linear(x, w, activation_bits=8)
+        finally:
+            operators.set_capability(86)
+        assert torch.equal(y.isnan(), want.isnan())
+        assert torch.equal(y.isinf(), want.isinf())
+        assert error(torch.cat([y[:4], y[6:]]), torch.cat([want[:4], want[6:]])) < 2 * ROUNDING[torch.float16]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -98,7 +147,7 @@ def test_other_inputs_are_the_references(dtype):
     assert torch.equal(y, reference.linear(x, on_disk(w), None, None, 16))
 
 
-@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("rows", [2, 20, 70])
 def test_a_rotated_input(rows):
     w = random_weight(4, 40, 96, 32, bias=torch.float16)
     x = torch.randn(rows * 96 + 1).half()[1:].view(rows, 96)
@@ -127,19 +176,21 @@ def test_a_rotated_input_goes_to_the_reference():
     assert torch.equal(y, reference.linear(x, on_disk(w), None, Rotation(16, 5), 8))
 
 
-def test_many_layers():
+@pytest.mark.parametrize(("rows", "activation_bits"), [(6, 16), (20, 16), (20, 8)])
+def test_many_layers(rows, activation_bits):
     """More than fit in a launch, of several widths and orders of slots, one of them with float32 scales."""
     weights = [random_weight(bits, 40 + bits, 114, 57, bias=torch.float16) for bits in (2, 3, 4, 8) * 2]
     weights += [random_weight(3, 70, 114, -1, sym=True), random_weight(3, 70, 114, -1, dtype=torch.float32)]
-    x = torch.randn(2, 3, 114).half()
+    x = torch.randn(2, rows // 2, 114).half()
     results = torch.ops.qaig_emulated.linear_many(
         x, *([getattr(w, name) for w in weights] for name in ("words", "scale", "zero", "bias")),
         *([0] * len(weights) for _ in range(2)),
-        *([getattr(w, name) for w in weights] for name in ("out_features", "bits", "group_size")), 16, LAYOUT,
+        *([getattr(w, name) for w in weights] for name in ("out_features", "bits", "group_size")),
+        activation_bits, LAYOUT,
     )  # fmt: skip
     for w, y in zip(weights, results, strict=True):
-        assert y.shape == (2, 3, w.out_features)
-        assert error(y, exact(w, x)) < 2 * ROUNDING[torch.float16]
+        assert y.shape == (2, rows // 2, w.out_features)
+        assert error(y, exact(w, x, activation_bits)) < 2 * ROUNDING[torch.float16]
 
 
 def test_dequantize():

@@ -15,6 +15,7 @@ import torch
 
 _COUNTERS = 1 << 20
 """Of each device, 4 bytes each, for all its streams and graphs."""
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,32 @@ class Driver:
         return function
 
     def _set_counters_aside(self, device: Device) -> None:
+        """Zeros, unless the device has no memory left. Another thread may be capturing: that must not forbid it."""
+        api, doing = self._api, "setting counters aside"
         with device.current():
             self._enter_context(device)
-            (address,) = self._check(self._api.cuMemAlloc(4 * _COUNTERS), "setting counters aside")
-            self._check(self._api.cuMemsetD32(address, 0, _COUNTERS), "zeroing counters")
-            self._check(self._api.cuCtxSynchronize(), "zeroing counters")
+            relaxed = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+            (mode,) = self._check(api.cuThreadExchangeStreamCaptureMode(relaxed), doing)
+            try:
+                result = api.cuMemAlloc(4 * _COUNTERS)
+                if int(result[0]) == _OUT_OF_MEMORY:
+                    return
+                (address,) = self._check(result, doing)
+                self._zero(address)
+            finally:
+                self._check(api.cuThreadExchangeStreamCaptureMode(mode), doing)
         self._counters[device.index], self._taken[device.index] = int(address), 0
+
+    def _zero(self, address: Any) -> None:
+        """On a stream of its own: the default one is off limits while another is captured."""
+        api, doing = self._api, "zeroing counters"
+        flag = api.CUstream_flags.CU_STREAM_NON_BLOCKING
+        (stream,) = self._check(api.cuStreamCreate(int(flag)), doing)
+        try:
+            self._check(api.cuMemsetD32Async(address, 0, _COUNTERS, stream), doing)
+            self._check(api.cuStreamSynchronize(stream), doing)
+        finally:
+            self._check(api.cuStreamDestroy(stream), doing)
 
     def _enter_context(self, device: Device) -> None:
         """A thread of its own (a text streamer's, autograd's) has no context until the CUDA runtime gives it one."""

@@ -16,6 +16,10 @@ MOST_LAYERS, MOST_ROWS = 8, 16
 DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
 DECODE_WARPS = DECODE_THREADS // 32
 DECODE_BLOCKS_PER_PROCESSOR = 3
+TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
+TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
+MOST_STEPS = 1 << 31
+INTEGER_STAGES = 4
 MIXED = 0  # stands for the bits of the mixed kernel
 BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
 
@@ -87,7 +91,7 @@ class Arrange(ctypes.Structure):
         ("in_features", ctypes.c_int),
         ("group_size", ctypes.c_int),
         ("slots", ctypes.c_int),
-        ("reserved", ctypes.c_int),
+        ("bytes", ctypes.c_int),
     )
 
 
@@ -142,17 +146,19 @@ class Tuning(NamedTuple):
 
     capability: int
     most_decode_rows: int
+    most_fused_rows: int
+    most_integer_rows: int
     chunk_bytes: int
 
 
 TUNINGS = (
-    Tuning(0, 32, 2 << 20),
-    Tuning(80, 48, 16 << 20),
-    Tuning(86, 32, 3 << 20),
-    Tuning(89, 48, 16 << 20),
-    Tuning(90, 48, 24 << 20),
-    Tuning(100, 48, 32 << 20),
-    Tuning(120, 48, 32 << 20),
+    Tuning(0, 32, 0, 0, 2 << 20),
+    Tuning(80, 16, 256, 1 << 16, 16 << 20),
+    Tuning(86, 16, 256, 1 << 16, 3 << 20),
+    Tuning(89, 16, 256, 1 << 16, 16 << 20),
+    Tuning(90, 16, 192, 512, 24 << 20),
+    Tuning(100, 16, 128, 128, 32 << 20),
+    Tuning(120, 16, 256, 1 << 16, 32 << 20),
 )
 
 
@@ -178,8 +184,40 @@ def decode_partial_bytes(grid: int, columns: int) -> int:
     return 2 * grid * _sum_bytes(columns)
 
 
+def tiled_outputs(shape: Shape, rows: int) -> int:
+    return -(-shape.row_blocks // TILED_ROW_BLOCKS) * -(-rows // TILED_COLUMNS)
+
+
+def tiled_steps(shape: Shape, rows: int) -> int:
+    return tiled_outputs(shape, rows) * shape.tiles
+
+
+def tiled_grid(steps: int, processors: int) -> int:
+    return min(-(-steps // LEAST_TILED_STEPS), processors * TILED_BLOCKS_PER_PROCESSOR)
+
+
+def tiled_partial_bytes(grid: int) -> int:
+    return 2 * grid * TILED_ROW_BLOCKS * BLOCK_ROWS * TILED_COLUMNS * 4
+
+
+def tiled_counters(outputs: int) -> int:
+    return outputs * TILED_WARPS
+
+
+def fused_shared_bytes(bits: int) -> int:
+    return (3 if bits == 8 else 4) * _tiled_stage_bytes(bits, 2)
+
+
+def integer_shared_bytes(bits: int) -> int:
+    return INTEGER_STAGES * _tiled_stage_bytes(bits, 1)
+
+
 def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
     return -(-shape.tiles // 4), -(-stop // BLOCK_ROWS) - start // BLOCK_ROWS
+
+
+def _tiled_stage_bytes(bits: int, element_bytes: int) -> int:
+    return TILED_ROW_BLOCKS * bits * 512 + TILED_COLUMNS * TILE_SLOTS * element_bytes
 
 
 def _sum_bytes(columns: int) -> int:

@@ -137,6 +137,9 @@ def _source_of(kernel: str, folder: Path) -> str:
     if found := re.fullmatch(r"qaig_decode_(?:w([2348])|mixed)_(b?f16)_m(8|16)", kernel):
         bits, dtype, columns = found.groups()
         return f"{head}QAIG_DECODE_KERNEL({kernel}, {_TYPES[dtype]}, {bits or 'qaig::cuda::kMixed'}, {columns})\n"
+    if found := re.fullmatch(r"qaig_(fused|integer)_w([2348])_(b?f16)", kernel):
+        kind, bits, dtype = found.groups()
+        return f'#include "{kind}.h"\nQAIG_{kind.upper()}_KERNEL({kernel}, {_TYPES[dtype]}, {bits})\n'
     if found := re.fullmatch(r"qaig_dequantize_w([2348])", kernel):
         return f"{head}QAIG_DEQUANTIZE_KERNEL({found[1]})\n"
     if kernel in ("qaig_arrange_f16", "qaig_arrange_bf16"):

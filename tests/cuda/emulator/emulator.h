@@ -78,6 +78,9 @@ void store_shared(T* p, T v) {
 }
 
 QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) { emulator::copy_async(shared, global, 16); }
+QAIG_DEVICE void copy_async_or_zero(uint4* shared, const uint4* global, bool there) {
+    emulator::copy_async(shared, there ? global : nullptr, 16);
+}
 QAIG_DEVICE void commit_copies() { emulator::commit_copies(); }
 template <int pending>
 void wait_copies() {
@@ -120,6 +123,14 @@ QAIG_DEVICE unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {
         out |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     }
     return out;
+}
+
+QAIG_DEVICE int signed_byte(unsigned v, int i) { return static_cast<int8_t>(v >> 8 * i); }
+QAIG_DEVICE int add_dot(unsigned a, unsigned b, int c) {
+    for (int i = 0; i < 4; i++) {
+        c += signed_byte(a, i) * signed_byte(b, i);
+    }
+    return c;
 }
 
 // -- 16-bit floats
@@ -210,6 +221,49 @@ void multiply_tiles(T, float (&c)[4], const unsigned (&a)[4], unsigned b0, unsig
                     sum += static_cast<double>(row[k]) * column[k];
                 }
                 reinterpret_cast<Products*>(out[lane])->c[i] = truncated(sum);
+            }
+        }
+    });
+    for (int i = 0; i < 4; i++) {
+        c[i] = out.c[i];
+    }
+}
+
+struct ByteFragments {
+    unsigned a[4], b[2], c[4];
+};
+struct IntegerProducts {
+    unsigned c[4];
+};
+
+QAIG_DEVICE void multiply_byte_tiles(unsigned (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    ByteFragments in = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {c[0], c[1], c[2], c[3]}};
+    const auto out = emulator::warp_operation<ByteFragments, IntegerProducts>(in, [](const auto* in, auto* out) {
+        int a[16][32], b[8][32];
+        for (int lane = 0; lane < 32; lane++) {
+            const auto& f = *reinterpret_cast<const ByteFragments*>(in[lane]);
+            const int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 4; i++) {
+                for (int byte = 0; byte < 4; byte++) {
+                    a[g + i % 2 * 8][i / 2 * 16 + 4 * t + byte] = signed_byte(f.a[i], byte);
+                }
+            }
+            for (int i = 0; i < 2; i++) {
+                for (int byte = 0; byte < 4; byte++) {
+                    b[g][i * 16 + 4 * t + byte] = signed_byte(f.b[i], byte);
+                }
+            }
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            const auto& f = *reinterpret_cast<const ByteFragments*>(in[lane]);
+            for (int i = 0; i < 4; i++) {
+                const int* row = a[lane / 4 + i / 2 * 8];
+                const int* column = b[lane % 4 * 2 + i % 2];
+                unsigned sum = f.c[i];
+                for (int k = 0; k < 32; k++) {
+                    sum += static_cast<unsigned>(row[k] * column[k]);  // as the device does, beyond 2^31 modulo 2^32
+                }
+                reinterpret_cast<IntegerProducts*>(out[lane])->c[i] = sum;
             }
         }
     });

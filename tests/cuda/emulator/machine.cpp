@@ -256,7 +256,9 @@ void check_shared(const void* p, int size, bool write) {
 }
 
 void copy_async(void* to, const void* from, int size) {
-    check_global(from, size, false);
+    if (from) {
+        check_global(from, size, false);
+    }
     Shadow* s = shadows_of(to, size);
     for (int i = 0; i < size / 4; i++) {
         note_write(s[i], current->index + 1, Content::on_its_way);
@@ -274,7 +276,7 @@ void wait_copies(int pending) {
     auto& groups = current->groups;
     while (static_cast<int>(groups.size()) > pending) {
         for (const Copy& c : groups.front()) {
-            std::memcpy(c.to, c.from, c.size);
+            c.from ? std::memcpy(c.to, c.from, c.size) : std::memset(c.to, 0, c.size);
             for (int i = 0; i < c.size / 4; i++) {
                 shadows[(c.to - shared) / 4 + i].content = Content::there;
             }
@@ -347,10 +349,11 @@ int launch(Kernel run, const void* with, int grid_x, int grid_y, int count, int 
 
 extern "C" {
 int qaig_emulator_processors = 3;
+int qaig_emulator_capability = 86;
 unsigned long long qaig_emulator_capture = 0;  // which graph launches are captured in; 0: none
 
 int qaig_cuda_device(int* processors, int* capability) {
-    *processors = qaig_emulator_processors, *capability = 86;
+    *processors = qaig_emulator_processors, *capability = qaig_emulator_capability;
     return 0;
 }
 const char* qaig_cuda_message(int) { return emulator::error.empty() ? "refused" : emulator::error.c_str(); }

@@ -26,7 +26,7 @@ void* static_shared(int size);  // the same place for all threads: they must ask
 
 void check_global(const void* p, int size, bool write);
 void check_shared(const void* p, int size, bool write);
-void copy_async(void* shared, const void* global, int size);
+void copy_async(void* shared, const void* global, int size);  // null: zeros
 void commit_copies();
 void wait_copies(int pending);
 void block_barrier();
