@@ -36,13 +36,14 @@ import torch
 from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, RECIPES, Job, method
 from accuracy_peers.common import BLOCKS
-from accuracy_peers.tensors import read_inputs, write_inputs
+from accuracy_peers.tensors import Spans, read_inputs, write_inputs
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig.calibration.dataset import load_samples
+from transformers_qaig.calibration.encode import NO_ANSWER
 from transformers_qaig.evaluate import (
     AnswerStatistics,
     Question,
@@ -78,13 +79,16 @@ class Bench:
         path = self.work / f"samples-{first}.safetensors"
         if not path.exists():
             chats = [conversation(first + i) for i in range(self.samples)]
-            write_inputs(path, load_samples(chats, self.processor, num_samples=self.samples, seed=0))
+            samples = load_samples(chats, self.processor, num_samples=self.samples, seed=0, with_labels=True)
+            # Most libraries would take labels for something to compute a loss from.
+            answers = [spans_of(sample.pop("labels")[0] != NO_ANSWER) for sample in samples]
+            write_inputs(path, samples, answers)
         return path
 
     def questions_file(self) -> Path:
         path = self.work / "questions.safetensors"
         if not path.exists():
-            write_inputs(path, [q.inputs for q in self.questions], [(q.start, q.stop) for q in self.questions])
+            write_inputs(path, [q.inputs for q in self.questions], [[(q.start, q.stop)] for q in self.questions])
         return path
 
     def measure(
@@ -164,6 +168,13 @@ class Bench:
         return kl_div(ours, own, reduction="batchmean", log_target=True).item()
 
 
+def spans_of(mask: Tensor) -> Spans:
+    """(start, stop) of every run of True in a bool `[T]`."""
+    outside = torch.zeros(1, dtype=torch.int)
+    edges = mask.int().diff(prepend=outside, append=outside).nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2]))
+
+
 def check_weights(
     originals: Mapping[str, Tensor], weights: Mapping[str, Tensor], linears: Sequence[str], group_size: int
 ) -> dict[str, Any]:
@@ -181,8 +192,8 @@ def check_weights(
         the blocks that it changed.
 
     Raises:
-        RuntimeError: something outside the language model's blocks changed, a linear inside them was left out, or one
-            is as before.
+        RuntimeError: something outside the language model's blocks changed or is not there in float32, a linear inside
+            them was left out, or one is as before.
     """
     expected = {name for name, tensor in originals.items() if BLOCKS.search(name) and tensor.dim() == 2}
     if (found := {f"{path}.weight" for path in linears}) != expected:
@@ -190,8 +201,8 @@ def check_weights(
     levels, changed = 0, []
     for name, original in originals.items():
         if name not in weights:
-            if name in expected:
-                raise RuntimeError(f"{name} is missing.")
+            if name in expected or (not BLOCKS.search(name) and original.dtype == torch.float32):
+                raise RuntimeError(f"{name} is missing: quantized, or of another name or dtype.")
             continue
         same = torch.equal(original, weights[name])
         if not BLOCKS.search(name):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accuracy_ledger import Ledger
+from accuracy_ledger import Ledger, key_of
 
 from transformers_qaig.report.comparison import Row, plot
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
@@ -25,12 +25,21 @@ Group = tuple[Setting, str]
 
 
 def gather(ledgers: Sequence[Ledger]) -> dict[Group, list[tuple[dict[str, Any], AnswerStatistics | None]]]:
-    """Every method's rows at every setting, with their figures; errors have none."""
-    groups: dict[Group, list[tuple[dict[str, Any], AnswerStatistics | None]]] = {}
+    """
+    Every method's rows at every setting, with their figures; errors have none. Of a row that several ledgers have, the
+    last with figures counts.
+    """
+    rows: dict[str, tuple[dict[str, Any], AnswerStatistics | None]] = {}
     for ledger in ledgers:
         for row in ledger.rows:
-            group = (row["bits"], row["activation_bits"], row["group_size"]), row["method"]
-            groups.setdefault(group, []).append((row, None if "error" in row else ledger.statistics(row)))
+            if "error" not in row:
+                rows[key_of(row)] = row, ledger.statistics(row)
+            else:
+                rows.setdefault(key_of(row), (row, None))
+    groups: dict[Group, list[tuple[dict[str, Any], AnswerStatistics | None]]] = {}
+    for row, statistics in rows.values():
+        group = (row["bits"], row["activation_bits"], row["group_size"]), row["method"]
+        groups.setdefault(group, []).append((row, statistics))
     return dict(sorted(groups.items(), key=lambda item: item[0][0]))
 
 

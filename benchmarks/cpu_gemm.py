@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("--level", nargs="+", default=[], help="run ours at these levels, too: avx2, portable")
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring per candidate and cell")
     parser.add_argument("--stream-mib", type=int, default=96, help="weights of a candidate, in all")
+    parser.add_argument("--skip", type=Path, nargs="+", default=[], help="do not repeat the cells of these rows")
     parser.add_argument("--table", type=Path, nargs="+", help="print the Markdown of these rows and measure nothing")
     options = parser.parse_args()
     if options.table:
-        rows = [json.loads(line) for path in options.table for line in path.read_text().splitlines() if line.strip()]
-        print(markdown(rows))
+        print(markdown(read_rows(options.table)))
         return
+    done = {cell_of(row) for row in read_rows(options.skip) if "m" in row}
 
     rows = [machine()]
     print(json.dumps(rows[0]), flush=True)
@@ -105,9 +106,12 @@ def main() -> None:
         for shape in options.shapes:
             k, n = map(int, shape.split("x"))
             for bits in options.bits:
+                tokens = [m for m in options.m if (threads, k, n, bits, m) not in done]
+                if not tokens:
+                    continue
                 problem = Problem(n, k, bits, options.group_size, options.stream_mib << 20)
                 runners, refusals = build(workers, problem)
-                for m in options.m:
+                for m in tokens:
                     for row in measure(runners, refusals, m, k, options.seconds):
                         row = {"bits": bits, "m": m, "n": n, "k": k, "threads": threads} | row
                         rows.append(row | {"group_size": options.group_size})
@@ -115,6 +119,14 @@ def main() -> None:
         for worker in workers:
             worker.stop()
     print(markdown(rows), file=sys.stderr)
+
+
+def read_rows(paths: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths if path.exists() for line in path.read_text().splitlines()]
+
+
+def cell_of(row: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(row[key] for key in ("threads", "k", "n", "bits", "m"))
 
 
 def machine() -> dict[str, Any]:

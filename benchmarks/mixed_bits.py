@@ -3,10 +3,10 @@ What a choice of widths under a budget is worth: every cost against uniform widt
 
     python benchmarks/mixed_bits.py > results.jsonl
 
-The tiny VLM, quantized by recipe `fast` under budgets of stored bits, the widths chosen by each cost on each
-calibration set. The yardstick is the uniform plans' KL at the very size of the chosen plan, interpolated between
-widths, on a logarithmic scale (the stricter: KL falls about exponentially with bits) and on a linear one (about what
-linears taken at random at each width give). One JSON line per run on standard output, a Markdown table on standard
+The tiny VLM, quantized under budgets of stored bits, the widths chosen by each cost on each calibration set. The
+yardstick is the uniform plans' KL at the very size of the chosen plan, interpolated between widths, on a logarithmic
+scale (the stricter: KL falls about exponentially with bits) and on a linear one (about what linears taken at random at
+each width give). One JSON line per run on standard output, a Markdown table on standard
 error at the end; intervals are paired bootstraps over pictures.
 """
 
@@ -50,10 +50,10 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8], help="widths to choose from")
     parser.add_argument("--uniform", type=int, nargs="+", default=[2, 3, 4], help="widths of the yardstick")
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--recipe", default="default")
     parser.add_argument("--costs", nargs="+", default=sorted(COSTS))
     parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--pictures", type=int, default=300, help="from seed --first-picture on, 2.1 questions each")
     parser.add_argument("--first-picture", type=int, default=20_000)
     options = parser.parse_args()

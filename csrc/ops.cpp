@@ -1,4 +1,4 @@
-// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/ops.py).
+// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/schema.py).
 //
 // It checks every argument, because packed tensors come from files that anybody may have written, and calls the kernels
 // in cpu/. Of torch it includes only the stable ABI, as checks.h and ops_cuda.cpp do, and no other file.
@@ -94,14 +94,18 @@ qaig::Parallel torch_threads() {
     return {run, static_cast<int>(torch::stable::get_num_threads())};
 }
 
-// Streaming through 4 KiB pages costs up to half of the memory's bandwidth.
-void ask_for_huge_pages(const Tensor& t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t kPage = 4096;
-    const auto begin = (reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
-    const auto end = (reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + t.numel() * t.element_size()) / kPage * kPage;
-    if (end >= begin + (2u << 20)) {
-        madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+// Moves a tensor that was filled to huge pages: streaming through 4 KiB pages costs up to half of the memory's bandwidth.
+// Advice before it is filled would not do, because the memory is seldom new. Parts of a huge page before and after the
+// tensor come along, which is mostly other layers. Linux from 6.1 on; elsewhere nothing happens.
+void move_to_huge_pages(const Tensor& t) {
+#if defined(__linux__)
+    constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers lack
+    constexpr uintptr_t kHugePage = 2 << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()), end = begin + t.numel() * t.element_size();
+    for (uintptr_t page = begin / kHugePage * kHugePage; page < end; page += kHugePage) {
+        if (std::min(end, page + kHugePage) - std::max(begin, page) >= kHugePage / 4) {
+            madvise(reinterpret_cast<void*>(page), kHugePage, kCollapse);
+        }
     }
 #else
     static_cast<void>(t);
@@ -201,7 +205,6 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
     // Zero points leave the CPU's order as bytes; Python packs them.
     const Tensor zeros = zero ? shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, ScalarType::Byte)
                               : torch::stable::new_empty(packed, {0}, ScalarType::Byte);
-    ask_for_huge_pages(words);
     auto* out = static_cast<uint32_t*>(words.mutable_data_ptr());
     auto* out_scale = static_cast<char*>(scales.mutable_data_ptr());
     auto* out_zero = static_cast<uint8_t*>(zeros.mutable_data_ptr());
@@ -216,6 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
             }
         };
     });
+    move_to_huge_pages(words);
     return {words, scales, zeros};
 }
 

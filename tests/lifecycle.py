@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 from tests.families import conversations, samples
-from transformers_qaig import QAIGLinear
+from transformers_qaig.nn import PackedModule
 
 FAST = {"group_size": 32, "dataset": conversations(4)}
 
@@ -25,7 +25,7 @@ def logits(model: nn.Module, folder: Path) -> Tensor:
 
 
 def packed(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, QAIGLinear)]
+    return [name for name, module in model.named_modules() if isinstance(module, PackedModule)]
 
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -113,8 +113,13 @@ def test_table_shows_ratios_and_says_why_a_row_is_missing(tmp_path: Path) -> Non
     kl = np.random.default_rng(0).exponential(size=40)
     peers.add(row("peer"), statistics(kl))
     peers.add(row("broken", error="Traceback\nImportError: needs torch 3"), None)
+    peers.add(row("mended", error="broken"), None)
+    ours.add(row("mended"), statistics(kl))
     ours.add(row("default"), statistics(0.25 * kl))
+    found = table(gather([ours, peers]), ["default"])
+    assert found.count("mended") == 1
     lines = table(gather([peers, ours]), ["default"]).splitlines()
+    assert sum("mended" in line for line in lines) == 1
     assert "### W3 g64" in lines
     [line] = [line for line in lines if line.startswith("| peer ")]
     assert "0.25 (0.25 – 0.25); 0.25" in line
@@ -123,9 +128,10 @@ def test_table_shows_ratios_and_says_why_a_row_is_missing(tmp_path: Path) -> Non
 
 def test_inputs_survive_the_file(tmp_path: Path) -> None:
     inputs = [{"input_ids": torch.arange(i + 3)[None], "pixel_values": torch.rand(1, 3, 2, 2)} for i in range(12)]
-    write_inputs(tmp_path / "x.safetensors", inputs, [(1, i + 2) for i in range(12)])
+    answers = [[(1, i + 2), (i + 2, i + 3)] for i in range(12)]
+    write_inputs(tmp_path / "x.safetensors", inputs, answers)
     found, spans = read_inputs(tmp_path / "x.safetensors")
-    assert spans[11] == (1, 13)
+    assert spans == answers
     for one, other in zip(inputs, found):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -149,5 +155,22 @@ def test_weights_are_checked() -> None:
         check_weights(original, {**rounded, "lm_head.weight": torch.zeros(4, 4)}, [path], 64)
     with pytest.raises(RuntimeError, match="did not change"):
         check_weights(original, original, [path], 64)
+    with pytest.raises(RuntimeError, match=r"lm_head.weight is missing: quantized"):
+        check_weights(original, {name: rounded[name] for name in (f"{path}.weight", norm)}, [path], 64)
     with pytest.raises(RuntimeError, match="quantized 0 linears"):
         check_weights(original, rounded, [], 64)
+
+
+def test_answers_reach_our_recipes_as_labels(tmp_path: Path) -> None:
+    from accuracy import spans_of
+    from accuracy_peers import Job
+    from accuracy_peers.qaig import _labelled
+
+    labels = torch.tensor([[-100, 5, 6, -100, -100, 9]])
+    spans = spans_of(labels[0] != -100)
+    assert spans == [(1, 3), (5, 6)]
+    assert spans_of(torch.zeros(4, dtype=torch.bool)) == []
+    path = tmp_path / "samples.safetensors"
+    write_inputs(path, [{"input_ids": torch.tensor([[4, 5, 6, 7, 8, 9]])}], [spans])
+    [sample] = _labelled(Job("mbq", "", 3, 64, 16, str(path), "", ""))
+    assert torch.equal(sample["labels"], labels)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.config import fit_group_size, stored_bits
+from transformers_qaig.entries import fit_group_size, stored_bits
 
 
 def test_defaults() -> None:

@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText, pipeline
 from tests.families import FAMILIES, save
 from tests.lifecycle import FAST, inputs, logits, packed, run
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.quantizer import QAIGHfQuantizer
 from transformers_qaig.recipes import RECIPES
+from transformers_qaig.structure import find_blocks
 
 
 @pytest.mark.parametrize("family", FAMILIES)

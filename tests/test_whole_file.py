@@ -275,9 +275,9 @@ def test_the_language_model_is_calibrated_on_the_quantized_towers_features(
 ) -> None:
     seen, real = {}, calibrate.quantize_block
 
-    def spy(block, path, entries, calls, calls_q, *rest):
-        seen[path] = [(calls[sample].args, calls_q[sample].args) for sample in calls]
-        return real(block, path, entries, calls, calls_q, *rest)
+    def spy(block, path, entries, streams, tools):
+        seen[path] = [(call.args, streams.calls_q[sample].args) for sample, call in streams.calls.items()]
+        return real(block, path, entries, streams, tools)
 
     monkeypatch.setattr(calibrate, "quantize_block", spy)
     model = quantize(llava, bits=8, vision_bits=2, embedding_bits=2, lm_head_bits=8)

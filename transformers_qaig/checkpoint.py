@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from .nn.linear import QAIGLinear
+from .coverage import Plan
+from .nn.packed import PackedModule
 from .nn.packing import SCALE_DTYPES, packed_shapes
-from .plan import Plan
 
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -37,7 +37,7 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], else
     saved: another one may bring a head of its own.
 
     Args:
-        model: on meta, with the plan's `QAIGLinear`s in place.
+        model: on meta, with the plan's packed modules in place.
         plan: from the checkpoint's config.json.
         files: paths of the checkpoint's shards.
         elsewhere: paths of packed weights that are stored but that this class of model has no module for.
@@ -48,9 +48,9 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], else
     """
     expected = {}
     for path, entry in plan.items():
-        linear = model.get_submodule(path)
-        assert isinstance(linear, QAIGLinear)
-        sizes = linear.out_features, linear.in_features
+        module = model.get_submodule(path)
+        assert isinstance(module, PackedModule)
+        sizes = module.out_features, module.in_features
         shapes = packed_shapes(*sizes, entry["bits"], entry["group_size"], entry["sym"])
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}

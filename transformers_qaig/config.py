@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .allocation import parse_size
-from .nn.hadamard import BLOCKS, MAX_SEED
+from .entries import BITS, check_entry, check_plan, is_int
+from .nn.hadamard import MAX_SEED
 from .recipes import recipe_of
 
 QUANT_METHOD = "qaig"
@@ -23,12 +23,10 @@ FORMAT_VERSION = 1
 FORMAT_NEEDS = "0.1.0"
 """First release of transformers-qaig that reads `FORMAT_VERSION`."""
 
-BITS = tuple(range(2, 9))
 CHOICES = (2, 3, 4, 8)
 """Widths to choose from under a budget."""
 COSTS = ("alone", "error", "fisher", "path")
 DEFAULT_COST = "fisher"
-MIN_GROUP_SIZE = 32
 
 _RUNTIME = (
     "processor",
@@ -199,7 +197,7 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def _validate(self, unknown: Mapping[str, Any]) -> None:
         # The version comes first: a newer file may well hold keys that are unknown here.
-        if not _is_int(self.format_version) or self.format_version < 1:
+        if not is_int(self.format_version) or self.format_version < 1:
             raise ValueError(f"`format_version` must be a positive integer, got {self.format_version!r}.")
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
@@ -221,17 +219,17 @@ class QAIGConfig(QuantizationConfigMixin):
         recipe_of(self.recipe, self.stages)
         for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
             value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value not in BITS):
+            if value is not None and (not is_int(value) or value not in BITS):
                 raise ValueError(f"`{name}` must be an integer from {BITS[0]} to {BITS[-1]}, or None, got {value!r}.")
-        if not _is_int(self.activation_bits) or self.activation_bits not in (8, 16):
+        if not is_int(self.activation_bits) or self.activation_bits not in (8, 16):
             raise ValueError(
                 f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
             )
         if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")
-        if not _is_int(self.num_samples) or self.num_samples < 1:
+        if not is_int(self.num_samples) or self.num_samples < 1:
             raise ValueError(f"`num_samples` must be a positive integer, got {self.num_samples!r}.")
-        if not _is_int(self.seed) or not 0 <= self.seed <= MAX_SEED:
+        if not is_int(self.seed) or not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, got {self.seed!r}.")
         skip = self.modules_to_not_convert
         if skip is not None and (isinstance(skip, str) or not all(isinstance(s, str) for s in skip)):
@@ -243,16 +241,7 @@ class QAIGConfig(QuantizationConfigMixin):
                 entry = {"bits": value} if not isinstance(value, Mapping) else value
                 check_entry(entry, f"overrides[{pattern!r}]")
         if self.plan is not None:
-            if not isinstance(self.plan, Mapping) or not self.plan:
-                raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
-            for path, entry in self.plan.items():
-                where = f"plan[{path!r}]"
-                if not isinstance(entry, Mapping) or set(entry) - {"rotation"} != {"bits", "group_size", "sym"}:
-                    raise ValueError(
-                        f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {entry!r}."
-                    )
-                check_entry({key: value for key, value in entry.items() if key != "rotation"}, where)
-                check_rotation(entry.get("rotation"), where)
+            check_plan(self.plan)
 
     def _validate_budget(self) -> None:
         if self.target_bits is not None and self.target_size is not None:
@@ -346,55 +335,3 @@ def read_plan(source: Mapping[str, Any] | QAIGConfig | str | os.PathLike | None)
     if plan is None:
         raise ValueError("`plan` is a model's config that holds no plan: that model was not quantized by this package.")
     return copy.deepcopy(dict(plan)) if isinstance(plan, Mapping) else plan
-
-
-def check_entry(entry: Mapping[str, Any], where: str) -> None:
-    """Raise `ValueError` unless `bits`, `group_size` and `sym`, where given, are in range."""
-    unknown = set(entry) - {"bits", "group_size", "sym"}
-    if unknown:
-        raise ValueError(f"{where}: unknown {sorted(unknown)}; known are bits, group_size and sym.")
-    if "bits" in entry and (not _is_int(entry["bits"]) or entry["bits"] not in BITS):
-        raise ValueError(f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {entry['bits']!r}.")
-    if "group_size" in entry:
-        size = entry["group_size"]
-        if not _is_int(size) or (size != -1 and size < MIN_GROUP_SIZE):
-            raise ValueError(
-                f"{where}: `group_size` must be an integer >= {MIN_GROUP_SIZE}, or -1 for per channel, got {size!r}."
-            )
-    if "sym" in entry and not isinstance(entry["sym"], bool):
-        raise ValueError(f"{where}: `sym` must be True or False, got {entry['sym']!r}.")
-
-
-def check_rotation(rotation: Any, where: str) -> None:
-    """Raise `ValueError` unless `rotation` is None or `{"block", "seed"}`, both in range."""
-    if rotation is None:
-        return
-    if not isinstance(rotation, Mapping) or set(rotation) != {"block", "seed"}:
-        raise ValueError(f"{where}: `rotation` must hold exactly block and seed, got {rotation!r}.")
-    if not _is_int(rotation["block"]) or rotation["block"] not in BLOCKS:
-        raise ValueError(f"{where}: `rotation` must have a block of {list(BLOCKS)}, got {rotation['block']!r}.")
-    if not _is_int(rotation["seed"]) or not 0 <= rotation["seed"] <= MAX_SEED:
-        raise ValueError(f"{where}: `rotation` must have a seed from 0 to 2^63 - 1, got {rotation['seed']!r}.")
-
-
-def fit_group_size(in_features: int, group_size: int) -> int:
-    """
-    The group size that is used for a width: `group_size` where it divides `in_features`, else the largest divisor of
-    `in_features` in [32, group_size], else -1 (one group per output channel).
-    """
-    if group_size == -1 or group_size >= in_features:
-        return -1
-    divisors = (d for d in range(group_size, MIN_GROUP_SIZE - 1, -1) if in_features % d == 0)
-    return next(divisors, -1)
-
-
-def stored_bits(entry: Mapping[str, Any], out_features: int, in_features: int, scale_bits: int) -> int:
-    """Bits that the codes, scales and zero points of one linear take on disk."""
-    groups = 1 if entry["group_size"] == -1 else in_features // entry["group_size"]
-    words = out_features * math.ceil(in_features * entry["bits"] / 32)
-    zero_words = 0 if entry["sym"] else groups * math.ceil(out_features * entry["bits"] / 32)
-    return 32 * (words + zero_words) + scale_bits * out_features * groups
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .allocation import Option, parse_size
-from .config import MIN_GROUP_SIZE, QAIGConfig, fit_group_size, stored_bits
+from .config import QAIGConfig
 from .coverage import BLOCKS, Coverage, PartSize, Plan
+from .entries import MIN_GROUP_SIZE
 from .nn.embedding import why_not_packed
-from .nn.hadamard import Rotation, fit_block
+from .options import Requests
 from .structure import Found, are_tied, find_blocks, find_head, find_table, find_vision
 
 logger = logging.getLogger("transformers_qaig")
 
-BLOCK = 128
-"""Channels that are rotated together, at most."""
 SHAPE_BITS = 2 * 64
 """Every packed weight is stored with its shape, two int64."""
 
@@ -51,7 +48,7 @@ def list_options(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[O
             that cannot be packed, a part that was asked for and is not there or cannot be packed, tied embeddings and
             head with different bits, or nothing to pack.
     """
-    requests, coverage = _Requests(config), Coverage()
+    requests, coverage = Requests(config), Coverage()
     options: dict[str, list[Option]] = {}
     blocks = find_blocks(model)
     candidates = None if config.plan is not None else config.candidates
@@ -74,96 +71,6 @@ def list_options(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[O
     return options, coverage
 
 
-class _Requests:
-    """What a config asks for, weight by weight; remembers which of its patterns and paths have matched nothing yet."""
-
-    def __init__(self, config: QAIGConfig):
-        self.config = config
-        self.unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
-        self.given = set(config.plan or {})
-        self.refitted: set[tuple[int, int]] = set()
-
-    def options(
-        self,
-        path: str,
-        weight: Tensor,
-        reason: str,
-        candidates: list[dict[str, Any]] | None,
-        is_table: bool = False,
-    ) -> tuple[list[Option], str]:
-        """
-        The ways to store one weight, or none and why it stays as it is.
-
-        Args:
-            path, weight: which.
-            reason: why it cannot be packed, if so.
-            candidates: entries to choose from, unless the given plan names the weight; None if there are none.
-            is_table: embeddings or a head, whose rows are looked up as they are or whose input is not rotated.
-        """
-        config = self.config
-        skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
-        self.unused.difference_update(skips)
-        reason = "listed in `modules_to_not_convert`" if skips else reason
-        if not reason and config.plan is not None and path in config.plan:
-            candidates = [dict(config.plan[path])]
-        if not reason and candidates is None:
-            reason = "not in the given plan"
-        if reason or candidates is None:
-            return [], reason
-        self.given.discard(path)
-        for pattern, value in (config.overrides or {}).items():
-            if _matches(path, pattern):
-                self.unused.discard(pattern)
-                changes = value if isinstance(value, dict) else {"bits": value}
-                candidates = [{**entry, **changes} for entry in candidates]
-        choices: dict[str, Option] = {}
-        rows, columns = weight.shape
-        for entry in candidates:
-            size = self._fit(columns, entry["group_size"])
-            entry = {**entry, "group_size": size}
-            self._rotate(entry, columns, path, is_table)
-            bits = stored_bits(entry, rows, columns, 8 * weight.element_size())
-            choices[repr(entry)] = Option(entry, bits, float("nan"))
-        return list(choices.values()), ""
-
-    def _rotate(self, entry: dict[str, Any], columns: int, path: str, is_table: bool) -> None:
-        """Add the rotation that the configuration asks for; one of a given plan is checked and stays."""
-        rotation = Rotation.of(entry)
-        if rotation is None and self.config.plan is None and self.config.rotates and not is_table:
-            block = fit_block(columns, BLOCK)
-            if block is not None:
-                entry["rotation"] = {"block": block, "seed": self.config.seed}
-        if rotation is None:
-            return
-        if is_table:
-            raise ValueError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
-        try:
-            rotation.check(columns)
-        except ValueError as error:
-            raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
-
-    def _fit(self, columns: int, wanted: int) -> int:
-        size = fit_group_size(columns, wanted)
-        if size != wanted and columns > wanted and (columns, wanted) not in self.refitted:
-            self.refitted.add((columns, wanted))
-            chosen = size if size > 0 else "per channel"
-            logger.info("group_size %d does not divide %d input channels: %s", wanted, columns, chosen)
-        return size
-
-    def check(self, example: str) -> None:
-        """Raise `ValueError` if a pattern or a path of the given plan has matched nothing."""
-        if self.unused:
-            raise ValueError(
-                f"{sorted(self.unused)} in `overrides`/`modules_to_not_convert` match no weight that would be packed; "
-                f"a path looks like {example!r}."
-            )
-        if self.given:
-            raise ValueError(
-                f"`plan` packs {sorted(self.given)[0]!r}, which is nothing that can be packed in this model; a path "
-                f"looks like {example!r}."
-            )
-
-
 def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
     """Every parameter of two or more dims in `modules`: its path, and why it cannot be packed as a linear, if so."""
     for prefix, module in modules.items():
@@ -173,7 +80,7 @@ def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Paramet
                 yield path, parameter, _why_not(module.get_submodule(name.rpartition(".")[0]), name)
 
 
-def _vision(model: nn.Module, requests: _Requests) -> dict[str, Option]:
+def _vision(model: nn.Module, requests: Requests) -> dict[str, Option]:
     """The tower's and the projector's linears that are to be packed."""
     bits = requests.config.vision_bits
     if bits is None and not requests.given:
@@ -197,7 +104,7 @@ def _vision(model: nn.Module, requests: _Requests) -> dict[str, Option]:
     return packed
 
 
-def _tables(model: nn.Module, requests: _Requests) -> dict[str, Option]:
+def _tables(model: nn.Module, requests: Requests) -> dict[str, Option]:
     """Embeddings and head, if they are to be packed."""
     config, table, head, tied = requests.config, find_table(model), find_head(model), are_tied(model)
     asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
@@ -311,10 +218,6 @@ def _why_not(owner: nn.Module, name: str) -> str:
     if min(owner.in_features, owner.out_features) < MIN_GROUP_SIZE:
         return f"a linear of {owner.in_features} → {owner.out_features}: too small to be worth packing"
     return ""
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or path.endswith("." + pattern)
 
 
 def _part(name: str) -> str:

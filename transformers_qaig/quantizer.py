@@ -18,10 +18,12 @@ from .calibrate import calibrate
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
+from .coverage import Coverage, Plan
 from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
-from .nn.linear import QAIGLinear, check_packed, get_linear
-from .plan import Coverage, Plan, budget_of, list_options, make_plan
+from .nn.linear import QAIGLinear, get_linear
+from .nn.packed import PackedModule, check_packed
+from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
 from .sensitivity import measure_costs
@@ -126,9 +128,9 @@ class QAIGHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
             for path in self.plan:
-                linear = model.get_submodule(path)
-                assert isinstance(linear, QAIGLinear)
-                check_packed(linear, path)
+                module = model.get_submodule(path)
+                assert isinstance(module, PackedModule)
+                check_packed(module, path)
             attach_model_card(model)
             self._prepare(model)
             return
@@ -153,9 +155,9 @@ class QAIGHfQuantizer(HfQuantizer):
     def _prepare(self, model: PreTrainedModel) -> None:
         """Give the packed layers the word order of their device's kernels, one after the other."""
         for path in self.plan:
-            linear = model.get_submodule(path)
-            assert isinstance(linear, QAIGLinear)
-            linear.prepare()
+            module = model.get_submodule(path)
+            assert isinstance(module, PackedModule)
+            module.prepare()
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Choose the plan under the budget, by what each width would cost the answers."""

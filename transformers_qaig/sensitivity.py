@@ -16,18 +16,20 @@ from tqdm.auto import tqdm
 
 from .allocation import Option
 from .attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
-from .calibrate import choose
 from .calibration.block import forward
 from .calibration.capture import PausedForwards, around, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
+from .calibration.doors import Streams
 from .calibration.resume import claim, digest, write
 from .calibration.streaming import streaming
-from .calibration.treatment import dtype_of, in_float32
+from .calibration.treatment import Tools, choose, dtype_of, in_float32
+from .calibration.weighing import Weigher
 from .config import QAIGConfig
+from .coverage import Plan
 from .equalization.finder import GroupFinder
-from .plan import Plan, find_blocks
 from .recipes import recipe_of
+from .structure import find_blocks
 
 Sample = Mapping[str, Any]
 
@@ -125,8 +127,9 @@ def errors_of(
                 if file is not None and file.exists():
                     found = load_file(file)
                 elif entries:
-                    arguments = block, path, entries, calls, calls, masks, recipe, finder, config.seed
-                    choices, _ = choose(*arguments, activation_bits=config.activation_bits)
+                    weigher = Weigher(recipe, config.seed)  # one for each block, as if it stood alone
+                    tools = Tools(recipe, finder, weigher, config.seed, config.activation_bits)
+                    choices, _ = choose(block, path, entries, Streams(calls, calls, masks), tools)
                     dtype = dtype_of(block, entries)
                     deltas = rounding_errors(in_float32(block), choices, dtype)
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}

@@ -74,8 +74,7 @@ PEERS: dict[str, Method] = {
 }
 """Other libraries. No 8-bit activations with HQQ and nf4; Transformers' own GPTQ and AWQ paths have none either."""
 
-# Not `mbq` and `authors`: they ask which tokens are answers, and the samples that all methods get do not say it.
-OURS = ("rtn", "gptq", "awq", "paper", "fast", "default", "best")
+OURS = ("rtn", "gptq", "awq", "mbq", "paper", "authors", "fast", "default", "best")
 RECIPES = {name: _recipe(name, name != "rtn") for name in OURS}
 
 

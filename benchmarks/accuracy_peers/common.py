@@ -9,8 +9,8 @@ from torch import nn
 
 BLOCKS = re.compile(r"(^|\.)language_model\..*layers\.\d+\.")
 """Paths inside the language model's blocks; embeddings, head, projector and vision tower stay as they are."""
-SKIPPED = ("re:.*lm_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*")
-"""The same, as patterns of what to leave out."""
+SKIPPED = (".*lm_head", ".*vision_tower.*", ".*multi_modal_projector.*")
+"""The same, as regular expressions of what to leave out: a whole path matches."""
 
 
 def load(path: str, dtype: torch.dtype | str = "auto") -> nn.Module:

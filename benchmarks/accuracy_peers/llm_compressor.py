@@ -40,7 +40,8 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     modifier, symmetric = settings.pop("modifier"), settings.pop("sym")
     preset = "W4A8" if job.activation_bits == 8 else "W4A16" if symmetric else "W4A16_ASYM"
     scheme = _scheme(job, preset, symmetric)
-    what: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": list(SKIPPED), **settings}
+    ignore = [f"re:{pattern}" for pattern in SKIPPED]
+    what: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": ignore, **settings}
     recipe = AWQModifier(mappings=MAPPINGS, **what) if modifier == "awq" else GPTQModifier(**what)
     model = load(job.model)
     if not torch.accelerator.is_available():

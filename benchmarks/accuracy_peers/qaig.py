@@ -11,13 +11,16 @@ from transformers import AutoModelForImageTextToText
 import transformers_qaig  # noqa: F401  (registers the quantizer)
 from accuracy_peers import Job, Quantized
 from accuracy_peers.common import linears_of
-from accuracy_peers.tensors import Inputs
+from accuracy_peers.tensors import Inputs, read_inputs
 from transformers_qaig import QAIGConfig, QAIGLinear
+from transformers_qaig.calibration.encode import NO_ANSWER
 from transformers_qaig.recipes import RECIPES
 
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     recipe = _known(job.settings["recipe"])
+    if RECIPES[recipe].reads_answers:
+        samples = _labelled(job)
     config = QAIGConfig(
         bits=job.bits,
         group_size=job.group_size,
@@ -33,6 +36,17 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     rotated = sum(module.rotation is not None for module in model.modules() if isinstance(module, QAIGLinear))
     settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe]), "rotated": rotated}
     return Quantized(model.to(torch.float32), linears, model.qaig_report.bits_per_weight, seconds, settings)
+
+
+def _labelled(job: Job) -> list[Inputs]:
+    """The samples, with labels that tell which tokens are answers."""
+    samples, answers = read_inputs(job.samples)
+    for sample, spans in zip(samples, answers):
+        labels = torch.full_like(sample["input_ids"], NO_ANSWER)
+        for start, stop in spans:
+            labels[0, start:stop] = sample["input_ids"][0, start:stop]
+        sample["labels"] = labels
+    return samples
 
 
 def _known(name: str) -> str:

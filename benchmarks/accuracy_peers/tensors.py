@@ -13,23 +13,27 @@ from torch import Tensor
 Inputs = dict[str, Tensor]
 
 
-def write_inputs(path: Path, inputs: Sequence[Inputs], spans: Sequence[tuple[int, int]] = ()) -> None:
+Spans = list[tuple[int, int]]
+"""(start, stop) of every answer of one sample or question."""
+
+
+def write_inputs(path: Path, inputs: Sequence[Inputs], answers: Sequence[Spans]) -> None:
     """
     Args:
         path: file to write.
         inputs: a model's inputs, batch size 1 each.
-        spans: (start, stop) of each one's answer, if they are questions.
+        answers: where the answers of each one are.
     """
     tensors = {f"{i}/{name}": value.contiguous() for i, one in enumerate(inputs) for name, value in one.items()}
-    save_file(tensors, path, {"number": str(len(inputs)), "spans": json.dumps([list(span) for span in spans])})
+    save_file(tensors, path, {"answers": json.dumps(answers)})
 
 
-def read_inputs(path: str | Path) -> tuple[list[Inputs], list[tuple[int, int]]]:
+def read_inputs(path: str | Path) -> tuple[list[Inputs], list[Spans]]:
     """What `write_inputs` wrote."""
     with safe_open(path, "pt") as file:
-        facts = file.metadata()
-        inputs: list[Inputs] = [{} for _ in range(int(facts["number"]))]
+        answers = [[(start, stop) for start, stop in spans] for spans in json.loads(file.metadata()["answers"])]
+        inputs: list[Inputs] = [{} for _ in answers]
         for key in file.keys():
             index, name = key.split("/", 1)
             inputs[int(index)][name] = file.get_tensor(key)
-    return inputs, [(start, stop) for start, stop in json.loads(facts["spans"])]
+    return inputs, answers

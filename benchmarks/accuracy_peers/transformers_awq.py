@@ -10,5 +10,8 @@ from accuracy_peers.tensors import Inputs
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     config = AwqConfig(bits=job.bits, group_size=job.group_size)
-    AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config, device_map="cpu")
-    raise Unavailable("it loads models that others quantized, and did not refuse this one")
+    try:
+        AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config, device_map="cpu")
+    except ValueError as error:
+        raise Unavailable("it loads AWQ models that other libraries quantized, and makes none itself") from error
+    raise Unavailable("it loads AWQ models that other libraries quantized, and did not refuse this one")

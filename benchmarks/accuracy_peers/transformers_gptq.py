@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GPTQConfig
 
-from accuracy_peers import Job, Quantized, stored_bits
+from accuracy_peers import Job, Quantized, Unavailable, stored_bits
 from accuracy_peers.common import linears_of
 from accuracy_peers.tensors import Inputs
 
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
+    if importlib.util.find_spec("gptqmodel") is None:  # without it optimum fails on a name it could not import
+        raise Unavailable("optimum quantizes with GPTQModel, whose release 7.7.0 does not install beside torch 2.13.0")
     config = GPTQConfig(
         bits=job.bits,
         group_size=job.group_size,

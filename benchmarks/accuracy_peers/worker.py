@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from accuracy_peers import Job, Unavailable, method
-from accuracy_peers.tensors import Inputs, read_inputs
+from accuracy_peers.tensors import Inputs, Spans, read_inputs
 
 CHECKED = 8
 """Calibration samples whose logits by the library's own model are kept, to compare with its dequantized weights."""
@@ -76,12 +76,12 @@ def _digest(ids: Tensor) -> str:
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, inputs: list[Inputs], spans: list[tuple[int, int]]) -> Tensor:
+def logits_of(model: nn.Module, inputs: list[Inputs], spans: list[Spans]) -> Tensor:
     """Logits before each token of the spans, one after the other, float32 `[tokens, V]`; no batching, no padding."""
     rows = []
-    for one, (start, stop) in zip(inputs, spans):
+    for one, parts in zip(inputs, spans):
         logits = model(**one, use_cache=False).logits
-        rows.append(logits[0, start - 1 : stop - 1].float())
+        rows += [logits[0, start - 1 : stop - 1].float() for start, stop in parts]
     return torch.cat(rows)
 
 
@@ -101,8 +101,8 @@ def run(job: Job) -> dict[str, Any]:
         "linears": sorted(made.linears),
     }
     model = made.model.eval()
-    spans = [(1, one["input_ids"].shape[1]) for one in samples[:CHECKED]]
-    answers = {"check": logits_of(model, samples[:CHECKED], spans)}
+    whole: list[Spans] = [[(1, one["input_ids"].shape[1])] for one in samples[:CHECKED]]
+    answers = {"check": logits_of(model, samples[:CHECKED], whole)}
     if job.questions:
         answers["answers"] = logits_of(model, *read_inputs(job.questions))
     save_file(answers, job.folder / "answers.safetensors")

@@ -40,14 +40,14 @@ class Problem:
         """uint8 `[n, k]`."""
         generator = torch.Generator().manual_seed(self.bits)
         codes = torch.randint(1 << self.bits, (DISTINCT_ROWS, self.k), generator=generator, dtype=torch.uint8)
-        return self._repeat(codes)
+        return self.repeat(codes)
 
     @functools.cached_property
     def scale(self) -> Tensor:
         """bfloat16 `[n, k / group_size]`, such that y has about unit variance for x of unit variance."""
         generator = torch.Generator().manual_seed(100 + self.bits)
         scale = torch.rand(DISTINCT_ROWS, self.k // self.group_size, generator=generator) + 0.5
-        return self._repeat(scale / (0.3 * (1 << self.bits) * self.k**0.5)).bfloat16()
+        return self.repeat(scale / (0.3 * (1 << self.bits) * self.k**0.5)).bfloat16()
 
     @functools.cached_property
     def zero(self) -> Tensor:
@@ -55,18 +55,20 @@ class Problem:
         generator = torch.Generator().manual_seed(200 + self.bits)
         middle, spread = 1 << (self.bits - 1), max(1, 1 << (self.bits - 3)) if self.bits > 2 else 1
         shape = (DISTINCT_ROWS, self.k // self.group_size)
-        return self._repeat(torch.randint(middle - spread, middle + spread, shape, generator=generator).byte())
+        return self.repeat(torch.randint(middle - spread, middle + spread, shape, generator=generator).byte())
 
     @functools.cached_property
     def weight(self) -> Tensor:
         """float32 `[n, k]`: (codes - zero) * scale."""
-        groups = self.codes.view(self.n, -1, self.group_size).float()
-        return ((groups - self.zero.unsqueeze(-1)) * self.scale.unsqueeze(-1).float()).view(self.n, self.k)
+        codes, scale, zero = (t[:DISTINCT_ROWS] for t in (self.codes, self.scale.float(), self.zero))
+        groups = codes.view(len(codes), -1, self.group_size).float()
+        return self.repeat(((groups - zero.unsqueeze(-1)) * scale.unsqueeze(-1)).view(len(codes), self.k))
 
     def copies(self, weight_bytes: int) -> int:
         return max(2, -(-self.stream_bytes // weight_bytes))
 
-    def _repeat(self, rows: Tensor) -> Tensor:
+    def repeat(self, rows: Tensor) -> Tensor:
+        """The `n` rows of which these are the distinct ones."""
         return rows.repeat(-(-self.n // DISTINCT_ROWS), 1)[: self.n].contiguous()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Candidate, Problem, Unavailable
+from . import DISTINCT_ROWS, Candidate, Problem, Unavailable
 
 
 def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailable]:
@@ -36,7 +36,7 @@ class MatMulNBits(Candidate):
         self.tolerance = 0.05 if accuracy_level == 4 else 0.01
         codes, scale, zero = problem.codes, problem.scale.float(), problem.zero
         if problem.bits < 8:
-            codes, zero = _pack_bytes(codes, problem.bits), _pack_bytes(zero, problem.bits)
+            codes, zero = (problem.repeat(_pack_bytes(t[:DISTINCT_ROWS], problem.bits)) for t in (codes, zero))
         groups = problem.k // problem.group_size
         arrays = {
             "b": codes.view(problem.n, groups, -1).numpy(),

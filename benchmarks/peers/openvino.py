@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import Candidate, Problem, Unavailable
+from . import DISTINCT_ROWS, Candidate, Problem, Unavailable
 
 
 def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailable]:
@@ -72,8 +72,8 @@ def _model(problem: Problem, copies: int):
     x = ops.parameter([-1, problem.k], np.float32, "x")
     products = []
     for _ in range(copies):
-        codes = _constant(problem.codes, kind, [problem.n, groups, problem.group_size])
-        zero = _constant(problem.zero, kind, [problem.n, groups, 1])
+        codes = _constant(problem, problem.codes, kind, [problem.n, groups, problem.group_size])
+        zero = _constant(problem, problem.zero, kind, [problem.n, groups, 1])
         scale = ops.constant(problem.scale.half().view(problem.n, groups, 1).numpy())
         weight = ops.multiply(ops.subtract(ops.convert(codes, "f16"), ops.convert(zero, "f16")), scale)
         weight = ops.reshape(weight, np.array([problem.n, problem.k]), False)
@@ -81,12 +81,12 @@ def _model(problem: Problem, copies: int):
     return ov.Model(products, [x])
 
 
-def _constant(codes: Tensor, kind, shape: list[int]):
+def _constant(problem: Problem, codes: Tensor, kind, shape: list[int]):
     import openvino as ov
     from openvino import op
 
-    bits = kind.get_bitwidth()
-    tensor = ov.Tensor(kind, ov.Shape(shape))
+    bits = problem.bits
+    codes = codes[:DISTINCT_ROWS]
     if bits == 3:  # 8 codes in 3 bytes: two bytes of low 2-bit fields, one byte of high bits, first code on top
         eight = codes.view(-1, 8)
         low, high = eight & 3, eight >> 2
@@ -97,5 +97,6 @@ def _constant(codes: Tensor, kind, shape: list[int]):
     else:  # the first code in the lowest bits
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
         data = (codes.view(-1, 8 // bits) << shifts).sum(-1, dtype=torch.uint8)
-    tensor.data.view(np.uint8).reshape(-1)[:] = data.flatten().numpy()
+    tensor = ov.Tensor(kind, ov.Shape(shape))
+    tensor.data.view(np.uint8).reshape(-1)[:] = problem.repeat(data.view(len(codes), -1)).flatten().numpy()
     return op.Constant(tensor, shared_memory=False)

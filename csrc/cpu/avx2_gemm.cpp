@@ -38,38 +38,55 @@ void unpack(int bits, const uint32_t* words, int64_t units, uint32_t* codes) {
     }
 }
 
+// R rows by the 16 of a tile. Every index is a constant: arrays that GCC cannot take apart end up in memory, not in
+// registers.
+template <int R>
+struct Sums {
+    __m256i at[R][kHalves];
+
+    QAIG_INLINE Sums() {
+        each([](auto, auto, __m256i& sum) QAIG_LAMBDA_INLINE { sum = _mm256_setzero_si256(); });
+    }
+
+    template <class F>
+    QAIG_INLINE void each(F&& f) {
+        unroll<R>([&](auto m)
+                      QAIG_LAMBDA_INLINE { unroll<kHalves>([&](auto h) QAIG_LAMBDA_INLINE { f(m, h, at[m][h]); }); });
+    }
+};
+
+// Has the sum computed here, in a register. GCC would compute the products of all rows first, and then have no registers
+// left for the sums.
+QAIG_INLINE void keep(__m256i& sum) { __asm__("" : "+x"(sum)); }
+
 // Sums of products of R rows with one segment.
 template <int R>
-QAIG_INLINE void multiply(Pairs, const uint32_t* codes, int64_t units, const uint32_t* x, __m256i (&sum)[R][kHalves]) {
+QAIG_INLINE void multiply(Pairs, const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
     for (int64_t i = 0; i < units * kUnitPairs; i++, codes += kTileRows, x += R) {
-        const __m256i low = load(codes), high = load(codes + 8);
-        for (int m = 0; m < R; m++) {
-            const __m256i pair = _mm256_set1_epi32(static_cast<int>(x[m]));
-            sum[m][0] = _mm256_add_epi32(sum[m][0], _mm256_madd_epi16(low, pair));
-            sum[m][1] = _mm256_add_epi32(sum[m][1], _mm256_madd_epi16(high, pair));
-        }
+        const __m256i pairs[kHalves] = {load(codes), load(codes + 8)};
+        sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+            const __m256i product = _mm256_madd_epi16(pairs[h], _mm256_set1_epi32(static_cast<int>(x[m])));
+            sum = _mm256_add_epi32(sum, product);
+            keep(sum);
+        });
     }
 }
 
 template <int R>
-QAIG_INLINE void multiply(Quads, const uint32_t* codes, int64_t units, const uint32_t* x, __m256i (&sum)[R][kHalves]) {
+QAIG_INLINE void multiply(Quads, const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
     for (int64_t u = 0; u < units; u++) {
-        __m256i small[R][kHalves];  // eight sums of two products of at most 15 * 128 fit in 16 bits
-        for (int i = 0; i < R * kHalves; i++) {
-            (&small[0][0])[i] = _mm256_setzero_si256();
-        }
+        Sums<R> small;  // eight sums of two products of at most 15 * 128 fit in 16 bits
         for (int q = 0; q < kUnitQuads; q++, codes += kTileRows, x += R) {
-            const __m256i low = load(codes), high = load(codes + 8);
-            for (int m = 0; m < R; m++) {
-                const __m256i quad = _mm256_set1_epi32(static_cast<int>(x[m]));
-                small[m][0] = _mm256_add_epi16(small[m][0], _mm256_maddubs_epi16(low, quad));
-                small[m][1] = _mm256_add_epi16(small[m][1], _mm256_maddubs_epi16(high, quad));
-            }
+            const __m256i quads[kHalves] = {load(codes), load(codes + 8)};
+            small.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+                const __m256i products = _mm256_maddubs_epi16(quads[h], _mm256_set1_epi32(static_cast<int>(x[m])));
+                sum = _mm256_add_epi16(sum, products);
+                keep(sum);
+            });
         }
-        for (int i = 0; i < R * kHalves; i++) {
-            __m256i& total = (&sum[0][0])[i];
-            total = _mm256_add_epi32(total, _mm256_madd_epi16((&small[0][0])[i], _mm256_set1_epi16(1)));
-        }
+        sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(small.at[m][h], _mm256_set1_epi16(1)));
+        });
     }
 }
 
@@ -77,17 +94,12 @@ QAIG_INLINE void multiply(Quads, const uint32_t* codes, int64_t units, const uin
 template <class Form, int R>
 __attribute__((noinline)) void add_rows(const uint32_t* codes, int64_t units, const Grid& grid, const uint32_t* x,
                                         const float* x_scale, const int32_t* x_sum, float* out) {
-    __m256i sum[R][kHalves];
-    for (int i = 0; i < R * kHalves; i++) {
-        (&sum[0][0])[i] = _mm256_setzero_si256();
-    }
-    multiply(Form(), codes, units, x, sum);
-    for (int m = 0; m < R; m++) {
-        for (int h = 0; h < kHalves; h++) {
-            float* at = out + m * kTileRows + 8 * h;
-            _mm256_store_ps(at, grid.add(h, sum[m][h], x_scale[m], x_sum[m], _mm256_load_ps(at)));
-        }
-    }
+    Sums<R> sums;
+    multiply(Form(), codes, units, x, sums);
+    sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+        float* at = out + m * kTileRows + 8 * h;
+        _mm256_store_ps(at, grid.add(h, sum, x_scale[m], x_sum[m], _mm256_load_ps(at)));
+    });
 }
 
 using AddRows = void (*)(const uint32_t*, int64_t, const Grid&, const uint32_t*, const float*, const int32_t*, float*);

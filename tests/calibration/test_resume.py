@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.plan import find_blocks
+from transformers_qaig.structure import find_blocks
 
 
 def test_an_interrupted_run_resumes_where_it_stopped(

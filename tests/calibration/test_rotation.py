@@ -11,18 +11,19 @@ from transformers import AutoModelForImageTextToText
 from tests.families import build, samples
 from tests.lifecycle import FAST, logits, packed
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibrate import choose
 from transformers_qaig.calibration import choices as choosing
 from transformers_qaig.calibration.block import first_tensor, forward
 from transformers_qaig.calibration.choices import Choices, RoundedLinear, rounded, rounding_errors
-from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.learning import BlockLearner
+from transformers_qaig.calibration.treatment import Tools, choose
+from transformers_qaig.calibration.weighing import Weigher
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.nn.reference import round_activations
-from transformers_qaig.plan import find_blocks
-from transformers_qaig.recipes import recipe_of
+from transformers_qaig.recipes import Recipe, recipe_of
+from transformers_qaig.structure import find_blocks
 
 ROTATION = Rotation(32, 5)
 
@@ -117,6 +118,10 @@ def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> No
         torch.testing.assert_close(error, expected, rtol=1e-4, atol=1e-5)
 
 
+def tools(model: nn.Module, recipe: Recipe, activation_bits: int = 16) -> Tools:
+    return Tools(recipe, GroupFinder(model, 0), Weigher(recipe), activation_bits=activation_bits)
+
+
 def outliers(block: nn.Module) -> nn.Module:
     """The same function with one channel of the MLP's input, and of its hidden state, a hundred times as large."""
     block = choosing.folded(block, Choices({}))
@@ -132,10 +137,9 @@ def outliers(block: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) -> None:
     model, path, block, calls, masks = case
-    finder, recipe = GroupFinder(model, 0), recipe_of("fast", {"rounding": rounding, "equalization": "none"})
-    choices, summary = choose(
-        outliers(block), path, entries(block, bits=8), calls, calls, masks, recipe, finder, activation_bits=8
-    )
+    recipe = recipe_of("fast", {"rounding": rounding, "equalization": "none"})
+    streams = Streams(calls, calls, masks)
+    choices, summary = choose(outliers(block), path, entries(block, bits=8), streams, tools(model, recipe, 8))
     assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(choices.rotations)
     assert "rotate mlp.gate_proj, mlp.up_proj" in summary.kept
     assert choices.rotations["mlp.up_proj"] == ROTATION
@@ -151,16 +155,14 @@ def test_a_rotation_that_does_harm_is_undone(case) -> None:
         weight = get_linear(block, name).weight
         weight.data = Choices(names).grid(name, weight.data, torch.float32).quantize(weight.data)
     recipe = recipe_of("fast", {"rounding": "nearest", "equalization": "none"})
-    choices, summary = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0))
+    choices, summary = choose(block, path, names, Streams(calls, calls, masks), tools(model, recipe))
     assert not choices.rotations
     assert sum(what.startswith("rotate") for what in summary.undone) == 4
 
 
 def test_without_data_the_plan_is_what_is_done(case) -> None:
     model, path, block, _, _ = case
-    choices, _ = choose(
-        block, path, entries(block), {}, {}, [], recipe_of("rtn"), GroupFinder(model, 0), activation_bits=8
-    )
+    choices, _ = choose(block, path, entries(block), Streams({}, {}, []), tools(model, recipe_of("rtn"), 8))
     assert choices.rotations == dict.fromkeys(choices.entries, ROTATION)
 
 
@@ -169,7 +171,7 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
     names = entries(block)
     names["self_attn.k_proj"]["rotation"] = {"block": 32, "seed": 6}
     recipe = recipe_of("gptq", {"do_no_harm": False})
-    choices, _ = choose(block, path, names, calls, calls, masks, recipe, GroupFinder(model, 0), activation_bits=8)
+    choices, _ = choose(block, path, names, Streams(calls, calls, masks), tools(model, recipe, 8))
     assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from transformers_qaig.calibration.streaming import streaming
-from transformers_qaig.plan import find_blocks
+from transformers_qaig.structure import find_blocks
 
 
 def _model(dtype: torch.dtype) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from transformers_qaig.calibration.block import OutputError, forward
-from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.subblock import NotReached, enter, is_tokenwise, pieces_of, run
 from transformers_qaig.equalization.probe import Group, find_groups
-from transformers_qaig.plan import find_blocks
+from transformers_qaig.structure import find_blocks
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def case() -> tuple[nn.Module, list[BlockCall], list[Tensor], dict[str, Group]]:
 def _pieces(case, module: str):
     block, calls, masks, groups = case
     by_index = dict(enumerate(calls))
-    return pieces_of(block, groups[module], (block, block), (by_index, by_index), masks, range(len(calls)))
+    return pieces_of(block, groups[module], (block, block), Streams(by_index, by_index, masks), range(len(calls)))
 
 
 def test_enter_gives_what_the_linears_read(case) -> None:
@@ -117,7 +117,7 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
     assert calls[0].args[0].ndim == 2
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
     for name, output in outputs.items():
-        (piece,) = pieces_of(block, groups[name], (block, block), (calls, calls), [torch.ones(0, 0).bool()], [0])
+        (piece,) = pieces_of(block, groups[name], (block, block), Streams(calls, calls, [torch.ones(0, 0).bool()]), [0])
         assert piece.x.ndim == 3
         assert is_tokenwise(block, groups[name], piece)
         with torch.no_grad():
@@ -136,7 +136,8 @@ def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:
 
     block, group = Routed(), Group(("expert",), "expert", None, (-1,) * 8)
     calls = {0: BlockCall((torch.randn(1, 6, 8),), {})}
-    assert pieces_of(block, group, (block, block), (calls, calls), [torch.ones(1, 6, dtype=torch.bool)], [0]) == []
+    streams = Streams(calls, calls, [torch.ones(1, 6, dtype=torch.bool)])
+    assert pieces_of(block, group, (block, block), streams, [0]) == []
 
 
 def test_output_error_counts_real_tokens_only() -> None:

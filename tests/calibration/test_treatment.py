@@ -8,19 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
-from transformers_qaig.calibrate import quantize_block
 from transformers_qaig.calibration import treatment
 from transformers_qaig.calibration.block import OutputError, forward
 from transformers_qaig.calibration.choices import Choices, rounded, rounding_errors
-from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.stages import Site
-from transformers_qaig.calibration.treatment import HELD_BACK, Treatment, in_float32, passes
+from transformers_qaig.calibration.treatment import (
+    HELD_BACK,
+    Tools,
+    Treatment,
+    in_float32,
+    passes,
+    quantize_block,
+)
 from transformers_qaig.calibration.weighing import Weigher
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.rounding.moments import second_moment
+from transformers_qaig.structure import find_blocks
 
 PATH = "model.language_model.layers.0"
 
@@ -56,25 +62,17 @@ class Case:
         return BlockCall((x + noise, *call.args[1:]), call.kwargs)
 
     def treatment(self, recipe: Recipe, seed: int = 0) -> Treatment:
-        finder = GroupFinder(self.model, 0)
-        return Treatment(
-            self.block,
-            PATH,
-            self.entries,
-            self.calls,
-            self.calls_q,
-            self.masks,
-            recipe,
-            finder,
-            seed,
-            Weigher(recipe),
-            16,
-        )
+        return Treatment(self.block, PATH, self.entries, self.streams, self.tools(recipe, seed))
 
     def packed(self, recipe: Recipe) -> nn.Module:
-        finder = GroupFinder(self.model, 0)
-        arguments = (self.block, PATH, self.entries, self.calls, self.calls_q, self.masks, recipe, finder)
-        return quantize_block(*arguments)[0]
+        return quantize_block(self.block, PATH, self.entries, self.streams, self.tools(recipe))[0]
+
+    @property
+    def streams(self) -> Streams:
+        return Streams(self.calls, self.calls_q, self.masks)
+
+    def tools(self, recipe: Recipe, seed: int = 0) -> Tools:
+        return Tools(recipe, GroupFinder(self.model, 0), Weigher(recipe), seed)
 
     def error(self, block: nn.Module, held: bool | None = None) -> float:
         error = OutputError()

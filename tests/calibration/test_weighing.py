@@ -11,13 +11,13 @@ from tests.families import build, samples
 from transformers_qaig.attribution.gradients import token_gradients
 from transformers_qaig.attribution.tokens import token_importance
 from transformers_qaig.calibration.choices import Choices
-from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.stages import Site, equalize
 from transformers_qaig.calibration.subblock import Piece, pieces_of
 from transformers_qaig.calibration.weighing import UNIFORM_CALLS, Weigher, given_weights
 from transformers_qaig.equalization.probe import Group, find_groups
-from transformers_qaig.plan import find_blocks
 from transformers_qaig.recipes import recipe_of
+from transformers_qaig.structure import find_blocks
 
 BITS, GROUP = 3, 32
 MODULES = ["self_attn", "mlp", "mlp.down_proj"]
@@ -43,9 +43,9 @@ def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[Piece]]]:
     handle.remove()
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
     by_index, generator = dict(enumerate(calls)), torch.Generator().manual_seed(3)
-    pieces = {}
+    pieces, streams = {}, Streams(by_index, by_index, masks)
     for module in MODULES:
-        pieces[module] = pieces_of(block, groups[module], (block, block), (by_index, by_index), masks, range(len(data)))
+        pieces[module] = pieces_of(block, groups[module], (block, block), streams, range(len(data)))
         for piece in pieces[module]:
             piece.x_q = piece.x + 0.1 * piece.x.std() * torch.randn(piece.x.shape, generator=generator)
     return block, groups, pieces

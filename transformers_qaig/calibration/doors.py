@@ -36,6 +36,21 @@ class BlockCall:
         return storage_bytes(self)
 
 
+@dataclass(frozen=True)
+class Streams:
+    """
+    The samples as they stand at a block's door.
+
+    Attributes:
+        calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream.
+        masks: bool [B, T] per sample, True at real tokens.
+    """
+
+    calls: Mapping[int, BlockCall]
+    calls_q: Mapping[int, BlockCall]
+    masks: Sequence[Tensor]
+
+
 class Forward(greenlet):
     """One sample's forward pass, and the door at which it stands."""
 

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
+from ..coverage import Plan
 from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
-from ..plan import Plan
 from ..report.summary import BlockSummary
 from .choices import Entries
 

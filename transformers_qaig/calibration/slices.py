@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..coverage import Plan
 from ..nn.linear import QAIGLinear
-from ..plan import Plan
 from ..report.summary import BlockSummary
 from ..tables import replace
 from .block import OutputError

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
 from ..rounding.grid import fake_quantize_tokens
-from .doors import BlockCall, map_tensors
+from .doors import BlockCall, Streams, map_tensors
 
 MAX_TOKENS = 8192
 """Tokens of several samples that are run at once where a sub-block treats each token by itself."""
@@ -150,8 +150,7 @@ def pieces_of(
     original: nn.Module,
     group: Group,
     blocks: tuple[nn.Module, nn.Module],
-    calls: tuple[Mapping[int, BlockCall], Mapping[int, BlockCall]],
-    masks: Sequence[Tensor],
+    streams: Streams,
     samples: Sequence[int],
 ) -> list[Piece]:
     """
@@ -161,25 +160,24 @@ def pieces_of(
         original: the block in fp32.
         group: which sub-block.
         blocks: the block in full precision, and quantized so far.
-        calls: what each is called with.
-        masks: bool [B, T] per sample.
+        streams: what they are called with.
         samples: which ones.
 
     Returns:
         pieces; none if a sample does not get there, or not with one row a token (experts see a choice of the tokens).
         What a tower reads without a batch dimension, because the block itself is called so, is one sequence.
     """
-    pieces = []
+    pieces, calls = [], (streams.calls, streams.calls_q)
     for s in samples:
         try:
             (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
         except NotReached:
             return []
-        if x.ndim != _rank(calls[0][s]) or x.shape != x_q.shape:
+        if x.ndim != _rank(streams.calls[s]) or x.shape != x_q.shape:
             return []
         x, x_q = (t if t.ndim == 3 else t.reshape(1, -1, t.shape[-1]) for t in (x, x_q))
         x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
-        pieces.append(Piece([s], x, x_q, mask_for(masks[s], x), [x.shape[1]] * x.shape[0], args, kwargs))
+        pieces.append(Piece([s], x, x_q, mask_for(streams.masks[s], x), [x.shape[1]] * x.shape[0], args, kwargs))
     return merge(original, group, pieces)
 
 

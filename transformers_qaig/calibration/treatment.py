@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..equalization.finder import GroupFinder
 from ..equalization.fold import Group
+from ..nn.hadamard import Rotation
 from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from .block import OutputError, first_tensor, forward
-from .choices import Choices, Entries, folded, rounded
-from .doors import BlockCall
+from .choices import Choices, Entries, folded, packed, rounded
+from .doors import Streams
 from .learning import BlockLearner
 from .stages import Site, Stage, clip, compensate, equalize, rotate
 from .subblock import mask_for, pieces_of
@@ -31,6 +32,49 @@ SHOWN = 8
 """Samples whose λ is kept in the report."""
 
 
+@dataclass(frozen=True)
+class Tools:
+    """
+    What stays the same from block to block.
+
+    Attributes:
+        recipe: the stages.
+        finder: finds a block's groups.
+        weigher: of tokens.
+        seed: of what is random.
+        activation_bits: 8 if the packed linears will round their inputs.
+    """
+
+    recipe: Recipe
+    finder: GroupFinder
+    weigher: Weigher
+    seed: int = 0
+    activation_bits: int = 16
+
+
+def quantize_block(
+    block: nn.Module, path: str, entries: Entries, streams: Streams, tools: Tools
+) -> tuple[nn.Module, BlockSummary]:
+    """The packed block, and what was chosen for it. Arguments as in [`choose`]."""
+    if not entries:
+        return copy.deepcopy(block), BlockSummary(path)
+    choices, summary = choose(block, path, entries, streams, tools)
+    return packed(in_float32(block), choices, dtype_of(block, entries)), summary
+
+
+def choose(
+    block: nn.Module, path: str, entries: Entries, streams: Streams, tools: Tools
+) -> tuple[Choices, BlockSummary]:
+    """What follows for the block's weights, and a summary. Arguments as in [`Treatment`], but there may be no calls."""
+    recipe = tools.recipe
+    if not recipe.calibrates or not streams.calls:
+        rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
+        nothing = Choices(entries, recipe.include_zero, tools.activation_bits)
+        return nothing.with_rotations(rotations), BlockSummary(path)
+    treatment = Treatment(block, path, entries, streams, tools)
+    return treatment.choose(), treatment.summary
+
+
 class Treatment:
     """
     Makes the choices for one block.
@@ -39,49 +83,29 @@ class Treatment:
         block: in full precision; not changed.
         path: where it is in the model.
         entries: linears to pack, at least one.
-        calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream;
-            not empty.
-        masks: bool [B, T] per sample, True at real tokens.
-        recipe: the stages.
-        finder: finds the block's groups.
-        seed: of what is random.
-        weigher: of tokens.
-        activation_bits: 8 if the packed linears will round their inputs.
+        streams: at least one sample at the block's door.
+        tools: recipe, and what its stages need.
     """
 
-    def __init__(
-        self,
-        block: nn.Module,
-        path: str,
-        entries: Entries,
-        calls: Mapping[int, BlockCall],
-        calls_q: Mapping[int, BlockCall],
-        masks: Sequence[Tensor],
-        recipe: Recipe,
-        finder: GroupFinder,
-        seed: int,
-        weigher: Weigher,
-        activation_bits: int,
-    ):
-        self.block, self.entries, self.recipe, self.finder = block, entries, recipe, finder
-        self.calls, self.calls_q, self.masks = calls, calls_q, masks
-        self.seed, self.weigher = seed, weigher
-        self.nothing = Choices(entries, recipe.include_zero, activation_bits)
+    def __init__(self, block: nn.Module, path: str, entries: Entries, streams: Streams, tools: Tools):
+        self.block, self.entries, self.streams, self.tools = block, entries, streams, tools
+        self.recipe, calls = tools.recipe, streams.calls
+        self.nothing = Choices(entries, self.recipe.include_zero, tools.activation_bits)
         self.summary = BlockSummary(path)
         self.dtype, self.in_float32 = dtype_of(block, entries), in_float32(block)
-        self.judges = list(calls)[::HELD_BACK] if recipe.do_no_harm else []
+        self.judges = list(calls)[::HELD_BACK] if self.recipe.do_no_harm else []
         self.learners = [sample for sample in calls if sample not in self.judges] or self.judges
         self.wanted = {sample: first_tensor(forward(block, calls[sample])) for sample in self.judges}
 
     def choose(self) -> Choices:
         """What follows for the block's weights; `summary` tells about it."""
-        before = self.weigher.calls
+        before = self.tools.weigher.calls
         choices = self.nothing
-        example = self.calls[self.learners[0]].to(next(self.block.parameters()).device)
-        groups = self.finder.groups(self.block, example.args, example.kwargs)
+        example = self.streams.calls[self.learners[0]].to(next(self.block.parameters()).device)
+        groups = self.tools.finder.groups(self.block, example.args, example.kwargs)
         for stages in passes(self.recipe):
             choices = self._pass(groups, stages, choices)
-        self.summary.searches = self.weigher.calls - before
+        self.summary.searches = self.tools.weigher.calls - before
         if self.recipe.rounding == "learned":
             choices = self._learn(choices)
         return choices
@@ -100,7 +124,7 @@ class Treatment:
             so_far = full if self.recipe.token_weights == "authors" else rounded(original, choices, done, self.dtype)
             blocks = (full, so_far)
             done += members
-            foldable = self.finder.foldable(self.block, group)
+            foldable = self.tools.finder.foldable(self.block, group)
             site = Site(original, group, members, [], self.recipe, self.dtype, foldable)
             site = self._arrive(site, choices, blocks, self.learners)
             if not site.pieces:
@@ -126,10 +150,9 @@ class Treatment:
         self, site: Site, choices: Choices, blocks: tuple[nn.Module, nn.Module], samples: Sequence[int]
     ) -> Site:
         """The site with some samples standing there, weighed."""
-        calls = (self.calls, self.calls_q)
-        site = replace(site, pieces=pieces_of(site.block, site.group, blocks, calls, self.masks, samples))
+        site = replace(site, pieces=pieces_of(site.block, site.group, blocks, self.streams, samples))
         if site.pieces:
-            self.weigher.weigh(site, choices)
+            self.tools.weigher.weigh(site, choices)
             if self.recipe.token_weights != "uniform":
                 shown = {s: w for piece in site.pieces for s, w in piece.importance().items() if s < SHOWN}
                 self.summary.importance.setdefault(site.group.module, {}).update(shown)
@@ -141,26 +164,27 @@ class Treatment:
             return float("inf")
         trial, error = rounded(original, candidate, done, self.dtype), OutputError()
         for sample in self.judges:
-            error.add(forward(trial, self.calls_q[sample]), self.wanted[sample], self.masks[sample])
+            error.add(forward(trial, self.streams.calls_q[sample]), self.wanted[sample], self.streams.masks[sample])
         return error.value
 
     def _learn(self, choices: Choices) -> Choices:
         """The block as a whole: rounding, then scales and what stands around the linears."""
-        targets = {sample: first_tensor(forward(self.block, call)).cpu() for sample, call in self.calls.items()}
+        streams = self.streams
+        targets = {sample: first_tensor(forward(self.block, call)).cpu() for sample, call in streams.calls.items()}
         learner = BlockLearner(
             self.in_float32,
-            self.calls_q,
+            streams.calls_q,
             targets,
-            {sample: mask_for(self.masks[sample], target).float() for sample, target in targets.items()},
+            {sample: mask_for(streams.masks[sample], target).float() for sample, target in targets.items()},
             self.judges or self.learners,
             self.recipe.steps,
-            self.seed,
+            self.tools.seed,
             self.dtype,
         )
         around = [
             name
             for name, parameter in self.block.named_parameters()
-            if parameter.ndim == 1 and parameter.is_floating_point() and not self.finder.is_shared(parameter)
+            if parameter.ndim == 1 and parameter.is_floating_point() and not self.tools.finder.is_shared(parameter)
         ]
         choices, found = learner.rounding(choices)
         self._note(found.best < found.start, f"learned rounding {found.start:.2e} → {found.best:.2e}")

@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText
 from ..allocation import Options, allocate, fused_sets, knee, reachable
 from ..calibration.inputs import load_inputs
 from ..config import CHOICES, COSTS, DEFAULT_COST, QAIGConfig
-from ..plan import Coverage, list_options
+from ..coverage import Coverage
+from ..plan import list_options
 from ..recipes import RECIPES
 from ..report.front import Front, Point, plot, table
 from ..sensitivity import measure_costs

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn import checks, ops
+from ..nn import checks, ops, reference
 from ..nn.hadamard import Rotation
 from ..nn.packing import CUDA_ORDER
 from . import interface
@@ -173,7 +173,8 @@ class Operators:
         self, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None,
         out_features: int, in_features: int, bits: int, group_size: int,
     ) -> Weight:  # fmt: skip
-        checks.check_cuda_order(x, packed, scale, zero, out_features, in_features, bits, group_size)
+        stored = reference.Weight(packed, scale, zero, out_features, in_features, bits, group_size, CUDA_ORDER)
+        checks.check_cuda_order(x, stored)
         if bias is not None:
             checks.check_tensor("bias", bias, (out_features,), checks.ACTIVATION_DTYPES, x)
             bias = (bias.float() if bias.dtype == torch.float64 else bias).contiguous()

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import cuda_order
 from .hadamard import Rotation
 from .packing import CUDA_ORDER, KERNEL_BITS, SCALE_DTYPES, packed_shapes
+from .reference import Weight
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding included
@@ -44,16 +45,8 @@ def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None
     return rotation
 
 
-def check_on_disk(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    out_features: int,
-    in_features: int,
-    bits: int,
-    group_size: int,
-) -> None:
+def check_on_disk(x: Tensor, weight: Weight) -> None:
+    packed, scale, zero, out_features, in_features, bits, group_size, _ = weight
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
     check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
     check_tensor("scale", scale, shapes["weight_scale"][0], SCALE_DTYPES, x)
@@ -61,21 +54,13 @@ def check_on_disk(
         check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
 
 
-def check_cuda_order(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    out_features: int,
-    in_features: int,
-    bits: int,
-    group_size: int,
-) -> None:
+def check_cuda_order(x: Tensor, weight: Weight) -> None:
     """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
 
     Raises:
         ValueError: if an argument has a wrong shape, dtype or device.
     """
+    packed, scale, zero, out_features, in_features, bits, group_size, _ = weight
     if bits not in KERNEL_BITS:
         raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
     if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):

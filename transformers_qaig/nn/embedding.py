@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .linear import QAIGLinear
+from .packed import PackedModule
 
 
-class QAIGEmbedding(QAIGLinear, nn.Embedding):
+class QAIGEmbedding(PackedModule, nn.Embedding):
     """A table of embeddings whose rows are packed; a lookup dequantizes the rows it asks for.
 
-    The packed tensors are those of [`QAIGLinear`], with N = `num_embeddings` rows of K = `embedding_dim`; how they are
-    checked, moved, saved and loaded is the same. They stay in the on-disk order, of which single rows are read fastest,
-    unless the table is tied to a head (`tie`): both hold the same tensors then, in the order that the head wants.
+    The packed tensors are those of [`PackedModule`], with N = `num_embeddings` rows of K = `embedding_dim`. They stay
+    in the on-disk order, of which single rows are read fastest, unless the table is tied to a head (`tie`): both hold
+    the same tensors then, in the order that the head wants.
 
     What a model's own class does around the lookup (Gemma scales the result) stays: [`like`] makes a subclass of it,
     in which this class takes the place of `nn.Embedding`.
@@ -37,10 +37,9 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        QAIGLinear.__init__(
-            self, embedding_dim, num_embeddings, False, bits=bits, group_size=group_size, sym=sym, dtype=dtype,
-            device=device,
-        )  # fmt: skip
+        PackedModule.__init__(
+            self, embedding_dim, num_embeddings, bits=bits, group_size=group_size, sym=sym, dtype=dtype, device=device
+        )
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, None
 
     @classmethod
@@ -51,7 +50,7 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
 
         Args:
             table: `[N, K]` in float16, bfloat16 or float32, the dtype of the scales.
-            bits, group_size, sym: as in [`QAIGLinear`].
+            bits, group_size, sym: as in [`PackedModule`].
             device: of the packed tensors; None for that of the table.
 
         Raises:
@@ -72,7 +71,7 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
             raise ValueError(reason)
         return packed
 
-    def adopt(self, packed: QAIGLinear) -> QAIGEmbedding:
+    def adopt(self, packed: PackedModule) -> QAIGEmbedding:
         """Take over the packed tensors of a layer of the same shape and format; gives back itself.
 
         Raises:
@@ -131,8 +130,7 @@ class QAIGEmbedding(QAIGLinear, nn.Embedding):
         return _empty, (_original(type(self)),), self.__dict__  # pickle finds no class that was made here
 
 
-_OWN = ("in_features", "out_features", "bits", "group_size", "sym", "activation_bits", "compute_dtype", "layout",
-        "tied_to")  # fmt: skip
+_OWN = ("in_features", "out_features", "bits", "group_size", "sym", "compute_dtype", "layout", "tied_to")
 
 
 def why_not_packed(table: nn.Module) -> str:
@@ -165,7 +163,7 @@ def _attributes(module: nn.Module, besides: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in vars(besides)}
 
 
-def tie(head: QAIGLinear, table: QAIGEmbedding) -> None:
+def tie(head: PackedModule, table: QAIGEmbedding) -> None:
     """Make `head` hold the very tensors of `table`. From now on a change of their order or device reaches both.
 
     Raises:
@@ -186,7 +184,7 @@ def tied_names(ties: Mapping[str, str], sym: bool, head: str, table: str) -> dic
     return {**rest, **{f"{head}.{name}": f"{table}.{name}" for name in names}}
 
 
-def _check_alike(one: QAIGLinear, other: QAIGLinear) -> None:
+def _check_alike(one: PackedModule, other: PackedModule) -> None:
     for name in ("out_features", "in_features", "bits", "group_size", "sym"):
         if getattr(one, name) != getattr(other, name):
             raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..allocation import Allocation
-from ..plan import Coverage
+from ..coverage import Coverage
 
 BAR = 32
 """Characters of the longest bar in the table."""

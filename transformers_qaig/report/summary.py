@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..plan import Coverage
+from ..coverage import Coverage
 
 
 @dataclass

@@ -1,0 +1,40 @@
+"""The operators `torch.ops.qaig.*` and their arguments, which every backend shares.
+
+`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER`, which are described in
+`csrc/cpu/layout.h` and `csrc/cuda/layout.h`, and which `repack` makes and undoes.
+"""
+
+import torch
+
+LIBRARY = torch.library.Library("qaig", "DEF")
+for _name in ("linear", "linear_reference"):
+    LIBRARY.define(
+        f"{_name}(Tensor x, Tensor packed, Tensor scale, Tensor? zero, Tensor? bias, int rotation_block, "
+        "int rotation_seed, int out_features, int bits, int group_size, int activation_bits, int layout) -> Tensor",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+LIBRARY.define(
+    "linear_many(Tensor x, Tensor[] packed, Tensor[] scale, Tensor?[] zero, Tensor?[] bias, int[] rotation_block, "
+    "int[] rotation_seed, int[] out_features, int[] bits, int[] group_size, int activation_bits, int layout) "
+    "-> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor? zero, int rotation_block, int rotation_seed, "
+    "int in_features, int bits, int group_size, int layout) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "repack(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, int group_size, "
+    "int layout) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "dequantize(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
+    "int group_size, int layout, int start, int stop) -> Tensor"
+)
+
+LIBRARY.define(
+    "embedding(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
+    "int group_size, int layout) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
