@@ -168,10 +168,10 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
 
 
 # Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block
-# several output tiles; with more, up to four blocks meet in one row block or output tile.
+# several output tiles, of both layers; with more, up to four blocks meet in one row block or output tile.
 ATTEMPTS = {
     "decode": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
-    "fused": [(70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
+    "fused": [(70, 320, 1), (70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
     "integer": [(70, 1344, 2), (40, 1344, 3), (40, 2688, 8)],
 }
 
