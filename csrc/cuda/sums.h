@@ -24,7 +24,7 @@ QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int 
     const int lane = threadIdx.x % 32, self = blockIdx.x;
     // Only the first of the blocks begins where the whole does.
     const auto partial = [&](int block) {
-        return partials + (2 * block + (block == first ? 1 : 0)) * 1LL * place + lane;
+        return partials + static_cast<long long>(2 * block + (block == first ? 1 : 0)) * place + lane;
     };
     float4* own = partial(self);
 #pragma unroll
