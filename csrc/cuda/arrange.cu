@@ -62,11 +62,19 @@ struct Row {
     bool rounded, bytes;
     float scale;  // of a rounded row
 
-    QAIG_MEMBER float integer(float v) const { return round_to_integer(divide(v, scale)); }
-    QAIG_MEMBER unsigned byte(float v) const { return static_cast<unsigned>(static_cast<int>(integer(v))) & 255u; }
-    QAIG_MEMBER unsigned element(float v) const {
-        return qaig::cuda::rounded(T(), rounded ? multiply(integer(v), 1 / kIntegers) : v);
+    // Values become what is stored, but for its type.
+    QAIG_MEMBER void round(float (&v)[8]) const {
+        if (rounded) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float integer = round_to_integer(divide(v[i], scale));
+                v[i] = bytes ? integer : multiply(integer, 1 / kIntegers);
+            }
+        }
     }
+
+    QAIG_MEMBER unsigned byte(float v) const { return static_cast<unsigned>(static_cast<int>(v)) & 255u; }
+    QAIG_MEMBER unsigned element(float v) const { return qaig::cuda::rounded(T(), v); }
 
     QAIG_MEMBER void store(int slot, float v) const {
         if (bytes) {
@@ -136,7 +144,7 @@ QAIG_DEVICE void arrange(const QaigArrange& a) {
     Row<T> row = {static_cast<unsigned short*>(a.out) + index * a.slots, false, false, 1};
     if (a.token_scale) {
         unsigned largest = 0;
-        for_channels<T>(a, x, aligned, [&](int, const float (&v)[8]) { largest = larger(largest, v); });
+        for_channels<T>(a, x, aligned, [&](int, float (&v)[8]) { largest = larger(largest, v); });
         largest = largest_in_block(largest, of_warps);
         row.rounded = largest <= bits_of(kLargest);
         row.bytes = row.rounded && a.bytes;
@@ -162,11 +170,13 @@ QAIG_DEVICE void arrange(const QaigArrange& a) {
             float v[8];
             const bool in_eights = aligned && whole_eights;
             load_eight(T(), x + static_cast<long long>(group) * group_size + in_group, count, in_eights, v);
+            row.round(v);
             row.store_eight(slot, v);
         }
     }
     if (a.rotation_block) {
-        for_channels<T>(a, x, aligned, [&](int k, const float (&v)[8]) {
+        for_channels<T>(a, x, aligned, [&](int k, float (&v)[8]) {
+            row.round(v);
             if (whole_eights) {
                 const int group = k / group_size;
                 row.store_eight(group * group_slots + k - group * group_size, v);

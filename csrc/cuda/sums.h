@@ -23,7 +23,9 @@ template <int count>
 QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int first, int last, unsigned* counter) {
     const int lane = threadIdx.x % 32, self = blockIdx.x;
     // Only the first of the blocks begins where the whole does.
-    const auto partial = [&](int block) { return partials + (2LL * block + (block == first ? 1 : 0)) * place + lane; };
+    const auto partial = [&](int block) {
+        return partials + static_cast<long long>(2 * block + (block == first ? 1 : 0)) * place + lane;
+    };
     float4* own = partial(self);
 #pragma unroll
     for (int i = 0; i < count; i++) {
