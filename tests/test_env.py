@@ -87,7 +87,7 @@ def test_who_answers_on_a_gpu(gpu):
     assert cases["sm_90, bits 2, 3, 4, 8"].name == "cuda (library)"
     assert cases["sm_90, bits 2, 3, 4, 8"].why_not_faster is None
     assert cases["sm_90, bits 5, 6, 7"].name == "reference"
-    assert cases["sm_90, many rows rounded to 8 bits"].name == "reference"
+    assert not any("rounded to 8 bits" in case for case in cases)  # kernels or cuBLAS, however many rows
     for op in ("linear_grad_input", "embedding"):
         assert [b.name for b in backends(op, "cuda").values()] == ["reference"]
     gpu(cuda.NVRTC, library="no nvcc")

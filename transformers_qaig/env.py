@@ -127,7 +127,6 @@ def _cuda_backends(op: str, capability: int) -> list[Backend]:
     return [
         Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),
         Backend(op, "cuda", f"{gpu}, {_EXPANDED_BITS}", "reference", "no kernel of their own"),
-        Backend(op, "cuda", f"{gpu}, many rows rounded to 8 bits", "reference", "kernels for fewer rows"),
         Backend(op, "cuda", f"{gpu}, input rotated but not rounded", "reference", "no kernel of their own"),
         Backend(op, "cuda", f"{gpu}, float32 or float64 input", "reference", "the kernels take 16-bit floats"),
     ]
