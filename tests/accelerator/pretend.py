@@ -4,11 +4,12 @@ Once loaded it is `torch.accelerator.current_accelerator()` for the rest of the 
 """
 
 import hashlib
+import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -26,14 +27,16 @@ def load() -> None:
 def _build() -> Path:
     """The library, compiled once for this source and this torch (a minute)."""
     key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"qaig-pretended-accelerator-{key}.so"
-    if not library.exists():
-        partial = library.with_suffix(f".{next(tempfile._get_candidate_names())}")
-        flags = [f"-isystem{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
-        libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
-        command = ["c++", "-std=c++17", "-O0", "-shared", "-fPIC", str(SOURCE), "-o", str(partial), *flags, *libraries]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[:3000])
-        partial.replace(library)
+    folder = Path(os.environ.get("QAIG_CACHE", "~/.cache/transformers_qaig")).expanduser() / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"accelerator-{key}.so"
+    with FileLock(f"{library}.lock"):
+        if not library.exists():
+            partial = library.with_suffix(".tmp")
+            flags = [f"-isystem{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
+            command = ["c++", "-std=c++17", "-O0", "-shared", "-fPIC", str(SOURCE), "-o", str(partial), *flags]
+            done = subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr[:3000])
+            partial.replace(library)
     return library

@@ -13,20 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated
+from tests.cuda import emulated, tiled
 from tests.cuda.emulated import Weight, make_weight, random_weight
 from tests.cuda.test_kernels import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import reference
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    emulator = emulated.build()
-    yield emulator
-    emulator.set_processors(3)
 
 
 def check(emulator, x: Tensor, weights: list[Weight], launches: int = 1) -> list[Tensor]:
@@ -42,30 +35,16 @@ def check(emulator, x: Tensor, weights: list[Weight], launches: int = 1) -> list
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sym", [False, True])
 def test_every_width(emulator, bits, dtype, sym):
-    """Groups of one unit, of two, of three (which end within a tile of slots) and one for all; whole and ragged tiles
-    of rows.
-    """
-    for number, (group_size, rows) in enumerate([(32, 40), (64, 64), (96, 17), (-1, 70), (32, 1)]):
-        emulator.seed(number)
-        w = random_weight(bits, 130 if rows < 64 else 64, 192, group_size, sym, dtype, bias=dtype)
-        check(emulator, torch.randn(rows, 192).to(dtype), [w])
+    for x, w in tiled.every_width(emulator, bits, dtype, sym):
+        check(emulator, x, [w])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sweep(emulator, bits, dtype):
-    """Widths, groups, symmetry, rows, processors and orders of execution."""
-    shapes = [(64, 64), (1, 128), (200, 384), (577, 256), (96, 1152)]
-    for number, ((n, k), group_size, sym, rows) in enumerate(
-        itertools.product(shapes, (32, 64, 128, -1), (False, True), (2, 31, 33, 64, 150))
-    ):
-        if k % group_size or number % 2:
-            continue
-        emulator.seed(number)
-        emulator.set_processors(1 + number % 5)
-        w = random_weight(bits, n, k, group_size, sym, dtype, bias=dtype if number % 3 else None)
-        check(emulator, torch.randn(rows, k).to(dtype), [w])
+    for x, w in tiled.sweep(emulator, bits, dtype):
+        check(emulator, x, [w])
 
 
 @pytest.mark.parametrize("bits", BITS)

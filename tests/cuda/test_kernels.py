@@ -19,13 +19,6 @@ DTYPES = (torch.float16, torch.bfloat16)
 ROUNDING = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
-@pytest.fixture(scope="module")
-def emulator():
-    emulator = emulated.build()
-    yield emulator
-    emulator.set_processors(3)
-
-
 def on_disk(w: Weight) -> reference.Weight:
     return reference.Weight(*w.on_disk, w.out_features, w.in_features, w.bits, w.group_size, 0)
 
