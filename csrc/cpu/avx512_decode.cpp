@@ -36,7 +36,7 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
     constexpr int kPlaces = kInPlace ? num_places(B) : 1;
     constexpr int kChains = R * P * kPlaces >= 8 ? 1 : R * P * kPlaces >= 4 ? 2 : R * P * kPlaces >= 2 ? 4 : 8;
     // Where there is little to compute per byte, the hardware's own prefetching is ahead of any instruction.
-    constexpr bool kPrefetch = R > 1 || B <= 3;
+    constexpr bool kPrefetch = R > 1;
     const Shape& s = l.weight.shape;
     const uint32_t* words = tile.words;
     const uint32_t* x = a.words.data();
@@ -66,41 +66,41 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                     const __m512i codes = kInPlace ? quad_in_place<B, q>(unit) : unit.template quad<q>();
                     constexpr int place = kInPlace ? place_of(B, q) : 0;
                     constexpr int chain = (kPlaces == 1 || (B == 3 && q >= 6) ? q : quad_word(B, q)) % kChains;
-                    for (int m = 0; m < R; m++) {
-                        for (int p = 0; p < P; p++) {
-                            const __m512i quad = _mm512_set1_epi32(static_cast<int>(x[p * plane + q * R + m]));
-                            sum[m][p][place][chain] = _mm512_dpbusd_epi32(sum[m][p][place][chain], codes, quad);
-                        }
-                    }
+                    unroll<R * P>([&](auto i) QAIG_LAMBDA_INLINE {
+                        constexpr int m = i / P, p = i % P;
+                        const __m512i quad = _mm512_set1_epi32(static_cast<int>(x[p * plane + q * R + m]));
+                        sum[m][p][place][chain] = _mm512_dpbusd_epi32(sum[m][p][place][chain], codes, quad);
+                    });
                 });
                 x += kUnitQuads * R;
             }
             x += (P - 1) * plane;
-            for (int m = 0; m < R; m++) {
+            // Constant indices here, too: one that the compiler does not know keeps all sums in memory.
+            unroll<R>([&](auto m) QAIG_LAMBDA_INLINE {
                 __m512i whole[P];
-                for (int p = 0; p < P; p++) {
+                unroll<P>([&](auto p) QAIG_LAMBDA_INLINE {
                     whole[p] = _mm512_setzero_si512();
-                    for (int i = 0; i < kPlaces; i++) {
+                    unroll<kPlaces>([&](auto i) QAIG_LAMBDA_INLINE {
                         __m512i at_place = sum[m][p][i][0];
-                        for (int c = 1; c < kChains; c++) {
-                            at_place = _mm512_add_epi32(at_place, sum[m][p][i][c]);
-                        }
-                        const int bit = kInPlace ? place_bit(B, i) : 0;
+                        unroll<kChains - 1>([&](auto c) QAIG_LAMBDA_INLINE {
+                            at_place = _mm512_add_epi32(at_place, sum[m][p][i][c + 1]);
+                        });
+                        constexpr int bit = kInPlace ? place_bit(B, i) : 0;
                         whole[p] = _mm512_add_epi32(whole[p], _mm512_srai_epi32(at_place, bit));
-                    }
-                }
+                    });
+                });
                 __m512 value = _mm512_setzero_ps();
-                for (int part = 0; part < parts(P); part++) {
+                unroll<parts(P)>([&](auto part) QAIG_LAMBDA_INLINE {
                     __m512i product = whole[part * 2];
-                    if (part_planes(P, part) == 2) {
+                    if constexpr (part_planes(P, part) == 2) {
                         product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), whole[part * 2 + 1]);
                     }
                     const __m512i offset = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x_sum[part * R + m]));
                     const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, offset));
                     value = _mm512_fmadd_ps(_mm512_set1_ps(x_scale[part * R + m]), exact, value);
-                }
+                });
                 out[m] = _mm512_fmadd_ps(scale, value, out[m]);
-            }
+            });
             x_scale += kMaxParts * R;
             x_sum += kMaxParts * R;
         }
