@@ -178,14 +178,20 @@ def test_device_map_on_one_device(llava: Path, quantized: tuple[nn.Module, Path]
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
 
 
+OFFLOADED = {
+    "model.language_model.layers.1": "disk",
+    **dict.fromkeys(
+        ["model.language_model.layers.0", "model.vision_tower", "model.multi_modal_projector", "lm_head",
+         "model.language_model.embed_tokens", "model.language_model.norm", "model.language_model.rotary_emb"],
+        "cpu",
+    ),
+}  # fmt: skip
+
+
 def test_blocks_can_be_offloaded_to_disk(llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
     model, folder = quantized
-    disk = {"model.language_model.layers.1": "disk", "model.language_model.layers.0": "cpu"}
-    rest = ["model.vision_tower", "model.multi_modal_projector", "model.language_model.embed_tokens", "lm_head",
-            "model.language_model.norm", "model.language_model.rotary_emb"]  # fmt: skip
-    device_map = {**disk, **dict.fromkeys(rest, "cpu")}
     config = QAIGConfig(bits=3, offload_folder=tmp_path / "offload", **FAST)
-    offloaded = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, device_map=device_map)
+    offloaded = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, device_map=OFFLOADED)
     linear = offloaded.get_submodule("model.language_model.layers.1.mlp.up_proj")
     assert linear.weight_packed.device.type == "meta"
     assert torch.equal(logits(offloaded, llava), logits(model, llava))
@@ -194,6 +200,16 @@ def test_blocks_can_be_offloaded_to_disk(llava: Path, quantized: tuple[nn.Module
     assert torch.equal(logits(reloaded, llava), logits(model, llava))
 
     loaded = AutoModelForImageTextToText.from_pretrained(
-        folder, device_map=device_map, offload_folder=tmp_path / "offload2"
+        folder, device_map=OFFLOADED, offload_folder=tmp_path / "offload2"
     )
+    assert torch.equal(logits(loaded, llava), logits(model, llava))
+
+
+def test_offloaded_it_is_not_dequantized(llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    """Its weights are elsewhere: what stands in their place has no values."""
+    model, folder = quantized
+    loaded = AutoModelForImageTextToText.from_pretrained(folder, device_map=OFFLOADED, offload_folder=tmp_path)
+    with pytest.raises(ValueError, match=r"layers\.1\..*offloaded"):
+        loaded.dequantize()
+    assert packed(loaded) == packed(model)
     assert torch.equal(logits(loaded, llava), logits(model, llava))

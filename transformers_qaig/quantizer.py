@@ -201,6 +201,13 @@ class QAIGHfQuantizer(HfQuantizer):
     # -- back to full precision, and saving
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        # Before anything is changed: an offloaded module's tensors have no values here to make a weight from.
+        absent = [path for path in self.plan if model.get_submodule(path).get_parameter("weight_packed").is_meta]
+        if absent:
+            raise ValueError(
+                f"dequantize() needs all packed weights in memory, and those of {absent[0]} (and {len(absent) - 1} "
+                "others) are offloaded: load the model without offloading, as with `device_map='cpu'`."
+            )
         # A string is what the config holds once it was saved.
         wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
         for path in self.plan:
