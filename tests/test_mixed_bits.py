@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import transformers_qaig.sensitivity as sensitivity
 from tests.lifecycle import FAST, logits
@@ -125,3 +125,17 @@ def test_an_interrupted_measurement_resumes(
     assert torch.equal(logits(model, llava), logits(mixed, llava))
     with pytest.raises(ValueError, match="different options"):
         _quantize(llava, **settings, bits=(2, 4))
+
+
+def test_costs_of_another_model_or_of_other_inputs_are_not_taken(llava: Path, tmp_path: Path) -> None:
+    settings = {"target_bits": 4.5, "work_dir": tmp_path / "work"}
+    _quantize(llava, **settings)
+    with pytest.raises(ValueError, match="different activation_bits"):
+        _quantize(llava, **settings, activation_bits=8)
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    with torch.no_grad():  # outside of the blocks, whose errors are the same
+        model.get_output_embeddings().weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "changed")
+    AutoProcessor.from_pretrained(llava).save_pretrained(tmp_path / "changed")
+    with pytest.raises(ValueError, match="different weights"):
+        _quantize(tmp_path / "changed", **settings)

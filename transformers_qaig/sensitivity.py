@@ -66,8 +66,14 @@ def measure_costs(
     folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
     if folder is not None:
         entries = {path: [dict(option.entry) for option in choices] for path, choices in options.items()}
-        run = {"options": entries, "samples": digest(samples), "answers": digest([{"a": a} for a in answers])}
-        claim(folder, {**run, "recipe": config.recipe, "stages": config.stages, "seed": config.seed})
+        settings = ("recipe", "stages", "seed", "activation_bits")
+        run = {
+            "weights": digest([model.state_dict()]),
+            "options": entries,
+            "samples": digest(samples),
+            "answers": digest([{"a": a} for a in answers]),
+        }
+        claim(folder, {**run, **{name: getattr(config, name) for name in settings}})
     blocks = find_blocks(model)
     costs: dict[str, list[float]] = {path: [] for path in options}
     count = max(len(choices) for choices in options.values())

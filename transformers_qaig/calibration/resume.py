@@ -150,5 +150,5 @@ def digest(items: Sequence[Mapping[str, Any]]) -> str:
             digest.update(name.encode())
             if isinstance(value, Tensor):
                 digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
