@@ -179,3 +179,35 @@ def test_learning_keeps_what_is_better_and_is_the_same_for_a_seed(case: Case) ->
     better = any("learned" in what for what in treated.summary.kept)
     assert better == (case.error(learned, held=True) < 0.999 * case.error(before, held=True))
     assert case.error(learned, held=True) <= 1.001 * case.error(before, held=True)
+
+
+class WithRouter(nn.Module):
+    """A 16-bit block that keeps some of it in float32, as routers are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+        self.down = nn.Linear(64, 64, dtype=torch.bfloat16)
+        self.gains = nn.Parameter(torch.rand(64) + 0.5)
+        self.register_buffer("frequencies", torch.rand(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gains = self.gains * self.frequencies.cos()
+        assert gains.dtype == torch.float32
+        return self.down((self.up(x).float() * gains).to(x.dtype))
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "fast", "default", "best"])
+def test_what_a_16_bit_block_keeps_in_float32_stays_there(recipe: str) -> None:
+    block = WithRouter().requires_grad_(False)
+    calls = {s: BlockCall((torch.randn(1, 64, 64).bfloat16(),), {}) for s in range(4)}
+    streams = Streams(calls, calls, [torch.ones(1, 64, dtype=torch.bool)] * 4)
+    tools = Tools(recipe_of(recipe, {"steps": 20}), GroupFinder(block, 0), Weigher(recipe_of(recipe)))
+    entries = {name: {"bits": 3, "group_size": 32, "sym": False} for name in ("up", "down")}
+    result, _ = quantize_block(block, "", entries, streams, tools)
+    assert torch.equal(result.frequencies, block.frequencies)
+    assert result.down.weight_scale.dtype == result.down.bias.dtype == torch.bfloat16
+    if recipe == "best":  # learned, and not rounded to 16 bits
+        assert not torch.equal(result.gains, result.gains.bfloat16().float())
+    else:
+        assert torch.equal(result.gains, block.gains)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -112,11 +113,20 @@ def folded(original: nn.Module, choices: Choices) -> nn.Module:
 
 
 def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torch.dtype) -> nn.Module:
-    """The folded block in the model's `dtype` with linears `names` rounded, inputs included; dense, for running."""
+    """The folded fp32 block with linears `names` rounded, scales to `dtype`, inputs included; dense, for running."""
     block = folded(original, choices)
     for name in names:
         set_weight(block, choices, name, choices.rounding(name, choices.weight(block, name), dtype).values)
-    return block.to(dtype)
+    return block
+
+
+def cast_like(block: nn.Module, model: nn.Module) -> nn.Module:
+    """Gives back `block`, each floating tensor in the dtype that it has in `model`: some keep fp32 parts (routers)."""
+    dtypes = {name: tensor.dtype for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    for name, tensor in chain(block.named_parameters(), block.named_buffers()):
+        if name in dtypes and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtypes[name])
+    return block
 
 
 def set_weight(block: nn.Module, choices: Choices, name: str, weight: Tensor) -> None:
@@ -144,7 +154,7 @@ class RoundedLinear(nn.Linear):
 
 
 def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Module:
-    """The folded block in the model's `dtype` with a `QAIGLinear` for every entry of the plan."""
+    """The folded fp32 block with a `QAIGLinear` for every entry of the plan, its scales in `dtype`."""
     block = folded(original, choices)
     for name, entry in choices.entries.items():
         linear = get_linear(block, name)
@@ -162,7 +172,7 @@ def packed(original: nn.Module, choices: Choices, dtype: torch.dtype) -> nn.Modu
                 rotation=choices.rotations.get(name),
             ),
         )
-    return block.to(dtype)
+    return block
 
 
 def rounding_errors(original: nn.Module, choices: Choices, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class BlockLearner:
         weights: λ fp32 [B, T] per sample, zero at padding.
         judges: samples that are not learned from.
         steps, seed: of the learning; each step draws `BATCH` samples.
-        dtype: what scales and parameters are stored in.
+        dtype: what scales are stored in.
     """
 
     original: nn.Module
@@ -59,16 +59,22 @@ class BlockLearner:
         found = self._learn(block, soft, ROUNDING_RATE, "rounding")
         return choices.with_roundings({name: found.results[f"{name}.weight"] for name in choices.entries}), found
 
-    def scales(self, choices: Choices, parameters: Sequence[str]) -> tuple[Choices, Learned]:
-        """The choices with the scales of every linear, and the block's `parameters`, learned; all codes stay."""
+    def scales(self, choices: Choices, parameters: Mapping[str, torch.dtype]) -> tuple[Choices, Learned]:
+        """
+        The choices with the scales of every linear, and the block's `parameters`, learned; all codes stay.
+
+        Args:
+            choices: to start from.
+            parameters: path → what it is stored in.
+        """
         block = folded(self.original, choices)
         soft: dict[str, Soft] = {}
         for name in choices.entries:
             weight = choices.weight(block, name)
             set_weight(block, choices, name, weight)
             soft[f"{name}.weight"] = SoftScales(choices.rounding(name, weight, self.dtype), self.dtype)
-        for name in parameters:
-            soft[name] = SoftVector(block.get_parameter(name).data, self.dtype)
+        for name, dtype in parameters.items():
+            soft[name] = SoftVector(block.get_parameter(name).data, dtype)
         found = self._learn(block, soft, SCALE_RATE, "scales")
         roundings = {name: found.results[f"{name}.weight"] for name in choices.entries}
         changed = {name: found.results[name] for name in parameters}

@@ -76,7 +76,7 @@ class BlockStore:
                 group_size=entry["group_size"],
                 sym=entry["sym"],
                 rotation=Rotation.of({"rotation": rotations.get(name)}),
-                dtype=linear.weight.dtype,
+                dtype=tensors[f"{name}.weight_scale"].dtype,
                 device=linear.weight.device,
             )
             result.set_submodule(name, empty)

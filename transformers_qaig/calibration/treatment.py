@@ -17,7 +17,7 @@ from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from .block import OutputError, first_tensor, forward
-from .choices import Choices, Entries, folded, packed, rounded
+from .choices import Choices, Entries, cast_like, folded, packed, rounded
 from .doors import Streams
 from .learning import BlockLearner
 from .stages import Site, Stage, clip, compensate, equalize, rotate
@@ -59,7 +59,7 @@ def quantize_block(
     if not entries:
         return copy.deepcopy(block), BlockSummary(path)
     choices, summary = choose(block, path, entries, streams, tools)
-    return packed(in_float32(block), choices, dtype_of(block, entries)), summary
+    return cast_like(packed(in_float32(block), choices, dtype_of(block, entries)), block), summary
 
 
 def choose(
@@ -113,7 +113,7 @@ class Treatment:
     def _pass(self, groups: Sequence[Group], stages: Sequence[Stage], earlier: Choices) -> Choices:
         """Every group through the stages, in the block that has the earlier choices' scales folded."""
         original = folded(self.in_float32, earlier)
-        full = copy.deepcopy(original).to(self.dtype) if earlier.scales else self.block
+        full = cast_like(copy.deepcopy(original), self.block) if earlier.scales else self.block
         choices = self.nothing
         done: list[str] = []
         for group in groups:
@@ -121,7 +121,7 @@ class Treatment:
             if not members:
                 continue
             # The paper's code searches all scales of a block before it changes anything in it.
-            so_far = full if self.recipe.token_weights == "authors" else rounded(original, choices, done, self.dtype)
+            so_far = full if self.recipe.token_weights == "authors" else self._rounded(original, choices, done)
             blocks = (full, so_far)
             done += members
             foldable = self.tools.finder.foldable(self.block, group)
@@ -162,10 +162,13 @@ class Treatment:
         """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
         if not self.judges:
             return float("inf")
-        trial, error = rounded(original, candidate, done, self.dtype), OutputError()
+        trial, error = self._rounded(original, candidate, done), OutputError()
         for sample in self.judges:
             error.add(forward(trial, self.streams.calls_q[sample]), self.wanted[sample], self.streams.masks[sample])
         return error.value
+
+    def _rounded(self, original: nn.Module, choices: Choices, names: list[str]) -> nn.Module:
+        return cast_like(rounded(original, choices, names, self.dtype), self.block)
 
     def _learn(self, choices: Choices) -> Choices:
         """The block as a whole: rounding, then scales and what stands around the linears."""
@@ -181,11 +184,11 @@ class Treatment:
             self.tools.seed,
             self.dtype,
         )
-        around = [
-            name
+        around = {
+            name: parameter.dtype
             for name, parameter in self.block.named_parameters()
             if parameter.ndim == 1 and parameter.is_floating_point() and not self.tools.finder.is_shared(parameter)
-        ]
+        }
         choices, found = learner.rounding(choices)
         self._note(found.best < found.start, f"learned rounding {found.start:.2e} → {found.best:.2e}")
         choices, found = learner.scales(choices, around)
@@ -213,5 +216,5 @@ def in_float32(block: nn.Module) -> nn.Module:
 
 
 def dtype_of(block: nn.Module, entries: Entries) -> torch.dtype:
-    """What the linears to pack are stored in, and so the dtype of their scales."""
-    return next(get_linear(block, name).weight.dtype for name in entries)
+    """What the linears to pack are stored in, and so the dtype of their scales; the narrowest if they differ."""
+    return min((get_linear(block, name).weight.dtype for name in entries), key=lambda dtype: dtype.itemsize)
