@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -64,6 +66,19 @@ def test_constant_groups_are_finite(dtype: torch.dtype, sym: bool) -> None:
     value = _grid(weight, sym=sym, storage_dtype=dtype).quantize(weight)
     assert torch.isfinite(value).all()
     assert value.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e-2, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_small_and_large_weights_are_rounded_as_well_as_others(bits: int, size: float, dtype: torch.dtype) -> None:
+    weight = (torch.rand(8, 64) * 2 - 1) * size
+    grid = _grid(weight, bits, 32, storage_dtype=dtype)
+    step = 2 * size / (2**bits - 1)
+    if dtype == torch.float16:
+        step = math.ceil(step * 2**24) / 2**24  # the finest there is; such a model's weights are no finer
+    assert (grid.quantize(weight) - weight).abs().max() <= 1.1 * step
+    assert (grid.quantize(weight) - weight).abs().mean() <= 0.3 * step
 
 
 def test_shrink_narrows_the_range() -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..nn.reference import round_activations
 
+SMALLEST = 1e-12
+"""Of the scales: a group without any weight must have one, too."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -145,7 +148,7 @@ def minmax_grid(
             low, high = low.clamp(max=0), high.clamp(min=0)
         low, high = low * shrink, high * shrink
         scale = (high - low) / (2**bits - 1)
-    scale = storable(scale, storage_dtype)
+    scale = storable(scale, storage_dtype, up=True)
     if sym:
         zero = torch.full_like(scale, 2 ** (bits - 1))
     else:
@@ -158,8 +161,16 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     return x + (round_activations(x) - x).detach()
 
 
-def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly."""
+def storable(scale: Tensor, dtype: torch.dtype, *, up: bool = False) -> Tensor:
+    """
+    Round to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly.
+
+    Subnormal ones are taken: float16 has 2^-14 as its smallest other, too much for 8 bits of a weight below 0.01. They
+    are coarse; with `up` they are rounded up, so that the range that they span does not shrink.
+    """
     limits = torch.finfo(dtype)
-    floor = max(1e-5 / 255, limits.tiny)
-    return scale.clamp(floor, limits.max).to(dtype).float()
+    unit = limits.tiny * limits.eps
+    scale = scale.clamp(max(SMALLEST, unit), limits.max)
+    if up:
+        scale = torch.where(scale < limits.tiny, (scale / unit).ceil() * unit, scale)
+    return scale.to(dtype).float()
