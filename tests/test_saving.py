@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,21 @@ from transformers_qaig import QAIGConfig
 def test_reloads_in_a_new_process_bit_by_bit(llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
     model, folder = quantized
     assert torch.equal(logits_in_a_new_process(folder, llava, tmp_path), logits(model, llava))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loaded_in_another_dtype_its_weights_stay(
+    llava: Path, quantized: tuple[nn.Module, Path], dtype: torch.dtype
+) -> None:
+    """As with a cast: rounding the scales would change the weights, and small ones are nothing in float16."""
+    model, folder = quantized
+    other = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    assert other.dtype == dtype
+    for path in packed(model):
+        ours, theirs = model.get_submodule(path), other.get_submodule(path)
+        assert torch.equal(theirs.dequantize(torch.float32), ours.dequantize(torch.float32))
+        assert theirs.compute_dtype == dtype
+    assert torch.corrcoef(torch.stack([logits(m, llava).float().flatten() for m in (model, other)]))[0, 1] > 0.99
 
 
 def test_opened_without_the_plugin_it_fails_instead_of_answering(quantized: tuple[nn.Module, Path]) -> None:

@@ -29,7 +29,9 @@ def guard_key(plan: Plan) -> str:
     return f"{min(plan, key=lambda path: (-path.count('.'), path))}.weight"
 
 
-def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], elsewhere: Collection[str] = ()) -> None:
+def check_headers(
+    model: PreTrainedModel, plan: Plan, files: Sequence[str], elsewhere: Collection[str] = ()
+) -> dict[str, torch.dtype]:
     """
     Compare the headers of safetensors files with the tensors that the plan and the model ask for.
 
@@ -41,6 +43,9 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], else
         plan: from the checkpoint's config.json.
         files: paths of the checkpoint's shards.
         elsewhere: paths of packed weights that are stored but that this class of model has no module for.
+
+    Returns:
+        the packed tensors that are stored, by name: their dtypes.
 
     Raises:
         ValueError: naming the tensors that are missing, unexpected, misshapen or of a wrong type, or a file that
@@ -79,6 +84,7 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str], else
         shown = "\n".join(f"  {problem}" for problem in problems[:8])
         more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}")
+    return {key: DTYPES[headers[key][1]] for key in found}
 
 
 def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Container[str]) -> list[str]:

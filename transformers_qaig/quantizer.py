@@ -121,7 +121,10 @@ class QAIGHfQuantizer(HfQuantizer):
             others = [str(file) for file in checkpoint_files if not str(file).endswith(".safetensors")]
             if others:
                 raise ValueError(f"A quantized checkpoint is stored as safetensors, and {others[0]} is not.")
-            check_headers(model, self.plan, checkpoint_files, elsewhere)
+            # The loader casts to what it finds: scales keep their dtype whatever `dtype` the model is loaded in.
+            for name, stored in check_headers(model, self.plan, checkpoint_files, elsewhere).items():
+                parameter = model.get_parameter(name)
+                parameter.data = parameter.data.to(stored)
 
     # -- after the weights are loaded
 
