@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
+from transformers_qaig.calibration import slices
 from transformers_qaig.structure import find_blocks
 
 
@@ -36,6 +37,16 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert treated[1:] == treated[1:2] + list(find_blocks(model))[1:]
     assert [block.resumed for block in model.qaig_report.blocks] == [True, False]
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
+
+
+def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the last slice has fewer rows than the others."""
+    monkeypatch.setattr(slices, "SLICE", 96)
+    config = QAIGConfig(bits=3, lm_head_bits=4, work_dir=tmp_path, recipe="rtn", group_size=32)
+    first, second = (AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config) for _ in range(2))
+    assert first.lm_head.out_features % 96 != 0
+    assert [block.resumed for block in second.qaig_report.blocks] == [True] * 3
+    assert torch.equal(logits(second, llava), logits(first, llava))
 
 
 def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:

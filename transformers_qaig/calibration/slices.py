@@ -65,9 +65,10 @@ def parts_of(station: Station, plan: Plan) -> list[Part]:
     path, module = station.path, station.module
     if isinstance(module, nn.Linear):
         plan[path].pop("rotation", None)
-        starts = range(0, module.out_features, SLICE)
+        rows = module.out_features
         return [
-            Part(f"{path}.{start}", Alone(module, start, start + SLICE), {"linear": plan[path]}) for start in starts
+            Part(f"{path}.{start}", Alone(module, start, min(start + SLICE, rows)), {"linear": plan[path]})
+            for start in range(0, rows, SLICE)
         ]
     if isinstance(module, nn.Embedding):
         return [Part(path, module, {"": plan[path]})]
