@@ -80,7 +80,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m transformers_qaig.env
 	touch $@
 
-# torchvision has no CPU build; tests/conftest.py makes the CUDA wheel importable, from a folder only it looks into.
+# torchvision has no CPU build; tests/torchvision_on_cpu.py makes the CUDA wheel importable, from a folder only it looks into.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
 	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu torchvision==0.28.0

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,12 +10,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-# Some processors need torchvision, of which there is no CPU build. The CUDA wheel imports on CPU once these two
-# operators have a schema. It stands in a folder of its own (see the Makefile): without the stub it would break others.
-sys.path.append(str(Path(sys.prefix) / "torchvision-cpu"))
-_torchvision_stub = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _torchvision_stub.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from tests import torchvision_on_cpu
+
+torchvision_on_cpu.make_importable()
 
 from transformers_qaig import compiler, extension  # noqa: E402  (imports Transformers, which looks for torchvision once)
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.gpu.test_cuda_kernels import on_gpu
-from tests.nn.test_cpu_kernels import random_layer
+from tests.gpu.test_cuda_kernels import layer_on_gpu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -13,7 +12,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_reduce_overhead(rows):
     """The recorder checks that nothing it does not know of stays allocated in its memory: not our counters, either."""
     torch.compiler.reset()
-    layers = [on_gpu(random_layer(bits, 64, False, 512, 512, dtype=torch.float16)) for bits in (2, 3, 4, 8)]
+    layers = [layer_on_gpu(bits, 64, False, 512, 512, dtype=torch.float16) for bits in (2, 3, 4, 8)]
 
     def step(x):
         for layer in layers:
