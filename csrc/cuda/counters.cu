@@ -2,6 +2,7 @@
 //
 // They come from memory that is set aside once for each device, not from torch's allocator: what that gives away for
 // good while a graph is recorded counts as a leak there (torch._inductor.cudagraph_trees.check_memory_pool).
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -19,7 +20,7 @@ namespace cuda {
 namespace {
 
 constexpr long long kCounters = 1 << 20;  // of each device, for all its streams and graphs: 4 MiB
-constexpr long long kStep = 1024;         // a part has a multiple of these
+constexpr long long kLeast = 1024;        // of a part
 
 #if defined(__CUDACC__)
 
@@ -139,10 +140,16 @@ extern "C" int qaig_cuda_counters(void* stream, long long count, unsigned** coun
         *counters = known->second.begin;
         return QAIG_OK;
     }
-    if (count > kCounters - memory.taken) {
+    const long long left = kCounters - memory.taken;
+    if (count > left) {
         return QAIG_OK;
     }
-    const long long size = (count + kStep - 1) / kStep * kStep;  // kCounters is a multiple, too
+    // Powers of two: what a stream leaves behind as it asks for more and more is no more than what it has.
+    long long size = kLeast;
+    while (size < count) {
+        size *= 2;
+    }
+    size = std::min(size, left);
     *counters = memory.begin + memory.taken;
     parts[key] = {*counters, size};
     memory.taken += size;

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +33,7 @@ class EmulatedDriver:
         self.memory: list[torch.Tensor] = []
         self.pending: list[str] = []
         self.capture, self.mode, self.is_full = 0, "global", False
+        self.thread = threading.local()
 
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed")
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
@@ -42,6 +45,7 @@ class EmulatedDriver:
         return 0, f"context of {device}"
 
     def cuCtxSetCurrent(self, context):
+        self.thread.context = context
         return (0,)
 
     def cuModuleLoadData(self, cubin):
@@ -78,6 +82,8 @@ class EmulatedDriver:
         return (0,)
 
     def cuStreamGetCaptureInfo(self, stream):
+        if not hasattr(self.thread, "context"):
+            return 201, None, None
         return 0, int(self.capture != 0), self.capture, None
 
     def cuGetErrorName(self, status):
@@ -498,6 +504,26 @@ def test_counters_are_set_aside_while_others_capture(machine):
     assert machine.api.counters[-1] == machine.api.memory[0].data_ptr()
     assert machine.api.mode == "global"
     assert machine.api.pending == []
+
+
+def test_counters_in_a_thread_of_its_own(machine):
+    """A new thread has no context, and without one there is no default stream to ask about."""
+    device = CpuDevice(0, 80, PROCESSORS)
+    first = machine.driver.counters(device, 1)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(machine.driver.counters, device, 1).result() == first
+
+
+def test_a_stream_that_asks_for_more_and_more(machine):
+    """Leaves enough counters for others."""
+    device = CpuDevice(0, 80, PROCESSORS)
+    for count in range(1024, 100 * 1024, 1024):
+        assert machine.driver.counters(device, count)
+    machine.api.capture = 1
+    assert machine.driver.counters(device, 1 << 19)
+    machine.api.capture = 2
+    assert machine.driver.counters(device, 1 << 18)
+    assert machine.driver.counters(device, 1 << 18 | 1) is None
 
 
 def test_more_captures_than_counters(machine):

@@ -248,11 +248,25 @@ def zeros_made(operators: emulated.Emulator, graph: int) -> int:
     return sum(event.count for event in profile.key_averages() if event.key == "aten::new_zeros")
 
 
-def test_counters(tmp_path):
-    """A part for each stream and graph, zero and apart from the others, until there are no more."""
-    copy = tmp_path / "kernels.so"  # loaded anew: it has given none away
+@pytest.fixture
+def fresh(tmp_path):
+    """The kernels, loaded anew: no counters are given away."""
+    copy = tmp_path / "kernels.so"
     shutil.copy(emulated.build().path, copy)
-    fresh = emulated.Emulator(copy)
+    return emulated.Emulator(copy)
+
+
+def test_a_stream_that_asks_for_more_and_more_counters(fresh):
+    """Leaves enough for others."""
+    for count in range(1024, 100 * 1024, 1024):
+        assert fresh.counters(count)
+    assert fresh.counters(1 << 19, 8)
+    assert fresh.counters(1 << 18, 9)
+    assert fresh.counters(1 << 18 | 1, 9) is None
+
+
+def test_counters(fresh):
+    """A part for each stream and graph, zero and apart from the others, until there are no more."""
     fresh.capture(5)
     assert fresh.counters(10) is None  # nothing can be set aside while a graph is captured
     fresh.capture(0)

@@ -93,20 +93,24 @@ class Driver:
 
         Launches that may overlap in time share none: each stream has its own and, since a graph may be replayed beside
         other work of the stream it was captured on, each part of a graph. They are taken from memory that is set aside
-        at the first call, not from torch's: what torch allocates for good while a graph is
-        recorded counts as a leak there (torch._inductor.cudagraph_trees.check_memory_pool).
+        at the first call, not from torch's: what torch allocates for good while a graph is recorded counts as a leak
+        there (torch._inductor.cudagraph_trees.check_memory_pool).
         """
         stream = device.stream()
-        status, number, *_ = self._check(self._api.cuStreamGetCaptureInfo(stream), "asking for a capture")
+        with device.current():
+            self._enter_context(device)  # the default stream is that of the context
+            status, number, *_ = self._check(self._api.cuStreamGetCaptureInfo(stream), "asking for a capture")
         key = (device.index, stream, int(number) if int(status) == 1 else 0)
         with self._lock:
             if device.index not in self._counters and key[2] == 0:  # memory cannot be had while a graph is captured
                 self._set_counters_aside(device)
             address, size = self._parts.get(key, (0, 0))
             if size < count:
-                taken, size = self._taken.get(device.index, _COUNTERS), -(-count // 1024) * 1024
-                if taken + size > _COUNTERS:
+                taken = self._taken.get(device.index, _COUNTERS)
+                if taken + count > _COUNTERS:
                     return None
+                # Powers of two: what a stream leaves behind as it asks for more and more is no more than what it has.
+                size = min(max(1024, 1 << (count - 1).bit_length()), _COUNTERS - taken)
                 self._taken[device.index] = taken + size
                 address = self._counters[device.index] + 4 * taken
                 self._parts[key] = (address, size)
