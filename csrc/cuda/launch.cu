@@ -1,4 +1,6 @@
 // The C functions of kernels.h. The emulator compiles this file too.
+#include <atomic>
+
 #include "errors.h"
 #include "intrinsics.h"
 #include "kernels.h"
@@ -299,12 +301,15 @@ int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
 
 int qaig_cuda_device(int* processors, int* capability) {
     constexpr int kMostDevices = 64;
-    static int known[kMostDevices][2];  // written with the same values by whoever comes first
+    static std::atomic<long long> known[kMostDevices];  // both in one, so that no thread sees one without the other
     int device = 0;
     cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess && device < kMostDevices && known[device][0] > 0 && known[device][1] > 0) {
-        *processors = known[device][0], *capability = known[device][1];
-        return QAIG_OK;
+    if (error == cudaSuccess && device < kMostDevices) {
+        const long long both = known[device].load(std::memory_order_relaxed);
+        if (both != 0) {
+            *processors = static_cast<int>(both >> 32), *capability = static_cast<int>(both & 0xffffffff);
+            return QAIG_OK;
+        }
     }
     int major = 0, minor = 0;
     if (error == cudaSuccess) {
@@ -321,7 +326,7 @@ int qaig_cuda_device(int* processors, int* capability) {
     }
     *capability = 10 * major + minor;
     if (device < kMostDevices) {
-        known[device][1] = *capability, known[device][0] = *processors;
+        known[device].store(static_cast<long long>(*processors) << 32 | *capability, std::memory_order_relaxed);
     }
     return QAIG_OK;
 }
