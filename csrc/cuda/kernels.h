@@ -185,7 +185,13 @@ QAIG_BOTH bool has_rotation(int block, int in_features) {
 
 QAIG_BOTH int dequantize_grid_x(const Shape& s) { return (s.tiles() + 3) / 4; }
 QAIG_BOTH int dequantize_grid_y(int start, int stop) {
-    return (stop + kBlockRows - 1) / kBlockRows - start / kBlockRows;  // at most 65535: the caller takes fewer rows
+    return (stop + kBlockRows - 1) / kBlockRows - start / kBlockRows;
+}
+// How far a launch of rows from `start` on may go, so that the grid is not too high.
+constexpr int kMostGridY = 65535;
+QAIG_BOTH int dequantize_stop(int start, int stop) {
+    const int most = (start / kBlockRows + kMostGridY) * kBlockRows;
+    return stop < most ? stop : most;
 }
 
 }  // namespace cuda

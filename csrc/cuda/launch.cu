@@ -277,11 +277,16 @@ int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
         return QAIG_BAD_ARGUMENT;
     }
     const Shape s = {d->out_features, d->in_features, d->group_size, d->bits};
-    const int rows = dequantize_grid_y(d->start, d->stop);
-    if (rows > 65535) {
-        return QAIG_UNSUPPORTED;
+    const long long row_bytes = static_cast<long long>(d->in_features) * (d->type == QAIG_F32 ? 4 : 2);
+    QaigDequantize part = *d;
+    int status = QAIG_OK;
+    for (; part.start < d->stop && status == QAIG_OK; part.start = part.stop) {
+        part.stop = dequantize_stop(part.start, d->stop);
+        part.out = static_cast<char*>(d->out) + (part.start - d->start) * row_bytes;
+        status = launch(kDequantize[index_of(d->bits)], part, dequantize_grid_x(s),
+                        dequantize_grid_y(part.start, part.stop), kDequantizeThreads, 0, stream);
     }
-    return launch(kDequantize[index_of(d->bits)], *d, dequantize_grid_x(s), rows, kDequantizeThreads, 0, stream);
+    return status;
 }
 
 int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {

@@ -78,7 +78,7 @@ def test_constants(tmp_path):
         "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
         " kArrangeThreads, kDecodeBlocksPerProcessor, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
         " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps, kMostSteps,"
-        " kIntegerStages);"
+        " kIntegerStages, kMostGridY);"
     )
     types = [interface.TYPES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     assert run(tmp_path, body) == [
@@ -102,6 +102,7 @@ def test_constants(tmp_path):
             interface.LEAST_TILED_STEPS,
             interface.MOST_STEPS,
             interface.INTEGER_STAGES,
+            interface.MOST_GRID_Y,
         ]
     ]
 
@@ -143,6 +144,22 @@ def test_rules(tmp_path):
         assert max(shared, integer) <= 48 << 10
         expected.append([shared, integer, interface.tiled_partial_bytes(7), interface.tiled_counters(5)])
     assert run(tmp_path, "\n".join(body)) == expected
+
+
+def test_launches_of_many_rows(tmp_path):
+    """No grid is higher than a GPU's may be, wherever the first row lies in its block, nor lower than needed."""
+    most = 1 << 24
+    for start in (0, 1, 63, 64, 70):
+        stops = [start]
+        while stops[-1] < most:
+            stops.append(interface.dequantize_stop(stops[-1], most))
+        heights = [
+            interface.dequantize_grid(interface.Shape(most, 1, 1, 2), *part)[1] for part in itertools.pairwise(stops)
+        ]
+        assert heights[:-1] == [65_535] * (len(heights) - 1)
+        assert 0 < heights[-1] <= 65_535
+        body = "\n".join(f"say(dequantize_stop({first}, {most}));" for first in stops[:-1])
+        assert run(tmp_path, body) == [[stop] for stop in stops[1:]]
 
 
 @pytest.mark.parametrize("s", SHAPES[::5], ids=str)

@@ -104,6 +104,15 @@ def test_dequantized_weights_are_the_reference_to_the_bit(emulator, bits, out_fe
             assert torch.equal(emulator.dequantize(w, dtype, start, stop), expected[start:stop])
 
 
+@pytest.mark.slow
+def test_more_rows_than_one_launch_dequantizes(emulator):
+    """Its grid has no more than 65,535 blocks of 64 in that direction."""
+    rows = 65_537 * 64
+    w = random_weight(2, rows, 3)
+    whole = reference.dequantize(on_disk(w), torch.float16)
+    assert torch.equal(emulator.dequantize(w, torch.float16, 1, rows - 1), whole[1:-1])
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_the_order_can_be_undone(bits):
     for n, k, group_size, sym in ((64, 64, 32, True), (130, 192, 64, False), (33, 57, 57, False), (48, 228, 114, True)):

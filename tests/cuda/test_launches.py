@@ -326,6 +326,16 @@ def test_dequantize(machine):
         machine.operators.dequantize(*tensors, *sizes, CUDA_ORDER, 70, 201)
 
 
+def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
+    monkeypatch.setattr(interface, "MOST_GRID_Y", 2)
+    weight = emulated.random_weight(3, 300, 96, 32)
+    sizes = (300, 96, 3, 32)
+    rows = machine.operators.dequantize(weight.words, weight.scale, weight.zero, *sizes, CUDA_ORDER, 1, 290)
+    whole = reference.dequantize(reference.Weight(*weight.on_disk, *sizes, ON_DISK), torch.float32)
+    assert torch.equal(rows, whole[1:290])
+    assert [grid[1] for _, grid, _ in machine.api.launches] == [2, 2, 1]
+
+
 @pytest.fixture
 def cuda_order_is_read(machine, monkeypatch):
     """The reference reads a weight in CUDA order, as it does on a GPU."""

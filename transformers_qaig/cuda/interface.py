@@ -19,6 +19,7 @@ DECODE_BLOCKS_PER_PROCESSOR = 3
 TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
 TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
 MOST_STEPS = 1 << 31
+MOST_GRID_Y = 65_535
 INTEGER_STAGES = 4
 MIXED = 0  # stands for the bits of the mixed kernel
 BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
@@ -214,6 +215,10 @@ def integer_shared_bytes(bits: int) -> int:
 
 def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
     return -(-shape.tiles // 4), -(-stop // BLOCK_ROWS) - start // BLOCK_ROWS
+
+
+def dequantize_stop(start: int, stop: int) -> int:
+    return min(stop, (start // BLOCK_ROWS + MOST_GRID_Y) * BLOCK_ROWS)
 
 
 def _tiled_stage_bytes(bits: int, element_bytes: int) -> int:

@@ -19,7 +19,6 @@ from . import interface
 from .driver import Device, Driver
 from .interface import TYPES, Shape
 
-_MOST_GRID_Y = 65_535
 _MOST_ROUNDED_ROWS = 2**31 - 1  # each is a block of a launch
 _SUFFIX = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -252,9 +251,9 @@ class Operators:
     def _dequantize(self, weight: Weight, start: int, stop: int, out: Tensor) -> None:
         """Rows [start, stop) of the weight in the dtype of `out`."""
         s, device = weight.shape, self._device(weight.words.device)
-        most = _MOST_GRID_Y * interface.BLOCK_ROWS
-        for first in range(start, stop, most):
-            last = min(first + most, stop)
+        first = start
+        while first < stop:
+            last = interface.dequantize_stop(first, stop)
             argument = interface.Dequantize(
                 weight.words.data_ptr(), weight.scale.data_ptr(), _pointer(weight.zero),
                 out[first - start :].data_ptr(), first, last, s.out_features, s.in_features, s.group_size, s.bits,
@@ -263,6 +262,7 @@ class Operators:
             grid = interface.dequantize_grid(s, first, last)
             name = f"qaig_dequantize_w{s.bits}"
             self._driver.launch(name, argument, grid, interface.DEQUANTIZE_THREADS, 0, device)
+            first = last
 
     def _device(self, device: torch.device) -> Device:
         found = self._devices.get(device)
