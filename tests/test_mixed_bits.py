@@ -1,5 +1,6 @@
 """A model quantized under a budget of bits, from the request to the file."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_a_budget_out_of_reach_stops_before_any_weight_is_read(llava: Path, monk
     monkeypatch.setattr(sensitivity, "measure_costs", lambda *_: pytest.fail("measured"))
     with pytest.raises(ValueError, match=r"target_bits=2.*to 9\."):
         _quantize(llava, target_bits=2)
+
+
+def test_the_callers_config_may_be_used_again(llava: Path) -> None:
+    config = QAIGConfig(**FAST, recipe="rtn", target_bits=4.5, vision_bits=4, stages={"rotation": "all"})
+    before = copy.deepcopy(config)
+    first = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert config == before
+    assert first.config.quantization_config.plan == first.qaig_report.plan
+    second = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert torch.equal(logits(second, llava), logits(first, llava))
 
 
 def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> None:

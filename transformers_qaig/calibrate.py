@@ -49,13 +49,13 @@ def calibrate(
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
-        plan, coverage: from [`make_plan`]; a rotation that was not kept is taken out of the plan.
+        plan, coverage: from [`make_plan`]; not changed.
         samples: model inputs, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
         answers: bool [B, T] per sample, True at its answers' tokens, for recipes that ask for them; None: at all.
 
     Returns:
-        what was done.
+        what was done; its plan is the given one without the rotations that were not kept.
 
     Raises:
         torch.OutOfMemoryError: the message says what would need less memory.
@@ -64,7 +64,8 @@ def calibrate(
     recipe = recipe_of(config.recipe, config.stages)
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
     masks = [token_mask(sample) for sample in samples]
-    report = QuantizationReport(config.recipe, coverage, len(samples), int(sum(mask.sum() for mask in masks)))
+    plan = {path: dict(entry) for path, entry in plan.items()}
+    report = QuantizationReport(config.recipe, coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
     store = BlockStore(config, plan, samples)
     if device is not None:
         samples = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.items()} for sample in samples]
@@ -117,7 +118,8 @@ def quantize_station(
 ) -> BlockSummary:
     """
     Quantize one station in place, and let the samples that wait there go on, if there is somewhere to go:
-    `go_on(sample, output, output_q)`. What it becomes is kept in `store`, or found there.
+    `go_on(sample, output, output_q)`. What it becomes is kept in `store`, or found there, and `plan`
+    is made to say it.
     """
     start, parts = time.perf_counter(), parts_of(station, plan)
     for part in parts:

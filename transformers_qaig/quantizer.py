@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import tempfile
@@ -45,6 +46,8 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: QAIGConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
+        if not self.pre_quantized:  # what was done is written into it, and the caller may use theirs again
+            self.quantization_config = copy.deepcopy(quantization_config)
         self.device_map: Any = None
         self.plan: Plan = {}
         self.coverage = Coverage()
@@ -147,7 +150,7 @@ class QAIGHfQuantizer(HfQuantizer):
         finally:
             self.samples, self.answers, self.options = [], [], {}
         finish_tables(model, self.quantization_config.activation_bits)
-        self.quantization_config.plan = self.plan
+        self.quantization_config.plan = self.plan = report.plan
         model.config.quantization_config = self.quantization_config
         model.qaig_report = report  # type: ignore[assignment]
         attach_model_card(model, base_model_id=model.name_or_path)

@@ -1,5 +1,6 @@
 """Rotated inputs, from the plan to the saved model: what is judged, kept, packed, recorded and loaded."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from transformers import AutoModelForImageTextToText
 from tests.families import build, samples
 from tests.lifecycle import FAST, logits, packed
 from transformers_qaig import QAIGConfig
+from transformers_qaig.calibrate import calibrate
 from transformers_qaig.calibration import choices as choosing
 from transformers_qaig.calibration.block import first_tensor, forward
 from transformers_qaig.calibration.choices import Choices, RoundedLinear, rounded, rounding_errors
 from transformers_qaig.calibration.doors import BlockCall, Streams
+from transformers_qaig.calibration.inputs import load_inputs
 from transformers_qaig.calibration.learning import BlockLearner
 from transformers_qaig.calibration.treatment import Tools, choose
 from transformers_qaig.calibration.weighing import Weigher
@@ -22,6 +25,7 @@ from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.nn.reference import round_activations
+from transformers_qaig.plan import make_plan
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.structure import find_blocks
 
@@ -209,6 +213,17 @@ def test_an_interrupted_run_remembers_what_was_rotated(llava: Path, tmp_path: Pa
     assert second.config.quantization_config.plan == first.config.quantization_config.plan
     assert any("rotation" in entry for entry in first.config.quantization_config.plan.values())
     assert torch.equal(logits(second, llava), logits(first, llava))
+
+
+def test_the_plan_that_is_given_to_calibration_is_left_as_it_was(llava: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava).requires_grad_(False)
+    config = QAIGConfig(stages={"rotation": "all"}, **FAST)
+    plan, coverage = make_plan(model, config)
+    before = copy.deepcopy(plan)
+    report = calibrate(model, plan, coverage, load_inputs(model, config)[0], config)
+    assert plan == before
+    assert all("rotation" in entry for entry in plan.values())
+    assert not all("rotation" in entry for entry in report.plan.values())
 
 
 def test_a_plan_for_another_width_is_refused(llava: Path) -> None:

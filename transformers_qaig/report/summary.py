@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..coverage import Coverage
+from ..coverage import Coverage, Plan
 
 
 @dataclass
@@ -43,6 +43,7 @@ class QuantizationReport:
     Attributes:
         recipe: its name.
         coverage: how much of the language model's blocks was packed, and what each part of the model takes.
+        plan: weight path → its entry, as it was done.
         num_samples, num_tokens: calibration data: conversations, and real tokens in them.
         blocks: one summary per block, and per projector, head or embeddings that were packed, in order.
         seconds: wall time of calibration and packing.
@@ -51,6 +52,7 @@ class QuantizationReport:
 
     recipe: str
     coverage: Coverage
+    plan: Plan = field(default_factory=dict)
     num_samples: int = 0
     num_tokens: int = 0
     blocks: list[BlockSummary] = field(default_factory=list)
