@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from .calibration.block import forward
 from .calibration.capture import PausedForwards, around, resident
 from .calibration.dataset import token_mask
+from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
 from .calibration.inputs import picture_masks
 from .calibration.memory import out_of_memory_explained
@@ -36,6 +37,7 @@ from .tables import stored_once
 logger = logging.getLogger("transformers_qaig")
 
 
+@cpu_by_default()
 def calibrate(
     model: PreTrainedModel,
     plan: Plan,

@@ -97,7 +97,8 @@ def encode_questions(
             shared = min(len(asked), len(ids))
             differs = (asked[:shared] != ids[:shared]).nonzero()
             start = int(differs[0]) if len(differs) else shared
-            ends = torch.isin(ids[start:], torch.tensor(list(eos_token_ids), dtype=ids.dtype)).nonzero()
+            last = torch.tensor(list(eos_token_ids), dtype=ids.dtype, device=ids.device)
+            ends = torch.isin(ids[start:], last).nonzero()
             stop = start + int(ends[0]) + 1 if len(ends) else len(ids)
             if start == 0 or start >= stop:
                 raise ValueError(

@@ -20,6 +20,7 @@ from .calibration.block import forward
 from .calibration.capture import PausedForwards, around, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
+from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
 from .calibration.resume import claim, digest, write
 from .calibration.streaming import streaming
@@ -34,6 +35,7 @@ from .structure import find_blocks
 Sample = Mapping[str, Any]
 
 
+@cpu_by_default()
 def measure_costs(
     model: nn.Module,
     options: Mapping[str, Sequence[Option]],

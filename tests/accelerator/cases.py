@@ -3,6 +3,7 @@
 from typing import Any
 
 EVERYTHING = {"vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4}
+STEPS = {"stages": {"steps": 4}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("llava", {"bits": 3}),
     "fast": ("llava", {"bits": 3, "recipe": "fast"}),
@@ -10,7 +11,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "authors": ("llava", {"bits": 3, "recipe": "authors"}),
     "mbq": ("llava", {"bits": 3, "recipe": "mbq"}),
     "gradient": ("llava", {"bits": 3, "stages": {"token_weights": "gradient"}}),
-    "best": ("llava", {"bits": 2, "recipe": "best", "stages": {"steps": 4}}),
+    "best": ("llava", {"bits": 2, "recipe": "best", **STEPS}),
     "8-bit inputs": ("llava", {"bits": 4, "activation_bits": 8}),
     "rotated": ("llava", {"bits": 3, "stages": {"rotation": "all"}}),
     "whole file": ("llava", {"bits": 4, **EVERYTHING}),

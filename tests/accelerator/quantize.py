@@ -20,7 +20,7 @@ import tests.conftest  # noqa: E402, F401  (before Transformers: makes processor
 import torch  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
-from tests.accelerator.cases import CASES  # noqa: E402
+from tests.accelerator.cases import CASES, STEPS  # noqa: E402
 from tests.families import conversations, samples, save  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
 
@@ -58,6 +58,16 @@ def placed(folder: Path) -> dict[str, Any]:
     }
 
 
+def by_default(folder: Path) -> dict[str, Any]:
+    """The accelerator as the default device of everything: where the model is to be, and nothing else changes."""
+    rows = {}
+    for device in (pretend.DEVICE, "cpu"):
+        torch.set_default_device(device)
+        rows[device] = quantize(folder, pretend.DEVICE, {"bits": (2, 4), "target_bits": 4.5, "recipe": "best", **STEPS})
+    torch.set_default_device(None)
+    return rows
+
+
 def refused() -> str:
     """What a product with a tensor that was left on the CPU says."""
     try:
@@ -71,6 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save("llava", Path(folder), dtype=torch.float32)
         print(json.dumps({"case": "placed", **placed(Path(folder))}), flush=True)
+        print(json.dumps({"case": "by default", **by_default(Path(folder))}), flush=True)
     for name in sys.argv[1:]:
         family, settings = CASES[name]
         with tempfile.TemporaryDirectory() as folder:

@@ -48,3 +48,11 @@ def test_placed(rows):
     row = rows["placed"]
     assert row["devices"] == ["mtia:0"]
     assert all(difference < 1e-4 for difference in row["differences"].values()), row["differences"]
+
+
+def test_as_the_default_device(rows):
+    there, elsewhere = rows["by default"]["mtia"], rows["by default"]["cpu"]
+    assert there["devices"] == ["mtia:0"]  # as for any model that is loaded with such a default
+    assert elsewhere["devices"] == ["cpu"]
+    assert there["bits"] == elsewhere["bits"]
+    assert there["errors"] == elsewhere["errors"]

@@ -54,7 +54,8 @@ def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] 
     if labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any()):
         mask = real & (labels != NO_ANSWER)
     else:
-        mask = real & ~torch.isin(sample["input_ids"], torch.tensor(list(image_tokens), dtype=torch.long))
+        ids = sample["input_ids"]
+        mask = real & ~torch.isin(ids, torch.tensor(list(image_tokens), dtype=torch.long, device=ids.device))
     mask[:, 0] = False
     return mask
 

@@ -15,6 +15,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..config import QAIGConfig
 from ..recipes import recipe_of
 from .dataset import answer_mask, are_encoded, load_samples
+from .device import cpu_by_default
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -53,7 +54,7 @@ def load_inputs(
             token=config.token,
             with_labels=config.has_budget or recipe_of(config.recipe, config.stages).reads_answers,
         )
-    answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+        answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
     accepted = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     return [
@@ -71,7 +72,7 @@ def picture_tokens(model: nn.Module) -> list[int]:
 
 def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
     """Bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
-    ids = torch.tensor(picture_tokens(model), dtype=torch.long)
+    ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
     return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
 
 
@@ -103,7 +104,7 @@ def _outside_init_context() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"):
+        with cpu_by_default():
             yield
     finally:
         torch.set_default_dtype(dtype)
