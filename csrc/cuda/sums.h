@@ -32,19 +32,22 @@ QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int 
         const float (&s)[4] = sums.at[i];
         store_global(own + i * 32, float4{s[0], s[1], s[2], s[3]});
     }
-    memory_fence();
+    // The barrier first: one lane's fence then covers what all lanes stored, as its increment tells others. The same
+    // backwards for who reads: the barrier hands on what the fence after the increment made visible.
     warp_barrier();
     unsigned before = 0;
     if (lane == 0) {
+        memory_fence();
         before = atomic_increment(counter);
     }
     if (shuffle(before, 0) != static_cast<unsigned>(last - first)) {
         return false;
     }
-    memory_fence();
     if (lane == 0) {
+        memory_fence();
         store_global(counter, 0u);
     }
+    warp_barrier();
     sums = {};
     for (int block = first; block <= last; block++) {
         const float4* theirs = partial(block);

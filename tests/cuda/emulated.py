@@ -211,7 +211,7 @@ def build(sources: Path = CSRC / "cuda") -> Emulator:
     Raises:
         RuntimeError: if something does not compile.
     """
-    return Emulator(_library([*sorted(sources.glob("*.cu")), EMULATOR / "machine.cpp"], sources, [], []))
+    return Emulator(_library([*sorted(sources.glob("*.cu")), *sorted(EMULATOR.glob("*.cpp"))], sources, [], []))
 
 
 def build_operators() -> Emulator:
@@ -220,7 +220,7 @@ def build_operators() -> Emulator:
     """
     torch_folder = Path(torch.__file__).parent
     flags = ["-DQAIG_EMULATED", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-isystem{torch_folder / 'include'}"]
-    files = [CSRC / "ops_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu")), EMULATOR / "machine.cpp"]
+    files = [CSRC / "ops_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu")), *sorted(EMULATOR.glob("*.cpp"))]
     return Emulator(_library(files, CSRC / "cuda", flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
 
 

@@ -13,8 +13,21 @@ from tests.cuda.test_kernels import ROUNDING, error, exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
 
-WRONG = "wrong result"
+WRONG, UNSEEN = "wrong result", "without fences and barriers between them"
 # (name, file, what is replaced, by what, what is found)
+SUMS = [
+    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
+     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters|no thread of this launch"),
+    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
+    ("partials of another part", "sums.h", "(block == first ? 1 : 0)", "0", f"{WRONG}|{UNSEEN}|no thread of this"),
+    ("missing fence of the writers", "sums.h", "        memory_fence();\n        before", "        before", UNSEEN),
+    ("fence before the writers' barrier", "sums.h",
+     "    warp_barrier();\n    unsigned before = 0;\n    if (lane == 0) {\n        memory_fence();\n",
+     "    memory_fence();\n    warp_barrier();\n    unsigned before = 0;\n    if (lane == 0) {\n", UNSEEN),
+    ("missing fence of the reader", "sums.h", "        memory_fence();\n        store", "        store", UNSEEN),
+    ("missing barrier of the reader", "sums.h", "    }\n    warp_barrier();\n    sums = {};", "    }\n    sums = {};",
+     UNSEEN),
+]  # fmt: skip
 DECODE = [
     ("nothing", "sums.h", "sums = {};", "sums = {};", ""),
     ("missing wait", "decode.h", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
@@ -42,9 +55,6 @@ DECODE = [
     ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
     ("bias of the wrong row", "sums.h", "bias[e / 2]", "bias[0]", WRONG),
     ("too much shared memory", "kernels.h", "bits == 4 ? 3 :", "bits == 4 ? 64 :", "refused"),
-    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
-     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
-    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
     ("a part taken for the whole", "decode.h", "from_start && to == row_end", "from_start", f"{WRONG}|counters"),
 ]  # fmt: skip
 FUSED = [
@@ -79,11 +89,7 @@ FUSED = [
     ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
     ("output beyond the last column", "sums.h", "n < l.out_features && m < rows)",
      "n < l.out_features && m < rows + 1)", "outside of every buffer"),
-    ("partials of another part", "sums.h", "(block == first ? 1 : 0)", "0", WRONG),
     ("partials of another warp", "pipeline.h", "+ warp * kWarpSums", "", WRONG),
-    ("last block too early", "sums.h", "static_cast<unsigned>(last - first)",
-     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters"),
-    ("counters left as they are", "sums.h", "store_global(counter, 0u);", "", "counters"),
     ("a part taken for the whole", "pipeline.h", "whole = to - step == tiles", "whole = true", f"{WRONG}|counters"),
 ]  # fmt: skip
 INTEGER4 = [
@@ -119,7 +125,13 @@ INTEGER3 = [
     ("bits of the last pair", "bytes.h", "15 - at - i", "15 - at", WRONG),
     ("pair at the wrong bit", "bytes.h", "0x00070007u << at", "0x00070007u << 0", WRONG),
 ]  # fmt: skip
-LISTS = {"decode": DECODE, "fused": FUSED, "integer4": INTEGER4, "integer8": INTEGER8, "integer3": INTEGER3}
+LISTS = {
+    "decode": DECODE + SUMS,
+    "fused": FUSED + SUMS,
+    "integer4": INTEGER4,
+    "integer8": INTEGER8,
+    "integer3": INTEGER3,
+}
 MUTANTS = [(kernel, *mutant) for kernel, mutants in LISTS.items() for mutant in mutants]
 KERNELS = {
     "decode": ("qaig_decode_w4_f16_m8", '#include "decode.h"\nQAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)\n'),

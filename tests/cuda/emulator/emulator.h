@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "machine.h"
+#include "order.h"
 
 #define QAIG_DEVICE static inline
 #define QAIG_MEMBER inline
@@ -57,11 +59,18 @@ QAIG_DEVICE uint2 load_global(const uint2* p) { return read_global(p); }
 QAIG_DEVICE unsigned load_global(const unsigned* p) { return read_global(p); }
 QAIG_DEVICE unsigned load_global(const unsigned short* p) { return read_global(p); }
 QAIG_DEVICE unsigned load_global(const unsigned char* p) { return read_global(p); }
-QAIG_DEVICE float4 load_from_others(const float4* p) { return read_global(p); }
+QAIG_DEVICE float4 load_from_others(const float4* p) {
+    const float4 v = read_global(p);
+    emulator::note_load_from_others(p);
+    return v;
+}
 
 template <class T>
 void store_global(T* p, T v) {
     emulator::check_global(p, sizeof(T), true);
+    if (std::is_same_v<T, float4>) {  // the only type that other blocks read
+        emulator::note_store(p);
+    }
     std::memcpy(static_cast<void*>(p), &v, sizeof(T));
 }
 
@@ -96,10 +105,13 @@ struct Shuffled {
 
 QAIG_DEVICE void block_barrier() { emulator::block_barrier(); }
 QAIG_DEVICE void warp_barrier() {
-    emulator::warp_operation<char, char>(0, [](const unsigned char (*)[64], unsigned char (*)[64]) {});
+    emulator::warp_operation<char, char>(0, [](const unsigned char (*)[64], unsigned char (*)[64]) {
+        emulator::meet(static_cast<int>(threadIdx.x) / emulator::kLanes);
+    });
 }
-QAIG_DEVICE void memory_fence() {}
+QAIG_DEVICE void memory_fence() { emulator::note_fence(); }
 QAIG_DEVICE unsigned atomic_increment(unsigned* p) {
+    emulator::note_increment(p);
     const unsigned before = read_global(p);
     store_global(p, before + 1);
     return before;

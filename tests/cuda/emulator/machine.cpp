@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "order.h"
+
 namespace emulator {
 namespace {
 
@@ -151,6 +153,7 @@ void run_block(int count) {
     std::memset(shared, 0xCD, sizeof shared);
     shadows.assign(sizeof shared / 4, Shadow());
     ready.clear(), at_barrier.clear();
+    begin_block_order(static_cast<int>(warps.size()));
     epoch = 1, alive = count;
     for (int i = 0; i < count; i++) {
         Thread& t = threads[i];
@@ -289,6 +292,9 @@ void block_barrier() {
     at_barrier.push_back(current->index);
     if (static_cast<int>(at_barrier.size()) == alive) {
         epoch++;
+        for (size_t i = 0; i < warps.size(); i++) {
+            meet(static_cast<int>(i));
+        }
         at_barrier.pop_back();
         ready.insert(ready.end(), at_barrier.begin(), at_barrier.end());
         at_barrier.clear();
@@ -326,6 +332,7 @@ int launch(Kernel run, const void* with, int grid_x, int grid_y, int count, int 
     kernel = run, argument = with, error.clear();
     grid = {static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)};
     dynamic_bytes = shared_bytes = bytes;
+    begin_order();
     if (bytes > kMostShared || grid_x < 1 || grid_y < 1 || grid_y > 65535) {
         error = "the launch is refused: more than 48 KiB of shared memory, or an impossible grid";
         return kStatus;

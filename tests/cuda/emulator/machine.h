@@ -1,8 +1,9 @@
 // A machine that runs kernels on a CPU: threads, barriers, memory.
 //
 // What a GPU would leave undefined is an error here: reading shared memory that was never written, or whose copy was
-// not waited for; two threads at one place of shared memory without a barrier between them; a barrier not all threads
-// reach; addresses that are misaligned or outside of every buffer.
+// not waited for; two threads at one place of shared memory without a barrier between them; reading what another block
+// stored before that must be visible (order.h); a barrier not all threads reach; addresses that are misaligned or outside
+// of every buffer.
 #pragma once
 
 struct Index {
