@@ -130,30 +130,39 @@ class Driver:
                 binary = self._cubin(kernel, device.capability)
                 with device.current():
                     self._enter_context(device)
-                    (module,) = self._check(self._api.cuModuleLoadData(binary), f"loading {kernel}")
-                    self._modules.append(module)
-                    (function,) = self._check(
-                        self._api.cuModuleGetFunction(module, kernel.encode()), f"finding {kernel} in its module"
-                    )
+                    with self._while_others_capture(f"loading {kernel}"):
+                        (module,) = self._check(self._api.cuModuleLoadData(binary), f"loading {kernel}")
+                        self._modules.append(module)
+                        (function,) = self._check(
+                            self._api.cuModuleGetFunction(module, kernel.encode()), f"finding {kernel} in its module"
+                        )
                 self._functions[device.index, kernel] = function
         return function
 
     def _set_counters_aside(self, device: Device) -> None:
-        """Zeros, unless the device has no memory left. Another thread may be capturing: that must not forbid it."""
-        api, doing = self._api, "setting counters aside"
+        """Zeros, unless the device has no memory left."""
+        doing = "setting counters aside"
         with device.current():
             self._enter_context(device)
-            relaxed = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-            (mode,) = self._check(api.cuThreadExchangeStreamCaptureMode(relaxed), doing)
-            try:
-                result = api.cuMemAlloc(4 * _COUNTERS)
+            with self._while_others_capture(doing):
+                result = self._api.cuMemAlloc(4 * _COUNTERS)
                 if int(result[0]) == _OUT_OF_MEMORY:
                     return
                 (address,) = self._check(result, doing)
                 self._zero(address)
-            finally:
-                self._check(api.cuThreadExchangeStreamCaptureMode(mode), doing)
         self._counters[device.index], self._taken[device.index] = int(address), 0
+
+    @contextlib.contextmanager
+    def _while_others_capture(self, doing: str) -> Iterator[None]:
+        """Lets this thread do what another one's capture would forbid, and be broken by, as capturing in torch's way is
+        every thread's concern.
+        """
+        exchange = self._api.cuThreadExchangeStreamCaptureMode
+        (mode,) = self._check(exchange(self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED), doing)
+        try:
+            yield
+        finally:
+            self._check(exchange(mode), doing)
 
     def _zero(self, address: Any) -> None:
         """On a stream of its own: the default one is off limits while another is captured."""
