@@ -19,6 +19,8 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <atomic>
+
 namespace {
 
 constexpr auto kType = c10::DeviceType::MTIA;
@@ -26,12 +28,32 @@ const c10::Device kDevice(kType, 0);
 
 // -- what torch asks an accelerator
 
+std::atomic<int64_t> in_use{0}, peak{0};
+
+// Counts bytes as they were asked for: a GPU's caching allocator rounds them up, and keeps what is freed.
 struct Memory final : c10::Allocator {
+    // In front of the data, for the deleter: how many bytes they are. As long as the alignment.
+    static constexpr size_t kHeader = c10::gAlignment;
+
     c10::DataPtr allocate(size_t bytes) override {
-        void* data = c10::GetCPUAllocator()->raw_allocate(bytes);
-        return {data, data, raw_deleter(), kDevice};
+        if (bytes == 0) {
+            return {nullptr, nullptr, &release, kDevice};
+        }
+        char* header = static_cast<char*>(c10::GetCPUAllocator()->raw_allocate(kHeader + bytes));
+        *reinterpret_cast<int64_t*>(header) = static_cast<int64_t>(bytes);
+        const int64_t now = in_use += static_cast<int64_t>(bytes);
+        for (int64_t seen = peak; seen < now && !peak.compare_exchange_weak(seen, now);) {
+        }
+        return {header + kHeader, header + kHeader, &release, kDevice};
     }
-    c10::DeleterFnPtr raw_deleter() const override { return c10::GetCPUAllocator()->raw_deleter(); }
+    static void release(void* data) {
+        if (data != nullptr) {
+            char* header = static_cast<char*>(data) - kHeader;
+            in_use -= *reinterpret_cast<int64_t*>(header);
+            c10::GetCPUAllocator()->raw_deallocate(header);
+        }
+    }
+    c10::DeleterFnPtr raw_deleter() const override { return &release; }
     void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
@@ -208,4 +230,10 @@ TORCH_LIBRARY_IMPL(aten, MTIA, m) {
     m.impl("view", at::native::view);
     m.impl("_reshape_alias", at::native::_reshape_alias);
     m.impl("unfold", at::native::unfold);
+}
+
+extern "C" {
+int64_t bytes_in_use() { return in_use; }
+int64_t peak_bytes() { return peak; }
+void reset_peak() { peak = in_use.load(); }
 }

@@ -1,8 +1,10 @@
 """Gives torch an accelerator that is not there: device type "mtia", in the CPU's memory (`device.cpp`).
 
-Once loaded it is `torch.accelerator.current_accelerator()` for the rest of the process.
+Once loaded it is `torch.accelerator.current_accelerator()` for the rest of the process. It counts the bytes of its
+tensors.
 """
 
+import ctypes
 import hashlib
 import os
 import subprocess
@@ -14,14 +16,42 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCE = Path(__file__).with_name("device.cpp")
 DEVICE = "mtia"
+_library: ctypes.CDLL | None = None
 
 
 def load() -> None:
     """Before anything asks torch what accelerator there is: the answer is kept."""
-    torch.ops.load_library(_build())
+    global _library
+    path = _build()
+    torch.ops.load_library(path)
+    _library = ctypes.CDLL(str(path))
+    for function in (_library.bytes_in_use, _library.peak_bytes):
+        function.restype = ctypes.c_int64
+    _library.reset_peak.restype = None
     torch.mtia._lazy_init = lambda: None  # this torch has nothing to initialize
     if torch.accelerator.current_accelerator() != torch.device(DEVICE):
         raise RuntimeError("the pretended accelerator came too late.")
+
+
+def bytes_in_use() -> int:
+    """Of all tensors on the device, whatever they are for."""
+    return _loaded().bytes_in_use()
+
+
+def peak_bytes() -> int:
+    """The most bytes that were in use at once since [`reset_peak`], or since the device was loaded."""
+    return _loaded().peak_bytes()
+
+
+def reset_peak() -> None:
+    """The peak is what is in use now."""
+    _loaded().reset_peak()
+
+
+def _loaded() -> ctypes.CDLL:
+    if _library is None:
+        raise RuntimeError("there is no pretended accelerator yet: call load().")
+    return _library
 
 
 def _build() -> Path:

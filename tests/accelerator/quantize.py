@@ -76,7 +76,24 @@ def refused() -> str:
         return str(error)
 
 
+def counted() -> dict[str, int]:
+    """What the accelerator counts while 1000 floats are made there, resized to 2000, joined by 500 and freed."""
+    before = pretend.bytes_in_use()
+    pretend.reset_peak()
+    x = torch.ones(1000, device=pretend.DEVICE)
+    made = pretend.bytes_in_use() - before
+    x.resize_(2000)
+    resized = pretend.bytes_in_use() - before
+    y = torch.ones(500, device=pretend.DEVICE)
+    del x, y
+    freed = pretend.bytes_in_use() - before
+    peak = pretend.peak_bytes() - before
+    pretend.reset_peak()
+    return {"made": made, "resized": resized, "freed": freed, "peak": peak, "reset": pretend.peak_bytes() - before}
+
+
 def main() -> None:
+    print(json.dumps({"case": "bytes", **counted()}))
     print(json.dumps({"case": "a tensor elsewhere", "refused": refused()}))
     with tempfile.TemporaryDirectory() as folder:
         save("llava", Path(folder), dtype=torch.float32)

@@ -44,6 +44,10 @@ def test_misplaced_tensors_are_refused(rows):
     assert rows["a tensor elsewhere"]["refused"].startswith("Expected all tensors to be on")
 
 
+def test_bytes_are_counted(rows):
+    assert rows["bytes"] == {"case": "bytes", "made": 4000, "resized": 8000, "freed": 0, "peak": 12000, "reset": 0}
+
+
 def test_placed(rows):
     row = rows["placed"]
     assert row["devices"] == ["mtia:0"]
