@@ -144,6 +144,8 @@ def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> Non
         ({"processor": "/nowhere"}, "processor"),
         ({"processor": Path("/nowhere")}, "processor"),
         ({"dataset": []}, "sample"),
+        ({"dataset": [{"input_ids": [7]}], "recipe": "mbq"}, "answer.*recipe=.mbq"),
+        ({"dataset": [{"input_ids": [7]}], "bits": (3, 4), "target_bits": 4, "group_size": 32}, "answer.*a budget"),
         ({"plan": {"a": {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
     ],
 )
@@ -157,7 +159,7 @@ def test_bad_requests_cost_no_loading(llava: Path, tmp_path: Path, settings: dic
         {k: v.reshape(-1)[:1].clone() for k, v in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(ValueError, match=named):
-        AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=QAIGConfig(bits=3, **settings))
+        AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=QAIGConfig(**{"bits": 3, **settings}))
 
 
 def test_flash_attention_is_refused_for_calibration(llava: Path) -> None:

@@ -36,13 +36,14 @@ def load_inputs(
         the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
 
     Raises:
-        ValueError: no processor, or what [`load_samples`] raises.
+        ValueError: no processor, no answer where they are asked for, or what [`load_samples`] raises.
     """
     if "flash" in (attention := model.config.get_text_config()._attn_implementation or ""):
         raise ValueError(
             f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
             "'sdpa' or 'eager', and load the saved model with any."
         )
+    needs_answers = config.has_budget or recipe_of(config.recipe, config.stages).reads_answers
     with _outside_init_context():
         samples = load_samples(
             config.dataset,
@@ -52,9 +53,15 @@ def load_inputs(
             is_vlm=hasattr(model.config, "vision_config"),
             columns=config.dataset_columns,
             token=config.token,
-            with_labels=config.has_budget or recipe_of(config.recipe, config.stages).reads_answers,
+            with_labels=needs_answers,
         )
         answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+    if needs_answers and not any(bool(answer.any()) for answer in answers):
+        asked = "a budget" if config.has_budget else f"`recipe={config.recipe!r}`"
+        raise ValueError(
+            f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
+            "conversations in which the assistant answers, or another recipe."
+        )
     accepted = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     return [

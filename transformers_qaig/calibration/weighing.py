@@ -176,7 +176,7 @@ def _balanced(real: Tensor, vision: Tensor) -> Tensor:
 
 
 def _mean(parts: Any) -> float:
-    values = torch.cat([part.flatten() for part in parts])
+    values = torch.cat([torch.empty(0), *(part.flatten() for part in parts)])
     return float(values.mean()) if len(values) else 0.0
 
 
