@@ -83,7 +83,7 @@ def test_only_safetensors_are_read(quantized: tuple[nn.Module, Path], tmp_path: 
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("damage", ["twice", "no plan", "other path", "other bits"])
+@pytest.mark.parametrize("damage", ["twice", "no plan", "other path", "other bits", "rotated rows"])
 def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path], tmp_path: Path, damage: str) -> None:
     folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
     config = json.loads((folder / "config.json").read_text())
@@ -95,6 +95,8 @@ def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path],
         del config["quantization_config"]["plan"]
     elif damage == "other path":
         plan["model.language_model.layers.9.mlp.up_proj"] = plan.pop(path)
+    elif damage == "rotated rows":
+        plan["model.language_model.embed_tokens"] = {**plan[path], "rotation": {"block": 32, "seed": 0}}
     else:
         plan[path]["bits"] = 5
     (folder / "config.json").write_text(json.dumps(config))

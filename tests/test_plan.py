@@ -113,6 +113,15 @@ def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
         make_plan(llava, QAIGConfig(plan={"model.layers.9.q_proj": given[path]}))
 
 
+def test_what_is_not_to_be_converted_is_taken_out_of_a_given_plan(llava: nn.Module) -> None:
+    given, _ = make_plan(llava, QAIGConfig(vision_bits=4, embedding_bits=5))
+    left = ["*.layers.0.*", "embed_tokens"]
+    plan, coverage = make_plan(llava, QAIGConfig(plan=given, modules_to_not_convert=left))
+    assert plan == {p: e for p, e in given.items() if ".layers.0." not in p and not p.endswith("embed_tokens")}
+    reasons = {reason for _, reason in coverage.left_out.values()}
+    assert reasons == {"listed in `modules_to_not_convert`"}
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(llava: nn.Module) -> None:
     with pytest.raises(ValueError, match="w1_proj"):
         make_plan(llava, QAIGConfig(overrides={"*.w1_proj": 4}))

@@ -145,7 +145,7 @@ def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> Non
         ({"processor": Path("/nowhere")}, "processor"),
         ({"dataset": []}, "sample"),
         ({"dataset": [{"input_ids": [7]}], "recipe": "mbq"}, "answer.*recipe=.mbq"),
-        ({"dataset": [{"input_ids": [7]}], "bits": (3, 4), "target_bits": 4, "group_size": 32}, "answer.*a budget"),
+        ({"dataset": [{"input_ids": [7]}], "bits": (3, 4), "target_bits": 6, "group_size": 32}, "answer.*a budget"),
         ({"plan": {"a": {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
     ],
 )

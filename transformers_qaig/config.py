@@ -97,8 +97,8 @@ class QAIGConfig(QuantizationConfigMixin):
         plan (`dict` or `str`, *optional*):
             Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan that
             is given: where it is if that lowers the error). The quantizer writes here what it did. Given to quantize a
-            model, it is what is done, but for `overrides`; a weight that it does not name stays as it is, unless it
-            belongs to a part whose own bits (`vision_bits`, ...) are given. May be a JSON
+            model, it is what is done, but for `overrides` and `modules_to_not_convert`; a weight that it does not name
+            stays as it is, unless it belongs to a part whose own bits (`vision_bits`, ...) are given. May be a JSON
             file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         format_version (`int`), needs_version (`str`):
             Written by the quantizer, checked on reading.

@@ -48,7 +48,9 @@ class Requests:
         config = self.config
         skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
         self.unused.difference_update(skips)
-        reason = "listed in `modules_to_not_convert`" if skips else reason
+        if skips:  # also of a given plan
+            self.given.discard(path)
+            reason = "listed in `modules_to_not_convert`"
         if not reason and config.plan is not None and path in config.plan:
             candidates = [dict(config.plan[path])]
         if not reason and candidates is None:

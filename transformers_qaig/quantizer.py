@@ -275,6 +275,8 @@ def _localise(plan: Plan, model: PreTrainedModel) -> tuple[Plan, list[str]]:
                 f"The plan in config.json packs {path!r}, which is neither a linear layer nor the embeddings of "
                 f"{type(model).__name__}: the checkpoint is damaged or belongs to another architecture."
             )
+        if isinstance(module, nn.Embedding) and entry.get("rotation"):
+            raise ValueError(f"The plan in config.json rotates {path!r}, and embeddings cannot be: it is damaged.")
         if name in local:
             raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
         local[name] = entry
