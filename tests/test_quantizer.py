@@ -207,6 +207,13 @@ def test_blocks_can_be_offloaded_to_disk(llava: Path, quantized: tuple[nn.Module
     assert torch.equal(logits(loaded, llava), logits(model, llava))
 
 
+def test_disk_without_a_folder_is_refused_before_anything_is_done(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers_qaig.quantizer.calibrate", lambda *_: pytest.fail("calibrated"))
+    config = QAIGConfig(bits=3, **FAST)
+    with pytest.raises(ValueError, match="offload_folder"):
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, device_map=OFFLOADED)
+
+
 def test_offloaded_it_is_not_dequantized(llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
     """Its weights are elsewhere: what stands in their place has no values."""
     model, folder = quantized

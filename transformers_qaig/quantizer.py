@@ -68,6 +68,11 @@ class QAIGHfQuantizer(HfQuantizer):
     def update_device_map(self, device_map: Any) -> Any:
         if self.pre_quantized:
             return device_map
+        to_disk = isinstance(device_map, dict) and "disk" in device_map.values()
+        if to_disk and self.quantization_config.offload_folder is None:
+            raise ValueError(
+                "`device_map` puts some of the model on disk, and it is not said where: QAIGConfig(offload_folder=...)."
+            )
         self.device_map = device_map
         return {"": "cpu"}
 
