@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import nullcontext
 
 import torch
 from transformers import AutoModelForImageTextToText
@@ -12,13 +13,14 @@ import transformers_qaig  # noqa: F401  (registers the quantizer)
 from accuracy_peers import Job, Quantized
 from accuracy_peers.common import linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
+from accuracy_peers.token_weights import KINDS, weighed_by
 from transformers_qaig import QAIGConfig, QAIGLinear
 from transformers_qaig.calibration.encode import NO_ANSWER
 from transformers_qaig.recipes import RECIPES
 
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
-    recipe = _known(job.settings["recipe"])
+    recipe, kind = _known(job.settings["recipe"])
     if RECIPES[recipe].reads_answers:
         samples = _labelled(job)
     config = QAIGConfig(
@@ -29,12 +31,14 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
         dataset=samples,
         num_samples=len(samples),
     )
-    start = time.perf_counter()
-    model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
-    seconds = time.perf_counter() - start
+    with weighed_by(kind, job.bits, job.group_size) if kind else nullcontext():
+        start = time.perf_counter()
+        model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
+        seconds = time.perf_counter() - start
     linears = {path: module.dequantize(torch.float32) for path, module in linears_of(model, QAIGLinear).items()}
     rotated = sum(module.rotation is not None for module in model.modules() if isinstance(module, QAIGLinear))
     settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe]), "rotated": rotated}
+    settings |= {"token_weights": kind} if kind else {}
     return Quantized(model.to(torch.float32), linears, model.qaig_report.bits_per_weight, seconds, settings)
 
 
@@ -49,9 +53,18 @@ def _labelled(job: Job) -> list[Inputs]:
     return samples
 
 
-def _known(name: str) -> str:
-    """Make a variant such as `fast-shuffled` known to the package: recipe `fast` with other token weights."""
-    base, _, weights = name.rpartition("-")
-    if name not in RECIPES and base in RECIPES:
-        RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights=weights)  # type: ignore[arg-type]
-    return name
+def _known(name: str) -> tuple[str, str]:
+    """
+    Make a variant such as `fast-shuffled` known to the package: recipe `fast` with other token weights.
+
+    Returns:
+        its name, and the kind of its token weights if the package has none of that kind.
+    """
+    for base in RECIPES:
+        weights = name.removeprefix(f"{base}-")
+        if name not in RECIPES and weights != name:
+            ours = weights.removesuffix("-shuffled") in KINDS
+            # "gradient" has the answers read.
+            RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights="gradient" if ours else weights)  # type: ignore[arg-type]
+            return name, weights if ours else ""
+    return name, ""

@@ -1,0 +1,84 @@
+"""The token weights that only the accuracy benchmark has: their shares add up to what they are shares of."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from transformers_qaig.calibration.dataset import answer_mask, load_samples, token_mask
+from transformers_qaig.calibration.inputs import picture_tokens
+from transformers_qaig.recipes import RECIPES
+from transformers_qaig.structure import find_blocks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny-vlm"))
+from accuracy_peers.qaig import _known
+from accuracy_peers.token_weights import Given, kl
+from conversations import conversation
+
+MODEL = Path(__file__).parents[1] / "examples" / "tiny-vlm" / "model"
+
+
+@pytest.fixture(scope="module")
+def arguments() -> list[Any]:
+    """What calibration gives: the model, its blocks, samples, their masks and their answers."""
+    model = AutoModelForImageTextToText.from_pretrained(MODEL).eval().requires_grad_(False)
+    chats = [conversation(seed) for seed in (0, 1)]
+    samples = load_samples(chats, AutoProcessor.from_pretrained(MODEL), num_samples=2, seed=0, with_labels=True)
+    answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+    masks = [token_mask(sample) for sample in samples]
+    samples = [{key: value for key, value in sample.items() if key != "labels"} for sample in samples]
+    return [model, list(find_blocks(model).values()), samples, masks, answers]
+
+
+@torch.no_grad()
+def test_the_shares_of_all_groups_add_up_to_the_loss_with_all_linears_rounded(arguments: list[Any]) -> None:
+    given = Given("path", 2, 64, *arguments)
+    sums = [sum(float(rows[sample].sum()) for rows in given.shares.values()) for sample in (0, 1)]
+    for linear in given.linears.values():
+        linear.weight += given.errors[linear]
+    losses = [float(kl(given.log_p[sample], given._answer(sample))) for sample in (0, 1)]
+    assert min(losses) > 1e-4
+    assert sums == pytest.approx(losses, rel=0.03)
+
+
+@torch.no_grad()
+def test_the_shares_of_a_blocks_tokens_add_up_to_the_loss_with_it_rounded(arguments: list[Any]) -> None:
+    given = Given("downstream", 2, 64, *arguments)
+    assert set(given.weights(0, [])) == {0, 1}
+    for (block, _), linear in given.linears.items():
+        if block == 0:
+            linear.weight += given.errors[linear]
+    losses = [float(kl(given.log_p[sample], given._answer(sample))) for sample in (0, 1)]
+    assert [float(row.sum()) for row in given.shares[0]] == pytest.approx(losses, rel=0.15)
+
+
+def test_shuffled_weights_are_the_same_ones_elsewhere(arguments: list[Any]) -> None:
+    name = "self_attn.q_proj"
+    own, shuffled = (Given(kind, 2, 64, *arguments).weights(2, [name])[0] for kind in ("path", "path-shuffled"))
+    assert not torch.equal(own, shuffled)
+    torch.testing.assert_close(own.sort().values, shuffled.sort().values)
+
+
+def test_fishers_weights_are_nothing_where_no_answer_can_look(arguments: list[Any]) -> None:
+    given = Given("fisher", 2, 64, *arguments)
+    row, answers = given.shares[5, "mlp.down_proj"][0], arguments[4][0]
+    read = torch.cat([answers[:, 1:], torch.zeros(1, 1, dtype=torch.bool)], 1)  # the next token is an answer's
+    assert (row[read] > 0).all()
+    assert (row[~read] == 0).all()
+
+
+def test_a_variant_is_a_recipe_and_a_kind() -> None:
+    before = dict(RECIPES)
+    try:
+        assert _known("default") == ("default", "")
+        assert _known("default-shuffled") == ("default-shuffled", "")
+        assert _known("default-path-shuffled") == ("default-path-shuffled", "path-shuffled")
+        assert RECIPES["default-path-shuffled"].reads_answers
+        assert RECIPES["default-shuffled"].token_weights == "shuffled"
+    finally:
+        RECIPES.clear()
+        RECIPES.update(before)
