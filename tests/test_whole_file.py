@@ -1,7 +1,9 @@
 """Tower, projector, embeddings and head packed too: from the request to the file and back."""
 
+import copy
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,18 @@ def test_embeddings_are_found_and_refuse_to_be_resized(
         for owner in (model, model.model, model.model.language_model):
             with pytest.raises(NotImplementedError, match="dequantize"):
                 owner.resize_token_embeddings(table.num_embeddings + 1)
+
+
+@pytest.mark.parametrize("which", ["tied", "untied"])
+def test_copies_and_pickles_are_whole(which: str, request: pytest.FixtureRequest) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(request.getfixturevalue(which)[1])
+    ids = torch.tensor([[3, 4, 5]])
+    others = copy.deepcopy(model), pickle.loads(pickle.dumps(model))  # a forward leaves hooks that are not pickled
+    for other in others:
+        assert torch.equal(other(ids).logits, model(ids).logits)
+        with pytest.raises(NotImplementedError, match="dequantize"):
+            other.resize_token_embeddings(7)
+        assert other.resize_token_embeddings() is other.get_input_embeddings()
 
 
 def test_generates_as_its_dequantized_self(tied: tuple[nn.Module, Path], gemma3: Path) -> None:

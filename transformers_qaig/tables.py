@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -48,7 +48,8 @@ def finish_tables(model: PreTrainedModel, activation_bits: int = 16) -> None:
         names = tied_names(model.all_tied_weights_keys, table.module.sym, head.path, table.path)
         model.all_tied_weights_keys = model._tied_weights_keys = names
     for owner in _owners(model, table.module):
-        owner.resize_token_embeddings = MethodType(_refuse_to_resize, owner)  # type: ignore[method-assign]
+        # Not a bound method, which is pickled by a name that the owner's class does not have.
+        owner.resize_token_embeddings = partial(_refuse_to_resize, owner)  # type: ignore[assignment]
 
 
 def unfinish_tables(model: PreTrainedModel) -> None:
