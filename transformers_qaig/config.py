@@ -12,10 +12,11 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .allocation import parse_size
-from .entries import BITS, check_entry, check_plan, is_int
-from .nn.hadamard import MAX_SEED
+from .entries import is_int
 from .recipes import recipe_of
+from .validation import CHOICES, COSTS, check_settings
+
+__all__ = ["CHOICES", "COSTS", "QAIGConfig", "read_plan"]
 
 QUANT_METHOD = "qaig"
 FORMAT_VERSION = 1
@@ -23,9 +24,6 @@ FORMAT_VERSION = 1
 FORMAT_NEEDS = "0.1.0"
 """First release of transformers-qaig that reads `FORMAT_VERSION`."""
 
-CHOICES = (2, 3, 4, 8)
-"""Widths to choose from under a budget."""
-COSTS = ("alone", "error", "fisher", "path")
 DEFAULT_COST = "fisher"
 
 _RUNTIME = (
@@ -163,7 +161,7 @@ class QAIGConfig(QuantizationConfigMixin):
         budgeted = target_bits is not None or target_size is not None
         if bits is None:
             bits = CHOICES if budgeted else 4
-        self.bits = sorted(set(bits)) if isinstance(bits, (list, tuple, set, range)) else bits
+        self.bits = list(bits) if isinstance(bits, (list, tuple, set, range)) else bits
         self.group_size = group_size
         self.sym = sym
         self.recipe = recipe
@@ -211,62 +209,9 @@ class QAIGConfig(QuantizationConfigMixin):
             hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(self._known())}."
             raise TypeError(f"QAIGConfig got an unknown argument `{name}`.{hint}")
 
-        self._validate_budget()
-        for candidate in self.candidates:
-            check_entry(candidate, "QAIGConfig")
-        if self.stages is not None and not isinstance(self.stages, Mapping):
-            raise ValueError(f"`stages` must map a recipe's attributes to values, got {self.stages!r}.")
-        recipe_of(self.recipe, self.stages)
-        for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
-            value = getattr(self, name)
-            if value is not None and (not is_int(value) or value not in BITS):
-                raise ValueError(f"`{name}` must be an integer from {BITS[0]} to {BITS[-1]}, or None, got {value!r}.")
-        if not is_int(self.activation_bits) or self.activation_bits not in (8, 16):
-            raise ValueError(
-                f"`activation_bits` must be 16 (activations as they are) or 8, got {self.activation_bits!r}."
-            )
-        if not isinstance(self.min_coverage, (int, float)) or not 0 <= self.min_coverage <= 1:
-            raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {self.min_coverage!r}.")
-        if not is_int(self.num_samples) or self.num_samples < 1:
-            raise ValueError(f"`num_samples` must be a positive integer, got {self.num_samples!r}.")
-        if not is_int(self.seed) or not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, got {self.seed!r}.")
-        skip = self.modules_to_not_convert
-        if skip is not None and (isinstance(skip, str) or not all(isinstance(s, str) for s in skip)):
-            raise ValueError(f"`modules_to_not_convert` must be a list of paths or patterns, got {skip!r}.")
-        if self.overrides is not None:
-            if not isinstance(self.overrides, Mapping):
-                raise ValueError(f"`overrides` must map patterns to bits, got {self.overrides!r}.")
-            for pattern, value in self.overrides.items():
-                entry = {"bits": value} if not isinstance(value, Mapping) else value
-                check_entry(entry, f"overrides[{pattern!r}]")
-        if self.plan is not None:
-            check_plan(self.plan)
-
-    def _validate_budget(self) -> None:
-        if self.target_bits is not None and self.target_size is not None:
-            raise ValueError("`target_bits` and `target_size` are two ways to say one budget: give one of them.")
-        if self.has_budget and not isinstance(self.bits, list):
-            raise ValueError(
-                f"`bits={self.bits!r}` leaves nothing to choose: under `target_bits` or `target_size` give several, "
-                f"such as {list(CHOICES)}."
-            )
-        if isinstance(self.bits, list) and not self.has_budget:
-            raise ValueError(
-                f"`bits={self.bits!r}` are several to choose from, which needs `target_bits` or `target_size`; "
-                "without one give one integer, and `overrides` for single weights."
-            )
-        if isinstance(self.bits, list) and not self.bits:
-            raise ValueError("`bits` is empty: there is no width to choose.")
-        target = self.target_bits
-        if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0):
-            raise ValueError(f"`target_bits` must be a positive number, got {target!r}.")
-        if self.target_size is not None:
-            parse_size(self.target_size)
-        if self.cost not in COSTS:
-            raise ValueError(f"`cost` must be one of {sorted(COSTS)}, got {self.cost!r}.")
-        if not isinstance(self.fuse_groups, bool):
-            raise ValueError(f"`fuse_groups` must be True or False, got {self.fuse_groups!r}.")
+        check_settings(self)
+        if isinstance(self.bits, list):
+            self.bits = sorted(set(self.bits))
 
     @property
     def has_budget(self) -> bool:

@@ -18,6 +18,8 @@ def check_plan(plan: Any) -> None:
         raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
     for path, entry in plan.items():
         where = f"plan[{path!r}]"
+        if not isinstance(path, str):
+            raise ValueError(f"{where}: a weight's path is a string.")
         if not isinstance(entry, Mapping) or set(entry) - {"rotation"} != {"bits", "group_size", "sym"}:
             raise ValueError(f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {entry!r}.")
         check_entry({key: value for key, value in entry.items() if key != "rotation"}, where)
