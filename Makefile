@@ -64,7 +64,7 @@ nvrtc: $(VENV)/.nvrtc
 	$(BIN)/python -m pytest -q tests/cuda/test_nvrtc.py
 
 gpu:
-	PYTHON="$(PYTHON)" tools/gpu.sh
+	PYTHON="$(PYTHON)" STEPS="$(STEPS)" GEMM="$(GEMM)" GENERATE="$(GENERATE)" tools/gpu.sh
 
 package: $(VENV)/.dev
 	PYTHON="$(BIN)/python" tools/check_package.sh

@@ -9,7 +9,8 @@ One JSON line per cell on standard output, tables on standard error. Shapes are 
 replayed from a CUDA graph, so that launches cost what they cost in a compiled model; each candidate has copies of its
 weight, used in turn, of twice the L2 cache in all. `qaig` is what a layer does; `qaig decode`, `qaig fused` and `qaig
 unpack` are its three ways at every M, and where they cross are the thresholds that csrc/cuda/tuning.h should hold for
-this GPU.
+this GPU. `qaig a8` and its ways (`integer` for `fused`) round activations to 8 bits. Ratios to the best peer stay
+within a class: 16-bit activations, or rounded ones.
 """
 
 from __future__ import annotations
@@ -90,10 +91,9 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             for m in options.m:
                 x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
                 rows = [run(one, x, options.seconds, device) for one in made if isinstance(one, Candidate)]
-                dense = [row["us"] for row in rows if row.get("activations") == "bf16" and "us" in row]
                 for row in rows:
                     if "us" in row:
-                        row |= rates(row, m, n, k, about["copy_gb_per_s"], dense)
+                        row |= rates(row, m, n, k, about["copy_gb_per_s"]) | ratios(row, rows)
                     yield cell | {"m": m} | row
 
 
@@ -190,13 +190,25 @@ def clock(call: Callable[[int], object], copies: int, seconds: float, device: to
     return times, graph is not None
 
 
-def rates(row: Row, m: int, n: int, k: int, copy_gb_per_s: float, dense: list[float]) -> Row:
-    """What a time amounts to: against the memory, against a floor for small products, and against cuBLAS."""
+def rates(row: Row, m: int, n: int, k: int, copy_gb_per_s: float) -> Row:
+    """What a time amounts to: against the memory, and against a floor for small products."""
     us = row["us"]
     rate = row["weight_bytes"] / us / 1e3
     result = {"gb_per_s": rate, "tflop_per_s": 2 * m * n * k / us / 1e6, "bandwidth_fraction": rate / copy_gb_per_s}
-    result["times_floor"] = us / max(row["weight_bytes"] / copy_gb_per_s / 1e3, LEAST_US)
-    return result | ({"speed_over_bf16": dense[0] / us} if dense else {})
+    return result | {"times_floor": us / max(row["weight_bytes"] / copy_gb_per_s / 1e3, LEAST_US)}
+
+
+def ratios(row: Row, rows: list[Row]) -> Row:
+    """How many times as fast as cuBLAS in bfloat16, and as the best peer whose activations are as exact as its own."""
+    timed = [other for other in rows if "us" in other]
+    dense = [other["us"] for other in timed if other["activations"] == "bf16"]
+    result = {"speed_over_bf16": dense[0] / row["us"]} if dense else {}
+    is_rounded = row["activations"] == "a8"
+    peers = [o for o in timed if not o["op"].startswith("qaig") and (o["activations"] == "a8") == is_rounded]
+    if row["op"].startswith("qaig") and peers:
+        best = min(peers, key=lambda peer: peer["us"])
+        result |= {"best_peer": best["op"], "speed_over_best_peer": best["us"] / row["us"]}
+    return result
 
 
 def markdown(rows: list[Row]) -> str:
@@ -218,13 +230,14 @@ def markdown(rows: list[Row]) -> str:
         reasons = dict.fromkeys(f"{row['op'] or 'peer'}: {row['reason']}" for row in cells if "reason" in row)
         lines += [f"\nNot measured: {reason}" for reason in reasons]
         lines.append(f"\n{crossing(figures)}")
+        lines.append(f"\nRounded to 8 bits. {crossing(figures, 'qaig a8', 'integer')}")
         parts.append(f"### K={k}, N={n}, {bits} bits\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 
-def crossing(figures: dict[str, dict[int, Row]]) -> str:
+def crossing(figures: dict[str, dict[int, Row]], name: str = "qaig", tiled: str = "fused") -> str:
     """The most tokens at which each way is the fastest of those measured, for csrc/cuda/tuning.h."""
-    ways = {way: figures[f"qaig {way}"] for way in ("decode", "fused", "unpack") if f"qaig {way}" in figures}
+    ways = {way: figures[f"{name} {way}"] for way in ("decode", tiled, "unpack") if f"{name} {way}" in figures}
     tokens = sorted(set.intersection(*(set(by_m) for by_m in ways.values()))) if len(ways) > 1 else []
     if not tokens:
         return "Thresholds: not measured."

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
 from .allocation import Option, allocate, describe, fused_sets, reachable
-from .calibrate import calibrate
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers, guard_key
 from .config import QAIGConfig
@@ -27,7 +26,6 @@ from .nn.packed import PackedModule, check_packed
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
-from .sensitivity import measure_costs
 from .structure import are_tied, find_head, find_table
 from .tables import finish_tables, replace, unfinish_tables
 
@@ -145,6 +143,8 @@ class QAIGHfQuantizer(HfQuantizer):
             attach_model_card(model)
             self._prepare(model)
             return
+        from .calibrate import calibrate  # here, because all that needs greenlet comes with it, and loading does not
+
         try:
             with torch.enable_grad():
                 if self.options:
@@ -172,6 +172,8 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Choose the plan under the budget, by what each width would cost the answers."""
+        from .sensitivity import measure_costs  # here for the same reason as `calibrate`
+
         self.options = measure_costs(model, self.options, self.samples, self.answers, self.quantization_config)
         fused = self._fused()
         allocation = allocate(self.options, self.budget, fused)

@@ -1,31 +1,31 @@
-"""The candidates of `gpu_gemm.py`: ours by its own choice and by each of its three ways, cuBLAS, and packed peers."""
+"""The candidates of `gpu_gemm.py`: ours by its own choice and by each of its ways, cuBLAS, and packed peers.
+
+Each with 16-bit activations, or with activations rounded to 8 bits ("a8"): those are held against products of rounded
+activations only.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from transformers_qaig.cuda import interface
 from transformers_qaig.nn import QAIGLinear
 
 from . import Candidate, Problem, Unavailable
 
-DECODE_ROWS = 16
-"""Tokens that one decode launch takes."""
-
-FUSED_ROWS = (33, 128)
-"""The least and the most tokens that fused kernels take on every GPU that has them (csrc/cuda/tuning.h)."""
-
-UNPACK_ROWS = 257
-"""More tokens than any GPU's `most_fused_rows`: such products unpack the weight."""
+MOST_TOKENS = 1 << 14
+"""A way that begins beyond is not measured."""
 
 
 def candidates(problem: Problem, device: torch.device) -> Iterator[Candidate | Unavailable]:
     """Those for a problem, each with its weights on the device; why others are missing."""
-    for make in (_ours, Dense, TinyGemm, NF4):
+    for make in (_ours, Dense, TinyGemm, NF4, Int8, Float8):
         try:
             made = make(problem, device)
             yield from made if isinstance(made, list) else [made]
@@ -53,12 +53,31 @@ def _ours(problem: Problem, device: torch.device) -> list[Candidate]:
     prepared = layer.prepare()
     weight_bytes = sum(p.nbytes for n, p in layer.named_parameters() if n != "weight_shape")
     layers = [layer] + [copy.deepcopy(layer) for _ in range(problem.copies(weight_bytes) - 1)]
-    names = (
-        {"qaig": Ours, "qaig decode": OursDecode, "qaig fused": OursFused, "qaig unpack": OursUnpack}
-        if prepared
-        else {"qaig reference": Ours}
-    )
-    return [kind(name, problem, layers, weight_bytes, device) for name, kind in names.items()]
+    rounded = [copy.copy(one) for one in layers]  # the same tensors
+    for one in rounded:
+        one.activation_bits = 8
+    result = [Ours("qaig" if prepared else "qaig reference", problem, layers, weight_bytes, device)]
+    result.append(Ours(result[0].name + " a8", problem, rounded, weight_bytes, device))
+    if prepared:
+        limits = interface.tuning_for(_capability(device))
+        for name, most_tiled, used in (
+            ("qaig", limits.most_fused_rows, layers),
+            ("qaig a8", limits.most_integer_rows, rounded),
+        ):
+            tiled = "fused" if used is layers else "integer"
+            ways = {"decode": (1, interface.MOST_ROWS), tiled: (limits.most_decode_rows + 1, most_tiled)}
+            ways["unpack"] = (max(limits.most_decode_rows, most_tiled) + 1, MOST_TOKENS)
+            for way, (least, most) in ways.items():
+                if least <= min(most, MOST_TOKENS):  # not every GPU has every way
+                    result.append(OursByOneWay(f"{name} {way}", problem, used, weight_bytes, device, least, most))
+    return result
+
+
+def _capability(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 90  # for a dry run, that of some GPU with every way
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 class Ours(OnDevice):
@@ -70,6 +89,8 @@ class Ours(OnDevice):
         super().__init__(device)
         self.name, self.problem, self.layers = name, problem, layers
         self.weight_bytes, self.copies = weight_bytes, len(layers)
+        if layers[0].activation_bits == 8:
+            self.activations, self.tolerance = "a8", 0.05
 
     def run(self, copy: int) -> None:
         self.y = self.layers[copy](self.x)
@@ -78,10 +99,14 @@ class Ours(OnDevice):
         return self.problem.weight
 
 
-class OursInParts(Ours):
-    """Few tokens are padded and many are split, so that a way is taken that the operator would not choose."""
+class OursByOneWay(Ours):
+    """Fewer than `least` tokens are padded and more than `most` are split, so that a way is taken that the operator
+    would not choose (csrc/cuda/tuning.h).
+    """
 
-    least, most = 1, 1 << 20
+    def __init__(self, *arguments: Any) -> None:
+        *ours, self.least, self.most = arguments
+        super().__init__(*ours)
 
     def prepare(self, x: Tensor) -> None:
         super().prepare(x)
@@ -94,24 +119,6 @@ class OursInParts(Ours):
 
     def output(self) -> Tensor:
         return torch.cat(self.parts)[: self.tokens].cpu()
-
-
-class OursDecode(OursInParts):
-    """By decode kernels."""
-
-    most = DECODE_ROWS
-
-
-class OursFused(OursInParts):
-    """By fused kernels; more tokens than one of their launches takes everywhere in several, which costs them."""
-
-    least, most = FUSED_ROWS
-
-
-class OursUnpack(OursInParts):
-    """By unpacking the weight."""
-
-    least = UNPACK_ROWS
 
 
 class Dense(OnDevice):
@@ -183,3 +190,67 @@ class NF4(OnDevice):
 
     def weight(self) -> Tensor:
         return self._weight
+
+
+class Rounded(OnDevice):
+    """A product of activations that are rounded to 8 bits per token, on the fly as ours are, by torch's operators."""
+
+    activations, tolerance = "a8", 0.05
+    dtype: torch.dtype
+    largest: float
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        super().__init__(device)
+        weight = problem.weight.to(device)
+        self.scale = weight.abs().amax(1) / self.largest
+        weight = self.cast(weight / self.scale[:, None])
+        self.weight_bytes = weight.nbytes + self.scale.nbytes
+        self.copies = problem.copies(self.weight_bytes)
+        self.weights = [weight] + [weight.clone() for _ in range(self.copies - 1)]
+
+    def cast(self, values: Tensor) -> Tensor:
+        return values.to(self.dtype)
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """x as it is multiplied, and each token's scale."""
+        scale = self.x.abs().amax(1, keepdim=True).float().clamp(min=1e-5) / self.largest
+        return self.cast(self.x / scale), scale
+
+    def weight(self) -> Tensor:
+        return (self.weights[0].float() * self.scale[:, None]).cpu()
+
+
+class Int8(Rounded):
+    name, dtype, largest = "torch _int_mm int8", torch.int8, 127.0
+    LEAST = 17
+    """Rows that `_int_mm` wants; fewer are padded, before the time counts."""
+
+    def prepare(self, x: Tensor) -> None:
+        super().prepare(x)
+        self.tokens = x.shape[0]
+        self.x = pad(self.x, (0, 0, 0, max(0, self.LEAST - self.tokens)))
+
+    def cast(self, values: Tensor) -> Tensor:
+        return values.round().to(self.dtype)
+
+    def run(self, copy: int) -> None:
+        x, scale = self.rounded()
+        self.y = (torch._int_mm(x, self.weights[copy].t()) * (scale * self.scale)).bfloat16()
+
+    def output(self) -> Tensor:
+        return self.y[: self.tokens].cpu()
+
+
+class Float8(Rounded):
+    name, dtype, largest = "torch _scaled_mm float8", torch.float8_e4m3fn, 448.0
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+            raise NotImplementedError("on CUDA from compute capability 8.9 on")
+        super().__init__(problem, device)
+
+    def run(self, copy: int) -> None:
+        x, scale = self.rounded()
+        self.y = torch._scaled_mm(
+            x, self.weights[copy].t(), scale_a=scale, scale_b=self.scale[None], out_dtype=torch.bfloat16
+        )
