@@ -28,6 +28,7 @@ import torch
 from filelock import FileLock
 
 from . import compiler
+from .files import write
 
 _PACKAGE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -228,7 +229,7 @@ def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc |
                     compiler.compile_library(sources, _TORCH, found, library, nvcc)
                 except compiler.CompileError as error:
                     if nvcc is not None:
-                        failure.write_text(str(error))
+                        write(failure, str(error))
                     raise
     return library
 

@@ -22,13 +22,14 @@ from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
 from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
-from .calibration.resume import claim, digest, write
+from .calibration.resume import claim, digest
 from .calibration.streaming import streaming
 from .calibration.treatment import Tools, choose, dtype_of, in_float32
 from .calibration.weighing import Weigher
 from .config import QAIGConfig
 from .coverage import Plan
 from .equalization.finder import GroupFinder
+from .files import write, written_whole
 from .recipes import recipe_of
 from .structure import find_blocks
 
@@ -93,7 +94,7 @@ def measure_costs(
                 with streaming(model, list(blocks.values()), device):
                     found = _costs_of(model, errors, samples, answers, config, bar)
                 if known is not None:
-                    write(known, json.dumps(found).encode())
+                    write(known, json.dumps(found))
             for path, choices in options.items():
                 if index < len(choices):
                     costs[path].append(found[path])
@@ -143,8 +144,8 @@ def errors_of(
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
                     if file is not None:
                         file.parent.mkdir(parents=True, exist_ok=True)
-                        save_file(found, file.with_suffix(".tmp"))
-                        file.with_suffix(".tmp").replace(file)
+                        with written_whole(file) as temporary:
+                            save_file(found, temporary)
                 else:
                     found = {}
                 for sample in list(calls) if block is not doors[-1] else ():

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..coverage import Plan
+from ..files import write, written_whole
 from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import BlockSummary
@@ -108,9 +108,8 @@ class BlockStore:
             "rotations": json.dumps(rotations),
             "weights": digest([dict(block.named_parameters())]),
         }
-        temporary = file.with_suffix(".tmp")
-        save_file({k: v.contiguous() for k, v in result.state_dict().items()}, temporary, metadata)
-        os.replace(temporary, file)
+        with written_whole(file) as temporary:
+            save_file({k: v.contiguous() for k, v in result.state_dict().items()}, temporary, metadata)
 
 
 def claim(folder: Path, run: Mapping[str, Any]) -> None:
@@ -124,7 +123,7 @@ def claim(folder: Path, run: Mapping[str, Any]) -> None:
     file = folder / "run.json"
     text = json.dumps(run, indent=1, sort_keys=True)
     if not file.exists():
-        write(file, text.encode())
+        write(file, text)
     elif file.read_text() != text:
         known = json.loads(file.read_text())
         differs = sorted(key for key in run if run[key] != known.get(key))
@@ -132,13 +131,6 @@ def claim(folder: Path, run: Mapping[str, Any]) -> None:
             f"`work_dir` {folder} holds another run (different {', '.join(differs) or 'version'}): give an "
             "empty folder, or the same configuration, model and data to resume it."
         )
-
-
-def write(file: Path, data: bytes) -> None:
-    """Write a file all or nothing."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, file)
 
 
 def digest(items: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from ..allocation import Options, allocate, fused_sets, knee, reachable
 from ..calibration.inputs import load_inputs
 from ..config import CHOICES, COSTS, DEFAULT_COST, QAIGConfig
 from ..coverage import Coverage
+from ..files import write
 from ..plan import list_options
 from ..recipes import RECIPES
 from ..report.front import Front, Point, plot, table
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         bits = found.points[found.knee].bits if options.pick is None else options.pick
         allocation = allocate(choices, bits * coverage.packed + 0.5, fused)
-        options.output.write_text(json.dumps(allocation.entries, indent=1) + "\n", encoding="utf-8")
+        write(options.output, json.dumps(allocation.entries, indent=1) + "\n")
         print(f"plan at {allocation.size / coverage.packed:.2f} bits: {options.output}, for QAIGConfig(plan=...)")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..files import written_whole
 from .statistics import AnswerStatistics, paired_ratio
 
 
@@ -123,7 +124,8 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     panels[0].set(yscale="log", xlabel="stored bits per quantized weight", ylabel="KL of the answers, nats per token")
     panels[1].set(xlabel="size of the weights' file, MB")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=150)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _with_error(figure: dict[str, float] | None, digits: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..allocation import Allocation
 from ..coverage import Coverage
+from ..files import written_whole
 
 BAR = 32
 """Characters of the longest bar in the table."""
@@ -97,7 +98,8 @@ def plot(front: Front, path: str | Path) -> None:
     axes.set(xlabel="stored bits per packed weight", ylabel="predicted loss")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _row(point: Point) -> str:

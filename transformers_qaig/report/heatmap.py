@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import written_whole
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -96,7 +98,8 @@ def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> No
     bar.set_label("token importance λ (1 = average token)", color=INK, fontsize=9)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=INK, length=2)
-    figure.savefig(path, format="png")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw_picture(axes: Any, item: TokenMap, values: np.ndarray, scale: Any) -> None:

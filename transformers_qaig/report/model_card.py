@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
+from ..files import write
 from .summary import QuantizationReport
 
 MARK = "<!-- Written by transformers-qaig. Without this line the card is kept when the model is pushed again. -->"
@@ -92,7 +93,7 @@ def save_model_card(model: Any, directory: str | os.PathLike[str], base_model_id
         base_model_id,
         size_in_bytes=_weight_bytes(directory),
     )
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    write(directory / "README.md", card)
     return directory / "README.md"
 
 
@@ -141,7 +142,7 @@ class _UploadWithCard:
                 size_in_bytes=_weight_bytes(folder),
                 tags=known or [],
             )
-            readme.write_text(card, encoding="utf-8")
+            write(readme, card)
         if kwargs.get("commit_message") is None:
             kwargs["commit_message"] = f"Upload {self.class_name}"
         return PushToHubMixin()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
