@@ -41,3 +41,25 @@ def test_a_span_that_is_none_is_a_usage_error(budgets: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["plan", "nowhere", "--budgets", budgets])
     assert "--budgets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--points", "1"], "--points"),
+        (["--pick", "3"], "--output"),
+        (["--pick", "-1", "--output", "plan.json"], "--pick"),
+        (["--output", "no/such/folder/plan.json"], "--output"),
+        (["--plot", "."], "--plot"),
+        (["--bits", "2", "9"], "bits"),
+        (["--budgets", "3:inf"], "target_bits"),
+    ],
+)
+def test_unusable_arguments_are_refused_before_the_model_is_loaded(arguments: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        main(["plan", "no/such/model", *arguments])
+
+
+def test_a_pick_out_of_reach_is_refused_before_anything_is_measured(llava: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--pick 1"):
+        main(["plan", str(llava), *OPTIONS, "--pick", "1", "--output", str(tmp_path / "plan.json")])

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,24 @@ def register(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raise `ValueError` for arguments that would be found unusable only after the model is loaded and measured."""
+    if options.points < 2:
+        raise ValueError(f"--points must be at least 2, got {options.points}.")
+    if options.pick is not None and options.output is None:
+        raise ValueError("--pick says which plan --output writes: give --output, too.")
+    if options.pick is not None and not 0 < options.pick < math.inf:
+        raise ValueError(f"--pick must be a positive number of bits, got {options.pick}.")
+    for name in ("plot", "output"):
+        file = getattr(options, name)
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise ValueError(f"--{name} must be a file in a folder that is there, got {file}.")
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
+
+
 def run(options: argparse.Namespace) -> None:
+    check(options)
     low, high = options.budgets
     config = QAIGConfig(
         target_bits=high,
@@ -73,6 +92,8 @@ def run(options: argparse.Namespace) -> None:
     coverage.require(config.min_coverage)
     fused = fused_sets(choices) if config.fuse_groups else []
     budgets = budgets_between(low, high, options.points, coverage, reachable(choices, fused))
+    if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
+        raise ValueError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
     samples, answers = load_inputs(model, config)
     with torch.enable_grad():
         choices = measure_costs(model, choices, samples, answers, config)
@@ -93,11 +114,9 @@ def budgets_between(low: float, high: float, points: int, coverage: Coverage, li
     Budgets in stored bits, evenly from `low` to `high` stored bits per weight, within what can be reached.
 
     Raises:
-        ValueError: nothing in the range can be reached, or fewer than two points.
+        ValueError: nothing in the range can be reached.
     """
     least, most = (bits / coverage.packed for bits in limits)
-    if points < 2:
-        raise ValueError(f"--points must be at least 2, got {points}.")
     if high < least or low > most:
         raise ValueError(
             f"--budgets {low}:{high} cannot be met: these widths and this group size take {least:.3f} to {most:.3f} "
