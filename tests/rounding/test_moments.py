@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor
 
+from transformers_qaig.rounding import moments
 from transformers_qaig.rounding.moments import DAMPING, Curvature, inverse_factor, moment_sum, second_moment
 
 K = 96
@@ -35,6 +36,19 @@ def test_the_factor_is_of_the_damped_inverse() -> None:
     assert torch.equal(factor, factor.triu())
     damped = moment.double() + DAMPING * moment.diagonal().mean().double() * torch.eye(K)
     torch.testing.assert_close((factor.T @ factor).double() @ damped, torch.eye(K).double(), rtol=0, atol=1e-3)
+
+
+def test_a_factor_in_an_order_is_that_of_the_moments_in_that_order() -> None:
+    moment, order = _moment(), torch.randperm(K)
+    expected = inverse_factor(moment[order][:, order], DAMPING)
+    assert torch.equal(inverse_factor(moment, DAMPING, order), expected)
+
+
+def test_moments_are_made_in_stripes(monkeypatch) -> None:
+    x, weight = torch.randn(1, 50, K), torch.rand(1, 50)
+    whole = moment_sum([(x, x, weight)])[0]
+    monkeypatch.setattr(moments, "STRIPE", 40)
+    torch.testing.assert_close(moment_sum([(x, x, weight)])[0], whole)
 
 
 def test_solving_undoes_the_order_of_columns() -> None:

@@ -112,6 +112,11 @@ def folded(original: nn.Module, choices: Choices) -> nn.Module:
     return block
 
 
+def folded_view(original: nn.Module, choices: Choices) -> nn.Module:
+    """The folded block, not to be changed: the original itself where nothing is folded (in a 7 B model, 0.9 GB)."""
+    return folded(original, choices) if choices.scales or choices.parameters else original
+
+
 def rounded(original: nn.Module, choices: Choices, names: list[str], dtype: torch.dtype) -> nn.Module:
     """The folded fp32 block with linears `names` rounded, scales to `dtype`, inputs included; dense, for running."""
     block = folded(original, choices)

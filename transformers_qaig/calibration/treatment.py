@@ -17,7 +17,7 @@ from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from .block import OutputError, first_tensor, forward
-from .choices import Choices, Entries, cast_like, folded, packed, rounded
+from .choices import Choices, Entries, cast_like, folded_view, packed, rounded
 from .doors import Streams
 from .learning import BlockLearner
 from .stages import Site, Stage, clip, compensate, equalize, rotate
@@ -95,7 +95,7 @@ class Treatment:
         self.dtype, self.in_float32 = dtype_of(block, entries), in_float32(block)
         self.judges = list(calls)[::HELD_BACK] if self.recipe.do_no_harm else []
         self.learners = [sample for sample in calls if sample not in self.judges] or self.judges
-        self.wanted = {sample: first_tensor(forward(block, calls[sample])) for sample in self.judges}
+        self.wanted = {sample: first_tensor(forward(block, calls[sample])).cpu() for sample in self.judges}
 
     def choose(self) -> Choices:
         """What follows for the block's weights; `summary` tells about it."""
@@ -112,7 +112,7 @@ class Treatment:
 
     def _pass(self, groups: Sequence[Group], stages: Sequence[Stage], earlier: Choices) -> Choices:
         """Every group through the stages, in the block that has the earlier choices' scales folded."""
-        original = folded(self.in_float32, earlier)
+        original = folded_view(self.in_float32, earlier)
         full = cast_like(copy.deepcopy(original), self.block) if earlier.scales else self.block
         choices = self.nothing
         done: list[str] = []
@@ -164,7 +164,8 @@ class Treatment:
             return float("inf")
         trial, error = self._rounded(original, candidate, done), OutputError()
         for sample in self.judges:
-            error.add(forward(trial, self.streams.calls_q[sample]), self.wanted[sample], self.streams.masks[sample])
+            output = first_tensor(forward(trial, self.streams.calls_q[sample]))
+            error.add(output, self.wanted[sample].to(output.device), self.streams.masks[sample])
         return error.value
 
     def _rounded(self, original: nn.Module, choices: Choices, names: list[str]) -> nn.Module:

@@ -47,43 +47,7 @@ def gptq(weight: Tensor, curvature: Curvature, grid: Grid) -> Rounding:
     Raises:
         ValueError: shapes that do not fit.
     """
-    return _rounded(weight, curvature, grid)[0]
-
-
-def _rounded(weight: Tensor, curvature: Curvature, grid: Grid) -> tuple[Rounding, Tensor]:
-    """The rounding, and e H eᵀ of every row with the damped H: the sum of (e_j / U_jj)² as each column was rounded."""
-    columns, order, factor = weight.shape[-1], curvature.order, curvature.factor
-    if weight.ndim != 2 or len(order) != columns:
-        raise ValueError(f"the second moments of {len(order)} channels do not fit a weight of {[*weight.shape]}.")
-    if factor is None:
-        logger.warning("GPTQ: the second moments of the inputs have no inverse; rounded to nearest.")
-        rounding = Rounding(grid, grid.encode(weight), weight)
-        return rounding, (rounding.values - weight).square().sum(-1)
-    # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
-    groups = (order // (columns // grid.scale.shape[1])).tolist()
-    step, scale, zero = (t.T.contiguous() for t in (grid.step, grid.scale, grid.zero))
-    remaining = weight.T[order].contiguous()
-    codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
-
-    def take(first: int, last: int) -> None:
-        if last - first > COLUMNS:  # halves: nearly all the arithmetic is in few large products
-            middle = (first + last) // 2
-            take(first, middle)
-            remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
-            take(middle, last)
-            return
-        for j in range(first, last):
-            g = groups[j]
-            code = (remaining[j] / step[g]).round_().add_(zero[g]).clamp_(0, grid.max_code)
-            codes[j] = code.to(torch.uint8)
-            errors[j] = (remaining[j] - (code - zero[g]) * scale[g]) / factor[j, j]
-            if j + 1 < last:
-                remaining[j + 1 : last] -= factor[j, j + 1 : last].unsqueeze(-1) * errors[j]
-
-    take(0, columns)
-    back = order.argsort()
-    rounding = Rounding(grid, codes[back].T.contiguous(), remaining[back].T.contiguous())
-    return rounding, errors.square_().sum(0)
+    return gptq_on_best_grid(weight, curvature, [grid])
 
 
 @torch.no_grad()
@@ -102,15 +66,60 @@ def gptq_on_best_grid(weight: Tensor, curvature: Curvature, grids: Sequence[Grid
     Returns:
         as [`gptq`].
     """
+    if weight.ndim != 2 or len(curvature.order) != weight.shape[-1]:
+        raise ValueError(
+            f"the second moments of {len(curvature.order)} channels do not fit a weight of {[*weight.shape]}."
+        )
+    if curvature.factor is None:
+        logger.warning("GPTQ: the second moments of the inputs have no inverse; rounded to nearest.")
     parts = []
     rows = max(MAX_ELEMENTS // (weight.shape[1] * len(grids)), 1)
     for first in range(0, len(weight), rows):
         here = slice(first, first + rows)
-        part = weight[here]
-        grid = Grid.cat([candidate.rows(here) for candidate in grids])
-        tried, loss = _rounded(part.repeat(len(grids), 1), curvature, grid)
-        best = loss.view(len(grids), -1).nan_to_num(torch.inf).argmin(0) * len(part) + torch.arange(
-            len(part), device=part.device
-        )
-        parts.append(tried.rows(best))
+        parts.append(_rounded(weight[here], curvature, [grid.rows(here) for grid in grids]))
     return Rounding.cat(parts)
+
+
+def _rounded(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rounding:
+    """
+    Every row on the grid of least e H eᵀ with the damped H: the sum of (e_j / U_jj)² as each column was rounded.
+
+    At `MAX_ELEMENTS` what all grids need is 1 GB each of weights and errors, so it is made once, and only what is kept
+    of it is brought back to the order of the columns.
+    """
+    columns, order, factor, grid = weight.shape[-1], curvature.order, curvature.factor, Grid.cat(grids)
+    if factor is None:
+        source = weight.repeat(len(grids), 1)
+        tried = Rounding(grid, grid.encode(source), source)
+        return tried.rows(_least((tried.values - source).square().sum(-1), len(grids)))
+    # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
+    groups = (order // (columns // grid.scale.shape[1])).tolist()
+    step, scale, zero = (t.T.contiguous() for t in (grid.step, grid.scale, grid.zero))
+    remaining = weight.T[order].repeat(1, len(grids))
+    codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
+
+    def take(first: int, last: int) -> None:
+        if last - first > COLUMNS:  # halves: nearly all the arithmetic is in few large products
+            middle = (first + last) // 2
+            take(first, middle)
+            remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
+            take(middle, last)
+            return
+        for j in range(first, last):
+            g = groups[j]
+            code = (remaining[j] / step[g]).round_().add_(zero[g]).clamp_(0, grid.max_code)
+            codes[j] = code.to(torch.uint8)
+            errors[j] = (remaining[j] - (code - zero[g]) * scale[g]) / factor[j, j]
+            if j + 1 < last:
+                remaining[j + 1 : last] -= factor[j, j + 1 : last].unsqueeze(-1) * errors[j]
+
+    take(0, columns)
+    best, back = _least(errors.square_().sum(0), len(grids)), order.argsort()
+    codes, source = (of_all[:, best][back].T.contiguous() for of_all in (codes, remaining))
+    return Rounding(grid.rows(best), codes, source)
+
+
+def _least(loss: Tensor, grids: int) -> Tensor:
+    """Index of each row on its best grid: loss [grids * N] → int64 [N]."""
+    loss = loss.view(grids, -1).nan_to_num(torch.inf)
+    return loss.argmin(0) * loss.shape[1] + torch.arange(loss.shape[1], device=loss.device)

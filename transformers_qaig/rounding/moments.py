@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean."""
 RETRIES = 3
 """Times that the damping is raised tenfold when H cannot be factorized."""
+STRIPE = 4096
+"""Rows of a moment that are made, or looked at, at once: all of 19,000 channels are 1.4 GB."""
 
 
 def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -30,8 +32,7 @@ def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """
-    Σ λ x yᵀ and Σ λ over tokens; sums of several sets of tokens may be added. A token that is not finite counts for
-    nothing.
+    Σ λ x yᵀ and Σ λ over tokens, as a [`MomentSum`] adds them.
 
     Args:
         inputs: (x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]), at least one.
@@ -39,16 +40,41 @@ def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
     Returns:
         fp32 [K, K] and fp32 [], finite unless λ is not.
     """
-    moment, total = torch.zeros(()), torch.zeros(())
+    total = MomentSum()
     for x, y, weight in inputs:
+        total.add(x, y, weight)
+    return total.moment, total.mass
+
+
+@dataclass
+class MomentSum:
+    """
+    Σ λ x yᵀ (fp32 [K, K]) and Σ λ (fp32 []) over tokens; sums of several sets of tokens may be added. A token that is
+    not finite counts for nothing.
+    """
+
+    moment: Tensor = field(default_factory=lambda: torch.zeros(()))
+    mass: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+        """Add some tokens: x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]."""
         x, y, weight = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight.reshape(-1)
-        bad = ~(torch.isfinite(x).all(-1) & torch.isfinite(y).all(-1))
+        bad = ~(_finite_rows(x) & _finite_rows(y))
         if bad.any():
             x, y = x.masked_fill(bad.unsqueeze(-1), 0.0), y.masked_fill(bad.unsqueeze(-1), 0.0)
             weight = weight.masked_fill(bad, 0.0)
-        moment = moment.to(x) + x.T @ (y * weight.unsqueeze(-1))
-        total = total.to(x) + weight.sum()
-    return moment, total
+        if self.moment.ndim == 0:
+            self.moment = torch.zeros(x.shape[-1], y.shape[-1], dtype=x.dtype, device=x.device)
+        y = y * weight.unsqueeze(-1)
+        for start in range(0, len(self.moment), STRIPE):
+            self.moment[start : start + STRIPE] += x[:, start : start + STRIPE].T @ y
+        self.mass = self.mass.to(x) + weight.sum()
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    """Bool [T]: which rows of x [T, K] are finite, without a copy of x."""
+    low, high = x.aminmax(dim=-1)  # NaN wins both
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 @dataclass(frozen=True)
@@ -78,7 +104,7 @@ class Curvature:
         order = torch.arange(len(diagonal), device=moment.device)
         if act_order:
             order = diagonal.nan_to_num().argsort(descending=True, stable=True)
-        return cls(moment, order, inverse_factor(moment[order][:, order], damping))
+        return cls(moment, order, inverse_factor(moment, damping, order))
 
     def loss(self, error: Tensor) -> Tensor:
         """e H eᵀ per row: [N, K] → [N]."""
@@ -93,28 +119,44 @@ class Curvature:
         return solved
 
 
-def inverse_factor(moment: Tensor, damping: float) -> Tensor | None:
+def inverse_factor(moment: Tensor, damping: float, order: Tensor | None = None) -> Tensor | None:
     """
     Upper triangular U with Uᵀ U = (H + damping · mean(diag H) · 1)⁻¹, fp32 [K, K]; None if there is none.
 
     From the Cholesky factor of H with rows and columns reversed: H = R Rᵀ with R upper triangular, U = R⁻¹. A channel
     that was never seen (H_jj = 0) stands alone in it.
+
+    Args:
+        moment: H, fp32 [K, K], symmetric; not changed.
+        damping: see above.
+        order: int64 [K], the order in which U has H's columns; theirs if there is none.
     """
-    diagonal = moment.diagonal()
+    # At 19,000 channels a matrix is 1.4 GB: at most two stand beside H at any time.
+    backwards = torch.arange(len(moment), device=moment.device) if order is None else order
+    backwards = backwards.flip(0)
+    diagonal = moment.diagonal()[backwards.flip(0)]
     mean = diagonal.clamp(min=0).mean()
-    if not torch.isfinite(moment).all() or mean <= 0:
+    if not _is_finite(moment) or mean <= 0:
         return None
-    dead = diagonal <= 0
+    dead = diagonal.flip(0) <= 0
     for retry in range(RETRIES + 1):
-        damped = moment.flip(0, 1)
+        damped = moment[backwards.unsqueeze(-1), backwards]
         damped.diagonal().add_(mean * damping * 10**retry)
-        damped[dead.flip(0)], damped[:, dead.flip(0)] = 0.0, 0.0
-        damped.diagonal()[dead.flip(0)] = 1.0
+        damped[dead], damped[:, dead] = 0.0, 0.0
+        damped.diagonal()[dead] = 1.0
         reversed_root, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if failed == 0:
             root = reversed_root.flip(0, 1)
-            del damped, reversed_root  # at 19,000 channels each is 1.4 GB
-            factor = torch.linalg.solve_triangular(root, torch.eye(len(root), device=root.device), upper=True)
-            if torch.isfinite(factor).all():
+            del reversed_root
+            # The inverse is written over the unit matrix, which has the strides that it would have by itself.
+            unit = torch.eye(len(root), device=root.device).T
+            factor = torch.linalg.solve_triangular(root, unit, upper=True, out=unit)
+            if _is_finite(factor):
                 return factor
     return None
+
+
+def _is_finite(matrix: Tensor) -> bool:
+    """Whether all of it is, with little memory."""
+    return all(bool(torch.isfinite(rows).all()) for rows in matrix.split(STRIPE))
