@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .calibration.around import around
 from .calibration.block import forward
-from .calibration.capture import PausedForwards, around, resident
+from .calibration.capture import PausedForwards, resident
 from .calibration.dataset import token_mask
 from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
@@ -52,7 +53,7 @@ def calibrate(
     Args:
         model: in full precision, in evaluation mode, on the CPU.
         plan, coverage: from [`make_plan`]; not changed.
-        samples: model inputs, one conversation each; may be empty for a recipe that reads no data.
+        samples: model inputs on the CPU, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
         answers: bool [B, T] per sample, True at its answers' tokens, for recipes that ask for them; None: at all.
 
@@ -69,8 +70,6 @@ def calibrate(
     plan = {path: dict(entry) for path, entry in plan.items()}
     report = QuantizationReport(config.recipe, coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
     store = BlockStore(config, plan, samples)
-    if device is not None:
-        samples = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.items()} for sample in samples]
     with out_of_memory_explained("in the first forward passes", device, report):
         stations, unreached = find_stations(model, stored_once(model, coverage.outside), samples, device)
     doors = [station.module for station in stations]
@@ -81,7 +80,7 @@ def calibrate(
     weigher = Weigher(recipe, config.seed, given)
     tools = Tools(recipe, GroupFinder(model, config.seed), weigher, config.seed, config.activation_bits)
     with (
-        around(model, doors, device if samples else None),
+        around(model, doors, device if samples else None) as visits,
         PausedForwards(model, doors, samples, door_device="cpu") as full,
         PausedForwards(model, doors, samples, door_device="cpu") as quantized,
         tqdm(stations, desc=f"Quantizing ({config.recipe})", unit="block") as bar,
@@ -97,6 +96,7 @@ def calibrate(
                 report.bytes_per_sample = max(report.bytes_per_sample, full.nbytes() / max(len(samples), 1))
                 real = masks if station.reads_text else [ALL_REAL] * len(masks)
                 streams = Streams(full.waiting(index), quantized.waiting(index), real)
+                visits.leave()  # the tower has seen all samples, and its place on the device is wanted
                 weigher.block = next((i for i, block in enumerate(blocks) if block is station.module), None)
                 weigher.calls = sum(block.searches for block in report.blocks)
                 summary = quantize_station(model, station, plan, streams, tools, store, None if last else go_on)

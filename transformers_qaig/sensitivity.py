@@ -16,14 +16,15 @@ from tqdm.auto import tqdm
 
 from .allocation import Option
 from .attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
+from .calibration.around import around
 from .calibration.block import forward
-from .calibration.capture import PausedForwards, around, resident
+from .calibration.capture import PausedForwards, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
 from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
 from .calibration.resume import claim, digest
-from .calibration.streaming import streaming
+from .calibration.streaming import moved, streaming
 from .calibration.treatment import Tools, choose, dtype_of, in_float32
 from .calibration.weighing import Weigher
 from .config import QAIGConfig
@@ -55,7 +56,7 @@ def measure_costs(
     Args:
         model: in full precision, in evaluation mode, on the CPU.
         options: from [`list_options`].
-        samples: model inputs, one conversation each.
+        samples: model inputs on the CPU, one conversation each.
         answers: bool [B, T] per sample, True at the tokens of its answers; the first position is False.
         config: cost, recipe, seed, work folder, calibration device.
 
@@ -65,7 +66,6 @@ def measure_costs(
     if not any(bool(answer.any()) for answer in answers):
         raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
-    samples = [{k: _moved(v, device) for k, v in sample.items()} for sample in samples]
     folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
     if folder is not None:
         entries = {path: [dict(option.entry) for option in choices] for path, choices in options.items()}
@@ -92,7 +92,7 @@ def measure_costs(
             else:
                 errors = errors_of(model, plan, samples, config, device, here, bar)
                 with streaming(model, list(blocks.values()), device):
-                    found = _costs_of(model, errors, samples, answers, config, bar)
+                    found = _costs_of(model, errors, samples, answers, config, device, bar)
                 if known is not None:
                     write(known, json.dumps(found))
             for path, choices in options.items():
@@ -125,13 +125,14 @@ def errors_of(
     finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
     inputs = samples if recipe.calibrates else []
     with (
-        around(model, doors, device if inputs else None),
+        around(model, doors, device if inputs else None) as visits,
         PausedForwards(model, doors, inputs, door_device="cpu") as stream,
     ):
         for index, (path, block) in enumerate(blocks.items()):
             entries = {n.removeprefix(path + "."): entry for n, entry in plan.items() if n.startswith(path + ".")}
             file = folder / f"{path}.safetensors" if folder is not None else None
             calls = stream.waiting(index)
+            visits.leave()
             with resident(block, device):
                 if file is not None and file.exists():
                     found = load_file(file)
@@ -161,12 +162,14 @@ def _costs_of(
     samples: Sequence[Sample],
     answers: Sequence[Tensor],
     config: QAIGConfig,
+    device: torch.device | str | None,
     bar: tqdm,
 ) -> dict[str, float]:
     """The cost of each error, over all samples."""
     generator = torch.Generator().manual_seed(config.seed)
     total: Tensor = torch.zeros(())
-    for sample, answer in zip(samples, answers):
+    for waiting, answer in zip(samples, answers):
+        sample = moved(waiting, device)
 
         def log_p(sample: Sample = sample, answer: Tensor = answer) -> Tensor:
             return answer_log_probabilities(model, sample, answer)
@@ -208,7 +211,3 @@ def answer_log_probabilities(model: nn.Module, sample: Sample, answer: Tensor) -
     """
     logits = model(**sample, use_cache=False).logits
     return log_softmax(logits[:, :-1][answer[:, 1:].to(logits.device)].float(), dim=-1)
-
-
-def _moved(value: Any, device: torch.device | str | None) -> Any:
-    return value.to(device) if isinstance(value, Tensor) and device is not None else value

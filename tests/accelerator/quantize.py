@@ -3,12 +3,15 @@
 python -m tests.accelerator.quantize CASE...
 """
 
+import contextlib
 import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.accelerator import pretend
 
@@ -21,8 +24,14 @@ import torch  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 from tests.accelerator.cases import CASES, STEPS  # noqa: E402
-from tests.families import conversations, samples, save  # noqa: E402
+from tests.families import build, conversations, samples, save  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
+from transformers_qaig.calibration.around import around  # noqa: E402
+from transformers_qaig.calibration.capture import PausedForwards  # noqa: E402
+from transformers_qaig.rounding import moments  # noqa: E402
+from transformers_qaig.rounding.gptq import gptq_on_best_grid  # noqa: E402
+from transformers_qaig.rounding.grid import minmax_grid  # noqa: E402
+from transformers_qaig.rounding.moments import Curvature, inverse_factor, second_moment  # noqa: E402
 
 
 def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +101,58 @@ def counted() -> dict[str, int]:
     return {"made": made, "resized": resized, "freed": freed, "peak": peak, "reset": pretend.peak_bytes() - before}
 
 
+def copies() -> dict[str, float]:
+    """The most that stands on the accelerator beside a matrix of second moments, in units of its bytes."""
+    channels = 512
+    x = torch.randn(1, 600, channels, device=pretend.DEVICE)
+    weight = torch.randn(channels, channels, device=pretend.DEVICE)
+    unit = channels**2 * 4
+
+    def peak(run: Callable[[], object]) -> float:
+        before = pretend.bytes_in_use()
+        pretend.reset_peak()
+        run()
+        return (pretend.peak_bytes() - before) / unit
+
+    moment = second_moment([(x, torch.ones(1, 600, device=pretend.DEVICE))])
+    curvature = Curvature.of(moment)
+    arguments = {"bits": 3, "group_size": 64, "sym": False, "storage_dtype": torch.bfloat16}
+    grids = [minmax_grid(weight, shrink=1 - i / 20, **arguments) for i in range(10)]
+    with patch.object(moments, "STRIPE", 32):  # small beside the matrix, as it is where matrices are large
+        factor = peak(lambda: inverse_factor(moment, 0.01, curvature.order))
+    return {"factor": factor, "gptq": peak(lambda: gptq_on_best_grid(weight, curvature, grids))}
+
+
+def waiting() -> dict[str, Any]:
+    """What forwards that stand at the first block hold on the accelerator, and whether an interrupt moves weights."""
+    model, processor = build("qwen3_vl")
+    inputs = [
+        {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in s.items()} for s in samples(processor, 3)
+    ]
+    doors = list(model.get_decoder().layers)
+    places = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
+    before = pretend.bytes_in_use()
+    with around(model, doors, pretend.DEVICE) as visits, PausedForwards(model, doors, inputs) as stream:
+        calls = stream.waiting(0)
+        visiting = pretend.bytes_in_use() - before
+        visits.leave()
+        held = pretend.bytes_in_use() - before
+        devices = sorted({str(call.args[0].device) for call in calls.values()})
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model.model.visual.merger.register_forward_hook(interrupt)
+    with contextlib.suppress(KeyboardInterrupt), around(model, doors, pretend.DEVICE), torch.no_grad():
+        model(**inputs[0])
+    after = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
+    tower = sum(p.nbytes for p in model.model.visual.parameters())
+    return {"visiting": visiting >= tower, "held": held, "devices": devices, "in place": after == places}
+
+
 def main() -> None:
+    print(json.dumps({"case": "copies", **copies()}))
+    print(json.dumps({"case": "waiting", **waiting()}))
     print(json.dumps({"case": "bytes", **counted()}))
     print(json.dumps({"case": "a tensor elsewhere", "refused": refused()}))
     with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,16 @@ def test_bytes_are_counted(rows):
     assert rows["bytes"] == {"case": "bytes", "made": 4000, "resized": 8000, "freed": 0, "peak": 12000, "reset": 0}
 
 
+def test_few_copies_of_second_moments(rows):
+    row = rows["copies"]
+    assert row["factor"] < 2.3  # a factor and what it is made from
+    assert row["gptq"] < 10 * (4 + 4 + 1 + 2) / 4 + 3  # of ten grids: weights, errors, codes, half a product of errors
+
+
+def test_forwards_that_wait_hold_nothing_on_the_accelerator(rows):
+    assert rows["waiting"] == {"case": "waiting", "visiting": True, "held": 0, "devices": ["cpu"], "in place": True}
+
+
 def test_placed(rows):
     row = rows["placed"]
     assert row["devices"] == ["mtia:0"]

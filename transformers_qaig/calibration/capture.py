@@ -193,26 +193,3 @@ def resident(block: nn.Module, device: torch.device | str | None) -> Iterator[nn
         yield block.to(target)
     finally:
         block.to(homes.pop())
-
-
-@contextmanager
-def around(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | str | None) -> Iterator[None]:
-    """Within the context, everything of the model but its blocks (embeddings, towers, head) is on `device`.
-
-    None: nothing moves. Tensors are moved in place, so that tied ones stay tied.
-    """
-    inside = {id(module) for block in blocks for module in block.modules()}
-    tensors = [
-        tensor
-        for module in model.modules()
-        if id(module) not in inside
-        for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False))
-    ]
-    homes = [tensor.device for tensor in tensors]
-    try:
-        for tensor in tensors if device is not None else ():
-            tensor.data = tensor.data.to(device)
-        yield
-    finally:
-        for tensor, home in zip(tensors, homes):
-            tensor.data = tensor.data.to(home)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..structure import find_blocks, is_block_list
-from .capture import around
+from .around import Visits, around
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -50,8 +51,8 @@ def find_stations(
     Args:
         model: in full precision.
         outside: paths of the weights to pack outside the decoder's blocks.
-        samples: model inputs on `device`; may be empty, then no order is known or needed.
-        device: where the forwards run, one station at a time.
+        samples: model inputs, on the CPU; may be empty, then no order is known or needed.
+        device: where the stations compute, one at a time.
     """
     blocks = {path: Station(path, block, True) for path, block in find_blocks(model).items()}
     candidates = {path: module for wanted in _roots(model, outside) for path, module in _candidates(*wanted)}
@@ -60,8 +61,8 @@ def find_stations(
     if not others or not samples:
         return [*blocks.values(), *others.values()], []
     everything = {**blocks, **others}
-    with around(model, [station.module for station in everything.values()], device):
-        runs = [_run(model, everything, sample, device) for sample in _one_of_each_kind(samples)]
+    with around(model, [station.module for station in everything.values()], device) as visits:
+        runs = [_run(model, everything, sample, visits) for sample in _one_of_each_kind(samples)]
     counts = [Counter(run) for run in runs]
     lost = [path for path in others if any(c[path] > 1 for c in counts) or not any(path in c for c in counts)]
     order = TopologicalSorter[str]()
@@ -120,38 +121,11 @@ def _elements(sample: Sample) -> int:
 
 
 @torch.no_grad()
-def _run(
-    model: nn.Module, stations: Mapping[str, Station], sample: Sample, device: torch.device | str | None
-) -> list[str]:
-    """Paths of the stations in the order in which one forward pass calls them; each is on `device` while it runs."""
+def _run(model: nn.Module, stations: Mapping[str, Station], sample: Sample, visits: Visits) -> list[str]:
+    """Paths of the stations in the order in which one forward pass calls them."""
     called: list[str] = []
     with ExitStack() as stack:
         for path, station in stations.items():
-            stack.enter_context(_watched(station.module, path, called, device))
+            stack.enter_context(visits.watch(station.module, stays=False, on_call=partial(called.append, path)))
         model(**sample, use_cache=False)
     return called
-
-
-@contextmanager
-def _watched(module: nn.Module, path: str, called: list[str], device: torch.device | str | None) -> Iterator[None]:
-    tensors = [*module.parameters(), *module.buffers()]
-    homes = [tensor.device for tensor in tensors]
-
-    def go(*_: Any) -> None:
-        called.append(path)
-        for tensor in tensors if device is not None else ():
-            tensor.data = tensor.data.to(device)
-
-    def back(*_: Any) -> None:
-        for tensor, home in zip(tensors, homes):
-            tensor.data = tensor.data.to(home)
-
-    handles = [
-        module.register_forward_pre_hook(go, prepend=True),
-        module.register_forward_hook(back, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
@@ -43,6 +43,11 @@ def streaming(model: nn.Module, blocks: Sequence[nn.Module], device: torch.devic
             stack.callback(_restore, block, vars(block).get("forward"))
             block.forward = _Streamed(block, device)
         yield
+
+
+def moved(sample: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
+    """One sample's inputs on `device`, where `streaming` has the parts that read them; None leaves them."""
+    return {k: v.to(device) if isinstance(v, torch.Tensor) and device is not None else v for k, v in sample.items()}
 
 
 class _Streamed:

@@ -16,7 +16,7 @@ from ..recipes import Recipe
 from ..rounding.grid import fake_quantize_tokens
 from .choices import Choices
 from .stages import Site
-from .streaming import streaming
+from .streaming import moved, streaming
 from .subblock import Piece, run
 
 logger = logging.getLogger("transformers_qaig")
@@ -148,7 +148,7 @@ def given_weights(
     if kind == "balanced":
         return [{s: _balanced(real, v) for s, (real, v) in enumerate(zip(masks, vision))}] * len(blocks)
     with streaming(model, blocks, device):
-        gradients = [token_gradients(model, blocks, sample, a) for sample, a in zip(samples, answers)]
+        gradients = [token_gradients(model, blocks, moved(s, device), a) for s, a in zip(samples, answers)]
     if kind == "gradient":
         return [
             {s: token_importance(g[b].unsqueeze(-1), masks[s]) for s, g in enumerate(gradients) if g[b].numel()}
