@@ -19,135 +19,13 @@
 //   static void finish(const QaigLayer&, int rows, int row, int column)    after a warp's part of y is stored
 #pragma once
 
+#include "groups.h"
+#include "step.h"
 #include "sums.h"
 #include "unpack.h"
 
 namespace qaig {
 namespace cuda {
-
-constexpr int kWarpTiles = 2;      // row tiles of a warp
-constexpr int kChunkColumns = 32;  // columns that are multiplied together, or not at all if x has none of them
-constexpr int kChunkParts = kChunkColumns / 8;
-constexpr int kColumnParts = kTiledColumns / 8;
-using TiledSums = Sums<kWarpTiles * kColumnParts>;  // of row tile r and columns from 8 j on at r * kColumnParts + j
-
-// -- shared memory
-
-// Place, in 16 bytes, of chunk `chunk` of a row of x that has `chunks` of 16 bytes a step. Rows that lie in the same
-// banks have their halves swapped, so that eight lanes that read a half of two rows each, or a quarter of four, meet in
-// no bank; and so do those that write whole rows.
-template <int chunks>
-QAIG_BOTH int x_place(int row, int chunk) {
-    static_assert(chunks == 4 || chunks == 8, "rows of 64 or 128 bytes");
-    return row * chunks + (chunk ^ row * chunks / 8 % 2 * (chunks / 2));
-}
-
-// One stage as a warp reads it.
-template <int bits, int element_bytes>
-struct Step {
-    static constexpr int kChunks = kTileSlots * element_bytes / 16;
-
-    const uint4* words;  // of the warp's row block: [bits][32]
-    const uint4* x;      // [kTiledColumns][kChunks], each at x_place
-    int half;            // the warp has row tiles 2 half and 2 half + 1
-    int lane, g, t;
-    int columns;  // of the output tile that x has
-    bool last;    // of the steps that this block has of the output tile
-
-    // The lane's words of the warp's row tiles.
-    QAIG_MEMBER void load_words(unsigned (&to)[kWarpTiles * bits]) const {
-        if constexpr (bits % 2 == 0) {
-#pragma unroll
-            for (int c = 0; c < bits / 2; c++) {
-                const uint4 v = load_shared(words + (half * (bits / 2) + c) * 32 + lane);
-                to[4 * c] = v.x, to[4 * c + 1] = v.y, to[4 * c + 2] = v.z, to[4 * c + 3] = v.w;
-            }
-        } else {  // six of twelve words: four, and a half of the four in the middle
-            static_assert(bits == 3, "the only odd width");
-            const uint4 v = load_shared(words + 2 * half * 32 + lane);
-            const uint2 middle = load_shared(reinterpret_cast<const uint2*>(words + 32 + lane) + half);
-            to[0] = half ? middle.x : v.x, to[1] = half ? middle.y : v.y;
-            to[2] = half ? v.x : v.z, to[3] = half ? v.y : v.w;
-            to[4] = half ? v.z : middle.x, to[5] = half ? v.w : middle.y;
-        }
-    }
-
-    // Chunk `chunk` of column 8 part + g.
-    QAIG_MEMBER uint4 load_x(int part, int chunk) const {
-        return load_shared(x + x_place<kChunks>(8 * part + g, chunk));
-    }
-
-    // Whether x has any of the columns that begin at part `part`, a multiple of kChunkParts.
-    QAIG_MEMBER bool has_columns(int part) const { return 8 * part < columns; }
-};
-
-// -- scales and zero points
-
-// Those of a step, for the lane's rows 8 h + g of the warp's row tiles r: at 2 r + h of the four.
-struct StepGroups {
-    uint2 scale[2];    // of each unit's group
-    unsigned zero[2];  // a byte each
-    bool one_group;    // both units are of one group
-    bool ends;         // the second unit's group ends with it
-};
-
-// The scales of one group, as numbers.
-struct RowScales {
-    float of[4];
-};
-
-QAIG_DEVICE RowScales row_scales(const uint2& scale, int type) {
-    return {low_float(type, scale.x), high_float(type, scale.x), low_float(type, scale.y), high_float(type, scale.y)};
-}
-
-// The group of a step's first unit, followed from step to step without divisions.
-struct GroupPosition {
-    int group, unit;  // and which of the group's units it is
-
-    QAIG_MEMBER void advance(int units_per_group) {
-        unit += 2;
-        if (unit >= units_per_group) {
-            unit -= units_per_group, group++;
-            if (unit >= units_per_group) {  // one unit a group
-                unit -= units_per_group, group++;
-            }
-        }
-    }
-};
-
-template <int bits>
-struct Groups {
-    const QaigLayer& l;
-    int groups, units_per_group;
-    int first;  // of the lane's rows in the order of scales
-
-    QAIG_MEMBER void load_group(StepGroups& to, int unit, int row_block, int group) const {
-        const long long at = (static_cast<long long>(row_block) * groups + group) * kBlockRows + first;
-        constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
-        to.scale[unit] = load_global(reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(l.scale) + at));
-        to.zero[unit] = l.zero ? load_global(reinterpret_cast<const unsigned*>(l.zero + at)) : kMiddle;
-    }
-
-    QAIG_MEMBER void load(StepGroups& to, int row_block, const GroupPosition& p) const {
-        // An odd last unit is followed by one of padding, which any group will do for.
-        to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
-        load_group(to, 0, row_block, p.group);
-        if (to.one_group) {
-            to.scale[1] = to.scale[0], to.zero[1] = to.zero[0];
-            to.ends = p.unit + 2 >= units_per_group;
-        } else {
-            load_group(to, 1, row_block, p.group + 1);
-            to.ends = units_per_group == 1;
-        }
-    }
-
-    QAIG_MEMBER GroupPosition at(int tile) const {
-        const int group = 2 * tile / units_per_group;
-        return {group, 2 * tile - group * units_per_group};
-    }
-};
-
-// -- a layer's steps
 
 // One thread's share of one layer.
 template <class Product>
