@@ -1,7 +1,7 @@
 // The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/schema.py).
 //
 // It checks every argument, because packed tensors come from files that anybody may have written, and calls the kernels
-// in cpu/. Of torch it includes only the stable ABI, as checks.h and ops_cuda.cpp do, and no other file.
+// in cpu/. Of torch it includes only the stable ABI, as checks.h, ops_cuda.cpp and ops_cuda/ do, and no other file.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

@@ -227,7 +227,7 @@ def build_operators() -> Emulator:
 def _library(files: list[Path], sources: Path, flags: list[str], link: list[str]) -> Path:
     command = [str(COMPILER), *_FLAGS, *flags]
     digest = hashlib.sha256("\0".join([*command, *link]).encode())
-    for path in sorted([*CSRC.glob("*"), *sources.glob("*"), *EMULATOR.glob("*")]):
+    for path in sorted([*CSRC.glob("*"), *CSRC.glob("ops_cuda/*"), *sources.glob("*"), *EMULATOR.glob("*")]):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
