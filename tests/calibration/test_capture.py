@@ -131,6 +131,18 @@ def test_a_skipped_block_is_waited_for_at_a_later_door():
     assert_equal([output.logits for output in stream.outputs()], expected)
 
 
+def test_bytes_include_the_embeddings_that_a_forward_still_holds():
+    model, processor = build("llava")
+    blocks = blocks_of(model)
+    with PausedForwards(model, blocks, samples(processor, 1)) as stream:
+        call = stream.waiting(0)[0]
+        embeddings = call.args[0].nbytes
+        assert stream.nbytes() == call.nbytes
+        stream.resume(0, blocks[0](*call.args, **call.kwargs))
+        del call
+        assert stream.nbytes() == stream.waiting(1)[0].nbytes + embeddings
+
+
 def test_128_samples_paused_at_once():
     model, processor = build("llava")
     inputs, blocks = samples(processor, 128), blocks_of(model)

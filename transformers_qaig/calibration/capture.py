@@ -152,8 +152,8 @@ class PausedForwards:
         return list(self._outputs)
 
     def nbytes(self) -> int:
-        """Bytes of the storages that all paused calls hold, each counted once."""
-        return storage_bytes(*(forward.call for forward in self._forwards if forward.call is not None))
+        """Bytes of the storages that paused forwards hold, as far as they came by a door; each counted once."""
+        return storage_bytes(tensor for forward in self._forwards if forward.call for tensor in forward.held())
 
     def _advance(self, sample: int, *value: Any) -> None:
         forward = self._forwards[sample]

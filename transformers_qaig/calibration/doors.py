@@ -7,7 +7,8 @@ thread, not to the greenlet; so they are swapped at every switch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,7 +34,11 @@ class BlockCall:
     @property
     def nbytes(self) -> int:
         """Bytes of the storages behind the tensors of this call, each counted once."""
-        return storage_bytes(self)
+        return storage_bytes(self.tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,12 @@ class Forward(greenlet):
         self._model, self._inputs, self._door_device = model, inputs, door_device
         self._modes = Modes.now()._replace(grad=False, inference=False)
         self._ending = False
+        self._seen: dict[int, weakref.ref[Tensor]] = {}
+
+    def held(self) -> list[Tensor]:
+        """What the call holds, and what earlier ones did and the model's own code still does: embeddings, masks."""
+        kept = [tensor for seen in self._seen.values() if (tensor := seen()) is not None]
+        return kept if self.call is None else kept + self.call.tensors
 
     def run(self) -> Any:
         return self._model(**self._inputs)
@@ -84,8 +95,10 @@ class Forward(greenlet):
             raise RuntimeError(
                 f"block {index} is called {what}: `blocks` must be in the order in which they run, once each."
             )
-        device = next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
         call = BlockCall(args, kwargs)
+        device = next((tensor.device for tensor in call.tensors), None)
+        alive = {key: seen for key, seen in self._seen.items() if seen() is not None}
+        self._seen = alive | {id(tensor): weakref.ref(tensor) for tensor in call.tensors}
         self.index, self.call = index, call if self._door_device is None else call.to(self._door_device)
         del call
         assert self.parent is not None
@@ -208,7 +221,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree_map_only(Tensor, once, tree)
 
 
-def storage_bytes(*calls: BlockCall) -> int:
-    leaves = tree_leaves([(call.args, call.kwargs) for call in calls])
-    storages = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each counted once."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
