@@ -1,0 +1,220 @@
+"""
+Device memory that calibrating a VLM of Qwen2.5-VL-7B's shapes takes, counted on an accelerator that is not there.
+
+    python benchmarks/device_memory.py --width 0.25 > results.jsonl
+
+A JSON line per phase: the most bytes of tensors at once on the device, and those that were there when it began. Nothing
+but the number of samples that wait, which hold nothing there, grows with the number of blocks: few do. The accelerator
+(`tests/accelerator`) computes in the CPU's memory with the CPU's kernels, so what kernels need inside is not counted,
+and attention is counted as if its matrix were stored, which a GPU's fused kernels do not. Nor is what a GPU's allocator
+loses by rounding up and by gaps.
+
+Full width is too much arithmetic for a CPU. With `--inner`, large products are of the first so many of their inner
+channels, and factors of moments of the diagonal alone: the tensors are as large as ever, their values mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.accelerator import pretend
+
+pretend.load()  # before anything asks torch for its accelerator
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
+
+from transformers_qaig import QAIGConfig  # noqa: E402
+from transformers_qaig.plan import list_options, make_plan  # noqa: E402
+
+RUNS = ("default", "fisher")
+HEAD_DIM, GROUP_SIZE, PATCH, VISION_HEAD_DIM = 128, 128, 14, 80
+IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+LARGE = 2**28
+"""Multiplications from which `--inner` shortens a product."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--width", type=float, default=1.0, help="share of the model's widths, heads and vocabulary")
+    parser.add_argument("--layers", type=int, default=1, help="of the language model, of 28")
+    parser.add_argument("--tower-layers", type=int, default=32, help="of the tower, of 32")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=1024, help="of a sample, its picture's included")
+    parser.add_argument("--picture", type=int, default=448, help="pixels of a side, a multiple of 28")
+    parser.add_argument("--inner", type=int, help="inner channels of a large product that are computed")
+    options = parser.parse_args()
+    about = {
+        "date": str(datetime.date.today()),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **vars(options),
+    }
+    print(json.dumps(about), flush=True)
+    torch.manual_seed(0)
+    for run in options.runs:
+        with Shortened(options.inner) if options.inner else nullcontext():
+            measure(run, options)
+
+
+def measure(run: str, options: argparse.Namespace) -> None:
+    """Print what each phase of one run needs."""
+    model = build(options)
+    samples, answers = zip(*(sample(model, options) for _ in range(options.samples)))
+    settings = {"num_samples": options.samples, "group_size": GROUP_SIZE, "calibration_device": pretend.DEVICE}
+    phases = Phases(run)
+    if run == "default":
+        config = QAIGConfig(bits=3, **settings)
+        plan, coverage = make_plan(model, config)
+        calibration = import_module("transformers_qaig.calibrate")
+        with phases.of(calibration, "quantize_station", "first forward passes", "block"):
+            calibration.calibrate(model, plan, coverage, samples, config, answers)
+    else:
+        config = QAIGConfig(bits=(3, 4), target_bits=3.5, **settings)
+        choices, _ = list_options(model, config)
+        sensitivity = import_module("transformers_qaig.sensitivity")
+        with phases.of(sensitivity, "_costs_of", "rounding at each width", "gradients"):
+            sensitivity.measure_costs(model, choices, samples, answers, config)
+
+
+class Phases:
+    """Prints a line at each end of a phase."""
+
+    def __init__(self, run: str):
+        self._run = run
+        self._begin()
+
+    def _begin(self) -> None:
+        pretend.reset_peak()
+        self._start = pretend.bytes_in_use()
+
+    def _end(self, phase: str) -> None:
+        row = {"run": self._run, "phase": phase, "peak_bytes": pretend.peak_bytes(), "start_bytes": self._start}
+        print(json.dumps(row), flush=True)
+        self._begin()
+
+    @contextmanager
+    def of(self, module: Any, name: str, before: str, during: str) -> Iterator[None]:
+        """Within the context, calls of a function are phases, and so is what comes before each of them."""
+        function = getattr(module, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._end(before)
+            result = function(*args, **kwargs)
+            self._end(during)
+            return result
+
+        with patch.object(module, name, call):
+            yield
+
+
+def build(options: argparse.Namespace) -> nn.Module:
+    """The model, in bfloat16 on the CPU: random values, of one pool, also where rotary frequencies belong."""
+    heads, vision_heads = max(round(28 * options.width), 1), max(round(16 * options.width), 1)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": HEAD_DIM * heads,
+            "intermediate_size": GROUP_SIZE * round(148 * options.width),
+            "num_hidden_layers": options.layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": max(round(4 * options.width), 1),
+            "vocab_size": round(152064 * options.width),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        vision_config={
+            "depth": options.tower_layers,
+            "hidden_size": VISION_HEAD_DIM * vision_heads,
+            "num_heads": vision_heads,
+            "intermediate_size": round(3420 * options.width),
+            "out_hidden_size": HEAD_DIM * heads,
+        },
+        tie_word_embeddings=False,
+        **IDS,
+    )
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
+    pool = torch.randn(1 << 20) * 0.02
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            value = torch.empty(tensor.shape, dtype=tensor.dtype)
+            flat = value.view(-1)
+            for start in range(0, flat.numel(), pool.numel()):
+                flat[start : start + pool.numel()] = pool[: flat.numel() - start]
+            if isinstance(tensor, nn.Parameter):
+                setattr(module, name, nn.Parameter(value, requires_grad=False))
+            else:
+                setattr(module, name, value)
+    return model.eval()
+
+
+def sample(model: nn.Module, options: argparse.Namespace) -> tuple[dict[str, Tensor], Tensor]:
+    """A conversation about a picture, and which tokens are the answer's: the last quarter of the text."""
+    side = options.picture // PATCH
+    pictured = side * side // 4
+    text = options.tokens - pictured - 2
+    if text < 4:
+        raise SystemExit(f"--tokens {options.tokens} do not hold the {pictured} tokens of a picture, and text.")
+    words = torch.randint(10, model.config.text_config.vocab_size, (text,))
+    vision = torch.tensor([IDS["vision_start_token_id"], *[IDS["image_token_id"]] * pictured])
+    ids = torch.cat([vision, torch.tensor([IDS["vision_end_token_id"]]), words])[None]
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, -(text // 4) :] = True
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == IDS["image_token_id"]).long(),
+        "pixel_values": torch.randn(side * side, 3 * 2 * PATCH**2).to(torch.bfloat16),
+        "image_grid_thw": torch.tensor([[1, side, side]]),
+    }
+    return inputs, answer
+
+
+class Shortened(TorchDispatchMode):
+    """Within the context, large products are of their first `inner` inner channels, and factors of a diagonal."""
+
+    def __init__(self, inner: int):
+        super().__init__()
+        self._inner = inner
+        aten = torch.ops.aten
+        self._instead: dict[Any, Callable] = {
+            aten.mm.default: lambda a, b: self._product(torch.mm, a, b),
+            aten.bmm.default: lambda a, b: self._product(torch.bmm, a, b),
+            aten.addmm.default: lambda c, a, b, **scales: self._product(torch.addmm, a, b, c, **scales),
+            aten.linalg_cholesky_ex.default: self._root,
+            aten.linalg_solve_triangular.default: self._inverse,
+            aten.linalg_solve_triangular.out: self._inverse,
+        }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return self._instead.get(func, func)(*args, **(kwargs or {}))
+
+    def _product(self, function: Callable, a: Tensor, b: Tensor, *added: Tensor, **scales: Any) -> Tensor:
+        if a.numel() * b.shape[-1] >= LARGE:
+            a, b = a[..., : self._inner], b[..., : self._inner, :]
+        return function(*added, a, b, **scales)
+
+    def _root(self, matrix: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        return matrix.diagonal().sqrt().diag(), torch.zeros((), dtype=torch.int32, device=matrix.device)
+
+    def _inverse(self, root: Tensor, unit: Tensor, *, out: Tensor | None = None, **_: Any) -> Tensor:
+        result = torch.empty_like(root) if out is None else out
+        result.zero_().diagonal().copy_(1 / root.diagonal())
+        return result
+
+
+if __name__ == "__main__":
+    main()
