@@ -208,7 +208,7 @@ def test_blocks_can_be_offloaded_to_disk(llava: Path, quantized: tuple[nn.Module
 
 
 def test_disk_without_a_folder_is_refused_before_anything_is_done(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers_qaig.quantizer.calibrate", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr("transformers_qaig.calibrate.calibrate", lambda *_: pytest.fail("calibrated"))
     config = QAIGConfig(bits=3, **FAST)
     with pytest.raises(ValueError, match="offload_folder"):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, device_map=OFFLOADED)
