@@ -120,7 +120,9 @@ def copies() -> dict[str, float]:
     grids = [minmax_grid(weight, shrink=1 - i / 20, **arguments) for i in range(10)]
     with patch.object(moments, "STRIPE", 32):  # small beside the matrix, as it is where matrices are large
         factor = peak(lambda: inverse_factor(moment, 0.01, curvature.order))
-    return {"factor": factor, "gptq": peak(lambda: gptq_on_best_grid(weight, curvature, grids))}
+    before = pretend.bytes_in_use()
+    gptq = peak(lambda: gptq_on_best_grid(weight, curvature, grids))
+    return {"factor": factor, "gptq": gptq, "left": pretend.bytes_in_use() - before}
 
 
 def waiting() -> dict[str, Any]:

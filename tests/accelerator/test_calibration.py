@@ -52,6 +52,7 @@ def test_few_copies_of_second_moments(rows):
     row = rows["copies"]
     assert row["factor"] < 2.3  # a factor and what it is made from
     assert row["gptq"] < 10 * (4 + 4 + 1 + 2) / 4 + 3  # of ten grids: weights, errors, codes, half a product of errors
+    assert row["left"] == 0  # nothing waits for the garbage collector
 
 
 def test_forwards_that_wait_hold_nothing_on_the_accelerator(rows):

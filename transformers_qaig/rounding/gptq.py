@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,25 +99,44 @@ def _rounded(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rou
     remaining = weight.T[order].repeat(1, len(grids))
     codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
 
-    def take(first: int, last: int) -> None:
-        if last - first > COLUMNS:  # halves: nearly all the arithmetic is in few large products
-            middle = (first + last) // 2
-            take(first, middle)
-            remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
-            take(middle, last)
-            return
-        for j in range(first, last):
-            g = groups[j]
-            code = (remaining[j] / step[g]).round_().add_(zero[g]).clamp_(0, grid.max_code)
-            codes[j] = code.to(torch.uint8)
-            errors[j] = (remaining[j] - (code - zero[g]) * scale[g]) / factor[j, j]
-            if j + 1 < last:
-                remaining[j + 1 : last] -= factor[j, j + 1 : last].unsqueeze(-1) * errors[j]
-
-    take(0, columns)
+    _Columns(remaining, errors, codes, factor, groups, step, scale, zero, grid.max_code).take(0, columns)
     best, back = _least(errors.square_().sum(0), len(grids)), order.argsort()
     codes, source = (of_all[:, best][back].T.contiguous() for of_all in (codes, remaining))
     return Rounding(grid.rows(best), codes, source)
+
+
+class _Columns(NamedTuple):
+    """
+    What rounding column by column works on; the first index is the column's, in order. (No function within a function:
+    one that calls itself keeps what it works on alive until Python looks for cycles, and that is gigabytes.)
+    """
+
+    remaining: Tensor
+    errors: Tensor
+    codes: Tensor
+    factor: Tensor
+    groups: Sequence[int]
+    step: Tensor
+    scale: Tensor
+    zero: Tensor
+    max_code: int
+
+    def take(self, first: int, last: int) -> None:
+        """Round some columns, and let what comes after them among these make up for it."""
+        remaining, errors, factor = self.remaining, self.errors, self.factor
+        if last - first > COLUMNS:  # halves: nearly all the arithmetic is in few large products
+            middle = (first + last) // 2
+            self.take(first, middle)
+            remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
+            self.take(middle, last)
+            return
+        for j in range(first, last):
+            step, scale, zero = (of_groups[self.groups[j]] for of_groups in (self.step, self.scale, self.zero))
+            code = (remaining[j] / step).round_().add_(zero).clamp_(0, self.max_code)
+            self.codes[j] = code.to(torch.uint8)
+            errors[j] = (remaining[j] - (code - zero) * scale) / factor[j, j]
+            if j + 1 < last:
+                remaining[j + 1 : last] -= factor[j, j + 1 : last].unsqueeze(-1) * errors[j]
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:
