@@ -44,6 +44,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  #
 from transformers_qaig import QAIGConfig  # noqa: E402
 from transformers_qaig.calibration.block import OutputError  # noqa: E402
 from transformers_qaig.plan import list_options, make_plan  # noqa: E402
+from transformers_qaig.rounding import gptq  # noqa: E402
 
 RUNS = ("default", "fisher")
 HEAD_DIM, GROUP_SIZE, PATCH, VISION_HEAD_DIM = 128, 128, 14, 80
@@ -79,6 +80,7 @@ def main() -> None:
             if options.shapes_only:
                 better = property(lambda _: float(next(levels)))
                 stack.enter_context(patch.object(OutputError, "value", better))
+                stack.enter_context(patch.object(gptq._Columns, "take", largest_product))
                 stack.enter_context(ShapesOnly())
             measure(run, options)
 
@@ -195,6 +197,12 @@ def sample(model: nn.Module, options: argparse.Namespace) -> tuple[dict[str, Ten
         "image_grid_thw": torch.tensor([[1, side, side]]),
     }
     return inputs, answer
+
+
+def largest_product(columns: Any, first: int, last: int) -> None:
+    """Of rounding column by column, what needs most memory: letting the second half make up for the first."""
+    middle = (first + last) // 2
+    columns.remaining[middle:last] -= columns.factor[first:middle, middle:last].T @ columns.errors[first:middle]
 
 
 class ShapesOnly(TorchDispatchMode):

@@ -13,20 +13,28 @@ TINY = ("--width", "0.04", "--tower-layers", "2", "--samples", "4", "--tokens", 
 HIDDEN, INTERMEDIATE, BFLOAT16 = 128, 768, 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("inner", [(), ("--inner", "32")])
-def test_a_tiny_model(inner):
-    command = [sys.executable, str(SCRIPT), *TINY, *inner]
+def counted(*arguments: str) -> list[dict]:
+    command = [sys.executable, str(SCRIPT), *TINY, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     about, *rows = map(json.loads, done.stdout.splitlines())
     assert about["samples"] == 4
-    widths = ["rounding at each width", "gradients"]
+    return rows
+
+
+@pytest.mark.slow
+def test_a_tiny_model():
+    rows = counted()
     assert [(row["run"], row["phase"]) for row in rows] == [
-        *[("default", phase) for phase in ("first forward passes", "block")],
-        *[("fisher", phase) for _ in range(2) for phase in widths],
+        ("default", "first forward passes"),
+        ("default", "block"),
+        *[("fisher", phase) for _ in range(2) for phase in ("rounding at each width", "gradients")],
     ]
     assert all(row["peak_bytes"] > row["start_bytes"] for row in rows)
     # Where the block is treated nothing else is on the device yet: q, k, v, o and three biases, the MLP, two norms.
     block = 4 * HIDDEN**2 + 3 * HIDDEN + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
     assert rows[1]["start_bytes"] == block * BFLOAT16
+    by_shapes = counted("--shapes-only")
+    assert [row["phase"] for row in by_shapes] == [row["phase"] for row in rows]
+    for row, alike in zip(rows, by_shapes):
+        assert alike["peak_bytes"] == pytest.approx(row["peak_bytes"], rel=0.05), row["phase"]
