@@ -11,7 +11,7 @@ loses by rounding up and by gaps.
 
 Full width is too much arithmetic for a CPU. With `--shapes-only` large tensors on the device are allocated, counted and
 never written; every candidate counts as better than the one before, so that nothing is left out. At a width of 0.04
-both ways count the same bytes.
+both ways count the same bytes, but for 4 % more in the gradients' pass.
 """
 
 from __future__ import annotations
