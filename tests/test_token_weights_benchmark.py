@@ -26,6 +26,7 @@ MODEL = Path(__file__).parents[1] / "examples" / "tiny-vlm" / "model"
 def arguments() -> list[Any]:
     """What calibration gives: the model, its blocks, samples, their masks and their answers."""
     model = AutoModelForImageTextToText.from_pretrained(MODEL).eval().requires_grad_(False)
+    model.is_quantized = True  # as it is while it is being calibrated
     chats = [conversation(seed) for seed in (0, 1)]
     samples = load_samples(chats, AutoProcessor.from_pretrained(MODEL), num_samples=2, seed=0, with_labels=True)
     answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]

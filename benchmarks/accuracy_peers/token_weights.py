@@ -87,7 +87,8 @@ class Given:
         self.kind = kind.removesuffix("-shuffled")
         self.shuffles = kind.endswith("-shuffled")
         self.quantized, self.samples, self.masks, self.answers = blocks, samples, masks, answers
-        self.full: Any = copy.deepcopy(model).float().requires_grad_(False)
+        # A model that is being quantized has a `float` of its own, which refuses.
+        self.full: Any = nn.Module.float(copy.deepcopy(model)).requires_grad_(False)
         self.blocks = list(find_blocks(self.full).values())
         self.generator = torch.Generator().manual_seed(0)
         self.linears = {
