@@ -89,7 +89,7 @@ FUSED = [
     ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
     ("output beyond the last column", "sums.h", "n < l.out_features && m < rows)",
      "n < l.out_features && m < rows + 1)", "outside of every buffer"),
-    ("partials of another warp", "pipeline.h", "+ warp * kWarpSums", "", WRONG),
+    ("partials of another warp", "pipeline.h", "+ warp * kWarpSums", "", f"{WRONG}|{UNSEEN}"),
     ("a part taken for the whole", "pipeline.h", "whole = to - step == tiles", "whole = true", f"{WRONG}|counters"),
 ]  # fmt: skip
 INTEGER4 = [
