@@ -190,8 +190,8 @@ QAIG_BOTH int dequantize_grid_y(int start, int stop) {
 // How far a launch of rows from `start` on may go, so that the grid is not too high.
 constexpr int kMostGridY = 65535;
 QAIG_BOTH int dequantize_stop(int start, int stop) {
-    const int most = (start / kBlockRows + kMostGridY) * kBlockRows;
-    return stop < most ? stop : most;
+    const long long most = (start / kBlockRows + kMostGridY) * static_cast<long long>(kBlockRows);
+    return stop < most ? stop : static_cast<int>(most);
 }
 
 }  // namespace cuda
