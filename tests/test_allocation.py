@@ -54,6 +54,35 @@ def test_as_many_linears_as_eighty_layers_have() -> None:
     assert found.cost <= 1.02 * bound
 
 
+@pytest.mark.parametrize("share", [0.03, 0.35])
+def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -> None:
+    """Eighty layers of a 7B model's shapes, all about equally sensitive: the kind that is hard for solvers."""
+    rng = random.Random(0)
+    shapes = [(3584, 3584), (512, 3584), (512, 3584), (3584, 3584), (18944, 3584), (18944, 3584), (3584, 18944)]
+    options = {}
+    for index in range(560):
+        weights, scale = shapes[index % 7][0] * shapes[index % 7][1], rng.lognormvariate(0, 0.3)
+        options[str(index)] = [
+            Option({"bits": b}, weights * b + weights // 64 * (16 + b), scale * rng.uniform(0.9, 1.1) * 4.0**-b)
+            for b in WIDTHS
+        ]
+    least, most = reachable(options)
+    budget = least + share * (most - least)
+    unit = 512 * 3584 // 64 * 65
+    rooms = int(budget - least) // unit
+    best = np.zeros(rooms + 1)  # the least cost within each room, for the linears so far
+    for choices in options.values():
+        steps = [((option.size - choices[0].size) // unit, option.cost) for option in choices]
+        assert all((option.size - choices[0].size) % unit == 0 for option in choices)
+        found = np.full((len(steps), rooms + 1), np.inf)
+        for row, (size, cost) in zip(found, steps):
+            row[size:] = best[: rooms + 1 - size] + cost
+        best = found.min(0)
+    allocation = allocate(options, budget)
+    assert allocation.size <= budget
+    assert best[-1] * (1 - 1e-12) <= allocation.cost <= best[-1] * (1 + 1e-5)
+
+
 def test_negative_costs_are_costs_like_others() -> None:
     options = {"a": [Option({"bits": 2}, 2, 0.0), Option({"bits": 4}, 4, -1.0)]}
     assert allocate(options, 10).cost == -1.0

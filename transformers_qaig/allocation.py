@@ -62,7 +62,7 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
         fused: sets of paths that must get equal entries. Only entries that all of them have are left to choose from.
 
     Returns:
-        a choice that is optimal to within 1e-6 of the cost that is at stake.
+        a choice whose cost beyond that of everyone's cheapest option is within 1e-5 of the least possible.
 
     Raises:
         ValueError: the budget is below the smallest choice (the message gives the reachable range), a cost that is not
@@ -171,44 +171,64 @@ def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[
 
 def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> list[int]:
     """Index of the chosen option per unit; some choice is known to fit."""
-    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import, and seldom needed
+    from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # slow to import, and seldom needed
     from scipy.sparse import csr_array
 
     counts = [len(size) for size in sizes]
     owner = np.repeat(np.arange(len(counts)), counts)
-    size, cost = np.concatenate(sizes), np.concatenate(costs)
-    columns = np.arange(len(cost))
-    one_each = csr_array((np.ones(len(cost)), (owner, columns)), shape=(len(counts), len(cost)))
-    # Scaled, so that the solver's absolute tolerances mean little: costs by what is at stake, sizes by the budget.
-    stake = sum(c.max() - c.min() for c in costs) or 1.0
-    least = np.concatenate([np.full(len(c), c.min()) for c in costs])
+    starts = np.searchsorted(owner, np.arange(len(counts)))
+    # What is above each unit's least, sizes in whole units: the solver is far faster with small integers.
+    size = np.concatenate([size - size.min() for size in sizes])
+    unit = max(int(np.gcd.reduce(size.astype(np.int64))), 1)
+    size, room = size / unit, (budget - sum(size.min() for size in sizes)) // unit
+    cost = np.concatenate([cost - cost.min() for cost in costs])
+    cost /= cost.max() or 1.0
+    one_each = csr_array((np.ones(len(cost)), (owner, np.arange(len(cost)))), shape=(len(counts), len(cost)))
+
+    # Without integrality at most one unit is torn between two options, and its smaller one fits.
+    relaxed = linprog(cost, size[None], [room], one_each, np.ones(len(counts)), bounds=(0, 1), method="highs-ds")
+    if relaxed.x is None:
+        raise RuntimeError(f"the solver found no allocation: {relaxed.message}")
+    fitting = _filled(np.lexsort((size, relaxed.x < 1e-9, owner))[starts], size, cost, owner, room)
+    # An option is out of the question if, at the relaxation's price of size, it is dearer than its unit's best by more
+    # than what lies between that choice and the relaxation's bound (Lagrange; most options of most units are).
+    price = -relaxed.ineqlin.marginals[0]
+    excess = cost + price * size
+    excess -= np.minimum.reduceat(excess, starts)[owner]
+    gap = excess[fitting].sum() + price * (room - size[fitting].sum())
+    left = np.flatnonzero(excess <= gap + 1e-12)
+    if len(left) == len(counts):
+        return list(fitting - starts)
     result = milp(
-        (cost - least) / stake,
-        integrality=np.ones(len(cost)),
+        cost[left] / cost[fitting].sum() / 10,  # its absolute gap of 1e-6 is then a relative one of 1e-5, too
+        integrality=np.ones(len(left)),
         bounds=Bounds(0, 1),
         constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(csr_array(size[None] / max(budget, 1.0)), -np.inf, min(1.0, budget / max(budget, 1.0))),
+            LinearConstraint(one_each[:, left], 1, 1),
+            LinearConstraint(csr_array(size[None, left]), -np.inf, room),
         ],
-        options={"mip_rel_gap": 1e-6},
+        options={"mip_rel_gap": 1e-5},
     )
     if result.x is None:
         raise RuntimeError(f"the solver found no allocation: {result.message}")
-    picks, start = [], 0
-    for count in counts:
-        picks.append(int(np.argmax(result.x[start : start + count])))
-        start += count
-    # Within its tolerance the solver may overstep the budget by a millionth: give back the cheapest step down.
-    while sum(s[p] for s, p in zip(sizes, picks)) > budget:
-        steps = [
-            ((costs[u][o] - costs[u][p]) / (sizes[u][p] - sizes[u][o]), u, o)
-            for u, p in enumerate(picks)
-            for o in range(counts[u])
-            if sizes[u][o] < sizes[u][p]
-        ]
-        _, unit, option = min(steps)
-        picks[unit] = option
-    return picks
+    picks = left[np.lexsort((-result.x, owner[left]))[np.searchsorted(owner[left], np.arange(len(counts)))]]
+    # Within its tolerance the solver may overstep the budget: give back the cheapest steps down.
+    while size[picks].sum() > room:
+        smaller = np.flatnonzero(size < size[picks][owner])
+        price_of = (cost[smaller] - cost[picks][owner[smaller]]) / (size[picks][owner[smaller]] - size[smaller])
+        step = smaller[np.argmin(price_of)]
+        picks[owner[step]] = step
+    return list(min(picks, fitting, key=lambda choice: cost[choice].sum()) - starts)
+
+
+def _filled(picks: np.ndarray, size: np.ndarray, cost: np.ndarray, owner: np.ndarray, room: float) -> np.ndarray:
+    """A choice that fits, bettered while one unit can be: each time the step that gains most, of those that fit."""
+    while True:
+        gain = np.where(size - size[picks][owner] <= room - size[picks].sum(), cost[picks][owner] - cost, 0.0)
+        step = int(np.argmax(gain))
+        if gain[step] <= 0:
+            return picks
+        picks[owner[step]] = step
 
 
 def describe(allocation: Allocation, options: Options, budget: float, fused: Sequence[Sequence[str]] = ()) -> str:
