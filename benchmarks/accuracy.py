@@ -8,7 +8,7 @@ How much of the tiny VLM's answers survives: our recipes and other libraries, on
 Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
 setup.sh`), and is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
 `NAME-shuffled` are recipe NAME with those token weights, `NAME-path` and others with those of `accuracy_peers/
-token_weights.py`.
+token_weights.py` and `altered_weights.py`.
 
 One evaluation serves all. Of a weight-only method it takes the dequantized weights, in float32; with 8-bit activations
 the library's own model answers the questions, in float32 too. What is checked of each: embeddings, head, projector and

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration.dataset import answer_mask, load_samples, token_mask
 from transformers_qaig.calibration.inputs import picture_tokens
 from transformers_qaig.recipes import RECIPES
@@ -15,6 +16,7 @@ from transformers_qaig.structure import find_blocks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny-vlm"))
+from accuracy_peers.altered_weights import ALTERATIONS, altered, by_kind
 from accuracy_peers.qaig import _known
 from accuracy_peers.token_weights import Given, kl
 from conversations import conversation
@@ -80,6 +82,37 @@ def test_a_variant_is_a_recipe_and_a_kind() -> None:
         assert _known("default-path-shuffled") == ("default-path-shuffled", "path-shuffled")
         assert RECIPES["default-path-shuffled"].reads_answers
         assert RECIPES["default-shuffled"].token_weights == "shuffled"
+        assert _known("default-qig-squared") == ("default-qig-squared", "qig-squared")
+        assert RECIPES["default-qig-squared"].token_weights == "qig"
     finally:
         RECIPES.clear()
         RECIPES.update(before)
+
+
+def test_kinds_of_tokens_are_made_alike_in_the_mean() -> None:
+    weights, vision = torch.tensor([1.0, 3.0, 0.0, 0.5, 0.25]), torch.tensor([True, True, False, False, False])
+    torch.testing.assert_close(by_kind(weights, vision), torch.tensor([0.5, 1.5, 0.0, 4 / 3, 2 / 3]))
+
+
+def test_qigs_weights_are_altered_where_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made all alike, they pack what uniform ones pack, and as they are they do not."""
+
+    def alike(weights: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+        assert weights.shape == vision.shape
+        assert int(vision.sum()) == 64
+        return torch.ones_like(weights)
+
+    def codes(token_weights: str) -> list[torch.Tensor]:
+        data = [conversation(seed) for seed in (0, 1)]
+        config = QAIGConfig(
+            bits=2, group_size=64, recipe="gptq", stages={"token_weights": token_weights}, dataset=data, num_samples=2
+        )
+        model = AutoModelForImageTextToText.from_pretrained(MODEL, quantization_config=config)
+        return [value for name, value in model.state_dict().items() if name.endswith("weight_packed")]
+
+    monkeypatch.setitem(ALTERATIONS, "qig-squared", alike)
+    with altered("qig-squared"):
+        made = codes("qig")
+    assert made
+    assert all(map(torch.equal, made, codes("uniform")))
+    assert not all(map(torch.equal, made, codes("qig")))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import AutoModelForImageTextToText
 
 import transformers_qaig  # noqa: F401  (registers the quantizer)
 from accuracy_peers import Job, Quantized
+from accuracy_peers.altered_weights import ALTERATIONS, altered
 from accuracy_peers.common import linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
 from accuracy_peers.token_weights import KINDS, weighed_by
@@ -31,7 +32,11 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
         dataset=samples,
         num_samples=len(samples),
     )
-    with weighed_by(kind, job.bits, job.group_size) if kind else nullcontext():
+    if kind in ALTERATIONS:
+        weighing: AbstractContextManager[None] = altered(kind)
+    else:
+        weighing = weighed_by(kind, job.bits, job.group_size) if kind else nullcontext()
+    with weighing:
         start = time.perf_counter()
         model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
         seconds = time.perf_counter() - start
@@ -63,8 +68,11 @@ def _known(name: str) -> tuple[str, str]:
     for base in RECIPES:
         weights = name.removeprefix(f"{base}-")
         if name not in RECIPES and weights != name:
-            ours = weights.removesuffix("-shuffled") in KINDS
-            # "gradient" has the answers read.
-            RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights="gradient" if ours else weights)  # type: ignore[arg-type]
-            return name, weights if ours else ""
+            package: str = weights
+            if weights.removesuffix("-shuffled") in KINDS:
+                package = "gradient"  # has the answers read
+            elif weights in ALTERATIONS:
+                package = "qig"
+            RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights=package)  # type: ignore[arg-type]
+            return name, weights if package != weights else ""
     return name, ""
