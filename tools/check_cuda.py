@@ -26,6 +26,7 @@ SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
 NO_TILED = ("75",)  # whose fused and integer kernels are empty
+HOST = ("counters.cu", "device.cu", "launch.cu")  # files that have no kernels
 INSTRUCTIONS = ("HMMA", "IMMA", "LDGSTS", "LDS.128")
 
 
@@ -38,13 +39,13 @@ def main() -> int:
     if nvcc is None:
         print("check_cuda: skipped, there is no nvcc")
         return 0
-    jobs = [(file, arch) for file in args.files.split(",") for arch in args.archs.split(",") if file != "launch.cu"]
+    jobs = [(file, arch) for file in args.files.split(",") for arch in args.archs.split(",") if file not in HOST]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        launcher = pool.submit(compile_launcher, nvcc, folder)
+        hosts = [pool.submit(compile_host, nvcc, file, folder) for file in HOST]
         results = [pool.submit(inspect, nvcc, nvdisasm, file, arch, folder) for file, arch in jobs]
         columns = ["registers", "spills", "stack", *(INSTRUCTIONS if nvdisasm else ()), *(["all"] if nvdisasm else [])]
         print(f"{'kernel':32} {'arch':>4} " + " ".join(f"{name:>9}" for name in columns))
-        faults = launcher.result()
+        faults = [fault for host in hosts for fault in host.result()]
         for future in results:
             for kernel, arch, row in future.result():
                 print(f"{kernel:32} {arch:>4} " + " ".join(f"{row[name]:>9}" for name in columns), flush=True)
@@ -62,11 +63,10 @@ def find(program: str) -> str | None:
     return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
 
-def compile_launcher(nvcc: str, folder: str) -> list[str]:
-    """The file that has no kernels."""
-    command = [nvcc, "-std=c++17", "-O3", "-c", str(SOURCES / "launch.cu"), "-o", f"{folder}/launch.o"]
+def compile_host(nvcc: str, file: str, folder: str) -> list[str]:
+    command = [nvcc, "-std=c++17", "-O3", "-c", str(SOURCES / file), "-o", f"{folder}/{file}.o"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [f"launch.cu does not compile: {done.stderr[:2000]}"] if done.returncode else []
+    return [f"{file} does not compile: {done.stderr[:2000]}"] if done.returncode else []
 
 
 def inspect(

@@ -7,7 +7,6 @@ made of the sources, NVRTC's version, the options and the architecture; another 
 import functools
 import hashlib
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from .. import compiler, extension
+from .. import compiler, extension, files
 
 _OPTIONS = ("--std=c++17",)
 _REMEDY = 'pip install "transformers-qaig[cuda]" (CUDA 12: [cuda12])'
@@ -47,9 +46,9 @@ def cubin(kernel: str, capability: int) -> bytes:
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():  # another process may have compiled it while this one waited
                 _logger.info("Compiling %s for sm_%d, once", kernel, architecture)
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                unfinished.write_bytes(_compile(_source_of(kernel, folder), kernel, architecture, folder))
-                os.replace(unfinished, path)
+                binary = _compile(_source_of(kernel, folder), kernel, architecture, folder)
+                with files.written_whole(path) as unfinished:
+                    unfinished.write_bytes(binary)
     return path.read_bytes()
 
 
