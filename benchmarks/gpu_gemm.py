@@ -24,15 +24,18 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peers import Candidate, Problem, Unavailable
 from peers.gpu import candidates
+from peers.gpu_many import Problems
+from peers.gpu_many import candidates as many_candidates
 
 from transformers_qaig import cuda, extension
+from transformers_qaig.cuda import interface
 
 SHAPES = {
     "Qwen2.5-VL-3B gate, up": "2048x11008",
@@ -42,9 +45,10 @@ SHAPES = {
     "Qwen2.5-VL-7B down": "18944x3584",
     "Qwen2.5-VL-32B gate, up": "5120x27648",
 }
+MIXED = ["3584:3584@4,512@3,512@2", "3584:18944@3,18944@4", "2048:11008@2,11008@3"]  # q, k, v; gate, up of 7B and of 3B
 TOKENS = [1, 2, 4, 8, 16, 32, 48, 64, 128, 256, 512, 1024, 4096]
 PACKAGES = ("transformers-qaig", "torch", "bitsandbytes", "cuda-bindings", "nvidia-cuda-nvrtc")
-DRY_RUN = {"shapes": ["256x192"], "m": [1, 17, 70], "bits": [3, 4], "seconds": 0.02}
+DRY_RUN = {"shapes": ["256x192"], "mixed": ["256:192@4,64@3"], "m": [1, 17, 70], "bits": [3, 4], "seconds": 0.02}
 DRY_RUN_NOTE = "dry run: the script was exercised, and its figures mean nothing"
 LEAST_US = 3.0
 """What a launch inside a graph takes at the least, for the floor that a small product is held against."""
@@ -57,6 +61,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES.values()))
     parser.add_argument("--m", type=int, nargs="+", default=TOKENS, help="tokens")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8], choices=[2, 3, 4, 8])
+    parser.add_argument("--mixed", nargs="*", default=MIXED, help="K:N@bits,N@bits,... of layers that read one input")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=0.05, help="of measuring per candidate and cell")
     parser.add_argument("--device", default="cuda")
@@ -81,20 +86,37 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     device = torch.device(options.device)
     about = machine(device)
     yield about
+    stream_bytes = 2 * about["l2_bytes"]
     for shape in options.shapes:
         k, n = map(int, shape.split("x"))
         for bits in options.bits:
-            problem = Problem(n, k, bits, options.group_size, 2 * about["l2_bytes"])
-            cell = {"k": k, "n": n, "bits": bits, "group_size": options.group_size}
-            made = list(candidates(problem, device))
-            yield from (cell | {"op": None, "reason": str(one)} for one in made if isinstance(one, Unavailable))
-            for m in options.m:
-                x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
-                rows = [run(one, x, options.seconds, device) for one in made if isinstance(one, Candidate)]
-                for row in rows:
-                    if "us" in row:
-                        row |= rates(row, m, n, k, about["copy_gb_per_s"]) | ratios(row, rows)
-                    yield cell | {"m": m} | row
+            problem = Problem(n, k, bits, options.group_size, stream_bytes)
+            yield from cells(problem, candidates(problem, device), options.m, options.seconds, about, device)
+    few = [m for m in options.m if m <= interface.MOST_ROWS]
+    for text in options.mixed if few else ():
+        problems = Problems.parse(text, options.group_size, stream_bytes)
+        yield from cells(problems, many_candidates(problems, device), few, options.seconds, about, device)
+
+
+def cells(
+    problem: Problem | Problems,
+    found: Iterable[Candidate | Unavailable],
+    tokens: list[int],
+    seconds: float,
+    about: Row,
+    device: torch.device,
+) -> Iterator[Row]:
+    """The rows of one problem: what is missing, then every candidate for every number of tokens."""
+    cell = {"k": problem.k, "n": problem.n, "bits": problem.bits, "group_size": problem.group_size}
+    made = list(found)
+    yield from (cell | {"op": None, "reason": str(one)} for one in made if isinstance(one, Unavailable))
+    for m in tokens:
+        x = torch.randn(m, problem.k, generator=torch.Generator().manual_seed(m)).bfloat16()
+        rows = [run(one, x, seconds, device) for one in made if isinstance(one, Candidate)]
+        for row in rows:
+            if "us" in row:
+                row |= rates(row, m, problem.n, problem.k, about["copy_gb_per_s"]) | ratios(row, rows)
+            yield cell | {"m": m} | row
 
 
 def machine(device: torch.device) -> Row:
@@ -213,7 +235,7 @@ def ratios(row: Row, rows: list[Row]) -> Row:
 
 def markdown(rows: list[Row]) -> str:
     """A table of times for each shape and width, with where our ways cross."""
-    tables: dict[tuple[int, int, int], list[Row]] = defaultdict(list)
+    tables: dict[tuple[int, int, int | str], list[Row]] = defaultdict(list)
     for row in rows:
         if "k" in row:
             tables[row["k"], row["n"], row["bits"]].append(row)
@@ -229,8 +251,9 @@ def markdown(rows: list[Row]) -> str:
             lines.append(f"| {op} | " + " | ".join(_figure(by_m.get(m)) for m in tokens) + " |")
         reasons = dict.fromkeys(f"{row['op'] or 'peer'}: {row['reason']}" for row in cells if "reason" in row)
         lines += [f"\nNot measured: {reason}" for reason in reasons]
-        lines.append(f"\n{crossing(figures)}")
-        lines.append(f"\nRounded to 8 bits. {crossing(figures, 'qaig a8', 'integer')}")
+        if isinstance(bits, int):
+            lines.append(f"\n{crossing(figures)}")
+            lines.append(f"\nRounded to 8 bits. {crossing(figures, 'qaig a8', 'integer')}")
         parts.append(f"### K={k}, N={n}, {bits} bits\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 

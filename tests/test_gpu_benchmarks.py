@@ -91,6 +91,12 @@ def test_gemm_dry_run():
     assert measured.keys() >= ours | rounded | {"torch bf16 F.linear"}
     assert {op for op, activations in measured.items() if activations == "a8"} == rounded
     assert not any("wrong result" in row.get("reason", "") for row in rows)
+    mixed = [row for row in timed if row["bits"] == "4, 3"]
+    assert {(row["op"], row["m"], row["n"]) for row in mixed} == {
+        (op, 1, 256) for op in ("qaig together", "qaig one by one", "torch bf16 F.linear")
+    }
+    assert all(row["speed_over_bf16"] > 0 for row in mixed)
+    assert "K=256, N=256, 4, 3 bits" in table
 
 
 @pytest.mark.slow
