@@ -9,7 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText
-from transformers.quantizers import HfQuantizer
 
 from tests.families import build
 from tests.lifecycle import FAST, logits, logits_in_a_new_process, packed, run
@@ -28,8 +27,9 @@ def test_loaded_in_another_dtype_its_weights_stay(
     """As with a cast: rounding the scales would change the weights, and small ones are nothing in float16."""
     model, folder = quantized
     other = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
-    # A Transformers without it leaves what it renames in the dtype of the file.
-    assert other.dtype == (dtype if hasattr(HfQuantizer, "get_new_dtype") else torch.float32)
+    assert other.dtype == dtype
+    scales = {f"{path}.weight_scale" for path in packed(model)}
+    assert {p.dtype for name, p in other.named_parameters() if p.is_floating_point() and name not in scales} == {dtype}
     for path in packed(model):
         ours, theirs = model.get_submodule(path), other.get_submodule(path)
         assert torch.equal(theirs.dequantize(torch.float32), ours.dequantize(torch.float32))

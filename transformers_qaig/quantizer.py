@@ -7,6 +7,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class QAIGHfQuantizer(HfQuantizer):
         self.answers: Sequence[Tensor] = []
         self.options: dict[str, list[Option]] = {}
         self.budget = 0.0
+        self.dtypes: dict[str, torch.dtype] = {}
 
     # -- before the model exists
 
@@ -131,11 +133,16 @@ class QAIGHfQuantizer(HfQuantizer):
             for name, stored in check_headers(model, self.plan, checkpoint_files, elsewhere).items():
                 parameter = model.get_parameter(name)
                 parameter.data = parameter.data.to(stored)
+            self.dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
 
     # -- after the weights are loaded
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
+            # Transformers 5.17 leaves what it renames in the file's dtype, whatever `dtype` is asked for.
+            for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+                if not tensor.is_meta:
+                    tensor.data = tensor.data.to(self.dtypes.get(name, tensor.dtype))
             for path in self.plan:
                 module = model.get_submodule(path)
                 assert isinstance(module, PackedModule)
