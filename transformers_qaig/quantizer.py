@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import re
-import tempfile
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -24,6 +23,7 @@ from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, get_linear
 from .nn.packed import PackedModule, check_packed
+from .placement import place
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
@@ -167,7 +167,7 @@ class QAIGHfQuantizer(HfQuantizer):
         model.qaig_report = report  # type: ignore[assignment]
         attach_model_card(model, base_model_id=model.name_or_path)
         logger.info("%s", report)
-        self._place(model)
+        place(model, self.device_map, self.quantization_config)
         self._prepare(model)
 
     def _prepare(self, model: PreTrainedModel) -> None:
@@ -187,36 +187,6 @@ class QAIGHfQuantizer(HfQuantizer):
         logger.info("%s", describe(allocation, self.options, self.budget, fused))
         self.plan = {path: dict(entry) for path, entry in allocation.entries.items()} | self.coverage.outside
         self.coverage.stored_bits = allocation.size
-
-    def _place(self, model: PreTrainedModel) -> None:
-        """Put the packed model where the caller's `device_map` wanted it."""
-        from accelerate import dispatch_model, infer_auto_device_map
-        from accelerate.utils import get_balanced_memory
-
-        device_map, config = self.device_map, self.quantization_config
-        if device_map is None:
-            return
-        if isinstance(device_map, str) and device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-            whole = list(model._no_split_modules or ())
-            memory = config.max_memory
-            if device_map != "sequential":
-                memory = get_balanced_memory(
-                    model, memory, no_split_module_classes=whole, low_zero=device_map == "balanced_low_0"
-                )
-            device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
-        elif not isinstance(device_map, dict):
-            device_map = {"": device_map}
-        devices = set(map(str, device_map.values()))
-        if len(devices) == 1 and devices != {"disk"}:
-            model.to(next(iter(device_map.values())))
-        else:
-            dispatch_model(
-                model,
-                device_map,
-                offload_dir=config.offload_folder or tempfile.mkdtemp(prefix="qaig-offload-"),
-                offload_buffers=True,
-                skip_keys=model._skip_keys_device_placement,
-            )
 
     # -- back to full precision, and saving
 
