@@ -109,6 +109,18 @@ def test_what_is_packed_is_what_was_chosen(case: Case, recipe: str) -> None:
     assert case.error(packed) == pytest.approx(case.error(dense), rel=1e-3)
 
 
+def test_groups_with_a_wide_weight_are_not_equalized(case: Case) -> None:
+    recipe = replace(recipe_of("fast"), do_no_harm=False)
+    plain = [group.linears for group, _ in case.treatment(recipe).choose().scales]
+    wide = copy.copy(case)
+    wide.entries = {name: dict(entry) for name, entry in case.entries.items()}
+    wide.entries["mlp.up_proj"]["bits"] = recipe.equalization_bits + 1
+    scaled = [group.linears for group, _ in wide.treatment(recipe).choose().scales]
+    assert len(plain) >= 3
+    assert scaled == [linears for linears in plain if "mlp.up_proj" not in linears]
+    assert len(scaled) < len(plain)
+
+
 def test_scales_are_folded_before_codes_are_chosen(case: Case) -> None:
     recipe = replace(recipe_of("default"), equalization="mae", share_channels=True, do_no_harm=False)
     assert len(passes(recipe)) == 2

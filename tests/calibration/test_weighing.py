@@ -59,7 +59,7 @@ def _site(case, module: str, recipe: str, activation_bits: int = 16, **stages) -
     group = groups[module]
     chosen = recipe_of(recipe, stages)
     own = [replace(piece) for piece in pieces[module]]
-    site = Site(block, group, list(group.linears), own, chosen, torch.float32, True)
+    site = Site(block, group, list(group.linears), own, chosen, torch.float32, True, int(entry["bits"]))
     return site, Choices(entries, activation_bits=activation_bits)
 
 

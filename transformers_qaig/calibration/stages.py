@@ -38,6 +38,7 @@ class Site:
         recipe: how.
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
+        bits: what the widest of the members is stored in.
         measured: rotation → moments of pieces that stood here before, added to those of `pieces`: of x_q, of x_q with
             x - x_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they wait while the block is judged.
     """
@@ -49,6 +50,7 @@ class Site:
     recipe: Recipe
     dtype: torch.dtype
     foldable: bool
+    bits: int
     measured: dict[Rotation | None, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -59,7 +61,9 @@ class Site:
     def is_equalized(self) -> bool:
         """Whether the recipe searches a scale for this group."""
         shared = len(set(self.group.channels)) < len(self.group.channels)
-        return self.recipe.equalization != "none" and self.foldable and (self.recipe.share_channels or not shared)
+        recipe = self.recipe
+        wanted = recipe.equalization != "none" and self.bits <= recipe.equalization_bits
+        return wanted and self.foldable and (recipe.share_channels or not shared)
 
     @property
     def num_tokens(self) -> int:

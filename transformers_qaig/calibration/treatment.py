@@ -125,7 +125,8 @@ class Treatment:
             blocks = (full, so_far)
             done += members
             foldable = self.tools.finder.foldable(self.block, group)
-            site = Site(original, group, members, [], self.recipe, self.dtype, foldable)
+            bits = max(self.entries[name]["bits"] for name in members)
+            site = Site(original, group, members, [], self.recipe, self.dtype, foldable, bits)
             site = self._arrive(site, choices, blocks, self.learners)
             if not site.pieces:
                 logger.warning("%s.%s: not every sample gets there; rounded to nearest.", self.summary.path, members[0])
