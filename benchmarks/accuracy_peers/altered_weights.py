@@ -1,8 +1,7 @@
 """
 QIG's token weights, altered, for a recipe that rounds by GPTQ. `NAME-KIND` is recipe NAME with one of `ALTERATIONS`.
 
-After its clip λ differs little from token to token, and of what differs much lies between pictures and text. So λ is
-made steeper, or the kinds of tokens are made alike in the mean.
+After its clip λ differs little from token to token. So it is made steeper, or pictures and text alike in the mean.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ def by_kind(weights: Tensor, vision: Tensor) -> Tensor:
 
 ALTERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "qig-squared": lambda weights, vision: weights.square(),
-    "qig-fourth": lambda weights, vision: weights.pow(4),
     "qig-by-kind": by_kind,
 }
 
