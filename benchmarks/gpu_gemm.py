@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--mixed", nargs="*", default=MIXED, help="K:N@bits,N@bits,... of layers that read one input")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=0.05, help="of measuring per candidate and cell")
+    parser.add_argument("--without-ways", action="store_true", help="not ours by ways that it would not choose")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="small shapes on the CPU")
     parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these rows and measure nothing")
@@ -91,7 +92,14 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         k, n = map(int, shape.split("x"))
         for bits in options.bits:
             problem = Problem(n, k, bits, options.group_size, stream_bytes)
-            yield from cells(problem, candidates(problem, device), options.m, options.seconds, about, device)
+            yield from cells(
+                problem,
+                candidates(problem, device, not options.without_ways),
+                options.m,
+                options.seconds,
+                about,
+                device,
+            )
     few = [m for m in options.m if m <= interface.MOST_ROWS]
     for text in options.mixed if few else ():
         problems = Problems.parse(text, options.group_size, stream_bytes)

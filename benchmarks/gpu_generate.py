@@ -128,6 +128,8 @@ def calibrate(which: str, options: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = TINY_VLM if which != options.size and not options.dry_run else wide_model(Path(folder), options)
         config = QAIGConfig(bits=3, group_size=64, num_samples=options.samples)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # not that of making the model
         start = time.perf_counter()
         model = AutoModelForImageTextToText.from_pretrained(
             path, quantization_config=config, device_map={"": options.device}
@@ -152,7 +154,9 @@ def wide_model(folder: Path, options: argparse.Namespace) -> Path:
             width = config.text_config.hidden_size // config.text_config.num_attention_heads
             setattr(config.text_config, name, ["full_attention"] * options.layers if name == "layer_types" else width)
     config.dtype = torch.bfloat16
-    LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    with torch.device(options.device):  # drawing a billion weights on the CPU takes a minute
+        model = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
     AutoProcessor.from_pretrained(TINY_VLM).save_pretrained(folder)
     return folder
 

@@ -62,8 +62,7 @@ class Environment:
         lines += [f"{'GPU':<18} {gpu}" for gpu in self.gpus or ("none that torch sees",)]
         lines.append(f"{'CUDA in library':<18} {self.cuda_library}")
         lines.append(f"{'NVRTC':<18} {self.nvrtc}")
-        executed = ", ".join(cuda.EXECUTED_ON) or "no GPU yet: they have only been compiled, and run on an emulator"
-        lines.append(f"{'CUDA ran on':<18} {executed}")
+        lines.append(f"{'CUDA ran on':<18} {', '.join(cuda.EXECUTED_ON)}; for others compiled, and run on an emulator")
         for backend in self.backends:
             lines.append(f"\n{backend.op} on {backend.device}, {backend.case}: {backend.name}")
             if backend.why_not_faster is not None:

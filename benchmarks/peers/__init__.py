@@ -113,5 +113,5 @@ class Candidate(ABC):
         x_rows = torch.linspace(0, x.shape[0] - 1, min(8, x.shape[0])).long()
         weight = self.weight()
         w_rows = torch.linspace(0, weight.shape[0] - 1, 97).long()
-        expected = x[x_rows].double() @ weight[w_rows].double().T
-        return float((self.output()[x_rows][:, w_rows].double() - expected).norm() / expected.norm())
+        expected = x[x_rows].double() @ weight[w_rows].double().cpu().T
+        return float((self.output()[x_rows][:, w_rows].double().cpu() - expected).norm() / expected.norm())

@@ -23,12 +23,12 @@ MOST_TOKENS = 1 << 14
 """A way that begins beyond is not measured."""
 
 
-def candidates(problem: Problem, device: torch.device) -> Iterator[Candidate | Unavailable]:
-    """Those for a problem, each with its weights on the device; why others are missing."""
+def candidates(problem: Problem, device: torch.device, ways: bool = True) -> Iterator[Candidate | Unavailable]:
+    """Those for a problem, each with its weights on the device; why others are missing. `ways`: ours by each way, too."""
     for make in (_ours, Dense, TinyGemm, NF4, Int8, Float8):
         try:
             made = make(problem, device)
-            yield from made if isinstance(made, list) else [made]
+            yield from (one for one in made if ways or type(one) is Ours) if isinstance(made, list) else [made]
         except Exception as error:  # a peer that is not installed, or cannot do this problem, is a row that says so
             yield Unavailable(f"{make.__name__}: {type(error).__name__}: {error}")
 
@@ -43,7 +43,7 @@ class OnDevice(Candidate):
         self.x = x.to(self.device)
 
     def output(self) -> Tensor:
-        return self.y.cpu()
+        return self.y
 
 
 def _ours(problem: Problem, device: torch.device) -> list[Candidate]:
@@ -118,7 +118,7 @@ class OursByOneWay(Ours):
         self.parts = [self.layers[copy](part) for part in self.x.tensor_split(count)]
 
     def output(self) -> Tensor:
-        return torch.cat(self.parts)[: self.tokens].cpu()
+        return torch.cat(self.parts)[: self.tokens]
 
 
 class Dense(OnDevice):
@@ -135,7 +135,7 @@ class Dense(OnDevice):
         self.y = linear(self.x, self.weights[copy])
 
     def weight(self) -> Tensor:
-        return self.weights[0].cpu()
+        return self.weights[0]
 
 
 class TinyGemm(OnDevice):
@@ -183,7 +183,7 @@ class NF4(OnDevice):
         self.weight_bytes = problem.n * problem.k // 2 + problem.n * problem.k // 64 * 4
         self.copies = problem.copies(self.weight_bytes)
         self.layers = [layer] + [copy.deepcopy(layer) for _ in range(self.copies - 1)]
-        self._weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).cpu()
+        self._weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
     def run(self, copy: int) -> None:
         self.y = self.layers[copy](self.x)
@@ -217,7 +217,7 @@ class Rounded(OnDevice):
         return self.cast(self.x / scale), scale
 
     def weight(self) -> Tensor:
-        return (self.weights[0].float() * self.scale[:, None]).cpu()
+        return self.weights[0].float() * self.scale[:, None]
 
 
 class Int8(Rounded):
@@ -238,7 +238,7 @@ class Int8(Rounded):
         self.y = (torch._int_mm(x, self.weights[copy].t()) * (scale * self.scale)).bfloat16()
 
     def output(self) -> Tensor:
-        return self.y[: self.tokens].cpu()
+        return self.y[: self.tokens]
 
 
 class Float8(Rounded):

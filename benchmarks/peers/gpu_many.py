@@ -81,7 +81,7 @@ class OneByOne(OnDevice):
         self.ys = [layer(self.x) for layer in self.sets[copy]]
 
     def output(self) -> Tensor:
-        return torch.cat(self.ys, 1).cpu()
+        return torch.cat(self.ys, 1)
 
     def weight(self) -> Tensor:
         return self.problems.weight

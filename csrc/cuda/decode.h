@@ -4,9 +4,8 @@
 // A, so that no row of a tile is wasted however few rows x has. The warps of a block take its items in turn, add up
 // their sums in shared memory where a row block ends, and share row blocks with other blocks as kernels.h tells.
 //
-// Words travel to shared memory by asynchronous copies, some items ahead. Each lane copies what it reads itself, so
-// nothing but its own copies need be waited for. x, scales and zero points are read into registers, one item ahead
-// where there are enough of them.
+// Words, scales and zero points travel to shared memory by asynchronous copies, some items ahead: nothing that comes from
+// afar is waited for where it is asked for. x is read into registers, one item ahead.
 #pragma once
 
 #include "sums.h"
@@ -15,21 +14,48 @@
 namespace qaig {
 namespace cuda {
 
-// What an item needs besides its words. `parts` is the number of eights of rows of x.
+struct ItemPosition {
+    int row_block, tile;
+
+    QAIG_MEMBER void advance(int items, int tiles) {
+        for (tile += items; tile >= tiles; tile -= tiles) {
+            row_block++;
+        }
+    }
+};
+
+// What a lane copies of an item's groups: 16 bytes, of the scales of the first unit's group (lanes 0 to 7), of those of
+// the second unit's (8 to 15), or of their zero points (16 to 23). They lie in this order behind the item's words.
+struct GroupCopy {
+    static constexpr int kScales = kBlockRows * 2 / 16, kZeros = kBlockRows / 16;  // pieces of a group
+
+    const char* from;  // of the first group; null: nothing
+
+    QAIG_MEMBER GroupCopy(const QaigLayer& l, int lane) : from(nullptr) {
+        const int at = lane - 2 * kScales;
+        if (at < 0) {
+            from = static_cast<const char*>(l.scale) + lane % kScales * 16;
+        } else if (at < 2 * kZeros && l.zero) {
+            from = reinterpret_cast<const char*>(l.zero) + at % kZeros * 16;
+        }
+    }
+    QAIG_MEMBER static int unit(int lane) { return (lane < 2 * kScales ? lane / kScales : lane / kZeros) % 2; }
+    QAIG_MEMBER const uint4* of(long long group, int lane) const {
+        return reinterpret_cast<const uint4*>(from + group * (16 * (lane < 2 * kScales ? kScales : kZeros)));
+    }
+};
+
+// 16 bytes of x, for 8 slots of row 8 part + g, of each unit.
 template <int parts>
-struct Operands {
-    uint4 x[parts][2];  // of each unit, 8 slots of row 8 part + g
-    uint4 scale[2];     // of each unit's group, of the lane's 8 rows
-    uint2 zero[2];
-    bool one_group;  // both units are of one group
+struct InputOperands {
+    uint4 of[parts][2];
 };
 
 // One thread's share of one layer.
-template <class T, int bits, int parts, bool mixed>
+template <class T, int bits, int parts>
 struct LayerPart {
-    // Reading an item ahead takes registers: more than there are with 16 rows, or where widths share them.
-    static constexpr bool kAhead = parts == 1 && !mixed;
     static constexpr int kStages = decode_stages(bits);
+    static constexpr int kStageSize = decode_stage_bytes(bits) / 16;
     using RowBlockSums = Sums<kRowTiles * parts>;  // those of row tile r and eight j of x's rows at r * parts + j
 
     const QaigDecode& d;
@@ -39,46 +65,44 @@ struct LayerPart {
     unsigned* counters;  // of the layer's row blocks
     uint4* ring;         // this warp's stages
     float4* shared_sums;
-    int tiles, groups, units_per_group;
-    int warp, lane, g, t;
+    int tiles, groups;
+    Quotient group_of;  // of a unit
+    int warp, lane, g;
+    GroupCopy group_copy;
+    bool has_zero;
+    const uint4* x;      // the lane's of row g and the first tile
+    int x_slots[parts];  // of row 8 part + g, from the lane's first one on; 0 if there is no such row
 
-    QAIG_MEMBER void start_copy(int item, int stage) {
+    // Whether both units of a tile, the first of which is of this group, are. Most groups have an even number of units;
+    // an odd last one of all is followed by padding, which any group will do for.
+    QAIG_MEMBER bool one_group(int tile, int group) const {
+        return group_of.divisor % 2 == 0 || 2 * tile + 1 < (group + 1) * group_of.divisor || group + 1 == groups;
+    }
+
+    QAIG_MEMBER void start_copy(int item, const ItemPosition& p, int stage) {
         const uint4* from = static_cast<const uint4*>(l.words) + static_cast<long long>(item) * (bits * 32) + lane;
-        uint4* to = ring + stage * (bits * 32) + lane;
+        uint4* to = ring + stage * kStageSize + lane;
 #pragma unroll
         for (int c = 0; c < bits; c++) {
             copy_async(to + c * 32, from + c * 32);
         }
-    }
-
-    QAIG_MEMBER void load_group(Operands<parts>& o, int unit, int row_block, int group) {
-        const long long at = (static_cast<long long>(row_block) * groups + group) * 8 + g;
-        constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
-        o.scale[unit] = load_global(static_cast<const uint4*>(l.scale) + at);
-        o.zero[unit] = l.zero ? load_global(reinterpret_cast<const uint2*>(l.zero) + at) : uint2{kMiddle, kMiddle};
-    }
-
-    QAIG_MEMBER void load_operands(Operands<parts>& o, int item) {
-        const int row_block = item / tiles, tile = item - row_block * tiles;
-#pragma unroll
-        for (int unit = 0; unit < 2; unit++) {
-            const int slot = tile * kTileSlots + unit * kUnitSlots + 8 * t;
-#pragma unroll
-            for (int part = 0; part < parts; part++) {
-                const int row = 8 * part + g;
-                const auto* x = static_cast<const unsigned short*>(l.x) + row * l.x_stride + slot;
-                o.x[part][unit] = row < d.rows && slot < l.x_slots ? load_global(reinterpret_cast<const uint4*>(x))
-                                                                   : uint4{0, 0, 0, 0};
-            }
+        const int group = group_of.of(2 * p.tile);
+        const int unit = GroupCopy::unit(lane);
+        if (group_copy.from && (unit == 0 || !one_group(p.tile, group))) {
+            const long long at = static_cast<long long>(p.row_block) * groups + group + unit;
+            copy_async(to + bits * 32, group_copy.of(at, lane));
         }
-        const int group = 2 * tile / units_per_group;
-        // An odd last unit is followed by one of padding, which any group will do for.
-        o.one_group = 2 * tile + 1 < (group + 1) * units_per_group || group + 1 == groups;
-        load_group(o, 0, row_block, group);
-        if (o.one_group) {
-            o.scale[1] = o.scale[0];
-        } else {
-            load_group(o, 1, row_block, group + 1);
+    }
+
+    QAIG_MEMBER void load_x(InputOperands<parts>& o, int tile) {
+#pragma unroll
+        for (int part = 0; part < parts; part++) {
+            const uint4* from = x + part * l.x_stride + static_cast<long long>(tile) * (kTileSlots / 8);
+#pragma unroll
+            for (int unit = 0; unit < 2; unit++) {
+                const bool there = tile * kTileSlots + unit * kUnitSlots < x_slots[part];
+                o.of[part][unit] = there ? load_global(from + unit * (kUnitSlots / 8)) : uint4{0, 0, 0, 0};
+            }
         }
     }
 
@@ -95,30 +119,43 @@ struct LayerPart {
         }
     }
 
-    QAIG_MEMBER void multiply_item(RowBlockSums& sums, int stage, const Operands<parts>& o) {
+    // `same`: both units are of one group.
+    template <bool same>
+    QAIG_MEMBER void multiply_item(RowBlockSums& sums, int stage, const InputOperands<parts>& x) {
+        const uint4* from = ring + stage * kStageSize;
         unsigned words[4 * bits];
-#pragma unroll
-        for (int c = 0; c < bits; c++) {
-            const uint4 v = load_shared(ring + (stage * bits + c) * 32 + lane);
-            words[4 * c] = v.x, words[4 * c + 1] = v.y, words[4 * c + 2] = v.z, words[4 * c + 3] = v.w;
+        constexpr int kLast = same ? 0 : 1;  // unit whose group the item ends with
+        const uint4* scales = from + bits * 32 + g;
+        const auto* zeros = reinterpret_cast<const uint2*>(from + bits * 32 + 2 * (kBlockRows / 8)) + g;
+        constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
+        const uint4 scale[2] = {load_shared(scales), load_shared(scales + kLast * (kBlockRows / 8))};
+        uint2 zero_words[2] = {{kMiddle, kMiddle}, {kMiddle, kMiddle}};
+        if (has_zero) {
+            zero_words[0] = load_shared(zeros), zero_words[1] = load_shared(zeros + kLast * (kBlockRows / 8));
         }
 #pragma unroll
         for (int r = 0; r < kRowTiles; r++) {
+#pragma unroll
+            for (int c = (r * bits + 3) / 4; c < (r * bits + bits + 3) / 4;
+                 c++) {  // that no row tile before has needed
+                const uint4 v = load_shared(from + c * 32 + lane);
+                words[4 * c] = v.x, words[4 * c + 1] = v.y, words[4 * c + 2] = v.z, words[4 * c + 3] = v.w;
+            }
             float products[parts][4] = {};
             Zero<T, bits> zero[2];
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
-                if (unit == 0 || !o.one_group) {
+                if (unit == 0 || !same) {
                     if (unit == 1) {
-                        add_scaled(sums, r, products, word_of(o.scale[0], r));
+                        add_scaled(sums, r, products, word_of(scale[0], r));
 #pragma unroll
                         for (int i = 0; i < 4 * parts; i++) {
                             products[i / 4][i % 4] = 0;
                         }
                     }
-                    const unsigned zeros = r < 2 ? o.zero[unit].x : o.zero[unit].y;
-                    zero[0] = zero_of<T, bits>(zeros, r % 2 * 2);
-                    zero[1] = zero_of<T, bits>(zeros, r % 2 * 2 + 1);
+                    const unsigned of_rows = r < 2 ? zero_words[unit].x : zero_words[unit].y;
+                    zero[0] = zero_of<T, bits>(of_rows, r % 2 * 2);
+                    zero[1] = zero_of<T, bits>(of_rows, r % 2 * 2 + 1);
                 }
 #pragma unroll
                 for (int step = 0; step < 2; step++) {
@@ -129,12 +166,12 @@ struct LayerPart {
                     }
 #pragma unroll
                     for (int part = 0; part < parts; part++) {
-                        const uint4& x = o.x[part][unit];
-                        multiply_tiles(T(), products[part], a, word_of(x, 2 * step), word_of(x, 2 * step + 1));
+                        const uint4& of = x.of[part][unit];
+                        multiply_tiles(T(), products[part], a, word_of(of, 2 * step), word_of(of, 2 * step + 1));
                     }
                 }
             }
-            add_scaled(sums, r, products, word_of(o.scale[1], r));
+            add_scaled(sums, r, products, word_of(scale[1], r));
         }
     }
 
@@ -170,39 +207,39 @@ struct LayerPart {
 
     // Items [begin, end) of the layer. All warps meet at the end of every row block.
     QAIG_MEMBER void run(int begin, int end) {
-        int copied = begin + warp;
-        for (int stage = 0; stage < kStages - 1; stage++, copied += kDecodeWarps) {
-            if (copied < end) {
-                start_copy(copied, stage);
+        int item = begin + warp, ahead = item, stage = 0;
+        const ItemPosition first = {item / tiles, item % tiles};
+        ItemPosition now = first, copied = first;
+        InputOperands<parts> here, next;
+        load_x(here, now.tile);
+        for (int s = 0; s < kStages - 1; s++, ahead += kDecodeWarps) {
+            if (ahead < end) {
+                start_copy(ahead, copied, s);
+                copied.advance(kDecodeWarps, tiles);
             }
             commit_copies();
-        }
-        Operands<parts> operands;
-        int item = begin + warp, stage = 0;
-        if (kAhead && item < end) {
-            load_operands(operands, item);
         }
         for (int row_block = begin / tiles, from = begin; from < end; row_block++) {
             const int row_end = (row_block + 1) * tiles, to = row_end < end ? row_end : end;
             RowBlockSums sums = {};
-            for (; item < to; item += kDecodeWarps) {
-                Operands<parts> next;
-                if constexpr (!kAhead) {
-                    load_operands(operands, item);
-                } else if (item + kDecodeWarps < end) {
-                    load_operands(next, item + kDecodeWarps);
-                }
+            for (; item < to; item += kDecodeWarps, ahead += kDecodeWarps) {
+                const int tile = now.tile;
+                now.advance(kDecodeWarps, tiles);
+                load_x(next, now.tile);  // of some tile if there are no more
                 wait_copies<kStages - 2>();
-                if (copied < end) {  // into the stage that was multiplied last time
-                    start_copy(copied, stage == 0 ? kStages - 1 : stage - 1);
+                warp_barrier();     // the other lanes' copies are there, too, and they are done with the stage before
+                if (ahead < end) {  // into the stage that was multiplied last time
+                    start_copy(ahead, copied, stage == 0 ? kStages - 1 : stage - 1);
+                    copied.advance(kDecodeWarps, tiles);
                 }
                 commit_copies();
-                copied += kDecodeWarps;
-                multiply_item(sums, stage, operands);
-                stage = stage == kStages - 1 ? 0 : stage + 1;
-                if constexpr (kAhead) {
-                    operands = next;
+                if (one_group(tile, group_of.of(2 * tile))) {
+                    multiply_item<true>(sums, stage, here);
+                } else {
+                    multiply_item<false>(sums, stage, here);
                 }
+                stage = stage == kStages - 1 ? 0 : stage + 1;
+                here = next;
             }
             add_warps(sums);
             const bool from_start = from + tiles == row_end;
@@ -220,22 +257,31 @@ QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, 
     const QaigLayer& l = d.layers[index];
     const Shape s = shape_of(l);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int g = lane / 4, t = lane % 4;
     uint4* sums = shared;
     uint4* ring = shared + decode_sum_bytes(columns) / 16 + warp * (decode_warp_bytes(kernel_bits) / 16);
-    LayerPart<T, bits, columns / 8, kernel_bits == kMixed> part = {d,
-                                                                   l,
-                                                                   line,
-                                                                   start,
-                                                                   d.counters + counter,
-                                                                   ring,
-                                                                   reinterpret_cast<float4*>(sums),
-                                                                   s.tiles(),
-                                                                   s.groups(),
-                                                                   s.units_per_group(),
-                                                                   warp,
-                                                                   lane,
-                                                                   lane / 4,
-                                                                   lane % 4};
+    const auto* x = static_cast<const unsigned short*>(l.x) + g * l.x_stride + 8 * t;
+    LayerPart<T, bits, columns / 8> part = {d,
+                                            l,
+                                            line,
+                                            start,
+                                            d.counters + counter,
+                                            ring,
+                                            reinterpret_cast<float4*>(sums),
+                                            s.tiles(),
+                                            s.groups(),
+                                            quotient_of(s.units_per_group()),
+                                            warp,
+                                            lane,
+                                            g,
+                                            {l, lane},
+                                            l.zero != nullptr,
+                                            reinterpret_cast<const uint4*>(x),
+                                            {}};
+#pragma unroll
+    for (int i = 0; i < columns / 8; i++) {
+        part.x_slots[i] = 8 * i + g < d.rows ? l.x_slots - 8 * t : 0;
+    }
     part.run(begin, end);
 }
 
@@ -273,9 +319,10 @@ QAIG_DEVICE void decode(const QaigDecode& d) {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                       \
-    extern "C" __global__ void __launch_bounds__(128, 3) name(QAIG_ARGUMENT QaigDecode d) { \
-        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                             \
+#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                                   \
+    extern "C" __global__ void __launch_bounds__(128, qaig::cuda::decode_blocks_per_processor(columns)) \
+        name(QAIG_ARGUMENT QaigDecode d) {                                                              \
+        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                                         \
     }
 
 // The four decode kernels of one width. `width` is how names write it: w2, w3, w4, w8 or mixed.

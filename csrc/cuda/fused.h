@@ -37,6 +37,17 @@ struct FusedProduct {
     }
 
     QAIG_DEVICE void multiply(TiledSums& sums, const FusedStep& step, const StepGroups& groups, const QaigLayer& l) {
+        if (groups.one_group) {
+            multiply_step<true>(sums, step, groups, l);
+        } else {
+            multiply_step<false>(sums, step, groups, l);
+        }
+    }
+
+    // `same`: both units are of one group.
+    template <bool same>
+    QAIG_DEVICE void multiply_step(TiledSums& sums, const FusedStep& step, const StepGroups& groups,
+                                   const QaigLayer& l) {
         const RowScales scales = row_scales(groups.scale[1], l.scale_type);
         unsigned words[kWarpTiles * bits];
         step.load_words(words);
@@ -46,7 +57,7 @@ struct FusedProduct {
             Zero<T, bits> zero[2];
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
-                if (unit == 0 || !groups.one_group) {
+                if (unit == 0 || !same) {
                     zero[0] = zero_of<T, bits>(groups.zero[unit], 2 * r);
                     zero[1] = zero_of<T, bits>(groups.zero[unit], 2 * r + 1);
                 }
@@ -64,7 +75,7 @@ struct FusedProduct {
             float products[kWarpTiles][kChunkParts][4] = {};
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
-                if (unit == 1 && !groups.one_group) {
+                if (unit == 1 && !same) {
                     add_scaled(sums, part, products, row_scales(groups.scale[0], l.scale_type));
 #pragma unroll
                     for (int i = 0; i < kWarpTiles * kChunkParts * 4; i++) {

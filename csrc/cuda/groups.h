@@ -55,14 +55,10 @@ struct Groups {
     QAIG_MEMBER void load(StepGroups& to, int row_block, const GroupPosition& p) const {
         // An odd last unit is followed by one of padding, which any group will do for.
         to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
+        to.ends = to.one_group ? p.unit + 2 >= units_per_group : units_per_group == 1;
         load_group(to, 0, row_block, p.group);
-        if (to.one_group) {
-            to.scale[1] = to.scale[0], to.zero[1] = to.zero[0];
-            to.ends = p.unit + 2 >= units_per_group;
-        } else {
-            load_group(to, 1, row_block, p.group + 1);
-            to.ends = units_per_group == 1;
-        }
+        // Twice where it is the same: to copy what is still on its way would be to wait for it.
+        load_group(to, 1, row_block, to.one_group ? p.group : p.group + 1);
     }
 
     QAIG_MEMBER GroupPosition at(int tile) const {

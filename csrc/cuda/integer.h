@@ -189,7 +189,9 @@ struct IntegerProduct {
 #pragma unroll 1
         for (int m = column; m < end; m++) {
             if (load_float(l.token_scale, QAIG_F32, m) == kNotRounded && n < l.out_features) {
-                const auto y = static_cast<unsigned short>(rounded(T(), row_product<T, bits>(l, n, m) + bias_of(l, n)));
+                float bias[1];
+                load_bias(l, n, bias);
+                const auto y = static_cast<unsigned short>(rounded(T(), row_product<T, bits>(l, n, m) + bias[0]));
                 store_global(static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n, y);
             }
         }

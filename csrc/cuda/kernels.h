@@ -114,7 +114,6 @@ namespace cuda {
 
 constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
-constexpr int kDecodeBlocksPerProcessor = 3;  // blocks that a multiprocessor holds at once; not yet measured
 constexpr int kDequantizeThreads = 128;
 constexpr int kArrangeThreads = 256;
 constexpr float kIntegers = 128;
@@ -123,8 +122,14 @@ constexpr int kMixed = 0;         // stands for the bits of the mixed kernel
 
 // Items each warp has in shared memory, being computed or on their way.
 QAIG_BOTH int decode_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
-QAIG_BOTH int decode_warp_bytes(int bits) { return bits == kMixed ? 8192 : decode_stages(bits) * bits * 512; }
+// An item's words, and of two groups (one for each unit) scales and zero points of a row block.
+QAIG_BOTH int decode_stage_bytes(int bits) { return bits * 512 + 2 * kBlockRows * 3; }
+QAIG_BOTH int decode_warp_bytes(int bits) {
+    return bits == kMixed ? decode_warp_bytes(8) : decode_stages(bits) * decode_stage_bytes(bits);  // 8's are the most
+}
 QAIG_BOTH int decode_columns(int rows) { return rows <= 8 ? 8 : 16; }  // the 8 or 16 of _m8 and _m16
+// Blocks that a multiprocessor holds at once: as many as there are registers for.
+QAIG_BOTH int decode_blocks_per_processor(int columns) { return columns == 8 ? 3 : 2; }
 // The layers' Shape::items() times their bits, or their tiled_steps(), must add up to less than this.
 constexpr long long kMostSteps = 1LL << 31;
 QAIG_BOTH int decode_sum_bytes(int columns) { return kBlockRows * columns * 4; }
@@ -133,8 +138,8 @@ QAIG_BOTH int decode_shared_bytes(int bits, int columns) {
 }
 
 // Blocks of a launch whose layers have `items` in all (Shape::items()), on a device of `processors` multiprocessors.
-QAIG_BOTH int decode_grid(long long items, int processors) {
-    const long long most = static_cast<long long>(processors) * kDecodeBlocksPerProcessor;
+QAIG_BOTH int decode_grid(long long items, int processors, int columns) {
+    const long long most = static_cast<long long>(processors) * decode_blocks_per_processor(columns);
     const long long useful = (items + kDecodeWarps - 1) / kDecodeWarps;
     return static_cast<int>(useful < most ? useful : most);
 }
@@ -146,7 +151,7 @@ constexpr int kTiledWarps = 4;
 constexpr int kTiledThreads = 32 * kTiledWarps;
 constexpr int kTiledRowBlocks = 2;
 constexpr int kTiledColumns = 64;
-constexpr int kTiledBlocksPerProcessor = 2;    // that a multiprocessor holds at once; not yet measured
+constexpr int kTiledBlocksPerProcessor = 2;    // that a multiprocessor holds at once: registers
 constexpr int kLeastTiledSteps = 16;           // of a block: with fewer, adding up parts takes longer; an estimate
 constexpr int kTiledCapability = 80;           // earlier GPUs lack asynchronous copies
 constexpr int kMostTiledRows = (1 << 20) - 1;  // of x

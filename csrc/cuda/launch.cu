@@ -220,7 +220,8 @@ int qaig_cuda_decode_workspace(const QaigDecode* d, long long* partial_bytes, lo
     if (status != QAIG_OK) {
         return status;
     }
-    *partial_bytes = decode_partial_bytes(decode_grid(items_of(*d), processors), decode_columns(d->rows));
+    *partial_bytes =
+        decode_partial_bytes(decode_grid(items_of(*d), processors, decode_columns(d->rows)), decode_columns(d->rows));
     *counters = 0;
     for (int i = 0; i < d->layer_count; i++) {
         *counters += shape_of(d->layers[i]).row_blocks();
@@ -247,7 +248,8 @@ int qaig_cuda_decode(const QaigDecode* d, int type, void* stream) {
     }
     const int columns = decode_columns(d->rows);
     return launch(kDecode[bits == kMixed ? 4 : index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d,
-                  decode_grid(items_of(*d), processors), 1, kDecodeThreads, decode_shared_bytes(bits, columns), stream);
+                  decode_grid(items_of(*d), processors, columns), 1, kDecodeThreads, decode_shared_bytes(bits, columns),
+                  stream);
 }
 
 int qaig_cuda_fused_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {

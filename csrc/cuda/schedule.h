@@ -15,6 +15,19 @@ namespace cuda {
 
 QAIG_BOTH Shape shape_of(const QaigLayer& l) { return {l.out_features, l.in_features, l.group_size, l.bits}; }
 
+// Division of numbers below 2^22 by what does not change, as a product: what a compiler makes of a division takes as
+// long as loading an item.
+struct Quotient {
+    int divisor;                 // 1 to 2^22
+    unsigned long long inverse;  // 2^44 / divisor, rounded up: by less than 1, which is less than 2^-22 of the quotient
+
+    QAIG_BOTH int of(int number) const { return static_cast<int>(static_cast<unsigned>(number) * inverse >> 44); }
+};
+
+QAIG_BOTH Quotient quotient_of(int divisor) {
+    return {divisor, ((1ull << 44) + static_cast<unsigned>(divisor) - 1) / static_cast<unsigned>(divisor)};
+}
+
 struct Line {
     unsigned share, longer;  // steps of a block, and how many blocks have one more
 

@@ -49,12 +49,19 @@ QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int 
     }
     warp_barrier();
     sums = {};
-    for (int block = first; block <= last; block++) {
-        const float4* theirs = partial(block);
+    constexpr int kAtOnce = count < 16 ? 16 / count : 1;  // blocks that are read before any of them is added
+    for (int block = first; block <= last; block += kAtOnce) {
+        float4 theirs[kAtOnce][count];
 #pragma unroll
-        for (int i = 0; i < count; i++) {
-            float (&s)[4] = sums.at[i];
-            const float4 v = load_from_others(theirs + i * 32);
+        for (int i = 0; i < kAtOnce * count; i++) {
+            const int b = i / count;
+            theirs[b][i % count] =
+                block + b <= last ? load_from_others(partial(block + b) + i % count * 32) : float4{0, 0, 0, 0};
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce * count; i++) {
+            float (&s)[4] = sums.at[i % count];
+            const float4& v = theirs[i / count][i % count];
             s[0] += v.x, s[1] += v.y, s[2] += v.z, s[3] += v.w;
         }
     }
@@ -62,9 +69,23 @@ QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int 
 }
 
 // What finishes the sums of row n of the weight and row m of x: y = token_scale * sum + bias. Neutral where there is
-// none.
-QAIG_DEVICE float bias_of(const QaigLayer& l, int n) {
-    return l.bias && n < l.out_features ? load_float(l.bias, l.bias_type, n) : 0.0f;
+// none. Biases: of rows n + 8 i. All are asked for before any is looked at.
+template <int count>
+QAIG_DEVICE void load_bias(const QaigLayer& l, int n, float (&bias)[count]) {
+    unsigned raw[count];
+    const bool wide = l.bias_type == QAIG_F32;
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        const bool there = l.bias && n + 8 * i < l.out_features;
+        const int at = n + 8 * i;
+        raw[i] = !there ? 0u
+                 : wide ? load_global(static_cast<const unsigned*>(l.bias) + at)
+                        : load_global(static_cast<const unsigned short*>(l.bias) + at);
+    }
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        bias[i] = wide ? float_of(raw[i]) : low_float(l.bias_type, raw[i]);
+    }
 }
 QAIG_DEVICE float token_scale_of(const QaigLayer& l, int rows, int m) {
     return l.token_scale && m < rows ? load_float(l.token_scale, QAIG_F32, m) : 1.0f;
@@ -74,7 +95,7 @@ QAIG_DEVICE float token_scale_of(const QaigLayer& l, int rows, int m) {
 // x, where they are there.
 template <class T>
 QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4], int row, int column,
-                            const float (&bias)[2], const float (&token_scale)[2]) {
+                            const float* bias, const float (&token_scale)[2]) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
         const int n = row + e / 2 * 8, m = column + e % 2;
@@ -89,19 +110,15 @@ QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4]
 template <class T, int row_tiles, int parts>
 QAIG_DEVICE void store_sums(const QaigLayer& l, int rows, const Sums<row_tiles * parts>& sums, int row, int column) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    float bias[row_tiles][2];
-#pragma unroll
-    for (int r = 0; r < row_tiles; r++) {
-        const int n = row + 16 * r + g;
-        bias[r][0] = bias_of(l, n), bias[r][1] = bias_of(l, n + 8);
-    }
+    float bias[2 * row_tiles];
+    load_bias(l, row + g, bias);
 #pragma unroll
     for (int part = 0; part < parts; part++) {
         const int m = column + 8 * part + 2 * t;
         const float token_scale[2] = {token_scale_of(l, rows, m), token_scale_of(l, rows, m + 1)};
 #pragma unroll
         for (int r = 0; r < row_tiles; r++) {
-            store_tile<T>(l, rows, sums.at[r * parts + part], row + 16 * r + g, m, bias[r], token_scale);
+            store_tile<T>(l, rows, sums.at[r * parts + part], row + 16 * r + g, m, bias + 2 * r, token_scale);
         }
     }
 }

@@ -1,5 +1,6 @@
-// Choices that depend on the GPU. None of them has been measured yet: they are estimates from the sizes of caches, from
-// what the ways to multiply read and write, and from how far below cuBLAS plain mma kernels stay on each GPU.
+// Choices that depend on the GPU. Those of sm_90 were measured on an H200 (benchmarks/results), where the ways cross for a
+// weight of a 7 B model's MLP; smaller ones cross earlier. The others are estimates from the sizes of caches, from what
+// the ways to multiply read and write, and from how far below cuBLAS plain mma kernels stay on each GPU.
 #pragma once
 
 namespace qaig {
@@ -10,7 +11,8 @@ struct Tuning {
     int most_decode_rows;   // of x that the decode kernels multiply, QAIG_MOST_ROWS at a time
     int most_fused_rows;    // that the fused kernels do; 0: there are none. More go to cuBLAS, the weight unpacked
     int most_integer_rows;  // that the integer kernels do, if x is rounded to 8 bits; more go to cuBLAS, too
-    long long chunk_bytes;  // of the weight that are unpacked at a time, so that they stay in the L2 cache
+    long long chunk_bytes;  // of the weight that are unpacked at a time: that stay in the L2 cache or, where that was
+                            // measured to be faster, a whole weight, as cuBLAS has all multiprocessors at work then
 };
 
 // Integers are multiplied at least twice as fast as 16-bit floats, on consumers' GPUs four times. What is left of that
@@ -21,7 +23,7 @@ constexpr Tuning kTunings[] = {
     {80, 16, 256, 1 << 16, 16 << 20},   // A100, 40 MB
     {86, 16, 256, 1 << 16, 3 << 20},    // RTX 30, 6 MB
     {89, 16, 256, 1 << 16, 16 << 20},   // RTX 40 and L4, 32 to 72 MB
-    {90, 16, 192, 512, 24 << 20},       // H100 and H200, 50 MB
+    {90, 16, 128, 192, 256 << 20},      // H100 and H200
     {100, 16, 128, 128, 32 << 20},      // B200, 126 MB
     {120, 16, 256, 1 << 16, 32 << 20},  // RTX 50, up to 96 MB
 };

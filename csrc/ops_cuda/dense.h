@@ -39,20 +39,24 @@ inline void dense_linear(const Tensor& x, const Tensor& weight, const Optional& 
     const auto result = torch::stable::detail::to<Tensor>(stack[0]);  // y again: takes over what the stack held
 }
 
-// y = token_scale * products + bias in float32.
-inline void scale_rows(const Tensor& products, const Tensor& token_scale, const Optional& bias, Tensor y) {
+// y = token_scale * products + bias, computed in float32 and rounded once as it is stored.
+inline void scale_rows(const Tensor& products, const Tensor& token_scale, const Optional& bias, const Tensor& y) {
     using torch::stable::detail::from;
     const Tensor column = torch::stable::view(token_scale, {token_scale.size(0), 1});
+    if (!bias) {
+        std::array<StableIValue, 3> stack{from(products), from(column), from(y)};
+        TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "out", stack.data(), TORCH_ABI_VERSION));
+        const auto result = torch::stable::detail::to<Tensor>(stack[0]);  // y again
+        return;
+    }
     std::array<StableIValue, 2> stack{from(products), from(column)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
-    auto scaled = torch::stable::detail::to<Tensor>(stack[0]);
-    if (bias) {
-        scaled = torch::stable::subtract(scaled, *bias, -1.0);
-    }
-    torch::stable::copy_(y, scaled);
+    const auto scaled = torch::stable::detail::to<Tensor>(stack[0]);
+    Tensor out = y;
+    torch::stable::copy_(out, torch::stable::subtract(scaled, *bias, -1.0));
 }
 
-// The weight is unpacked some rows at a time into one piece of memory, which the cache holds. Rounded to 8 bits, x are
+// The weight is unpacked some rows at a time into one piece of memory. Rounded to 8 bits, x are
 // integers times a power of two, exact in 16 bits, and only their products are rounded to those.
 inline void unpack_and_multiply(const Tensor& x, const Layer& l, Inputs& inputs, bool round, long long chunk_bytes,
                                 const Device& device) {

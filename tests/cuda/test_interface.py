@@ -76,7 +76,7 @@ def declared(structure: str) -> set[str]:
 def test_constants(tmp_path):
     body = (
         "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
-        " kArrangeThreads, kDecodeBlocksPerProcessor, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
+        " kArrangeThreads, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
         " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps, kMostSteps,"
         " kIntegerStages, kMostGridY);"
     )
@@ -89,7 +89,6 @@ def test_constants(tmp_path):
             interface.DECODE_THREADS,
             interface.DEQUANTIZE_THREADS,
             interface.ARRANGE_THREADS,
-            interface.DECODE_BLOCKS_PER_PROCESSOR,
             interface.MIXED,
             interface.BLOCK_ROWS,
             interface.TILE_SLOTS,
@@ -117,12 +116,12 @@ def test_rules(tmp_path):
             f"{{ const Shape s = {{{arguments}}};"
             " say(s.row_blocks(), s.groups(), s.tiles(), s.slots(), s.items(), s.in_channel_order(),"
             f" dequantize_grid_x(s), dequantize_grid_y({start}, {stop}),"
-            " decode_grid(s.items(), 132), decode_grid(s.items(), 1), tiled_outputs(s, 65), tiled_steps(s, 64),"
+            " decode_grid(s.items(), 132, 8), decode_grid(s.items(), 1, 16), tiled_outputs(s, 65), tiled_steps(s, 64),"
             " tiled_grid(tiled_steps(s, 200), 132), tiled_grid(tiled_steps(s, 200), 1)); }"
         )
         numbers = [s.row_blocks, s.groups, s.tiles, s.slots, s.items, int(s.in_channel_order)]
         numbers += interface.dequantize_grid(s, start, stop)
-        numbers += [interface.decode_grid(s.items, count) for count in (132, 1)]
+        numbers += [interface.decode_grid(s.items, *by) for by in ((132, 8), (1, 16))]
         numbers += [interface.tiled_outputs(s, 65), interface.tiled_steps(s, 64)]
         numbers += [interface.tiled_grid(interface.tiled_steps(s, 200), count) for count in (132, 1)]
         expected.append(numbers)

@@ -103,7 +103,7 @@ class EmulatedDriver:
             argument = interface.Decode.from_address(address)
             assert int(function.rpartition("_m")[2]) == interface.decode_columns(argument.rows)
             items = sum(shape_of(layer).items for layer in argument.layers[: argument.layer_count])
-            assert gx == interface.decode_grid(items, PROCESSORS)
+            assert gx == interface.decode_grid(items, PROCESSORS, interface.decode_columns(argument.rows))
             self._allow_product(argument, *self._workspace("decode", address))
             status = self.library.qaig_cuda_decode(ctypes.c_void_p(address), dtype, None)
         elif "_fused_" in function or "_integer_" in function:

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 LIBRARY, NVRTC = "library", "NVRTC"
-EXECUTED_ON: tuple[str, ...] = ()
+EXECUTED_ON = ("sm_90 (H200)",)
 """GPUs on which the kernels have been run and checked. Everything else is compiled, and executed on an emulator."""
 
 

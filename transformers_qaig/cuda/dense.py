@@ -34,8 +34,11 @@ def unpack_and_multiply(
         rows = memory[: stop - start]
         dequantize_rows(driver, weight, start, stop, rows, device)
         if token_scale is not None:
-            products = torch.mm(x, rows.t()) * token_scale[:, None]
-            y[:, start:stop] = products if bias is None else products + bias[start:stop].float()
+            products, part = torch.mm(x, rows.t()), y[:, start:stop]
+            if bias is None:  # in float32, and rounded as it is stored
+                torch.mul(products, token_scale[:, None], out=part)
+            else:
+                torch.addcmul(bias[start:stop].float(), products, token_scale[:, None], out=part)
         elif bias is None:
             torch.mm(x, rows.t(), out=y[:, start:stop])
         else:

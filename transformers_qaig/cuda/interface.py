@@ -15,7 +15,6 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_LAYERS, MOST_ROWS = 8, 16
 DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
 DECODE_WARPS = DECODE_THREADS // 32
-DECODE_BLOCKS_PER_PROCESSOR = 3
 TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
 TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
 MOST_STEPS = 1 << 31
@@ -157,7 +156,7 @@ TUNINGS = (
     Tuning(80, 16, 256, 1 << 16, 16 << 20),
     Tuning(86, 16, 256, 1 << 16, 3 << 20),
     Tuning(89, 16, 256, 1 << 16, 16 << 20),
-    Tuning(90, 16, 192, 512, 24 << 20),
+    Tuning(90, 16, 128, 192, 256 << 20),
     Tuning(100, 16, 128, 128, 32 << 20),
     Tuning(120, 16, 256, 1 << 16, 32 << 20),
 )
@@ -172,13 +171,13 @@ def decode_columns(rows: int) -> int:
 
 
 def decode_shared_bytes(bits: int, columns: int) -> int:
-    stages = {2: 6, 3: 4, 4: 3, 8: 2}.get(bits, 0)
-    warp = 8192 if bits == MIXED else stages * bits * 512
-    return DECODE_WARPS * warp + _sum_bytes(columns)
+    bits = bits or 8  # the mixed kernel has room for the most
+    stages = {2: 6, 3: 4, 4: 3, 8: 2}[bits]
+    return DECODE_WARPS * stages * (bits * 512 + 2 * BLOCK_ROWS * 3) + _sum_bytes(columns)
 
 
-def decode_grid(items: int, processors: int) -> int:
-    return min(-(-items // DECODE_WARPS), processors * DECODE_BLOCKS_PER_PROCESSOR)
+def decode_grid(items: int, processors: int, columns: int) -> int:
+    return min(-(-items // DECODE_WARPS), processors * (3 if columns == 8 else 2))
 
 
 def decode_partial_bytes(grid: int, columns: int) -> int:

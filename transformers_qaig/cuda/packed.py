@@ -74,7 +74,7 @@ def _plan_decode(shapes: list[Shape], rows: int, device: Device) -> Plan:
     widths = {s.bits for s in shapes}
     bits = widths.pop() if len(widths) == 1 else interface.MIXED
     columns = interface.decode_columns(rows)
-    grid = interface.decode_grid(sum(s.items for s in shapes), device.processors)
+    grid = interface.decode_grid(sum(s.items for s in shapes), device.processors, columns)
     return Plan(
         f"qaig_decode_{f'w{bits}' if bits else 'mixed'}_{{}}_m{columns}",
         grid,

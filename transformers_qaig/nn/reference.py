@@ -67,7 +67,8 @@ def round_activations(x: Tensor) -> Tensor:
     """
     x = x.float()
     largest = x.abs().amax(-1, keepdim=True)
-    scale = largest.clamp(min=1e-5) / 127
+    # By a tensor: by a number, torch multiplies with the rounded inverse on a GPU, and some scales are other ones then.
+    scale = largest.clamp(min=1e-5) / torch.full_like(largest, 127)
     return torch.where(largest <= LARGEST_8_BIT, (x / scale).round() * scale, x)
 
 

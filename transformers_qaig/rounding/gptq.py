@@ -94,12 +94,12 @@ def _rounded(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rou
         tried = Rounding(grid, grid.encode(source), source)
         return tried.rows(_least((tried.values - source).square().sum(-1), len(grids)))
     # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
-    groups = (order // (columns // grid.scale.shape[1])).tolist()
+    group_of = order // (columns // grid.scale.shape[1])
     step, scale, zero = (t.T.contiguous() for t in (grid.step, grid.scale, grid.zero))
     remaining = weight.T[order].repeat(1, len(grids))
     codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
 
-    _Columns(remaining, errors, codes, factor, groups, step, scale, zero, grid.max_code).take(0, columns)
+    _Columns(remaining, errors, codes, factor, group_of, step, scale, zero, grid.max_code).take(0, columns)
     best, back = _least(errors.square_().sum(0), len(grids)), order.argsort()
     codes, source = (of_all[:, best][back].T.contiguous() for of_all in (codes, remaining))
     return Rounding(grid.rows(best), codes, source)
@@ -115,7 +115,7 @@ class _Columns(NamedTuple):
     errors: Tensor
     codes: Tensor
     factor: Tensor
-    groups: Sequence[int]
+    group_of: Tensor
     step: Tensor
     scale: Tensor
     zero: Tensor
@@ -130,13 +130,19 @@ class _Columns(NamedTuple):
             remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
             self.take(middle, last)
             return
-        for j in range(first, last):
-            step, scale, zero = (of_groups[self.groups[j]] for of_groups in (self.step, self.scale, self.zero))
-            code = (remaining[j] / step).round_().add_(zero).clamp_(0, self.max_code)
-            self.codes[j] = code.to(torch.uint8)
-            errors[j] = (remaining[j] - (code - zero) * scale) / factor[j, j]
-            if j + 1 < last:
-                remaining[j + 1 : last] -= factor[j, j + 1 : last].unsqueeze(-1) * errors[j]
+        # A GPU takes longer to be told of an operation than to do it: as few of them as there can be for each column.
+        groups = self.group_of[first:last]
+        step, scale, zero = (of_groups[groups] for of_groups in (self.step, self.scale, self.zero))
+        lowest, highest = -zero, self.max_code - zero
+        codes, rows = torch.empty_like(step), remaining[first:last]
+        triangle = factor[first:last, first:last]
+        each = (t.unbind() for t in (rows, errors[first:last], codes, step, scale, lowest, highest))
+        for j, (row, error, code, of_step, of_scale, low, high) in enumerate(zip(*each, strict=True)):
+            torch.div(row, of_step, out=code).round_().clamp_(low, high)  # less the zero point
+            torch.addcmul(row, code, of_scale, value=-1, out=error).div_(triangle[j, j])
+            if first + j + 1 < last:
+                rows[j + 1 :].addr_(triangle[j, j + 1 :], error, alpha=-1)
+        self.codes[first:last] = codes.add_(zero).to(torch.uint8)
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:

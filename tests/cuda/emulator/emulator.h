@@ -107,6 +107,7 @@ QAIG_DEVICE void block_barrier() { emulator::block_barrier(); }
 QAIG_DEVICE void warp_barrier() {
     emulator::warp_operation<char, char>(0, [](const unsigned char (*)[64], unsigned char (*)[64]) {
         emulator::meet(static_cast<int>(threadIdx.x) / emulator::kLanes);
+        emulator::count_warp_barrier();
     });
 }
 QAIG_DEVICE void memory_fence() { emulator::note_fence(); }

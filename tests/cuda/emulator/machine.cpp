@@ -93,17 +93,21 @@ struct Thread {
 };
 
 struct Warp {
-    int arrived = 0, gone = 0;
+    int arrived = 0, gone = 0, barriers = 0;
     Compute compute = nullptr;
     alignas(16) unsigned char in[kLanes][kMostBytes], out[kLanes][kMostBytes];
 };
 
 // Who last touched four bytes of shared memory, and between which barriers. Threads count from 1; 0 is nobody.
 enum class Content : char { nothing, on_its_way, there };
+struct Moment {  // barriers of the block and of the thread's warp that came before
+    int block = 0, warp = 0;
+};
 struct Shadow {
     Content content = Content::nothing;
-    int writer = 0, write_epoch = 0, reader = 0, read_epoch = 0;
-    bool many_readers = false;
+    int writer = 0, reader = 0;  // the last ones
+    Moment written, read;
+    bool many_readers = false, many_warps = false;  // since the last barrier that all of them met at
 };
 
 struct Range {
@@ -224,16 +228,38 @@ Shadow* shadows_of(const void* p, int size) {
     return &shadows[at / 4];
 }
 
+int warp_of(int thread) { return (thread - 1) / kLanes; }
+
+Moment now(int thread) { return {epoch, warps[warp_of(thread)].barriers}; }
+
+// Whether no barrier lies between what another thread did then, and this one now.
+bool beside(int other, const Moment& then, int thread) {
+    const bool parted = warp_of(other) == warp_of(thread) && then.warp < now(thread).warp;
+    return other && other != thread && then.block == epoch && !parted;
+}
+
 void note_write(Shadow& s, int thread, Content content) {
-    const bool written = s.writer && s.writer != thread && s.write_epoch == epoch;
-    const bool read = s.read_epoch == epoch && s.reader && (s.many_readers || s.reader != thread);
-    if (written || read) {
+    bool read = beside(s.reader, s.read, thread);
+    if (s.read.block == epoch && (s.many_warps || (s.many_readers && s.read.warp == now(thread).warp))) {
+        read = true;
+    }
+    if (read || beside(s.writer, s.written, thread)) {
         fail("race: a thread writes to shared memory what another one used, without a barrier between them");
     }
     if (s.content == Content::on_its_way) {
         fail("shared memory is written while a copy into it is on its way");
     }
-    s.writer = thread, s.write_epoch = epoch, s.content = content;
+    s.writer = thread, s.written = now(thread), s.content = content;
+}
+
+void note_read(Shadow& s, int thread) {
+    if (beside(s.writer, s.written, thread)) {
+        fail("race: a thread reads what another one wrote to shared memory, without a barrier between them");
+    }
+    const bool others = beside(s.reader, s.read, thread);
+    s.many_warps = s.read.block == epoch && s.reader && (s.many_warps || warp_of(s.reader) != warp_of(thread));
+    s.many_readers = others || (s.many_readers && s.read.block == epoch && s.read.warp == now(thread).warp);
+    s.reader = thread, s.read = now(thread);
 }
 
 }  // namespace
@@ -250,13 +276,11 @@ void check_shared(const void* p, int size, bool write) {
             fail(s->content == Content::nothing ? "shared memory is read before it is written"
                                                 : "shared memory is read before its copy was waited for");
         }
-        if (s->writer != thread && s->write_epoch == epoch) {
-            fail("race: a thread reads what another one wrote to shared memory, without a barrier between them");
-        }
-        s->many_readers = s->read_epoch == epoch && (s->many_readers || s->reader != thread);
-        s->reader = thread, s->read_epoch = epoch;
+        note_read(*s, thread);
     }
 }
+
+void count_warp_barrier() { warps[current->index / kLanes].barriers++; }
 
 void copy_async(void* to, const void* from, int size) {
     if (from) {

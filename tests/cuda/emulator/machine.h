@@ -31,6 +31,7 @@ void copy_async(void* shared, const void* global, int size);  // null: zeros
 void commit_copies();
 void wait_copies(int pending);
 void block_barrier();
+void count_warp_barrier();  // all lanes of the current thread's warp have met
 
 // One operation of all lanes of a warp: `compute` turns 32 inputs into 32 outputs when the last lane has come.
 using Compute = void (*)(const unsigned char (*in)[kMostBytes], unsigned char (*out)[kMostBytes]);
