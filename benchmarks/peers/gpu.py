@@ -24,7 +24,10 @@ MOST_TOKENS = 1 << 14
 
 
 def candidates(problem: Problem, device: torch.device, ways: bool = True) -> Iterator[Candidate | Unavailable]:
-    """Those for a problem, each with its weights on the device; why others are missing. `ways`: ours by each way, too."""
+    """Those for a problem, each with its weights on the device; why others are missing.
+
+    `ways`: ours also by each way that the operator has.
+    """
     for make in (_ours, Dense, TinyGemm, NF4, Int8, Float8):
         try:
             made = make(problem, device)
