@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "ops_cuda/columns.h"
 #include "ops_cuda/dense.h"
 #include "ops_cuda/packed.h"
 
@@ -138,6 +139,7 @@ STABLE_TORCH_LIBRARY_IMPL(qaig, CUDA, m) {
     m.impl("linear", TORCH_BOX(&qaig::cuda_ops::linear));
     m.impl("linear_many", TORCH_BOX(&qaig::cuda_ops::linear_many));
     m.impl("dequantize", TORCH_BOX(&qaig::cuda_ops::dequantize));
+    m.impl("round_columns", TORCH_BOX(&qaig::cuda_ops::round_columns));
 }
 
 #endif

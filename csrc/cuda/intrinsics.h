@@ -70,6 +70,9 @@ QAIG_DEVICE unsigned load_global(const unsigned char* p) {
     return v;
 }
 
+// What this thread alone reads and writes.
+QAIG_DEVICE float load_own(const float* p) { return *p; }
+
 template <class T>
 QAIG_DEVICE void store_global(T* p, T v) {
     *p = v;

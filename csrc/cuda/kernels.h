@@ -13,6 +13,7 @@
 //                   qaig_dequantize_w{bits}                               QaigDequantize        128  dequantize_grid_*()
 //   mixed.cu        qaig_decode_mixed_{f16,bf16}_m{8,16}                  QaigDecode            128  decode_grid()
 //   arrange.cu      qaig_arrange_{f16,bf16}                               QaigArrange           256  rows
+//   columns.cu      qaig_round_columns                                    QaigColumns           128  columns_grid()
 //
 // Dynamic shared memory: decode_shared_bytes(), fused_shared_bytes() and integer_shared_bytes(), never more than the 48
 // KiB that need no attribute; other kernels take none. Below compute capability 8.0 the fused and the integer kernels are
@@ -109,6 +110,23 @@ struct QaigArrange {
     int bytes;  // 0 or 1, with token_scale
 };
 
+// Columns of a weight that are rounded one after the other, the later ones making up for what the earlier ones lose: what
+// rounding/columns.py says, with its names.
+struct QaigColumns {
+    float* rows;              // [count][size], read and written
+    float* errors;            // [count][size]
+    unsigned char* codes;     // [count][size]
+    const float* factor;      // [count][count], see factor_row; the upper triangle is used
+    const long long* groups;  // [count]
+    const float* step;        // [group_count][size], as scale and zero
+    const float* scale;
+    const float* zero;
+    long long size;
+    long long factor_row, factor_column;  // elements from one to the next
+    int count;                            // 1 to kMostColumns
+    int group_count, max_code;
+};
+
 namespace qaig {
 namespace cuda {
 
@@ -116,6 +134,8 @@ constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kDequantizeThreads = 128;
 constexpr int kArrangeThreads = 256;
+constexpr int kColumnsThreads = 128;
+constexpr int kMostColumns = 32;
 constexpr float kIntegers = 128;
 constexpr float kNotRounded = 0;  // no row's token_scale: it is at least 1e-5 / 127
 constexpr int kMixed = 0;         // stands for the bits of the mixed kernel
@@ -188,6 +208,8 @@ QAIG_BOTH bool has_rotation(int block, int in_features) {
     return block >= 16 && block <= 256 && (block & (block - 1)) == 0 && in_features % block == 0;
 }
 
+QAIG_BOTH int columns_grid(long long size) { return static_cast<int>((size + kColumnsThreads - 1) / kColumnsThreads); }
+
 QAIG_BOTH int dequantize_grid_x(const Shape& s) { return (s.tiles() + 3) / 4; }
 QAIG_BOTH int dequantize_grid_y(int start, int stop) {
     return (stop + kBlockRows - 1) / kBlockRows - start / kBlockRows;
@@ -217,6 +239,7 @@ int qaig_cuda_fused(const QaigDecode* fused, int type, void* stream);
 int qaig_cuda_integer(const QaigDecode* integer, int type, void* stream);  // the type of y
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_arrange(const QaigArrange* arrange, int type, void* stream);
+int qaig_cuda_round_columns(const QaigColumns* columns, void* stream);
 // `count` zeros that every launch leaves as zeros, for launches on `stream` of the current device; null if there are no
 // more, or not yet and the stream is captured in a CUDA graph: the caller then brings its own. Launches that may run at
 // the same time share none: each stream has its own and, as a graph may be replayed beside other work of the stream it

@@ -42,6 +42,7 @@ __global__ void qaig_dequantize_w4(QaigDequantize);
 __global__ void qaig_dequantize_w8(QaigDequantize);
 __global__ void qaig_arrange_f16(QaigArrange);
 __global__ void qaig_arrange_bf16(QaigArrange);
+__global__ void qaig_round_columns(QaigColumns);
 }
 
 namespace qaig {
@@ -300,5 +301,13 @@ int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
         return QAIG_BAD_ARGUMENT;
     }
     return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);
+}
+
+int qaig_cuda_round_columns(const QaigColumns* c, void* stream) {
+    if (!c || c->count < 1 || c->count > kMostColumns || c->size < 1 || c->size >= 1LL << 31 || c->group_count < 1 ||
+        c->max_code < 1 || c->max_code > 255 || c->factor_row < 1 || c->factor_column < 1 || !aligned(c->groups, 8)) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    return launch(qaig_round_columns, *c, columns_grid(c->size), 1, kColumnsThreads, 0, stream);
 }
 }

@@ -168,6 +168,19 @@ class Emulator:
         self._check(self._library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
         return out, token_scale
 
+    def round_columns(
+        self, rows: Tensor, factor: Tensor, groups: Tensor, step: Tensor, scale: Tensor, zero: Tensor, max_code: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows as they were when they were rounded, errors and codes. Raises as `decode` does."""
+        rows = rows.clone()
+        errors, codes = torch.full_like(rows, torch.nan), torch.full_like(rows, 255, dtype=torch.uint8)
+        pointers = (t.data_ptr() for t in (rows, errors, codes, factor, groups, step, scale, zero))
+        arguments = interface.Columns(*pointers, rows.shape[1], *factor.stride(), len(rows), len(step), max_code)
+        reached = factor.as_strided(((len(rows) - 1) * sum(factor.stride()) + 1,), (1,))
+        self._allow([reached, groups, step, scale, zero], [rows, errors, codes])
+        self._check(self._library.qaig_cuda_round_columns(ctypes.byref(arguments), None))
+        return rows, errors, codes
+
     def _inputs(
         self, x: Tensor, w: Weight, activation_bits: int, as_bytes: bool, rotation: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Warning only once for all operators"),  # operators are replaced on purpose
 ]
 
-OPERATORS = ("linear", "linear_many", "dequantize")
+OPERATORS = ("linear", "linear_many", "dequantize", "round_columns")
 # They move layers from device to device, or need two.
 ELSEWHERE = {"test_weights_are_the_cpus_to_the_bit", "test_every_gpu", "test_a_weight_on_another_gpu_is_refused"}
 TESTS = {

@@ -18,6 +18,7 @@ STRUCTURES = {
     "QaigDecode": interface.Decode,
     "QaigDequantize": interface.Dequantize,
     "QaigArrange": interface.Arrange,
+    "QaigColumns": interface.Columns,
 }
 SHAPES = [
     interface.Shape.of(n, k, g, bits)
@@ -76,7 +77,7 @@ def declared(structure: str) -> set[str]:
 def test_constants(tmp_path):
     body = (
         "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
-        " kArrangeThreads, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
+        " kArrangeThreads, kColumnsThreads, kMostColumns, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
         " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps, kMostSteps,"
         " kIntegerStages, kMostGridY);"
     )
@@ -89,6 +90,8 @@ def test_constants(tmp_path):
             interface.DECODE_THREADS,
             interface.DEQUANTIZE_THREADS,
             interface.ARRANGE_THREADS,
+            interface.COLUMNS_THREADS,
+            interface.MOST_COLUMNS,
             interface.MIXED,
             interface.BLOCK_ROWS,
             interface.TILE_SLOTS,

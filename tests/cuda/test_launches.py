@@ -124,6 +124,18 @@ class EmulatedDriver:
             size = (argument.stop - argument.start) * argument.in_features
             self._allow(argument.out, size * (4 if argument.type == 0 else 2), True)
             status = self.library.qaig_cuda_dequantize(ctypes.c_void_p(address), None)
+        elif function == "qaig_round_columns":
+            argument = interface.Columns.from_address(address)
+            assert gx == interface.columns_grid(argument.size)
+            columns = argument.count * argument.size
+            for name, size in {"rows": 4 * columns, "errors": 4 * columns, "codes": columns}.items():
+                self._allow(getattr(argument, name), size, True)
+            for name in ("step", "scale", "zero"):
+                self._allow(getattr(argument, name), 4 * argument.group_count * argument.size)
+            far = (argument.count - 1) * (argument.factor_row + argument.factor_column) + 1
+            self._allow(argument.factor, 4 * far)
+            self._allow(argument.groups, 8 * argument.count)
+            status = self.library.qaig_cuda_round_columns(ctypes.c_void_p(address), None)
         else:
             argument = interface.Arrange.from_address(address)
             assert gx == argument.rows

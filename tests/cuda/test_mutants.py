@@ -9,6 +9,7 @@ import torch
 
 from tests.cuda import emulated
 from tests.cuda.emulated import make_weight, random_weight
+from tests.cuda.test_columns import by_reference, random_columns, same
 from tests.cuda.test_kernels import ROUNDING, error, exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
@@ -134,12 +135,26 @@ INTEGER3 = [
     ("bits of the last pair", "bytes.h", "15 - at - i", "15 - at", WRONG),
     ("pair at the wrong bit", "bytes.h", "0x00070007u << at", "0x00070007u << 0", WRONG),
 ]  # fmt: skip
+COLUMNS = [
+    ("nothing", "columns.cu", "block_barrier();", "block_barrier();", ""),
+    ("missing barrier", "columns.cu", "    block_barrier();", "", "without a barrier|before it is written"),
+    ("the column itself again", "columns.cu", "int k = j + 1;", "int k = j;", WRONG),
+    ("another column's factor", "columns.cu", "factor + j * kMostColumns + k)", "factor + k * kMostColumns + j)",
+     f"{WRONG}|before it is written"),
+    ("zero point forgotten", "columns.cu", "c.max_code) - zero;", "c.max_code);", WRONG),
+    ("step in the place of scale", "columns.cu", "multiply(code, scale)",
+     "multiply(code, load_float(c.step + of_group))", WRONG),
+    ("rows beyond the last", "columns.cu", "at >= c.size", "at > c.size", f"outside of every buffer|{WRONG}"),
+    ("columns beyond the last", "columns.cu", "        if (j < c.count) {", "        {",
+     f"outside of every buffer|before it is written|{WRONG}"),
+]  # fmt: skip
 LISTS = {
     "decode": DECODE + SUMS,
     "fused": FUSED + SUMS,
     "integer4": INTEGER4,
     "integer8": INTEGER8,
     "integer3": INTEGER3,
+    "columns": COLUMNS,
 }
 MUTANTS = [(kernel, *mutant) for kernel, mutants in LISTS.items() for mutant in mutants]
 KERNELS = {
@@ -178,11 +193,15 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
         kept.append("arrange.cu")
     else:
         kernels |= {f"qaig_arrange_{dtype}": "QaigArrange" for dtype in ("f16", "bf16")}
+    if kernel == "columns":
+        kept.append("columns.cu")
+    else:
+        kernels["qaig_round_columns"] = "QaigColumns"
     for path in folder.glob("*.cu"):
         if path.name not in kept:
             path.unlink()
-    name, text = KERNELS[kernel]
-    del kernels[name]
+    name, text = KERNELS.get(kernel, ("", ""))
+    kernels.pop(name, None)
     text += "".join(f'extern "C" void {other}({argument}) {{}}\n' for other, argument in kernels.items())
     (folder / "w4.cu").write_text(text)
     return emulated.build(folder)
@@ -199,6 +218,8 @@ ATTEMPTS = {
 
 def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     """What is wrong with the kernels, found with a few small products; "" if nothing is."""
+    if kernel == "columns":
+        return verdict_on_columns(emulator)
     if kernel.startswith("integer"):
         return verdict_on_integers(emulator, int(kernel.removeprefix("integer")))
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
@@ -216,6 +237,18 @@ def verdict(emulator: emulated.Emulator, kernel: str) -> str:
         for w, y in zip(weights, results, strict=True):
             if not error(y, exact(w, x)) < ROUNDING[torch.float16]:
                 return WRONG
+    return ""
+
+
+def verdict_on_columns(emulator: emulated.Emulator) -> str:
+    for count, size in ((32, 130), (5, 128), (9, 3)):
+        arguments = random_columns(count, size)
+        try:
+            result = emulator.round_columns(*arguments)
+        except RuntimeError as problem:
+            return str(problem)
+        if not same(result, by_reference(*arguments)):
+            return WRONG
     return ""
 
 

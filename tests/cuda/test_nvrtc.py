@@ -15,6 +15,7 @@ DECODE = [
 ]
 TILED = [f"qaig_{kind}_w{bits}_{t}" for kind in ("fused", "integer") for bits in (2, 3, 4, 8) for t in ("f16", "bf16")]
 KERNELS = [*DECODE, *TILED, *(f"qaig_dequantize_w{b}" for b in (2, 3, 4, 8)), "qaig_arrange_f16", "qaig_arrange_bf16"]
+KERNELS.append("qaig_round_columns")
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 installed = nvrtc.why_not() is None
@@ -41,7 +42,9 @@ def compilations(monkeypatch):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("kernel", ["qaig_arrange_f16", "qaig_arrange_bf16", "qaig_dequantize_w3"])
+@pytest.mark.parametrize(
+    "kernel", ["qaig_arrange_f16", "qaig_arrange_bf16", "qaig_dequantize_w3", "qaig_round_columns"]
+)
 @pytest.mark.parametrize("capability", [75, 90])
 def test_cubins(kernel, capability):
     cubin = nvrtc.cubin(kernel, capability)

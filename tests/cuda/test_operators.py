@@ -23,7 +23,7 @@ LAYOUT = packing.CUDA_ORDER
 def operators():
     """Registers `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
     library = torch.library.Library("qaig_emulated", "DEF")
-    for name in ("linear", "linear_many", "dequantize"):
+    for name in ("linear", "linear_many", "dequantize", "round_columns"):
         schema = getattr(torch.ops.qaig, name).default._schema
         library.define(str(schema).removeprefix("qaig::"))
     emulator = emulated.build_operators()

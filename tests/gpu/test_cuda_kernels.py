@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cuda.test_columns import by_reference, random_columns, same
 from tests.cuda.test_kernels import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
@@ -112,6 +113,15 @@ def test_weights_are_the_cpus_to_the_bit(bits):
         layer = layer.to("cpu")
         assert layer.layout != CUDA_ORDER
         assert torch.equal(layer.dequantize(torch.float32), weight)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (18, 3000), (32, 100_000)])
+def test_columns_are_rounded_as_on_the_cpu(count, size):
+    arguments = random_columns(count, size)
+    there = [a.to("cuda") if isinstance(a, Tensor) else a for a in arguments]
+    errors, codes = torch.empty_like(there[0]), torch.empty_like(there[0], dtype=torch.uint8)
+    torch.ops.qaig.round_columns(there[0], errors, codes, *there[1:])
+    assert same((there[0].cpu(), errors.cpu(), codes.cpu()), by_reference(*arguments))
 
 
 def test_results_are_the_same_every_time():

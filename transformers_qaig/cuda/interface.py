@@ -14,6 +14,7 @@ from ..nn.packing import num_groups
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_LAYERS, MOST_ROWS = 8, 16
 DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
+COLUMNS_THREADS, MOST_COLUMNS = 128, 32
 DECODE_WARPS = DECODE_THREADS // 32
 TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
 TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
@@ -160,6 +161,31 @@ TUNINGS = (
     Tuning(100, 16, 128, 128, 32 << 20),
     Tuning(120, 16, 256, 1 << 16, 32 << 20),
 )
+
+
+class Columns(ctypes.Structure):
+    """`QaigColumns`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("errors", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
+        ("groups", ctypes.c_void_p),
+        ("step", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("size", ctypes.c_longlong),
+        ("factor_row", ctypes.c_longlong),
+        ("factor_column", ctypes.c_longlong),
+        ("count", ctypes.c_int),
+        ("group_count", ctypes.c_int),
+        ("max_code", ctypes.c_int),
+    )
+
+
+def columns_grid(size: int) -> int:
+    return -(-size // COLUMNS_THREADS)
 
 
 def tuning_for(capability: int) -> Tuning:

@@ -143,6 +143,8 @@ def _source_of(kernel: str, folder: Path) -> str:
         return f"{head}QAIG_DEQUANTIZE_KERNEL({found[1]})\n"
     if kernel in ("qaig_arrange_f16", "qaig_arrange_bf16"):
         return (folder / "arrange.cu").read_text()
+    if kernel == "qaig_round_columns":
+        return (folder / "columns.cu").read_text()
     raise NvrtcError(f"there is no kernel {kernel}")
 
 

@@ -110,6 +110,41 @@ class Operators:
         dequantize_rows(self._driver, weight, start, stop, out, self._device(packed.device))
         return out
 
+    def round_columns(
+        self, rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, step: Tensor,
+        scale: Tensor, zero: Tensor, max_code: int,
+    ) -> None:  # fmt: skip
+        """`rounding.columns.round_columns` says what.
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit, or tensors that are not contiguous.
+        """
+        count, size = rows.shape
+        if not 1 <= count <= interface.MOST_COLUMNS or size >= 1 << 31 or not 1 <= max_code <= 255:
+            raise ValueError(
+                f"rows must be 1 to {interface.MOST_COLUMNS} and max_code 1 to 255, got {count} and {max_code}"
+            )
+        of_groups = (len(step), size)
+        for name, tensor, shape, dtype in (
+            ("rows", rows, (count, size), torch.float32), ("errors", errors, (count, size), torch.float32),
+            ("codes", codes, (count, size), torch.uint8), ("factor", factor, (count, count), torch.float32),
+            ("groups", groups, (count,), torch.int64), ("step", step, of_groups, torch.float32),
+            ("scale", scale, of_groups, torch.float32), ("zero", zero, of_groups, torch.float32),
+        ):  # fmt: skip
+            if tensor.shape != shape or tensor.dtype != dtype or tensor.device != rows.device:
+                raise ValueError(
+                    f"{name} must be {dtype} {shape} on {rows.device}, got {tensor.dtype} {tuple(tensor.shape)} on "
+                    f"{tensor.device}"
+                )
+            if not (min(tensor.stride()) > 0 if tensor is factor else tensor.is_contiguous()):
+                raise ValueError(f"{name} must be contiguous, factor at least not expanded")
+        if size == 0:
+            return
+        pointers = (t.data_ptr() for t in (rows, errors, codes, factor, groups, step, scale, zero))
+        argument = interface.Columns(*pointers, size, *factor.stride(), count, len(step), max_code)
+        grid, device = (interface.columns_grid(size), 1), self._device(rows.device)
+        self._driver.launch("qaig_round_columns", argument, grid, interface.COLUMNS_THREADS, 0, device)
+
     def _device(self, device: torch.device) -> Device:
         found = self._devices.get(device)
         if found is None:

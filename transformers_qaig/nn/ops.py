@@ -28,7 +28,7 @@ from .schema import LIBRARY
 
 def linear(x: Tensor, *args: Any) -> Tensor:
     """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
-    if _load_kernels(x.device) and extension.has_kernel("linear", x.device.type):
+    if load_kernels(x.device) and extension.has_kernel("linear", x.device.type):
         return torch.ops.qaig.linear(x, *args)
     return linear_reference(x, *args)
 
@@ -87,7 +87,7 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
     float64 where compiled kernels answer.
     """
-    if _load_kernels(x.device) and extension.has_kernel("linear_many", x.device.type):
+    if load_kernels(x.device) and extension.has_kernel("linear_many", x.device.type):
         return torch.ops.qaig.linear_many(x, *args)
     *layers, activation_bits, layout = args
     check_lists(*layers)
@@ -120,7 +120,7 @@ def linear_grad_input(
 
 def embedding(ids: Tensor, *args: Any) -> Tensor:
     """`qaig::embedding` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
-    if _load_kernels(ids.device) and extension.has_kernel("embedding", ids.device.type):
+    if load_kernels(ids.device) and extension.has_kernel("embedding", ids.device.type):
         return torch.ops.qaig.embedding(ids, *args)
     return embedding_reference(ids, *args)
 
@@ -164,12 +164,13 @@ def embedding_reference(
 def kernel_layout(device: torch.device, bits: int) -> int:
     """The order that the kernels of a device read: `CPU_ORDER`, `CUDA_ORDER` or, where there are none, `ON_DISK`."""
     layout = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER}.get(device.type, ON_DISK)
-    if layout == ON_DISK or bits not in KERNEL_BITS or not _load_kernels(device):
+    if layout == ON_DISK or bits not in KERNEL_BITS or not load_kernels(device):
         return ON_DISK
     return layout if extension.has_kernel("linear", device.type) else ON_DISK
 
 
-def _load_kernels(device: torch.device) -> bool:
+def load_kernels(device: torch.device) -> bool:
+    """Whether a device has kernels, which are loaded if they can be; compiling them may take a minute, once."""
     if device.type == "cuda":
         return cuda.load(device)
     return device.type == "cpu" and extension.load()

@@ -34,6 +34,10 @@ LIBRARY.define(
 )
 
 LIBRARY.define(
+    "round_columns(Tensor(a!) rows, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor groups, Tensor step, "
+    "Tensor scale, Tensor zero, int max_code) -> ()"
+)
+LIBRARY.define(
     "embedding(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
     "int group_size, int layout) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),

@@ -18,13 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .columns import MOST_COLUMNS
 from .grid import Grid, Rounding
 from .moments import Curvature
 
 logger = logging.getLogger("transformers_qaig")
 
 COLUMNS = 8
-"""Columns that are rounded one by one before the others hear of it."""
+"""Columns that are rounded one by one before the others hear of it; on GPUs `MOST_COLUMNS`."""
 MAX_ELEMENTS = 2**28
 """Of weights that several grids are tried on at once."""
 
@@ -124,25 +125,15 @@ class _Columns(NamedTuple):
     def take(self, first: int, last: int) -> None:
         """Round some columns, and let what comes after them among these make up for it."""
         remaining, errors, factor = self.remaining, self.errors, self.factor
-        if last - first > COLUMNS:  # halves: nearly all the arithmetic is in few large products
+        if last - first > (MOST_COLUMNS if remaining.is_cuda else COLUMNS):
+            # Halves: nearly all the arithmetic is in few large products.
             middle = (first + last) // 2
             self.take(first, middle)
             remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
             self.take(middle, last)
             return
-        # A GPU takes longer to be told of an operation than to do it: as few of them as there can be for each column.
-        groups = self.group_of[first:last]
-        step, scale, zero = (of_groups[groups] for of_groups in (self.step, self.scale, self.zero))
-        lowest, highest = -zero, self.max_code - zero
-        codes, rows = torch.empty_like(step), remaining[first:last]
-        triangle = factor[first:last, first:last]
-        each = (t.unbind() for t in (rows, errors[first:last], codes, step, scale, lowest, highest))
-        for j, (row, error, code, of_step, of_scale, low, high) in enumerate(zip(*each, strict=True)):
-            torch.div(row, of_step, out=code).round_().clamp_(low, high)  # less the zero point
-            torch.addcmul(row, code, of_scale, value=-1, out=error).div_(triangle[j, j])
-            if first + j + 1 < last:
-                rows[j + 1 :].addr_(triangle[j, j + 1 :], error, alpha=-1)
-        self.codes[first:last] = codes.add_(zero).to(torch.uint8)
+        columns = (t[first:last] for t in (remaining, errors, self.codes, factor[:, first:last], self.group_of))
+        torch.ops.qaig.round_columns(*columns, self.step, self.scale, self.zero, self.max_code)
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:

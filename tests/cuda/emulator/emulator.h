@@ -59,6 +59,7 @@ QAIG_DEVICE uint2 load_global(const uint2* p) { return read_global(p); }
 QAIG_DEVICE unsigned load_global(const unsigned* p) { return read_global(p); }
 QAIG_DEVICE unsigned load_global(const unsigned short* p) { return read_global(p); }
 QAIG_DEVICE unsigned load_global(const unsigned char* p) { return read_global(p); }
+QAIG_DEVICE float load_own(const float* p) { return read_global(p); }
 QAIG_DEVICE float4 load_from_others(const float4* p) {
     const float4 v = read_global(p);
     emulator::note_load_from_others(p);

@@ -1,0 +1,71 @@
+"""GPTQ's inner loop: some columns of a weight, rounded one after the other."""
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..nn import ops
+from ..nn.schema import LIBRARY
+
+MOST_COLUMNS = 32
+"""Columns that a GPU's kernel rounds at once (`kMostColumns` of csrc/cuda/kernels.h)."""
+
+
+def round_columns(
+    rows: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    factor: Tensor,
+    groups: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    max_code: int,
+) -> None:
+    """`qaig::round_columns` where no kernel is registered: the device's if there is one, else plain torch.
+
+    Args:
+        rows (`Tensor`): float32 `[C, N]`, the columns, each lying together. Each is left as it was when it was rounded:
+            what it makes up for of those before it is in it.
+        errors (`Tensor`): float32 `[C, N]`, written: what rounding changed of each, divided by U_jj.
+        codes (`Tensor`): uint8 `[C, N]`, written.
+        factor (`Tensor`): float32 `[C, C]`, U of these columns (see `gptq.py`); the upper triangle is read.
+        groups (`Tensor`): int64 `[C]`, the quantization group of each column.
+        step, scale, zero (`Tensor`): float32 `[G, N]`, those of each group: codes are chosen by step, read by scale.
+        max_code (`int`): codes are 0 to max_code.
+
+    Raises:
+        RuntimeError: a kernel's checks: shapes, dtypes or devices that do not fit, more than `MOST_COLUMNS` columns.
+    """
+    if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
+        torch.ops.qaig.round_columns(rows, errors, codes, factor, groups, step, scale, zero, max_code)
+    else:
+        round_columns_reference(rows, errors, codes, factor, groups, step, scale, zero, max_code)
+
+
+def round_columns_reference(
+    rows: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    factor: Tensor,
+    groups: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    max_code: int,
+) -> None:
+    """`round_columns` in plain torch, with as few operations a column as there can be: being told of one takes an
+    accelerator longer than doing it.
+    """
+    steps, scales, zeros = (of_groups[groups] for of_groups in (step, scale, zero))
+    lowest, highest, found = -zeros, max_code - zeros, torch.empty_like(steps)
+    each = (t.unbind() for t in (rows, errors, found, steps, scales, lowest, highest))
+    for j, (row, error, code, of_step, of_scale, low, high) in enumerate(zip(*each, strict=True)):
+        torch.div(row, of_step, out=code).round_().clamp_(low, high)  # less the zero point
+        torch.addcmul(row, code, of_scale, value=-1, out=error).div_(factor[j, j])
+        if j + 1 < len(rows):
+            rows[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1)
+    codes.copy_(found.add_(zeros))
+
+
+LIBRARY.impl("round_columns", round_columns, "CompositeExplicitAutograd")
