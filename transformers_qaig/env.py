@@ -10,7 +10,7 @@ import torch
 
 from . import __version__, cuda, extension
 
-OPS = ("linear", "linear_many", "linear_grad_input", "embedding")
+OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns")
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 _EXPANDED = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
@@ -103,6 +103,8 @@ def _backends(op: str, device: str) -> list[Backend]:
         if not capabilities:
             return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
         return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
+    if op == "round_columns":
+        return [Backend(op, device, "every call", "reference", "no kernel of its own: a few of torch's a column")]
     if not extension.has_kernel(op, "cpu"):
         return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
     if op == "embedding":  # one piece of code for all levels, which reads every width as it lies
@@ -123,6 +125,8 @@ def _cuda_backends(op: str, capability: int) -> list[Backend]:
     why_not = "; ".join(f"{step}: {reason}" for step, reason in choice.reasons.items()) or None
     if choice.origin is None:
         return [Backend(op, "cuda", f"{gpu}, every call", "reference", why_not)]
+    if op == "round_columns":
+        return [Backend(op, "cuda", f"{gpu}, every call", f"cuda ({choice.origin})", why_not)]
     return [
         Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),
         Backend(op, "cuda", f"{gpu}, {_EXPANDED_BITS}", "reference", "no kernel of their own"),
