@@ -31,7 +31,7 @@ TESTS = {
     for name, test in vars(module).items()
     if name.startswith("test_") and inspect.isfunction(test) and name not in ELSEWHERE
 }
-SMALL = {"SHAPES": ((64, 64), (70, 128)), "ROWS": (1, 11, 17), "WIDE": 128, "ROTATED": 256, "CALLS": 3}
+SMALL = {"SHAPES": ((64, 64), (70, 128)), "ROWS": (1, 11, 17), "WIDE": 128, "ROTATED": 256, "LONG": 130, "CALLS": 3}
 
 
 class OnCpu(TorchFunctionMode):
