@@ -15,17 +15,18 @@ namespace cuda {
 
 QAIG_BOTH Shape shape_of(const QaigLayer& l) { return {l.out_features, l.in_features, l.group_size, l.bits}; }
 
-// Division of numbers below 2^22 by what does not change, as a product: what a compiler makes of a division takes as
-// long as loading an item.
+// Division by what does not change, as a product: what a compiler makes of a division takes as long as loading an item.
+// Exact for numbers up to 2^24 whose product with the divisor is below 2^39. Those of units by the units of a group are:
+// of groups of one unit there are fewer than 2^24, and of all others fewer than 2^20 units, in groups of at most 2^19.
 struct Quotient {
-    int divisor;                 // 1 to 2^22
-    unsigned long long inverse;  // 2^44 / divisor, rounded up: by less than 1, which is less than 2^-22 of the quotient
+    int divisor;
+    unsigned long long inverse;  // 2^39 / divisor, rounded up
 
-    QAIG_BOTH int of(int number) const { return static_cast<int>(static_cast<unsigned>(number) * inverse >> 44); }
+    QAIG_BOTH int of(int number) const { return static_cast<int>(static_cast<unsigned>(number) * inverse >> 39); }
 };
 
 QAIG_BOTH Quotient quotient_of(int divisor) {
-    return {divisor, ((1ull << 44) + static_cast<unsigned>(divisor) - 1) / static_cast<unsigned>(divisor)};
+    return {divisor, ((1ull << 39) + static_cast<unsigned>(divisor) - 1) / static_cast<unsigned>(divisor)};
 }
 
 struct Line {

@@ -36,7 +36,7 @@ def run(tmp_path: Path, body: str) -> list[list[int]]:
     source, program = tmp_path / "main.cpp", tmp_path / "main"
     source.write_text(
         "#include <cstddef>\n#include <cstdio>\n#include <initializer_list>\n"
-        '#include "cuda/kernels.h"\n#include "cuda/tuning.h"\n'
+        '#include "cuda/schedule.h"\n#include "cuda/tuning.h"\n'
         "using namespace qaig::cuda;\n"
         'template <class... T> void say(T... v) { ((printf("%lld ", static_cast<long long>(v))), ...); puts(""); }\n'
         f"int main() {{\n{body}\n}}\n"
@@ -72,6 +72,19 @@ def declared(structure: str) -> set[str]:
             first, *others = declaration.split(", ")
             names |= {word.split("[")[0] for word in (first.split()[-1], *others)}
     return names
+
+
+def test_quotients(tmp_path):
+    """Units by the units of a group, of groups of one unit to one group of all channels, and around multiples."""
+    divisors = [1, 2, 3, 4, 5, 7, 12, 31, 32, 96, 112, 592, 1000, 4095, 4096, 4097, 65537, 2**19 - 1, 2**19]
+    body = (
+        f"for (int d : {{{', '.join(map(str, divisors))}}}) {{"
+        " long long wrong = 0; const Quotient q = quotient_of(d); const int most = d == 1 ? 1 << 24 : 1 << 20;"
+        " for (int n = 0; n < most; n += n < 5000 ? 1 : 37) wrong += q.of(n) != n / d;"
+        " for (int n = d; n < most; n += d) wrong += (q.of(n) != n / d) + (q.of(n - 1) != (n - 1) / d);"
+        " say(wrong); }"
+    )
+    assert run(tmp_path, body) == [[0]] * len(divisors)
 
 
 def test_constants(tmp_path):

@@ -36,7 +36,7 @@ DECODE = [
     ("copy into the stage in use", "decode.h", "stage == 0 ? kStages - 1 : stage - 1", "stage", "copy was waited for"),
     ("missing barrier", "decode.h", "            block_barrier();", "", "without a barrier|before it is written"),
     ("divergent barrier", "decode.h", "            block_barrier();", "if (g < 4) block_barrier();",
-     "deadlock|meet|before it is written"),
+     "deadlock|meet|before it is written|without a barrier"),
     ("missing barrier of the warp", "decode.h", "                warp_barrier();", "",
      "without a barrier|before it is written"),
     ("swapped halves of x", "decode.h", "word_of(of, 2 * step), word_of(of, 2 * step + 1)",
@@ -50,7 +50,6 @@ DECODE = [
     ("zeros in the place of scales", "decode.h", "at % kZeros * 16", "(at + 1) % kZeros * 16", WRONG),
     ("second group not copied", "decode.h", "(unit == 0 || !one_group(p.tile, group))", "unit == 0",
      f"before it is written|{WRONG}"),
-    ("quotient too small", "schedule.h", "+ static_cast<unsigned>(divisor) - 1)", ")", WRONG),
     ("code at the wrong bit", "layout.h", "p * bits % 16;", "(p + 1) * bits % 16;", WRONG),
     ("wrong magic", "unpack.h", "shift == 4 ? twice(0x6380)", "shift == 4 ? twice(0x6300)", WRONG),
     ("scale within the multiply-add", "unpack.h", "inverse_power(F16, int shift) { return twice(",
@@ -59,7 +58,7 @@ DECODE = [
      "words[4 * c] = v.y, words[4 * c + 1] = v.x", WRONG),
     ("rows beyond the last", "decode.h", "8 * i + g < d.rows ? l.x_slots - 8 * t : 0", "l.x_slots - 8 * t",
      "a load outside of every buffer"),
-    ("channels beyond the last", "decode.h", "l.x_slots - 8 * t : 0", "l.x_slots : 0",
+    ("channels beyond the last", "decode.h", "l.x_slots - 8 * t : 0", "(1 << 30) : 0",
      f"a load outside of every buffer|{WRONG}"),
     ("misaligned load", "decode.h", "g * l.x_stride + 8 * t;", "g * l.x_stride + 4 * t;", "misaligned"),
     ("output beyond the last row", "sums.h", "if (n < l.out_features && m", "if (m", "outside of every buffer"),
@@ -83,7 +82,7 @@ FUSED = [
     ("x of the other unit", "fused.h", "4 * unit + step.t", "step.t", WRONG),
     ("zero of the wrong row", "fused.h", "zero[j % 2])", "zero[j / 2 % 2])", WRONG),
     ("zero of the wrong row tile", "fused.h", "groups.zero[unit], 2 * r + 1)", "groups.zero[unit], 1)", WRONG),
-    ("zero of the first group only", "fused.h", "if (unit == 0 || !groups.one_group)", "if (unit == 0)", WRONG),
+    ("zero of the first group only", "fused.h", "if (unit == 0 || !same)", "if (unit == 0)", WRONG),
     ("scale of the wrong row", "groups.h", "high_float(type, scale.y)", "low_float(type, scale.y)", WRONG),
     ("scale of the wrong group", "fused.h", "row_scales(groups.scale[0], l.scale_type)", "scales", WRONG),
     ("the group before", "groups.h", "if (unit >= units_per_group) {  // one unit", "if (false) {  //", WRONG),
@@ -113,7 +112,7 @@ INTEGER4 = [
     ("x of the other unit", "integer.h", "word_of(x[i], 2 * unit)", "word_of(x[i], 0)", WRONG),
     ("a group ends one step late", "groups.h", "p.unit + 2 >= units_per_group",
      "p.unit + 1 >= units_per_group", WRONG),
-    ("groups of one unit do not end", "groups.h", "to.ends = units_per_group == 1;", "to.ends = false;", WRONG),
+    ("groups of one unit do not end", "groups.h", ": units_per_group == 1;", ": false;", WRONG),
     ("scale of the wrong group", "integer.h", "groups, 0, l.scale_type", "groups, 1, l.scale_type", WRONG),
     ("sums that are added twice", "integer.h", "        sums.clear(part, kChunkParts);\n", "", WRONG),
     ("the last sums left out", "integer.h", "groups.ends || step.last ||", "", WRONG),
@@ -138,12 +137,12 @@ INTEGER3 = [
 COLUMNS = [
     ("nothing", "columns.cu", "block_barrier();", "block_barrier();", ""),
     ("missing barrier", "columns.cu", "    block_barrier();", "", "without a barrier|before it is written"),
-    ("the column itself again", "columns.cu", "int k = j + 1;", "int k = j;", WRONG),
+    ("the next column forgotten", "columns.cu", "int k = j + 1;", "int k = j + 2;", WRONG),
     ("another column's factor", "columns.cu", "factor + j * kMostColumns + k)", "factor + k * kMostColumns + j)",
      f"{WRONG}|before it is written"),
     ("zero point forgotten", "columns.cu", "c.max_code) - zero;", "c.max_code);", WRONG),
-    ("step in the place of scale", "columns.cu", "multiply(code, scale)",
-     "multiply(code, load_float(c.step + of_group))", WRONG),
+    ("step in the place of scale", "columns.cu", "load_float(c.scale + of_group)",
+     "load_float(c.step + of_group)", WRONG),
     ("rows beyond the last", "columns.cu", "at >= c.size", "at > c.size", f"outside of every buffer|{WRONG}"),
     ("columns beyond the last", "columns.cu", "        if (j < c.count) {", "        {",
      f"outside of every buffer|before it is written|{WRONG}"),
@@ -200,7 +199,7 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
     for path in folder.glob("*.cu"):
         if path.name not in kept:
             path.unlink()
-    name, text = KERNELS.get(kernel, ("", ""))
+    name, text = KERNELS.get(kernel, ("", '#include "intrinsics.h"\n#include "kernels.h"\n'))
     kernels.pop(name, None)
     text += "".join(f'extern "C" void {other}({argument}) {{}}\n' for other, argument in kernels.items())
     (folder / "w4.cu").write_text(text)
