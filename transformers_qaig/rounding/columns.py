@@ -62,9 +62,9 @@ def round_columns_reference(
     each = (t.unbind() for t in (rows, errors, found, steps, scales, lowest, highest))
     for j, (row, error, code, of_step, of_scale, low, high) in enumerate(zip(*each, strict=True)):
         torch.div(row, of_step, out=code).round_().clamp_(low, high)  # less the zero point
-        torch.addcmul(row, code, of_scale, value=-1, out=error).div_(factor[j, j])
+        torch.sub(row, torch.mul(code, of_scale, out=error), out=error).div_(factor[j, j])
         if j + 1 < len(rows):
-            rows[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1)
+            rows[j + 1 :] -= factor[j, j + 1 :].unsqueeze(-1) * error
     codes.copy_(found.add_(zeros))
 
 
