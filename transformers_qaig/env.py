@@ -14,6 +14,7 @@ OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 _EXPANDED = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
+_NO_CPU_KERNEL = {"round_columns": "no kernel of its own: a few of torch's operations a column"}
 _NO_CUDA_KERNEL = {"linear_grad_input": _EXPANDED, "embedding": "no kernel of its own: torch reads the rows asked for"}
 
 
@@ -103,8 +104,8 @@ def _backends(op: str, device: str) -> list[Backend]:
         if not capabilities:
             return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
         return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
-    if op == "round_columns":
-        return [Backend(op, device, "every call", "reference", "no kernel of its own: a few of torch's a column")]
+    if op in _NO_CPU_KERNEL:
+        return [Backend(op, device, "every call", "reference", _NO_CPU_KERNEL[op])]
     if not extension.has_kernel(op, "cpu"):
         return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
     if op == "embedding":  # one piece of code for all levels, which reads every width as it lies

@@ -1,20 +1,17 @@
 // Columns of a weight rounded one after the other, GPTQ's inner loop (transformers_qaig/rounding/columns.py): a thread
 // has one row of the weight, and its columns in registers.
-#include "intrinsics.h"
-#include "kernels.h"
+#include "elements.h"
 
 namespace qaig {
 namespace cuda {
 namespace {
-
-QAIG_DEVICE float load_float(const float* p) { return float_of(load_global(reinterpret_cast<const unsigned*>(p))); }
 
 QAIG_DEVICE void round_columns(const QaigColumns& c) {
     QAIG_SHARED_ARRAY(float, factor, kMostColumns* kMostColumns);
     for (int i = threadIdx.x; i < c.count * c.count; i += kColumnsThreads) {
         const int row = i / c.count, column = i % c.count;
         store_shared(factor + row * kMostColumns + column,
-                     load_float(c.factor + row * c.factor_row + column * c.factor_column));
+                     load_float(c.factor, QAIG_F32, row * c.factor_row + column * c.factor_column));
     }
     block_barrier();
     const long long at = static_cast<long long>(blockIdx.x) * kColumnsThreads + threadIdx.x;
@@ -32,8 +29,8 @@ QAIG_DEVICE void round_columns(const QaigColumns& c) {
             // Of an int64 below 2^31. Another number reaches nothing that is not there.
             const unsigned group = load_global(reinterpret_cast<const uint2*>(c.groups + j)).x;
             const long long of_group = (group < static_cast<unsigned>(c.group_count) ? group : 0) * c.size + at;
-            const float scale = load_float(c.scale + of_group), zero = load_float(c.zero + of_group);
-            const float nearest = round_to_integer(divide(w[j], load_float(c.step + of_group)));
+            const float scale = load_float(c.scale, QAIG_F32, of_group), zero = load_float(c.zero, QAIG_F32, of_group);
+            const float nearest = round_to_integer(divide(w[j], load_float(c.step, QAIG_F32, of_group)));
             const float low = -zero, high = static_cast<float>(c.max_code) - zero;
             const float code = nearest < low ? low : nearest > high ? high : nearest;  // less the zero point
             const float error = divide(w[j] - multiply(code, scale), load_shared(factor + j * kMostColumns + j));

@@ -136,7 +136,7 @@ def test_gptq_with_the_kernel(operators, monkeypatch):  # noqa: F811
 
     replaced = torch.library.Library("qaig", "IMPL")
     replaced.impl("round_columns", kernel, "CPU")
-    monkeypatch.setattr(gptq, "COLUMNS", columns.MOST_COLUMNS)
+    monkeypatch.setattr(gptq, "COLUMNS", interface.MOST_COLUMNS)
     try:
         actual = gptq.gptq_on_best_grid(weight, curvature, grids)
     finally:

@@ -114,7 +114,7 @@ class Operators:
         self, rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, step: Tensor,
         scale: Tensor, zero: Tensor, max_code: int,
     ) -> None:  # fmt: skip
-        """`rounding.columns.round_columns` says what.
+        """`rounding.columns.round_columns_reference` says what.
 
         Raises:
             ValueError: shapes, dtypes or devices that do not fit, or tensors that are not contiguous.

@@ -1,5 +1,7 @@
 """GPTQ's inner loop: some columns of a weight, rounded one after the other."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,40 +9,13 @@ from .. import extension
 from ..nn import ops
 from ..nn.schema import LIBRARY
 
-MOST_COLUMNS = 32
-"""Columns that a GPU's kernel rounds at once (`kMostColumns` of csrc/cuda/kernels.h)."""
 
-
-def round_columns(
-    rows: Tensor,
-    errors: Tensor,
-    codes: Tensor,
-    factor: Tensor,
-    groups: Tensor,
-    step: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    max_code: int,
-) -> None:
-    """`qaig::round_columns` where no kernel is registered: the device's if there is one, else plain torch.
-
-    Args:
-        rows (`Tensor`): float32 `[C, N]`, the columns, each lying together. Each is left as it was when it was rounded:
-            what it makes up for of those before it is in it.
-        errors (`Tensor`): float32 `[C, N]`, written: what rounding changed of each, divided by U_jj.
-        codes (`Tensor`): uint8 `[C, N]`, written.
-        factor (`Tensor`): float32 `[C, C]`, U of these columns (see `gptq.py`); the upper triangle is read.
-        groups (`Tensor`): int64 `[C]`, the quantization group of each column.
-        step, scale, zero (`Tensor`): float32 `[G, N]`, those of each group: codes are chosen by step, read by scale.
-        max_code (`int`): codes are 0 to max_code.
-
-    Raises:
-        RuntimeError: a kernel's checks: shapes, dtypes or devices that do not fit, more than `MOST_COLUMNS` columns.
-    """
+def round_columns(rows: Tensor, *args: Any) -> None:
+    """`qaig::round_columns` where no kernel is registered: the GPU's if it can be loaded now, else the reference."""
     if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
-        torch.ops.qaig.round_columns(rows, errors, codes, factor, groups, step, scale, zero, max_code)
+        torch.ops.qaig.round_columns(rows, *args)
     else:
-        round_columns_reference(rows, errors, codes, factor, groups, step, scale, zero, max_code)
+        round_columns_reference(rows, *args)
 
 
 def round_columns_reference(
@@ -54,8 +29,21 @@ def round_columns_reference(
     zero: Tensor,
     max_code: int,
 ) -> None:
-    """`round_columns` in plain torch, with as few operations a column as there can be: being told of one takes an
-    accelerator longer than doing it.
+    """`qaig::round_columns` in plain torch, with few operations a column: being told of one takes an accelerator longer
+    than doing it.
+
+    Args:
+        rows (`Tensor`): float32 `[C, N]`, the columns, each lying together. Each is left as it was when it was rounded:
+            what it makes up for of those before it is in it.
+        errors (`Tensor`): float32 `[C, N]`, written: what rounding changed of each, divided by U_jj.
+        codes (`Tensor`): uint8 `[C, N]`, written.
+        factor (`Tensor`): float32 `[C, C]`, U of these columns (see `gptq.py`); the upper triangle is read.
+        groups (`Tensor`): int64 `[C]`, the quantization group of each column.
+        step, scale, zero (`Tensor`): float32 `[G, N]`, those of each group: codes are chosen by step, read by scale.
+        max_code (`int`): codes are 0 to max_code.
+
+    Raises:
+        RuntimeError: a kernel's checks: shapes, dtypes or devices that do not fit, too many columns.
     """
     steps, scales, zeros = (of_groups[groups] for of_groups in (step, scale, zero))
     lowest, highest, found = -zeros, max_code - zeros, torch.empty_like(steps)

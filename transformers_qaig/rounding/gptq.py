@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .columns import MOST_COLUMNS
+from ..cuda.interface import MOST_COLUMNS
+from . import columns as _columns  # noqa: F401  (registers the operator)
 from .grid import Grid, Rounding
 from .moments import Curvature
 
