@@ -1,10 +1,15 @@
 """What tests of emulated kernels share."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.cuda import emulated
+from tests.cuda.emulated_driver import PROCESSORS, CpuDevice, EmulatedDriver
+from transformers_qaig.cuda.driver import Driver
+from transformers_qaig.cuda.operators import Operators
 
 
 @pytest.fixture(scope="module")
@@ -12,4 +17,28 @@ def emulator() -> Iterator[emulated.Emulator]:
     """All kernels on the emulator, on a device of three multiprocessors unless a test says otherwise."""
     emulator = emulated.build()
     yield emulator
-    emulator.set_processors(3)
+    emulator.set_processors(PROCESSORS)
+
+
+@pytest.fixture
+def machine(emulator) -> SimpleNamespace:
+    """The operators that Python launches, their driver, and its calls."""
+    emulator.set_processors(PROCESSORS)
+    api = EmulatedDriver(emulator.library)
+    driver = Driver(api, lambda kernel, capability: kernel.encode())
+    operators = Operators(driver, lambda device: CpuDevice(0, 80, PROCESSORS))
+    return SimpleNamespace(api=api, operators=operators, driver=driver)
+
+
+@pytest.fixture(scope="module")
+def operators():
+    """Registers `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
+    library = torch.library.Library("qaig_emulated", "DEF")
+    for name in ("linear", "linear_many", "dequantize", "round_columns"):
+        schema = getattr(torch.ops.qaig, name).default._schema
+        library.define(str(schema).removeprefix("qaig::"))
+    emulator = emulated.build_operators()
+    emulator.allow_all()
+    torch.ops.load_library(str(emulator.path))
+    yield emulator
+    library._destroy()

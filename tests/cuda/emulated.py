@@ -73,18 +73,18 @@ class Emulator:
 
     def __init__(self, library: Path) -> None:
         self.path = library
-        self._library = ctypes.CDLL(str(library))
-        self._library.qaig_emulator_error.restype = ctypes.c_char_p
+        self.library = ctypes.CDLL(str(library))
+        self.library.qaig_emulator_error.restype = ctypes.c_char_p
 
     def seed(self, seed: int) -> None:
         """Of the order in which threads and blocks run."""
-        self._library.qaig_emulator_seed(ctypes.c_ulonglong(seed))
+        self.library.qaig_emulator_seed(ctypes.c_ulonglong(seed))
 
     def set_processors(self, count: int) -> None:
-        ctypes.c_int.in_dll(self._library, "qaig_emulator_processors").value = count
+        ctypes.c_int.in_dll(self.library, "qaig_emulator_processors").value = count
 
     def set_capability(self, capability: int) -> None:
-        ctypes.c_int.in_dll(self._library, "qaig_emulator_capability").value = capability
+        ctypes.c_int.in_dll(self.library, "qaig_emulator_capability").value = capability
 
     def decode(
         self,
@@ -121,7 +121,7 @@ class Emulator:
                 layer.bias, layer.bias_type = w.bias.data_ptr(), TYPES[w.bias.dtype]
         partial_bytes, counter_count = ctypes.c_longlong(), ctypes.c_longlong()
         self._check(
-            getattr(self._library, f"qaig_cuda_{kernel}_workspace")(
+            getattr(self.library, f"qaig_cuda_{kernel}_workspace")(
                 ctypes.byref(decode), ctypes.byref(partial_bytes), ctypes.byref(counter_count)
             )
         )
@@ -130,7 +130,7 @@ class Emulator:
         decode.partials, decode.counters = partials.data_ptr(), counters.data_ptr()
         for _ in range(launches):
             self._allow(read, [*written, partials, counters])
-            self._check(getattr(self._library, f"qaig_cuda_{kernel}")(ctypes.byref(decode), TYPES[x.dtype], None))
+            self._check(getattr(self.library, f"qaig_cuda_{kernel}")(ctypes.byref(decode), TYPES[x.dtype], None))
             assert not counters.any(), "the counters are not zero after the launch"
         return results
 
@@ -143,7 +143,7 @@ class Emulator:
             start, stop, w.out_features, w.in_features, w.shape.group_size, w.bits, TYPES[w.scale.dtype], TYPES[dtype],
         )  # fmt: skip
         self._allow([w.words, w.scale, w.zero], [out])
-        self._check(self._library.qaig_cuda_dequantize(ctypes.byref(arguments), None))
+        self._check(self.library.qaig_cuda_dequantize(ctypes.byref(arguments), None))
         return out
 
     def arrange(
@@ -165,7 +165,7 @@ class Emulator:
             seed, block, rows, in_features, shape.group_size, shape.slots, as_bytes,
         )  # fmt: skip
         self._allow([x], [out, token_scale])
-        self._check(self._library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
+        self._check(self.library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
         return out, token_scale
 
     def round_columns(
@@ -178,7 +178,7 @@ class Emulator:
         arguments = interface.Columns(*pointers, rows.shape[1], *factor.stride(), len(rows), len(step), max_code)
         reached = factor.as_strided(((len(rows) - 1) * sum(factor.stride()) + 1,), (1,))
         self._allow([reached, groups, step, scale, zero], [rows, errors, codes])
-        self._check(self._library.qaig_cuda_round_columns(ctypes.byref(arguments), None))
+        self._check(self.library.qaig_cuda_round_columns(ctypes.byref(arguments), None))
         return rows, errors, codes
 
     def _inputs(
@@ -189,25 +189,25 @@ class Emulator:
         return self.arrange(x, w.group_size, activation_bits, rotation, as_bytes)
 
     def _allow(self, read: list[Tensor | None], written: list[Tensor | None]) -> None:
-        self._library.qaig_emulator_forbid_all()
+        self.library.qaig_emulator_forbid_all()
         for tensors, writable in ((read, 0), (written, 1)):
             for tensor in tensors:
                 if tensor is not None:
                     size = ctypes.c_longlong(tensor.numel() * tensor.element_size())
-                    self._library.qaig_emulator_allow(ctypes.c_void_p(tensor.data_ptr()), size, writable)
+                    self.library.qaig_emulator_allow(ctypes.c_void_p(tensor.data_ptr()), size, writable)
 
     def _check(self, status: int) -> None:
         if status:
-            raise RuntimeError(f"status {status}: {self._library.qaig_emulator_error().decode()}")
+            raise RuntimeError(f"status {status}: {self.library.qaig_emulator_error().decode()}")
 
     def capture(self, graph: int) -> None:
         """From now on launches are captured in a graph of this number; 0: in none."""
-        ctypes.c_ulonglong.in_dll(self._library, "qaig_emulator_capture").value = graph
+        ctypes.c_ulonglong.in_dll(self.library, "qaig_emulator_capture").value = graph
 
     def counters(self, count: int, stream: int = 0) -> int | None:
         """Address of `count` counters for launches on `stream`, if there are any left."""
         address = ctypes.c_void_p()
-        status = self._library.qaig_cuda_counters(
+        status = self.library.qaig_cuda_counters(
             ctypes.c_void_p(stream), ctypes.c_longlong(count), ctypes.byref(address)
         )
         self._check(status)
@@ -215,7 +215,7 @@ class Emulator:
 
     def allow_all(self) -> None:
         """Lets kernels reach all memory: for calls that allocate by themselves."""
-        self._library.qaig_emulator_allow(None, ctypes.c_longlong(2**63 - 1), 1)
+        self.library.qaig_emulator_allow(None, ctypes.c_longlong(2**63 - 1), 1)
 
 
 def build(sources: Path = CSRC / "cuda") -> Emulator:

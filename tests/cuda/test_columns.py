@@ -7,46 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.cuda import emulated
-from tests.cuda.test_launches import library, machine  # noqa: F401  (fixtures)
-from tests.cuda.test_operators import operators  # noqa: F401  (a fixture)
+from tests.cuda.columns import Columns, by_reference, random_columns, same
 from transformers_qaig.cuda import interface
-from transformers_qaig.rounding import columns, gptq
+from transformers_qaig.rounding import gptq
 from transformers_qaig.rounding.grid import minmax_grid
 from transformers_qaig.rounding.moments import Curvature
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
-
-Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]
-
-
-def random_columns(count: int, size: int, groups: int = 3, bits: int = 3, column_major: bool = False) -> Columns:
-    """Rows, a part of a larger factor, groups, step, scale, zero points, and the largest code."""
-    factor = torch.rand(count + 5, count + 5) * 0.4 - 0.2 + torch.eye(count + 5)
-    factor = (factor.T.contiguous().T if column_major else factor)[2 : 2 + count, 2 : 2 + count]
-    step = torch.rand(groups, size) * 0.1 + 0.05
-    zero = torch.randint(0, 2**bits, (groups, size)).float()
-    return (
-        torch.randn(count, size) * 0.3, factor, torch.randint(groups, (count,)), step,
-        step * (torch.rand_like(step) * 0.1 + 0.95), zero, 2**bits - 1,
-    )  # fmt: skip
-
-
-def by_reference(rows: Tensor, *others: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-    rows = rows.clone()
-    errors, codes = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.uint8)
-    columns.round_columns_reference(rows, errors, codes, *others)
-    return rows, errors, codes
-
-
-def same(actual: tuple[Tensor, Tensor, Tensor], expected: tuple[Tensor, Tensor, Tensor]) -> bool:
-    """But for the last bits of sums; a weight within these of a tie may go the other way, and take its row along."""
-    far = [~torch.isclose(a.float(), e.float(), rtol=1e-4, atol=1e-5).all(0) for a, e in zip(actual, expected)]
-    return int((far[0] | far[1] | far[2]).sum()) <= actual[0].shape[1] // 100
-
-
-@pytest.fixture(scope="module")
-def emulator() -> emulated.Emulator:
-    return emulated.build()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -73,7 +40,7 @@ def test_nan_stays_in_its_row(emulator):
 def test_bad_arguments_are_not_launched(emulator, field, value):
     argument = interface.Columns(*[8] * 8, 10, 3, 1, 3, 2, 7)
     setattr(argument, field, value)
-    assert emulator._library.qaig_cuda_round_columns(ctypes.byref(argument), None) == 1
+    assert emulator.library.qaig_cuda_round_columns(ctypes.byref(argument), None) == 1
 
 
 def call(operator, arguments: Columns) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +88,7 @@ def test_arguments_that_do_not_fit(operator, index, wrong, message):
         call(operator, tuple(arguments))
 
 
-def test_gptq_with_the_kernel(operators, monkeypatch):  # noqa: F811
+def test_gptq_with_the_kernel(operators, monkeypatch):
     """Up to 32 columns at once instead of 8, and by the kernel: the same codes."""
     inputs, weight = torch.randn(400, 200) * torch.rand(200), torch.randn(30, 200) * 0.1
     curvature = Curvature.of(inputs.T @ inputs)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.cuda import emulated, tiled
 from tests.cuda.emulated import Weight, make_weight, random_weight
-from tests.cuda.test_kernels import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import reference
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 

@@ -8,30 +8,11 @@ from torch import Tensor
 
 from tests.cuda import emulated
 from tests.cuda.emulated import Weight, make_weight, random_weight
+from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import cuda_order, reference
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
-
-BITS = (2, 3, 4, 8)
-DTYPES = (torch.float16, torch.bfloat16)
-# Half a unit in the last place, and a little: largest ‖error‖ / ‖y‖ of sums in float32, rounded to the dtype.
-ROUNDING = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
-
-
-def on_disk(w: Weight) -> reference.Weight:
-    return reference.Weight(*w.on_disk, w.out_features, w.in_features, w.bits, w.group_size, 0)
-
-
-def exact(w: Weight, x: Tensor, activation_bits: int = 16) -> Tensor:
-    if activation_bits == 8:
-        x = reference.round_activations(x)
-    bias = None if w.bias is None else w.bias.double()
-    return torch.nn.functional.linear(x.double(), reference.dequantize(on_disk(w), torch.float64), bias)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:

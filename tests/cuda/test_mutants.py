@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.cuda import emulated
+from tests.cuda.columns import by_reference, random_columns, same
 from tests.cuda.emulated import make_weight, random_weight
-from tests.cuda.test_columns import by_reference, random_columns, same
-from tests.cuda.test_kernels import ROUNDING, error, exact
+from tests.cuda.products import ROUNDING, error, exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
 

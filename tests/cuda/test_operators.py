@@ -10,27 +10,16 @@ from torch import Tensor
 
 from tests.cuda import emulated
 from tests.cuda.emulated import Weight, random_weight
-from tests.cuda.test_kernels import ROUNDING, error, exact, on_disk
+from tests.cuda.products import ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import packing, reference
 from transformers_qaig.nn.hadamard import Rotation, rotate
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler"),
+    pytest.mark.usefixtures("operators"),
+]
 
 LAYOUT = packing.CUDA_ORDER
-
-
-@pytest.fixture(scope="module", autouse=True)
-def operators():
-    """Registers `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
-    library = torch.library.Library("qaig_emulated", "DEF")
-    for name in ("linear", "linear_many", "dequantize", "round_columns"):
-        schema = getattr(torch.ops.qaig, name).default._schema
-        library.define(str(schema).removeprefix("qaig::"))
-    emulator = emulated.build_operators()
-    emulator.allow_all()
-    torch.ops.load_library(str(emulator.path))
-    yield emulator
-    library._destroy()
 
 
 def linear(x: Tensor, w: Weight, activation_bits: int = 16, layout: int = LAYOUT) -> Tensor:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.test_columns import by_reference, random_columns, same
-from tests.cuda.test_kernels import BITS, DTYPES, ROUNDING, error
+from tests.cuda.columns import by_reference, random_columns, same
+from tests.cuda.products import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation

@@ -1,0 +1,47 @@
+"""What a product must be, and how near to it the kernels must come."""
+
+import torch
+from torch import Tensor
+
+from tests.cuda.emulated import Weight
+from transformers_qaig.nn import reference
+from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
+
+BITS = (2, 3, 4, 8)
+DTYPES = (torch.float16, torch.bfloat16)
+# Half a unit in the last place, and a little: largest ‖error‖ / ‖y‖ of sums in float32, rounded to the dtype.
+ROUNDING = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+
+def on_disk(w: Weight) -> reference.Weight:
+    return reference.Weight(*w.on_disk, w.out_features, w.in_features, w.bits, w.group_size, 0)
+
+
+def exact(w: Weight, x: Tensor, activation_bits: int = 16) -> Tensor:
+    if activation_bits == 8:
+        x = reference.round_activations(x)
+    bias = None if w.bias is None else w.bias.double()
+    return torch.nn.functional.linear(x.double(), reference.dequantize(on_disk(w), torch.float64), bias)
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def arguments(weight: Weight, layout: int = CUDA_ORDER):
+    tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_ORDER else weight.on_disk
+    return (*tensors, weight.bias, 0, 0, weight.out_features, weight.bits, weight.group_size)
+
+
+def expected(x, weight: Weight, activation_bits=16):
+    """The exact product with the stored weight, in float32."""
+    packed, scale, zero = weight.on_disk
+    sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size, ON_DISK)
+    bias = None if weight.bias is None else weight.bias.float()
+    return reference.linear(x.float(), reference.Weight(packed, scale, zero, *sizes), bias, None, activation_bits)
+
+
+def close(y, x, weight, activation_bits=16):
+    want = expected(x, weight, activation_bits)
+    unit = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 1e-5}[y.dtype]
+    torch.testing.assert_close(y.float(), want, rtol=unit, atol=unit * float(want.abs().mean() + 1) * 4)

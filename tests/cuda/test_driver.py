@@ -1,0 +1,122 @@
+"""What the driver keeps between launches: kernels, counters, graphs that are being captured. On the emulator."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tests.cuda import emulated
+from tests.cuda.emulated_driver import PROCESSORS, CpuDevice
+from tests.cuda.products import arguments, close
+from transformers_qaig.cuda import interface
+from transformers_qaig.cuda.driver import DriverError
+from transformers_qaig.nn.packing import CUDA_ORDER
+
+pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
+
+
+def test_a_kernel_is_loaded_once_for_each_device(machine):
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    for _ in range(2):
+        machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
+    assert machine.api.loaded == ["qaig_decode_w4_f16_m8"]
+    out = torch.empty_like(x)
+    argument = interface.Arrange(x.data_ptr(), out.data_ptr(), None, 0, 0, 1, 64, 64, 64)
+    for index in (0, 1, 1):
+        machine.driver.launch("qaig_arrange_f16", argument, (1, 1), 256, 0, CpuDevice(index, 90, PROCESSORS))
+    assert machine.api.loaded.count("qaig_arrange_f16") == 2
+
+
+def test_kernels_are_loaded_while_others_capture(machine, monkeypatch):
+    """In the relaxed mode, which ends with the loading, even if that fails."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.mode == "global"
+    monkeypatch.setattr(machine.api, "cuModuleLoadData", lambda cubin: (200, None), raising=False)
+    with pytest.raises(DriverError, match="loading qaig_decode_w4_f16_m16"):
+        machine.operators.linear(x.expand(9, -1), *arguments(weight), 16, CUDA_ORDER)
+    assert machine.api.mode == "global"
+
+
+def test_capture(machine, monkeypatch):
+    """A graph gets counters of its own; a kernel that is not loaded yet says what to do."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+
+    def call():
+        return machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
+
+    monkeypatch.setattr(CpuDevice, "capturing", True)
+    machine.api.capture = 11
+    with pytest.raises(RuntimeError, match="run the same call once before capturing"):
+        call()
+    monkeypatch.setattr(CpuDevice, "capturing", False)
+    machine.api.capture = 0
+    call()
+    monkeypatch.setattr(CpuDevice, "capturing", True)
+    for machine.api.capture in (11, 11, 12):
+        close(call(), x, weight)
+    eager, first, again, second = machine.api.counters
+    assert first == again
+    assert len({eager, first, second}) == 3
+    assert not machine.api.memory[0].any()
+
+
+def test_counters_are_set_aside_while_others_capture(machine):
+    """In the relaxed mode, on a stream that blocks none; where there is no memory a launch brings its own."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    machine.api.is_full = True
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.memory == []
+    assert machine.api.mode == "global"
+    machine.api.is_full = False
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    assert machine.api.counters[-1] == machine.api.memory[0].data_ptr()
+    assert machine.api.mode == "global"
+    assert machine.api.pending == []
+
+
+def test_counters_in_a_thread_of_its_own(machine):
+    """A new thread has no context, and without one there is no default stream to ask about."""
+    device = CpuDevice(0, 80, PROCESSORS)
+    first = machine.driver.counters(device, 1)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(machine.driver.counters, device, 1).result() == first
+
+
+def test_a_stream_that_asks_for_more_and_more(machine):
+    """Leaves enough counters for others."""
+    device = CpuDevice(0, 80, PROCESSORS)
+    for count in range(1024, 100 * 1024, 1024):
+        assert machine.driver.counters(device, count)
+    machine.api.capture = 1
+    assert machine.driver.counters(device, 1 << 19)
+    machine.api.capture = 2
+    assert machine.driver.counters(device, 1 << 18)
+    assert machine.driver.counters(device, 1 << 18 | 1) is None
+
+
+def test_more_captures_than_counters(machine):
+    """Then a launch brings its own."""
+    weight = emulated.random_weight(4, 64, 64)
+    x = torch.randn(1, 64).half()
+    for machine.api.capture in (0, *range(1, 1030)):
+        device = CpuDevice(0, 80, PROCESSORS)
+        if machine.api.capture in (0, 1029):
+            close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+        else:
+            machine.driver.counters(device, 1)
+    assert machine.driver.counters(device, 1) is None
+    memory = machine.api.memory[0]
+    inside = [memory.data_ptr() <= address < memory.data_ptr() + memory.nbytes for address in machine.api.counters]
+    assert inside == [True, False]
+
+
+def test_the_driver_says_what_failed(machine, monkeypatch):
+    weight = emulated.random_weight(4, 64, 64)
+    monkeypatch.setattr(machine.api, "cuLaunchKernel", lambda *_: (700,), raising=False)
+    with pytest.raises(DriverError, match="launching qaig_decode_w4_f16_m8: CUDA_ERROR_700 what it means"):
+        machine.operators.linear(torch.randn(1, 64).half(), *arguments(weight), 16, CUDA_ORDER)
