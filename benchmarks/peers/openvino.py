@@ -86,7 +86,9 @@ def _constant(problem: Problem, codes: Tensor, kind, shape: list[int]):
     from openvino import op
 
     bits = problem.bits
-    codes = codes[:DISTINCT_ROWS]
+    in_rows = codes.shape[1] * bits % 8 == 0  # else a row ends within a byte, and all are packed in one go
+    if in_rows:
+        codes = codes[:DISTINCT_ROWS]
     if bits == 3:  # 8 codes in 3 bytes: two bytes of low 2-bit fields, one byte of high bits, first code on top
         eight = codes.view(-1, 8)
         low, high = eight & 3, eight >> 2
@@ -98,5 +100,7 @@ def _constant(problem: Problem, codes: Tensor, kind, shape: list[int]):
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
         data = (codes.view(-1, 8 // bits) << shifts).sum(-1, dtype=torch.uint8)
     tensor = ov.Tensor(kind, ov.Shape(shape))
-    tensor.data.view(np.uint8).reshape(-1)[:] = problem.repeat(data.view(len(codes), -1)).flatten().numpy()
+    if in_rows:
+        data = problem.repeat(data.view(len(codes), -1))
+    tensor.data.view(np.uint8).reshape(-1)[:] = data.flatten().numpy()
     return op.Constant(tensor, shared_memory=False)
