@@ -29,27 +29,23 @@ QAIG_INLINE int32_t total(__m256i x) {
 }
 
 // Low bytes of 32 integers (two quads a vector), in a unit's byte order.
-QAIG_INLINE void put_quads(const __m256i (&q)[4], uint32_t* out, int64_t stride) {
+QAIG_INLINE void put_quads(const __m256i (&q)[4], uint32_t* out) {
     const __m256i order = _mm256_setr_epi8(0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                            0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     for (int i = 0; i < 4; i++) {
         const __m256i bytes = _mm256_shuffle_epi8(q[i], order);
-        out[2 * i * stride] = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 0));
-        out[(2 * i + 1) * stride] = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 4));
+        out[2 * i] = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 0));
+        out[2 * i + 1] = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 4));
     }
 }
 
 // Low halves of 32 integers: 16 pairs.
-QAIG_INLINE void put_pairs(const __m256i (&q)[4], uint32_t* out, int64_t stride) {
+QAIG_INLINE void put_pairs(const __m256i (&q)[4], uint32_t* out) {
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                            0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
     for (int i = 0; i < 4; i++) {
-        alignas(32) uint32_t pairs[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), _mm256_shuffle_epi8(q[i], order));
-        out[(4 * i + 0) * stride] = pairs[0];
-        out[(4 * i + 1) * stride] = pairs[1];
-        out[(4 * i + 2) * stride] = pairs[4];
-        out[(4 * i + 3) * stride] = pairs[5];
+        const __m256i pairs = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q[i], order), 0x08);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out) + i, _mm256_castsi256_si128(pairs));
     }
 }
 
@@ -130,9 +126,11 @@ struct Values {
         return largest != 0 && 2 * (total(small) - (largest < 7u << 23 ? 0 : zero_count)) > nonzero;
     }
 
-    PartSums put(const Place& place, bool quads, int planes, float scale) const {
+    PartSums put(uint32_t* out, bool quads, int planes, float scale) const {
+        const int per_unit = quads ? kUnitQuads : kUnitPairs;
+        const int64_t plane = units * per_unit;
         __m256i sum = _mm256_setzero_si256(), low_sum = sum;
-        for (int64_t u = 0; u < units; u++) {
+        for (int64_t u = 0; u < units; u++, out += per_unit) {
             __m256i q[4], low[4], high[4];
             for (int i = 0; i < 4; i++) {
                 q[i] = _mm256_cvtps_epi32(_mm256_div_ps(x[4 * u + i], _mm256_set1_ps(scale)));
@@ -144,23 +142,26 @@ struct Values {
                 sum = _mm256_add_epi32(sum, q[i]);
                 high[i] = upper(q[i]);
             }
-            uint32_t* out = place.out + u * (quads ? kUnitQuads : kUnitPairs) * place.stride;
             if (!quads) {
-                put_pairs(q, out, place.stride);
+                put_pairs(q, out);
                 if (planes == 3) {
-                    put_pairs(low, out + place.plane, place.stride);
+                    put_pairs(low, out + plane);
                 }
             } else if (planes == 1) {
-                put_quads(q, out, place.stride);
+                put_quads(q, out);
             } else {
-                put_quads(high, out, place.stride);
-                put_quads(q, out + place.plane, place.stride);
+                put_quads(high, out);
+                put_quads(q, out + plane);
                 if (planes == 3) {
-                    put_quads(low, out + 2 * place.plane, place.stride);
+                    put_quads(low, out + 2 * plane);
                 }
             }
         }
         return {total(sum), total(low_sum)};
+    }
+
+    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+        interleave_words(rows, count, R, out);
     }
 };
 

@@ -12,16 +12,20 @@ namespace {
 
 constexpr int kVectors = kSegmentUnits * kUnitSlots / 16;  // float32 vectors in a segment
 
-// Low bytes of 32 integers, in a unit's byte order.
-QAIG_INLINE void put_bytes(__m512i q0, __m512i q1, uint32_t* out, int64_t stride) {
-    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
-    alignas(32) uint32_t quads[kUnitQuads];
-    _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q0), order));
-    _mm_store_si128(reinterpret_cast<__m128i*>(quads) + 1, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q1), order));
-    for (int i = 0; i < kUnitQuads; i++) {
-        out[i * stride] = quads[i];
-    }
+// Low halves of 32 integers, in a unit's byte order.
+QAIG_INLINE __m512i halves(__m512i q0, __m512i q1) {
+    alignas(64) static constexpr uint16_t kOrder[32] = {0,  4,  2,  6,  8,  12, 10, 14, 16, 20, 18, 22, 24, 28, 26, 30,
+                                                        32, 36, 34, 38, 40, 44, 42, 46, 48, 52, 50, 54, 56, 60, 58, 62};
+    return _mm512_permutex2var_epi16(q0, _mm512_load_si512(kOrder), q1);
 }
+
+// Low bytes of 32 halves: the quads of a unit.
+QAIG_INLINE void put_bytes(__m512i halves, uint32_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi16_epi8(halves));
+}
+
+// Sums of two neighbours.
+QAIG_INLINE __m512i sums(__m512i halves) { return _mm512_madd_epi16(halves, _mm512_set1_epi16(1)); }
 
 // An integer without its low byte, which is taken as signed.
 QAIG_INLINE __m512i upper(__m512i q) { return _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8); }
@@ -103,41 +107,72 @@ struct Values {
     }
 
     bool has_outliers(uint32_t largest) const {
-        const __m512i bound = _mm512_set1_epi32(static_cast<int>(largest < 7u << 23 ? 0 : largest - (7u << 23)));
-        int small = 0, nonzero = 0;
+        if (largest <= 7u << 23) {
+            return false;
+        }
+        const __m512i bound = _mm512_set1_epi32(static_cast<int>(largest - (7u << 23)));
+        const __m512i one = _mm512_set1_epi32(1), before = _mm512_sub_epi32(bound, one);
+        __m512i more_small = _mm512_setzero_si512();
         for (int i = 0; i < kVectors; i++) {
             const __m512i bits = magnitude(x[i]);
-            const __mmask16 used = _mm512_test_epi32_mask(bits, bits);
-            nonzero += __builtin_popcount(used);
-            small += __builtin_popcount(_mm512_mask_cmplt_epu32_mask(used, bits, bound));
+            const __mmask16 small = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(bits, one), before);  // not zeros
+            more_small = _mm512_mask_add_epi32(more_small, small, more_small, one);
+            more_small = _mm512_mask_sub_epi32(more_small, _mm512_cmpge_epu32_mask(bits, bound), more_small, one);
         }
-        return 2 * small > nonzero;
+        return _mm512_reduce_add_epi32(more_small) > 0;
     }
 
-    PartSums put(const Place& place, bool /* pairs: quads is all there is */, int planes, float scale) const {
+    PartSums put(uint32_t* out, bool /* pairs: quads is all there is */, int planes, float scale) const {
+        const int64_t plane = units * kUnitQuads;
+        const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
+        const auto rounded = [&](__m512 x) QAIG_LAMBDA_INLINE {  // a power of two has an exact inverse
+            return _mm512_cvtps_epi32(planes == 1 ? _mm512_div_ps(x, divisor) : _mm512_mul_ps(x, inverse));
+        };
         __m512i sum = _mm512_setzero_si512(), low_sum = sum;
-        for (int64_t u = 0; u < units; u++) {
-            __m512i q0 = _mm512_cvtps_epi32(_mm512_div_ps(x[2 * u], _mm512_set1_ps(scale)));
-            __m512i q1 = _mm512_cvtps_epi32(_mm512_div_ps(x[2 * u + 1], _mm512_set1_ps(scale)));
-            uint32_t* out = place.out + u * kUnitQuads * place.stride;
+        for (int64_t u = 0; u < units; u++, out += kUnitQuads) {
+            __m512i q0 = rounded(x[2 * u]), q1 = rounded(x[2 * u + 1]);
             if (planes == 3) {
-                const __m512i u0 = upper(q0), u1 = upper(q1);
-                const __m512i low =
-                    _mm512_sub_epi32(_mm512_add_epi32(q0, q1), _mm512_slli_epi32(_mm512_add_epi32(u0, u1), 8));
-                low_sum = _mm512_add_epi32(low_sum, low);
-                put_bytes(q0, q1, out + 2 * place.plane, place.stride);
-                q0 = u0;
-                q1 = u1;
+                const __m512i q = halves(q0, q1);
+                put_bytes(q, out + 2 * plane);
+                low_sum = _mm512_add_epi32(low_sum, sums(_mm512_srai_epi16(_mm512_slli_epi16(q, 8), 8)));
+                q0 = upper(q0);
+                q1 = upper(q1);
             }
-            sum = _mm512_add_epi32(sum, _mm512_add_epi32(q0, q1));
-            if (planes == 1) {
-                put_bytes(q0, q1, out, place.stride);
-            } else {
-                put_bytes(q0, q1, out + place.plane, place.stride);
-                put_bytes(upper(q0), upper(q1), out, place.stride);
+            const __m512i q = halves(q0, q1);
+            sum = _mm512_add_epi32(sum, sums(q));
+            put_bytes(q, planes == 1 ? out : out + plane);
+            if (planes > 1) {
+                put_bytes(_mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8), out);
             }
         }
-        return {_mm512_reduce_add_epi32(sum), _mm512_reduce_add_epi32(low_sum)};
+        return {_mm512_reduce_add_epi32(sum), planes == 3 ? _mm512_reduce_add_epi32(low_sum) : 0};
+    }
+
+    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+        const auto stored = static_cast<__mmask8>((1u << R) - 1);
+        for (int64_t j = 0; j < count; j += 8) {
+            __m256i a[8], b[8];
+            unroll<8>([&](auto m) QAIG_LAMBDA_INLINE {
+                a[m] = _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[m < R ? m : 0] + j));
+            });
+            unroll<4>([&](auto i) QAIG_LAMBDA_INLINE {
+                b[2 * i] = _mm256_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+                b[2 * i + 1] = _mm256_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+            });
+            unroll<4>([&](auto i) QAIG_LAMBDA_INLINE {  // word i of both lanes, of rows 0 to 3 and of rows 4 to 7
+                constexpr int half = i / 2;
+                a[i] =
+                    i % 2 ? _mm256_unpackhi_epi64(b[half], b[2 + half]) : _mm256_unpacklo_epi64(b[half], b[2 + half]);
+                a[4 + i] = i % 2 ? _mm256_unpackhi_epi64(b[4 + half], b[6 + half])
+                                 : _mm256_unpacklo_epi64(b[4 + half], b[6 + half]);
+            });
+            unroll<4>([&](auto i) QAIG_LAMBDA_INLINE {
+                const __m256i low = _mm256_permute2x128_si256(a[i], a[4 + i], 0x20);
+                const __m256i high = _mm256_permute2x128_si256(a[i], a[4 + i], 0x31);
+                _mm256_mask_storeu_epi32(out + (j + i) * R, stored, low);
+                _mm256_mask_storeu_epi32(out + (j + 4 + i) * R, stored, high);
+            });
+        }
     }
 };
 

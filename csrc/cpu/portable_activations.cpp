@@ -39,7 +39,7 @@ struct Values {
         return 2 * small > nonzero;
     }
 
-    PartSums put(const Place& place, bool /* quads: pairs is all there is */, int planes, float scale) const {
+    PartSums put(uint32_t* out, bool /* quads: pairs is all there is */, int planes, float scale) const {
         int32_t q[kSegmentUnits * kUnitSlots], low[kSegmentUnits * kUnitSlots];
         PartSums sums = {0, 0};
         for (int64_t i = 0; i < units * kUnitSlots; i++) {
@@ -55,11 +55,14 @@ struct Values {
         for (int part = 0; part < parts(planes); part++) {
             const int32_t* values = part == 0 ? q : low;
             for (int64_t i = 0; i < units * kUnitPairs; i++) {
-                place.out[part * place.plane + i * place.stride] =
-                    static_cast<uint32_t>(values[2 * i] & 0xffff) | static_cast<uint32_t>(values[2 * i + 1]) << 16;
+                *out++ = static_cast<uint32_t>(values[2 * i] & 0xffff) | static_cast<uint32_t>(values[2 * i + 1]) << 16;
             }
         }
         return sums;
+    }
+
+    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+        interleave_words(rows, count, R, out);
     }
 };
 

@@ -15,11 +15,17 @@ struct PartSums {
     int32_t first, second;
 };
 
-// Where the integers of a row go: element i of plane (or part) p is at out[p * plane + i * stride].
-struct Place {
-    uint32_t* out;
-    int64_t plane, stride;
-};
+constexpr int kMostBatchRows = 8;
+constexpr int kRowWords = kSegmentUnits * std::max(kQuadWords, kPairWords);  // of a row in a segment, at most
+
+inline void interleave_words(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R,
+                             uint32_t* out) {
+    for (int64_t j = 0; j < count; j++) {
+        for (int64_t m = 0; m < R; m++) {
+            *out++ = rows[m][j];
+        }
+    }
+}
 
 // Fills `a`. Values is one row of one segment as an instruction set holds it:
 //
@@ -27,11 +33,13 @@ struct Place {
 //   uint32_t largest() const                  bits of the largest absolute value; NaN and infinity are larger than any
 //   bool has_outliers(uint32_t largest) const whether two planes would leave more than half of the values fewer bits
 //                                             than bfloat16 has: they are below the largest times 2^-7
-//   PartSums put(const Place&, bool quads, int planes, float scale) const
+//   PartSums put(uint32_t* out, bool quads, int planes, float scale) const
+//                                             writes its integers as for a batch of one row
 //
-// and the rotation of a whole row, to float32:
+// and, of whole rows, the rotation, to float32, and what makes a batch of R rows of `count` words each:
 //
 //   static void rotate(const Linear&, int64_t row, const uint64_t* signs, float* out)
+//   static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out)
 template <class Values>
 void quantize_with(const Linear& l, Activations& a) {
     const Shape& shape = l.weight.shape;
@@ -47,6 +55,7 @@ void quantize_with(const Linear& l, Activations& a) {
             from.type = Scalar::f32;
         }
         const int64_t from_row = l.rotation.block ? 0 : row0;
+        const auto sums_at = [&](int64_t m, int64_t i) { return batch * a.batch_sums + i * kMaxParts * R + m; };
         std::vector<float> scale8(rows);
         int planes = l.activation_bits == 8 ? 1 : l.type == Scalar::f32 ? 3 : 2;
         for (int64_t m = 0; m < rows; m++) {
@@ -58,37 +67,39 @@ void quantize_with(const Linear& l, Activations& a) {
                 if (planes == 2 && values.has_outliers(most)) {
                     planes = 3;
                 }
+                a.scales[sums_at(m, i)] = from_bits(most);  // until the scale is known
             }
             a.skipped[row0 + m] = is_skipped(largest, l.activation_bits);
             scale8[m] = std::max(from_bits(largest), 1e-5f) / 127;
         }
         a.planes[batch] = static_cast<uint8_t>(planes);
         const int per_unit = a.quads ? kUnitQuads : kUnitPairs, count = a.quads ? planes : parts(planes);
+        alignas(64) uint32_t words[kMostBatchRows][kRowWords];
         for (int64_t i = 0; i < shape.segments(); i++) {
             const Segment s = segment_at(shape, i);
+            const int64_t size = count * s.units * per_unit;
+            uint32_t* out = a.words.data() + batch * a.batch_words + s.unit * per_unit * count * R;
             for (int64_t m = 0; m < R; m++) {
-                const Place place = {a.words.data() + batch * a.batch_words + s.unit * per_unit * count * R + m,
-                                     s.units * per_unit * R, R};
+                const int64_t at = sums_at(m, i);
+                uint32_t* row = R == 1 ? out : words[m];
                 float scale = 0;
                 PartSums sums = {0, 0};
                 if (m < rows && !a.skipped[row0 + m]) {
-                    const Values values(from, from_row + m, s);
-                    const uint32_t largest = values.largest();
-                    scale = planes == 1 ? scale8[m] : from_bits(largest) < kSmallest ? 0 : power_scale(largest, planes);
-                    if (scale != 0) {
-                        sums = values.put(place, a.quads, planes, scale);
-                    }
+                    const float most = a.scales[at];
+                    scale = planes == 1 ? scale8[m] : most < kSmallest ? 0 : power_scale(to_bits(most), planes);
                 }
-                if (scale == 0) {
-                    for (int64_t j = 0; j < count * s.units * per_unit; j++) {
-                        place.out[j * R] = 0;
-                    }
+                if (scale != 0) {
+                    sums = Values(from, from_row + m, s).put(row, a.quads, planes, scale);
+                } else {
+                    std::fill_n(row, size, 0u);
                 }
-                const int64_t at = batch * a.batch_sums + i * kMaxParts * R + m;
                 a.scales[at] = planes == 3 ? 256 * scale : scale;
                 a.scales[at + R] = scale;
                 a.sums[at] = sums.first;
                 a.sums[at + R] = sums.second;
+            }
+            if (R > 1) {
+                Values::interleave(words, size, R, out);
             }
         }
     };
