@@ -18,6 +18,7 @@ struct PartSums {
 constexpr int kMostBatchRows = 8;
 constexpr int kRowWords = kSegmentUnits * std::max(kQuadWords, kPairWords);  // of a row in a segment, at most
 
+// out[j R + m] = rows[m][j]
 inline void interleave_words(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R,
                              uint32_t* out) {
     for (int64_t j = 0; j < count; j++) {
