@@ -23,6 +23,7 @@
 
 namespace qaig {
 
+constexpr int kMostBatchRows = 8;  // at every level
 constexpr int kMaxPlanes = 3, kMaxParts = 2, kUnitPairs = kUnitSlots / 2;
 constexpr int kQuadWords = kUnitQuads * kMaxPlanes, kPairWords = kUnitPairs * kMaxParts;  // per row and unit, at most
 constexpr int parts(int planes) { return planes == 3 ? 2 : 1; }

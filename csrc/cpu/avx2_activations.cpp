@@ -80,7 +80,7 @@ QAIG_INLINE void rotate_block(const Linear& l, int64_t at, int64_t k, const uint
     }
 }
 
-struct Values {
+struct Values : WordByWord {
     __m256 x[kVectors];
     int64_t units;
 
@@ -158,10 +158,6 @@ struct Values {
             }
         }
         return {total(sum), total(low_sum)};
-    }
-
-    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
-        interleave_words(rows, count, R, out);
     }
 };
 

@@ -38,7 +38,8 @@ bool takes_quads(const Linear& l, Level level) {
 
 Activations quantized(const Linear& l, Level level) {
     const bool quads = takes_quads(l, level);
-    const int64_t most = level == Level::avx512 ? 8 : quads ? 3 : 6;  // rows whose sums fit in the registers
+    // Rows whose sums fit in the registers.
+    const int64_t most = level == Level::avx512 ? kMostBatchRows : quads ? 3 : 6;
     Activations a(l, rows_per_batch(l.rows, most), quads);
     level == Level::portable ? portable::quantize(l, a)
     : level == Level::avx2   ? avx2::quantize(l, a)

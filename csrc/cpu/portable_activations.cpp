@@ -6,7 +6,7 @@
 namespace qaig::portable {
 namespace {
 
-struct Values {
+struct Values : WordByWord {
     float x[kSegmentUnits * kUnitSlots] = {};
     int64_t count, units;
 
@@ -59,10 +59,6 @@ struct Values {
             }
         }
         return sums;
-    }
-
-    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
-        interleave_words(rows, count, R, out);
     }
 };
 

@@ -15,18 +15,18 @@ struct PartSums {
     int32_t first, second;
 };
 
-constexpr int kMostBatchRows = 8;
 constexpr int kRowWords = kSegmentUnits * std::max(kQuadWords, kPairWords);  // of a row in a segment, at most
 
-// out[j R + m] = rows[m][j]
-inline void interleave_words(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R,
-                             uint32_t* out) {
-    for (int64_t j = 0; j < count; j++) {
-        for (int64_t m = 0; m < R; m++) {
-            *out++ = rows[m][j];
+// For `Values` that have no faster way to interleave.
+struct WordByWord {
+    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+        for (int64_t j = 0; j < count; j++) {
+            for (int64_t m = 0; m < R; m++) {
+                *out++ = rows[m][j];
+            }
         }
     }
-}
+};
 
 // Fills `a`. Values is one row of one segment as an instruction set holds it:
 //

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from tests.cuda import emulated
 from tests.cuda.emulated_driver import PROCESSORS, CpuDevice, EmulatedDriver
@@ -31,14 +30,7 @@ def machine(emulator) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def operators():
+def operators() -> Iterator[emulated.Emulator]:
     """Registers `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
-    library = torch.library.Library("qaig_emulated", "DEF")
-    for name in ("linear", "linear_many", "dequantize", "round_columns"):
-        schema = getattr(torch.ops.qaig, name).default._schema
-        library.define(str(schema).removeprefix("qaig::"))
-    emulator = emulated.build_operators()
-    emulator.allow_all()
-    torch.ops.load_library(str(emulator.path))
-    yield emulator
-    library._destroy()
+    with emulated.registered_operators() as emulator:
+        yield emulator

@@ -1,11 +1,13 @@
 """The CUDA kernels, compiled by g++ with the emulator, called through their C interface (csrc/cuda/kernels.h)."""
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
 CSRC = Path(__file__).parents[2] / "csrc"
 EMULATOR = Path(__file__).parent / "emulator"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+OPERATORS = ("linear", "linear_many", "dequantize", "round_columns")
 _FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
@@ -235,6 +238,19 @@ def build_operators() -> Emulator:
     flags = ["-DQAIG_EMULATED", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-isystem{torch_folder / 'include'}"]
     files = [CSRC / "ops_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu")), *sorted(EMULATOR.glob("*.cpp"))]
     return Emulator(_library(files, CSRC / "cuda", flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
+
+
+@contextlib.contextmanager
+def registered_operators() -> Iterator[Emulator]:
+    """Those of `build_operators` as `torch.ops.qaig_emulated`, with the schemas of `torch.ops.qaig`."""
+    schemas = torch.library.Library("qaig_emulated", "DEF")
+    for name in OPERATORS:
+        schemas.define(str(getattr(torch.ops.qaig, name).default._schema).removeprefix("qaig::"))
+    emulator = build_operators()
+    emulator.allow_all()
+    torch.ops.load_library(str(emulator.path))
+    yield emulator
+    schemas._destroy()
 
 
 def _library(files: list[Path], sources: Path, flags: list[str], link: list[str]) -> Path:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tests.cuda.emulated import Weight
 from transformers_qaig.nn import reference
-from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
+from transformers_qaig.nn.packing import CUDA_ORDER
 
 BITS = (2, 3, 4, 8)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -33,15 +33,7 @@ def arguments(weight: Weight, layout: int = CUDA_ORDER):
     return (*tensors, weight.bias, 0, 0, weight.out_features, weight.bits, weight.group_size)
 
 
-def expected(x, weight: Weight, activation_bits=16):
-    """The exact product with the stored weight, in float32."""
-    packed, scale, zero = weight.on_disk
-    sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size, ON_DISK)
-    bias = None if weight.bias is None else weight.bias.float()
-    return reference.linear(x.float(), reference.Weight(packed, scale, zero, *sizes), bias, None, activation_bits)
-
-
 def close(y, x, weight, activation_bits=16):
-    want = expected(x, weight, activation_bits)
+    want = exact(weight, x, activation_bits).float()
     unit = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 1e-5}[y.dtype]
     torch.testing.assert_close(y.float(), want, rtol=unit, atol=unit * float(want.abs().mean() + 1) * 4)

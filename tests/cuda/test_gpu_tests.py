@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Warning only once for all operators"),  # operators are replaced on purpose
 ]
 
-OPERATORS = ("linear", "linear_many", "dequantize", "round_columns")
 # They move layers from device to device, or need two.
 ELSEWHERE = {"test_weights_are_the_cpus_to_the_bit", "test_every_gpu", "test_a_weight_on_another_gpu_is_refused"}
 TESTS = {
@@ -85,21 +84,15 @@ def recorded(operator: Any) -> Any:
 def operators():
     """Those of `torch.ops.qaig` for CPU tensors are the CUDA ones, on an H100 of three multiprocessors."""
     extension.load()  # before its CPU kernels are replaced
-    schemas = torch.library.Library("qaig_emulated", "DEF")
-    for name in OPERATORS:
-        schemas.define(str(getattr(torch.ops.qaig, name).default._schema).removeprefix("qaig::"))
-    emulator = emulated.build_operators()
-    emulator.allow_all()
-    emulator.set_capability(90)
-    torch.ops.load_library(str(emulator.path))
-    replaced = torch.library.Library("qaig", "IMPL")
-    for name in OPERATORS:
-        replaced.impl(name, recorded(getattr(torch.ops.qaig_emulated, name)), "CPU", allow_override=True)
-    replaced.impl("repack", ops.repack_cuda, "CPU", allow_override=True)
-    yield
-    replaced._destroy()
-    emulator.set_capability(86)
-    schemas._destroy()
+    with emulated.registered_operators() as emulator:
+        emulator.set_capability(90)
+        replaced = torch.library.Library("qaig", "IMPL")
+        for name in emulated.OPERATORS:
+            replaced.impl(name, recorded(getattr(torch.ops.qaig_emulated, name)), "CPU", allow_override=True)
+        replaced.impl("repack", ops.repack_cuda, "CPU", allow_override=True)
+        yield
+        replaced._destroy()
+        emulator.set_capability(86)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from tests.cuda import emulated
 from tests.cuda.emulated_driver import PROCESSORS, CpuDevice
-from tests.cuda.products import arguments, close, expected
+from tests.cuda.products import arguments, close, exact
 from transformers_qaig.cuda import interface
 from transformers_qaig.cuda.operators import Operators
 from transformers_qaig.nn import ops, reference
@@ -204,7 +204,7 @@ def test_rows_that_are_not_rounded(machine):
     for capability in (75, 80):
         operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))  # noqa: B023
         y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
-        want = expected(x, weight, 8)
+        want = exact(weight, x, 8)
         assert torch.equal(y.isnan(), want.isnan())
         assert torch.equal(y.isinf(), want.isinf())
         close(torch.cat([y[:4], y[6:]]), torch.cat([x[:4], x[6:]]), weight, 8)

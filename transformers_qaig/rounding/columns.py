@@ -10,7 +10,7 @@ from ..nn import ops
 from ..nn.schema import LIBRARY
 
 
-def round_columns(rows: Tensor, *args: Any) -> None:
+def _by_kernel_or_reference(rows: Tensor, *args: Any) -> None:
     """`qaig::round_columns` where no kernel is registered: the GPU's if it can be loaded now, else the reference."""
     if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
         torch.ops.qaig.round_columns(rows, *args)
@@ -56,4 +56,7 @@ def round_columns_reference(
     codes.copy_(found.add_(zeros))
 
 
-LIBRARY.impl("round_columns", round_columns, "CompositeExplicitAutograd")
+LIBRARY.impl("round_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")
+
+round_columns = torch.ops.qaig.round_columns
+"""The operator: the device's kernel where there is one, else `round_columns_reference`, which has its arguments."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..cuda.interface import MOST_COLUMNS
-from . import columns as _columns  # noqa: F401  (registers the operator)
+from .columns import round_columns
 from .grid import Grid, Rounding
 from .moments import Curvature
 
@@ -134,7 +134,7 @@ class _Columns(NamedTuple):
             self.take(middle, last)
             return
         columns = (t[first:last] for t in (remaining, errors, self.codes, factor[:, first:last], self.group_of))
-        torch.ops.qaig.round_columns(*columns, self.step, self.scale, self.zero, self.max_code)
+        round_columns(*columns, self.step, self.scale, self.zero, self.max_code)
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:
