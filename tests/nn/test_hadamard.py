@@ -55,6 +55,12 @@ def test_signs_are_those_of_splitmix64():
         assert random_signs(40, seed).tolist() == expected[:40]
 
 
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64)])
+def test_no_rows_rotate_to_no_rows(shape):
+    rotation = Rotation(32, 1)
+    assert rotate(torch.empty(shape), rotation).shape == rotate_back(torch.empty(shape), rotation).shape == shape
+
+
 def test_largest_seed():
     seed = 2**63 - 1
     Rotation(16, seed).check(32)

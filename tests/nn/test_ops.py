@@ -96,6 +96,18 @@ def test_gradients_equal_the_dense_ones(sym, bias, rotation):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("op", [torch.ops.qaig.linear, torch.ops.qaig.linear_reference])
+def test_no_rows_have_no_rows_and_an_empty_gradient(op, dtype):
+    args = arguments(rows=(0,), rotation=(32, 5), bias=False)
+    args[0] = args[0].to(dtype).requires_grad_(op is torch.ops.qaig.linear)
+    out = op(*args)
+    assert (out.shape, out.dtype) == ((0, N), dtype)
+    if args[0].requires_grad:
+        out.sum().backward()
+        assert args[0].grad.shape == (0, K)
+
+
 @pytest.mark.parametrize("rotation", [(0, 0), (32, 1)])
 def test_gradcheck_to_second_order(rotation):
     args = arguments(dtype=torch.float64, rows=(2,), rotation=rotation)
@@ -210,4 +222,51 @@ def test_untrusted_arguments_are_refused_by_name(args, error, message):
     with pytest.raises(error, match=message):
         torch.ops.qaig.linear_reference(*args)
     with pytest.raises((error, RuntimeError), match=message):  # C++ has one kind of error
+        torch.ops.qaig.linear(*args)
+
+
+FOREIGN = {
+    "sparse_coo": (lambda t: t.to_sparse(), "to_dense"),
+    "sparse_csr": (lambda t: t.to_sparse_csr(), "to_dense"),
+    "_mkldnn": (lambda t: t.float().to_mkldnn(), "to_dense"),
+    "quantized": (lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8), "dequantize"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize(("position", "name"), [(0, "x"), (1, "packed"), (2, "scale"), (3, "zero"), (4, "bias")])
+def test_a_tensor_that_is_not_dense_is_refused_by_name(kind, position, name):
+    """Torch has no kernel of ours for them, so it asks for the device's again and again."""
+    args = arguments()
+    convert, remedy = FOREIGN[kind]
+    if kind == "sparse_csr" and args[position].dim() == 1:
+        pytest.skip("needs two dimensions")
+    args[position] = convert(args[position])
+    x, packed, scale, zero, bias, *sizes = args
+    lists = [[value] for value in (packed, scale, zero, bias, *sizes[:5])]
+    calls = [
+        lambda: torch.ops.qaig.linear(*args),
+        lambda: torch.ops.qaig.linear_reference(*args),
+        lambda: torch.ops.qaig.linear_many(x, *lists, *sizes[5:]),
+    ]
+    if name not in ("x", "bias"):
+        ids = torch.tensor([1, 2])
+        calls.append(lambda: torch.ops.qaig.embedding(ids, packed, scale, zero, N, K, 3, GROUP, 0))
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{name} must be an ordinary dense tensor.*{kind}.*{name}.{remedy}"):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["sparse_coo", "_mkldnn", "quantized"])
+def test_ids_that_are_not_dense_are_refused(kind):
+    _, packed, scale, zero, *_ = arguments()
+    with pytest.raises(ValueError, match="ids must be an ordinary dense tensor"):
+        torch.ops.qaig.embedding(FOREIGN[kind][0](torch.tensor([1, 2])), packed, scale, zero, N, K, 3, GROUP, 0)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_autocast_refuses_what_is_not_dense(kind):
+    args = arguments()
+    args[0] = FOREIGN[kind][0](args[0])
+    with torch.autocast("cpu"), pytest.raises(ValueError, match="x must be an ordinary dense tensor"):
         torch.ops.qaig.linear(*args)

@@ -1,6 +1,8 @@
 """`QAIGLinear.prepare`: the kernels' word order, and that nobody outside the kernels ever sees it."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -103,6 +105,24 @@ def test_preparing_twice_changes_nothing():
     words = layer.weight_packed
     assert layer.prepare()
     assert layer.weight_packed is words
+    assert_state(layer, state)
+
+
+def test_threads_prepare_undo_and_save_at_the_same_time():
+    """Each change takes several steps: a thread that came between them would read tensors of two orders."""
+    layer, state = prepared(3, out_features=400, in_features=480)
+
+    def work(i: int) -> None:
+        (layer.prepare, layer.unprepare)[i % 2]()
+        assert_state(layer, state)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(300)))
+    finally:
+        sys.setswitchinterval(interval)
     assert_state(layer, state)
 
 

@@ -30,7 +30,44 @@ def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
         )
 
 
+def check_dispatchable(name: str, x: Tensor, **others: Tensor | None) -> None:
+    """Checks that torch dispatches a call with these tensors to the kernels of x's device.
+
+    Args:
+        name (`str`): of x, as in the operator.
+        x (`Tensor`): the input.
+        others (`Tensor`, *optional*): the operator's other tensors, by their names.
+
+    Raises:
+        ValueError: for a tensor on another device, or one that is sparse, nested, in oneDNN's layout or quantized by
+            torch.
+    """
+    check_dense(name, x)
+    for other, tensor in others.items():
+        if tensor is not None:
+            check_dense(other, tensor)
+            check_device(other, tensor, x)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
+        return
+    if tensor.is_quantized:
+        kind, remedy = f"quantized by torch ({tensor.dtype})", "dequantize()"
+    elif tensor.is_nested:
+        kind, remedy = "nested", "to_padded_tensor(0)"
+    else:
+        kind, remedy = f"in the layout {tensor.layout}", "to_dense()"
+    raise ValueError(f"{name} must be an ordinary dense tensor, but it is {kind}: call {name}.{remedy} first")
+
+
+def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device} but the input is on {x.device}: move both to one device")
+
+
 def check_activation(name: str, x: Tensor) -> None:
+    check_dense(name, x)
     if x.dim() == 0 or x.dtype not in ACTIVATION_DTYPES:
         raise ValueError(
             f"{name} must be a floating tensor with at least one dimension, got {x.dtype} of shape {tuple(x.shape)}"
@@ -76,6 +113,7 @@ def check_cuda_order(x: Tensor, weight: Weight) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
+    check_dense(name, tensor)
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")
@@ -84,5 +122,4 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tupl
             f"{name} must have shape {shape}, got {tuple(tensor.shape)}: the packed weight does not match its layer "
             "(in_features, out_features, bits, group_size)"
         )
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device} but the input is on {x.device}: move both to one device")
+    check_device(name, tensor, x)

@@ -82,7 +82,7 @@ def rotate_back(y: Tensor, rotation: Rotation) -> Tensor:
 def _transform(x: Tensor, block: int) -> Tensor:
     y = x
     for distance in (1 << i for i in range(block.bit_length() - 1)):
-        a, b = y.reshape(*x.shape[:-1], -1, 2, distance).unbind(-2)
+        a, b = y.reshape(*x.shape[:-1], x.shape[-1] // (2 * distance), 2, distance).unbind(-2)
         y = torch.stack((a + b, a - b), -2)
     return y.reshape(x.shape) * block**-0.5
 

@@ -16,6 +16,8 @@ from .checks import (
     check_activation,
     check_activation_bits,
     check_cuda_order,
+    check_dense,
+    check_dispatchable,
     check_lists,
     check_on_disk,
     check_tensor,
@@ -26,11 +28,13 @@ from .reference import Weight
 from .schema import LIBRARY
 
 
-def linear(x: Tensor, *args: Any) -> Tensor:
+def linear(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, *sizes: int) -> Tensor:
     """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
+    # What torch does not dispatch to the device's kernels would come back here without end.
+    check_dispatchable("x", x, packed=packed, scale=scale, zero=zero, bias=bias)
     if load_kernels(x.device) and extension.has_kernel("linear", x.device.type):
-        return torch.ops.qaig.linear(x, *args)
-    return linear_reference(x, *args)
+        return torch.ops.qaig.linear(x, packed, scale, zero, bias, *sizes)
+    return linear_reference(x, packed, scale, zero, bias, *sizes)
 
 
 def linear_reference(
@@ -87,10 +91,12 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
     float64 where compiled kernels answer.
     """
+    check_lists(*args[:-2])
+    for packed, scale, zero, bias in zip(*args[:4]):
+        check_dispatchable("x", x, packed=packed, scale=scale, zero=zero, bias=bias)
     if load_kernels(x.device) and extension.has_kernel("linear_many", x.device.type):
         return torch.ops.qaig.linear_many(x, *args)
     *layers, activation_bits, layout = args
-    check_lists(*layers)
     results = []
     for packed, scale, zero, bias, block, seed, size, bits, group_size in zip(*layers, strict=True):
         arguments = packed, scale, zero, bias, block, seed, size, bits, group_size, activation_bits, layout
@@ -118,11 +124,12 @@ def linear_grad_input(
     return reference.linear_grad_input(grad, weight, rotation)
 
 
-def embedding(ids: Tensor, *args: Any) -> Tensor:
+def embedding(ids: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, *sizes: int) -> Tensor:
     """`qaig::embedding` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
+    check_dispatchable("ids", ids, packed=packed, scale=scale, zero=zero)
     if load_kernels(ids.device) and extension.has_kernel("embedding", ids.device.type):
-        return torch.ops.qaig.embedding(ids, *args)
-    return embedding_reference(ids, *args)
+        return torch.ops.qaig.embedding(ids, packed, scale, zero, *sizes)
+    return embedding_reference(ids, packed, scale, zero, *sizes)
 
 
 def embedding_reference(
@@ -151,6 +158,7 @@ def embedding_reference(
         IndexError: an id that is no row (compiled kernels: RuntimeError; CUDA: an assertion on the device).
         NotImplementedError: for a `layout` the reference cannot read.
     """
+    check_dense("ids", ids)
     if ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"ids must have dtype int32 or int64, got {ids.dtype}")
     weight = Weight(packed, scale, zero, out_features, in_features, bits, group_size, layout)

@@ -1,7 +1,9 @@
 """`PackedModule`: what holds a weight as packed integers, and keeps them whole through moves, casts and files."""
 
+import functools
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,20 @@ from torch import Tensor, nn
 from . import ops
 from .packing import ON_DISK, SCALE_DTYPES, pack_zero_point, packed_shapes
 from .reference import Weight, dequantize
+
+_order_lock = threading.RLock()  # one for all modules: some share their tensors, and a module's own could not be copied
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _one_thread_at_a_time(method: _Method) -> _Method:
+    """For what changes the order of packed tensors, or reads them together with `layout`."""
+
+    @functools.wraps(method)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with _order_lock:
+            return method(*args, **kwargs)
+
+    return locked  # type: ignore[return-value]
 
 
 class PackedModule(nn.Module):
@@ -77,8 +93,11 @@ class PackedModule(nn.Module):
         if sym:
             self.register_parameter("weight_zero_point", None)
 
+    @_one_thread_at_a_time
     def prepare(self) -> bool:
         """Puts the packed tensors into the order of the fastest kernels for their device, one layer's worth of memory.
+
+        Threads may call it at the same time, but not while another one computes with the layer.
 
         Nothing happens to a layer that is prepared already, that is offloaded (its tensors come and go), or for whose
         device, bits or installation there is no such order: it computes from the on-disk order.
@@ -96,6 +115,7 @@ class PackedModule(nn.Module):
         self._replace_packed(packed, scale, zero, layout)
         return True
 
+    @_one_thread_at_a_time
     def unprepare(self) -> None:
         """Puts the packed tensors back into the on-disk order."""
         if self.layout != ON_DISK:
@@ -159,6 +179,7 @@ class PackedModule(nn.Module):
             param.requires_grad_(False)
         super().register_parameter(name, param)
 
+    @_one_thread_at_a_time
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModule":
         """Lets `fn` move the packed tensors, but not cast them. Another device gets the order of its own kernels."""
         probe = fn(self.weight)
@@ -179,6 +200,7 @@ class PackedModule(nn.Module):
             self.prepare()
         return self
 
+    @_one_thread_at_a_time
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """As in `nn.Module`, always in the on-disk order."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -188,6 +210,7 @@ class PackedModule(nn.Module):
             if not self.sym:
                 destination[prefix + "weight_zero_point"] = zero
 
+    @_one_thread_at_a_time
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_dense
 from .schema import LIBRARY
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -95,6 +96,7 @@ torch.library.register_autograd(
 
 def _linear_autocast(x: Tensor, *args: Any) -> Tensor:
     """Casts x alone: `torch.library.register_autocast` would cast the scales too and change the weight."""
+    check_dense("x", x)
     device_type = x.device.type
     if x.is_floating_point() and x.dtype != torch.float64:  # torch's own rules leave float64 alone, too
         x = x.to(torch.get_autocast_dtype(device_type))
