@@ -16,7 +16,6 @@ from .calibration.around import around
 from .calibration.block import forward
 from .calibration.capture import PausedForwards, resident
 from .calibration.dataset import token_mask
-from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
 from .calibration.inputs import picture_masks
 from .calibration.memory import out_of_memory_explained
@@ -34,11 +33,12 @@ from .recipes import recipe_of
 from .report.summary import BlockSummary, QuantizationReport
 from .structure import find_blocks
 from .tables import stored_once
+from .torch_state import default_torch_state
 
 logger = logging.getLogger("transformers_qaig")
 
 
-@cpu_by_default()
+@default_torch_state()
 def calibrate(
     model: PreTrainedModel,
     plan: Plan,

@@ -29,6 +29,7 @@ from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
 from .structure import are_tied, find_head, find_table
 from .tables import finish_tables, replace, unfinish_tables
+from .torch_state import default_torch_state
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -137,6 +138,7 @@ class QAIGHfQuantizer(HfQuantizer):
 
     # -- after the weights are loaded
 
+    @default_torch_state()
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
             # Transformers 5.17 leaves what it renames in the file's dtype, whatever `dtype` is asked for.
@@ -153,12 +155,9 @@ class QAIGHfQuantizer(HfQuantizer):
         from .calibrate import calibrate  # here, because all that needs greenlet comes with it, and loading does not
 
         try:
-            with torch.enable_grad():
-                if self.options:
-                    self._allocate(model)
-                report = calibrate(
-                    model, self.plan, self.coverage, self.samples, self.quantization_config, self.answers
-                )
+            if self.options:
+                self._allocate(model)
+            report = calibrate(model, self.plan, self.coverage, self.samples, self.quantization_config, self.answers)
         finally:
             self.samples, self.answers, self.options = [], [], {}
         finish_tables(model, self.quantization_config.activation_bits)
@@ -190,6 +189,7 @@ class QAIGHfQuantizer(HfQuantizer):
 
     # -- back to full precision, and saving
 
+    @default_torch_state()
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         # Before anything is changed: an offloaded module's tensors have no values here to make a weight from.
         absent = [path for path in self.plan if model.get_submodule(path).get_parameter("weight_packed").is_meta]

@@ -21,7 +21,6 @@ from .calibration.block import forward
 from .calibration.capture import PausedForwards, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
-from .calibration.device import cpu_by_default
 from .calibration.doors import Streams
 from .calibration.resume import claim, digest
 from .calibration.streaming import moved, streaming
@@ -33,11 +32,12 @@ from .equalization.finder import GroupFinder
 from .files import write, written_whole
 from .recipes import recipe_of
 from .structure import find_blocks
+from .torch_state import default_torch_state
 
 Sample = Mapping[str, Any]
 
 
-@cpu_by_default()
+@default_torch_state()
 def measure_costs(
     model: nn.Module,
     options: Mapping[str, Sequence[Option]],

@@ -11,12 +11,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..torch_state import Modes
 
 
 @dataclass
@@ -175,38 +177,6 @@ class Door:
         for name in self.NAMES:
             vars(self.block).pop(name, None)
         vars(self.block).update(self._own)
-
-
-class Modes(NamedTuple):
-    """PyTorch's modes that a forward and the conductor may want to differ in."""
-
-    grad: bool
-    inference: bool
-    dtype: torch.dtype
-    autocast_cache: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
-
-    @classmethod
-    def now(cls) -> Modes:
-        accelerator = torch.accelerator.current_accelerator()
-        devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
-        return cls(
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.get_default_dtype(),
-            torch.is_autocast_cache_enabled(),
-            tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices),
-        )
-
-    def set(self) -> None:
-        """Sets all but inference mode, which has no setter: `torch.inference_mode(...)` must be entered."""
-        torch.set_grad_enabled(self.grad)
-        torch.set_default_dtype(self.dtype)
-        torch.set_autocast_cache_enabled(self.autocast_cache)
-        for device, enabled, dtype in self.autocast:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        torch.clear_autocast_cache()  # it may hold casts of weights that the conductor is about to change
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

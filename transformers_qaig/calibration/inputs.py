@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from ..config import QAIGConfig
 from ..recipes import recipe_of
+from ..torch_state import default_torch_state
 from .dataset import answer_mask, are_encoded, load_samples
-from .device import cpu_by_default
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -44,7 +43,8 @@ def load_inputs(
             "'sdpa' or 'eager', and load the saved model with any."
         )
     needs_answers = config.has_budget or recipe_of(config.recipe, config.stages).reads_answers
-    with _outside_init_context():
+    # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither.
+    with default_torch_state():
         samples = load_samples(
             config.dataset,
             _processor(model, config, revision),
@@ -103,18 +103,6 @@ def _processor(model: PreTrainedModel, config: QAIGConfig, revision: str | None)
             "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
             "as the dataset; or recipe='rtn', which reads no data."
         ) from error
-
-
-@contextlib.contextmanager
-def _outside_init_context() -> Iterator[None]:
-    """Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with cpu_by_default():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

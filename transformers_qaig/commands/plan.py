@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForImageTextToText
 
 from ..allocation import Options, allocate, fused_sets, knee, reachable
@@ -95,8 +94,7 @@ def run(options: argparse.Namespace) -> None:
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
         raise ValueError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
     samples, answers = load_inputs(model, config)
-    with torch.enable_grad():
-        choices = measure_costs(model, choices, samples, answers, config)
+    choices = measure_costs(model, choices, samples, answers, config)
     found = front(choices, coverage, budgets, fused)
     print(table(found))
     if options.plot is not None:

@@ -1,0 +1,140 @@
+"""What a script sets for all of PyTorch changes nothing of the result, and is there again afterwards."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from tests.lifecycle import FAST, logits
+from transformers_qaig import QAIGConfig
+from transformers_qaig.allocation import allocate
+from transformers_qaig.calibrate import calibrate
+from transformers_qaig.calibration.inputs import load_inputs
+from transformers_qaig.plan import list_options
+from transformers_qaig.sensitivity import measure_costs
+from transformers_qaig.torch_state import default_torch_state
+
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "default dtype": lambda: torch.set_default_dtype(torch.bfloat16),
+    "default device": lambda: torch.set_default_device("meta"),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True),
+    "deterministic warnings": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "no gradients": lambda: torch.set_grad_enabled(False),
+    "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "precision of the newer interface": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fast": {"recipe": "fast", "cost": "fisher"},
+    "mbq": {"recipe": "mbq", "cost": "path"},
+    "paper": {"recipe": "paper", "cost": "error", "stages": {"token_weights": "shuffled", "rotation": "all"}},
+}
+
+
+def state() -> list[Any]:
+    return [
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_deterministic_debug_mode(),
+        torch.is_grad_enabled(),
+        torch.backends.mkldnn.matmul.fp32_precision,
+        torch.backends.mkldnn.conv.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+    ]
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_autocast_enabled("cpu", False)
+    torch.use_deterministic_algorithms(False)
+    torch.set_grad_enabled(True)
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    for backend in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.backends.mkldnn.conv):
+        backend.fp32_precision = "none"
+
+
+def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] = lambda: None) -> dict[str, Tensor]:
+    """What each door to the package gives: options, samples, costs, packed tensors, dense weights."""
+    model = AutoModelForImageTextToText.from_pretrained(folder).requires_grad_(False)
+    config = QAIGConfig(**FAST, target_bits=4.5, bits=(2, 4), **settings)
+    change()
+    changed = state()
+    options, coverage = list_options(model, config)
+    samples, answers = load_inputs(model, config)
+    options = measure_costs(model, options, samples, answers, config)
+    chosen = allocate(options, 4.5 * coverage.packed).entries
+    plan = {path: dict(entry) for path, entry in chosen.items()} | coverage.outside
+    calibrate(model, plan, coverage, samples, config, answers)
+    assert state() == changed
+    return model.state_dict()
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_setting_changes_a_bit(llava: Path, recipe: str) -> None:
+    def change() -> None:
+        for setting in SETTINGS.values():
+            setting()
+
+    expected = quantize(llava, RECIPES[recipe])
+    assert same(quantize(llava, RECIPES[recipe], change), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nor_does_one_alone(llava: Path, name: str) -> None:
+    expected = quantize(llava, {})
+    assert same(quantize(llava, {}, SETTINGS[name]), expected)
+
+
+@pytest.mark.usefixtures("restored")
+def test_settings_are_back_after_an_error() -> None:
+    for setting in SETTINGS.values():
+        setting()
+    before = state()
+    inside: list[Any] = []
+
+    @default_torch_state()
+    def fail() -> None:
+        inside.extend(state())
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert inside == [torch.float32, torch.device("cpu"), False, 0, True, "ieee", "ieee", "ieee"]
+    assert state() == before
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_model_is_quantized_runs_and_is_made_dense_under_settings(
+    llava: Path, quantized: tuple[torch.nn.Module, Path]
+) -> None:
+    expected = logits(quantized[0], llava)
+    torch.set_default_dtype(torch.bfloat16)
+    torch.use_deterministic_algorithms(True)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model = AutoModelForImageTextToText.from_pretrained(
+            llava, quantization_config=QAIGConfig(bits=3, **FAST), dtype=torch.float32
+        )
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(logits(model, llava), expected)
+    weights = [m.dequantize() for m in model.modules() if hasattr(m, "weight_packed")]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense = model.dequantize()
+    linears = {id(m.weight): m.weight for m in dense.modules() if isinstance(m, torch.nn.Linear)}
+    assert all(any(torch.equal(w, other) for other in linears.values() if other.shape == w.shape) for w in weights)

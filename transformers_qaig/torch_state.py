@@ -1,0 +1,97 @@
+"""PyTorch's global state: what a script sets for itself, and what quantization computes under instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+
+
+class Modes(NamedTuple):
+    """PyTorch's modes that belong to a thread, or that two computations on one thread may want to differ in."""
+
+    grad: bool
+    inference: bool
+    dtype: torch.dtype
+    autocast_cache: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+
+    @classmethod
+    def now(cls) -> Modes:
+        accelerator = torch.accelerator.current_accelerator()
+        devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+        return cls(
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.is_autocast_cache_enabled(),
+            tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices),
+        )
+
+    def set(self) -> None:
+        """Sets all but inference mode, which has no setter: `torch.inference_mode(...)` must be entered."""
+        torch.set_grad_enabled(self.grad)
+        torch.set_default_dtype(self.dtype)
+        torch.set_autocast_cache_enabled(self.autocast_cache)
+        for device, enabled, dtype in self.autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.clear_autocast_cache()  # it may hold casts of weights that are about to change
+
+    def as_in_a_fresh_process(self) -> Modes:
+        """Gradients on, float32 by default, no autocast."""
+        autocast = tuple((device, False, dtype) for device, _, dtype in self.autocast)
+        return self._replace(grad=True, dtype=torch.float32, autocast=autocast)
+
+
+@contextmanager
+def default_torch_state() -> Iterator[None]:
+    """
+    Within the context PyTorch computes as in a fresh process, whatever the script around has set; then its settings
+    are back.
+
+    Covered: default device (the CPU) and dtype (float32), autocast (off), gradients (on), deterministic algorithms
+    (not asked for: some operations of a model raise under them, others give other bits), the precision of float32
+    products (full).
+
+    The number of threads stays what it is: it is what the machine has to spare. Sums of an order of ours do not
+    depend on it; a factorization of more than 128 channels by LAPACK does in its last bits.
+    """
+    theirs = Modes.now()
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":  # the context costs every call of torch a little
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(theirs.set)
+        stack.enter_context(_no_deterministic_algorithms())
+        stack.enter_context(_full_float32_products())
+        theirs.as_in_a_fresh_process().set()
+        yield
+
+
+@contextmanager
+def _no_deterministic_algorithms() -> Iterator[None]:
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
+@contextmanager
+def _full_float32_products() -> Iterator[None]:
+    """Two settings must agree, for all backends and for each: CUDA's products raise where they do not."""
+    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.cuda.matmul)
+    of_each = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    of_all = torch.get_float32_matmul_precision()  # raises where they differ, so now
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(of_all)
+        for backend, precision in zip(backends, of_each):
+            backend.fp32_precision = precision
