@@ -1,11 +1,13 @@
 import copy
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from transformers_qaig import QAIGConfig
+from transformers_qaig import QAIGConfig, plan_source
 from transformers_qaig.entries import fit_group_size, stored_bits
 
 
@@ -206,3 +208,77 @@ def test_stored_bits_counts_scales_and_zero_points() -> None:
     entry = {"bits": 4, "group_size": 128, "sym": False}
     assert stored_bits(entry, 256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * (16 + 4)
     assert stored_bits({**entry, "sym": True}, 256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * 16
+
+
+ENTRY = {"bits": 4, "group_size": 32, "sym": False}
+FOR_ONE_RUN = {
+    "processor": "someone/else",
+    "trust_remote_code": True,
+    "token": "x",
+    "work_dir": "/tmp/x",
+    "offload_folder": "/tmp/y",
+    "dataset": "someone/else",
+    "dataset_columns": {"image": "x"},
+    "calibration_device": "cuda:7",
+    "max_memory": {"cpu": "1GiB"},
+}
+
+
+@pytest.mark.parametrize("name", FOR_ONE_RUN)
+def test_what_is_for_one_run_is_never_read_from_a_checkpoint(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = QAIGConfig.from_dict({"plan": {"a.b": ENTRY}, name: FOR_ONE_RUN[name]})
+    assert getattr(config, name) == getattr(QAIGConfig(), name)
+    assert name in caplog.text
+    with pytest.raises(TypeError, match=rf"QAIGConfig\({name}=...\)"):  # a mapping of the user's own
+        QAIGConfig.from_dict({"bits": 3, name: FOR_ONE_RUN[name]})
+
+
+@pytest.mark.parametrize("plan", ["/dev/zero", "plan.json", 3, [ENTRY], ""])
+def test_a_plan_in_json_is_a_mapping(plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps({"a.b": ENTRY}))
+    with pytest.raises(ValueError, match=r"`plan` in a config\.json"):
+        QAIGConfig.from_dict({"plan": plan})
+
+
+def test_a_plan_is_read_from_regular_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "large.json").write_text(json.dumps({"a.b": ENTRY}) + " " * 1000)
+    monkeypatch.setattr(plan_source, "LARGEST_PLAN", 1000)
+    for source in ("/dev/zero", tmp_path / "fifo", tmp_path / "large.json", tmp_path / "none.json"):
+        with pytest.raises(ValueError, match=r"`plan`.*cannot be read"):
+            QAIGConfig(plan=source)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"`plan`.*cannot be read"):
+        QAIGConfig(plan=tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"target_size": "1" * 200_000 + "x"},
+        {"target_size": 10**400},
+        {"target_size": "9" * 30 + "TiB"},
+        {"target_bits": 10**400},
+        {"num_samples": 10**4000},
+        {"group_size": 10**4000},
+        {"seed": 10**4000},
+        {"needs_version": {"a": 1}},
+        {"overrides": {"x" * 10**6: 1}},
+        {"modules_to_not_convert": {"x" * 10**6: 1}},
+        {"recipe": "x" * 10**6},
+        {"stages": {"x" * 10**6: 1}},
+        {"plan": {"x" * 10**6: 1}},
+        {"x" * 10**6: 1},
+        {"self": 1},
+    ],
+)
+def test_no_setting_of_a_file_costs_time_or_a_long_message(setting: dict[str, Any]) -> None:
+    choices = {"bits": [2, 4]} if set(setting) & {"target_size", "target_bits"} else {}
+    start = time.perf_counter()
+    with pytest.raises((ValueError, TypeError)) as error:
+        QAIGConfig.from_dict({**choices, **setting})
+    assert time.perf_counter() - start < 1
+    assert len(str(error.value)) < 1000
+    assert next(iter(setting))[:50] in str(error.value)

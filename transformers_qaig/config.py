@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .entries import is_int
+from .plan_source import read_plan
+from .quote import quote
 from .recipes import recipe_of
 from .validation import CHOICES, COSTS, check_settings
 
-__all__ = ["CHOICES", "COSTS", "QAIGConfig", "read_plan"]
+__all__ = ["CHOICES", "COSTS", "QAIGConfig"]
+
+logger = logging.getLogger("transformers_qaig")
 
 QUANT_METHOD = "qaig"
 FORMAT_VERSION = 1
@@ -124,6 +127,7 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
+        /,
         bits: int | Sequence[int] | None = None,
         group_size: int = 128,
         sym: bool = False,
@@ -196,18 +200,20 @@ class QAIGConfig(QuantizationConfigMixin):
     def _validate(self, unknown: Mapping[str, Any]) -> None:
         # The version comes first: a newer file may well hold keys that are unknown here.
         if not is_int(self.format_version) or self.format_version < 1:
-            raise ValueError(f"`format_version` must be a positive integer, got {self.format_version!r}.")
+            raise ValueError(f"`format_version` must be a positive integer, got {quote(self.format_version)}.")
+        if not isinstance(self.needs_version, str):
+            raise ValueError(f"`needs_version` must be a version such as '0.1.0', got {quote(self.needs_version)}.")
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
-                f"This model was saved in format {self.format_version}, and this installation reads up to "
-                f"{FORMAT_VERSION}: upgrade transformers-qaig to >= {self.needs_version}."
+                f"This model was saved in format {quote(self.format_version)}, and this installation reads up to "
+                f"{FORMAT_VERSION}: upgrade transformers-qaig to >= {self.needs_version[:40]}."
             )
         if self.quant_method != QUANT_METHOD:
-            raise ValueError(f"`quant_method` must be {QUANT_METHOD!r}, got {self.quant_method!r}.")
+            raise ValueError(f"`quant_method` must be {QUANT_METHOD!r}, got {quote(self.quant_method)}.")
         for name in unknown:
             near = difflib.get_close_matches(name, self._known(), n=1)
             hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(self._known())}."
-            raise TypeError(f"QAIGConfig got an unknown argument `{name}`.{hint}")
+            raise TypeError(f"QAIGConfig got an unknown argument {quote(name)}.{hint}")
 
         check_settings(self)
         if isinstance(self.bits, list):
@@ -239,6 +245,41 @@ class QAIGConfig(QuantizationConfigMixin):
         names = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
         return [*names, *_RUNTIME]
 
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> QAIGConfig | tuple[QAIGConfig, dict[str, Any]]:
+        """
+        The configuration in a mapping: a checkpoint's config.json, which anybody may have written.
+
+        What is for the run only (`processor`, `trust_remote_code`, ...) is never taken from a mapping: it would reach
+        whoever quantizes with this configuration next. From a checkpoint it is dropped, with a warning.
+
+        Args:
+            config_dict: arguments of `QAIGConfig`. `plan` is a mapping or None: no file is opened.
+            return_unused_kwargs: give back what is left of `kwargs`, too.
+            kwargs: attributes to set afterwards.
+
+        Raises:
+            ValueError: a value out of its range, or a `plan` that is no mapping.
+            TypeError: an unknown argument, or one for the run only where there is no `plan`.
+        """
+        settings = {name: value for name, value in config_dict.items() if name not in _RUNTIME}
+        plan = settings.get("plan")
+        if plan is not None and not isinstance(plan, Mapping):
+            raise ValueError(
+                f"`plan` in a config.json or another mapping must be a mapping itself, got {quote(plan)}: to read a "
+                "plan from a file of yours, use QAIGConfig(plan=...)."
+            )
+        given = [name for name in _RUNTIME if config_dict.get(name) is not None and config_dict[name] is not False]
+        if given and plan is None:
+            raise TypeError(
+                f"`{given[0]}` is for one run and not taken from a mapping: give it as QAIGConfig({given[0]}=...)."
+            )
+        if given:
+            logger.warning("config.json sets %s, for one run only: ignored.", ", ".join(f"`{name}`" for name in given))
+        return super().from_dict(settings, return_unused_kwargs, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """What belongs in config.json: everything but the runtime-only fields."""
         return copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _RUNTIME})
@@ -256,27 +297,3 @@ class QAIGConfig(QuantizationConfigMixin):
         new = type(self)(**self.to_dict(), **{name: getattr(self, name) for name in _RUNTIME})
         memo[id(self)] = new
         return new
-
-
-def read_plan(source: Mapping[str, Any] | QAIGConfig | str | os.PathLike | None) -> dict[str, Any] | None:
-    """
-    The plan in a mapping, a config, a JSON file or a model's folder; a whole config.json is looked through for it.
-
-    Raises:
-        ValueError: a file that cannot be read, or a model's config without a plan.
-    """
-    if source is None:
-        return None
-    if isinstance(source, (str, os.PathLike)):
-        file = Path(source).expanduser()
-        file = file / "config.json" if file.is_dir() else file
-        try:
-            source = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"`plan`: {file} cannot be read ({error}); give a JSON file or a folder.") from error
-    plan: Any = source.plan if isinstance(source, QAIGConfig) else source
-    if isinstance(plan, Mapping) and ("quantization_config" in plan or "quant_method" in plan):
-        plan = plan.get("quantization_config", plan).get("plan")
-    if plan is None:
-        raise ValueError("`plan` is a model's config that holds no plan: that model was not quantized by this package.")
-    return copy.deepcopy(dict(plan)) if isinstance(plan, Mapping) else plan

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .nn.hadamard import BLOCKS, MAX_SEED
+from .quote import quote
 
 BITS = tuple(range(2, 9))
-MIN_GROUP_SIZE = 32
+MIN_GROUP_SIZE, MAX_GROUP_SIZE = 32, 2**31 - 1
 
 
 def check_plan(plan: Any) -> None:
@@ -17,11 +18,13 @@ def check_plan(plan: Any) -> None:
     if not isinstance(plan, Mapping) or not plan:
         raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
     for path, entry in plan.items():
-        where = f"plan[{path!r}]"
+        where = f"plan[{quote(path)}]"
         if not isinstance(path, str):
             raise ValueError(f"{where}: a weight's path is a string.")
         if not isinstance(entry, Mapping) or set(entry) - {"rotation"} != {"bits", "group_size", "sym"}:
-            raise ValueError(f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {entry!r}.")
+            raise ValueError(
+                f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {quote(entry)}."
+            )
         check_entry({key: value for key, value in entry.items() if key != "rotation"}, where)
         check_rotation(entry.get("rotation"), where)
 
@@ -30,17 +33,20 @@ def check_entry(entry: Mapping[str, Any], where: str) -> None:
     """Raise `ValueError` unless `bits`, `group_size` and `sym`, where given, are in range."""
     unknown = set(entry) - {"bits", "group_size", "sym"}
     if unknown:
-        raise ValueError(f"{where}: unknown {sorted(unknown)}; known are bits, group_size and sym.")
+        raise ValueError(f"{where}: unknown {quote(sorted(map(str, unknown)))}; known are bits, group_size and sym.")
     if "bits" in entry and (not is_int(entry["bits"]) or entry["bits"] not in BITS):
-        raise ValueError(f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {entry['bits']!r}.")
+        raise ValueError(
+            f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {quote(entry['bits'])}."
+        )
     if "group_size" in entry:
         size = entry["group_size"]
-        if not is_int(size) or (size != -1 and size < MIN_GROUP_SIZE):
+        if not is_int(size) or (size != -1 and not MIN_GROUP_SIZE <= size <= MAX_GROUP_SIZE):
             raise ValueError(
-                f"{where}: `group_size` must be an integer >= {MIN_GROUP_SIZE}, or -1 for per channel, got {size!r}."
+                f"{where}: `group_size` must be an integer from {MIN_GROUP_SIZE} to {MAX_GROUP_SIZE}, or -1 for per "
+                f"channel, got {quote(size)}."
             )
     if "sym" in entry and not isinstance(entry["sym"], bool):
-        raise ValueError(f"{where}: `sym` must be True or False, got {entry['sym']!r}.")
+        raise ValueError(f"{where}: `sym` must be True or False, got {quote(entry['sym'])}.")
 
 
 def check_rotation(rotation: Any, where: str) -> None:
@@ -48,11 +54,11 @@ def check_rotation(rotation: Any, where: str) -> None:
     if rotation is None:
         return
     if not isinstance(rotation, Mapping) or set(rotation) != {"block", "seed"}:
-        raise ValueError(f"{where}: `rotation` must hold exactly block and seed, got {rotation!r}.")
+        raise ValueError(f"{where}: `rotation` must hold exactly block and seed, got {quote(rotation)}.")
     if not is_int(rotation["block"]) or rotation["block"] not in BLOCKS:
-        raise ValueError(f"{where}: `rotation` must have a block of {list(BLOCKS)}, got {rotation['block']!r}.")
+        raise ValueError(f"{where}: `rotation` must have a block of {list(BLOCKS)}, got {quote(rotation['block'])}.")
     if not is_int(rotation["seed"]) or not 0 <= rotation["seed"] <= MAX_SEED:
-        raise ValueError(f"{where}: `rotation` must have a seed from 0 to 2^63 - 1, got {rotation['seed']!r}.")
+        raise ValueError(f"{where}: `rotation` must have a seed from 0 to 2^63 - 1, got {quote(rotation['seed'])}.")
 
 
 def fit_group_size(in_features: int, group_size: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from .quote import quote
+
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 
 
@@ -109,18 +111,18 @@ def recipe_of(name: str, stages: Mapping[str, Any] | None = None) -> Recipe:
         ValueError: an unknown name or attribute, or a value that the attribute does not take.
     """
     if name not in RECIPES:
-        raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {name!r}.{_hint(name, RECIPES)}")
+        raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {quote(name)}.{_hint(name, RECIPES)}")
     types = get_type_hints(Recipe)
     for key, value in (stages or {}).items():
         if key not in types:
             known = [field.name for field in fields(Recipe)]
-            raise ValueError(f"`stages` has no {key!r}; known are {', '.join(known)}.{_hint(key, known)}")
+            raise ValueError(f"`stages` has no {quote(key)}; known are {', '.join(known)}.{_hint(key, known)}")
         choices = get_args(types[key])
         if choices and value not in choices:
-            raise ValueError(f"stages[{key!r}] must be one of {list(choices)}, got {value!r}.")
+            raise ValueError(f"stages[{quote(key)}] must be one of {list(choices)}, got {quote(value)}.")
         if not choices and not _TAKES[types[key]][0](value):
             wanted = _TAKES[types[key]][1]
-            raise ValueError(f"stages[{key!r}] must be {wanted}, got {value!r}.")
+            raise ValueError(f"stages[{quote(key)}] must be {wanted}, got {quote(value)}.")
     return replace(RECIPES[name], **(stages or {}))
 
 

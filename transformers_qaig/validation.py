@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +11,14 @@ import torch
 from .allocation import parse_size
 from .entries import BITS, check_entry, check_plan, is_int
 from .nn.hadamard import MAX_SEED
+from .quote import quote
 from .recipes import recipe_of
 
 CHOICES = (2, 3, 4, 8)
 """Widths to choose from under a budget."""
+MOST_BITS = 64
+"""Bits per weight that a budget may allow: nothing is stored wider."""
+MOST_SAMPLES = 2**31 - 1
 COSTS = ("alone", "error", "fisher", "path")
 
 
@@ -25,27 +28,27 @@ def check_settings(config: Any) -> None:
     for candidate in config.candidates:
         check_entry(candidate, "QAIGConfig")
     if config.stages is not None and not isinstance(config.stages, Mapping):
-        raise ValueError(f"`stages` must map a recipe's attributes to values, got {config.stages!r}.")
+        raise ValueError(f"`stages` must map a recipe's attributes to values, got {quote(config.stages)}.")
     if not isinstance(config.recipe, str):
-        raise ValueError(f"`recipe` must be a name, got {config.recipe!r}.")
+        raise ValueError(f"`recipe` must be a name, got {quote(config.recipe)}.")
     recipe_of(config.recipe, config.stages)
     for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
         value = getattr(config, name)
         if value is not None and (not is_int(value) or value not in BITS):
-            raise ValueError(f"`{name}` must be an integer from {BITS[0]} to {BITS[-1]}, or None, got {value!r}.")
+            raise ValueError(f"`{name}` must be an integer from {BITS[0]} to {BITS[-1]}, or None, got {quote(value)}.")
     if not is_int(config.activation_bits) or config.activation_bits not in (8, 16):
         raise ValueError(
-            f"`activation_bits` must be 16 (activations as they are) or 8, got {config.activation_bits!r}."
+            f"`activation_bits` must be 16 (activations as they are) or 8, got {quote(config.activation_bits)}."
         )
     if not _is_number(config.min_coverage) or not 0 <= config.min_coverage <= 1:
-        raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {config.min_coverage!r}.")
-    if not is_int(config.num_samples) or config.num_samples < 1:
-        raise ValueError(f"`num_samples` must be a positive integer, got {config.num_samples!r}.")
+        raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {quote(config.min_coverage)}.")
+    if not is_int(config.num_samples) or not 1 <= config.num_samples <= MOST_SAMPLES:
+        raise ValueError(f"`num_samples` must be an integer from 1 to 2^31 - 1, got {quote(config.num_samples)}.")
     if not is_int(config.seed) or not 0 <= config.seed <= MAX_SEED:
-        raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, got {config.seed!r}.")
+        raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, got {quote(config.seed)}.")
     skip = config.modules_to_not_convert
     if skip is not None and (not isinstance(skip, (list, tuple, set)) or not all(isinstance(s, str) for s in skip)):
-        raise ValueError(f"`modules_to_not_convert` must be a list of paths or patterns, got {skip!r}.")
+        raise ValueError(f"`modules_to_not_convert` must be a list of paths or patterns, got {quote(skip)}.")
     if config.overrides is not None:
         _check_overrides(config.overrides)
     if config.plan is not None:
@@ -55,12 +58,12 @@ def check_settings(config: Any) -> None:
 
 def _check_overrides(overrides: Any) -> None:
     if not isinstance(overrides, Mapping):
-        raise ValueError(f"`overrides` must map patterns to bits, got {overrides!r}.")
+        raise ValueError(f"`overrides` must map patterns to bits, got {quote(overrides)}.")
     for pattern, value in overrides.items():
         if not isinstance(pattern, str):
-            raise ValueError(f"`overrides` must map patterns, which are strings, to bits, got {pattern!r}.")
+            raise ValueError(f"`overrides` must map patterns, which are strings, to bits, got {quote(pattern)}.")
         entry = {"bits": value} if not isinstance(value, Mapping) else value
-        check_entry(entry, f"overrides[{pattern!r}]")
+        check_entry(entry, f"overrides[{quote(pattern)}]")
 
 
 def _check_budget(config: Any) -> None:
@@ -68,25 +71,28 @@ def _check_budget(config: Any) -> None:
         raise ValueError("`target_bits` and `target_size` are two ways to say one budget: give one of them.")
     if config.has_budget and not isinstance(config.bits, list):
         raise ValueError(
-            f"`bits={config.bits!r}` leaves nothing to choose: under `target_bits` or `target_size` give several, "
+            f"`bits={quote(config.bits)}` leaves nothing to choose: under `target_bits` or `target_size` give several, "
             f"such as {list(CHOICES)}."
         )
     if isinstance(config.bits, list) and not config.has_budget:
         raise ValueError(
-            f"`bits={config.bits!r}` are several to choose from, which needs `target_bits` or `target_size`; "
+            f"`bits={quote(config.bits)}` are several to choose from, which needs `target_bits` or `target_size`; "
             "without one give one integer, and `overrides` for single weights."
         )
     if isinstance(config.bits, list) and not config.bits:
         raise ValueError("`bits` is empty: there is no width to choose.")
     target = config.target_bits
-    if target is not None and not (_is_number(target) and 0 < target < math.inf):
-        raise ValueError(f"`target_bits` must be a positive number, got {target!r}.")
+    if target is not None and not (_is_number(target) and 0 < target <= MOST_BITS):
+        raise ValueError(f"`target_bits` must be a positive number of at most {MOST_BITS}, got {quote(target)}.")
     if config.target_size is not None:
-        parse_size(config.target_size)
+        try:
+            parse_size(config.target_size)
+        except ValueError as error:
+            raise ValueError(f"`target_size`: {error}") from error
     if config.cost not in COSTS:
-        raise ValueError(f"`cost` must be one of {sorted(COSTS)}, got {config.cost!r}.")
+        raise ValueError(f"`cost` must be one of {sorted(COSTS)}, got {quote(config.cost)}.")
     if not isinstance(config.fuse_groups, bool):
-        raise ValueError(f"`fuse_groups` must be True or False, got {config.fuse_groups!r}.")
+        raise ValueError(f"`fuse_groups` must be True or False, got {quote(config.fuse_groups)}.")
 
 
 def _check_run(config: Any) -> None:
@@ -94,18 +100,20 @@ def _check_run(config: Any) -> None:
     for name in ("work_dir", "offload_folder"):
         folder = getattr(config, name)
         if folder is not None and not isinstance(folder, (str, os.PathLike)):
-            raise ValueError(f"`{name}` must be the path of a folder, got {folder!r}.")
+            raise ValueError(f"`{name}` must be the path of a folder, got {quote(folder)}.")
         if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(f"`{name}` must be the path of a folder, and {folder} is a file.")
     for name in ("dataset_columns", "max_memory"):
         value = getattr(config, name)
         if value is not None and not isinstance(value, Mapping):
-            raise ValueError(f"`{name}` must be a mapping, got {value!r}.")
+            raise ValueError(f"`{name}` must be a mapping, got {quote(value)}.")
     if config.calibration_device is not None:
         try:
             device = torch.device(config.calibration_device)
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"`calibration_device={config.calibration_device!r}` is no device: {error}") from error
+            raise ValueError(
+                f"`calibration_device={quote(config.calibration_device)}` is no device: {error}"
+            ) from error
         if device.type == "meta":
             raise ValueError("`calibration_device` is the meta device, which computes nothing.")
 

@@ -1,0 +1,59 @@
+"""Where a given plan comes from: a mapping, another configuration, or a JSON file of the user's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+LARGEST_PLAN = 256 << 20
+"""Bytes of a plan's file: room for two million weights."""
+
+
+@runtime_checkable
+class HasPlan(Protocol):
+    """A `QAIGConfig`."""
+
+    plan: dict[str, Any] | None
+
+
+def read_plan(source: Mapping[str, Any] | HasPlan | str | os.PathLike | None) -> dict[str, Any] | None:
+    """
+    The plan in a mapping, a config, a JSON file or a model's folder; a whole config.json is looked through for it.
+
+    Raises:
+        ValueError: a file that cannot be read, or a model's config without a plan.
+    """
+    if source is None:
+        return None
+    if isinstance(source, (str, os.PathLike)):
+        source = _read_json(Path(source).expanduser())
+    plan: Any = source.plan if isinstance(source, HasPlan) else source
+    if isinstance(plan, Mapping) and ("quantization_config" in plan or "quant_method" in plan):
+        settings = plan.get("quantization_config", plan)
+        plan = settings.get("plan") if isinstance(settings, Mapping) else None
+    if plan is None:
+        raise ValueError("`plan` is a model's config that holds no plan: that model was not quantized by this package.")
+    return {path: _copied(entry) for path, entry in plan.items()} if isinstance(plan, Mapping) else plan
+
+
+def _read_json(file: Path) -> Any:
+    """What a JSON file of the user's holds, or the config.json of a folder."""
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        if not file.is_file():
+            raise OSError("it is no file" if file.exists() else "it does not exist")
+        if file.stat().st_size > LARGEST_PLAN:
+            raise OSError(f"it is larger than {LARGEST_PLAN >> 20} MiB")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"`plan`: {file} cannot be read ({error}); give a JSON file or a folder.") from error
+
+
+def _copied(entry: Any) -> Any:
+    """A copy of an entry of a plan and its rotation. What is nested more deeply is no entry, and refused later."""
+    if not isinstance(entry, Mapping):
+        return entry
+    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in entry.items()}
