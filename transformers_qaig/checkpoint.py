@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter
 
 from .coverage import Plan
+from .local_names import is_class_that_saved, lacks_part, loader_naming
 from .nn.packed import PackedModule
 from .nn.packing import SCALE_DTYPES, packed_shapes
 
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-def guard_key(plan: Plan) -> str:
-    """
-    Name of the guard: an empty tensor `<linear>.weight` beside the packed tensors of one linear.
-
-    Without this package Transformers only warns about the unknown quantization method and would answer from random
-    weights; the empty tensor does not fit the linear it then builds, so loading stops.
-    """
-    # Deep in the model: neither a head, which a base model does not have, nor a tensor that may be tied to another.
-    return f"{min(plan, key=lambda path: (-path.count('.'), path))}.weight"
-
-
-def check_headers(
-    model: PreTrainedModel, plan: Plan, files: Sequence[str], elsewhere: Collection[str] = ()
-) -> dict[str, torch.dtype]:
+def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> dict[str, torch.dtype]:
     """
     Compare the headers of safetensors files with the tensors that the plan and the model ask for.
 
     Of the parameters that are not packed only their presence is checked, and only if the model is of the class that was
-    saved: another one may bring a head of its own.
+    saved: another one may bring a head of its own. Packed tensors of a part that it lacks are left alone.
 
     Args:
         model: on meta, with the plan's packed modules in place.
         plan: from the checkpoint's config.json.
         files: paths of the checkpoint's shards.
-        elsewhere: paths of packed weights that are stored but that this class of model has no module for.
 
     Returns:
         the packed tensors that are stored, by name: their dtypes.
@@ -60,13 +47,14 @@ def check_headers(
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
 
+    complete, modules = is_class_that_saved(model), dict(model.named_modules())
     problems = []
     found = set()
     headers = _renamed(model, files)
     for key, (shape, dtype, file) in headers.items():
         if key not in expected:
             owner, _, name = key.rpartition(".")
-            if name in names and not f".{owner}".endswith(tuple(f".{path}" for path in elsewhere)):
+            if name in names and (complete or not lacks_part(modules, owner)):
                 problems.append(f"{key} is in {file} but not in the plan of config.json")
             continue
         found.add(key)
@@ -78,7 +66,7 @@ def check_headers(
             problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
     tied = model.all_tied_weights_keys
     problems += [f"{key} is missing" for key in expected if key not in found and tied.get(key) not in found]
-    if type(model).__name__ in (model.config.architectures or ()):
+    if complete:
         problems += [f"{key} is missing" for key in _unpacked_missing(model, expected, headers)]
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:8])
@@ -116,10 +104,7 @@ def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Co
 
 def _renamed(model: PreTrainedModel, files: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str, str]]:
     """Key as the loader will rename it → shape, safetensors type, file name."""
-    conversions = get_model_conversion_mapping(model)
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    state_dict = model.state_dict()
+    name_of = loader_naming(model)
     headers = {}
     for file in files:
         try:
@@ -129,8 +114,5 @@ def _renamed(model: PreTrainedModel, files: Sequence[str]) -> dict[str, tuple[tu
         with stored:
             for key in stored.keys():
                 header = stored.get_slice(key)
-                renamed, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, state_dict)
-                if renamed not in state_dict and key in state_dict:
-                    renamed = key
-                headers[renamed] = (tuple(header.get_shape()), header.get_dtype(), str(file).rpartition("/")[2])
+                headers[name_of(key)] = (tuple(header.get_shape()), header.get_dtype(), str(file).rpartition("/")[2])
     return headers

@@ -16,9 +16,11 @@ from transformers.quantizers import HfQuantizer
 
 from .allocation import Option, allocate, describe, fused_sets, reachable
 from .calibration.inputs import load_inputs
-from .checkpoint import check_headers, guard_key
+from .checkpoint import check_headers
 from .config import QAIGConfig
 from .coverage import Coverage, Plan
+from .guard import guard_patterns, guard_tensors
+from .local_names import ignored_patterns, localise
 from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, get_linear
@@ -27,8 +29,8 @@ from .placement import place
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .report.model_card import attach_model_card, detach_model_card
-from .structure import are_tied, find_head, find_table
 from .tables import finish_tables, replace, unfinish_tables
+from .text_config import mark_text_config, unmark_text_config, whole_settings
 from .torch_state import default_torch_state
 
 logger = logging.getLogger("transformers_qaig")
@@ -102,10 +104,12 @@ class QAIGHfQuantizer(HfQuantizer):
         return fused_sets(self.options) if self.quantization_config.fuse_groups else []
 
     def _build_packed(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
-        plan = self.quantization_config.plan
-        if not plan:
-            raise ValueError("config.json says quant_method 'qaig' but holds no `plan`: the checkpoint is damaged.")
-        self.plan, elsewhere = _localise(plan, model)
+        if not self.quantization_config.plan:
+            self.quantization_config = QAIGConfig.from_dict(whole_settings(checkpoint_files))
+        local = localise(self.quantization_config.plan or {}, model, checkpoint_files or ())
+        unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
+        self.plan = self.quantization_config.plan = local.entries
         for path, entry in self.plan.items():
             module = model.get_submodule(path)
             if isinstance(module, nn.Embedding):
@@ -123,15 +127,12 @@ class QAIGHfQuantizer(HfQuantizer):
             )
             model.set_submodule(path, replacement)
         finish_tables(model)
-        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        unexpected = {re.escape(guard_key(self.plan)) + "$", *(rf"(^|\.){re.escape(path)}\." for path in elsewhere)}
-        model._keys_to_ignore_on_load_unexpected = ignored | unexpected
         if checkpoint_files:
             others = [str(file) for file in checkpoint_files if not str(file).endswith(".safetensors")]
             if others:
                 raise ValueError(f"A quantized checkpoint is stored as safetensors, and {others[0]} is not.")
             # The loader casts to what it finds: scales keep their dtype whatever `dtype` the model is loaded in.
-            for name, stored in check_headers(model, self.plan, checkpoint_files, elsewhere).items():
+            for name, stored in check_headers(model, self.plan, checkpoint_files).items():
                 parameter = model.get_parameter(name)
                 parameter.data = parameter.data.to(stored)
             self.dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
@@ -149,6 +150,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 module = model.get_submodule(path)
                 assert isinstance(module, PackedModule)
                 check_packed(module, path)
+            mark_text_config(model.config)
             attach_model_card(model)
             self._prepare(model)
             return
@@ -163,6 +165,7 @@ class QAIGHfQuantizer(HfQuantizer):
         finish_tables(model, self.quantization_config.activation_bits)
         self.quantization_config.plan = self.plan = report.plan
         model.config.quantization_config = self.quantization_config
+        mark_text_config(model.config)
         model.qaig_report = report  # type: ignore[assignment]
         attach_model_card(model, base_model_id=model.name_or_path)
         logger.info("%s", report)
@@ -213,6 +216,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 linear.bias = nn.Parameter(packed.bias.to(weight.dtype))
             model.set_submodule(path, linear)
         unfinish_tables(model)
+        unmark_text_config(model.config)
         detach_model_card(model)
         return model
 
@@ -221,7 +225,7 @@ class QAIGHfQuantizer(HfQuantizer):
             return None, {}  # only the adapter is saved
         # A tied head and its embeddings give two copies of what they hold in the kernels' order.
         tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
-        return {**tensors, guard_key(self.plan): torch.empty(0, dtype=model.dtype)}, {}
+        return {**tensors, **guard_tensors(self.plan, model.dtype)}, {}
 
     def is_serializable(self) -> bool:
         return True
@@ -233,44 +237,6 @@ class QAIGHfQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-def _localise(plan: Plan, model: PreTrainedModel) -> tuple[Plan, list[str]]:
-    """
-    The plan in `model`'s own names, and the paths that this class has no module for: a base model (AutoModel) lacks the
-    prefix of the full one, and its head.
-
-    Raises:
-        ValueError: a path that is no linear of this model and not its embeddings, or two that are the same one.
-    """
-    prefix = f"{model.base_model_prefix}."
-    modules = dict(model.named_modules())
-    table = find_table(model).module
-    local: Plan = {}
-    elsewhere = []
-    for path, entry in plan.items():
-        name = path if path in modules else path.removeprefix(prefix)
-        if name not in modules and name == path and model.base_model is model:
-            elsewhere.append(path)
-            continue
-        module = modules.get(name)
-        if type(module) is not nn.Linear and not (isinstance(module, nn.Embedding) and module is table):
-            raise ValueError(
-                f"The plan in config.json packs {path!r}, which is neither a linear layer nor the embeddings of "
-                f"{type(model).__name__}: the checkpoint is damaged or belongs to another architecture."
-            )
-        if isinstance(module, nn.Embedding) and entry.get("rotation"):
-            raise ValueError(f"The plan in config.json rotates {path!r}, and embeddings cannot be: it is damaged.")
-        if name in local:
-            raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
-        local[name] = entry
-    head = find_head(model).path
-    if are_tied(model) and local.get(head) != local.get(find_table(model).path):
-        raise ValueError(
-            f"The plan in config.json packs {head!r} and the embeddings that it is tied to in different ways: it is "
-            "damaged."
-        )
-    return local, elsewhere
 
 
 def _revision(checkpoint_files: Sequence[str] | None) -> str | None:

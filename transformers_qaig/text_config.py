@@ -1,0 +1,51 @@
+"""A composite's text config says that the weights are packed, too: a class of text alone reads nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+QUANT_METHOD = "qaig"
+
+
+def mark_text_config(config: PreTrainedConfig) -> None:
+    """
+    Make the text config below `config` name this quantization method.
+
+    `Qwen3_5ForCausalLM.from_pretrained` reads the text config of a composite's config.json, and would take packed
+    weights for damaged ones. The settings stay in one place, where [`whole_settings`] finds them.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is not config:
+        text.quantization_config = {"quant_method": QUANT_METHOD}
+
+
+def unmark_text_config(config: PreTrainedConfig) -> None:
+    """Undo [`mark_text_config`], for a model whose weights are no longer packed."""
+    text = config.get_text_config(decoder=True)
+    if text is not config:
+        vars(text).pop("quantization_config", None)
+
+
+def whole_settings(checkpoint_files: Sequence[str] | None) -> dict[str, Any]:
+    """
+    The quantization settings in the config.json beside the weights, for a model that was built from a part of it.
+
+    Raises:
+        ValueError: there is none that holds any.
+    """
+    file = Path(str((checkpoint_files or ["."])[0])).parent / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"This model's config names quant_method {QUANT_METHOD!r} without a `plan`, and {file}, where the plan "
+            f"would be, cannot be read ({error})."
+        ) from error
+    if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD or not settings.get("plan"):
+        raise ValueError("config.json says quant_method 'qaig' but holds no `plan`: the checkpoint is damaged.")
+    return settings
