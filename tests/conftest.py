@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
-from tests import torchvision_on_cpu
+from tests import seeds, torchvision_on_cpu
 
 torchvision_on_cpu.make_importable()
 
@@ -22,7 +22,7 @@ TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed())
 
 
 @pytest.fixture(scope="session")

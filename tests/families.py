@@ -16,6 +16,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from tests import seeds
+
 Family = tuple[type[hf.PreTrainedModel], hf.PretrainedConfig, hf.ProcessorMixin]
 
 CORPUS = (
@@ -434,7 +436,7 @@ def randomise(model: nn.Module, seed: int) -> None:
     Vectors keep the value they were built with as their mean, so 1 + w norms (built with zeros) and plain norms
     (built with ones) both scale by about 1 ± 0.3. Scalars are gates, built with zeros: they get 0.5 on top.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -451,7 +453,7 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tu
     """The tiny model of family `name`, in eval mode, and its processor."""
     cls, config, processor = FAMILIES[name]()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds.seed(seed))
         model = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype)
     assert type(model) is cls, f"{name}: the auto class built a {type(model).__name__}, expected {cls.__name__}"
     randomise(model, seed)
@@ -465,7 +467,7 @@ def conversations(n: int, *, seed: int = 0, image: bool = True) -> list[list[dic
 
     `image=False` leaves the pictures out.
     """
-    rng = np.random.default_rng(seed)
+    rng = seeds.rng(seed)
     words = " ".join(CORPUS).split()
     found = []
     for _ in range(n):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import seeds
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -66,7 +67,7 @@ def test_cells_are_what_each_method_offers() -> None:
 def test_ledger_resumes_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     ledger = Ledger(path)
-    kl = np.random.default_rng(0).exponential(size=6)
+    kl = seeds.rng().exponential(size=6)
     ledger.add(row("a"), statistics(kl))
     ledger.add(row("b", error="no wheel"), None)
 
@@ -90,7 +91,7 @@ def test_ledger_resumes_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_ratios_pair_calibration_sets() -> None:
-    rng = np.random.default_rng(0)
+    rng = seeds.rng()
     base = [rng.exponential(size=40) for _ in range(3)]
     peer = [(row("peer", first), statistics(kl)) for first, kl in zip((0, 3000, 6000), base)]
     ours = [(row("ours", first), statistics(0.5 * kl)) for first, kl in zip((0, 3000), base)]
@@ -110,7 +111,7 @@ def test_ratios_pair_calibration_sets() -> None:
 
 def test_table_shows_ratios_and_says_why_a_row_is_missing(tmp_path: Path) -> None:
     peers, ours = Ledger(tmp_path / "peers.jsonl"), Ledger(tmp_path / "ours.jsonl")
-    kl = np.random.default_rng(0).exponential(size=40)
+    kl = seeds.rng().exponential(size=40)
     peers.add(row("peer"), statistics(kl))
     peers.add(row("broken", error="Traceback\nImportError: needs torch 3"), None)
     peers.add(row("mended", error="broken"), None)
@@ -142,7 +143,7 @@ def test_weights_are_checked() -> None:
 
     path = "model.language_model.layers.0.mlp.up_proj"
     norm = "model.language_model.layers.0.norm.weight"
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     original = {
         f"{path}.weight": torch.rand(4, 128, generator=generator),
         norm: torch.ones(4),

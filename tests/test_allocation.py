@@ -1,18 +1,18 @@
 """The knapsack: exact, within its budget, and honest about what cannot be met."""
 
 import itertools
-import random
 
 import numpy as np
 import pytest
 
+from tests import seeds
 from transformers_qaig.allocation import Option, allocate, describe, front, fused_sets, knee, parse_size, reachable
 
 WIDTHS = (2, 3, 4, 8)
 
 
 def _options(count: int, seed: int = 0, widths: tuple[int, ...] = WIDTHS) -> dict[str, list[Option]]:
-    rng = random.Random(seed)
+    rng = seeds.python_rng(seed)
     options = {}
     for index in range(count):
         weights, scale = rng.choice([1000, 3000, 7777]), rng.lognormvariate(0, 2)
@@ -57,7 +57,7 @@ def test_as_many_linears_as_eighty_layers_have() -> None:
 @pytest.mark.parametrize("share", [0.03, 0.35])
 def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -> None:
     """Eighty layers of a 7B model's shapes, all about equally sensitive: the kind that is hard for solvers."""
-    rng = random.Random(0)
+    rng = seeds.python_rng()
     shapes = [(3584, 3584), (512, 3584), (512, 3584), (3584, 3584), (18944, 3584), (18944, 3584), (3584, 18944)]
     options = {}
     for index in range(560):

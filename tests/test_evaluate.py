@@ -12,6 +12,7 @@ from families import FAMILIES, build
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests import seeds
 from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 
@@ -29,7 +30,7 @@ def model(tiny_vlm_path: Path) -> torch.nn.Module:
 def noisy(model: torch.nn.Module) -> torch.nn.Module:
     """The model with its linears disturbed, as by coarse rounding."""
     noisy = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     for name, weight in noisy.model.language_model.layers.named_parameters():
         if weight.dim() == 2:
             weight.data += 0.5 * weight.std() * torch.randn(weight.shape, generator=generator).to(weight)
@@ -123,7 +124,7 @@ def test_batches_change_nothing(
     assert len({question.inputs["input_ids"].shape for question in questions}) > 3
     full, changed = copy.deepcopy(model).float(), copy.deepcopy(noisy).float()
     alone = answer_statistics(changed, processor, questions, reference=full, batch_size=1)
-    order = np.random.default_rng(0).permutation(len(questions))
+    order = seeds.rng().permutation(len(questions))
     mixed = answer_statistics(changed, processor, [questions[i] for i in order], reference=full, batch_size=32)
     for name in ("kl", "nll", "agreement"):
         np.testing.assert_allclose(getattr(mixed, name), getattr(alone, name)[order], rtol=1e-3, atol=1e-6)

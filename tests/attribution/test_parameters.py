@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from tests import seeds
 from transformers_qaig.attribution.parameters import (
     fisher_losses,
     losses_alone,
@@ -22,7 +23,7 @@ class Case:
     """Three linears, 6 tokens, 5 classes; the loss is the KL to the unperturbed network."""
 
     def __init__(self, scale: float = 0.3):
-        torch.manual_seed(0)
+        torch.manual_seed(seeds.seed())
         self.net = nn.Sequential(nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 5))
         self.net.requires_grad_(False)
         self.x = torch.randn(6, 8)
@@ -84,7 +85,7 @@ def test_a_share_is_the_integral_of_the_gradient_times_the_error() -> None:
 def test_fisher_is_the_loss_of_a_small_error_alone() -> None:
     """Here each token is a position of its own, so that there are no cross terms to leave out."""
     case = Case(scale=1e-2)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     found = fisher_losses(case.net, case.errors, case.log_p, draws=1500, generator=generator)
     alone = torch.tensor([case.loss_with(path) for path in PATHS])
     torch.testing.assert_close(found, alone, rtol=0.15, atol=0)
@@ -98,7 +99,7 @@ def test_fisher_grows_with_the_square_of_the_error() -> None:
             {path: factor * error for path, error in case.errors.items()},
             case.log_p,
             at=0,
-            generator=torch.Generator().manual_seed(0),
+            generator=seeds.generator(),
         )
         for factor in (1, 2)
     )
@@ -110,7 +111,7 @@ def test_fisher_halfway_is_fisher_of_the_network_with_half_the_errors() -> None:
     for path, error in other.errors.items():
         other.net.get_submodule(path).weight += 0.5 * error
     found, expected = (
-        fisher_losses(c.net, c.errors, c.log_p, at=at, generator=torch.Generator().manual_seed(0))
+        fisher_losses(c.net, c.errors, c.log_p, at=at, generator=seeds.generator())
         for c, at in ((case, 0.5), (other, 0.0))
     )
     torch.testing.assert_close(found, expected)

@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import seeds
 from transformers_qaig.attribution.tokens import qig, qig_linear, tempered, token_importance
 
 
 def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     x, x0 = (torch.randn(2, 7, 16, generator=generator) for _ in range(2))
     return x, x0, 0.1 * torch.randn(12, 16, generator=generator)
 
@@ -30,7 +31,7 @@ def test_closed_form_is_complete() -> None:
 
 
 def test_quadrature_is_complete_on_a_module_that_mixes_tokens() -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(seeds.seed(1))
     attention = torch.nn.MultiheadAttention(16, 2, batch_first=True).eval()
     other = torch.nn.MultiheadAttention(16, 2, batch_first=True).eval()
     x, x0 = torch.randn(2, 5, 16), torch.randn(2, 5, 16)

@@ -19,6 +19,7 @@ from families import build
 from PIL import Image
 from transformers import AutoProcessor
 
+from tests import seeds
 from transformers_qaig.calibration.dataset import load_samples, token_mask
 
 
@@ -29,7 +30,7 @@ def processor(tiny_vlm_path: Path) -> Any:
 
 @pytest.fixture
 def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    return Image.fromarray(seeds.rng().integers(0, 256, (40, 60, 3), dtype=np.uint8))
 
 
 def conversation(image: Any, question: str = "how many cats are there ?", answer: str = "2") -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests import seeds
 from tests.families import build, samples
 from transformers_qaig.calibration import treatment
 from transformers_qaig.calibration.block import OutputError, forward
@@ -45,7 +46,7 @@ class Case:
             for sample in data:
                 self.model(**sample, use_cache=False)
         handle.remove()
-        generator = torch.Generator().manual_seed(0)
+        generator = seeds.generator()
         self.calls = dict(enumerate(calls))
         self.calls_q = {s: self._disturbed(call, generator) for s, call in self.calls.items()}
         self.masks = [sample["attention_mask"].bool() for sample in data]

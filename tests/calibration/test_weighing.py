@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests import seeds
 from tests.families import build, samples
 from transformers_qaig.attribution.gradients import token_gradients
 from transformers_qaig.attribution.tokens import token_importance
@@ -42,7 +43,7 @@ def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[Piece]]]:
             masks.append(mask)
     handle.remove()
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
-    by_index, generator = dict(enumerate(calls)), torch.Generator().manual_seed(3)
+    by_index, generator = dict(enumerate(calls)), seeds.generator(3)
     pieces, streams = {}, Streams(by_index, by_index, masks)
     for module in MODULES:
         pieces[module] = pieces_of(block, groups[module], (block, block), streams, range(len(data)))

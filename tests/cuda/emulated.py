@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from tests import seeds
 from transformers_qaig.compiler import TORCH_TARGET
 from transformers_qaig.cuda import interface
 from transformers_qaig.cuda.interface import TYPES, Shape
@@ -81,7 +82,7 @@ class Emulator:
 
     def seed(self, seed: int) -> None:
         """Of the order in which threads and blocks run."""
-        self.library.qaig_emulator_seed(ctypes.c_ulonglong(seed))
+        self.library.qaig_emulator_seed(ctypes.c_ulonglong(seeds.seed(seed)))
 
     def set_processors(self, count: int) -> None:
         ctypes.c_int.in_dll(self.library, "qaig_emulator_processors").value = count

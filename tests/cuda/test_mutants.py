@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import seeds
 from tests.cuda import emulated
 from tests.cuda.columns import by_reference, random_columns, same
 from tests.cuda.emulated import make_weight, random_weight
@@ -222,7 +223,7 @@ def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     if kernel.startswith("integer"):
         return verdict_on_integers(emulator, int(kernel.removeprefix("integer")))
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds.seed(seed))
         emulator.seed(seed)
         emulator.set_processors(processors)
         weights = [random_weight(4, 100 if kernel == "decode" else 136, in_features, 32, bias=torch.float16)]
@@ -256,7 +257,7 @@ def verdict_on_integers(emulator: emulated.Emulator, bits: int) -> str:
     rounded.
     """
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS["integer"]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds.seed(seed))
         emulator.seed(seed)
         emulator.set_processors(processors)
         large = torch.full((10, in_features), 2**bits - 1, dtype=torch.uint8)

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests import seeds
+
 C, HEADS, KV, D, I = 32, 4, 2, 8, 48  # noqa: E741 (I: intermediate size)
-X = torch.randn(1, 13, C, generator=torch.Generator().manual_seed(5))
+X = torch.randn(1, 13, C, generator=seeds.generator(5))
 
 
 class Scale(nn.Module):

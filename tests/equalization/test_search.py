@@ -3,6 +3,7 @@ import math
 import torch
 from torch import Tensor
 
+from tests import seeds
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.equalization.search import scale_at, search_scale
 from transformers_qaig.rounding.grid import minmax_grid
@@ -39,7 +40,7 @@ def test_nothing_finite_means_no_scaling() -> None:
 
 
 def test_never_worse_than_no_scaling_and_better_with_an_outlier_channel() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(seeds.seed())
     weight, x = torch.randn(64, 128), torch.randn(512, 128)
     x[:, 5] *= 60
     wanted = x @ weight.T

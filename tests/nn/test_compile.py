@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
+from tests import seeds
 from transformers_qaig.nn import QAIGLinear
 
 STEPS = 20
@@ -60,7 +61,7 @@ def test_training_step_compiles_whole():
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     gradients = []
     for function in (layer, compiled):
-        x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(4, 64, generator=seeds.generator()).requires_grad_()
         layer.bias.grad = None
         function(x).square().sum().backward()
         gradients.append((x.grad, layer.bias.grad))
@@ -79,7 +80,7 @@ def test_autocast_compiles_whole():
 @torch.no_grad()
 def decode(model: LlamaForCausalLM, step, cache: StaticCache) -> torch.Tensor:
     """Logits `[STEPS, vocab]` of fixed tokens: 5 are prefilled eagerly, then each goes alone through `step`."""
-    tokens = torch.randint(0, 64, (1, 5 + STEPS), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 64, (1, 5 + STEPS), generator=seeds.generator())
     model(tokens[:, :5], past_key_values=cache)
     out = []
     for position in range(5, 5 + STEPS):

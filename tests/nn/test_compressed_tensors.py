@@ -15,6 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from tests import seeds
 from transformers_qaig.nn import QAIGLinear, pack, pack_zero_point
 
 helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
@@ -151,7 +152,7 @@ def dense(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def logits(model: nn.Module) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     ids = torch.randint(0, IMAGE_TOKEN, (2, 12), generator=generator)
     ids[:, 2:6] = IMAGE_TOKEN
     pixels = torch.randn(2, 3, 28, 28, generator=generator).bfloat16()

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import seeds
 from transformers_qaig.report.comparison import Row, as_json, plot, table
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio
 
 
 def statistics(scale: float) -> AnswerStatistics:
-    rng = np.random.default_rng(0)
+    rng = seeds.rng()
     return AnswerStatistics(
         exact=rng.random(40) < 0.9,
         nll=rng.exponential(size=40),

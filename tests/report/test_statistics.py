@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import seeds
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
 
 
@@ -29,14 +30,14 @@ def test_summary_weighs_answer_tokens_not_questions() -> None:
 
 
 def test_standard_error_is_that_of_the_mean() -> None:
-    values = np.random.default_rng(0).exponential(size=400)
+    values = seeds.rng().exponential(size=400)
     error = statistics(values).summary()["kl"]["standard_error"]
     assert error == pytest.approx(values.std() / 20, rel=0.1)
 
 
 def test_questions_about_one_picture_count_as_one() -> None:
     """Four copies of each question bring no information: the standard error stays."""
-    values = np.random.default_rng(0).exponential(size=100)
+    values = seeds.rng().exponential(size=100)
     once = statistics(values).summary()["kl"]["standard_error"]
     copied = statistics(values.repeat(4), per_picture=4).summary()["kl"]["standard_error"]
     assert copied == pytest.approx(once, rel=0.1)
@@ -44,7 +45,7 @@ def test_questions_about_one_picture_count_as_one() -> None:
 
 def test_paired_ratio_uses_the_pairing() -> None:
     """Per-question spread is common to both, so the ratio is known far better than either mean."""
-    rng = np.random.default_rng(0)
+    rng = seeds.rng()
     common = rng.lognormal(sigma=2.0, size=300)
     a = statistics(0.8 * common * rng.normal(1, 0.05, 300))
     b = statistics(common)
@@ -68,7 +69,7 @@ def test_paired_ratio_refuses_what_is_not_a_pair() -> None:
 
 def test_perplexity_is_exp_of_the_mean_over_tokens() -> None:
     base = statistics(np.ones(200), tokens=np.arange(200) % 3 + 1)
-    base = AnswerStatistics(**{**vars(base), "nll": np.random.default_rng(0).exponential(size=200)})
+    base = AnswerStatistics(**{**vars(base), "nll": seeds.rng().exponential(size=200)})
     summary = base.summary()
     by_hand = np.exp(sum(n * t for n, t in zip(base.nll, base.tokens)) / sum(base.tokens))
     assert summary["perplexity"]["mean"] == pytest.approx(by_hand)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import seeds
 from transformers_qaig.rounding.gptq import gptq
 from transformers_qaig.rounding.grid import Rounding, minmax_grid
 from transformers_qaig.rounding.learned import Learned, SoftRounding, SoftScales, SoftVector, Start, learn
@@ -11,14 +12,14 @@ N, K, GROUP = 16, 64, 32
 
 
 def _start(sym: bool = False, storage_dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Start:
-    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+    weight = torch.randn(N, K, generator=seeds.generator(seed))
     grid = minmax_grid(weight, bits=2, group_size=GROUP, sym=sym, storage_dtype=storage_dtype, include_zero=True)
     return Start(weight, grid, storage_dtype)
 
 
 def _learn(start: Start, steps: int = 40, seed: int = 0, unlearnable: bool = False) -> tuple[Learned, Tensor]:
     """Learn one linear from inputs with correlated channels; x to judge by."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     mixing = torch.randn(12, K, generator=generator)
     x, held = (torch.randn(200, 12, generator=generator) @ mixing for _ in range(2))
 
@@ -64,7 +65,7 @@ def test_learning_lowers_the_error_on_data_it_has_not_seen(sym: bool) -> None:
 
 def test_what_was_judged_is_what_is_stored() -> None:
     soft = SoftRounding(_start())
-    generator = torch.Generator().manual_seed(1)
+    generator = seeds.generator(1)
     for step in (0.3, 0.2, 0.1):
         soft().backward(torch.randn(N, K, generator=generator))
         soft.move(step)
@@ -113,7 +114,7 @@ def test_scales_and_vectors_are_learned_and_codes_stay(dtype: torch.dtype) -> No
     soft = {"w": SoftScales(Rounding(start.grid, codes), dtype), "b": SoftVector(torch.zeros(N) + 0.1, dtype)}
     assert torch.equal(soft["w"](), start.grid.decode(codes))
     assert torch.equal(soft["b"](), torch.full((N,), 0.1).to(dtype).float())
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator()
     x, held = (torch.randn(200, 12, generator=generator) @ torch.randn(12, K, generator=generator) for _ in range(2))
 
     def loss(tensors: dict[str, Tensor], rows: Tensor) -> Tensor:
