@@ -1,8 +1,8 @@
 # make demo    quantize the trained tiny VLM and show what came out
 # make test    the tests
-# make check   what CI runs besides: lint, types, slow sweeps, the tests on the oldest supported transformers, sanitizers
-#              over the kernels, the kernels compiled for aarch64 and for every GPU, the package built and installed in
-#              clean environments
+# make check   what CI runs besides: lint, types, slow sweeps, the numeric tests as on other processors and with other
+#              data, the tests on the oldest supported transformers, sanitizers over the kernels, the kernels compiled for
+#              aarch64 and for every GPU, the package built and installed in clean environments
 # make gpu     on a machine with a GPU, with the Python and torch there (PYTHON=...): tests, then figures (tools/gpu.sh)
 # make nvrtc   the tests that compile CUDA kernels without nvcc; installs 350 MB, needs no GPU
 # make cuda    the CUDA kernels compiled for every architecture, and what their machine code holds; needs no GPU
@@ -24,7 +24,7 @@ CROSS := aarch64-linux-gnu-g++
 # Waiting threads sleep: spinning ones cost a busy machine three times the time.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint slow oldest sanitize cross cuda nvrtc gpu package clean
+.PHONY: demo test check lint slow numerics oldest sanitize cross cuda nvrtc gpu package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/tiny-vlm/demo.py
@@ -32,7 +32,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not gpu"
 
-check: lint slow oldest sanitize cross cuda nvrtc package
+check: lint slow numerics oldest sanitize cross cuda nvrtc package
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -42,6 +42,9 @@ lint: $(VENV)/.dev
 
 slow: $(VENV)/.test
 	$(PYTEST) -m "slow and not gpu"
+
+numerics: $(VENV)/.test
+	$(BIN)/python tools/check_numerics.py
 
 oldest:
 	$(MAKE) test VENV=.venv-oldest TRANSFORMERS="$(OLDEST)"

@@ -41,6 +41,9 @@ _TEXTS = (
     "qaig_cpu_level_error",
 )
 
+CPU_LEVELS = ("portable", "avx2", "avx512")
+"""As in csrc/cpu/level.h; each includes those before it."""
+
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
@@ -119,6 +122,12 @@ def cpu_features() -> tuple[str, ...]:
 def best_cpu_level() -> str | None:
     """The highest level this processor can run: "portable", "avx2" or "avx512"; None without the kernels."""
     return _text("qaig_cpu_best_level")
+
+
+def cpu_levels() -> tuple[str, ...]:
+    """The levels this processor can run, the lowest first; none without the kernels."""
+    best = best_cpu_level()
+    return () if best is None else CPU_LEVELS[: CPU_LEVELS.index(best) + 1]
 
 
 def cpu_level() -> str | None:

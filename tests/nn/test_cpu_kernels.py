@@ -13,17 +13,16 @@ from transformers_qaig.nn.reference import dequantize, round_activations
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 
-LEVELS = ("portable", "avx2", "avx512")
 BITS = (2, 3, 4, 8)
 # Largest ‖error‖ / ‖y‖ of sums in float32, rounded to the dtype.
 ROUNDING = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 
 
-@pytest.fixture(params=LEVELS)
+@pytest.fixture(params=extension.CPU_LEVELS)
 def level(request):
     """Runs a test at one level after the other."""
     before = extension.cpu_level()
-    if LEVELS.index(request.param) > LEVELS.index(extension.best_cpu_level()):
+    if request.param not in extension.cpu_levels():
         pytest.skip(f"this processor has no {request.param}")
     extension.set_cpu_level(request.param)
     yield request.param

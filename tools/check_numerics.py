@@ -1,0 +1,69 @@
+"""Runs the numeric tests as other processors and other random data would have them.
+
+    python tools/check_numerics.py [arguments of pytest]
+
+Each run limits the instructions that oneDNN takes, which changes the order of its sums, the level of this package's
+kernels, and draws other data (tests/seeds.py). Every instruction set, every level that this processor has and every
+draw comes up at least once; `make test` is the run without limits. Fails if a run does.
+"""
+
+import os
+import subprocess
+import sys
+from itertools import cycle
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ISAS = ("AVX2", "AVX512_CORE", "DEFAULT")
+DRAWS = ("1", "2", "3")
+TESTS = (
+    "tests/nn",
+    "tests/rounding",
+    "tests/attribution",
+    "tests/equalization",
+    "tests/report/test_statistics.py",
+    "tests/calibration/test_rotation.py",
+    "tests/calibration/test_slices.py",
+    "tests/calibration/test_streaming.py",
+    "tests/calibration/test_subblock.py",
+    "tests/calibration/test_treatment.py",
+    "tests/calibration/test_weighing.py",
+    "tests/cuda/test_columns.py",
+    "tests/cuda/test_operators.py",
+    "tests/test_allocation.py",
+    "tests/test_mixed_bits.py",
+    "tests/test_paper.py",
+    "tests/test_quantizer.py",
+    "tests/test_saving.py",
+    "tests/test_whole_file.py",
+)
+
+
+def main() -> int:
+    from transformers_qaig import extension
+
+    levels = extension.cpu_levels() or (None,)
+    count = max(len(ISAS), len(DRAWS), len(levels))
+    runs = list(zip(range(count), cycle(ISAS), cycle(levels), cycle(DRAWS), strict=False))
+    failed = [run for run in runs if not passes(*run[1:])]
+    for _, isa, level, draw in failed:
+        print(f"failed: {settings(isa, level, draw)}")
+    return 1 if failed else 0
+
+
+def settings(isa: str, level: str | None, draw: str) -> dict[str, str]:
+    """The variables of one run."""
+    found = {"ONEDNN_MAX_CPU_ISA": isa, "QAIG_TEST_SEED": draw}
+    return found if level is None else {**found, "QAIG_CPU_LEVEL": level}
+
+
+def passes(isa: str, level: str | None, draw: str) -> bool:
+    variables = settings(isa, level, draw)
+    print(" ".join(f"{name}={value}" for name, value in variables.items()), flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not slow and not gpu"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **variables}
+    return subprocess.run([*command, *TESTS, *sys.argv[1:]], cwd=ROOT, env=environment).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
