@@ -8,6 +8,7 @@ from .auto import AutoModelForVision2Seq
 from .config import QUANT_METHOD, QAIGConfig
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
+from .when_imported import when_imported
 
 __version__ = "0.1.0"
 __all__ = ["AutoModelForVision2Seq", "QAIGConfig", "QAIGLinear"]
@@ -19,3 +20,15 @@ if not _logger.hasHandlers():  # an application that sets up logging decides for
 
 register_quantization_config(QUANT_METHOD)(QAIGConfig)
 register_quantizer(QUANT_METHOD)(QAIGHfQuantizer)
+
+
+def _support_peft() -> None:
+    try:
+        from .lora import support_packed_layers
+
+        support_packed_layers()
+    except (ImportError, AttributeError) as error:  # `import peft` must not fail for us
+        _logger.warning("This version of PEFT is not supported: its adapters leave packed layers out (%s).", error)
+
+
+when_imported("peft.tuners.lora.model", _support_peft)
