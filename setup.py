@@ -19,6 +19,7 @@ from setuptools.command.build_py import build_py
 PACKAGE = Path("transformers_qaig")
 SOURCES = Path("csrc")
 compiler = runpy.run_path(str(PACKAGE / "compiler.py"))
+files = runpy.run_path(str(PACKAGE / "files.py"))
 
 
 class BuildPy(build_py):
@@ -41,7 +42,8 @@ class BuildPy(build_py):
         nvcc = self.find_nvcc(torch)
         for cuda in (nvcc, None) if nvcc is not None else (None,):
             try:
-                compiler["compile_library"](SOURCES, torch, found, library, cuda)
+                with files["written_with_checksum"](library) as unfinished:
+                    compiler["compile_library"](SOURCES, torch, found, unfinished, cuda)
                 return True
             except compiler["CompileError"] as error:
                 where, when = ("CUDA kernels", "without them") if cuda is not None else ("kernels", "at first use")

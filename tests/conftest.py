@@ -15,6 +15,7 @@ from tests import seeds, torchvision_on_cpu
 torchvision_on_cpu.make_importable()
 
 from transformers_qaig import compiler, extension  # noqa: E402  (imports Transformers, which looks for torchvision once)
+from transformers_qaig.files import written_with_checksum  # noqa: E402
 
 CSRC = Path(__file__).parents[1] / "csrc"
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
@@ -73,8 +74,20 @@ def package(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def prebuild(package):
+    """Puts a library into the package, as `setup.py` does."""
+
+    def put(library: Path) -> Path:
+        with written_with_checksum(package / compiler.LIBRARY_NAME) as file:
+            shutil.copy(library, file)
+        return package / compiler.LIBRARY_NAME
+
+    return put
+
+
+@pytest.fixture
 def compilations(monkeypatch):
-    """The libraries that were compiled, or tried, so far."""
+    """The files that libraries were compiled to, or tried to be, so far."""
     compiled, real = [], compiler.compile_library
 
     def count(sources, torch_folder, found, library, nvcc=None):

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -175,9 +174,9 @@ def test_an_nvcc_that_fails(package, monkeypatch, caplog, compilations):
 
 
 @needs_nvcc
-def test_a_prebuilt_library_without_cuda(package, monkeypatch, compilations):
+def test_a_prebuilt_library_without_cuda(package, prebuild, monkeypatch):
     """It is used, unless one with CUDA kernels can be compiled."""
-    shutil.copy(extension.build(), package / compiler.LIBRARY_NAME)
+    prebuild(extension.build())
     assert extension.load()
     assert (extension.origin(), extension.why_not_cuda()) == ("prebuilt", "it was built without nvcc")
     (package / "csrc" / "kernel.cu").write_text(KERNEL)

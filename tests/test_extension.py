@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,15 +33,15 @@ def warnings(caplog):
 
 
 def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return sorted(path.name for path in folder.rglob("*") if path.suffix != ".lock" and path.is_file())
 
 
 def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, tmp_path):
     assert extension.load()
     assert extension.why_not() is None
     assert extension.origin() == "built at first use"
-    assert extension.library_path() == compilations[0]
-    assert leftovers(tmp_path / "cache") == [compiler.LIBRARY_NAME]
+    assert extension.library_path().parent == compilations[0].parent
+    assert leftovers(tmp_path / "cache") == [compiler.LIBRARY_NAME, f"{compiler.LIBRARY_NAME}.sha256"]
     restart(monkeypatch)
     assert extension.load()
     assert len(compilations) == 1
@@ -119,20 +120,118 @@ def test_disabled(package, monkeypatch, caplog, compilations):
     assert caplog.records == []
 
 
-def test_prebuilt_comes_first(package, monkeypatch, compilations):
-    shutil.copy(extension.build(), package / compiler.LIBRARY_NAME)
+def test_prebuilt_comes_first(package, prebuild, compilations):
+    prebuild(extension.build())
     assert extension.load()
     assert extension.origin() == "prebuilt"
     assert extension.library_path() == package / compiler.LIBRARY_NAME
     assert len(compilations) == 1
 
 
-def test_a_prebuilt_library_that_does_not_load(package, caplog):
-    (package / compiler.LIBRARY_NAME).write_bytes(b"not a library")
+@pytest.mark.parametrize("other", [b"not a library", None])
+def test_a_prebuilt_library_that_does_not_load(package, prebuild, tmp_path, caplog, other):
+    """No library at all, or another one than ours."""
+    file = tmp_path / "other.so"
+    subprocess.run(["g++", "-shared", "-xc++", "/dev/null", "-o", file], check=True)
+    if other is not None:
+        file.write_bytes(other)
+    prebuild(file)
     assert extension.load()
     assert extension.origin() == "built at first use"
     assert len(warnings(caplog)) == 1
     assert torch.__version__ in warnings(caplog)[0]
+
+
+def test_a_damaged_prebuilt_library_is_not_opened(package, prebuild, caplog):
+    file = prebuild(extension.build())
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert extension.load()
+    assert extension.origin() == "built at first use"
+    assert len(warnings(caplog)) == 1
+    assert "damaged" in warnings(caplog)[0]
+    assert "reinstall" in warnings(caplog)[0]
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[: len(raw) // 2]
+
+
+def with_a_hole(raw: bytes) -> bytes:
+    return raw[:4096] + bytes(4096) + raw[8192:]
+
+
+def emptied(raw: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("damage", "checksum"), [(cut, "there"), (with_a_hole, "there"), (cut, "missing"), (emptied, "damaged")]
+)
+def test_a_damaged_library_in_the_cache_is_compiled_again(package, compilations, monkeypatch, caplog, damage, checksum):
+    file = extension.build()
+    raw, beside = file.read_bytes(), file.with_name(f"{file.name}.sha256")
+    file.write_bytes(damage(raw))
+    if checksum == "missing":
+        beside.unlink()
+    elif checksum == "damaged":
+        beside.write_bytes(b"\xff\0")
+    assert extension.load()
+    assert extension.library_path() == file
+    assert len(compilations) == 2
+    assert len(warnings(caplog)) == 1
+    assert str(file) in warnings(caplog)[0]
+    restart(monkeypatch)
+    assert extension.load()
+    assert len(compilations) == 2
+
+
+def test_what_killed_builds_left_is_removed(package, tmp_path):
+    file = extension.build()
+    file.unlink()
+    (file.parent / f".unfinished-0123-{file.name}").write_bytes(b"half")
+    folder = file.parent / f".unfinished-4567-{file.name}"
+    folder.mkdir()
+    (folder / "0.o").touch()
+    extension.build()
+    assert leftovers(tmp_path / "cache") == [file.name, f"{file.name}.sha256"]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "may_pass"),
+    [
+        ("as: error: /tmp/x.o: No space left on device", True),
+        ("g++: fatal error: Killed signal terminated program cc1plus", True),
+        ("nvcc failed with status -9: it said nothing", True),
+        ("kernel.cu:1: error: expected ';'", False),
+    ],
+)
+def test_which_failures_of_a_compiler_may_pass(said, may_pass):
+    assert compiler.CompileError(said).may_pass == may_pass
+
+
+def test_an_nvcc_that_had_no_room_is_tried_again(package, compilations, monkeypatch, tmp_path):
+    nvcc = fake_compiler(tmp_path / "nvcc", "echo 'No space left on device' >&2; exit 1")
+    monkeypatch.setattr(extension, "_choose_nvcc", lambda: (compiler.Nvcc((nvcc,), "nvcc", "13.0"), None))
+    (package / "csrc" / "kernel.cu").touch()
+    for _ in range(2):
+        restart(monkeypatch)
+        assert extension.load()
+    assert [file.parent == extension.library_path().parent for file in compilations] == [False, True, False]
+
+
+def test_a_cache_that_others_can_write_is_refused_with_what_to_do(package, compilations, tmp_path, caplog):
+    """A library in there would be anybody's code."""
+    file = extension.build()
+    (tmp_path / "cache").chmod(0o777)
+    assert not extension.load()
+    assert len(warnings(caplog)) == 1
+    for words in (str(tmp_path / "cache"), "chmod", "QAIG_CACHE"):
+        assert words in warnings(caplog)[0]
+        assert words in extension.why_not()
+    assert file.exists()
+    with pytest.raises(PermissionError, match="QAIG_CACHE"):
+        extension.build()
 
 
 def test_no_sources(package):

@@ -40,9 +40,19 @@ NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120+PTX")
 """What a library to be given away holds: a binary for each of these, and PTX for what comes after the last."""
 
+_PASSING = (
+    "no space left|quota exceeded|file too large|read-only file system|out of memory|cannot allocate memory"
+    r"|terminated|killed|status -\d"
+)
+
 
 class CompileError(RuntimeError):
     """The compiler refused, with what it said."""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another try can end otherwise: the disk or the memory was full, or the compiler was killed."""
+        return re.search(_PASSING, str(self), re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,7 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
         jobs = [([*through, *_cuda_flags(nvcc), f"-I{sources}"], file) for file in sorted(sources.rglob("*.cu"))] + jobs
         host = [f"-Xcompiler={flag.replace(',', chr(92) + ',')}" for flag in ("-pthread", *extra_flags())]
         link = [*through, "-shared", "-cudart=static", *host]
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", suffix=f"-{library.name}", dir=library.parent) as folder:
         objects = [str(Path(folder) / f"{number}.o") for number in range(len(jobs))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             runs = [pool.submit(_run, [*words, "-c", str(f), "-o", o]) for (words, f), o in zip(jobs, objects)]

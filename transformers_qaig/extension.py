@@ -4,12 +4,15 @@
 
 1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc
    and one with CUDA kernels can be compiled here;
-2. the library in the cache folder, compiled there now if it is missing: `QAIG_CACHE`, default
-   `~/.cache/transformers_qaig`. Changed sources, flags or compilers make another one;
+2. the library in the cache folder (`cache.py`), compiled there now if it is missing. Changed sources, flags or
+   compilers make another one;
 3. nothing: the plain-torch reference answers every call, and one warning says why.
 
 CUDA kernels are in that library if nvcc took part (`compiler.choose_nvcc` says when); at first use they are compiled
 for this machine's GPUs only. An nvcc that fails leaves a library without them, and `why_not_cuda` tells what it said.
+
+Neither library is opened unless it fits the checksum beside it: where a damaged one lacks a page, the process would
+die of SIGBUS.
 
 Importing this module does none of it: the first packed layer that is prepared, or computes, does.
 """
@@ -25,10 +28,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from . import compiler
-from .files import write
+from .cache import cache_folder, kept
+from .files import is_whole, write
 
 _PACKAGE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -167,11 +170,6 @@ def build() -> Path:
     return _build()[0]
 
 
-def cache_folder() -> Path:
-    """Where what is compiled at first use is kept: `QAIG_CACHE`, default `~/.cache/transformers_qaig`."""
-    return Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
-
-
 def _build() -> tuple[Path, str | None]:
     """As `build`; and why the library has no CUDA kernels, or None."""
     sources = compiler.find_sources(_PACKAGE)
@@ -226,21 +224,21 @@ def _local_architectures() -> tuple[str, ...]:
 def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc | None) -> Path:
     """The library of this key in the cache. An nvcc that failed is not tried again: it may take minutes to fail."""
     folder = cache_folder() / compiler.cache_key(sources, found, nvcc)
-    library, failure = folder / compiler.LIBRARY_NAME, folder / "failure.txt"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            if failure.is_file():
-                raise compiler.CompileError(f"{failure.read_text()} (remove {folder} to try again)")
-            if not library.is_file():  # another process may have compiled it while this one waited
-                _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
-                try:
-                    compiler.compile_library(sources, _TORCH, found, library, nvcc)
-                except compiler.CompileError as error:
-                    if nvcc is not None:
-                        write(failure, str(error))
-                    raise
-    return library
+    failure = folder / "failure.txt"
+
+    def compile_to(library: Path) -> None:
+        if failure.is_file():
+            said = failure.read_text(encoding="utf-8", errors="replace")
+            raise compiler.CompileError(f"{said} (remove {folder} to try again)")
+        _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
+        try:
+            compiler.compile_library(sources, _TORCH, found, library, nvcc)
+        except compiler.CompileError as error:
+            if nvcc is not None and not error.may_pass:
+                write(failure, str(error))
+            raise
+
+    return kept(folder / compiler.LIBRARY_NAME, compile_to)
 
 
 def _architectures_in(library: Path) -> tuple[str, ...]:
@@ -271,7 +269,7 @@ def _find() -> Extension:
     prebuilt = _PACKAGE / compiler.LIBRARY_NAME
     if prebuilt.is_file() and not _cuda_is_missing_in(prebuilt):
         try:
-            return Extension(_open(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
+            return Extension(_open_whole(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
         except OSError as error:
             _logger.warning(
                 "%s does not load on torch %s, so another is compiled: %s", prebuilt, torch.__version__, error
@@ -284,6 +282,12 @@ def _find() -> Extension:
         return Extension(reason=str(error))
 
 
+def _open_whole(path: Path) -> ctypes.CDLL:
+    if not is_whole(path):
+        raise OSError(f"it is damaged (it does not fit {path.name}.sha256 beside it): reinstall transformers-qaig")
+    return _open(path)
+
+
 def _open(path: Path) -> ctypes.CDLL:
     """Loads a library, which registers its kernels with torch.
 
@@ -291,7 +295,10 @@ def _open(path: Path) -> ctypes.CDLL:
         OSError: if it does not load here.
     """
     library = ctypes.CDLL(str(path))
-    for function in _TEXTS:
-        getattr(library, function).restype = ctypes.c_char_p
-    library.qaig_set_cpu_level.argtypes = [ctypes.c_char_p]
+    try:
+        for function in _TEXTS:
+            getattr(library, function).restype = ctypes.c_char_p
+        library.qaig_set_cpu_level.argtypes = [ctypes.c_char_p]
+    except AttributeError as error:
+        raise OSError(f"{path} is another library than ours: {error}") from error
     return library

@@ -1,24 +1,36 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, also after a kill or a power loss, and that show when they are damaged.
+
+Imports nothing but the standard library: `setup.py` runs this file where the package cannot be imported.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNFINISHED = ".unfinished-"
+"""How the names of files and folders begin that a writer has not finished. What a killed one leaves has no owner."""
 
 
 @contextmanager
 def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
     """
     A path to write to, in the folder of `file` and with its suffix. It takes the place of `file` at the end of the
-    context; what an error leaves is removed, and `file` is as it was.
+    context, once the disk has it; what an error leaves is removed, and `file` is as it was.
     """
     file = Path(file)
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    temporary = file.with_name(f"{UNFINISHED}{secrets.token_hex(6)}-{file.name}")
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, file)
+        _sync_folder(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -27,3 +39,75 @@ def write(file: str | os.PathLike[str], text: str) -> None:
     """Write a text file whole."""
     with written_whole(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_with_checksum(file: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `written_whole`, with a checksum beside the file for `is_whole`. Only its owner can write the file."""
+    with written_whole(file) as temporary:
+        yield temporary
+        temporary.chmod(temporary.stat().st_mode & 0o755)
+        write(_checksum_file(Path(file)), _checksum(temporary))
+
+
+def is_whole(file: Path) -> bool:
+    """Whether this is a file that `written_with_checksum` wrote, unchanged."""
+    beside = _checksum_file(file)
+    return file.is_file() and beside.is_file() and beside.read_bytes() == _checksum(file).encode()
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """
+    Remove what killed writers left in `folder`, of files called `name`. Only for one who keeps all writers out, by a
+    lock.
+    """
+    for path in folder.glob(f"{UNFINISHED}*-{name}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path, name: str) -> None:
+    """
+    Make `folder` if need be, and try to write there.
+
+    Args:
+        folder: any path.
+        name: of the setting that names it, for the message.
+
+    Raises:
+        ValueError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f"{UNFINISHED}{secrets.token_hex(6)}-trial"
+        try:
+            trial.write_bytes(b"?")
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"`{name}`: nothing can be written to {folder} ({error}). Give another folder.") from error
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name survives a power loss, too. Not every system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -80,7 +80,27 @@ def test_compiles_once(cache, compilations):
     assert others == [first, first]
     assert compilations == ["qaig_arrange_f16"]
     left = [path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert left == ["qaig_arrange_f16.sm_90.cubin"]
+    assert sorted(left) == ["qaig_arrange_f16.sm_90.cubin", "qaig_arrange_f16.sm_90.cubin.sha256"]
+
+
+def test_a_damaged_cubin_is_compiled_again(cache, monkeypatch, caplog):
+    compiled = []
+    monkeypatch.setattr(nvrtc, "_compile", lambda *args: compiled.append(args) or b"cubin")
+    monkeypatch.setattr(nvrtc, "_key", lambda: "key")
+    monkeypatch.setattr(nvrtc, "supported_architectures", lambda: ARCHITECTURES)
+    assert nvrtc.cubin("qaig_arrange_f16", 90) == nvrtc.cubin("qaig_arrange_f16", 90) == b"cubin"
+    assert len(compiled) == 1
+    (file,) = cache.rglob("*.cubin")
+    file.write_bytes(b"cub")
+    assert nvrtc.cubin("qaig_arrange_f16", 90) == b"cubin"
+    assert len(compiled) == 2
+    assert str(file) in caplog.text
+
+
+def test_a_cache_that_others_can_write_is_no_place_for_cubins(cache, monkeypatch):
+    cache.chmod(0o777)
+    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: None)
+    assert "QAIG_CACHE" in nvrtc.why_not()
 
 
 @needs_nvrtc

@@ -1,6 +1,6 @@
 """Cubins of the kernels, made by NVRTC (cuda-bindings) at first use, one kernel at a time, and kept.
 
-NVRTC needs no GPU, no CUDA toolkit and no host compiler. A cubin lies in the cache folder (`QAIG_CACHE`) under a name
+NVRTC needs no GPU, no CUDA toolkit and no host compiler. A cubin lies in the cache folder (`cache.py`) under a name
 made of the sources, NVRTC's version, the options and the architecture; another process finds it there.
 """
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
-from .. import compiler, extension, files
+from .. import cache, compiler
 
 _OPTIONS = ("--std=c++17",)
 _REMEDY = 'pip install "transformers-qaig[cuda]" (CUDA 12: [cuda12])'
@@ -36,20 +35,17 @@ def cubin(kernel: str, capability: int) -> bytes:
 
     Raises:
         NvrtcError: if NVRTC is not there, does not know the architecture, or refuses the source.
-        OSError: if the cache folder cannot be written.
+        OSError: if the cache folder cannot be written, or others can write it.
     """
     folder, key = _sources(), _key()
     architecture = choose_architecture(capability, supported_architectures())
-    path = extension.cache_folder() / "cubins" / key / f"{kernel}.sm_{architecture}.cubin"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():  # another process may have compiled it while this one waited
-                _logger.info("Compiling %s for sm_%d, once", kernel, architecture)
-                binary = _compile(_source_of(kernel, folder), kernel, architecture, folder)
-                with files.written_whole(path) as unfinished:
-                    unfinished.write_bytes(binary)
-    return path.read_bytes()
+
+    def compile_to(unfinished: Path) -> None:
+        _logger.info("Compiling %s for sm_%d, once", kernel, architecture)
+        unfinished.write_bytes(_compile(_source_of(kernel, folder), kernel, architecture, folder))
+
+    file = cache.cache_folder() / "cubins" / key / f"{kernel}.sm_{architecture}.cubin"
+    return cache.kept(file, compile_to).read_bytes()
 
 
 def choose_architecture(capability: int, supported: tuple[int, ...]) -> int:
@@ -74,7 +70,7 @@ def why_not() -> str | None:
         _sources()
     except NvrtcError as error:
         return str(error)
-    return None
+    return cache.why_not_trusted()
 
 
 def supported_architectures() -> tuple[int, ...]:
