@@ -32,7 +32,8 @@ config = transformers_qaig.QAIGConfig(**options) if options else None
 model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
 torch.save(logits(model), kept)
 model.push_to_hub(repo, max_shard_size="2MB")
-AutoProcessor.from_pretrained(folder).push_to_hub(repo)
+if config is None:
+    AutoProcessor.from_pretrained(folder).push_to_hub(repo)
 """
 LOAD = """
 repo, kept = sys.argv[1], sys.argv[2]
@@ -40,6 +41,14 @@ model, report = AutoModelForImageTextToText.from_pretrained(repo, output_loading
 assert not any(report.values()), report
 assert torch.equal(logits(model), torch.load(kept))
 assert AutoProcessor.from_pretrained(repo).tokenizer("cat")["input_ids"]
+"""
+
+SAVE = """
+repo, cache, folder, recipe = sys.argv[1:]
+config = transformers_qaig.QAIGConfig(bits=3, group_size=64, recipe=recipe, num_samples=2)
+model = AutoModelForImageTextToText.from_pretrained(repo, cache_dir=cache, quantization_config=config)
+model.save_pretrained(folder)
+assert AutoProcessor.from_pretrained(folder).chat_template
 """
 
 
@@ -98,3 +107,16 @@ def test_push_and_load_quantized(hub: FakeHub, tiny_vlm_path: Path, tmp_path: Pa
     assert "one per 64 input channels" in card.text
     size = sum(len(files[name]) for name in shards)
     assert f"{size:,} bytes" in card.text
+
+
+def test_the_processor_is_looked_for_in_the_cache_of_the_weights(
+    hub: FakeHub, tiny_vlm_path: Path, tmp_path: Path
+) -> None:
+    """Without data it is fetched to be saved; with data, and offline, it is found where it was fetched to."""
+    hub.repositories["tester/source"] = {file.name: file.read_bytes() for file in tiny_vlm_path.iterdir()}
+    arguments = ("tester/source", tmp_path / "cache")
+    run(SAVE, *arguments, tmp_path / "one", "rtn", env=hub.environment(tmp_path / "home"))
+    offline = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    run(SAVE, *arguments, tmp_path / "two", "fast", env=offline)
+    assert not list((tmp_path / "home").glob("hub/models--*"))
+    assert "base_model: tester/source" in (tmp_path / "two" / "README.md").read_text()

@@ -8,6 +8,7 @@ from .auto import AutoModelForVision2Seq
 from .config import QUANT_METHOD, QAIGConfig
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
+from .saving import extend_save_pretrained
 from .when_imported import when_imported
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ if not _logger.hasHandlers():  # an application that sets up logging decides for
 
 register_quantization_config(QUANT_METHOD)(QAIGConfig)
 register_quantizer(QUANT_METHOD)(QAIGHfQuantizer)
+extend_save_pretrained()
 
 
 def _support_peft() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
+import os
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -28,7 +28,8 @@ from .nn.packed import PackedModule, check_packed
 from .placement import place
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
-from .report.model_card import attach_model_card, detach_model_card
+from .saving import ProcessorToSave, attach_saving, detach_saving
+from .source import Source
 from .tables import finish_tables, replace, unfinish_tables
 from .text_config import mark_text_config, unmark_text_config, whole_settings
 from .torch_state import default_torch_state
@@ -51,6 +52,7 @@ class QAIGHfQuantizer(HfQuantizer):
         if not self.pre_quantized:  # what was done is written into it, and the caller may use theirs again
             self.quantization_config = copy.deepcopy(quantization_config)
         self.device_map: Any = None
+        self.source = Source("")
         self.plan: Plan = {}
         self.coverage = Coverage()
         self.samples: Sequence[dict[str, Tensor]] = []
@@ -84,6 +86,7 @@ class QAIGHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
+        self.source = Source.of(model.name_or_path, checkpoint_files)
         if self.pre_quantized:
             self._build_packed(model, checkpoint_files)
             return
@@ -98,7 +101,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.plan, self.coverage = make_plan(model, config)
             self.coverage.require(config.min_coverage)
         if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
-            self.samples, self.answers = load_inputs(model, config, _revision(checkpoint_files))
+            self.samples, self.answers = load_inputs(model, config, self.source)
 
     def _fused(self) -> list[list[str]]:
         return fused_sets(self.options) if self.quantization_config.fuse_groups else []
@@ -151,7 +154,7 @@ class QAIGHfQuantizer(HfQuantizer):
                 assert isinstance(module, PackedModule)
                 check_packed(module, path)
             mark_text_config(model.config)
-            attach_model_card(model)
+            attach_saving(model, ProcessorToSave(None, self.source))
             self._prepare(model)
             return
         from .calibrate import calibrate  # here, because all that needs greenlet comes with it, and loading does not
@@ -167,10 +170,17 @@ class QAIGHfQuantizer(HfQuantizer):
         model.config.quantization_config = self.quantization_config
         mark_text_config(model.config)
         model.qaig_report = report  # type: ignore[assignment]
-        attach_model_card(model, base_model_id=model.name_or_path)
+        attach_saving(model, self._processor(), base_model_id=model.name_or_path)
         logger.info("%s", report)
         place(model, self.device_map, self.quantization_config)
         self._prepare(model)
+
+    def _processor(self) -> ProcessorToSave:
+        """The processor that calibration used, or would have used."""
+        given = self.quantization_config.processor
+        if isinstance(given, (str, os.PathLike)):
+            return ProcessorToSave(None, Source.of(given))
+        return ProcessorToSave(given, self.source)
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """Give the packed layers the word order of their device's kernels, one after the other."""
@@ -217,7 +227,7 @@ class QAIGHfQuantizer(HfQuantizer):
             model.set_submodule(path, linear)
         unfinish_tables(model)
         unmark_text_config(model.config)
-        detach_model_card(model)
+        detach_saving(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
@@ -237,9 +247,3 @@ class QAIGHfQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-def _revision(checkpoint_files: Sequence[str] | None) -> str | None:
-    """The commit that the Hub's cache folder names; from_pretrained's `revision` does not reach a quantizer."""
-    match = re.search(r"/snapshots/([0-9a-f]{40})/", str((checkpoint_files or [""])[0]))
-    return match[1] if match else None

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
 from ..recipes import recipe_of
+from ..source import Source
 from ..torch_state import default_torch_state
 from .dataset import answer_mask, are_encoded, load_samples
 
@@ -20,7 +21,7 @@ IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_
 
 
 def load_inputs(
-    model: PreTrainedModel, config: QAIGConfig, revision: str | None = None
+    model: PreTrainedModel, config: QAIGConfig, source: Source | None = None
 ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """
     Read the calibration set, once.
@@ -29,7 +30,7 @@ def load_inputs(
         model: what the samples are for; may be on the meta device.
         config: data set, processor, number of samples, seed; under a budget, or for a recipe that asks for them, the
             answers are told apart.
-        revision: commit of the model's repository to take the processor from.
+        source: where to take the processor from; by default where the model's name says.
 
     Returns:
         the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
@@ -47,7 +48,7 @@ def load_inputs(
     with default_torch_state():
         samples = load_samples(
             config.dataset,
-            _processor(model, config, revision),
+            _processor(config, source or Source.of(model.name_or_path)),
             num_samples=config.num_samples,
             seed=config.seed,
             is_vlm=hasattr(model.config, "vision_config"),
@@ -83,23 +84,19 @@ def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> lis
     return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
 
 
-def _processor(model: PreTrainedModel, config: QAIGConfig, revision: str | None) -> Any:
+def _processor(config: QAIGConfig, source: Source) -> Any:
     processor = config.processor
     if processor is not None and not isinstance(processor, (str, os.PathLike)):
         return processor
-    name = processor or model.name_or_path
+    if processor is not None:
+        source = Source.of(processor)
     try:
-        return AutoProcessor.from_pretrained(
-            name,
-            revision=None if processor else revision,
-            token=config.token,
-            trust_remote_code=config.trust_remote_code,
-        )
+        return source.load_processor(token=config.token, trust_remote_code=config.trust_remote_code)
     except Exception as error:
         if are_encoded(config.dataset):
             return None
         raise ValueError(
-            f"Calibration needs the model's processor, and none could be loaded from {name!r} ({error}). "
+            f"Calibration needs the model's processor, and none could be loaded from {source.name!r} ({error}). "
             "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
             "as the dataset; or recipe='rtn', which reads no data."
         ) from error

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
@@ -97,9 +97,10 @@ def save_model_card(model: Any, directory: str | os.PathLike[str], base_model_id
     return directory / "README.md"
 
 
-def attach_model_card(model: Any, base_model_id: str | None = None) -> None:
+def attach_model_card(model: Any, base_model_id: str | None = None, processor: Writable | None = None) -> None:
     """
-    Make `model.push_to_hub` upload this package's card where Transformers would upload its unfilled template.
+    Make `model.push_to_hub` upload this package's card where Transformers would upload its unfilled template, and the
+    model's processor.
 
     Both ways to the Hub, `push_to_hub` and `save_pretrained(push_to_hub=True)`, write a README.md beside the weights
     and then call `model._upload_modified_files`. There is no public hook between the two, so this one object gets a
@@ -108,15 +109,26 @@ def attach_model_card(model: Any, base_model_id: str | None = None) -> None:
     Args:
         model: quantized; its class is left alone.
         base_model_id: Hub id of the unquantized model.
+        processor: writes its files into the folder that is uploaded.
     """
     model._upload_modified_files = _UploadWithCard(
-        type(model).__name__, model.config.quantization_config, getattr(model, "qaig_report", None), base_model_id
+        type(model).__name__,
+        model.config.quantization_config,
+        getattr(model, "qaig_report", None),
+        base_model_id,
+        processor,
     )
 
 
 def detach_model_card(model: Any) -> None:
     """Undo [`attach_model_card`]: the model is no longer what the card says."""
     vars(model).pop("_upload_modified_files", None)
+
+
+class Writable(Protocol):
+    """What writes files of its own into a folder."""
+
+    def write(self, folder: str | os.PathLike[str]) -> None: ...
 
 
 @dataclass
@@ -127,11 +139,14 @@ class _UploadWithCard:
     config: Any
     report: QuantizationReport | None
     base_model_id: str | None
+    processor: Writable | None = None
 
     def __call__(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
         folder = Path(working_dir)
         readme = folder / "README.md"
         is_whole_model = (folder / "config.json").is_file()  # else only an adapter is pushed
+        if is_whole_model and self.processor is not None:
+            self.processor.write(folder)
         if is_whole_model and _is_replaceable(readme, ours_too=self.report is not None):
             known = ModelCard.load(readme).data.tags if readme.is_file() else None
             card = model_card(
