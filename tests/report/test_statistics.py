@@ -50,7 +50,8 @@ def test_paired_ratio_uses_the_pairing() -> None:
     a = statistics(0.8 * common * rng.normal(1, 0.05, 300))
     b = statistics(common)
     ratio, lower, upper = paired_ratio(a, b)
-    assert ratio == pytest.approx(0.8, abs=0.02)
+    spread = 0.8 * 0.05 * np.linalg.norm(common) / common.sum()  # of that ratio; heavy tails make it a few per cent
+    assert ratio == pytest.approx(0.8, abs=5 * spread)
     assert lower <= ratio <= upper
     assert upper - lower < 0.1
     assert paired_ratio(a, b, seed=7) == paired_ratio(a, b, seed=7)

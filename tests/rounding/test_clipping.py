@@ -25,12 +25,13 @@ def _case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_clipping_lowers_the_output_error() -> None:
     weight, x, _ = _case()
     moments = second_moments([(x, torch.ones(1, 400))], 32)
-    found = search_clipping(weight, moments, **ARGUMENTS)
+    arguments = {**ARGUMENTS, "bits": 2}  # where it gains 20 to 30 % with any data
+    found = search_clipping(weight, moments, **arguments)
     assert found.shrink.shape == found.gain.shape == (24, 2)
     assert (found.shrink < 1).any()
 
     def error(**clipping: torch.Tensor) -> torch.Tensor:
-        e = (minmax_grid(weight, **clipping, **ARGUMENTS).quantize(weight) - weight).view(24, 2, 32)
+        e = (minmax_grid(weight, **clipping, **arguments).quantize(weight) - weight).view(24, 2, 32)
         return torch.einsum("ngk,gkl,ngl->ng", e, moments, e)
 
     assert error(shrink=found.shrink, gain=found.gain).sum() < 0.9 * error().sum()

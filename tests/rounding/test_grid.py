@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from tests.tolerance import rounding, unit
 from transformers_qaig.rounding.grid import minmax_grid
 
 BITS = range(2, 9)
@@ -24,9 +25,12 @@ def test_asymmetric_is_the_papers_formula(bits: int, group_size: int) -> None:
             scale = (w.max() - w.min()).clamp(min=1e-5) / (2**bits - 1)
             zero = (-torch.round(w.min() / scale)).clamp(0, 2**bits - 1)
             value = ((torch.round(w / scale) + zero).clamp(0, 2**bits - 1) - zero) * scale
-            torch.testing.assert_close(
-                grid.quantize(weight)[row, group * size : (group + 1) * size], value, rtol=0, atol=1e-6
-            )
+            found = grid.quantize(weight)[row, group * size : (group + 1) * size]
+            # A value between two codes may go either way.
+            same = (found - value).abs() <= rounding(torch.float32, 4) * w.abs().max()
+            tie = ((w / scale) % 1 - 0.5).abs() <= rounding(torch.float32, 4) * 2**bits
+            assert (same | tie).all()
+            assert tie.float().mean() < 0.05
 
 
 @pytest.mark.parametrize("sym", [False, True])
@@ -77,7 +81,8 @@ def test_small_and_large_weights_are_rounded_as_well_as_others(bits: int, size: 
     step = 2 * size / (2**bits - 1)
     if dtype == torch.float16:
         step = math.ceil(step * 2**24) / 2**24  # the finest there is; such a model's weights are no finer
-    assert (grid.quantize(weight) - weight).abs().max() <= 1.1 * step
+    # Half a step each for the code and the zero point, and what rounding the scale makes of the largest code.
+    assert (grid.quantize(weight) - weight).abs().max() <= step * (1.01 + 2**bits * unit(dtype))
     assert (grid.quantize(weight) - weight).abs().mean() <= 0.3 * step
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from tests import seeds
+from tests.tolerance import rounding
 from transformers_qaig.rounding.gptq import gptq
 from transformers_qaig.rounding.grid import Rounding, minmax_grid
 from transformers_qaig.rounding.learned import Learned, SoftRounding, SoftScales, SoftVector, Start, learn
@@ -50,9 +51,9 @@ def test_it_starts_from_the_rounding_it_is_given(sym: bool, dtype: torch.dtype) 
 def test_it_starts_from_gptqs_codes() -> None:
     start = _start()
     hessian = second_moment([(torch.randn(1, 100, 12) @ torch.randn(12, K), torch.ones(1, 100))])
-    rounding = gptq(start.weight, Curvature.of(hessian), start.grid)
-    soft = SoftRounding(Start(rounding.source, start.grid, torch.bfloat16))
-    assert torch.equal(soft.result().codes, rounding.codes)
+    found = gptq(start.weight, Curvature.of(hessian), start.grid)
+    soft = SoftRounding(Start(found.source, start.grid, torch.bfloat16))
+    assert torch.equal(soft.result().codes, found.codes)
 
 
 @pytest.mark.parametrize("sym", [False, True])
@@ -60,7 +61,8 @@ def test_learning_lowers_the_error_on_data_it_has_not_seen(sym: bool) -> None:
     found, held = _learn(_start(sym))
     assert found.best < 0.5 * found.start
     start, values = _start(sym), found.results["w"].values
-    assert float((held @ (values - start.weight).T).square().mean()) == pytest.approx(found.best, rel=1e-4)
+    judged = float((held @ (values - start.weight).T).square().mean())
+    assert judged == pytest.approx(found.best, rel=rounding(torch.float32, K + held.numel()))
 
 
 def test_what_was_judged_is_what_is_stored() -> None:
@@ -69,12 +71,12 @@ def test_what_was_judged_is_what_is_stored() -> None:
     for step in (0.3, 0.2, 0.1):
         soft().backward(torch.randn(N, K, generator=generator))
         soft.move(step)
-    rounding = soft.result()
-    torch.testing.assert_close(rounding.values, soft().detach(), rtol=0, atol=0)
-    assert torch.equal(rounding.grid.scale, rounding.grid.scale.bfloat16().float())
+    found = soft.result()
+    torch.testing.assert_close(found.values, soft().detach(), rtol=0, atol=0)
+    assert torch.equal(found.grid.scale, found.grid.scale.bfloat16().float())
     assert soft.offset.abs().max() <= 0.5
-    assert rounding.codes.max() <= 3
-    assert (rounding.codes != _start().grid.encode(_start().weight)).any()
+    assert found.codes.max() <= 3
+    assert (found.codes != _start().grid.encode(_start().weight)).any()
 
 
 def test_never_worse_than_its_start() -> None:
@@ -115,7 +117,8 @@ def test_scales_and_vectors_are_learned_and_codes_stay(dtype: torch.dtype) -> No
     assert torch.equal(soft["w"](), start.grid.decode(codes))
     assert torch.equal(soft["b"](), torch.full((N,), 0.1).to(dtype).float())
     generator = seeds.generator()
-    x, held = (torch.randn(200, 12, generator=generator) @ torch.randn(12, K, generator=generator) for _ in range(2))
+    mixing = torch.randn(12, K, generator=generator)
+    x, held = (torch.randn(200, 12, generator=generator) @ mixing for _ in range(2))
 
     def loss(tensors: dict[str, Tensor], rows: Tensor) -> Tensor:
         return (rows @ (tensors["w"] - start.weight).T + tensors["b"] - bias).square().mean()
@@ -127,8 +130,9 @@ def test_scales_and_vectors_are_learned_and_codes_stay(dtype: torch.dtype) -> No
 
     found = learn(soft, batch_loss, lambda tensors: float(loss(tensors, held)), steps=60, rate=0.03)
     assert found.best < 0.9 * found.start
-    rounding, vector = found.results["w"], found.results["b"]
-    assert torch.equal(rounding.codes, codes)
-    assert torch.equal(rounding.grid.scale, rounding.grid.scale.to(dtype).float())
+    result, vector = found.results["w"], found.results["b"]
+    assert torch.equal(result.codes, codes)
+    assert torch.equal(result.grid.scale, result.grid.scale.to(dtype).float())
     assert torch.equal(vector, vector.to(dtype).float())
-    assert float(loss({"w": rounding.values, "b": vector}, held)) == pytest.approx(found.best, rel=1e-5)
+    judged = float(loss({"w": result.values, "b": vector}, held))
+    assert judged == pytest.approx(found.best, rel=rounding(torch.float32, K + held.numel()))
