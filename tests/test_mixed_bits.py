@@ -138,6 +138,20 @@ def test_an_interrupted_measurement_resumes(
         _quantize(llava, **settings, bits=(2, 4))
 
 
+def test_damaged_costs_are_measured_again(
+    llava: Path, mixed: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"target_bits": 4.5, "recipe": "fast", "work_dir": tmp_path}
+    _quantize(llava, **settings)
+    damaged = [*(tmp_path / "costs").glob("1.costs.*"), *(tmp_path / "costs").glob("1.errors.*0.safetensors")]
+    assert len(damaged) == 2
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    model = _quantize(llava, **settings)
+    assert all(str(file) in caplog.text for file in damaged)
+    assert torch.equal(logits(model, llava), logits(mixed, llava))
+
+
 def test_costs_of_another_model_or_of_other_inputs_are_not_taken(llava: Path, tmp_path: Path) -> None:
     settings = {"target_bits": 4.5, "work_dir": tmp_path / "work"}
     _quantize(llava, **settings)

@@ -62,14 +62,28 @@ def calibrate(
 
     Raises:
         torch.OutOfMemoryError: the message says what would need less memory.
+        ValueError: `work_dir` belongs to another run, is in use by one, or cannot be written.
     """
+    with BlockStore(config, plan, samples, model) as store:
+        return _calibrate(model, plan, coverage, samples, config, answers, store)
+
+
+def _calibrate(
+    model: PreTrainedModel,
+    plan: Plan,
+    coverage: Coverage,
+    samples: Sequence[Mapping[str, Any]],
+    config: QAIGConfig,
+    answers: Sequence[Tensor] | None,
+    store: BlockStore,
+) -> QuantizationReport:
+    """As [`calibrate`]; what is finished is kept in `store`."""
     start = time.perf_counter()
     recipe = recipe_of(config.recipe, config.stages)
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
     masks = [token_mask(sample) for sample in samples]
     plan = {path: dict(entry) for path, entry in plan.items()}
     report = QuantizationReport(config.recipe, coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
-    store = BlockStore(config, plan, samples)
     with out_of_memory_explained("in the first forward passes", device, report):
         stations, unreached = find_stations(model, stored_once(model, coverage.outside), samples, device)
     doors = [station.module for station in stations]
@@ -148,7 +162,7 @@ def quantize_station(
         store.check(part.summary, part.error.value)
         part.summary.error, part.summary.seconds = part.error.value, (time.perf_counter() - start) / len(parts)
         if not isinstance(part.block, nn.Embedding):
-            store.save(part.path, part.result, part.block, part.summary)
+            store.save(part.path, part.result, part.summary)
     install(model, station, parts)
     return merged(station.path, parts)
 

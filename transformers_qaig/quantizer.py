@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .calibration.inputs import load_inputs
 from .checkpoint import check_headers
 from .config import QAIGConfig
 from .coverage import Coverage, Plan
+from .files import require_writable
 from .guard import guard_patterns, guard_tensors
 from .local_names import ignored_patterns, localise
 from .nn.embedding import QAIGEmbedding
@@ -91,6 +93,8 @@ class QAIGHfQuantizer(HfQuantizer):
             self._build_packed(model, checkpoint_files)
             return
         config = self.quantization_config
+        if config.work_dir is not None:
+            require_writable(Path(config.work_dir), "work_dir")
         if config.plan is not None and config.has_budget:
             raise ValueError("`plan` says every width already: leave `target_bits` and `target_size` at None.")
         if config.has_budget:

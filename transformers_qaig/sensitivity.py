@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm.auto import tqdm
@@ -22,14 +21,13 @@ from .calibration.capture import PausedForwards, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
 from .calibration.doors import Streams
-from .calibration.resume import claim, digest
 from .calibration.streaming import moved, streaming
 from .calibration.treatment import Tools, choose, dtype_of, in_float32
 from .calibration.weighing import Weigher
+from .calibration.work_folder import WorkFolder, digest, work_folder
 from .config import QAIGConfig
 from .coverage import Plan
 from .equalization.finder import GroupFinder
-from .files import write, written_whole
 from .recipes import recipe_of
 from .structure import find_blocks
 from .torch_state import default_torch_state
@@ -61,40 +59,43 @@ def measure_costs(
         config: cost, recipe, seed, work folder, calibration device.
 
     Raises:
-        ValueError: no sample has an answer's token, or the work folder belongs to another run.
+        ValueError: no sample has an answer's token, or the work folder belongs to another run, is in use by one, or
+            cannot be written.
     """
     if not any(bool(answer.any()) for answer in answers):
         raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
     folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
+    run: dict[str, Any] = {}
     if folder is not None:
-        entries = {path: [dict(option.entry) for option in choices] for path, choices in options.items()}
         settings = ("recipe", "stages", "seed", "activation_bits")
         run = {
             "weights": digest([model.state_dict()]),
-            "options": entries,
+            "options": {path: [dict(option.entry) for option in choices] for path, choices in options.items()},
             "samples": digest(samples),
             "answers": digest([{"a": a} for a in answers]),
+            **{name: getattr(config, name) for name in settings},
         }
-        claim(folder, {**run, **{name: getattr(config, name) for name in settings}})
     blocks = find_blocks(model)
     costs: dict[str, list[float]] = {path: [] for path in options}
     count = max(len(choices) for choices in options.values())
-    with tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({config.cost})", unit="step") as bar:
+    with (
+        work_folder(folder, run) as store,
+        tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({config.cost})", unit="step") as bar,
+    ):
         for index in range(count):
             # A weight with fewer options is stored as in its last one meanwhile.
             plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
-            here = folder / str(index) if folder is not None else None
-            known = here / f"{config.cost}.json" if here is not None else None
-            if known is not None and known.exists():
-                found = json.loads(known.read_text())
+            known = store.load(f"{index}.costs.{config.cost}") if store is not None else None
+            if known is not None:
+                found = json.loads(known[1]["costs"])
                 bar.update(len(blocks) + len(samples))
             else:
-                errors = errors_of(model, plan, samples, config, device, here, bar)
+                errors = errors_of(model, plan, samples, config, device, bar, store, f"{index}.errors.")
                 with streaming(model, list(blocks.values()), device):
                     found = _costs_of(model, errors, samples, answers, config, device, bar)
-                if known is not None:
-                    write(known, json.dumps(found))
+                if store is not None:
+                    store.save(f"{index}.costs.{config.cost}", {}, {"costs": json.dumps(found)})
             for path, choices in options.items():
                 if index < len(choices):
                     costs[path].append(found[path])
@@ -110,13 +111,15 @@ def errors_of(
     samples: Sequence[Sample],
     config: QAIGConfig,
     device: torch.device | str | None,
-    folder: Path | None,
     bar: tqdm,
+    store: WorkFolder | None = None,
+    prefix: str = "",
 ) -> dict[str, Tensor]:
     """
     What rounding by the recipe would add to each weight: path → [N, K] in the weight's dtype, on the CPU.
 
     The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
+    What is found for a block is kept in `store`, as `prefix` and the block's path.
     """
     recipe, blocks = recipe_of(config.recipe, config.stages), find_blocks(model)
     if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
@@ -130,12 +133,12 @@ def errors_of(
     ):
         for index, (path, block) in enumerate(blocks.items()):
             entries = {n.removeprefix(path + "."): entry for n, entry in plan.items() if n.startswith(path + ".")}
-            file = folder / f"{path}.safetensors" if folder is not None else None
             calls = stream.waiting(index)
             visits.leave()
             with resident(block, device):
-                if file is not None and file.exists():
-                    found = load_file(file)
+                known = store.load(f"{prefix}{path}") if store is not None and entries else None
+                if known is not None:
+                    found = known[0]
                 elif entries:
                     weigher = Weigher(recipe, config.seed)  # one for each block, as if it stood alone
                     tools = Tools(recipe, finder, weigher, config.seed, config.activation_bits)
@@ -143,10 +146,8 @@ def errors_of(
                     dtype = dtype_of(block, entries)
                     deltas = rounding_errors(in_float32(block), choices, dtype)
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
-                    if file is not None:
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        with written_whole(file) as temporary:
-                            save_file(found, temporary)
+                    if store is not None:
+                        store.save(f"{prefix}{path}", found, {})
                 else:
                     found = {}
                 for sample in list(calls) if block is not doors[-1] else ():

@@ -49,6 +49,45 @@ def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: p
     assert torch.equal(logits(second, llava), logits(first, llava))
 
 
+def test_a_damaged_block_is_done_again_and_the_others_are_taken(
+    llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = QAIGConfig(bits=3, work_dir=tmp_path, **FAST)
+    AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    first, second = sorted(tmp_path.glob("*.safetensors"))
+    raw = bytearray(first.read_bytes())
+    raw[-9] ^= 0x10
+    first.write_bytes(raw)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert [block.resumed for block in model.qaig_report.blocks] == [False, True]
+    assert torch.equal(logits(model, llava), logits(quantized[0], llava))
+    assert str(first) in caplog.text
+    assert str(second) not in caplog.text
+
+
+def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> None:
+    config = QAIGConfig(bits=3, work_dir=tmp_path / "work", recipe="rtn", group_size=32)
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    with torch.no_grad():  # outside of the blocks
+        model.get_output_embeddings().weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "changed")
+    AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    with pytest.raises(ValueError, match="different weights"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "changed", quantization_config=config)
+
+
+def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_read(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers_qaig.quantizer as quantizer
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(quantizer, "load_inputs", None)
+    config = QAIGConfig(bits=3, work_dir=tmp_path / "file" / "work", **FAST)
+    with pytest.raises(ValueError, match="`work_dir`: nothing can be written"):
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+
+
 def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:
     def quantize(**settings) -> None:
         config = QAIGConfig(bits=3, work_dir=tmp_path, **FAST, **settings)

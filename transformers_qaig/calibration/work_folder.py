@@ -1,0 +1,170 @@
+"""A run's folder of finished pieces: each file says to which run it belongs, and shows when it is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__
+from ..files import remove_unfinished, require_writable, write, written_whole
+
+logger = logging.getLogger("transformers_qaig")
+
+RUN = "run.json"
+_RUN_KEY, _CHECKSUM_KEY = "run", "checksum"
+
+
+class WorkFolder:
+    """
+    Tensors and facts of one run, by name, in a file each. `run.json` describes the run for people; what decides whether
+    a file is taken is in the file: a fingerprint of the run, and a checksum.
+
+    Args:
+        folder: made if need be.
+        run: what the pieces depend on, as JSON can hold it.
+
+    Raises:
+        ValueError: the folder belongs to another run, is in use by one, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]):
+        self.folder = folder
+        self._text = json.dumps({"version": __version__, **run}, indent=1, sort_keys=True)
+        self._fingerprint = hashlib.blake2b(self._text.encode(), digest_size=16).hexdigest()
+        require_writable(folder, "work_dir")
+        self._lock = _lock(folder)
+        try:
+            self._claim()
+            remove_unfinished(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        self._lock.release()
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """
+        The piece with this name: tensors on the CPU and facts; None if there is none.
+
+        A file that is damaged, or from another run, counts as none: a warning names it.
+        """
+        file = self._file(name)
+        if not os.path.lexists(file):
+            return None
+        if not file.is_file():
+            logger.warning("%s is no file, so what it stood for is done again.", file)
+            return None
+        try:
+            with safe_open(file, "pt") as stored:
+                facts = stored.metadata() or {}
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            logger.warning("%s cannot be read, so what it stood for is done again: %s", file, error)
+            return None
+        if facts.pop(_CHECKSUM_KEY, None) != _checksum(name, tensors, facts):
+            logger.warning("%s is damaged (its checksum differs), so what it stood for is done again.", file)
+            return None
+        if facts.pop(_RUN_KEY) != self._fingerprint:
+            logger.warning("%s belongs to another run, so what it stood for is done again.", file)
+            return None
+        return tensors, facts
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+        """
+        Keep a piece.
+
+        Raises:
+            OSError: it cannot be written; the message names the file.
+        """
+        file = self._file(name)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        facts = {**facts, _RUN_KEY: self._fingerprint}
+        try:
+            with written_whole(file) as temporary:
+                save_file(tensors, temporary, {**facts, _CHECKSUM_KEY: _checksum(name, tensors, facts)})
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"`work_dir`: {file} cannot be written ({error}). What was finished before is kept there: make room, "
+                "then start the same run again."
+            ) from error
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _claim(self) -> None:
+        file = self.folder / RUN
+        try:
+            known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except (OSError, ValueError):
+            known = None
+        if isinstance(known, dict):
+            ours = json.loads(self._text)
+            differs = sorted(key for key in ours.keys() | known.keys() if ours.get(key) != known.get(key))
+            if differs:
+                raise ValueError(
+                    f"`work_dir` {self.folder} holds another run (different {', '.join(differs)}): give an empty "
+                    "folder, or the same configuration, model and data to resume it."
+                )
+            return
+        if os.path.lexists(file):
+            logger.warning("%s is damaged, so it is written again; blocks are taken if they say they are ours.", file)
+        elif any(self.folder.glob("*.safetensors")):
+            logger.warning("%s is missing, so it is written again; blocks are taken if they say they are ours.", file)
+        write(file, self._text)
+
+
+@contextmanager
+def work_folder(folder: Path | None, run: Mapping[str, Any]) -> Iterator[WorkFolder | None]:
+    """A [`WorkFolder`] for the length of a context; None without a folder."""
+    store = None if folder is None else WorkFolder(folder, run)
+    try:
+        yield store
+    finally:
+        if store is not None:
+            store.close()
+
+
+def digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of all tensors in a list of mappings."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        for name in sorted(item):
+            value = item[name]
+            digest.update(name.encode())
+            if isinstance(value, Tensor):
+                digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _checksum(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    return hashlib.blake2b((json.dumps([name, sorted(facts.items())]) + digest([tensors])).encode()).hexdigest()
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"`work_dir` {folder} is in use by another run: wait until it ends, or give another folder."
+        ) from error
+    except NotImplementedError as error:
+        raise ValueError(
+            f"`work_dir` {folder} is on a file system that cannot lock files: give a local folder."
+        ) from error
+    return lock
