@@ -32,6 +32,7 @@ class Coverage:
         elsewhere: elements outside the blocks that stay as they are, by the path of the part.
         outside: plan of what is packed outside the blocks: tower and projector, embeddings, head.
         parts: what each part takes, by its path; the blocks (under `BLOCKS`) without their packed weights.
+        unused: what the checkpoint holds and the model's class has no module for, and what becomes of it, to be read.
     """
 
     packed: int = 0
@@ -41,6 +42,7 @@ class Coverage:
     elsewhere: dict[str, int] = field(default_factory=dict)
     outside: Plan = field(default_factory=dict)
     parts: dict[str, PartSize] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -87,11 +89,10 @@ class Coverage:
 
     def size_lines(self) -> dict[str, str]:
         """What the whole model takes, under "whole model", and each part of it, for people to read."""
-        sizes = {"whole model": self.whole, **self.sizes}
+        parts = {name: part for name, part in {"whole model": self.whole, **self.sizes}.items() if part.saved}
         return {
-            name: f"{_size(size.full)} → {_size(size.saved)}, {size.full / size.saved:.2f} times smaller"
-            for name, size in sizes.items()
-            if size.saved
+            name: f"{readable_size(p.full)} → {readable_size(p.saved)}, {p.full / p.saved:.2f} times smaller"
+            for name, p in parts.items()
         }
 
     def __str__(self) -> str:
@@ -99,7 +100,7 @@ class Coverage:
         return f"{self.share:.1%} of {self.total:,} block weights packed; kept as they are: {rest or 'nothing else'}"
 
 
-def _size(bits: float) -> str:
+def readable_size(bits: float) -> str:
     """Bytes, with the unit that leaves a number below 1,000."""
     value, unit = bits / 8, "bytes"
     for larger in ("kB", "MB", "GB"):

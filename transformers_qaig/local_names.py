@@ -19,16 +19,19 @@ from .coverage import Plan
 from .structure import are_tied, find_head, find_table
 
 
-def loader_naming(model: PreTrainedModel) -> Callable[[str], str]:
+def loader_naming(model: PreTrainedModel, convert: bool = True) -> Callable[[str], str]:
     """
     The name in `model` of a tensor that is stored as `key`, as Transformers' loader gives it.
 
     Old names become new ones, prefixes come and go between a composite, its text model and their base models. The
     tensors that `model` has now count: a name is looked up among them.
+
+    Args:
+        convert: give a tensor that is stacked or split on loading the name of what it becomes a part of.
     """
     conversions = get_model_conversion_mapping(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)] if convert else []
     tensors = model.state_dict()
 
     def name(key: str) -> str:

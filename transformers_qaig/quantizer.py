@@ -35,6 +35,7 @@ from .source import Source
 from .tables import finish_tables, replace, unfinish_tables
 from .text_config import mark_text_config, unmark_text_config, whole_settings
 from .torch_state import default_torch_state
+from .unused import UnusedTensor, find_unused, kept, read_unused, report_unused
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -55,6 +56,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.quantization_config = copy.deepcopy(quantization_config)
         self.device_map: Any = None
         self.source = Source("")
+        self.unused: list[UnusedTensor] = []
         self.plan: Plan = {}
         self.coverage = Coverage()
         self.samples: Sequence[dict[str, Tensor]] = []
@@ -100,10 +102,12 @@ class QAIGHfQuantizer(HfQuantizer):
         if config.has_budget:
             self.options, self.coverage = list_options(model, config)
             self.coverage.require(config.min_coverage)
+            self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
             self.budget = budget_of(config, self.coverage, reachable(self.options, self._fused()))
         else:
             self.plan, self.coverage = make_plan(model, config)
             self.coverage.require(config.min_coverage)
+            self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
         if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
             self.samples, self.answers = load_inputs(model, config, self.source)
 
@@ -112,7 +116,9 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def _build_packed(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         if not self.quantization_config.plan:
-            self.quantization_config = QAIGConfig.from_dict(whole_settings(checkpoint_files))
+            settings = QAIGConfig.from_dict(whole_settings(checkpoint_files))
+            assert isinstance(settings, QAIGConfig)
+            self.quantization_config = settings
         local = localise(self.quantization_config.plan or {}, model, checkpoint_files or ())
         unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
@@ -142,6 +148,7 @@ class QAIGHfQuantizer(HfQuantizer):
             for name, stored in check_headers(model, self.plan, checkpoint_files).items():
                 parameter = model.get_parameter(name)
                 parameter.data = parameter.data.to(stored)
+            self.unused = kept(model, find_unused(model, checkpoint_files, guard_patterns(local)))
             self.dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
 
     # -- after the weights are loaded
@@ -239,7 +246,7 @@ class QAIGHfQuantizer(HfQuantizer):
             return None, {}  # only the adapter is saved
         # A tied head and its embeddings give two copies of what they hold in the kernels' order.
         tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
-        return {**tensors, **guard_tensors(self.plan, model.dtype)}, {}
+        return {**tensors, **read_unused(self.unused), **guard_tensors(self.plan, model.dtype)}, {}
 
     def is_serializable(self) -> bool:
         return True

@@ -197,6 +197,8 @@ def _facts(
         )
         for name, size in report.coverage.size_lines().items():
             yield f"Size of the {name}" if " " in name else f"Size of `{name}`", size
+        for line in report.coverage.unused:
+            yield "Beside the model", line
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
             yield "Calibration", f"{data}, {report.seconds:.0f} s"

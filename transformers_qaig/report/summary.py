@@ -69,6 +69,7 @@ class QuantizationReport:
         lines = [
             f"qaig: recipe {self.recipe!r}, {data}, {self.seconds:.1f} s",
             f"  coverage: {self.coverage}",
+            *(f"  {line}" for line in self.coverage.unused),
             f"  {self.bits_per_weight:.2f} stored bits per packed weight of the blocks",
             "  size: " + "; ".join(f"{name} {size}" for name, size in self.coverage.size_lines().items()),
         ]
