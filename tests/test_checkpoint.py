@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from transformers_qaig import QAIGConfig
+
 
 def _damaged(folder: Path, target: Path, change) -> Path:
     for file in folder.iterdir():
@@ -21,6 +23,17 @@ def _damaged(folder: Path, target: Path, change) -> Path:
 
 def _find(tensors: dict[str, Tensor], ending: str) -> str:
     return next(name for name in sorted(tensors) if name.endswith(ending))
+
+
+@pytest.fixture(scope="session")
+def in_half(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in bfloat16."""
+    folder = tmp_path_factory.mktemp("half")
+    settings = QAIGConfig(recipe="rtn", group_size=32)
+    AutoModelForImageTextToText.from_pretrained(
+        llava, quantization_config=settings, dtype=torch.bfloat16
+    ).save_pretrained(folder)
+    return folder
 
 
 PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
@@ -55,6 +68,53 @@ def test_damaged_contents_are_an_error_too(
 ) -> None:
     folder = _damaged(quantized[1], tmp_path, lambda tensors: tensors[_find(tensors, f"up_proj.{part}")].fill_(value))
     with pytest.raises(ValueError, match=rf"up_proj\.{part}"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38])
+def test_weights_that_are_not_finite_are_named(quantized: tuple[nn.Module, Path], tmp_path: Path, value: float) -> None:
+    folder = _damaged(
+        quantized[1], tmp_path, lambda tensors: tensors[_find(tensors, "up_proj.weight_scale")][3:4].fill_(value)
+    )
+    with pytest.raises(ValueError, match=r"up_proj\.weight_scale has values that are not finite"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("ending", ["input_layernorm.weight", "embed_tokens.weight", "fc1.bias"])
+def test_what_is_not_packed_is_finite_too(quantized: tuple[nn.Module, Path], tmp_path: Path, ending: str) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[_find(tensors, ending)].view(-1)[-1] = float("nan")
+
+    with pytest.raises(ValueError, match=rf"{ending} has values that are not finite"):
+        AutoModelForImageTextToText.from_pretrained(_damaged(quantized[1], tmp_path, change))
+
+
+def test_integers_in_the_place_of_a_weight_are_named(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        name = _find(tensors, "input_layernorm.weight")
+        tensors[name] = tensors[name].view(torch.int32)
+
+    with pytest.raises(ValueError, match=r"input_layernorm\.weight has type I32"):
+        AutoModelForImageTextToText.from_pretrained(_damaged(quantized[1], tmp_path, change))
+
+
+def test_scales_of_one_layer_in_another_16_bit_type_are_named(in_half: Path, tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        name = _find(tensors, "1.mlp.up_proj.weight_scale")
+        tensors[name] = tensors[name].view(torch.float16)
+
+    with pytest.raises(ValueError, match=r"1\.mlp\.up_proj\.weight_scale has type F16"):
+        AutoModelForImageTextToText.from_pretrained(_damaged(in_half, tmp_path, change))
+
+
+@pytest.mark.parametrize("entry", [{"group_size": 33}, {"group_size": 2**31 - 1}])
+def test_a_misfit_in_the_plan_names_its_layer(quantized: tuple[nn.Module, Path], tmp_path: Path, entry: dict) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    path = "model.language_model.layers.1.mlp.up_proj"
+    config["quantization_config"]["plan"][path].update(entry)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{path}: group_size"):
         AutoModelForImageTextToText.from_pretrained(folder)
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from .coverage import Plan
-from .local_names import is_class_that_saved, lacks_part, loader_naming
+from .local_names import is_class_that_saved, lacks_part, loader_naming, merging
 from .nn.packed import PackedModule
 from .nn.packing import SCALE_DTYPES, packed_shapes
+from .shards import StoredTensor, read_headers
 
+MOST_SHOWN = 1000  # characters of a problem: a name in a file may be long
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -48,11 +50,14 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
 
     complete, modules = is_class_that_saved(model), dict(model.named_modules())
-    problems = []
+    headers, problems = read_headers(files, loader_naming(model), merging(model))
+    state_dict = model.state_dict()
     found = set()
-    headers = _renamed(model, files)
-    for key, (shape, dtype, file) in headers.items():
+    for key, (_, shape, dtype, file) in headers.items():
         if key not in expected:
+            own = state_dict.get(key)
+            if own is not None and own.is_floating_point() != dtype.startswith(("F", "BF")):
+                problems.append(f"{key} has type {dtype} in {file}, and the model's is {own.dtype}")
             owner, _, name = key.rpartition(".")
             if name in names and (complete or not lacks_part(modules, owner)):
                 problems.append(f"{key} is in {file} but not in the plan of config.json")
@@ -65,14 +70,16 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
         if DTYPES.get(dtype) not in allowed:
             problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
     tied = model.all_tied_weights_keys
+    problems += [f"{key} is stored twice: it is tied to {tied[key]}" for key in found if tied.get(key) in found]
+    problems += _odd_scales({key: headers[key] for key in found if key.endswith(".weight_scale")})
     problems += [f"{key} is missing" for key in expected if key not in found and tied.get(key) not in found]
     if complete:
         problems += [f"{key} is missing" for key in _unpacked_missing(model, expected, headers)]
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:8])
+        shown = "\n".join(f"  {problem[:MOST_SHOWN]}" for problem in problems[:8])
         more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}")
-    return {key: DTYPES[headers[key][1]] for key in found}
+    return {key: DTYPES[headers[key].dtype] for key in found}
 
 
 def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Container[str]) -> list[str]:
@@ -102,17 +109,12 @@ def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Co
     ]
 
 
-def _renamed(model: PreTrainedModel, files: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str, str]]:
-    """Key as the loader will rename it → shape, safetensors type, file name."""
-    name_of = loader_naming(model)
-    headers = {}
-    for file in files:
-        try:
-            stored = safe_open(file, "pt")
-        except SafetensorError as error:
-            raise ValueError(f"{file} cannot be read, download or save it again: {error}") from error
-        with stored:
-            for key in stored.keys():
-                header = stored.get_slice(key)
-                headers[name_of(key)] = (tuple(header.get_shape()), header.get_dtype(), str(file).rpartition("/")[2])
-    return headers
+def _odd_scales(scales: Mapping[str, StoredTensor]) -> list[str]:
+    """Scales in another 16-bit type than most: a model is quantized in one, and other numbers are read in another."""
+    halves = {key: tensor for key, tensor in scales.items() if tensor.dtype in ("F16", "BF16")}
+    counts = Counter(tensor.dtype for tensor in halves.values())
+    if len(counts) < 2:
+        return []
+    usual = counts.most_common(1)[0][0]
+    odd = {key: tensor for key, tensor in halves.items() if tensor.dtype != usual}
+    return [f"{key} has type {t.dtype} in {t.file}, and the other scales have {usual}" for key, t in odd.items()]

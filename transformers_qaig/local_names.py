@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,14 @@ def loader_naming(model: PreTrainedModel, convert: bool = True) -> Callable[[str
         return key if renamed not in tensors and key in tensors else renamed
 
     return name
+
+
+def merging(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Whether the loader makes one tensor of what is stored as `key` and of others: experts, fused projections."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    return lambda key: rename_source_key(key, renamings, converters)[1] is not None
 
 
 def is_class_that_saved(model: PreTrainedModel) -> bool:
@@ -86,7 +94,7 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
             that this class has a module for.
     """
     modules, table = dict(model.named_modules()), find_table(model).module
-    local = LocalPlan(names=_names(plan, model, modules, files))
+    local = LocalPlan(names=local_paths(plan, model, files))
     for path, entry in plan.items():
         name = local.names[path]
         if not is_class_that_saved(model) and lacks_part(modules, name):
@@ -117,12 +125,11 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
     return local
 
 
-def _names(
-    plan: Plan, model: PreTrainedModel, modules: Mapping[str, nn.Module], files: Sequence[str]
-) -> dict[str, str]:
-    """Every path of the plan → its name in `model`."""
+def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[str] = ()) -> dict[str, str]:
+    """Every path of modules in a checkpoint → its name in `model`. Arguments as in [`localise`]."""
+    modules = dict(model.named_modules())
     name_of = loader_naming(model)
-    names = {path: path if path in modules else _weight_name(name_of, path) for path in plan}
+    names = {path: path if path in modules else _weight_name(name_of, path) for path in paths}
     if all(name in modules for name in names.values()) or is_class_that_saved(model):
         return names
     saver = _model_that_saved(files)

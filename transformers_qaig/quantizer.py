@@ -26,11 +26,13 @@ from .local_names import ignored_patterns, localise
 from .nn.embedding import QAIGEmbedding
 from .nn.hadamard import Rotation
 from .nn.linear import QAIGLinear, get_linear
-from .nn.packed import PackedModule, check_packed
+from .nn.packed import PackedModule, check_finite, check_packed
 from .placement import place
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
+from .rotation_record import check_rotations, record_rotations
 from .saving import ProcessorToSave, attach_saving, detach_saving
+from .shards import check_files
 from .source import Source
 from .tables import finish_tables, replace, unfinish_tables
 from .text_config import mark_text_config, unmark_text_config, whole_settings
@@ -115,41 +117,48 @@ class QAIGHfQuantizer(HfQuantizer):
         return fused_sets(self.options) if self.quantization_config.fuse_groups else []
 
     def _build_packed(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
+        files = checkpoint_files or ()
+        check_files(files, model.name_or_path or "")
         if not self.quantization_config.plan:
-            settings = QAIGConfig.from_dict(whole_settings(checkpoint_files))
+            settings = QAIGConfig.from_dict(whole_settings(files))
             assert isinstance(settings, QAIGConfig)
             self.quantization_config = settings
-        local = localise(self.quantization_config.plan or {}, model, checkpoint_files or ())
+        local = localise(self.quantization_config.plan or {}, model, files)
+        check_rotations(local.entries, model, files)
         unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
         self.plan = self.quantization_config.plan = local.entries
         for path, entry in self.plan.items():
-            module = model.get_submodule(path)
-            if isinstance(module, nn.Embedding):
-                replace(model, module, QAIGEmbedding.like(module, **entry, device="meta"))
-                continue
-            linear = get_linear(model, path)
-            replacement = QAIGLinear(
-                linear.in_features,
-                linear.out_features,
-                linear.bias is not None,
-                **{**entry, "rotation": Rotation.of(entry)},
-                activation_bits=self.quantization_config.activation_bits,
-                dtype=linear.weight.dtype,
-                device="meta",
-            )
-            model.set_submodule(path, replacement)
+            try:
+                self._replace(model, path, entry)
+            except ValueError as error:
+                raise ValueError(f"The plan in config.json does not fit {path}: {error}") from error
         finish_tables(model)
-        if checkpoint_files:
-            others = [str(file) for file in checkpoint_files if not str(file).endswith(".safetensors")]
-            if others:
-                raise ValueError(f"A quantized checkpoint is stored as safetensors, and {others[0]} is not.")
+        if files:
             # The loader casts to what it finds: scales keep their dtype whatever `dtype` the model is loaded in.
-            for name, stored in check_headers(model, self.plan, checkpoint_files).items():
+            for name, stored in check_headers(model, self.plan, files).items():
                 parameter = model.get_parameter(name)
                 parameter.data = parameter.data.to(stored)
-            self.unused = kept(model, find_unused(model, checkpoint_files, guard_patterns(local)))
+            self.unused = kept(model, find_unused(model, files, guard_patterns(local)))
             self.dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
+
+    def _replace(self, model: PreTrainedModel, path: str, entry: dict[str, Any]) -> None:
+        """Put an empty packed module, as `entry` says, in the place of a linear layer or the embeddings."""
+        module = model.get_submodule(path)
+        if isinstance(module, nn.Embedding):
+            replace(model, module, QAIGEmbedding.like(module, **entry, device="meta"))
+            return
+        linear = get_linear(model, path)
+        replacement = QAIGLinear(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            **{**entry, "rotation": Rotation.of(entry)},
+            activation_bits=self.quantization_config.activation_bits,
+            dtype=linear.weight.dtype,
+            device="meta",
+        )
+        model.set_submodule(path, replacement)
 
     # -- after the weights are loaded
 
@@ -164,6 +173,8 @@ class QAIGHfQuantizer(HfQuantizer):
                 module = model.get_submodule(path)
                 assert isinstance(module, PackedModule)
                 check_packed(module, path)
+            for name, parameter in model.named_parameters():
+                check_finite(parameter, name)
             mark_text_config(model.config)
             attach_saving(model, ProcessorToSave(None, self.source))
             self._prepare(model)
@@ -246,7 +257,9 @@ class QAIGHfQuantizer(HfQuantizer):
             return None, {}  # only the adapter is saved
         # A tied head and its embeddings give two copies of what they hold in the kernels' order.
         tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
-        return {**tensors, **read_unused(self.unused), **guard_tensors(self.plan, model.dtype)}, {}
+        return {**tensors, **read_unused(self.unused), **guard_tensors(self.plan, model.dtype)}, record_rotations(
+            self.plan
+        )
 
     def is_serializable(self) -> bool:
         return True

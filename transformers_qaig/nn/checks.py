@@ -49,7 +49,10 @@ def check_dispatchable(name: str, x: Tensor, **others: Tensor | None) -> None:
             check_device(other, tensor, x)
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
+def check_dense(name: str, tensor: Tensor | None) -> None:
+    """Checks that a tensor is one whose elements lie in memory of its own; torch passes None for a tensor, too."""
+    if tensor is None:
+        raise ValueError(f"{name} must be a tensor, got None")
     if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
         return
     if tensor.is_quantized:

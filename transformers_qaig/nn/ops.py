@@ -92,6 +92,7 @@ def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
     float64 where compiled kernels answer.
     """
     check_lists(*args[:-2])
+    check_dense("x", x)
     for packed, scale, zero, bias in zip(*args[:4]):
         check_dispatchable("x", x, packed=packed, scale=scale, zero=zero, bias=bias)
     if load_kernels(x.device) and extension.has_kernel("linear_many", x.device.type):
@@ -214,6 +215,7 @@ def repack_cuda(
 
 def _check_weight(x: Tensor, weight: Weight) -> None:
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
+    check_dense("packed", weight.packed)
     layout = weight.layout
     if layout != ON_DISK and x.device == weight.packed.device and layout == kernel_layout(x.device, weight.bits):
         return  # `qaig::dequantize`, through which the reference reads such a weight, checks it

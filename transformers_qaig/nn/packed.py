@@ -1,6 +1,7 @@
 """`PackedModule`: what holds a weight as packed integers, and keeps them whole through moves, casts and files."""
 
 import functools
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -260,11 +261,27 @@ def check_packed(module: PackedModule, name: str) -> None:
             raise ValueError(f"{name}.{key} has shape {tuple(tensor.shape)}, expected {shape}")
     if module.sym and module.weight_zero_point is not None:
         raise ValueError(f"{name}.weight_zero_point is there, but the layer is symmetric and has none")
-    if module.weight_scale.device.type != "meta" and not module.weight_scale.isfinite().all():
-        raise ValueError(f"{name}.weight_scale has values that are not finite")
+    most = torch.finfo(module.weight_scale.dtype).max / 2**module.bits
+    if not module.weight_scale.is_meta and not _largest(module.weight_scale) <= most:  # of NaN, too
+        raise ValueError(f"{name}.weight_scale has values that are not finite, or too large for finite weights")
     expected = [module.out_features, module.in_features]
     if module.weight_shape.device.type != "meta" and module.weight_shape.tolist() != expected:
         raise ValueError(f"{name}.weight_shape says {module.weight_shape.tolist()}, expected {expected}")
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """
+    Raises:
+        ValueError: if a floating tensor holds a value that is not finite. On the meta device there is none to check.
+    """
+    if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta and not math.isfinite(_largest(tensor)):
+        raise ValueError(f"{name} has values that are not finite: download the checkpoint or save it again")
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude, read without a copy of the tensor; NaN if there is one."""
+    low, high = tensor.detach().aminmax()
+    return float(torch.maximum(low.abs(), high.abs()))
 
 
 def _is_offloaded(module: nn.Module) -> bool:

@@ -125,7 +125,9 @@ def unpack(words: Tensor, bits: int, in_features: int) -> Tensor:
         )
     codes = torch.empty(rows, in_features, dtype=torch.uint8, device=words.device)
     for start, stop in row_chunks(rows, in_features):
-        codes[start:stop] = _bytes_to_codes(words[start:stop].contiguous().view(torch.uint8), bits, in_features)
+        # Flat first: a matrix of one column counts as contiguous whatever its stride, and cannot be seen as bytes then.
+        row_bytes = words[start:stop].contiguous().reshape(-1).view(torch.uint8).view(stop - start, -1)
+        codes[start:stop] = _bytes_to_codes(row_bytes, bits, in_features)
     return codes
 
 

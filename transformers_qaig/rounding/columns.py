@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import extension
 from ..nn import ops
+from ..nn.checks import check_dense, check_device
 from ..nn.schema import LIBRARY
 
 
@@ -43,8 +44,12 @@ def round_columns_reference(
         max_code (`int`): codes are 0 to max_code.
 
     Raises:
-        RuntimeError: a kernel's checks: shapes, dtypes or devices that do not fit, too many columns.
+        ValueError: shapes, dtypes or devices that do not fit, or a group that is not there (a kernel: RuntimeError,
+            for too many columns, too).
     """
+    _check(rows, errors, codes, factor, groups, step, scale, zero)
+    if not 0 <= max_code <= 255:
+        raise ValueError(f"max_code must be from 0 to 255, got {max_code}")
     steps, scales, zeros = (of_groups[groups] for of_groups in (step, scale, zero))
     lowest, highest, found = -zeros, max_code - zeros, torch.empty_like(steps)
     each = (t.unbind() for t in (rows, errors, found, steps, scales, lowest, highest))
@@ -54,6 +59,30 @@ def round_columns_reference(
         if j + 1 < len(rows):
             rows[j + 1 :] -= factor[j, j + 1 :].unsqueeze(-1) * error
     codes.copy_(found.add_(zeros))
+
+
+def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, *of_groups: Tensor) -> None:
+    check_dense("rows", rows)
+    columns, width = rows.shape if rows.dim() == 2 else (-1, -1)
+    step = of_groups[0]
+    count = len(step) if step is not None and step.dim() else -1
+    float32 = torch.float32
+    wanted = {
+        "rows": (rows, (columns, width), float32),
+        "errors": (errors, (columns, width), float32),
+        "codes": (codes, (columns, width), torch.uint8),
+        "factor": (factor, (columns, columns), float32),
+        "groups": (groups, (columns,), torch.int64),
+        **{name: (t, (count, width), float32) for name, t in zip(("step", "scale", "zero"), of_groups)},
+    }
+    for name, (tensor, shape, dtype) in wanted.items():
+        check_dense(name, tensor)
+        check_device(name, tensor, rows)
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {dtype} of shape {shape} (columns, rows and groups are those of rows and step), got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
 
 
 LIBRARY.impl("round_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")

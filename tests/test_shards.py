@@ -1,0 +1,119 @@
+"""Shards and their index are what they say, or an error names the file and the tensor."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="session")
+def in_shards(quantized: tuple[nn.Module, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    quantized[0].save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+@pytest.fixture
+def folder(in_shards: Path, tmp_path: Path) -> Path:
+    shutil.copytree(in_shards, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def shards(folder: Path) -> dict[str, str]:
+    """Tensor → file."""
+    return json.loads((folder / INDEX).read_text())["weight_map"]
+
+
+def point(folder: Path, key: str, file: str) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"][key] = file
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def add(file: Path, key: str, tensor: Tensor) -> None:
+    tensors = load_file(file)
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+    save_file({**tensors, key: tensor}, file, metadata)
+
+
+def test_shards_load(folder: Path) -> None:
+    assert len(set(shards(folder).values())) > 2
+    AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("ending", ["0.mlp.up_proj.weight_scale", "0.input_layernorm.weight"])
+@pytest.mark.parametrize("rename", [str, lambda key: key.replace("language_model.model.", "model.language_model.")])
+def test_a_tensor_that_is_stored_twice_is_named(folder: Path, ending: str, rename) -> None:
+    where = shards(folder)
+    key = next(key for key in where if key.endswith(ending))
+    other = next(file for file in sorted(set(where.values())) if file != where[key])
+    add(folder / other, rename(key), load_file(folder / where[key])[key] * 2)
+    with pytest.raises(ValueError, match=rf"{ending} is stored twice: .*{where[key]}"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_an_index_that_names_another_shard_is_an_error(folder: Path) -> None:
+    where = shards(folder)
+    key = next(iter(where))
+    other = next(file for file in where.values() if file != where[key])
+    point(folder, key, other)
+    with pytest.raises(ValueError, match=rf"{key} in {other}, which lacks it"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("../outside.safetensors", "outside of"),
+        ("/dev/zero", "outside of"),
+        ("none.safetensors", "is missing"),
+        ("fifo.safetensors", "no regular file"),
+        ("config.json", "is stored as safetensors"),
+    ],
+)
+def test_an_index_that_names_what_is_no_shard_is_an_error(folder: Path, file: str, problem: str) -> None:
+    os.mkfifo(folder / "fifo.safetensors")
+    shutil.copy(folder / next(iter(shards(folder).values())), folder.parent / "outside.safetensors")
+    point(folder, next(iter(shards(folder))), file)
+    with pytest.raises(ValueError, match=f"{Path(file).name}.*{problem}|{problem}.*{Path(file).name}"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_a_relative_folder_is_no_other_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name in (".", "../model"):
+        AutoModelForImageTextToText.from_pretrained(name)
+
+
+def test_a_tied_head_is_stored_once(llava: Path, tmp_path: Path) -> None:
+    from transformers_qaig import QAIGConfig
+
+    config = {"tie_word_embeddings": True}
+    text = json.loads((llava / "config.json").read_text())
+    text.update(config)
+    text["text_config"].update(config)
+    full = tmp_path / "full"
+    shutil.copytree(llava, full)
+    (full / "config.json").write_text(json.dumps(text))
+    tensors = load_file(full / "model.safetensors")
+    head = next(key for key in tensors if key.endswith("lm_head.weight"))
+    del tensors[head]
+    save_file(tensors, full / "model.safetensors", {"format": "pt"})
+    settings = QAIGConfig(recipe="rtn", group_size=32, embedding_bits=4)
+    folder = tmp_path / "packed"
+    AutoModelForImageTextToText.from_pretrained(full, quantization_config=settings).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    table = next(key for key in tensors if key.endswith("embed_tokens.weight_scale"))
+    add(folder / "model.safetensors", head.replace("weight", "weight_scale"), torch.flip(tensors[table], (0,)))
+    with pytest.raises(ValueError, match=r"lm_head\.weight_scale is stored twice"):
+        AutoModelForImageTextToText.from_pretrained(folder)
