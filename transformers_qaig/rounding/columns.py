@@ -13,6 +13,7 @@ from ..nn.schema import LIBRARY
 
 def _by_kernel_or_reference(rows: Tensor, *args: Any) -> None:
     """`qaig::round_columns` where no kernel is registered: the GPU's if it can be loaded now, else the reference."""
+    check_dense("rows", rows)
     if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
         torch.ops.qaig.round_columns(rows, *args)
     else:
@@ -47,6 +48,7 @@ def round_columns_reference(
         ValueError: shapes, dtypes or devices that do not fit, or a group that is not there (a kernel: RuntimeError,
             for too many columns, too).
     """
+    check_dense("rows", rows)
     _check(rows, errors, codes, factor, groups, step, scale, zero)
     if not 0 <= max_code <= 255:
         raise ValueError(f"max_code must be from 0 to 255, got {max_code}")
@@ -62,7 +64,6 @@ def round_columns_reference(
 
 
 def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, *of_groups: Tensor) -> None:
-    check_dense("rows", rows)
     columns, width = rows.shape if rows.dim() == 2 else (-1, -1)
     step = of_groups[0]
     count = len(step) if step is not None and step.dim() else -1
