@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import FAMILIES, build, samples, save
+from tests.tolerance import assert_close, terms_of
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -22,7 +23,7 @@ def test_family_builds_saves_and_loads(name, tmp_path):
     save(name, tmp_path, dtype=torch.float32)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     expected = model(**inputs[0], use_cache=False).logits
-    torch.testing.assert_close(loaded(**inputs[0], use_cache=False).logits, expected, rtol=0, atol=1e-4)
+    assert_close(loaded(**inputs[0], use_cache=False).logits, expected, terms_of(model))
 
     sample = samples(AutoProcessor.from_pretrained(tmp_path), 1)[0]
     assert sample.keys() == inputs[0].keys()

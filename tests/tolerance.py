@@ -8,7 +8,7 @@ library on two processors, agree that far and no further: never compare their su
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SPREAD = 6
 """How much more than √n roundings is allowed: chance gives that much once in 10⁸ times."""
@@ -28,6 +28,16 @@ def rounding(dtype: torch.dtype, terms: int, summed_in: torch.dtype | None = Non
     summed_in = summed_in or torch.promote_types(dtype, torch.float32)
     ends = 0.0 if summed_in == dtype else 2 * unit(dtype)
     return 2 * SPREAD * math.sqrt(max(terms, 1)) * unit(summed_in) + ends
+
+
+def terms_of(module: nn.Module) -> int:
+    """At most how many terms are added one after another from a model's inputs to its outputs: every sum it makes.
+
+    Attention adds as many as there are tokens, norms as many as there are channels: that doubles what linears add.
+    """
+    linears = sum(m.in_features for m in module.modules() if isinstance(getattr(m, "in_features", None), int))
+    convolutions = (m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+    return 2 * (linears + sum(m.weight[0].numel() for m in convolutions))
 
 
 def assert_close(

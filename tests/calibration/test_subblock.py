@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
+from tests.tolerance import assert_close, terms_of
 from transformers_qaig.calibration.block import OutputError, forward
 from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.subblock import NotReached, enter, is_tokenwise, pieces_of, run
@@ -41,7 +42,7 @@ def test_enter_gives_what_the_linears_read(case) -> None:
     assert not kwargs
     down, _, _ = enter(block, groups["mlp.down_proj"], calls[0])
     with torch.no_grad():
-        assert torch.equal(block.mlp.down_proj(down), block.mlp(x))
+        assert_close(block.mlp.down_proj(down), block.mlp(x), terms_of(block.mlp))
 
 
 def test_a_call_that_runs_past_is_told(case) -> None:
@@ -73,7 +74,7 @@ def test_run_is_the_modules_own_output(case, module: str) -> None:
     with torch.no_grad():
         ours = [run(block, groups[module], piece, piece.x) for piece in _pieces(case, module)]
     wanted = torch.cat([output.reshape(-1, 64) for output in outputs])
-    torch.testing.assert_close(torch.cat([output.reshape(-1, 64) for output in ours]), wanted, rtol=1e-4, atol=1e-5)
+    assert_close(torch.cat([output.reshape(-1, 64) for output in ours]), wanted, terms_of(block))
 
 
 def test_run_takes_other_weights_without_changing_the_block(case) -> None:
@@ -121,7 +122,7 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
         assert piece.x.ndim == 3
         assert is_tokenwise(block, groups[name], piece)
         with torch.no_grad():
-            torch.testing.assert_close(run(block, groups[name], piece, piece.x)[0], output, rtol=1e-4, atol=1e-5)
+            assert_close(run(block, groups[name], piece, piece.x)[0], output, terms_of(block))
 
 
 def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, build, samples
+from tests.tolerance import assert_close, terms_of
 from transformers_qaig.equalization import Group, find_groups, fold, tie
 
 PAIR = Group(linears=("b", "c"), module="", producer="a", channels=(2, 3, 2, 3, -1))
@@ -43,7 +44,7 @@ def test_fold_into_rows_of_a_linear_keeps_the_function():
     before, expected = copy.deepcopy(block), block(x)
     scale = torch.tensor([0.5, 3.0, 0.5, 3.0, 1.0])
     fold(block, PAIR, scale)
-    torch.testing.assert_close(block(x), expected)
+    assert_close(block(x), expected, terms_of(block))
     torch.testing.assert_close(block.b.weight, before.b.weight * scale)
     torch.testing.assert_close(block.c.weight, before.c.weight * scale)
     torch.testing.assert_close(block.a.bias, before.a.bias / torch.tensor([1.0, 1.0, 0.5, 3.0]))
@@ -57,7 +58,7 @@ def test_fold_into_layer_norm_divides_weight_and_bias():
     expected = block(x)
     scale = torch.tensor([0.5, 3.0, 0.25, 1.0])
     fold(block, Group(("b",), "b", "a", (0, 1, 2, 3)), scale)
-    torch.testing.assert_close(block(x), expected)
+    assert_close(block(x), expected, terms_of(block))
 
 
 def test_fold_into_norm_of_one_plus_weight():
@@ -73,7 +74,7 @@ def test_fold_into_norm_of_one_plus_weight():
     expected, weight = block(x), block.a.weight.detach().clone()
     scale = torch.tensor([0.5, 3.0, 0.25, 1.0])
     fold(block, Group(("b",), "b", "a", (0, 1, 2, 3), plus_one=True), scale)
-    torch.testing.assert_close(block(x), expected)
+    assert_close(block(x), expected, terms_of(block))
     torch.testing.assert_close(block.a.weight, (1 + weight) / scale - 1)
 
 
