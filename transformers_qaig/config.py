@@ -12,6 +12,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .entries import is_int
+from .plain import plain
 from .plan_source import read_plan
 from .quote import quote
 from .recipes import recipe_of
@@ -165,11 +166,11 @@ class QAIGConfig(QuantizationConfigMixin):
         budgeted = target_bits is not None or target_size is not None
         if bits is None:
             bits = CHOICES if budgeted else 4
-        self.bits = list(bits) if isinstance(bits, (list, tuple, set, range)) else bits
+        self.bits = bits
         self.group_size = group_size
         self.sym = sym
         self.recipe = recipe
-        self.stages = dict(stages) if isinstance(stages, Mapping) else stages
+        self.stages = stages
         self.modules_to_not_convert = modules_to_not_convert
         self.overrides = overrides
         self.min_coverage = min_coverage
@@ -215,6 +216,9 @@ class QAIGConfig(QuantizationConfigMixin):
             hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(self._known())}."
             raise TypeError(f"QAIGConfig got an unknown argument {quote(name)}.{hint}")
 
+        for name, value in vars(self).items():
+            if name not in _RUNTIME:
+                setattr(self, name, plain(value, name))
         check_settings(self)
         if isinstance(self.bits, list):
             self.bits = sorted(set(self.bits))

@@ -20,19 +20,21 @@ from .calibration.inputs import load_inputs
 from .checkpoint import check_headers
 from .config import QAIGConfig
 from .coverage import Coverage, Plan
+from .devices import check_device
 from .files import require_writable
 from .guard import guard_patterns, guard_tensors
 from .local_names import ignored_patterns, localise
 from .nn.embedding import QAIGEmbedding
-from .nn.hadamard import Rotation
-from .nn.linear import QAIGLinear, get_linear
+from .nn.linear import QAIGLinear
 from .nn.packed import PackedModule, check_finite, check_packed
-from .placement import place
+from .placement import Placement
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .rotation_record import check_rotations, record_rotations
+from .save_trial import try_saving
 from .saving import ProcessorToSave, attach_saving, detach_saving
 from .shards import check_files
+from .skeleton import likely_plan, pack_modules, packed_skeleton
 from .source import Source
 from .tables import finish_tables, replace, unfinish_tables
 from .text_config import mark_text_config, unmark_text_config, whole_settings
@@ -56,7 +58,7 @@ class QAIGHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         if not self.pre_quantized:  # what was done is written into it, and the caller may use theirs again
             self.quantization_config = copy.deepcopy(quantization_config)
-        self.device_map: Any = None
+        self.placement = Placement()
         self.source = Source("")
         self.unused: list[UnusedTensor] = []
         self.plan: Plan = {}
@@ -75,16 +77,14 @@ class QAIGHfQuantizer(HfQuantizer):
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
                 "from_pretrained outside of it (torch.no_grad() is fine)."
             )
+        device = self.quantization_config.calibration_device
+        if not self.pre_quantized and device is not None:
+            check_device(device, "`calibration_device`")
 
     def update_device_map(self, device_map: Any) -> Any:
         if self.pre_quantized:
             return device_map
-        to_disk = isinstance(device_map, dict) and "disk" in device_map.values()
-        if to_disk and self.quantization_config.offload_folder is None:
-            raise ValueError(
-                "`device_map` puts some of the model on disk, and it is not said where: QAIGConfig(offload_folder=...)."
-            )
-        self.device_map = device_map
+        self.placement = Placement.requested(device_map, self.quantization_config)
         return {"": "cpu"}
 
     # -- on the meta model, before the first weight is read
@@ -110,8 +110,20 @@ class QAIGHfQuantizer(HfQuantizer):
             self.plan, self.coverage = make_plan(model, config)
             self.coverage.require(config.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
+        self._rehearse(model, checkpoint_files)
         if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
             self.samples, self.answers = load_inputs(model, config, self.source)
+
+    def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
+        """Place and save the packed model without weights: what cannot be done is said before the calibration."""
+        if self.options:
+            self.plan = likely_plan(self.options, self.budget, self._fused()) | self.coverage.outside
+        settings = copy.deepcopy(self.quantization_config)
+        settings.plan = self.plan
+        skeleton = packed_skeleton(model, self.plan, settings.activation_bits)
+        self.placement.plan(skeleton)
+        tensors, _ = self.get_state_dict_and_metadata(skeleton)
+        try_saving(model, skeleton, tensors or {}, settings, checkpoint_files)
 
     def _fused(self) -> list[list[str]]:
         return fused_sets(self.options) if self.quantization_config.fuse_groups else []
@@ -128,12 +140,7 @@ class QAIGHfQuantizer(HfQuantizer):
         unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
         self.plan = self.quantization_config.plan = local.entries
-        for path, entry in self.plan.items():
-            try:
-                self._replace(model, path, entry)
-            except ValueError as error:
-                raise ValueError(f"The plan in config.json does not fit {path}: {error}") from error
-        finish_tables(model)
+        pack_modules(model, self.plan, self.quantization_config.activation_bits)
         if files:
             # The loader casts to what it finds: scales keep their dtype whatever `dtype` the model is loaded in.
             for name, stored in check_headers(model, self.plan, files).items():
@@ -141,24 +148,6 @@ class QAIGHfQuantizer(HfQuantizer):
                 parameter.data = parameter.data.to(stored)
             self.unused = kept(model, find_unused(model, files, guard_patterns(local)))
             self.dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
-
-    def _replace(self, model: PreTrainedModel, path: str, entry: dict[str, Any]) -> None:
-        """Put an empty packed module, as `entry` says, in the place of a linear layer or the embeddings."""
-        module = model.get_submodule(path)
-        if isinstance(module, nn.Embedding):
-            replace(model, module, QAIGEmbedding.like(module, **entry, device="meta"))
-            return
-        linear = get_linear(model, path)
-        replacement = QAIGLinear(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            **{**entry, "rotation": Rotation.of(entry)},
-            activation_bits=self.quantization_config.activation_bits,
-            dtype=linear.weight.dtype,
-            device="meta",
-        )
-        model.set_submodule(path, replacement)
 
     # -- after the weights are loaded
 
@@ -194,7 +183,7 @@ class QAIGHfQuantizer(HfQuantizer):
         model.qaig_report = report  # type: ignore[assignment]
         attach_saving(model, self._processor(), base_model_id=model.name_or_path)
         logger.info("%s", report)
-        place(model, self.device_map, self.quantization_config)
+        self.placement.place(model)
         self._prepare(model)
 
     def _processor(self) -> ProcessorToSave:

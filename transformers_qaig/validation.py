@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .allocation import parse_size
+from .devices import check_max_memory
 from .entries import BITS, check_entry, check_plan, is_int
 from .nn.hadamard import MAX_SEED
 from .quote import quote
@@ -47,7 +48,7 @@ def check_settings(config: Any) -> None:
     if not is_int(config.seed) or not 0 <= config.seed <= MAX_SEED:
         raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, got {quote(config.seed)}.")
     skip = config.modules_to_not_convert
-    if skip is not None and (not isinstance(skip, (list, tuple, set)) or not all(isinstance(s, str) for s in skip)):
+    if skip is not None and (not isinstance(skip, list) or not all(isinstance(s, str) for s in skip)):
         raise ValueError(f"`modules_to_not_convert` must be a list of paths or patterns, got {quote(skip)}.")
     if config.overrides is not None:
         _check_overrides(config.overrides)
@@ -103,10 +104,9 @@ def _check_run(config: Any) -> None:
             raise ValueError(f"`{name}` must be the path of a folder, got {quote(folder)}.")
         if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(f"`{name}` must be the path of a folder, and {folder} is a file.")
-    for name in ("dataset_columns", "max_memory"):
-        value = getattr(config, name)
-        if value is not None and not isinstance(value, Mapping):
-            raise ValueError(f"`{name}` must be a mapping, got {quote(value)}.")
+    if config.dataset_columns is not None and not isinstance(config.dataset_columns, Mapping):
+        raise ValueError(f"`dataset_columns` must be a mapping, got {quote(config.dataset_columns)}.")
+    check_max_memory(config.max_memory)
     if config.calibration_device is not None:
         try:
             device = torch.device(config.calibration_device)

@@ -1,0 +1,121 @@
+"""The folders of offloaded models: each its own, and gone when it is not read any more."""
+
+import copy
+import gc
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText as Auto
+
+from tests.families import build
+from tests.lifecycle import logits
+from transformers_qaig import QAIGConfig
+from transformers_qaig.offload import PREFIX, OffloadFolder
+
+MAP = {"": "cpu", "model.language_model.layers.1": "disk"}
+
+
+def quantize(folder: Path, offload: Path | None = None) -> nn.Module:
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn")
+    where = {} if offload is None else {"device_map": MAP, "offload_folder": offload}
+    return Auto.from_pretrained(folder, quantization_config=config, **where)
+
+
+def folders(parent: Path) -> list[Path]:
+    return [path for path in parent.iterdir() if path.name.startswith(PREFIX) and path.is_dir()]
+
+
+def test_two_models_at_once_have_their_own_weights(llava: Path, tmp_path: Path) -> None:
+    build("llava", seed=1)[0].save_pretrained(tmp_path / "other")
+    models = [(quantize(folder, tmp_path / "offload"), quantize(folder)) for folder in (llava, tmp_path / "other")]
+    assert len(folders(tmp_path / "offload")) == 2
+    for offloaded, wanted in models:
+        assert torch.equal(logits(offloaded, llava), logits(wanted, llava))
+        offloaded.save_pretrained(tmp_path / "saved")
+        assert torch.equal(logits(Auto.from_pretrained(tmp_path / "saved"), llava), logits(wanted, llava))
+
+
+def test_an_index_that_lies_there_is_not_believed(llava: Path, tmp_path: Path) -> None:
+    name = "model.language_model.layers.1.input_layernorm.weight"
+    (tmp_path / f"{name}.dat").write_bytes(bytes(256))
+    (tmp_path / "index.json").write_text(json.dumps({name: {"dtype": "float32", "shape": [64]}}))
+    assert torch.equal(logits(quantize(llava, tmp_path), llava), logits(quantize(llava), llava))
+    assert (tmp_path / "index.json").exists()  # nor touched
+
+
+def test_the_folder_goes_with_the_last_that_reads_it(llava: Path, tmp_path: Path) -> None:
+    model = quantize(llava, tmp_path)
+    part = model.model.language_model
+    copied = copy.deepcopy(part.layers[1].mlp)
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.no_grad():
+        before = part(ids).last_hidden_state
+    del model
+    gc.collect()
+    with torch.no_grad():
+        assert torch.equal(part(ids).last_hidden_state, before)
+    del part
+    gc.collect()
+    assert len(folders(tmp_path)) == 1
+    del copied
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_run_leaves_nothing(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("calibration failed")
+
+    monkeypatch.setattr("transformers_qaig.calibrate.calibrate", fail)
+    with pytest.raises(RuntimeError, match="calibration failed"):
+        quantize(llava, tmp_path)
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def run_of_another_process(parent: Path) -> tuple[int, Path]:
+    """The id of a process that holds a folder below `parent` until it is killed, and the folder."""
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        folder = OffloadFolder(parent)
+        (folder.path / "weight.dat").write_bytes(b"x")
+        os.write(writer, str(folder.path).encode())
+        signal.pause()
+    path = Path(os.read(reader, 1000).decode())
+    os.close(reader)
+    os.close(writer)
+    return process, path
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_what_a_killed_run_left_is_removed_and_a_living_one_is_not_touched(tmp_path: Path) -> None:
+    killed, left = run_of_another_process(tmp_path)
+    kill(killed)
+    (tmp_path / "mine").mkdir()
+    assert left.exists()
+    living, used = run_of_another_process(tmp_path)
+    own = OffloadFolder(tmp_path)
+    there = {path for path in tmp_path.iterdir() if path.is_dir()}
+    kill(living)
+    assert there == {own.path, used, tmp_path / "mine"}
+    assert not Path(f"{left}.lock").exists()
+
+
+def test_a_fork_does_not_remove_its_parents_folder(tmp_path: Path) -> None:
+    folder = OffloadFolder(tmp_path)
+    process = os.fork()
+    if process == 0:
+        folder.remove()
+        os._exit(0)
+    os.waitpid(process, 0)
+    assert folder.path.exists()
