@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,15 +14,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .calibration.around import around
-from .calibration.block import forward
-from .calibration.capture import PausedForwards, resident
+from .calibration.block import check_calls, first_tensor, forward
+from .calibration.capture import PausedForwards, leaving_out, resident
 from .calibration.dataset import token_mask
 from .calibration.doors import Streams
+from .calibration.exclusions import Exclusions, numbered, overflow_advice
 from .calibration.inputs import picture_masks
 from .calibration.memory import out_of_memory_explained
 from .calibration.resume import BlockStore
 from .calibration.slices import ALL_REAL, install, merged, parts_of, together
 from .calibration.stations import Station, find_stations
+from .calibration.subblock import is_finite_where
 from .calibration.table import quantize_embedding
 from .calibration.treatment import Tools, quantize_block
 from .calibration.weighing import Weigher, given_weights
@@ -46,6 +49,7 @@ def calibrate(
     samples: Sequence[Mapping[str, Any]],
     config: QAIGConfig,
     answers: Sequence[Tensor] | None = None,
+    exclusions: Exclusions | None = None,
 ) -> QuantizationReport:
     """
     Quantize `model` in place, as `plan` and the recipe say: station after station, in the order in which they run.
@@ -56,16 +60,18 @@ def calibrate(
         samples: model inputs on the CPU, one conversation each; may be empty for a recipe that reads no data.
         config: recipe, seed, work folder, calibration device.
         answers: bool [B, T] per sample, True at its answers' tokens, for recipes that ask for them; None: at all.
+        exclusions: samples that are left out already; those in which NaN or Inf turns up are added.
 
     Returns:
         what was done; its plan is the given one without the rotations that were not kept.
 
     Raises:
         torch.OutOfMemoryError: the message says what would need less memory.
-        ValueError: `work_dir` belongs to another run, is in use by one, or cannot be written.
+        ValueError: `work_dir` belongs to another run, is in use by one, or cannot be written; or NaN or Inf turned up
+            in too many samples.
     """
     with BlockStore(config, plan, samples, model) as store:
-        return _calibrate(model, plan, coverage, samples, config, answers, store)
+        return _calibrate(model, plan, coverage, samples, config, answers, exclusions, store)
 
 
 def _calibrate(
@@ -75,13 +81,15 @@ def _calibrate(
     samples: Sequence[Mapping[str, Any]],
     config: QAIGConfig,
     answers: Sequence[Tensor] | None,
+    exclusions: Exclusions | None,
     store: BlockStore,
 ) -> QuantizationReport:
     """As [`calibrate`]; what is finished is kept in `store`."""
     start = time.perf_counter()
     recipe = recipe_of(config.recipe, config.stages)
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
-    masks = [token_mask(sample) for sample in samples]
+    samples, masks = numbered(samples), [token_mask(sample) for sample in samples]
+    exclusions = exclusions or Exclusions(len(samples))
     plan = {path: dict(entry) for path, entry in plan.items()}
     report = QuantizationReport(config.recipe, coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
     with out_of_memory_explained("in the first forward passes", device, report):
@@ -90,7 +98,7 @@ def _calibrate(
     blocks = list(find_blocks(model).values())
     with out_of_memory_explained("in the first forward passes", device, report):
         seen = answers or masks, picture_masks(model, samples)
-        given = given_weights(model, blocks, samples, masks, *seen, recipe, device)
+        given = given_weights(model, blocks, samples, masks, *seen, recipe, device, exclusions)
     weigher = Weigher(recipe, config.seed, given)
     tools = Tools(recipe, GroupFinder(model, config.seed), weigher, config.seed, config.activation_bits)
     with (
@@ -99,26 +107,32 @@ def _calibrate(
         PausedForwards(model, doors, samples, door_device="cpu") as quantized,
         tqdm(stations, desc=f"Quantizing ({config.recipe})", unit="block") as bar,
     ):
+
+        def go_on(sample: int, output: Any, output_q: Any) -> None:
+            full.resume(sample, output)
+            quantized.resume(sample, output_q)
+
+        leave_out = leaving_out(exclusions, samples, overflow_advice(model.dtype), full, quantized)
         for index, station in enumerate(bar):
-
-            def go_on(sample: int, output: Any, output_q: Any) -> None:
-                full.resume(sample, output)
-                quantized.resume(sample, output_q)
-
             last = station is stations[-1]  # what follows it is not needed
             with out_of_memory_explained(f"at {station.path}", device, report), resident(station.module, device):
                 report.bytes_per_sample = max(report.bytes_per_sample, full.nbytes() / max(len(samples), 1))
                 real = masks if station.reads_text else [ALL_REAL] * len(masks)
-                streams = Streams(full.waiting(index), quantized.waiting(index), real)
+                streams = Streams(full.waiting(index), quantized.waiting(index), real, leave_out)
+                check_calls(streams, station.path)
                 visits.leave()  # the tower has seen all samples, and its place on the device is wanted
                 weigher.block = next((i for i, block in enumerate(blocks) if block is station.module), None)
                 weigher.calls = sum(block.searches for block in report.blocks)
                 summary = quantize_station(model, station, plan, streams, tools, store, None if last else go_on)
             report.blocks.append(summary)
-            bar.set_postfix(error=f"{summary.error:.2e}")
+            if math.isfinite(summary.error):
+                bar.set_postfix(error=f"{summary.error:.2e}")
     for station in unreached:
         logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", station.path)
         report.blocks.append(quantize_station(model, station, plan, Streams({}, {}, []), tools, store))
+    used = [mask for sample, mask in zip(samples, masks) if sample not in exclusions]
+    report.num_samples, report.num_tokens = len(used), int(sum(mask.sum() for mask in used))
+    report.left_out = dict(exclusions.where)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -145,6 +159,8 @@ def quantize_station(
         part.result, part.summary = store.load(part.path, part.block, part.entries) or quantize_block(
             part.block, part.path, part.entries, streams, tools
         )
+        if part.summary.resumed and part.summary.left_out:
+            streams.leave_out(dict(part.summary.left_out))
         for name, module in part.result.named_modules():
             if isinstance(module, QAIGLinear):
                 module.activation_bits = tools.activation_bits
@@ -153,11 +169,16 @@ def quantize_station(
         call_q, outputs = streams.calls_q[sample], []
         for part in parts:
             output, output_q = forward(part.block, call), forward(part.result, call_q)
-            part.error.add(output_q, output, streams.masks[sample])
+            if not part.error.add(output_q, output, streams.masks[sample]):
+                full_is_finite = is_finite_where(streams.masks[sample], first_tensor(output))
+                whose = "quantized" if full_is_finite else "full-precision"
+                streams.leave_out({sample: f"the {whose} output of {part.path}"})
+                break
             if go_on is not None:
                 outputs.append((output, output_q))
-        if go_on is not None:
-            go_on(sample, *(together(rows) for rows in zip(*outputs)))
+        else:
+            if go_on is not None:
+                go_on(sample, *(together(rows) for rows in zip(*outputs)))
     for part in parts:
         store.check(part.summary, part.error.value)
         part.summary.error, part.summary.seconds = part.error.value, (time.perf_counter() - start) / len(parts)

@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
 from .allocation import Option, allocate, describe, fused_sets, reachable
+from .calibration.exclusions import Exclusions
 from .calibration.inputs import load_inputs
 from .checkpoint import check_headers
 from .config import QAIGConfig
 from .coverage import Coverage, Plan
 from .devices import check_device
 from .files import require_writable
+from .finite import check_weights
 from .guard import guard_patterns, guard_tensors
 from .local_names import ignored_patterns, localise
 from .nn.embedding import QAIGEmbedding
@@ -65,6 +67,7 @@ class QAIGHfQuantizer(HfQuantizer):
         self.coverage = Coverage()
         self.samples: Sequence[dict[str, Tensor]] = []
         self.answers: Sequence[Tensor] = []
+        self.exclusions = Exclusions()
         self.options: dict[str, list[Option]] = {}
         self.budget = 0.0
         self.dtypes: dict[str, torch.dtype] = {}
@@ -112,7 +115,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
         self._rehearse(model, checkpoint_files)
         if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
-            self.samples, self.answers = load_inputs(model, config, self.source)
+            self.samples, self.answers = load_inputs(model, config, self.source, self.exclusions)
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         """Place and save the packed model without weights: what cannot be done is said before the calibration."""
@@ -170,10 +173,19 @@ class QAIGHfQuantizer(HfQuantizer):
             return
         from .calibrate import calibrate  # here, because all that needs greenlet comes with it, and loading does not
 
+        check_weights(model)
         try:
             if self.options:
                 self._allocate(model)
-            report = calibrate(model, self.plan, self.coverage, self.samples, self.quantization_config, self.answers)
+            report = calibrate(
+                model,
+                self.plan,
+                self.coverage,
+                self.samples,
+                self.quantization_config,
+                self.answers,
+                self.exclusions,
+            )
         finally:
             self.samples, self.answers, self.options = [], [], {}
         finish_tables(model, self.quantization_config.activation_bits)
@@ -204,7 +216,9 @@ class QAIGHfQuantizer(HfQuantizer):
         """Choose the plan under the budget, by what each width would cost the answers."""
         from .sensitivity import measure_costs  # here for the same reason as `calibrate`
 
-        self.options = measure_costs(model, self.options, self.samples, self.answers, self.quantization_config)
+        self.options = measure_costs(
+            model, self.options, self.samples, self.answers, self.quantization_config, self.exclusions
+        )
         fused = self._fused()
         allocation = allocate(self.options, self.budget, fused)
         logger.info("%s", describe(allocation, self.options, self.budget, fused))

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .allocation import Option
 from .attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
 from .calibration.around import around
-from .calibration.block import forward
-from .calibration.capture import PausedForwards, resident
+from .calibration.block import check_calls, forward
+from .calibration.capture import PausedForwards, leaving_out, resident
 from .calibration.choices import rounding_errors
 from .calibration.dataset import token_mask
 from .calibration.doors import Streams
+from .calibration.exclusions import Exclusions, Sample, numbered, overflow_advice
 from .calibration.streaming import moved, streaming
 from .calibration.treatment import Tools, choose, dtype_of, in_float32
 from .calibration.weighing import Weigher
@@ -28,20 +30,20 @@ from .calibration.work_folder import WorkFolder, digest, work_folder
 from .config import QAIGConfig
 from .coverage import Plan
 from .equalization.finder import GroupFinder
+from .finite import is_finite
 from .recipes import recipe_of
 from .structure import find_blocks
 from .torch_state import default_torch_state
 
-Sample = Mapping[str, Any]
-
 
 @default_torch_state()
 def measure_costs(
-    model: nn.Module,
+    model: PreTrainedModel,
     options: Mapping[str, Sequence[Option]],
-    samples: Sequence[Sample],
+    samples: Sequence[Mapping[str, Any]],
     answers: Sequence[Tensor],
     config: QAIGConfig,
+    exclusions: Exclusions | None = None,
 ) -> dict[str, list[Option]]:
     """
     The options with their costs, in nats per answer token (`cost="error"`: relative squared output error).
@@ -57,14 +59,17 @@ def measure_costs(
         samples: model inputs on the CPU, one conversation each.
         answers: bool [B, T] per sample, True at the tokens of its answers; the first position is False.
         config: cost, recipe, seed, work folder, calibration device.
+        exclusions: samples that are left out already; those in which NaN or Inf turns up are added.
 
     Raises:
-        ValueError: no sample has an answer's token, or the work folder belongs to another run, is in use by one, or
-            cannot be written.
+        ValueError: no sample has an answer's token; the work folder belongs to another run, is in use by one, or
+            cannot be written; or NaN or Inf turned up in too many samples.
     """
     if not any(bool(answer.any()) for answer in answers):
         raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
     device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
+    samples = numbered(samples)
+    exclusions = exclusions or Exclusions(len(samples))
     folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
     run: dict[str, Any] = {}
     if folder is not None:
@@ -86,16 +91,17 @@ def measure_costs(
         for index in range(count):
             # A weight with fewer options is stored as in its last one meanwhile.
             plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
-            known = store.load(f"{index}.costs.{config.cost}") if store is not None else None
+            known = _recall(store, f"{index}.costs.{config.cost}", exclusions)
             if known is not None:
                 found = json.loads(known[1]["costs"])
                 bar.update(len(blocks) + len(samples))
             else:
-                errors = errors_of(model, plan, samples, config, device, bar, store, f"{index}.errors.")
+                errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
                 with streaming(model, list(blocks.values()), device):
-                    found = _costs_of(model, errors, samples, answers, config, device, bar)
+                    found = _costs_of(model, errors, samples, answers, config, device, bar, exclusions)
                 if store is not None:
-                    store.save(f"{index}.costs.{config.cost}", {}, {"costs": json.dumps(found)})
+                    facts = {"costs": json.dumps(found), "left_out": json.dumps(exclusions.where)}
+                    store.save(f"{index}.costs.{config.cost}", {}, facts)
             for path, choices in options.items():
                 if index < len(choices):
                     costs[path].append(found[path])
@@ -106,12 +112,13 @@ def measure_costs(
 
 
 def errors_of(
-    model: nn.Module,
+    model: PreTrainedModel,
     plan: Plan,
     samples: Sequence[Sample],
     config: QAIGConfig,
     device: torch.device | str | None,
     bar: tqdm,
+    exclusions: Exclusions,
     store: WorkFolder | None = None,
     prefix: str = "",
 ) -> dict[str, Tensor]:
@@ -126,28 +133,32 @@ def errors_of(
         recipe = replace(recipe, rounding="gptq")
     masks = [token_mask(sample) for sample in samples]
     finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
-    inputs = samples if recipe.calibrates else []
+    inputs: Sequence[Sample] = samples if recipe.calibrates else []
     with (
         around(model, doors, device if inputs else None) as visits,
         PausedForwards(model, doors, inputs, door_device="cpu") as stream,
     ):
+        leave_out = leaving_out(exclusions, inputs, overflow_advice(model.dtype), stream)
         for index, (path, block) in enumerate(blocks.items()):
             entries = {n.removeprefix(path + "."): entry for n, entry in plan.items() if n.startswith(path + ".")}
             calls = stream.waiting(index)
+            streams = Streams(calls, calls, masks, leave_out)
+            check_calls(streams, path)
             visits.leave()
             with resident(block, device):
-                known = store.load(f"{prefix}{path}") if store is not None and entries else None
+                known = _recall(store, f"{prefix}{path}", exclusions) if entries else None
                 if known is not None:
                     found = known[0]
+                    leave_out = leaving_out(exclusions, inputs, overflow_advice(model.dtype), stream)
                 elif entries:
                     weigher = Weigher(recipe, config.seed)  # one for each block, as if it stood alone
                     tools = Tools(recipe, finder, weigher, config.seed, config.activation_bits)
-                    choices, _ = choose(block, path, entries, Streams(calls, calls, masks), tools)
+                    choices, _ = choose(block, path, entries, streams, tools)
                     dtype = dtype_of(block, entries)
                     deltas = rounding_errors(in_float32(block), choices, dtype)
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
                     if store is not None:
-                        store.save(f"{prefix}{path}", found, {})
+                        store.save(f"{prefix}{path}", found, {"left_out": json.dumps(exclusions.where)})
                 else:
                     found = {}
                 for sample in list(calls) if block is not doors[-1] else ():
@@ -155,6 +166,17 @@ def errors_of(
             errors.update({f"{path}.{name}": delta for name, delta in found.items()})
             bar.update()
     return {path: errors[path] for path in plan}
+
+
+def _recall(
+    store: WorkFolder | None, name: str, exclusions: Exclusions
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What is kept in a work folder, with the samples left out that it was measured without."""
+    found = store.load(name) if store is not None else None
+    if found is not None:
+        left_out = json.loads(found[1]["left_out"])
+        exclusions.add({int(index): where for index, where in left_out.items()}, "Begin anew with other samples.")
+    return found
 
 
 def _costs_of(
@@ -165,14 +187,19 @@ def _costs_of(
     config: QAIGConfig,
     device: torch.device | str | None,
     bar: tqdm,
+    exclusions: Exclusions,
 ) -> dict[str, float]:
-    """The cost of each error, over all samples."""
+    """The cost of each error, over all samples that are not left out."""
     generator = torch.Generator().manual_seed(config.seed)
     total: Tensor = torch.zeros(())
+    tokens = 0
     for waiting, answer in zip(samples, answers):
+        bar.update()
+        if waiting in exclusions:
+            continue
         sample = moved(waiting, device)
 
-        def log_p(sample: Sample = sample, answer: Tensor = answer) -> Tensor:
+        def log_p(sample: Mapping[str, Any] = sample, answer: Tensor = answer) -> Tensor:
             return answer_log_probabilities(model, sample, answer)
 
         with torch.no_grad():
@@ -189,16 +216,22 @@ def _costs_of(
             found = losses_alone(model, errors, loss)
         else:
             found = output_energies(model, errors, log_p)
-        total = total + found
-        bar.update()
+        if is_finite(found):
+            total, tokens = total + found, tokens + int(answer.sum())
+        else:
+            exclusions.add({waiting.index: "what rounding costs its answers"}, overflow_advice(torch.float32))
+    if not tokens:
+        raise ValueError(
+            "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."
+        )
     if config.cost == "error":
         values = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
     else:
-        values = total / sum(int(answer.sum()) for answer in answers)
+        values = total / tokens
     return dict(zip(errors, values.tolist()))
 
 
-def answer_log_probabilities(model: nn.Module, sample: Sample, answer: Tensor) -> Tensor:
+def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
     """
     log p at an answer's tokens, given what precedes them.
 

@@ -7,7 +7,7 @@ blocks needs no copy here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .doors import BlockCall, Door, Forward, map_tensors, storage_bytes
+from .exclusions import Exclusions, Sample
 
 
 class Waiting(Mapping[int, BlockCall]):
@@ -93,6 +94,7 @@ class PausedForwards:
         self._outputs: list[Any] = [None] * len(samples)
         self._on_finish = on_finish or self._outputs.__setitem__
         self._forwards: list[Forward] = []
+        self._dropped: set[int] = set()
         self._open: ExitStack | None = None
 
     def __enter__(self) -> PausedForwards:
@@ -127,7 +129,8 @@ class PausedForwards:
         for sample in range(len(self._forwards), len(self._samples)):
             inputs = {**self._samples[sample], "use_cache": False}
             self._forwards.append(Forward(self._model, inputs, self._blocks, self._door_device))
-            self._advance(sample)
+            if sample not in self._dropped:
+                self._advance(sample)
         for sample, forward in enumerate(self._forwards):
             if forward.call is not None and forward.index < index:
                 raise RuntimeError(
@@ -147,6 +150,12 @@ class PausedForwards:
             raise RuntimeError(f"sample {sample} does not wait at any block.")
         self._advance(sample, map_tensors(lambda t: t.detach() if t.requires_grad else t, output))
 
+    def drop(self, sample: int) -> None:
+        """End `sample`'s forward where it stands, or never start it: it waits at no block any more."""
+        self._dropped.add(sample)
+        if sample < len(self._forwards):
+            self._forwards[sample].end()
+
     def outputs(self) -> list[Any]:
         """The model's output for each sample: None if its forward did not finish, or if `on_finish` took it."""
         return list(self._outputs)
@@ -164,6 +173,30 @@ class PausedForwards:
             raise RuntimeError(f"the forward of sample {sample} failed {where}: {error}") from error
         if forward.dead:
             self._on_finish(sample, result)
+
+
+def leaving_out(
+    exclusions: Exclusions, samples: Sequence[Sample], advice: str, *streams: PausedForwards
+) -> Callable[[Mapping[int, str]], None]:
+    """
+    Drop the samples that are left out already from open streams.
+
+    Returns:
+        what drops more of them: takes position in `samples` → where NaN or Inf turned up. It raises as [`Exclusions`]
+        does, with `advice`.
+    """
+
+    def drop(gone: Iterable[int]) -> None:
+        for sample in gone:
+            for stream in streams:
+                stream.drop(sample)
+
+    def leave_out(found: Mapping[int, str]) -> None:
+        exclusions.add({samples[sample].index: where for sample, where in found.items()}, advice)
+        drop(found)
+
+    drop(position for position, sample in enumerate(samples) if sample in exclusions)
+    return leave_out
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from .default_set import load_default_set
 from .encode import answer_mask, as_tensors, encode, has_image, preview, token_mask
+from .exclusions import Sample
 from .images import shrink
 from .messages import Conversation, find_columns, to_conversation
 
@@ -35,7 +36,7 @@ def load_samples(
     max_length: int | None = None,
     token: str | bool | None = None,
     with_labels: bool = False,
-) -> list[dict[str, torch.Tensor]]:
+) -> list[Sample]:
     """
     Loads calibration samples as the model's inputs.
 
@@ -60,7 +61,7 @@ def load_samples(
         with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
 
     Returns:
-        A list of at most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
+        At most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
 
     Raises:
         ValueError: no sample is left, or one cannot be used (the message has its index, the cause and what to do).
@@ -71,14 +72,14 @@ def load_samples(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, it is {value}")
     records, base_dir = _records(dataset, with_images=is_vlm, token=token)
-    samples: list[dict[str, torch.Tensor]] = []
+    samples: list[Sample] = []
     left_out = 0
     for index, record in _chosen(records, num_samples, seed, keep_rest=max_length is not None):
         sample = _encode_record(index, record, processor, columns, base_dir, max_pixels, with_labels)
         if max_length is not None and sample["input_ids"].shape[1] > max_length:
             left_out += 1
             continue
-        samples.append(sample)
+        samples.append(Sample(sample, index))
         if len(samples) == num_samples:
             break
     _report(samples, processor, num_samples, left_out, max_length, is_vlm)
@@ -206,7 +207,7 @@ def _shrunk(conversation: Conversation, max_pixels: int | None) -> Conversation:
 
 
 def _report(
-    samples: list[dict[str, torch.Tensor]],
+    samples: Sequence[Sample],
     processor: Any,
     num_samples: int,
     left_out: int,

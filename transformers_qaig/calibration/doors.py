@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..torch_state import Modes
+from .exclusions import NotFinite
 
 
 @dataclass
@@ -43,6 +44,10 @@ class BlockCall:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
 
+def _refuse(found: Mapping[int, str]) -> None:
+    raise NotFinite(*next(iter(found.items())))
+
+
 @dataclass(frozen=True)
 class Streams:
     """
@@ -51,11 +56,13 @@ class Streams:
     Attributes:
         calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream.
         masks: bool [B, T] per sample, True at real tokens.
+        leave_out: takes samples, and where each of them is not finite, out of `calls` and `calls_q`; or raises.
     """
 
     calls: Mapping[int, BlockCall]
     calls_q: Mapping[int, BlockCall]
     masks: Sequence[Tensor]
+    leave_out: Callable[[Mapping[int, str]], None] = _refuse
 
 
 class Forward(greenlet):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -16,13 +17,17 @@ from ..recipes import recipe_of
 from ..source import Source
 from ..torch_state import default_torch_state
 from .dataset import answer_mask, are_encoded, load_samples
+from .exclusions import Exclusions, Sample, check_inputs
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 def load_inputs(
-    model: PreTrainedModel, config: QAIGConfig, source: Source | None = None
-) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    model: PreTrainedModel,
+    config: QAIGConfig,
+    source: Source | None = None,
+    exclusions: Exclusions | None = None,
+) -> tuple[list[Sample], list[Tensor]]:
     """
     Read the calibration set, once.
 
@@ -31,12 +36,14 @@ def load_inputs(
         config: data set, processor, number of samples, seed; under a budget, or for a recipe that asks for them, the
             answers are told apart.
         source: where to take the processor from; by default where the model's name says.
+        exclusions: of the run; samples with an input that is not finite are left out.
 
     Returns:
         the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
 
     Raises:
-        ValueError: no processor, no answer where they are asked for, or what [`load_samples`] raises.
+        ValueError: no processor, no answer where they are asked for, too many inputs that are not finite, or what
+            [`load_samples`] raises.
     """
     if "flash" in (attention := model.config.get_text_config()._attn_implementation or ""):
         raise ValueError(
@@ -57,19 +64,22 @@ def load_inputs(
             with_labels=needs_answers,
         )
         answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+    accepted = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    # Labels would only make the forward compute a loss.
+    names = {key for sample in samples for key in sample if (takes_any or key in accepted) and key != "labels"}
+    samples = [
+        Sample({k: _cast(v, model.dtype) for k, v in sample.items() if k in names}, sample.index) for sample in samples
+    ]
+    stay = check_inputs(samples, exclusions if exclusions is not None else Exclusions())
+    samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
     if needs_answers and not any(bool(answer.any()) for answer in answers):
         asked = "a budget" if config.has_budget else f"`recipe={config.recipe!r}`"
         raise ValueError(
             f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
             "conversations in which the assistant answers, or another recipe."
         )
-    accepted = inspect.signature(model.forward).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return [
-        # Labels would only make the forward compute a loss.
-        {k: _cast(v, model.dtype) for k, v in sample.items() if (takes_any or k in accepted) and k != "labels"}
-        for sample in samples
-    ], answers
+    return samples, answers
 
 
 def picture_tokens(model: nn.Module) -> list[int]:

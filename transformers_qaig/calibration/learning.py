@@ -87,7 +87,7 @@ class BlockLearner:
         power = sum(
             float((self.weights[s].unsqueeze(-1) * target.float().square()).sum()) for s, target in self.targets.items()
         )
-        unit = power / sum(mass.values())  # mean ‖target‖² of a token
+        unit = power / sum(mass.values()) or 1.0  # mean ‖target‖² of a token
 
         def loss(tensors: Mapping[str, Tensor], sample: int) -> Tensor:
             args, kwargs = map_tensors(

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
+from ..finite import is_finite
 from ..rounding.grid import fake_quantize_tokens
 from .doors import BlockCall, Streams, map_tensors
+from .exclusions import NotFinite
 
 MAX_TOKENS = 8192
 """Tokens of several samples that are run at once where a sub-block treats each token by itself."""
@@ -52,9 +54,13 @@ class Piece:
 
     def importance(self) -> dict[int, Tensor]:
         """λ [T] of each sample's first sequence."""
+        return {sample: rows[0] for sample, rows in self.weights_of_each().items()}
+
+    def weights_of_each(self) -> dict[int, Sequence[Tensor]]:
+        """λ [T] of every sequence of each sample."""
         per_sample = len(self.lengths) // len(self.samples)
         rows = self.weights.reshape(-1).split(self.lengths)
-        return {sample: rows[i * per_sample] for i, sample in enumerate(self.samples)}
+        return {sample: rows[i * per_sample : (i + 1) * per_sample] for i, sample in enumerate(self.samples)}
 
 
 class _Reached(Exception):
@@ -166,6 +172,9 @@ def pieces_of(
     Returns:
         pieces; none if a sample does not get there, or not with one row a token (experts see a choice of the tokens).
         What a tower reads without a batch dimension, because the block itself is called so, is one sequence.
+
+    Raises:
+        NotFinite: a real token of a sample is not finite there. (One of the padding is set to zero.)
     """
     pieces, calls = [], (streams.calls, streams.calls_q)
     for s in samples:
@@ -176,6 +185,9 @@ def pieces_of(
         if x.ndim != _rank(streams.calls[s]) or x.shape != x_q.shape:
             return []
         x, x_q = (t if t.ndim == 3 else t.reshape(1, -1, t.shape[-1]) for t in (x, x_q))
+        what = f"hidden states that {group.linears[0]} reads"
+        x = _finite(x, streams.masks[s], s, f"the full-precision {what}")
+        x_q = _finite(x_q, streams.masks[s], s, f"the quantized {what}")
         x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
         pieces.append(Piece([s], x, x_q, mask_for(streams.masks[s], x), [x.shape[1]] * x.shape[0], args, kwargs))
     return merge(original, group, pieces)
@@ -191,6 +203,19 @@ def mask_for(mask: Tensor, x: Tensor) -> Tensor:
     """The sample's mask where `x` has its tokens, else (another sequence, say an image's states) all True."""
     mask = mask.to(x.device)
     return mask if mask.shape == x.shape[:2] else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+
+def is_finite_where(mask: Tensor, x: Tensor) -> bool:
+    """Whether x is finite at the sample's real tokens."""
+    return is_finite(x) or is_finite(x[mask_for(mask, x)])
+
+
+def _finite(x: Tensor, mask: Tensor, sample: int, where: str) -> Tensor:
+    if is_finite(x):
+        return x
+    if not is_finite_where(mask, x):
+        raise NotFinite(sample, where)
+    return x.nan_to_num(0.0, 0.0, 0.0)
 
 
 def merge(block: nn.Module, group: Group, pieces: Sequence[Piece]) -> list[Piece]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..equalization.finder import GroupFinder
 from ..equalization.fold import Group
+from ..finite import is_finite
 from ..nn.hadamard import Rotation
 from ..nn.linear import get_linear
 from ..recipes import Recipe
@@ -19,9 +21,10 @@ from ..report.summary import BlockSummary
 from .block import OutputError, first_tensor, forward
 from .choices import Choices, Entries, cast_like, folded_view, packed, rounded
 from .doors import Streams
+from .exclusions import NotFinite
 from .learning import BlockLearner
 from .stages import Site, Stage, clip, compensate, equalize, rotate
-from .subblock import mask_for, pieces_of
+from .subblock import is_finite_where, mask_for, pieces_of
 from .weighing import Weigher
 
 logger = logging.getLogger("transformers_qaig")
@@ -65,14 +68,27 @@ def quantize_block(
 def choose(
     block: nn.Module, path: str, entries: Entries, streams: Streams, tools: Tools
 ) -> tuple[Choices, BlockSummary]:
-    """What follows for the block's weights, and a summary. Arguments as in [`Treatment`], but there may be no calls."""
+    """
+    What follows for the block's weights, and a summary. Arguments as in [`Treatment`], but there may be no calls.
+
+    A sample in which something is not finite on the way is left out, and the block begun anew without it.
+    """
     recipe = tools.recipe
-    if not recipe.calibrates or not streams.calls:
-        rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
-        nothing = Choices(entries, recipe.include_zero, tools.activation_bits)
-        return nothing.with_rotations(rotations), BlockSummary(path)
-    treatment = Treatment(block, path, entries, streams, tools)
-    return treatment.choose(), treatment.summary
+    searches, left_out = tools.weigher.calls, []
+    while recipe.calibrates and streams.calls:
+        tools.weigher.calls = searches
+        treatment = Treatment(block, path, entries, streams, tools)
+        try:
+            choices = treatment.choose()
+        except NotFinite as found:
+            left_out.append((found.sample, f"{found.where} in {path}"))
+            streams.leave_out(dict(left_out[-1:]))
+        else:
+            treatment.summary.left_out = left_out
+            return choices, treatment.summary
+    rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
+    nothing = Choices(entries, recipe.include_zero, tools.activation_bits)
+    return nothing.with_rotations(rotations), BlockSummary(path, left_out=left_out)
 
 
 class Treatment:
@@ -95,11 +111,17 @@ class Treatment:
         self.dtype, self.in_float32 = dtype_of(block, entries), in_float32(block)
         self.judges = list(calls)[::HELD_BACK] if self.recipe.do_no_harm else []
         self.learners = [sample for sample in calls if sample not in self.judges] or self.judges
-        self.wanted = {sample: first_tensor(forward(block, calls[sample])).cpu() for sample in self.judges}
+        self.wanted: dict[int, Tensor] = {}
 
     def choose(self) -> Choices:
-        """What follows for the block's weights; `summary` tells about it."""
+        """
+        What follows for the block's weights; `summary` tells about it.
+
+        Raises:
+            NotFinite: something of a sample is not finite on the way.
+        """
         before = self.tools.weigher.calls
+        self.wanted = self._targets(self.judges)
         choices = self.nothing
         example = self.streams.calls[self.learners[0]].to(next(self.block.parameters()).device)
         groups = self.tools.finder.groups(self.block, example.args, example.kwargs)
@@ -136,9 +158,14 @@ class Treatment:
                 candidate = stage(site, choices)
                 if candidate is choices:
                     continue
-                new_level = self._harm(original, candidate, done)
+                what = f"{stage.__name__} {', '.join(members)}"
+                try:
+                    new_level = self._harm(original, candidate, done)
+                except NotFinite:
+                    self._note(False, f"{what} (its output is not finite)")
+                    continue
                 better = new_level < level or not self.judges
-                self._note(better, f"{stage.__name__} {', '.join(members)}")
+                self._note(better, what)
                 if not better:
                     continue
                 if stage in (compensate, rotate) and self.judges and self.recipe.rounding != "nearest":
@@ -154,20 +181,31 @@ class Treatment:
         site = replace(site, pieces=pieces_of(site.block, site.group, blocks, self.streams, samples))
         if site.pieces:
             self.tools.weigher.weigh(site, choices)
+            for piece in site.pieces:
+                if not is_finite(piece.weights):
+                    each = piece.weights_of_each().items()
+                    sample = next(sample for sample, rows in each if not all(map(is_finite, rows)))
+                    raise NotFinite(sample, f"the token weights at {site.members[0]}")
             if self.recipe.token_weights != "uniform":
                 shown = {s: w for piece in site.pieces for s, w in piece.importance().items() if s < SHOWN}
                 self.summary.importance.setdefault(site.group.module, {}).update(shown)
         return site
 
     def _harm(self, original: nn.Module, candidate: Choices, done: list[str]) -> float:
-        """Output error on the samples held back, with everything done so far rounded as `candidate` says."""
+        """
+        Output error on the samples held back, with everything done so far rounded as `candidate` says; finite.
+
+        Raises:
+            NotFinite: the output for one of them is not.
+        """
         if not self.judges:
             return float("inf")
         trial, error = self._rounded(original, candidate, done), OutputError()
         for sample in self.judges:
             output = first_tensor(forward(trial, self.streams.calls_q[sample]))
-            error.add(output, self.wanted[sample].to(output.device), self.streams.masks[sample])
-        return error.value
+            if not error.add(output, self.wanted[sample].to(output.device), self.streams.masks[sample]):
+                raise NotFinite(sample, f"the output with {', '.join(done)} rounded")
+        return 0.0 if math.isnan(error.value) else error.value  # no token to judge by
 
     def _rounded(self, original: nn.Module, choices: Choices, names: list[str]) -> nn.Module:
         return cast_like(rounded(original, choices, names, self.dtype), self.block)
@@ -175,7 +213,7 @@ class Treatment:
     def _learn(self, choices: Choices) -> Choices:
         """The block as a whole: rounding, then scales and what stands around the linears."""
         streams = self.streams
-        targets = {sample: first_tensor(forward(self.block, call)).cpu() for sample, call in streams.calls.items()}
+        targets = self._targets(streams.calls)
         learner = BlockLearner(
             self.in_float32,
             streams.calls_q,
@@ -192,10 +230,19 @@ class Treatment:
             if parameter.ndim == 1 and parameter.is_floating_point() and not self.tools.finder.is_shared(parameter)
         }
         choices, found = learner.rounding(choices)
-        self._note(found.best < found.start, f"learned rounding {found.start:.2e} → {found.best:.2e}")
+        self._note(found.is_better, f"learned rounding {found.start:.2e} → {found.best:.2e}")
         choices, found = learner.scales(choices, around)
-        self._note(found.best < found.start, f"learned scales {found.start:.2e} → {found.best:.2e}")
+        self._note(found.is_better, f"learned scales {found.start:.2e} → {found.best:.2e}")
         return choices
+
+    def _targets(self, samples: Iterable[int]) -> dict[int, Tensor]:
+        """What the block gives for some samples in full precision, finite at real tokens; on the CPU."""
+        targets = {}
+        for sample in samples:
+            targets[sample] = first_tensor(forward(self.block, self.streams.calls[sample])).cpu()
+            if not is_finite_where(self.streams.masks[sample], targets[sample]):
+                raise NotFinite(sample, "the full-precision output")
+        return targets
 
     def _note(self, good: bool, what: str) -> None:
         (self.summary.kept if good else self.summary.undone).append(what)

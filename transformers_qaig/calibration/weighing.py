@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..attribution.gradients import token_gradients
 from ..attribution.tokens import qig, qig_linear, tempered, token_importance
+from ..finite import is_finite
 from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..rounding.grid import fake_quantize_tokens
 from .choices import Choices
+from .exclusions import Exclusions, Sample, overflow_advice
 from .stages import Site
 from .streaming import moved, streaming
 from .subblock import Piece, run
@@ -114,12 +116,13 @@ class Weigher:
 def given_weights(
     model: nn.Module,
     blocks: Sequence[nn.Module],
-    samples: Sequence[Mapping[str, Any]],
+    samples: Sequence[Sample],
     masks: Sequence[Tensor],
     answers: Sequence[Tensor],
     vision: Sequence[Tensor],
     recipe: Recipe,
     device: torch.device | str | None,
+    exclusions: Exclusions,
 ) -> Given | None:
     """
     The token weights that follow from the samples and the full-precision model alone.
@@ -134,6 +137,7 @@ def given_weights(
         masks, answers, vision: bool [B, T] per sample: real tokens, the answers' and the pictures'.
         recipe: whose `token_weights` are meant.
         device: where to compute.
+        exclusions: samples that are left out; those whose gradient is not finite are added.
 
     Returns:
         None for weights of another kind.
@@ -148,7 +152,13 @@ def given_weights(
     if kind == "balanced":
         return [{s: _balanced(real, v) for s, (real, v) in enumerate(zip(masks, vision))}] * len(blocks)
     with streaming(model, blocks, device):
-        gradients = [token_gradients(model, blocks, moved(s, device), a) for s, a in zip(samples, answers)]
+        gradients = []
+        for sample, answer in zip(samples, answers):
+            found = [] if sample in exclusions else token_gradients(model, blocks, moved(sample, device), answer)
+            if not all(map(is_finite, found)):
+                exclusions.add({sample.index: "the gradient of its answers' loss"}, overflow_advice(torch.float32))
+                found = []
+            gradients.append(found or [torch.empty(0)] * len(blocks))
     if kind == "gradient":
         return [
             {s: token_importance(g[b].unsqueeze(-1), masks[s]) for s, g in enumerate(gradients) if g[b].numel()}

@@ -17,10 +17,12 @@ import numpy as np
 from transformers import AutoModelForImageTextToText
 
 from ..allocation import Options, allocate, fused_sets, knee, reachable
+from ..calibration.exclusions import Exclusions
 from ..calibration.inputs import load_inputs
 from ..config import CHOICES, COSTS, DEFAULT_COST, QAIGConfig
 from ..coverage import Coverage
 from ..files import write
+from ..finite import check_weights
 from ..plan import list_options
 from ..recipes import RECIPES
 from ..report.front import Front, Point, plot, table
@@ -93,8 +95,10 @@ def run(options: argparse.Namespace) -> None:
     budgets = budgets_between(low, high, options.points, coverage, reachable(choices, fused))
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
         raise ValueError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
-    samples, answers = load_inputs(model, config)
-    choices = measure_costs(model, choices, samples, answers, config)
+    check_weights(model)
+    exclusions = Exclusions()
+    samples, answers = load_inputs(model, config, exclusions=exclusions)
+    choices = measure_costs(model, choices, samples, answers, config, exclusions)
     found = front(choices, coverage, budgets, fused)
     print(table(found))
     if options.plot is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,12 +18,13 @@ class BlockSummary:
     Attributes:
         path: where the block is in the model.
         error: ‖quantized - full precision‖² / ‖full precision‖² of the block's output over all samples, each stream
-            with its own inputs; nan if the recipe reads no data.
+            with its own inputs; nan if it was not measured, as by a recipe that reads no data.
         kept, undone: choices that lowered the error on held-back samples, and those that did not and were undone.
         importance: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
         searches: groups that were searched for a scale.
         seconds: wall time.
         resumed: taken from the work folder.
+        left_out: samples that were left out while the block was quantized, and where NaN or Inf turned up in them.
     """
 
     path: str
@@ -33,6 +35,7 @@ class BlockSummary:
     searches: int = 0
     seconds: float = 0.0
     resumed: bool = False
+    left_out: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -44,10 +47,11 @@ class QuantizationReport:
         recipe: its name.
         coverage: how much of the language model's blocks was packed, and what each part of the model takes.
         plan: weight path → its entry, as it was done.
-        num_samples, num_tokens: calibration data: conversations, and real tokens in them.
+        num_samples, num_tokens: calibration data: conversations, and real tokens in them, without those left out.
         blocks: one summary per block, and per projector, head or embeddings that were packed, in order.
         seconds: wall time of calibration and packing.
         bytes_per_sample: the most that a paused sample held at a door, on average.
+        left_out: index of a sample that was left out → where NaN or Inf turned up in it.
     """
 
     recipe: str
@@ -58,6 +62,7 @@ class QuantizationReport:
     blocks: list[BlockSummary] = field(default_factory=list)
     seconds: float = 0.0
     bytes_per_sample: float = 0.0
+    left_out: dict[int, str] = field(default_factory=dict)
 
     @property
     def bits_per_weight(self) -> float:
@@ -74,7 +79,11 @@ class QuantizationReport:
             "  size: " + "; ".join(f"{name} {size}" for name, size in self.coverage.size_lines().items()),
         ]
         if self.num_samples:
-            errors = ", ".join(f"{block.error:.2e}" for block in self.blocks)
+            errors = ", ".join(
+                f"{block.error:.2e}" if math.isfinite(block.error) else "not measured" for block in self.blocks
+            )
+            for index, where in self.left_out.items():
+                lines.append(f"  sample {index} left out: NaN or Inf in {where}")
             lines.append(f"  relative output error per block: {errors}")
             kept, undone = (sum(len(getattr(b, kind)) for b in self.blocks) for kind in ("kept", "undone"))
             if kept or undone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..finite import is_finite, is_lower
 from .grid import minmax_grid
+
+logger = logging.getLogger("transformers_qaig")
 
 FACTORS = tuple(1.0 - 0.05 * step for step in range(9))  # 1, 0.95, …, 0.6
 GAINS = (0.8, 1.25)
@@ -69,7 +73,7 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
     Args:
         weight: fp32 [N, K].
         moments: H, fp32 [G, g, g] from [`second_moments`].
-        factors: candidates; the first wins ties.
+        factors: candidates; the first wins ties. A group for which none has a finite error keeps its range.
         grid: what [`minmax_grid`] takes beside the weight.
     """
     rows, groups = weight.shape[0], moments.shape[0]
@@ -83,8 +87,10 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
         unbiased = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
         error = unbiased.unsqueeze(-1) * value - w
         loss = torch.einsum("ngk,gkl,ngl->ng", error, moments, error)
-        better = loss < best
+        better = is_lower(loss, best)
         best = torch.where(better, loss, best)
         shrink = torch.where(better, torch.full_like(shrink, factor), shrink)
         gain = torch.where(better, unbiased, gain)
+    if not is_finite(best):
+        logger.warning("clipping: no range of some groups had a finite error; they keep theirs.")
     return Clipping(shrink, gain)

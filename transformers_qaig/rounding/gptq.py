@@ -138,6 +138,6 @@ class _Columns(NamedTuple):
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:
-    """Index of each row on its best grid: loss [grids * N] → int64 [N]."""
+    """Index of each row on its best grid, where a loss that is not finite is never it: [grids * N] → int64 [N]."""
     loss = loss.view(grids, -1).nan_to_num(torch.inf)
     return loss.argmin(0) * loss.shape[1] + torch.arange(loss.shape[1], device=loss.device)

@@ -9,6 +9,7 @@ all, and shrinks linearly to nothing. With the codes settled, scales and the par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,6 +54,11 @@ class Learned:
     start: float
     best: float
     history: list[tuple[int, float, float]] = field(default_factory=list)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the best is better than the start; one that is not finite is worse than any other."""
+        return math.isfinite(self.best) and not self.start <= self.best
 
 
 class Soft(nn.Module):
@@ -179,7 +185,7 @@ def learn(
             nothing better (a falling step makes most of the gain at the end).
 
     Returns:
-        the best by `judge`: the start if nothing was better.
+        the best by `judge`: the start if nothing was better. What is not finite is never better.
     """
 
     def current() -> dict[str, Tensor]:
@@ -205,9 +211,10 @@ def learn(
             with torch.no_grad():
                 level = judge(current())
             found.history.append((step + 1, loss, level))
-            worse = 0 if level < found.best else worse + 1
-            if level < found.best:
-                found.best, found.results = level, results()
+            if math.isfinite(level) and not found.best <= level:
+                found.best, found.results, worse = level, results(), 0
+            else:
+                worse += 1
             if worse > checks // 2:
                 break
     return found

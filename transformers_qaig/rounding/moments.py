@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..finite import is_finite
+
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean."""
 RETRIES = 3
@@ -59,8 +61,8 @@ class MomentSum:
     def add(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         """Add some tokens: x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]."""
         x, y, weight = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight.reshape(-1)
-        bad = ~(_finite_rows(x) & _finite_rows(y))
-        if bad.any():
+        if not (is_finite(x) and is_finite(y)):
+            bad = ~(_finite_rows(x) & _finite_rows(y))
             x, y = x.masked_fill(bad.unsqueeze(-1), 0.0), y.masked_fill(bad.unsqueeze(-1), 0.0)
             weight = weight.masked_fill(bad, 0.0)
         if self.moment.ndim == 0:
@@ -136,7 +138,7 @@ def inverse_factor(moment: Tensor, damping: float, order: Tensor | None = None) 
     backwards = backwards.flip(0)
     diagonal = moment.diagonal()[backwards.flip(0)]
     mean = diagonal.clamp(min=0).mean()
-    if not _is_finite(moment) or mean <= 0:
+    if not is_finite(moment) or mean <= 0:
         return None
     dead = diagonal.flip(0) <= 0
     for retry in range(RETRIES + 1):
@@ -152,11 +154,6 @@ def inverse_factor(moment: Tensor, damping: float, order: Tensor | None = None) 
             # The inverse is written over the unit matrix, which has the strides that it would have by itself.
             unit = torch.eye(len(root), device=root.device).T
             factor = torch.linalg.solve_triangular(root, unit, upper=True, out=unit)
-            if _is_finite(factor):
+            if is_finite(factor):
                 return factor
     return None
-
-
-def _is_finite(matrix: Tensor) -> bool:
-    """Whether all of it is, with little memory."""
-    return all(bool(torch.isfinite(rows).all()) for rows in matrix.split(STRIPE))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..finite import is_lower
 from .clipping import GAINS
 from .grid import Rounding, storable
 from .moments import Curvature
@@ -53,5 +54,6 @@ def refit_scales(weight: Tensor, curvature: Curvature, rounding: Rounding, stora
     scale = storable(scale * gain.nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS).unsqueeze(-1), storage_dtype)
 
     candidate = replace(grid, scale=scale)
-    better = curvature.loss(candidate.decode(rounding.codes) - weight) < curvature.loss(rounding.values - weight)
+    losses = (curvature.loss(values - weight) for values in (candidate.decode(rounding.codes), rounding.values))
+    better = is_lower(*losses)
     return replace(rounding, grid=replace(grid, scale=torch.where(better.unsqueeze(-1), scale, grid.scale)))

@@ -1,0 +1,155 @@
+"""Inside one block: what is not finite is told where it is first seen, and decides nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.calibration.test_treatment import PATH, Case
+from transformers_qaig.calibration import treatment
+from transformers_qaig.calibration.block import OutputError
+from transformers_qaig.calibration.choices import Choices
+from transformers_qaig.calibration.doors import BlockCall, Streams
+from transformers_qaig.calibration.exclusions import NotFinite
+from transformers_qaig.calibration.stages import Site
+from transformers_qaig.calibration.treatment import choose
+from transformers_qaig.calibration.weighing import Weigher
+from transformers_qaig.recipes import recipe_of
+from transformers_qaig.rounding.clipping import search_clipping
+from transformers_qaig.rounding.grid import Rounding, minmax_grid
+from transformers_qaig.rounding.learned import SoftVector, learn
+from transformers_qaig.rounding.moments import Curvature
+from transformers_qaig.rounding.scales import refit_scales
+
+NAN = float("nan")
+GRID = {"bits": 2, "group_size": 32, "sym": False, "storage_dtype": torch.float32}
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case()
+
+
+def spoilt(call: BlockCall, token: int) -> BlockCall:
+    x = call.args[0].clone()
+    x[0, token] = NAN
+    return BlockCall((x, *call.args[1:]), call.kwargs)
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper", "authors", "best"])
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("bad", [4, 5])  # the first of them judges
+def test_the_block_is_begun_anew_without_the_sample(case: Case, recipe: str, quantized: bool, bad: int) -> None:
+    both = dict(case.calls), dict(case.calls_q)
+    both[quantized][bad] = spoilt(both[quantized][bad], -1)
+    found: dict[int, str] = {}
+
+    def leave_out(samples: dict[int, str]) -> None:
+        found.update(samples)
+        for sample in samples:
+            del both[0][sample], both[1][sample]
+
+    tools = case.tools(recipe_of(recipe, {"steps": 10}))
+    choices, summary = choose(case.block, PATH, case.entries, Streams(*both, case.masks, leave_out), tools)
+    assert list(found) == [bad]
+    assert found[bad].endswith(f" in {PATH}")
+    assert summary.left_out == list(found.items())
+    calls, calls_q = ({s: c for s, c in each.items() if s != bad} for each in (case.calls, case.calls_q))
+    again = case.tools(tools.recipe)
+    expected, wanted = choose(case.block, PATH, case.entries, Streams(calls, calls_q, case.masks), again)
+    assert tools.weigher.calls == again.weigher.calls
+    assert (summary.kept, summary.undone) == (wanted.kept, wanted.undone)
+    assert choices.roundings.keys() == expected.roundings.keys()
+    for name, rounding in choices.roundings.items():
+        assert torch.equal(rounding.codes, expected.roundings[name].codes)
+    for (_, scale), (_, other) in zip(choices.scales, expected.scales, strict=True):
+        assert torch.equal(scale, other)
+
+
+@pytest.mark.parametrize("recipe", ["default", "fast"])
+def test_padding_may_be_anything(case: Case, recipe: str) -> None:
+    masks = [mask.clone() for mask in case.masks]
+    masks[5][0, 0] = False
+    stages = replace(recipe_of(recipe), equalization="none", do_no_harm=False)
+    # Later tokens see the first one here, whatever the mask says: so only what stands before attention is looked at.
+    entries = {name: entry for name, entry in case.entries.items() if name == "self_attn.q_proj"}
+    found = []
+    for spoil in (lambda call: call, lambda call: spoilt(call, 0)):
+        calls, calls_q = ({**each, 5: spoil(each[5])} for each in (case.calls, case.calls_q))
+        found.append(choose(case.block, PATH, entries, Streams(calls, calls_q, masks), case.tools(stages))[0])
+    weight = case.block.get_submodule("self_attn.q_proj").weight
+    plain, padded = (choices.rounding("self_attn.q_proj", weight, torch.float32) for choices in found)
+    assert torch.equal(plain.codes, padded.codes)
+    assert torch.equal(plain.grid.scale, padded.grid.scale)
+
+
+def test_a_candidate_whose_output_is_not_finite_is_undone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ruin(site: Site, choices: Choices) -> Choices:
+        roundings = {}
+        for name in site.members:
+            rounding = choices.rounding(name, site.block.get_submodule(name).weight.data, site.dtype)
+            roundings[name] = replace(rounding, grid=replace(rounding.grid, scale=rounding.grid.scale * NAN))
+        return choices.with_roundings(roundings)
+
+    monkeypatch.setattr(treatment, "compensate", ruin)
+    treated = case.treatment(recipe_of("default"))
+    assert not treated.choose().roundings
+    assert not treated.summary.kept
+    assert all("is not finite" in what for what in treated.summary.undone)
+
+
+def test_token_weights_that_are_not_finite_name_their_sample(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weigh(weigher: Weigher, site: Site, choices: Choices) -> None:
+        for piece in site.pieces:
+            piece.weights = piece.real.float()
+            ends = torch.tensor(piece.lengths).cumsum(0).tolist()
+            if 6 in piece.samples:
+                piece.weights.view(-1)[ends[piece.samples.index(6)] - 1] = NAN
+
+    monkeypatch.setattr(Weigher, "weigh", weigh)
+    with pytest.raises(NotFinite, match="sample 6: NaN or Inf in the token weights at self_attn"):
+        case.treatment(recipe_of("default")).choose()
+
+
+def test_an_error_that_is_not_finite_is_not_added() -> None:
+    error, mask = OutputError(), torch.ones(1, 2, dtype=torch.bool)
+    good, bad = torch.ones(1, 2, 3), torch.full((1, 2, 3), NAN)
+    assert error.add(2 * good, good, mask)
+    assert not error.add(bad, good, mask)
+    assert not error.add(good, bad, mask)
+    assert error.add(bad, bad, ~mask)
+    assert error.value == 1.0
+
+
+def test_no_range_is_chosen_by_an_error_that_is_not_finite(caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.randn(4, 64)
+    moments = torch.eye(32).repeat(2, 1, 1)
+    moments[1, 0, 0] = NAN
+    clipping = search_clipping(weight, moments, **GRID)
+    assert (clipping.shrink[:, 1] == 1).all()
+    assert (clipping.gain[:, 1] == 1).all()
+    assert (clipping.shrink[:, 0] < 1).any()
+    assert "no range of some groups had a finite error" in caplog.text
+
+
+def test_scales_stay_where_the_new_error_is_not_finite() -> None:
+    weight = torch.randn(4, 64)
+    grid = minmax_grid(weight, **GRID)
+    moment = torch.full((64, 64), NAN)
+    rounding = Rounding(grid, grid.encode(weight))
+    refitted = refit_scales(weight, Curvature(moment, torch.arange(64), None), rounding, torch.float32)
+    assert torch.equal(refitted.grid.scale, grid.scale)
+
+
+def test_learning_leaves_a_start_that_is_not_finite() -> None:
+    levels = iter([NAN, NAN, 1.0, NAN, 0.5])
+
+    def loss(tensors: dict[str, Tensor], step: int) -> float:
+        tensors["x"].sum().backward()
+        return 0.0
+
+    soft = {"x": SoftVector(torch.ones(3), torch.float32)}
+    found = learn(soft, loss, lambda tensors: next(levels), steps=4, rate=0.1, checks=4)
+    assert found.best == 0.5
+    assert found.is_better

@@ -1,0 +1,104 @@
+"""Calibration samples that are left out, because NaN or Inf turned up in them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..finite import is_finite
+
+logger = logging.getLogger("transformers_qaig")
+
+MOST = 0.05
+"""Share of the samples that may be left out; one always may."""
+
+
+class Sample(dict[str, Tensor]):
+    """A sample's model inputs, and the index of the record in the data set that they were made from."""
+
+    def __init__(self, inputs: Mapping[str, Tensor], index: int):
+        super().__init__(inputs)
+        self.index = index
+
+
+def numbered(samples: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """The samples with their indices; those that have none are counted."""
+    return [sample if isinstance(sample, Sample) else Sample(sample, i) for i, sample in enumerate(samples)]
+
+
+class NotFinite(ArithmeticError):
+    """Something of a sample is not finite, and what was being computed needs to do without the sample."""
+
+    def __init__(self, sample: int, where: str):
+        super().__init__(f"sample {sample}: NaN or Inf in {where}")
+        self.sample, self.where = sample, where
+
+
+class Exclusions:
+    """
+    What is left out of a run. One for all that reads the samples, so that a sample is named once.
+
+    Attributes:
+        total: samples that there were before any was left out.
+        where: index of a sample → where NaN or Inf turned up.
+    """
+
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
+        self.where: dict[int, str] = {}
+
+    def __contains__(self, sample: Sample) -> bool:
+        return sample.index in self.where
+
+    def add(self, found: Mapping[int, str], advice: str) -> None:
+        """
+        Leave out some samples, with a warning for each.
+
+        Args:
+            found: index → where.
+            advice: what to do, for the error.
+
+        Raises:
+            ValueError: that would be all samples, or more than one and more than `MOST` of them.
+        """
+        new = {index: where for index, where in found.items() if index not in self.where}
+        self.where |= new
+        count = len(self.where)
+        if count == self.total or count > max(1, int(MOST * self.total)):
+            named = "; ".join(f"sample {index}, in {where}" for index, where in list(self.where.items())[:3])
+            more = f"; and {count - 3} more" if count > 3 else ""
+            raise ValueError(
+                f"NaN or Inf turned up in {count} of {self.total} calibration samples ({named}{more}), and at most "
+                f"{MOST:.0%} of them are left out. {advice}"
+            )
+        for index, where in new.items():
+            logger.warning("Calibration sample %d is left out: NaN or Inf in %s.", index, where)
+
+
+def check_inputs(samples: Sequence[Sample], exclusions: Exclusions) -> list[bool]:
+    """Leave out the samples with an input that is not finite; which ones stay."""
+    exclusions.total = len(samples)
+    found = {}
+    for sample in samples:
+        bad = [key for key, value in sample.items() if "mask" not in key and not _is_finite(value)]
+        if bad:
+            found[sample.index] = f"its input {bad[0]!r}"
+    if found:
+        exclusions.add(found, "Mend these samples, or remove them from the `dataset`.")
+    return [sample not in exclusions for sample in samples]
+
+
+def overflow_advice(dtype: torch.dtype) -> str:
+    """What to do about a forward pass that is not finite, though its inputs are."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float16:
+        return f"The forward pass overflows in {name}: load the model with dtype=torch.bfloat16 or dtype=torch.float32."
+    return f"The forward pass is not finite in {name}: remove these samples, and check that the model itself works."
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or is_finite(value)

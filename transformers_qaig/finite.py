@@ -1,0 +1,41 @@
+"""Whether numbers are finite: of a tensor, of an error that is about to decide something, of a model's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite; makes no copy. Integers always are."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:  # nothing can be compared in float8
+        tensor = tensor.float()
+    low, high = tensor.aminmax()  # NaN wins both
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def is_lower(new: Tensor, old: Tensor) -> Tensor:
+    """Where an error is lower than another, elementwise: one that is not finite never is, and any other is lower."""
+    return torch.isfinite(new) & ~(old <= new)
+
+
+def check_weights(model: nn.Module) -> None:
+    """
+    Raise `ValueError` with the names of the parameters that hold NaN or Inf, and of the saved buffers that hold NaN
+    (a mask may hold Inf). Reads everything once.
+    """
+    found = [name for name, parameter in model.named_parameters() if not parameter.is_meta and not is_finite(parameter)]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, buffer in model.state_dict().items():
+        if name not in parameters and buffer.is_floating_point() and not buffer.is_meta and bool(buffer.isnan().any()):
+            found.append(name)
+    if not found:
+        return
+    names, more = ", ".join(found[:5]), f" and {len(found) - 5} more" if len(found) > 5 else ""
+    in_float16 = any(parameter.dtype == torch.float16 for parameter in parameters.values())
+    advice = "Load it with dtype=torch.bfloat16 or torch.float32; if they are still there, get" if in_float16 else "Get"
+    raise ValueError(
+        f"The model cannot be quantized: these weights hold NaN or Inf: {names}{more}. {advice} the checkpoint again."
+    )
