@@ -13,6 +13,7 @@ from transformers_qaig.attribution.gradients import token_gradients
 from transformers_qaig.attribution.tokens import token_importance
 from transformers_qaig.calibration.choices import Choices
 from transformers_qaig.calibration.doors import BlockCall, Streams
+from transformers_qaig.calibration.exclusions import Exclusions, numbered
 from transformers_qaig.calibration.stages import Site, equalize
 from transformers_qaig.calibration.subblock import Piece, pieces_of
 from transformers_qaig.calibration.weighing import UNIFORM_CALLS, Weigher, given_weights
@@ -244,12 +245,13 @@ def test_a_picture_weighs_as_much_as_the_text_when_balanced() -> None:
     given = given_weights(
         nn.Linear(1, 1),
         [nn.Identity()],
-        [{}],
+        numbered([{}]),
         [real],
         [real],
         [vision],
         recipe_of("fast", {"token_weights": "balanced"}),
         None,
+        Exclusions(1),
     )
     (weights,) = given[0].values()
     torch.testing.assert_close(weights[vision].sum(), weights[~vision].sum())
@@ -266,7 +268,8 @@ def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
     masks = [sample["attention_mask"].bool() for sample in data]
     vision = [sample["input_ids"] == model.config.image_token_id for sample in data]
     answers = [(torch.arange(mask.shape[1]) >= mask.shape[1] - 4)[None] & ~v for mask, v in zip(masks, vision)]
-    given = given_weights(model, blocks, data, masks, answers, vision, recipe_of("mbq", {"token_weights": kind}), None)
+    recipe = recipe_of("mbq", {"token_weights": kind})
+    given = given_weights(model, blocks, numbered(data), masks, answers, vision, recipe, None, Exclusions(2))
     assert given is not None
 
     def loss(sample: dict, answer: Tensor, block: int, token: int, channel: int, step: float) -> float:
