@@ -7,6 +7,7 @@ import logging
 import pickle
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,28 @@ def test_a_dequantized_model_saves_as_any_other(llava: Path, tmp_path: Path) -> 
 )
 def test_the_path_of_the_weights_tells_where_they_came_from(name: str, file: str | None, found: Source) -> None:
     assert Source.of(name, [file] if file else None) == found
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "fast"])
+def test_what_opens_the_weights_opens_the_processor_and_is_not_kept(
+    llava: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(source: Source, **access: Any) -> Any:
+        asked.append({"local_files_only": source.local_files_only, **access})
+        return build("llava")[1]
+
+    monkeypatch.setattr(Source, "of", lambda name, files, local: Source("me/vlm", COMMIT, local_files_only=local))
+    monkeypatch.setattr(Source, "load_processor", load)
+    monkeypatch.setattr(Source, "processor_files", load)
+    config = QAIGConfig(bits=4, recipe=recipe, **FAST)
+    model = AutoModelForImageTextToText.from_pretrained(
+        llava, quantization_config=config, token="hf_secret", local_files_only=True, trust_remote_code=True
+    )
+    assert [(call["token"], call["local_files_only"]) for call in asked] == [("hf_secret", True)]
+    assert all(call.get("trust_remote_code", True) for call in asked)
+    assert b"hf_secret" not in pickle.dumps((model.config, model._qaig_beside))
 
 
 def test_the_code_that_a_processor_names_comes_along(llava: Path, tmp_path: Path) -> None:

@@ -158,7 +158,10 @@ def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
     """A model of the class that saved the checkpoint, on the meta device; None if it is not one of Transformers."""
     if not files:
         return None
-    config = AutoConfig.from_pretrained(Path(files[0]).parent)
+    try:
+        config = AutoConfig.from_pretrained(Path(files[0]).parent, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
     for name in config.architectures or ():
         cls: object = getattr(transformers, str(name), None)
         if (

@@ -25,6 +25,7 @@ from .devices import check_device
 from .files import require_writable
 from .finite import check_weights
 from .guard import guard_patterns, guard_tensors
+from .loading_arguments import loading_arguments
 from .local_names import ignored_patterns, localise
 from .nn.embedding import QAIGEmbedding
 from .nn.linear import QAIGLinear
@@ -95,7 +96,9 @@ class QAIGHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
-        self.source = Source.of(model.name_or_path, checkpoint_files)
+        given = loading_arguments()
+        download = given.get("download_kwargs") or {}
+        self.source = Source.of(model.name_or_path, checkpoint_files, bool(download.get("local_files_only")))
         if self.pre_quantized:
             self._build_packed(model, checkpoint_files)
             return
@@ -114,8 +117,13 @@ class QAIGHfQuantizer(HfQuantizer):
             self.coverage.require(config.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
         self._rehearse(model, checkpoint_files)
+        access = copy.deepcopy(config)  # what opens the weights opens the processor, and is not kept
+        access.token = download.get("token") if config.token is None else config.token
+        access.trust_remote_code = config.trust_remote_code or given.get("trust_remote_code") is True
         if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
-            self.samples, self.answers = load_inputs(model, config, self.source, self.exclusions)
+            self.samples, self.answers = load_inputs(model, access, self.source, self.exclusions)
+        elif config.processor is None:
+            self.source.fetch(access.token)
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         """Place and save the packed model without weights: what cannot be done is said before the calibration."""

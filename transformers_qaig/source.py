@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,23 +37,29 @@ class Source:
         revision: commit of the repository; None: the newest.
         cache_dir: the Hub's cache that the weights lie in; None: the usual one.
         subfolder: of the folder or repository, in which the weights lie.
+        local_files_only: nothing may be downloaded.
     """
 
     name: str
     revision: str | None = None
     cache_dir: str | None = None
     subfolder: str = ""
+    local_files_only: bool = False
 
     @classmethod
-    def of(cls, name_or_path: str | os.PathLike[str], checkpoint_files: Sequence[str] | None = None) -> Source:
+    def of(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        checkpoint_files: Sequence[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Source:
         """
         The source of what `from_pretrained(name_or_path)` loads.
 
-        Its `revision`, `cache_dir` and `subfolder` reach no quantizer; the paths of the weight files tell them.
-
         Args:
             name_or_path: a folder or a repository's id.
-            checkpoint_files: paths of the weight files.
+            checkpoint_files: paths of the weight files; they tell revision, cache and subfolder.
+            local_files_only: as it was given.
         """
         name = os.fspath(name_or_path)
         if not checkpoint_files:
@@ -62,7 +69,7 @@ class Source:
             repository = place.parent.parent
             if place.parent.name == "snapshots" and repository.name.startswith("models--"):
                 repo_id = "/".join(repository.name.split("--")[1:])
-                return cls(repo_id, place.name, str(repository.parent), _below(folder, place))
+                return cls(repo_id, place.name, str(repository.parent), _below(folder, place), local_files_only)
         if Path(name) in folder.parents:
             return cls(name, subfolder=_below(folder, Path(name)))
         return cls(str(folder))
@@ -81,6 +88,7 @@ class Source:
                     revision=self.revision,
                     cache_dir=self.cache_dir,
                     subfolder=subfolder,
+                    local_files_only=self.local_files_only,
                     token=token,
                     trust_remote_code=trust_remote_code,
                 )
@@ -88,6 +96,11 @@ class Source:
                 if not subfolder:
                     raise
         raise AssertionError("unreachable")
+
+    def fetch(self, token: str | bool | None) -> None:
+        """Download the processor's files now, for saving: the token is not kept. If that fails, saving says so."""
+        with contextlib.suppress(Exception):
+            self.processor_files(token=token)
 
     def processor_files(self, *, token: str | bool | None = None) -> dict[str, Path]:
         """
@@ -103,7 +116,12 @@ class Source:
             patterns = [str(PurePosixPath(folder, name)) for folder in folders for name in (*PROCESSOR_FILES, "*.py")]
             root = Path(
                 snapshot_download(
-                    self.name, revision=self.revision, cache_dir=self.cache_dir, allow_patterns=patterns, token=token
+                    self.name,
+                    revision=self.revision,
+                    cache_dir=self.cache_dir,
+                    allow_patterns=patterns,
+                    local_files_only=self.local_files_only,
+                    token=token,
                 )
             )
         found = (dict(_matching(root / folder)) for folder in folders)

@@ -64,13 +64,16 @@ def find_unused(
 
 def _stored(file: str) -> list[tuple[str, tuple[int, ...], int]]:
     """Name, shape and bytes of every tensor in a file; none of a format that is not known here."""
-    if file.endswith(".safetensors"):
+    if file.endswith(".bin"):
+        return [(key, tuple(t.shape), t.nbytes) for key, t in load_state_dict(file, map_location="meta").items()]
+    if not file.endswith(".safetensors"):
+        return []
+    try:
         with safe_open(file, "pt") as stored:
             slices = {key: stored.get_slice(key) for key in stored.keys()}
             return [(key, tuple(s.get_shape()), _nbytes(s.get_shape(), s.get_dtype())) for key, s in slices.items()]
-    if file.endswith(".bin"):
-        return [(key, tuple(t.shape), t.nbytes) for key, t in load_state_dict(file, map_location="meta").items()]
-    return []
+    except (SafetensorError, OSError):  # the loader, which comes next, says what is wrong with it
+        return []
 
 
 def _nbytes(shape: Sequence[int], dtype: str) -> int:
