@@ -1,6 +1,7 @@
 """A model quantized inside from_pretrained: how it is asked for, what is refused, where it is put."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,24 @@ from transformers import AutoModelForImageTextToText, pipeline
 from tests.families import FAMILIES, save
 from tests.lifecycle import FAST, inputs, logits, packed, run
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.quantizer import QAIGHfQuantizer
 from transformers_qaig.recipes import RECIPES
 from transformers_qaig.structure import find_blocks
+
+
+def disturb(model: nn.Module, plan: Iterable[str]) -> None:
+    """Random errors as large as 8 bits' in the planned weights: recurrences with random weights make much of them."""
+    with torch.no_grad():
+        for path in plan:
+            weight = get_linear(model, path).weight
+            step = (weight.amax(1, keepdim=True) - weight.amin(1, keepdim=True)) / 255
+            weight += step * (torch.rand_like(weight) - 0.5)
+
+
+def unlike(a: torch.Tensor, b: torch.Tensor) -> float:
+    """1 - their correlation."""
+    return 1 - float(torch.corrcoef(torch.stack([a.flatten().float(), b.flatten().float()]))[0, 1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -26,9 +42,11 @@ def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_pa
     assert packed(model) == list(plan)
     assert len(plan) >= 2 * len(find_blocks(model))
     ours = logits(model, tmp_path / "fp")
-    reference = logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "fp"), tmp_path / "fp")
+    full = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp")
+    reference = logits(full, tmp_path / "fp")
     assert torch.isfinite(ours).all()
-    assert torch.corrcoef(torch.stack([ours.flatten().float(), reference.flatten().float()]))[0, 1] > 0.99
+    disturb(full, plan)
+    assert unlike(ours, reference) < 0.01 + 4 * unlike(logits(full, tmp_path / "fp"), reference)
 
     model.save_pretrained(tmp_path / "q")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "q")
@@ -117,8 +135,10 @@ def test_8_bit_activations_are_kept(llava: Path, tmp_path: Path) -> None:
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert {again.get_submodule(path).activation_bits for path in packed(again)} == {8}
     assert torch.equal(logits(again, llava), logits(models[8], llava))
-    difference = (logits(models[8], llava) - logits(models[16], llava)).norm() / logits(models[16], llava).norm()
-    assert 0 < difference < 0.1
+    full = logits(AutoModelForImageTextToText.from_pretrained(llava), llava)
+    eight, sixteen = (float((logits(models[bits], llava) - full).norm()) for bits in (8, 16))
+    assert eight != sixteen
+    assert eight < 1.5 * sixteen  # next to weights of 4 bits they are not felt much
 
 
 def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> None:
