@@ -44,7 +44,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig.calibration.dataset import load_samples
-from transformers_qaig.calibration.encode import NO_ANSWER
+from transformers_qaig.calibration.tensors import NO_ANSWER
 from transformers_qaig.evaluate import (
     AnswerStatistics,
     Question,

@@ -274,7 +274,7 @@ def test_processor_outputs_and_their_padding(processor: Any) -> None:
     ("output", "message"),
     [
         ({"input_ids": torch.zeros(2, 3, 4)}, r"\[batch, tokens\]"),
-        ({"input_ids": torch.ones(1, 3), "attention_mask": torch.ones(1, 4)}, "does not fit"),
+        ({"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 4)}, "does not fit"),
         ({"input_ids": torch.ones(1, 3), "meta": object()}, "'meta'"),
     ],
 )

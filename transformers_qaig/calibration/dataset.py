@@ -1,27 +1,26 @@
 """Calibration data: whatever the user has -> a list of model inputs."""
 
-import json
 import logging
-import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .default_set import load_default_set
-from .encode import answer_mask, as_tensors, encode, has_image, preview, token_mask
+from .columns import find_columns
+from .encode import encode
 from .exclusions import Sample
 from .images import shrink
-from .messages import Conversation, find_columns, to_conversation
+from .messages import Conversation, to_conversation, tools_of
+from .preview import preview
+from .sources import choose_records, open_records
+from .tensors import answer_mask, as_tensors, has_image, token_mask
 
 __all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
 
 logger = logging.getLogger("transformers_qaig")
-
-STREAM_BUFFER = 4  # a stream is shuffled inside its first STREAM_BUFFER x num_samples records
 
 
 def load_samples(
@@ -36,6 +35,7 @@ def load_samples(
     max_length: int | None = None,
     token: str | bool | None = None,
     with_labels: bool = False,
+    vocab_size: int | None = None,
 ) -> list[Sample]:
     """
     Loads calibration samples as the model's inputs.
@@ -44,9 +44,11 @@ def load_samples(
         dataset: one of
 
             - `None`: the bundled default set (image + text, works offline);
-            - conversations: each a list of chat messages, a dict `{"messages": ..., "images": ...}` or a dict like
-              `{"image": ..., "question": ..., "answer": ...}`; images are PIL images, paths, URLs, `data:` URLs or
-              arrays. A list, any sequence, any iterable (consumed once), a `datasets.Dataset` or `IterableDataset`;
+            - conversations: each a list of chat messages, a dict `{"messages": ..., "images": ..., "tools": ...}`, a
+              dict like `{"image": ..., "question": ..., "answer": ...}` or TRL's `prompt` with `completion` or
+              `chosen`; images are PIL images, paths, URLs, `data:` URLs or arrays. A list, any sequence, any iterable
+              (consumed once), a table's rows, a `datasets.Dataset` or `IterableDataset`; of a `DatasetDict` its only
+              split, else `train`;
             - processor outputs: dicts with `input_ids`; padded batches keep their `attention_mask`;
             - a `str`: a `.json`/`.jsonl` file of such records, or a set on the Hub: `"org/name"`,
               `"org/name:split"`, `"org/name:config:split"` (streamed; split `train` unless said).
@@ -54,11 +56,13 @@ def load_samples(
         num_samples: how many samples to keep. More are shuffled by `seed` and cut; fewer are all used.
         seed: seed of the choice and its order.
         is_vlm: whether the model takes images. If so, a set without a single image is warned about.
-        columns: what the records call their `messages`, `image`, `prompt`, `response` (default: found by name).
+        columns: what the records call their `messages`, `image`, `prompt`, `response`, `context`, `choices`, `system`,
+            `tools` (default: found by name).
         max_pixels: larger images are scaled down to this many pixels (memory grows with them).
         max_length: samples longer than this many tokens are left out; cutting would break the image tokens.
         token: for a gated set on the Hub.
         with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
+        vocab_size: token ids of the model are below; None: not known.
 
     Returns:
         At most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
@@ -71,17 +75,19 @@ def load_samples(
     for name, value in (("num_samples", num_samples), ("max_pixels", max_pixels), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, it is {value}")
-    records, base_dir = _records(dataset, with_images=is_vlm, token=token)
+    records, base_dir = open_records(dataset, with_images=is_vlm, token=token)
+    encoder = _Encoder(processor, columns, base_dir, max_pixels, with_labels, vocab_size)
     samples: list[Sample] = []
     left_out = 0
-    for index, record in _chosen(records, num_samples, seed, keep_rest=max_length is not None):
-        sample = _encode_record(index, record, processor, columns, base_dir, max_pixels, with_labels)
+    for index, record in choose_records(records, num_samples, seed, keep_rest=max_length is not None):
+        sample = encoder(index, record)
         if max_length is not None and sample["input_ids"].shape[1] > max_length:
             left_out += 1
             continue
         samples.append(Sample(sample, index))
         if len(samples) == num_samples:
             break
+    encoder.tell()
     _report(samples, processor, num_samples, left_out, max_length, is_vlm)
     return samples
 
@@ -95,107 +101,54 @@ def _is_encoded(record: Any) -> bool:
     return isinstance(record, Mapping) and "input_ids" in record
 
 
-def _records(dataset: Any, with_images: bool, token: str | bool | None) -> tuple[Any, Path | None]:
-    """The records, and the folder that their relative image paths start from."""
-    if dataset is None:
-        return load_default_set(with_images), None
-    if isinstance(dataset, str) and dataset.endswith((".json", ".jsonl")):
-        path = Path(dataset).expanduser()
-        return _read_json(path), path.parent
-    if isinstance(dataset, str):
-        return _load_from_hub(dataset, token), None
-    if isinstance(dataset, Mapping):
-        keys = ", ".join(repr(key) for key in list(dataset)[:5])
-        what = "one sample: pass [it]" if "input_ids" in dataset or "messages" in dataset else "not a list of samples"
-        raise TypeError(f"dataset is a dict with {keys}: {what} (of a `DatasetDict` pass one split, ds['train'])")
-    if not isinstance(dataset, Iterable) and not hasattr(dataset, "__getitem__"):
-        raise TypeError(
-            f"dataset must be None, a list of conversations, a `datasets` set or its name, or processor outputs, "
-            f"not {type(dataset).__name__}"
-        )
-    if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping) and "role" in dataset[0]:
-        raise TypeError("dataset is a single conversation (a list of messages): pass a list of them, [conversation]")
-    return dataset, None
+@dataclass
+class _Encoder:
+    """Records -> samples; whatever goes wrong on the way names the record."""
 
+    processor: Any
+    columns: Mapping[str, str] | None
+    base_dir: Path | None
+    max_pixels: int | None
+    with_labels: bool
+    vocab_size: int | None
+    notes: dict[str, list[int]] = field(default_factory=dict)  # what was dropped, and of which samples
 
-def _read_json(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            records = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the calibration file {path} cannot be read: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"the calibration file {path} must hold a list of samples, not a {type(records).__name__}")
-    return records
-
-
-def _load_from_hub(name: str, token: str | bool | None) -> Any:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(
-            f"dataset={name!r} names a set of the `datasets` library, which is not installed: `pip install datasets`, "
-            "or leave dataset out to use the bundled default set"
-        ) from error
-    path, *rest = name.split(":")
-    split = rest.pop() if rest else "train"
-    try:
-        return load_dataset(path, *rest, split=split, streaming=True, token=token)
-    except Exception as error:  # the library raises many kinds: connection, missing set, unknown split, scripts
-        raise ValueError(
-            f"dataset={name!r} cannot be loaded ({type(error).__name__}: {error}). The form is 'org/name', "
-            "'org/name:split' or 'org/name:config:split'; without a connection pass a list of conversations, "
-            "or leave dataset out to use the bundled default set"
-        ) from error
-
-
-def _chosen(records: Any, num_samples: int, seed: int, keep_rest: bool) -> Iterator[tuple[int, Any]]:
-    """
-    The records to use, each with its index: all in their order if they are few, else a choice by `seed`.
-
-    With `keep_rest` the others follow, for the caller to replace samples that it must leave out.
-    """
-    if not (hasattr(records, "__len__") and hasattr(records, "__getitem__")):
-        records = list(islice(iter(records), STREAM_BUFFER * num_samples))
-    order = list(range(len(records)))
-    if len(order) > num_samples:
-        random.Random(seed).shuffle(order)
-        order = order if keep_rest else order[:num_samples]
-    for index in order:
-        yield index, records[index]
-
-
-def _encode_record(
-    index: int,
-    record: Any,
-    processor: Any,
-    columns: Mapping[str, str] | None,
-    base_dir: Path | None,
-    max_pixels: int | None,
-    with_labels: bool,
-) -> dict[str, torch.Tensor]:
-    if _is_encoded(record):
+    def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor]:
+        if _is_encoded(record):
+            try:
+                return as_tensors(record, self.vocab_size)
+            except ValueError as error:
+                raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
+        if self.columns is not None and isinstance(record, Mapping):
+            find_columns(record, self.columns)  # a wrong column map is no fault of this sample: it speaks for itself
         try:
-            return as_tensors(record)
-        except ValueError as error:
-            raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
-    if columns is not None and isinstance(record, Mapping):
-        find_columns(record, columns)  # a wrong column map is no fault of this sample: let it speak for itself
-    try:
-        conversation = to_conversation(record, columns, base_dir)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"calibration sample {index} is not usable: {error}") from error
-    try:
-        return encode(processor, _shrunk(conversation, max_pixels), with_labels=with_labels)
-    except Exception as error:  # processors raise every kind
-        raise ValueError(
-            f"calibration sample {index} was refused by {type(processor).__name__} "
-            f"({type(error).__name__}: {error}). Remove or mend this sample, check that the processor belongs to the "
-            "model, or pass processor outputs as the dataset"
-        ) from error
+            conversation = to_conversation(record, self.columns, self.base_dir)
+            tools = tools_of(record, self.columns)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"calibration sample {index} is not usable: {error}") from error
+        except Exception as error:  # a record may be any object
+            raise ValueError(f"calibration sample {index} is not usable ({type(error).__name__}: {error})") from error
+        try:
+            return encode(
+                self.processor,
+                _shrunk(conversation, self.max_pixels),
+                tools,
+                with_labels=self.with_labels,
+                vocab_size=self.vocab_size,
+                tell=lambda note: self.notes.setdefault(note, []).append(index),
+            )
+        except Exception as error:  # processors raise every kind
+            raise ValueError(
+                f"calibration sample {index} was refused by {type(self.processor).__name__} "
+                f"({type(error).__name__}: {error}). Remove or mend this sample, check that the processor belongs to "
+                "the model, or pass processor outputs as the dataset"
+            ) from error
+
+    def tell(self) -> None:
+        """Warns once of each thing that the chat template dropped."""
+        for note, indices in self.notes.items():
+            some = ", ".join(map(str, sorted(set(indices))[:10]))
+            logger.warning("%s, in %d calibration samples (%s ...)", note, len(set(indices)), some)
 
 
 def _shrunk(conversation: Conversation, max_pixels: int | None) -> Conversation:

@@ -62,6 +62,7 @@ def load_inputs(
             columns=config.dataset_columns,
             token=config.token,
             with_labels=needs_answers,
+            vocab_size=_vocab_size(model),
         )
         answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
     accepted = inspect.signature(model.forward).parameters
@@ -92,6 +93,15 @@ def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> lis
     """Bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
     ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
     return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
+
+
+def _vocab_size(model: PreTrainedModel) -> int | None:
+    """Token ids are below: rows of the embedding, and ids of placeholders that the model replaces before it looks."""
+    embeddings = model.get_input_embeddings()
+    if not isinstance(getattr(embeddings, "weight", None), Tensor) or embeddings.weight.ndim != 2:
+        return None
+    rows = embeddings.weight.shape[0] + getattr(embeddings, "num_additional_embeddings", 0)
+    return max([rows, *(token + 1 for token in picture_tokens(model))])
 
 
 def _processor(config: QAIGConfig, source: Source) -> Any:

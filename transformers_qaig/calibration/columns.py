@@ -1,0 +1,63 @@
+"""Which column of a record plays which part."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+# What a column may be called when the user does not say: the names that public VLM sets use, the likeliest first.
+COLUMN_NAMES: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "conversations", "conversation", "texts", "prompt_messages"),
+    "image": ("image", "images", "img", "picture", "image_path", "image_url", "jpg", "png", "webp"),
+    "prompt": ("question", "query", "prompt", "instruction", "problem", "input", "user", "text"),
+    "response": (
+        *("answer", "answers", "response", "output", "completion", "chosen", "solution"),
+        *("correct_choice_idx", "label", "assistant"),
+        *("multiple_choice_answer", "caption", "captions", "sentences", "description"),
+    ),
+    "context": ("context", "passage"),
+    "choices": ("choices", "options"),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools",),
+}
+_LETTERS = "ABCDEFGHIJ"  # of multiple-choice sets with a column for each choice
+
+
+def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, str]:
+    """
+    Which of `record`'s keys plays which part.
+
+    Raises:
+        ValueError: `columns` names an unknown part or a missing column, or nothing usable is found.
+    """
+    if columns is not None:
+        for part, name in columns.items():
+            if part not in COLUMN_NAMES:
+                near = difflib.get_close_matches(str(part), COLUMN_NAMES, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}{hint}")
+            if name not in record:
+                raise ValueError(f"columns[{part!r}] is {name!r}, but the sample has only {_keys(record)}")
+        return dict(columns)
+    found = {}
+    for part, names in COLUMN_NAMES.items():
+        present = [name for name in names if record.get(name) is not None]
+        if present:
+            found[part] = present[0]
+    if not found.keys() & {"messages", "image", "prompt", "response"}:
+        raise ValueError(
+            f"none of the sample's keys {_keys(record)} is known: say which is which with "
+            "columns={'image': ..., 'prompt': ..., 'response': ...} or columns={'messages': ..., 'image': ...}"
+        )
+    return found
+
+
+def choices_of(record: Mapping[str, Any], found: Mapping[str, str]) -> Any:
+    """The choices of a multiple-choice question: a column, or the columns "A", "B" and so on; None: there are none."""
+    if "choices" in found:
+        return record[found["choices"]]
+    lettered = {letter: record[letter] for letter in _LETTERS if record.get(letter) is not None}
+    return lettered if {"A", "B"} <= lettered.keys() else None
+
+
+def _keys(record: Mapping[str, Any]) -> list[str]:
+    return sorted(map(str, record))

@@ -1,0 +1,40 @@
+"""A sample as text to read: what the model will see."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .tensors import token_mask
+
+MAX_CHARS = 2000
+COLLAPSE_FROM = 4  # shorter runs of one token are ordinary text ("...", a table's rule)
+
+
+def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
+    """
+    The first row of a sample, padding left out: its text, runs of one token collapsed (`<image>×64`); its ids where
+    nothing decodes them.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    ids = sample["input_ids"][0][token_mask(sample)[0]].tolist()
+    try:
+        text = _decoded(tokenizer, ids)
+    except Exception:  # no tokenizer, or ids of another one: a log line must never be what fails
+        text = str(ids)
+    half = MAX_CHARS // 2
+    return text if len(text) <= MAX_CHARS else f"{text[:half]} […] {text[-half:]}"
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    pieces: list[str] = []
+    plain: list[int] = []
+    for token, run in itertools.groupby(ids):
+        count = len(list(run))
+        if count < COLLAPSE_FROM:
+            plain += [token] * count
+            continue
+        pieces += [tokenizer.decode(plain), f"{tokenizer.decode([token])}×{count}"]
+        plain = []
+    return "".join([*pieces, tokenizer.decode(plain)])

@@ -1,0 +1,156 @@
+"""Question and answer columns -> turns: plain text, several annotators, SQuAD, multiple choice, TRL's preferences."""
+
+import ast
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+from .columns import choices_of
+from .turns import Turn, is_messages, read_messages, text_part
+
+CAPTION_PROMPT = "Describe this image."
+_ANSWER_KEYS = ("answer", "text", "value", "input_text")
+_SHOWN = 80
+
+
+def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], base_dir: Path | None) -> list[Turn]:
+    """
+    Turns of a record without a messages column. Prompt and response may each be a text or a list of messages.
+
+    Raises:
+        ValueError: a column holds what is neither; the message names it and says what it should be.
+    """
+    response = record[found["response"]] if "response" in found else None
+    if "prompt" not in found:
+        if is_messages(response):  # TRL's implicit prompt: the whole conversation
+            return read_messages(response, base_dir)
+        if "image" not in found:
+            raise ValueError(
+                f"the sample has a response ({found.get('response')!r}), but neither a prompt nor an image: say which "
+                "column is the question with columns={'prompt': ...}, or give a list of messages"
+            )
+        return [_user(CAPTION_PROMPT), *_response(response, found, {}, base_dir)]
+    prompt = record[found["prompt"]]
+    choices = _lettered(choices_of(record, found))
+    if isinstance(prompt, Mapping) and is_messages([prompt]):
+        prompt = [prompt]
+    if is_messages(prompt):
+        turns = read_messages(prompt, base_dir)
+    else:
+        turns = [_user(_question(record, found, _text(prompt, found["prompt"]), choices))]
+    answer = _response(response, found, choices, base_dir)
+    if not answer or answer[0]["role"] not in ("system", "user"):
+        return turns + answer
+    if any(a["role"] != b["role"] or a["content"] != b["content"] for a, b in zip(turns, answer)):
+        raise ValueError(
+            f"the messages in {found['response']!r} begin with a turn of the {answer[0]['role']}, and not with "
+            f"those in {found['prompt']!r}: they must go on after the prompt, or repeat it"
+        )
+    return answer
+
+
+def _user(text: str) -> Turn:
+    return {"role": "user", "content": [text_part(text)]}
+
+
+def _question(record: Mapping[str, Any], found: Mapping[str, str], question: str, choices: str | dict[str, str]) -> str:
+    """The question with what belongs to it: the passage before it; Alpaca's input or the choices after it."""
+    parts = [question]
+    if "context" in found:
+        context = record[found["context"]]
+        passages = [context] if isinstance(context, str) else context
+        if not isinstance(passages, Sequence) or not all(isinstance(passage, str) for passage in passages):
+            raise _misfit(found["context"], context, "a str or a list of str")
+        parts[:0] = passages
+    if found["prompt"] == "instruction" and isinstance(record.get("input"), str) and record["input"].strip():
+        parts.append(record["input"])
+    if choices:
+        written = choices if isinstance(choices, str) else "\n".join(f"{k}. {text}" for k, text in choices.items())
+        parts.append(written)
+    return "\n\n".join(parts) if "context" in found else "\n".join(parts)
+
+
+def _response(value: Any, found: Mapping[str, str], choices: str | dict[str, str], base_dir: Path | None) -> list[Turn]:
+    if value is None:
+        return []
+    name = found["response"]
+    if isinstance(value, Mapping) and is_messages([value]):
+        value = [value]
+    if is_messages(value):
+        return read_messages(value, base_dir)
+    answer = _answer(value, name)
+    if answer is None:
+        return []
+    if isinstance(choices, dict) and choices:
+        answer = _chosen(answer, choices, name)
+    return [{"role": "assistant", "content": [text_part(answer)]}]
+
+
+def _answer(value: Any, name: str) -> str | None:
+    """One answer out of a text, several annotators' or a nested column such as SQuAD's; None: there is none."""
+    if isinstance(value, Mapping):
+        key = next((key for key in _ANSWER_KEYS if key in value), None)
+        if key is None:
+            raise _misfit(name, value, f"a str, or a dict with one of {list(_ANSWER_KEYS)}")
+        return _answer(value[key], name)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return _answer(value[0], name) if value else None
+    return None if value is None else _text(value, name)
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, Number) and math.isfinite(value):  # type: ignore[arg-type]
+        return str(value)
+    if not isinstance(value, str):
+        batch = isinstance(value, Sequence) and not isinstance(value, bytes)
+        hint = "; is it a batch? pass its samples one by one" if batch else ""
+        raise _misfit(name, value, f"a str or a list of messages{hint}")
+    return value
+
+
+def _lettered(choices: Any) -> str | dict[str, str]:
+    """The choices under their letters, empty if there are none; a `str` that is no list stays as it is."""
+    if isinstance(choices, str):  # some sets store the list as Python or JSON writes it
+        try:
+            choices = ast.literal_eval(choices)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return choices
+    if choices is None:
+        return {}
+    if isinstance(choices, Mapping):
+        if {"text", "label"} <= choices.keys():
+            return dict(zip(map(str, choices["label"]), map(str, choices["text"])))
+        return {str(letter): str(text) for letter, text in choices.items()}
+    if not isinstance(choices, Sequence):
+        raise _misfit("choices", choices, "a list of str or a dict of letters and texts")
+    return {chr(ord("A") + i): str(choice) for i, choice in enumerate(choices)}
+
+
+def _chosen(answer: str, choices: dict[str, str], name: str) -> str:
+    """The choice that `answer` names by its text, its letter or its index from 0; another text stays as it is."""
+    bare = answer.strip("().: \n")
+    letters, texts = list(choices), [text.strip().casefold() for text in choices.values()]
+    if answer.strip().casefold() in texts:
+        letter = letters[texts.index(answer.strip().casefold())]
+    elif bare in choices:
+        letter = bare
+    elif bare.isdecimal() and int(bare) < len(choices):
+        letter = letters[int(bare)]
+    elif bare.isdecimal() or len(bare) == 1:
+        raise ValueError(
+            f"the column {name!r} is {answer!r}, which is neither a choice, its letter nor its index from 0: "
+            f"{choices!r:.200}"
+        )
+    else:
+        return answer
+    return f"{letter}. {choices[letter]}"
+
+
+def _misfit(name: str, value: Any, expected: str) -> ValueError:
+    keys = f" with {sorted(map(str, value))}" if isinstance(value, Mapping) else f" ({value!r:.{_SHOWN}})"
+    return ValueError(
+        f"the column {name!r} must be {expected}; it is {type(value).__name__}{keys}. "
+        "Say which columns to read with columns={'prompt': ..., 'response': ...}"
+    )

@@ -1,0 +1,176 @@
+"""Whatever holds calibration records (a list, a stream, a table, a file, a name on the Hub) -> records by index."""
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .default_set import load_default_set
+from .fetch import read_file
+
+logger = logging.getLogger("transformers_qaig")
+
+STREAM_BUFFER = 4  # a stream is shuffled inside its first STREAM_BUFFER x num_samples records
+MAX_FILE_BYTES = 4 << 30
+
+
+def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> tuple[Any, Path | None]:
+    """
+    The records of a dataset, and the folder that their relative image paths start from (None: the working directory).
+
+    Args:
+        dataset: see [`dataset.load_samples`].
+        with_images: of the bundled set (`dataset=None`).
+        token: for a gated set on the Hub.
+
+    Raises:
+        TypeError: `dataset` is nothing that holds records.
+        ValueError: its file or its name cannot be read.
+        ImportError: it is a name, and `datasets` is not installed.
+    """
+    if dataset is None:
+        return load_default_set(with_images), None
+    if isinstance(dataset, str) and dataset.endswith((".json", ".jsonl")):
+        path = Path(dataset).expanduser()
+        return _read_json(path), path.parent
+    if isinstance(dataset, str):
+        return _load_from_hub(dataset, token), None
+    dataset = _rows_of_table(_split_of(dataset))
+    if isinstance(dataset, Mapping):
+        keys = ", ".join(repr(key) for key in list(dataset)[:5])
+        what = "one sample: pass [it]" if "input_ids" in dataset or "messages" in dataset else "not a list of samples"
+        raise TypeError(
+            f"dataset is a dict with {keys}: {what} (of a dict of splits pass one split, ds['train']; columns "
+            "become records with datasets.Dataset.from_dict)"
+        )
+    if isinstance(dataset, (bytes, bytearray)) or not (
+        isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
+    ):
+        raise TypeError(
+            f"dataset must be None, a list of conversations, a `datasets` set or its name, or processor outputs, "
+            f"not {type(dataset).__name__}"
+        )
+    if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], Mapping) and "role" in dataset[0]:
+        raise TypeError("dataset is a single conversation (a list of messages): pass a list of them, [conversation]")
+    return dataset, None
+
+
+def choose_records(records: Any, num_samples: int, seed: int, keep_rest: bool) -> Iterator[tuple[int, Any]]:
+    """
+    The records to use, each with its index: all in their order if they are few, else a choice by `seed`.
+
+    With `keep_rest` the others follow, for the caller to replace samples that it must leave out.
+
+    Raises:
+        ValueError: a record cannot be read; the message has its index.
+    """
+    if isinstance(records, torch.utils.data.IterableDataset) or not (
+        hasattr(records, "__len__") and hasattr(records, "__getitem__")
+    ):
+        records = list(islice(_numbered_errors(records), STREAM_BUFFER * num_samples))
+    order = list(range(len(records)))
+    if len(order) > num_samples:
+        random.Random(seed).shuffle(order)
+        order = order if keep_rest else order[:num_samples]
+    for index in order:
+        try:
+            record = records[index]
+        except Exception as error:  # a data set decodes what it reads, and raises every kind
+            raise _unreadable(index, error) from error
+        yield index, record
+
+
+def _numbered_errors(stream: Iterable[Any]) -> Iterator[Any]:
+    index = 0
+    try:
+        for record in stream:
+            yield record
+            index += 1
+    except Exception as error:
+        raise _unreadable(index, error) from error
+
+
+def _unreadable(index: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"calibration sample {index} cannot be read from the dataset ({type(error).__name__}: {error}). "
+        "Remove or mend this sample"
+    )
+
+
+def _split_of(dataset: Any) -> Any:
+    """One split of a `DatasetDict`: the only one, else `train`."""
+    if not isinstance(dataset, Mapping) or not dataset or not all(hasattr(d, "features") for d in dataset.values()):
+        return dataset
+    name = next(iter(dataset)) if len(dataset) == 1 else "train"
+    if name not in dataset:
+        raise TypeError(f"dataset has the splits {sorted(map(str, dataset))} and no 'train': pass one, ds['...']")
+    logger.warning("calibration: of the splits %s, %r is taken", sorted(map(str, dataset)), name)
+    return dataset[name]
+
+
+def _rows_of_table(dataset: Any) -> Any:
+    """The rows of a pandas, polars or Arrow table, which itself gives the names of its columns or whole columns."""
+    if hasattr(dataset, "iloc") and hasattr(dataset, "columns"):
+        return [_plain(row) for row in dataset.to_dict(orient="records")]
+    for rows in ("to_dicts", "to_pylist"):
+        if hasattr(dataset, "columns") and hasattr(dataset, rows):
+            return getattr(dataset, rows)()
+    if hasattr(dataset, "iloc"):  # a pandas series, whose index may be anything
+        return [_plain(value) for value in dataset.tolist()]
+    return dataset
+
+
+def _plain(value: Any) -> Any:
+    """`value` as Python has it: pandas holds lists as arrays of objects, and what is missing as NaN."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _read_json(path: Path) -> list[Any]:
+    try:
+        text = read_file(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
+        records = _read_lines(text) if path.suffix == ".jsonl" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the calibration file {path} cannot be read: {error}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"the calibration file {path} must hold a list of samples, not a {type(records).__name__}")
+    return records
+
+
+def _read_lines(text: str) -> list[Any]:
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028 inside a string, too
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return records
+
+
+def _load_from_hub(name: str, token: str | bool | None) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"dataset={name!r} names a set of the `datasets` library, which is not installed: `pip install datasets`, "
+            "or leave dataset out to use the bundled default set"
+        ) from error
+    path, *rest = name.split(":")
+    split = rest.pop() if rest else "train"
+    try:
+        return load_dataset(path, *rest, split=split, streaming=True, token=token)
+    except Exception as error:  # the library raises many kinds: connection, missing set, unknown split, scripts
+        raise ValueError(
+            f"dataset={name!r} cannot be loaded ({type(error).__name__}: {error}). The form is 'org/name', "
+            "'org/name:split' or 'org/name:config:split'; without a connection pass a list of conversations, "
+            "or leave dataset out to use the bundled default set"
+        ) from error

@@ -1,0 +1,113 @@
+"""One calibration sample as tensors: what a processor gave, checked, and the masks that are read from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+NO_ANSWER = -100  # what Transformers writes into labels where there is nothing to predict
+
+_PER_TOKEN = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
+
+
+def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[str, torch.Tensor]:
+    """
+    A processor's output as CPU tensors; what has one entry a token gets its batch axis where it is missing.
+
+    Args:
+        batch: names and values of the model's inputs. `None` values are left out.
+        vocab_size: token ids must be below; None: not known.
+
+    Returns:
+        `input_ids` (int64 `[B, T]`) and the rest as it is. No entry is empty of tokens.
+
+    Raises:
+        ValueError: an entry cannot be a tensor, the ids are no token ids, or a mask or label does not fit them. The
+            message names the entry.
+    """
+    sample = {str(name): _tensor(name, value) for name, value in batch.items() if value is not None}
+    if "input_ids" not in sample:
+        raise ValueError(f"the processor gave no 'input_ids', only {sorted(sample)}")
+    if sample["input_ids"].ndim == 1:
+        for name in _PER_TOKEN:
+            if name in sample and sample[name].ndim == 1:
+                sample[name] = sample[name].unsqueeze(0)
+    sample["input_ids"] = _token_ids(sample["input_ids"], vocab_size)
+    shape = sample["input_ids"].shape
+    for name in _PER_TOKEN[1:]:
+        if name in sample and sample[name].shape != shape:
+            raise ValueError(f"{name!r} {list(sample[name].shape)} does not fit 'input_ids' {list(shape)}")
+    if "attention_mask" in sample:
+        _check_mask(sample["attention_mask"])
+    if "labels" in sample and (sample["labels"].is_floating_point() or sample["labels"].dtype == torch.bool):
+        raise ValueError(f"'labels' must hold token ids or {NO_ANSWER}, not {sample['labels'].dtype}")
+    return sample
+
+
+def token_mask(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Which positions hold real tokens; padding must never count in a statistic.
+
+    Returns:
+        `torch.BoolTensor` `[B, T]`: the attention mask, or all True where the sample has none.
+    """
+    mask = sample.get("attention_mask")
+    return torch.ones_like(sample["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] = ()) -> torch.Tensor:
+    """
+    Which positions hold a token of an answer, from the sample's labels. A sample without labels, or with none set,
+    has no answer told apart: there every real token but the `image_tokens` counts.
+
+    Returns:
+        `torch.BoolTensor` `[B, T]`; False at the first position, which nothing predicts.
+    """
+    real, labels = token_mask(sample), sample.get("labels")
+    if labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any()):
+        mask = real & (labels != NO_ANSWER)
+    else:
+        ids = sample["input_ids"]
+        mask = real & ~torch.isin(ids, torch.tensor(list(image_tokens), dtype=torch.long, device=ids.device))
+    mask[:, 0] = False
+    return mask
+
+
+def has_image(sample: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a sample brings pixels: whatever a family calls them, only they are floating point."""
+    return any(value.is_floating_point() and value.numel() > 0 for value in sample.values())
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+    except Exception as error:  # torch and numpy raise every kind
+        raise ValueError(f"{name!r} ({type(value).__name__}) cannot be made a tensor: {error}") from error
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ValueError(f"{name!r} must be a plain dense tensor: convert it with to_dense() or dequantize()")
+    return tensor
+
+
+def _token_ids(ids: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(f"'input_ids' must be [batch, tokens] and not empty, it is {list(ids.shape)}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"'input_ids' must hold integers, not {ids.dtype}: give the tokenizer's ids")
+    ids = ids.long()
+    if int(ids.min()) < 0:
+        raise ValueError(f"'input_ids' holds {int(ids.min())}: token ids are not negative (in 'labels' they may be)")
+    if vocab_size is not None and int(ids.max()) >= vocab_size:
+        raise ValueError(
+            f"'input_ids' holds {int(ids.max())}, and the model's last token id is {vocab_size - 1}: "
+            "encode the sample with the model's own processor"
+        )
+    return ids
+
+
+def _check_mask(mask: torch.Tensor) -> None:
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("'attention_mask' must hold 1 at tokens and 0 at padding, and nothing else")
+    empty = ~mask.bool().any(dim=1)
+    if empty.any():
+        row = int(empty.nonzero()[0])
+        raise ValueError(f"'attention_mask' leaves no token in row {row}: leave the row out")

@@ -1,0 +1,163 @@
+"""Chat messages in the forms that public sets use -> turns: roles, parts, tool calls and reasoning in one form."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .images import open_image
+
+Turn = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLE_NAMES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai", "function_call"), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response", "ipython"), "tool"),
+}
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_IMAGE_TYPES = ("image", "image_url", "input_image")
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def is_messages(value: Any) -> bool:
+    """Whether `value` is a list of chat messages."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, bytes))
+        and len(value) > 0
+        and all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in value)
+    )
+
+
+def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
+    """
+    Reads a list of chat messages: `role` and `content` (or `from` and `value`), or `user` and `assistant` in one.
+
+    Returns:
+        Turns: `role`, `content` (a list of parts) and whatever else the message has for the chat template:
+        `tool_calls` (`{"type": "function", "function": {"name": str, "arguments": dict}}`), `tool_call_id`, `name`,
+        the reasoning under both its names.
+
+    Raises:
+        ValueError, TypeError: a message is none of these; the text says what it was.
+    """
+    if isinstance(messages, Mapping) and messages and all(isinstance(value, list) for value in messages.values()):
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]  # a column of Arrow structs
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError(f"messages must be a list of {{'role', 'content'}} that is not empty, not {messages!r:.80}")
+    turns: list[Turn] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise ValueError(f"a message must be a dict with 'role' and 'content', not {type(message).__name__}")
+        if "user" in message and "assistant" in message:  # the question and its answer in one
+            for role in ("user", "assistant"):
+                turns.append({"role": role, "content": [text_part(_text_of(message[role]))]})
+        else:
+            turns.append(_turn(message, base_dir))
+    return turns
+
+
+def parse_json(value: Any, what: str) -> Any:
+    """`value`, parsed if it is a JSON string: sets with a fixed schema store what has none in that way."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is a str but not JSON ({error}): {value!r:.80}") from error
+
+
+def without_none(value: Any) -> Any:
+    """`value` without its entries that are None: Arrow gives every dict of a column the keys of all the others."""
+    if isinstance(value, Mapping):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _turn(message: Mapping[str, Any], base_dir: Path | None) -> Turn:
+    given = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if not isinstance(given, str):
+        raise ValueError(f"a message needs 'role' and 'content', this one has {sorted(map(str, message))}")
+    lowered = given.strip().lower()
+    role = _ROLE_NAMES.get(lowered, lowered if lowered in ROLES else given)
+    extras = {k: v for k, v in message.items() if v is not None and k not in ("role", "from", "content", "value")}
+    calls = extras.pop("tool_calls", None) or extras.pop("function_call", None)
+    if lowered == "function_call":
+        calls, content = parse_json(content, "the value of a 'function_call' message"), None
+    if calls:
+        extras["tool_calls"] = _tool_calls(calls)
+    reasoning = next((extras[name] for name in _REASONING if extras.get(name)), None)
+    if reasoning is not None:  # as newer Transformers do: some templates read the one name, some the other
+        extras.update(reasoning_content=reasoning, thinking=extras.get("thinking") or reasoning)
+    if content is None and not (role == "assistant" and (calls or reasoning)):
+        raise ValueError(
+            f"a message needs 'role' and 'content' (only an assistant that calls a tool may go without), this one "
+            f"has {sorted(key for key, value in message.items() if value is not None)}"
+        )
+    return {**extras, "role": role, "content": _parts(content, role, base_dir)}
+
+
+def _tool_calls(calls: Any) -> list[dict[str, Any]]:
+    calls = without_none(parse_json(calls, "'tool_calls'"))
+    read = []
+    for call in [calls] if isinstance(calls, Mapping) else calls:
+        call = parse_json(call, "a tool call")
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError(
+                f"a tool call must be {{'function': {{'name': ..., 'arguments': {{...}}}}}}, this one is {call!r:.80}"
+            )
+        arguments = parse_json(function.get("arguments") or {}, f"the arguments of the tool call {function['name']!r}")
+        extras = {key: value for key, value in call.items() if key not in ("name", "arguments", "function")}
+        read.append({"type": "function", **extras, "function": {"name": function["name"], "arguments": arguments}})
+    return read
+
+
+def _parts(content: Any, role: str, base_dir: Path | None) -> list[dict[str, Any]]:
+    if content is None:
+        return []
+    if role == "tool" and not isinstance(content, str) and not _has_parts(content):
+        return [text_part(json.dumps(content, ensure_ascii=False))]  # a tool's result as it came
+    if isinstance(content, (str, Mapping)):
+        content = [content]
+    if not isinstance(content, Sequence):
+        raise ValueError(f"the content of a message must be a str or a list of parts, not {type(content).__name__}")
+    return [_part(part, base_dir) for part in content]
+
+
+def _has_parts(content: Any) -> bool:
+    parts = [content] if isinstance(content, Mapping) else content
+    return isinstance(parts, Sequence) and all(isinstance(part, Mapping) and "type" in part for part in parts)
+
+
+def _part(part: Any, base_dir: Path | None) -> dict[str, Any]:
+    if isinstance(part, str):
+        return text_part(part)
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise ValueError(f"a content part needs a 'type' ('image' or 'text'), this one is {part!r:.80}")
+    if part["type"] in _TEXT_TYPES:
+        return text_part(_text_of(part.get("text") if part.get("text") is not None else part.get("content")))
+    if part["type"] not in _IMAGE_TYPES:
+        raise ValueError(f"a content part must be of type 'image' or 'text', not {part['type']!r}")
+    key = next((k for k in _IMAGE_KEYS if part.get(k) is not None), None)
+    if key is None:
+        return {"type": "image", "image": None}  # a placeholder
+    source = part[key]
+    if key == "image_url" and isinstance(source, Mapping):
+        source = source.get("url")
+    if key == "base64" and not str(source).startswith("data:"):
+        source = f"data:;base64,{source}"
+    return {"type": "image", "image": open_image(source, base_dir)}
+
+
+def _text_of(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a text must be a str, not {type(value).__name__}: {value!r:.80}")
+    return value
