@@ -22,6 +22,8 @@ __all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
 
 logger = logging.getLogger("transformers_qaig")
 
+SHOWN = 10  # samples that a warning names
+
 
 def load_samples(
     dataset: Any,
@@ -147,8 +149,9 @@ class _Encoder:
     def tell(self) -> None:
         """Warns once of each thing that the chat template dropped."""
         for note, indices in self.notes.items():
-            some = ", ".join(map(str, sorted(set(indices))[:10]))
-            logger.warning("%s, in %d calibration samples (%s ...)", note, len(set(indices)), some)
+            which = sorted(set(indices))
+            more = f" and {len(which) - SHOWN} more" if len(which) > SHOWN else ""
+            logger.warning("%s, in calibration samples %s%s", note, ", ".join(map(str, which[:SHOWN])), more)
 
 
 def _shrunk(conversation: Conversation, max_pixels: int | None) -> Conversation:

@@ -121,11 +121,11 @@ def _lettered(choices: Any) -> str | dict[str, str]:
         return {}
     if isinstance(choices, Mapping):
         if {"text", "label"} <= choices.keys():
-            return dict(zip(map(str, choices["label"]), map(str, choices["text"])))
-        return {str(letter): str(text) for letter, text in choices.items()}
+            choices = dict(zip(choices["label"], choices["text"]))
+        return {str(letter): _text(text, "choices") for letter, text in choices.items()}
     if not isinstance(choices, Sequence):
         raise _misfit("choices", choices, "a list of str or a dict of letters and texts")
-    return {chr(ord("A") + i): str(choice) for i, choice in enumerate(choices)}
+    return {chr(ord("A") + i): _text(choice, "choices") for i, choice in enumerate(choices)}
 
 
 def _chosen(answer: str, choices: dict[str, str], name: str) -> str:
