@@ -55,6 +55,14 @@ def record(rng: random.Random) -> Any:
     return made
 
 
+def read_or_refused(processor: Any, made: Any) -> dict[str, torch.Tensor] | str:
+    """The sample, or the message of the error."""
+    try:
+        return load_samples(iter([made]), processor, num_samples=1, seed=0, is_vlm=False, with_labels=True)[0]
+    except ValueError as error:
+        return str(error)
+
+
 @pytest.fixture(scope="module")
 def processor() -> Any:
     return build("llava")[1]
@@ -66,11 +74,10 @@ def test_a_record_is_read_or_named(processor: Any, seed: int) -> None:
     read = 0
     for _ in range(150):
         made = record(rng)
-        try:
-            (sample,) = load_samples(iter([made]), processor, num_samples=1, seed=0, is_vlm=False, with_labels=True)
-        except ValueError as error:
-            assert "calibration sample 0" in str(error), made
-            assert len(str(error)) < 3000, made
+        sample = read_or_refused(processor, made)
+        if isinstance(sample, str):
+            assert "calibration sample 0" in sample, made
+            assert len(sample) < 3000, made
             continue
         read += 1
         if isinstance(made, list) and any(m["role"] in ("assistant", "GPT") and m["content"] == ANSWER for m in made):
