@@ -119,7 +119,8 @@ class QAIGConfig(QuantizationConfigMixin):
         calibration_device (`str`, *optional*):
             Where blocks are calibrated; by default the first accelerator, else the CPU.
         max_memory (`dict`, *optional*), offload_folder (`str`, *optional*):
-            As in `from_pretrained`, for placing the packed model on `device_map`.
+            As in `from_pretrained`, whose own come first: for placing the packed model on `device_map`. What goes to
+            disk goes into a new folder below `offload_folder`, which is removed with the model.
 
     Raises:
         ValueError: a value out of its range, or a newer `format_version`.

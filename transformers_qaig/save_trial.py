@@ -100,7 +100,8 @@ def _try_names(
     plan: Plan,
     files: Sequence[str] | None,
 ) -> None:
-    used = _used_conversions(skeleton, files)
+    full = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    used = _used_conversions(model, files)
     back = [entry.reverse_transform() for entry in used[::-1]]
     saved = {name: _renamed(name, back) for name in sorted(tensors)}
     own = skeleton.state_dict()
@@ -109,13 +110,15 @@ def _try_names(
         again, taken_again = _renamed(key, loading, skeleton.base_model_prefix, own)
         again = key if again not in own and key in own else again  # as the loader does
         taken = taken or taken_again
-        if name.rpartition(".")[0] in plan and (taken is not None or again != name):
+        of_packing = name not in full or full[name].shape != tensors[name].shape  # a bias may be joined with others
+        if of_packing and name.rpartition(".")[0] in plan and (taken is not None or again != name):
             raise ValueError(
                 f"{name} would not come back from a saved file: Transformers' conversion of {type(skeleton).__name__} "
                 f"weights {f'({taken}) takes it for its own' if taken else f'makes it {again}'}. Leave its module out "
                 "with `modules_to_not_convert`."
             )
-    full = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    if not any(isinstance(entry, WeightConverter) for entry in used):
+        return
     before, after = (_shapes_saved(skeleton, used, given) for given in (full, dict(tensors)))
     for name, shape in after.items():
         if shape.numel() and before.get(name, shape) != shape:  # a guard has none
@@ -142,15 +145,16 @@ def _shapes_saved(
         ) from error
 
 
-def _used_conversions(skeleton: PreTrainedModel, files: Sequence[str] | None) -> list[WeightTransform]:
+def _used_conversions(model: PreTrainedModel, files: Sequence[str] | None) -> list[WeightTransform]:
     """Of Transformers' conversions those that something in the files needs: saving reverts these."""
-    conversions = get_model_conversion_mapping(skeleton)
     names = _names_in(files or ())
-    if not names:
-        return [entry for entry in conversions if not isinstance(entry, PrefixChange)]
-    own = skeleton.state_dict()
+    if not names:  # what Transformers assumes of a model that was not loaded
+        assumed = get_model_conversion_mapping(model, add_legacy=False)
+        return [entry for entry in assumed if not isinstance(entry, PrefixChange)]
+    conversions = get_model_conversion_mapping(model)
+    own = model.state_dict()
     for name in names:
-        _renamed(name, conversions, skeleton.base_model_prefix, own)
+        _renamed(name, conversions, model.base_model_prefix, own)
     return [entry for entry in conversions if entry.was_used()]
 
 
