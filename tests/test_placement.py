@@ -63,6 +63,12 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
         ({"device_map": "auto", "max_memory": {77: "1GiB"}}, {}, "max_memory.*77"),
         ({"device_map": {"": "disk"}, "offload_folder": "/proc/nowhere"}, {}, "offload_folder.*/proc/nowhere"),
         ({"device_map": {"": "disk"}, "offload_folder": __file__}, {}, "offload_folder"),
+        ({"device_map": {"": "disk"}, "offload_folder": 5}, {}, "offload_folder.*5"),
+        (
+            {"device_map": "auto", "max_memory": {"cpu": "100KB", "disk": "1KB"}, "offload_folder": "x"},
+            {},
+            "max_memory.*1KB",
+        ),
         ({}, {"calibration_device": "cuda:77"}, "calibration_device.*77"),
         ({}, {"work_dir": "/proc/nowhere"}, "work_dir.*/proc/nowhere"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections import Counter
@@ -63,7 +64,10 @@ class Placement:
                     check_device(device, "`max_memory`")
         else:
             device_map = _checked(device_map)
-        return cls(device_map, memory, given.get("offload_folder") or config.offload_folder)
+        folder = given.get("offload_folder") or config.offload_folder
+        if folder is not None and not isinstance(folder, (str, os.PathLike)):
+            raise ValueError(f"`offload_folder` must be the path of a folder, got {quote(folder)}.")
+        return cls(device_map, memory, folder)
 
     def plan(self, skeleton: PreTrainedModel) -> None:
         """
@@ -161,11 +165,16 @@ class Placement:
                 yield prefix + child, device
 
     def _prepare_disk(self, size: int, whole: int) -> None:
+        from accelerate.utils import convert_file_size_to_int
+
         if self.offload_folder is None:
             raise ValueError(
                 f"{size:,} of the packed model's {whole:,} bytes would go to disk, and it is not said where: give "
                 "`offload_folder` to from_pretrained or QAIGConfig, or a `device_map` or `max_memory` with more room."
             )
+        limit = (self.max_memory or {}).get(DISK, math.inf)
+        if size > (convert_file_size_to_int(limit) if isinstance(limit, str) else limit):
+            raise ValueError(f"{size:,} bytes would go to disk, where `max_memory` allows {limit}.")
         self.offload = OffloadFolder(self.offload_folder)
         free = shutil.disk_usage(self.offload.path).free
         if size > free:
