@@ -78,14 +78,15 @@ def test_an_index_that_names_another_shard_is_an_error(folder: Path) -> None:
         ("/dev/zero", "outside of"),
         ("none.safetensors", "is missing"),
         ("fifo.safetensors", "no regular file"),
-        ("config.json", "is stored as safetensors"),
+        ("config.json", "stored as safetensors"),
     ],
 )
 def test_an_index_that_names_what_is_no_shard_is_an_error(folder: Path, file: str, problem: str) -> None:
     os.mkfifo(folder / "fifo.safetensors")
     shutil.copy(folder / next(iter(shards(folder).values())), folder.parent / "outside.safetensors")
-    point(folder, next(iter(shards(folder))), file)
-    with pytest.raises(ValueError, match=f"{Path(file).name}.*{problem}|{problem}.*{Path(file).name}"):
+    key = next(iter(shards(folder)))
+    point(folder, key, file)
+    with pytest.raises(ValueError, match=f"({Path(file).name}.*{problem}|{problem}.*{Path(file).name}).*{key}"):
         AutoModelForImageTextToText.from_pretrained(folder)
 
 

@@ -39,7 +39,7 @@ from .saving import ProcessorToSave, attach_saving, detach_saving
 from .shards import check_files
 from .skeleton import likely_plan, pack_modules, packed_skeleton
 from .source import Source
-from .tables import finish_tables, replace, unfinish_tables
+from .tables import finish_tables, replace, stored_once, unfinish_tables
 from .text_config import mark_text_config, unmark_text_config, whole_settings
 from .torch_state import default_torch_state
 from .unused import UnusedTensor, find_unused, kept, read_unused, report_unused
@@ -169,7 +169,8 @@ class QAIGHfQuantizer(HfQuantizer):
             for name, tensor in chain(model.named_parameters(), model.named_buffers()):
                 if not tensor.is_meta:
                     tensor.data = tensor.data.to(self.dtypes.get(name, tensor.dtype))
-            for path in self.plan:
+            once = set(stored_once(model, self.plan))
+            for path in sorted(self.plan, key=lambda path: path not in once):  # a tied head has no tensors in the files
                 module = model.get_submodule(path)
                 assert isinstance(module, PackedModule)
                 check_packed(module, path)

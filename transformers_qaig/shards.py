@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
+
+from .quote import quote
 
 
 class StoredTensor(NamedTuple):
@@ -38,20 +40,39 @@ def check_files(files: Sequence[str], folder: str) -> None:
         ValueError: naming a file that is missing, no regular file, outside of the folder, or cannot be read.
     """
     for file in files:
-        inside = os.path.join(os.path.abspath(folder), "")  # links are not followed: the Hub's cache is made of them
-        if os.path.isdir(folder) and not os.path.abspath(file).startswith(inside):
-            raise ValueError(f"The checkpoint's index names the shard {file}, which is outside of {folder}.")
-        if not os.path.exists(file):
-            raise ValueError(f"The shard {file} is missing: download the checkpoint or save it again.")
-        if not os.path.isfile(file):
-            raise ValueError(f"The shard {file} is no regular file.")
-        if not str(file).endswith(".safetensors"):
-            raise ValueError(f"A quantized checkpoint is stored as safetensors, and {file} is not.")
+        if problem := _problem(str(file), folder):
+            for tensors in (
+                keys for _, where in _indexes(files) for name, keys in where.items() if file.endswith(name)
+            ):
+                problem += f" The index names it for {quote(tensors[0])} and {len(tensors) - 1} more."
+            raise ValueError(problem)
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read, download or save it again: {error}") from error
+
+
+def _tensors_of(file: str, files: Sequence[str]) -> str:
+    """Which tensors an index looks for in a file."""
+    for index, where in _indexes(files):
+        for name, keys in where.items():
+            if os.path.abspath(index.parent / name) == os.path.abspath(file):
+                return f" {index.name} names it for {quote(keys[0])} (and {len(keys) - 1} more)."
+    return ""
+
+
+def _problem(file: str, folder: str) -> str:
+    inside = os.path.join(os.path.abspath(folder), "")  # links are not followed: the Hub's cache is made of them
+    if os.path.isdir(folder) and not os.path.abspath(file).startswith(inside):
+        return f"The shard {quote(file)} is outside of {folder}: the checkpoint's index is damaged."
+    if not os.path.exists(file):
+        return f"The shard {quote(file)} is missing: download the checkpoint or save it again."
+    if not os.path.isfile(file):
+        return f"The shard {quote(file)} is no regular file."
+    if not file.endswith(".safetensors"):
+        return f"A quantized checkpoint is stored as safetensors, and {quote(file)} is not."
+    return ""
 
 
 def read_headers(
@@ -93,16 +114,26 @@ def _twice(name: str, one: StoredTensor, other: StoredTensor) -> str:
 
 def _index_problems(files: Sequence[str], held: Mapping[str, set[str]]) -> list[str]:
     """What an index beside the shards says of them that is not so."""
-    for index in sorted(Path(files[0]).parent.glob("*.safetensors.index.json")):
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            where = {str(key): os.path.basename(file) for key, file in weight_map.items()}
-        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            continue  # Transformers has read the one that counts
-        if set(where.values()) == set(held):
+    for index, where in _indexes(files):
+        names = {os.path.basename(file): keys for file, keys in where.items()}
+        if set(names) == set(held):
             return [
                 f"{index.name} has {key} in {file}, which lacks it"
-                for key, file in where.items()
+                for file, keys in names.items()
+                for key in keys
                 if key not in held[file]
             ]
     return []
+
+
+def _indexes(files: Sequence[str]) -> Iterator[tuple[Path, dict[str, list[str]]]]:
+    """Every index in a folder of the shards: its path, and file → tensors."""
+    for folder in sorted({os.path.dirname(file) for file in files}):
+        for index in sorted(Path(folder).glob("*.safetensors.index.json")):
+            where: dict[str, list[str]] = {}
+            try:
+                for key, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+                    where.setdefault(str(file), []).append(key)
+            except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+                continue  # Transformers has read the one that counts
+            yield index, where

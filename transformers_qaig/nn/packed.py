@@ -1,7 +1,6 @@
 """`PackedModule`: what holds a weight as packed integers, and keeps them whole through moves, casts and files."""
 
 import functools
-import math
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,6 +25,10 @@ def _one_thread_at_a_time(method: _Method) -> _Method:
             return method(*args, **kwargs)
 
     return locked  # type: ignore[return-value]
+
+
+LARGEST_WEIGHT = 2.0**60
+"""What no weight exceeds: sums of products of such numbers overflow float32."""
 
 
 class PackedModule(nn.Module):
@@ -261,27 +264,27 @@ def check_packed(module: PackedModule, name: str) -> None:
             raise ValueError(f"{name}.{key} has shape {tuple(tensor.shape)}, expected {shape}")
     if module.sym and module.weight_zero_point is not None:
         raise ValueError(f"{name}.weight_zero_point is there, but the layer is symmetric and has none")
-    most = torch.finfo(module.weight_scale.dtype).max / 2**module.bits
-    if not module.weight_scale.is_meta and not _largest(module.weight_scale) <= most:  # of NaN, too
-        raise ValueError(f"{name}.weight_scale has values that are not finite, or too large for finite weights")
+    check_finite(module.weight_scale, f"{name}.weight_scale", LARGEST_WEIGHT / 2**module.bits)
     expected = [module.out_features, module.in_features]
     if module.weight_shape.device.type != "meta" and module.weight_shape.tolist() != expected:
         raise ValueError(f"{name}.weight_shape says {module.weight_shape.tolist()}, expected {expected}")
 
 
-def check_finite(tensor: Tensor, name: str) -> None:
+def check_finite(tensor: Tensor, name: str, largest: float = LARGEST_WEIGHT) -> None:
     """
     Raises:
-        ValueError: if a floating tensor holds a value that is not finite. On the meta device there is none to check.
+        ValueError: if a floating tensor holds a value that is not finite, or beyond `largest`. A tensor on the meta
+            device has none to check.
     """
-    if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta and not math.isfinite(_largest(tensor)):
-        raise ValueError(f"{name} has values that are not finite: download the checkpoint or save it again")
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest magnitude, read without a copy of the tensor; NaN if there is one."""
-    low, high = tensor.detach().aminmax()
-    return float(torch.maximum(low.abs(), high.abs()))
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+        return
+    low, high = tensor.detach().aminmax()  # makes no copy, and is NaN if one value is
+    found = float(torch.maximum(low.abs(), high.abs()))
+    if not found <= largest:
+        raise ValueError(
+            f"{name} has values that are not finite, or absurdly large ({found:.3g}): download the checkpoint or save "
+            "it again"
+        )
 
 
 def _is_offloaded(module: nn.Module) -> bool:
