@@ -1,13 +1,14 @@
 """Damaged checkpoints are errors that name what is wrong."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from transformers_qaig import QAIGConfig
 
@@ -162,6 +163,20 @@ def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path],
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"plan|damaged|match"):
         AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_a_plan_of_many_entries_costs_little_time(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    config = json.loads((folder / "config.json").read_text())
+    plan = config["quantization_config"]["plan"]
+    entry = next(iter(plan.values()))
+    plan.update({f"model.language_model.layers.{i}.x": entry for i in range(10_000)})
+    (folder / "config.json").write_text(json.dumps(config))
+    for cls in (AutoModelForImageTextToText, AutoModel):
+        start = time.process_time()
+        with pytest.raises(ValueError, match=r"packs 10,014 weights, such as .*\.layers\.0\.x'"):
+            cls.from_pretrained(folder)
+        assert time.process_time() - start < 2
 
 
 def test_a_newer_format_says_so_when_loading(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:

@@ -12,13 +12,35 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from .coverage import Plan
-from .local_names import is_class_that_saved, lacks_part, loader_naming, merging
+from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths
 from .nn.packed import PackedModule
 from .nn.packing import SCALE_DTYPES, packed_shapes
+from .quote import quote
 from .shards import StoredTensor, read_headers
 
 MOST_SHOWN = 1000  # characters of a problem: a name in a file may be long
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def check_number(plan: Plan, files: Sequence[str]) -> None:
+    """
+    Compare how much a plan packs with what the files hold, in a moment: a plan that anybody wrote may name millions.
+
+    Raises:
+        ValueError: the plan names more weights than are stored, but for a head that is tied to the embeddings.
+    """
+    stored = set(packed_paths(files))
+    if files and len(plan) > len(stored) + 1:
+        ends = {_end(path) for path in stored}  # classes of models name the parts above differently
+        other = next((path for path in plan if _end(path) not in ends), next(iter(plan)))
+        raise ValueError(
+            f"The plan in config.json packs {len(plan):,} weights, such as {quote(other)}, and the files hold "
+            f"{len(stored):,}: the checkpoint is damaged."
+        )
+
+
+def _end(path: str) -> tuple[str, ...]:
+    return tuple(path.rsplit(".", 3)[-3:])
 
 
 def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> dict[str, torch.dtype]:

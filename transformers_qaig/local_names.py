@@ -136,7 +136,7 @@ def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[st
     if saver is None:
         return names
     name_there = loader_naming(saver)
-    stored = {_weight_name(name_there, path): _weight_name(name_of, path) for path in _packed_paths(files)}
+    stored = {_weight_name(name_there, path): _weight_name(name_of, path) for path in packed_paths(files)}
     return {path: stored.get(path, name) for path, name in names.items()}
 
 
@@ -144,7 +144,7 @@ def _weight_name(name_of: Callable[[str], str], path: str) -> str:
     return name_of(f"{path}.weight").removesuffix(".weight")
 
 
-def _packed_paths(files: Sequence[str]) -> list[str]:
+def packed_paths(files: Sequence[str]) -> list[str]:
     """What is packed, by its names in the files."""
     ending = ".weight_packed"
     paths = []

@@ -18,7 +18,7 @@ from transformers.quantizers import HfQuantizer
 from .allocation import Option, allocate, describe, fused_sets, reachable
 from .calibration.exclusions import Exclusions
 from .calibration.inputs import load_inputs
-from .checkpoint import check_headers
+from .checkpoint import check_headers, check_number
 from .config import QAIGConfig
 from .coverage import Coverage, Plan
 from .devices import check_device
@@ -146,6 +146,7 @@ class QAIGHfQuantizer(HfQuantizer):
             settings = QAIGConfig.from_dict(whole_settings(files))
             assert isinstance(settings, QAIGConfig)
             self.quantization_config = settings
+        check_number(self.quantization_config.plan or {}, files)
         local = localise(self.quantization_config.plan or {}, model, files)
         check_rotations(local.entries, model, files)
         unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
