@@ -159,6 +159,7 @@ def test_what_belongs_to_a_question_is_read_with_it() -> None:
         ({"messages": [USER], "system": 3}, "'system' must be a str"),
         ([USER, {"role": "assistant", "content": None}], "only an assistant that calls a tool.*'role'"),
         ([USER, {"role": "user", "tool_calls": [CALL]}], "needs 'role' and 'content'"),
+        ([USER, {"role": "assistant", "tool_calls": 3}], "'tool_calls' must be a list, not int"),
         ([USER, {"role": "assistant", "tool_calls": [{"id": 3}]}], "a tool call must be .*'id': 3"),
         ([USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], "of the tool call 'f'.*JSON"),
         ([{"from": "function_call", "value": "look up"}], "'function_call' message is a str but not JSON"),

@@ -106,8 +106,11 @@ def _turn(message: Mapping[str, Any], base_dir: Path | None) -> Turn:
 
 def _tool_calls(calls: Any) -> list[dict[str, Any]]:
     calls = without_none(parse_json(calls, "'tool_calls'"))
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list):
+        raise ValueError(f"'tool_calls' must be a list, not {type(calls).__name__}: {calls!r:.80}")
     read = []
-    for call in [calls] if isinstance(calls, Mapping) else calls:
+    for call in calls:
         call = parse_json(call, "a tool call")
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
