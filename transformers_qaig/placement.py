@@ -208,7 +208,8 @@ def _infer(skeleton: PreTrainedModel, how: str, max_memory: Mapping[Any, Any] | 
     from accelerate.utils import get_balanced_memory
 
     whole = list(skeleton._no_split_modules or ())
-    memory = dict(max_memory) if max_memory else None
+    # Accelerate takes a disk for endless, or for a device that torch does not know.
+    memory = {device: size for device, size in (max_memory or {}).items() if device != DISK} or None
     if how != "sequential":
         low_zero = how == "balanced_low_0"
         memory = get_balanced_memory(skeleton, memory, no_split_module_classes=whole, low_zero=low_zero)
