@@ -163,7 +163,7 @@ def test_offloaded_to_disk(which: str, offloaded: str, request: pytest.FixtureRe
         folder, device_map=device_map, offload_folder=tmp_path / "offload"
     )
     assert any(p.device.type == "meta" for p in again.parameters())
-    assert torch.equal(logits(again, source), logits(model, source))
+    assert_close(logits(again, source), logits(model, source), terms_of(model))  # weights lie as the file has them
     again.save_pretrained(tmp_path / "again")
     reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
     assert torch.equal(logits(reloaded, source), logits(model, source))
