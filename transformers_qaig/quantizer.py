@@ -34,6 +34,7 @@ from .placement import Placement
 from .plan import budget_of, list_options, make_plan
 from .recipes import recipe_of
 from .rotation_record import check_rotations, record_rotations
+from .save_mark import check_one_save, save_mark
 from .save_trial import try_saving
 from .saving import ProcessorToSave, attach_saving, detach_saving
 from .shards import check_files
@@ -154,6 +155,7 @@ class QAIGHfQuantizer(HfQuantizer):
         self.plan = self.quantization_config.plan = local.entries
         pack_modules(model, self.plan, self.quantization_config.activation_bits)
         if files:
+            check_one_save(files)
             # The loader casts to what it finds: scales keep their dtype whatever `dtype` the model is loaded in.
             for name, stored in check_headers(model, self.plan, files).items():
                 parameter = model.get_parameter(name)
@@ -270,9 +272,8 @@ class QAIGHfQuantizer(HfQuantizer):
             return None, {}  # only the adapter is saved
         # A tied head and its embeddings give two copies of what they hold in the kernels' order.
         tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
-        return {**tensors, **read_unused(self.unused), **guard_tensors(self.plan, model.dtype)}, record_rotations(
-            self.plan
-        )
+        tensors |= read_unused(self.unused) | guard_tensors(self.plan, model.dtype)
+        return tensors, record_rotations(self.plan) | save_mark(tensors)
 
     def is_serializable(self) -> bool:
         return True

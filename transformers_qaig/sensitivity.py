@@ -26,11 +26,12 @@ from .calibration.exclusions import Exclusions, Sample, numbered, overflow_advic
 from .calibration.streaming import moved, streaming
 from .calibration.treatment import Tools, choose, dtype_of, in_float32
 from .calibration.weighing import Weigher
-from .calibration.work_folder import WorkFolder, digest, work_folder
+from .calibration.work_folder import WorkFolder, work_folder
 from .config import QAIGConfig
 from .coverage import Plan
 from .equalization.finder import GroupFinder
 from .finite import is_finite
+from .hashing import digest
 from .recipes import recipe_of
 from .structure import find_blocks
 from .torch_state import default_torch_state

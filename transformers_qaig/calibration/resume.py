@@ -15,11 +15,12 @@ from torch import nn
 
 from ..config import QAIGConfig
 from ..coverage import Plan
+from ..hashing import digest
 from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import BlockSummary
 from .choices import Entries
-from .work_folder import digest, work_folder
+from .work_folder import work_folder
 
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""

@@ -6,12 +6,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..files import remove_unfinished, require_writable, write, written_whole
+from ..hashing import digest
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -136,19 +136,6 @@ def work_folder(folder: Path | None, run: Mapping[str, Any]) -> Iterator[WorkFol
     finally:
         if store is not None:
             store.close()
-
-
-def digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """Hash of all tensors in a list of mappings."""
-    digest = hashlib.blake2b(digest_size=16)
-    for item in items:
-        for name in sorted(item):
-            value = item[name]
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _checksum(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:

@@ -1,0 +1,23 @@
+"""A hash of tensors: what tells two models, or two sets of samples, apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of all tensors in a list of mappings."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        for name in sorted(item):
+            value = item[name]
+            digest.update(name.encode())
+            if isinstance(value, Tensor):
+                digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
