@@ -23,6 +23,9 @@ def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
     """
     A path to write to, in the folder of `file` and with its suffix. It takes the place of `file` at the end of the
     context, once the disk has it; what an error leaves is removed, and `file` is as it was.
+
+    Raises:
+        OSError: the disk is full, say; it names `file` if it names none.
     """
     file = Path(file)
     temporary = file.with_name(f"{UNFINISHED}{secrets.token_hex(6)}-{file.name}")
@@ -31,6 +34,10 @@ def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, file)
         _sync_folder(file.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
