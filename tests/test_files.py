@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def test_a_folder_that_cannot_be_written_is_refused_by_the_settings_name(tmp_pat
         require_writable(tmp_path / folder, "work_dir")
     require_writable(tmp_path / "new" / "folder", "work_dir")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_an_error_without_a_name_gets_the_files(tmp_path: Path) -> None:
+    """As when the disk is full."""
+    with pytest.raises(OSError, match=r"No space left.*card\.md"), written_whole(tmp_path / "card.md"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
 
 
 def _interrupted(file: Path) -> None:

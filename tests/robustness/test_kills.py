@@ -123,7 +123,7 @@ def test_a_killed_save_leaves_a_model_or_a_clear_error(
 def test_a_disk_that_is_full_while_a_run_works_loses_nothing(llava: Path, tmp_path: Path) -> None:
     whole = quantize(llava, tmp_path / "whole", **RUNS["gptq"])
     sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").iterdir())
-    for size in (0, 10, sizes[-1] - 1):
+    for size in (0, sizes[-1] - 1):
         said = error_with_a_full_disk(lambda: quantize(llava, tmp_path / "work", **RUNS["gptq"]), size)
         assert str(tmp_path / "work") in said
         assert not list((tmp_path / "work").glob(".unfinished*"))
