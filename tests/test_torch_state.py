@@ -13,6 +13,7 @@ from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
 from transformers_qaig.allocation import allocate
 from transformers_qaig.calibrate import calibrate
+from transformers_qaig.calibration.block import OutputError
 from transformers_qaig.calibration.inputs import load_inputs
 from transformers_qaig.plan import list_options
 from transformers_qaig.sensitivity import measure_costs
@@ -138,3 +139,17 @@ def test_a_model_is_quantized_runs_and_is_made_dense_under_settings(
         dense = model.dequantize()
     linears = {id(m.weight): m.weight for m in dense.modules() if isinstance(m, torch.nn.Linear)}
     assert all(any(torch.equal(w, other) for other in linears.values() if other.shape == w.shape) for w in weights)
+
+
+def test_the_number_of_threads_changes_no_sum_of_errors() -> None:
+    a, b = torch.randn(2, 1, 3000, 64)
+    mask, threads, found = torch.ones(1, 3000, dtype=torch.bool), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            error = OutputError()
+            error.add(a, b, mask)
+            found.append((error.error, error.power))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]

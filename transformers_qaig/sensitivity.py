@@ -207,7 +207,7 @@ def _costs_of(
             full = log_p() if config.cost in ("path", "alone") else torch.empty(0)
 
         def loss(full: Tensor = full, log_p: Any = log_p) -> Tensor:
-            return (full.exp() * (full - log_p())).sum()
+            return (full.exp() * (full - log_p())).sum(-1).sum()
 
         if config.cost == "fisher":
             found = fisher_losses(model, errors, log_p, generator=generator)

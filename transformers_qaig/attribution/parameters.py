@@ -59,7 +59,9 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
     def hook(index: int, error: Tensor) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             x = args[0]
-            return output + torch.as_tensor(strengths[index]).to(x) * linear(x, error.to(x))
+            # One number a token: its gradient is then summed by tokens, not in parts as there are threads.
+            strength = torch.as_tensor(strengths[index]).to(x).expand(*x.shape[:-1], 1)
+            return output + strength * linear(x, error.to(x))
 
         return add
 
@@ -196,8 +198,8 @@ def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object])
         def add(module: nn.Linear, args: tuple, output: Tensor) -> None:
             x = args[0]
             own = output if module.bias is None else output - module.bias.to(output)
-            energies[0, index] += float(linear(x, error.to(x)).float().square().sum())
-            energies[1, index] += float(own.float().square().sum())
+            for row, values in enumerate((linear(x, error.to(x)), own)):
+                energies[row, index] += float(values.float().square().sum(-1).sum())
 
         return add
 

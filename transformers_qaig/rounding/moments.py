@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..finite import is_finite
+from .cholesky import inverse_root
 
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean."""
@@ -146,14 +147,8 @@ def inverse_factor(moment: Tensor, damping: float, order: Tensor | None = None) 
         damped.diagonal().add_(mean * damping * 10**retry)
         damped[dead], damped[:, dead] = 0.0, 0.0
         damped.diagonal()[dead] = 1.0
-        reversed_root, failed = torch.linalg.cholesky_ex(damped)
-        del damped
-        if failed == 0:
-            root = reversed_root.flip(0, 1)
-            del reversed_root
-            # The inverse is written over the unit matrix, which has the strides that it would have by itself.
-            unit = torch.eye(len(root), device=root.device).T
-            factor = torch.linalg.solve_triangular(root, unit, upper=True, out=unit)
-            if is_finite(factor):
-                return factor
+        inverse = inverse_root(damped)
+        if inverse is not None and is_finite(inverse):
+            del damped
+            return inverse.flip(0, 1)
     return None

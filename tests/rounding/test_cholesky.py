@@ -1,0 +1,40 @@
+"""The inverse of a Cholesky factor."""
+
+import pytest
+import torch
+
+from transformers_qaig.rounding.cholesky import BLOCK, inverse_root
+
+
+def positive(size: int) -> torch.Tensor:
+    x = torch.randn(size, 2 * size)
+    return x @ x.T / size + torch.eye(size)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
+def test_it_is_the_inverse_of_the_root(size: int) -> None:
+    matrix = positive(size)
+    found = inverse_root(matrix.clone())
+    assert found is not None
+    assert torch.equal(found, found.tril())
+    expected = torch.linalg.inv(torch.linalg.cholesky(matrix.double()))
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("size", [40, 2 * BLOCK + 3])
+def test_there_is_none_of_an_indefinite_matrix(size: int) -> None:
+    matrix = positive(size)
+    matrix[-1, -1] = -1
+    assert inverse_root(matrix) is None
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    matrix, threads, found = positive(3 * BLOCK - 5), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(inverse_root(matrix.clone()))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
