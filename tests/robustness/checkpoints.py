@@ -69,7 +69,12 @@ def make(name: str, folder: Path) -> Checkpoint:
     model.save_pretrained(packed, max_shard_size="60KB" if name == "sharded" else "5GB")
     inputs = families.samples(processor, 1, seed=3)[0]
     names = [key for file in packed.glob("*.safetensors") for key in keys(file)]
-    return Checkpoint(packed, inputs, answer(packed, inputs), [".".join(key.split(".")[-4:]) for key in names])
+    return Checkpoint(packed, inputs, answer(packed, inputs), [_end(key) for key in names])
+
+
+def _end(key: str) -> str:
+    """The part of a tensor's name that every class of models gives it."""
+    return key.rpartition("layers.")[2] if "layers." in key else ".".join(key.split(".")[-2:])
 
 
 def answer(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
