@@ -115,6 +115,9 @@ def test_a_tied_head_is_stored_once(llava: Path, tmp_path: Path) -> None:
     AutoModelForImageTextToText.from_pretrained(full, quantization_config=settings).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     table = next(key for key in tensors if key.endswith("embed_tokens.weight_scale"))
+    add(folder / "model.safetensors", table, tensors[table] * float("nan"))
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight_scale"):  # not the head's, which no file holds
+        AutoModelForImageTextToText.from_pretrained(folder)
     add(folder / "model.safetensors", head.replace("weight", "weight_scale"), torch.flip(tensors[table], (0,)))
     with pytest.raises(ValueError, match=r"lm_head\.weight_scale is stored twice"):
         AutoModelForImageTextToText.from_pretrained(folder)

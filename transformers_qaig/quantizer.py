@@ -40,7 +40,7 @@ from .saving import ProcessorToSave, attach_saving, detach_saving
 from .shards import check_files
 from .skeleton import likely_plan, pack_modules, packed_skeleton
 from .source import Source
-from .tables import finish_tables, replace, stored_once, unfinish_tables
+from .tables import finish_tables, replace, unfinish_tables
 from .text_config import mark_text_config, unmark_text_config, whole_settings
 from .torch_state import default_torch_state
 from .unused import UnusedTensor, find_unused, kept, read_unused, report_unused
@@ -172,8 +172,8 @@ class QAIGHfQuantizer(HfQuantizer):
             for name, tensor in chain(model.named_parameters(), model.named_buffers()):
                 if not tensor.is_meta:
                     tensor.data = tensor.data.to(self.dtypes.get(name, tensor.dtype))
-            once = set(stored_once(model, self.plan))
-            for path in sorted(self.plan, key=lambda path: path not in once):  # a tied head has no tensors in the files
+            ties = model.all_tied_weights_keys
+            for path in sorted(self.plan, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
                 module = model.get_submodule(path)
                 assert isinstance(module, PackedModule)
                 check_packed(module, path)
