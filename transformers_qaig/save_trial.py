@@ -111,7 +111,8 @@ def _try_names(
         again = key if again not in own and key in own else again  # as the loader does
         taken = taken or taken_again
         of_packing = name not in full or full[name].shape != tensors[name].shape  # a bias may be joined with others
-        if of_packing and name.rpartition(".")[0] in plan and (taken is not None or again != name):
+        lost = taken is not None or (name in own and again != name)  # a guard is known by its ending
+        if of_packing and lost and name.rpartition(".")[0] in plan:
             raise ValueError(
                 f"{name} would not come back from a saved file: Transformers' conversion of {type(skeleton).__name__} "
                 f"weights {f'({taken}) takes it for its own' if taken else f'makes it {again}'}. Leave its module out "
