@@ -269,7 +269,7 @@ def _find() -> Extension:
     prebuilt = _PACKAGE / compiler.LIBRARY_NAME
     if prebuilt.is_file() and not _cuda_is_missing_in(prebuilt):
         try:
-            return Extension(_open_whole(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
+            return Extension(_open(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
         except OSError as error:
             _logger.warning(
                 "%s does not load on torch %s, so another is compiled: %s", prebuilt, torch.__version__, error
@@ -282,18 +282,14 @@ def _find() -> Extension:
         return Extension(reason=str(error))
 
 
-def _open_whole(path: Path) -> ctypes.CDLL:
-    if not is_whole(path):
-        raise OSError(f"it is damaged (it does not fit {path.name}.sha256 beside it): reinstall transformers-qaig")
-    return _open(path)
-
-
 def _open(path: Path) -> ctypes.CDLL:
     """Loads a library, which registers its kernels with torch.
 
     Raises:
-        OSError: if it does not load here.
+        OSError: if it is damaged, or does not load here.
     """
+    if not is_whole(path):
+        raise OSError(f"it is damaged (it does not fit {path.name}.sha256 beside it): reinstall transformers-qaig")
     library = ctypes.CDLL(str(path))
     try:
         for function in _TEXTS:
