@@ -11,8 +11,7 @@
 CUDA kernels are in that library if nvcc took part (`compiler.choose_nvcc` says when); at first use they are compiled
 for this machine's GPUs only. An nvcc that fails leaves a library without them, and `why_not_cuda` tells what it said.
 
-Neither library is opened unless it fits the checksum beside it: where a damaged one lacks a page, the process would
-die of SIGBUS.
+Neither library is opened unless it fits the checksum beside it: a process that opens a damaged one dies of SIGBUS.
 
 Importing this module does none of it: the first packed layer that is prepared, or computes, does.
 """
