@@ -67,7 +67,7 @@ def support_packed_layers() -> None:
             return QAIGLoraLinear(target, adapter_name, config=config, **kwargs)
         return make_default(target, adapter_name, config=config, **kwargs)
 
-    lora_model.dispatch_default = dispatch_default
+    lora_model.dispatch_default = dispatch_default  # type: ignore[assignment]
     _include_packed_layers_in_all_linear()
     _refuse_to_train_packed_weights()
 
@@ -100,7 +100,7 @@ def _refuse_to_train_packed_weights() -> None:
                 "by `target_modules`, or quantize with this layer left out."
             )
 
-    ModulesToSaveWrapper.check_module = check_module
+    ModulesToSaveWrapper.check_module = check_module  # type: ignore[assignment, method-assign]
 
 
 def packed_names(model: nn.Module) -> set[str]:

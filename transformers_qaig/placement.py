@@ -113,7 +113,7 @@ class Placement:
             self._place(model)
         except (OSError, torch.OutOfMemoryError) as error:
             remove_hook_from_submodules(model)
-            model.to("cpu")
+            _move(model, "cpu")
             logger.error(
                 "The packed model stays on the CPU, as it could not be put on `device_map`: %s. It is whole: save it, "
                 "and load it with another `device_map`.", error,
@@ -125,7 +125,7 @@ class Placement:
         assert isinstance(self.device_map, dict)
         devices = set(map(str, self.device_map.values()))
         if len(devices) == 1 and self.offload is None:
-            model.to(next(iter(self.device_map.values())))
+            _move(model, next(iter(self.device_map.values())))
             return
         index = None
         if self.offload is not None:
@@ -155,7 +155,7 @@ class Placement:
         names = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
         devices = {str(device): device for name in names if (device := self._device_of(prefix + name)) is not None}
         if len(devices) == 1:
-            yield path, *devices.values()
+            yield path, next(iter(devices.values()))
             return
         for child in dict.fromkeys(name.partition(".")[0] for name in names):
             part = getattr(module, child)
@@ -228,3 +228,8 @@ def _check_accelerators(sizes: Mapping[str, int]) -> None:
                 f"`device_map` puts {size:,} bytes of the packed model on {device}, which has {memory:,}: spread it, "
                 "as device_map='auto' does, or pack it smaller."
             )
+
+
+def _move(model: Any, device: Device) -> None:
+    """`model.to`, whose decorator in Transformers hides its type."""
+    model.to(device)

@@ -99,7 +99,7 @@ class QAIGHfQuantizer(HfQuantizer):
     ) -> None:
         given = loading_arguments()
         download = given.get("download_kwargs") or {}
-        self.source = Source.of(model.name_or_path, checkpoint_files, bool(download.get("local_files_only")))
+        self.source = Source.of(model.name_or_path or "", checkpoint_files, bool(download.get("local_files_only")))
         if self.pre_quantized:
             self._build_packed(model, checkpoint_files)
             return

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,16 +82,15 @@ def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
 def _take_generation_config(skeleton: PreTrainedModel) -> None:
     """The generation config that from_pretrained will give the model, which it does after the weights are read."""
     given = loading_arguments()
-    if not skeleton.can_generate() or not hasattr(skeleton, "adjust_generation_fn"):
+    adjust: Any = getattr(skeleton, "adjust_generation_fn", None)
+    if not skeleton.can_generate() or adjust is None:
         return
     values = {**given, **given.get("kwargs", {}), **given.get("download_kwargs", {})}
     values |= {"force_download": False, "trust_remote_code": False}
-    parameters = inspect.signature(skeleton.adjust_generation_fn).parameters.values()
+    parameters = inspect.signature(adjust).parameters.values()
     names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
     if all(name in values for name in names):
-        skeleton.adjust_generation_fn(
-            **{name: values[name] for name in names}, **{k: v for k, v in given["kwargs"].items() if k not in names}
-        )
+        adjust(**{name: values[name] for name in names}, **{k: v for k, v in given["kwargs"].items() if k not in names})
 
 
 def _try_names(
@@ -134,7 +134,7 @@ def _shapes_saved(
     skeleton: PreTrainedModel, used: list[WeightTransform], tensors: dict[str, Tensor]
 ) -> dict[str, torch.Size]:
     """What Transformers makes of the tensors for the file; nothing if the meta device cannot do it."""
-    skeleton._weight_conversions = used
+    skeleton._weight_conversions = used  # type: ignore[assignment]
     try:
         return {name: tensor.shape for name, tensor in revert_weight_conversion(skeleton, tensors).items()}
     except NotImplementedError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -84,7 +84,8 @@ def _no_deterministic_algorithms() -> Iterator[None]:
 @contextmanager
 def _full_float32_products() -> Iterator[None]:
     """Two settings must agree, for all backends and for each: CUDA's products raise where they do not."""
-    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.cuda.matmul)
+    mkldnn: Any = torch.backends.mkldnn  # matmul and conv are made when it is imported: mypy does not see them
+    backends = (mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul)
     of_each = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"

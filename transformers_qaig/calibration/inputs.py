@@ -55,7 +55,7 @@ def load_inputs(
     with default_torch_state():
         samples = load_samples(
             config.dataset,
-            _processor(config, source or Source.of(model.name_or_path)),
+            _processor(config, source or Source.of(model.name_or_path or "")),
             num_samples=config.num_samples,
             seed=config.seed,
             is_vlm=hasattr(model.config, "vision_config"),
@@ -98,9 +98,10 @@ def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> lis
 def _vocab_size(model: PreTrainedModel) -> int | None:
     """Token ids are below: rows of the embedding, and ids of placeholders that the model replaces before it looks."""
     embeddings = model.get_input_embeddings()
-    if not isinstance(getattr(embeddings, "weight", None), Tensor) or embeddings.weight.ndim != 2:
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
         return None
-    rows = embeddings.weight.shape[0] + getattr(embeddings, "num_additional_embeddings", 0)
+    rows = weight.shape[0] + int(getattr(embeddings, "num_additional_embeddings", 0))
     return max([rows, *(token + 1 for token in picture_tokens(model))])
 
 
