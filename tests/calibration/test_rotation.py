@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.families import build, samples
 from tests.lifecycle import FAST, logits, packed
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, terms_of
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibrate import calibrate
 from transformers_qaig.calibration import choices as choosing
@@ -70,7 +70,10 @@ def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activa
         assert isinstance(dense.get_submodule(name), RoundedLinear)
         result.get_submodule(name).activation_bits = activation_bits
     ours, theirs, full = (first_tensor(forward(b, calls[0])) for b in (dense, result, block))
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float((theirs - full).abs().max()))
+    if activation_bits == 16:
+        assert_close(ours, theirs, terms_of(block))
+    else:  # an input halfway between two codes may go either way, and moves its outputs by a step
+        assert (ours - theirs).norm() < 0.05 * (theirs - full).norm()
 
 
 def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case) -> None:
