@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tolerance import assert_close, assert_product
-from transformers_qaig.nn import ops  # noqa: F401  (registers torch.ops.qaig)
+from transformers_qaig.nn import ops
 from transformers_qaig.nn.hadamard import Rotation, rotate_back
 from transformers_qaig.nn.packing import pack, pack_zero_point
 from transformers_qaig.nn.reference import Weight, dequantize
@@ -268,3 +268,14 @@ def test_autocast_refuses_what_is_not_dense(kind):
     args[0] = FOREIGN[kind][0](args[0])
     with torch.autocast("cpu"), pytest.raises(ValueError, match="x must be an ordinary dense tensor"):
         torch.ops.qaig.linear(*args)
+
+
+@pytest.mark.parametrize("rows", [2**62, 0, -1])
+def test_a_weight_in_the_kernels_order_has_the_size_that_is_asked_for(rows):
+    x, packed, scale, zero, *_ = arguments(bits=4)
+    layout = ops.kernel_layout(x.device, 4)
+    if layout == 0:
+        pytest.skip("there are no kernels here")
+    words, scales, zeros = torch.ops.qaig.repack(packed, scale, zero, N, K, 4, GROUP, 0)
+    with pytest.raises(ValueError, match=f"out_features={rows}"):
+        torch.ops.qaig.linear_reference(x, words, scales, zeros, None, 0, 0, rows, 4, GROUP, 16, layout)

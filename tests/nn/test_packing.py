@@ -88,6 +88,12 @@ def test_refuses_what_does_not_fit(call, message):
         call()
 
 
+def test_zero_points_of_one_word_a_group_unpack_as_a_file_gives_them():
+    zero = random_codes(8, 3, bits=4)
+    words = pack_zero_point(zero, 4).clone(memory_format=torch.contiguous_format).view(1, 3)
+    assert torch.equal(unpack_zero_point(words.as_strided((1, 3), (3, 1)), 4, 8), zero)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", ALL_BITS)
 def test_every_ragged_width(bits):

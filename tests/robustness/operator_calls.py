@@ -289,10 +289,17 @@ def _quantized(t: Tensor, random: Random) -> Tensor:
     return torch.quantize_per_tensor(t.float(), 0.1, 3, random.choice((torch.quint8, torch.qint8, torch.qint32)))
 
 
+def _negative(t: Tensor, random: Random) -> Tensor:
+    if t.is_quantized:
+        raise TypeError("torch itself crashes at the first use of such a view")
+    torch.neg(t)  # not every type can be
+    return torch._neg_view(t)
+
+
 TENSORS: tuple[tuple[str, Callable[[Tensor, Random], Tensor]], ...] = (
     ("another type", _type), ("another shape", _shape), ("another shape", _shape), ("other strides", _strides),
     ("expanded", _expanded), ("other content", _content), ("sparse", _sparse), ("quantized", _quantized),
     ("mkldnn", lambda t, _: t.to_mkldnn()), ("meta", lambda t, _: t.to("meta")),
-    ("requires grad", lambda t, _: t.clone().requires_grad_()), ("negative view", lambda t, _: torch._neg_view(t)),
+    ("requires grad", lambda t, _: t.clone().requires_grad_()), ("negative view", _negative),
     ("nested", lambda t, _: torch.nested.nested_tensor([t, t])), ("None", lambda t, _: None),
 )  # fmt: skip

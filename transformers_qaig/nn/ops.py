@@ -218,7 +218,14 @@ def _check_weight(x: Tensor, weight: Weight) -> None:
     check_dense("packed", weight.packed)
     layout = weight.layout
     if layout != ON_DISK and x.device == weight.packed.device and layout == kernel_layout(x.device, weight.bits):
-        return  # `qaig::dequantize`, through which the reference reads such a weight, checks it
+        # `qaig::dequantize`, through which the reference reads such a weight, checks it; memory is taken before.
+        codes, room = weight.out_features * weight.in_features, weight.packed.numel() * 32 // weight.bits
+        if not 0 < codes <= room:
+            raise ValueError(
+                f"packed has room for {room} codes of bits={weight.bits}, and out_features={weight.out_features} by "
+                f"in_features={weight.in_features} are asked for"
+            )
+        return
     if layout != ON_DISK:
         raise NotImplementedError(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "

@@ -84,6 +84,9 @@ def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: 
                 f"{name} must be {dtype} of shape {shape} (columns, rows and groups are those of rows and step), got "
                 f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             )
+    for name in ("rows", "errors", "codes"):
+        if any(step == 0 and size > 1 for step, size in zip(wanted[name][0].stride(), wanted[name][1])):
+            raise ValueError(f"{name} is written, and its elements share memory: call {name}.contiguous() first")
 
 
 LIBRARY.impl("round_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")
