@@ -257,13 +257,8 @@ class QAIGConfig(QuantizationConfigMixin):
         """
         The configuration in a mapping: a checkpoint's config.json, which anybody may have written.
 
-        What is for the run only (`processor`, `trust_remote_code`, ...) is never taken from a mapping: it would reach
-        whoever quantizes with this configuration next. From a checkpoint it is dropped, with a warning.
-
-        Args:
-            config_dict: arguments of `QAIGConfig`. `plan` is a mapping or None: no file is opened.
-            return_unused_kwargs: give back what is left of `kwargs`, too.
-            kwargs: attributes to set afterwards.
+        No file is opened for its `plan`. What is for the run only (`processor`, `trust_remote_code`, ...) is not taken:
+        it would reach whoever quantizes with this configuration next. From a checkpoint it is dropped, with a warning.
 
         Raises:
             ValueError: a value out of its range, or a `plan` that is no mapping.

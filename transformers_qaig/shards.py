@@ -41,11 +41,7 @@ def check_files(files: Sequence[str], folder: str) -> None:
     """
     for file in files:
         if problem := _problem(str(file), folder):
-            for tensors in (
-                keys for _, where in _indexes(files) for name, keys in where.items() if file.endswith(name)
-            ):
-                problem += f" The index names it for {quote(tensors[0])} and {len(tensors) - 1} more."
-            raise ValueError(problem)
+            raise ValueError(problem + _tensors_of(str(file), files))
         try:
             with safe_open(file, "pt"):
                 pass

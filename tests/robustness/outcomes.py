@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tests.robustness.children import Ended
-from tests.robustness.mutations import Damage
+from tests.robustness.config_damage import Damage
 
 FAULTS = ("silent", "hang", "crash", "memory", "unnamed")
 

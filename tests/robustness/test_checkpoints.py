@@ -15,7 +15,8 @@ import torch
 
 from tests.robustness.checkpoints import SETTINGS, Checkpoint, answer, make
 from tests.robustness.children import run_all
-from tests.robustness.mutations import FOR_ONE_RUN, Damage, damage
+from tests.robustness.config_damage import FOR_ONE_RUN, Damage
+from tests.robustness.mutations import damage
 from tests.robustness.outcomes import FAULTS, Outcome, sort
 
 SEED = os.environ.get("QAIG_FUZZ_SEED", "0")
