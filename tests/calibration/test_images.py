@@ -41,7 +41,6 @@ BIG_ENDIAN = Image.frombytes("I;16B", (8, 8), RAMP.astype(">u2").tobytes())
         torch.from_numpy((RAMP / 65535).astype(np.float32)).expand(3, 8, 8),
         RAMP / 65535,
     ],
-    ids=str,
 )
 def test_grey_levels_are_scaled_and_not_cut(source: Any) -> None:
     levels = np.asarray(open_image(source))
@@ -89,7 +88,6 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
         (b"", "cannot be decoded"),
         ({"path": None, "bytes": None}, "'bytes' or 'path'"),
     ],
-    ids=str,
 )
 def test_pixels_without_a_known_range_are_refused(source: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
