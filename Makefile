@@ -51,8 +51,8 @@ oldest:
 
 # The library is built before ASan is preloaded: the compiler needs no watching.
 sanitize: $(VENV)/.test
-	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig import extension; extension.build()"
-	$(SANITIZED) $(BIN)/python -c "from transformers_qaig import extension; assert extension.load()"
+	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig.kernels import extension; extension.build()"
+	$(SANITIZED) $(BIN)/python -c "from transformers_qaig.kernels import extension; assert extension.load()"
 	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py tests/nn/test_prepare.py
 
 cross:
@@ -80,14 +80,14 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo]"
-	$(BIN)/python -m transformers_qaig.env
+	$(BIN)/python -m transformers_qaig.kernels.env
 	touch $@
 
 # torchvision has no CPU build; tests/torchvision_on_cpu.py makes the CUDA wheel importable, from a folder only it looks into.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
 	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu torchvision==0.28.0
-	$(BIN)/python -m transformers_qaig.env
+	$(BIN)/python -m transformers_qaig.kernels.env
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test

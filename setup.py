@@ -1,7 +1,7 @@
 """Puts the C++ sources into the package and, where a compiler and torch are found, the compiled library beside them.
 
-Without either the wheel is pure, and the library is compiled at first use (transformers_qaig/extension.py). So it is
-in an editable install, whose sources change: a library lying in the checkout would be a stale one.
+Without either the wheel is pure, and the library is compiled at first use (transformers_qaig/kernels/extension.py).
+So it is in an editable install, whose sources change: a library lying in the checkout would be a stale one.
 
 The library gets CUDA kernels for all architectures of `compiler.CUDA_ARCHITECTURES` (`QAIG_CUDA_ARCHS` names others)
 where nvcc is and torch has CUDA, or `QAIG_CUDA=1` asks for them.
@@ -18,8 +18,8 @@ from setuptools.command.build_py import build_py
 
 PACKAGE = Path("transformers_qaig")
 SOURCES = Path("csrc")
-compiler = runpy.run_path(str(PACKAGE / "compiler.py"))
-files = runpy.run_path(str(PACKAGE / "files.py"))
+compiler = runpy.run_path(str(PACKAGE / "kernels" / "compiler.py"))
+files = runpy.run_path(str(PACKAGE / "utils" / "files.py"))
 
 
 class BuildPy(build_py):

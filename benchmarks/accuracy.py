@@ -43,9 +43,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from transformers_qaig.calibration.dataset import load_samples
-from transformers_qaig.calibration.tensors import NO_ANSWER
-from transformers_qaig.evaluate import (
+from transformers_qaig.data.samples import load_samples
+from transformers_qaig.data.tensors import NO_ANSWER
+from transformers_qaig.report.evaluate import (
     AnswerStatistics,
     Question,
     answer_logits,

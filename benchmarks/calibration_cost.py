@@ -24,9 +24,9 @@ import torch
 
 from transformers_qaig.rounding.clipping import FACTORS, diagonal_blocks, search_clipping
 from transformers_qaig.rounding.gptq import gptq_on_best_grid
-from transformers_qaig.rounding.grid import minmax_grid
-from transformers_qaig.rounding.moments import Curvature, second_moment
-from transformers_qaig.rounding.scales import refit_scales
+from transformers_qaig.rounding.hessian import Hessian, second_moment
+from transformers_qaig.rounding.quant_grid import minmax_grid
+from transformers_qaig.rounding.scale_refit import refit_scales
 
 GROUPS = [(3584, 3584 + 2 * 512), (3584, 3584), (3584, 2 * 18944), (18944, 3584)]
 """Input width and all output channels of what reads one tensor: q, k, v; o; gate, up; down."""
@@ -74,7 +74,7 @@ def main() -> None:
         inputs = [(x, torch.ones(1, options.tokens, device=device))]
         seconds = {}
         seconds["moments"], moment = timed(device, lambda inputs=inputs: second_moment(inputs * 2))
-        seconds["factor"], curvature = timed(device, lambda moment=moment: Curvature.of(moment))
+        seconds["factor"], curvature = timed(device, lambda moment=moment: Hessian.of(moment))
         blocks = diagonal_blocks(moment, 128)
         clipping = search_clipping(weight, blocks, **arguments)
         grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]

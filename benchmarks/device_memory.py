@@ -42,8 +42,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
 from transformers_qaig import QAIGConfig  # noqa: E402
-from transformers_qaig.calibration.block import OutputError  # noqa: E402
-from transformers_qaig.plan import list_options, make_plan  # noqa: E402
+from transformers_qaig.execution.block_outputs import OutputError  # noqa: E402
+from transformers_qaig.plan.build import list_schemes, make_plan  # noqa: E402
 from transformers_qaig.rounding import gptq  # noqa: E402
 
 RUNS = ("default", "fisher")
@@ -95,13 +95,13 @@ def measure(run: str, options: argparse.Namespace) -> None:
     if run == "default":
         config = QAIGConfig(bits=3, **settings)
         plan, coverage = make_plan(model, config)
-        calibration = import_module("transformers_qaig.calibrate")
-        with phases.of(calibration, "quantize_station", "first forward passes", "block"):
+        calibration = import_module("transformers_qaig.calibration.pipeline")
+        with phases.of(calibration, "quantize_target", "first forward passes", "block"):
             calibration.calibrate(model, plan, coverage, samples, config, answers)
     else:
         config = QAIGConfig(bits=(3, 4), target_bits=3.5, **settings)
-        choices, _ = list_options(model, config)
-        sensitivity = import_module("transformers_qaig.sensitivity")
+        choices, _ = list_schemes(model, config)
+        sensitivity = import_module("transformers_qaig.calibration.bit_costs")
         with phases.of(sensitivity, "_costs_of", "rounding at each width", "gradients"):
             sensitivity.measure_costs(model, choices, samples, answers, config)
 

@@ -28,7 +28,7 @@ from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 import transformers_qaig
-from transformers_qaig import extension
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
 
 # Language models by size: the shapes of Qwen2.5-VL's, and one that only exercises scripts.

@@ -34,8 +34,8 @@ from peers.gpu import candidates
 from peers.gpu_many import Problems
 from peers.gpu_many import candidates as many_candidates
 
-from transformers_qaig import cuda, extension
-from transformers_qaig.cuda import interface
+from transformers_qaig.kernels import cuda, extension
+from transformers_qaig.kernels.cuda import interface
 
 SHAPES = {
     "Qwen2.5-VL-3B gate, up": "2048x11008",

@@ -31,7 +31,8 @@ from generate import IMAGE_TOKEN, SIZES, VARIANTS, build
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 import transformers_qaig
-from transformers_qaig import QAIGConfig, cuda
+from transformers_qaig import QAIGConfig
+from transformers_qaig.kernels import cuda
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm" / "model"
 SHORT = 8

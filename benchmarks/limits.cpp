@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kLine = 64;
 volatile int64_t sink;  // what is read must not be optimized away
 
-// Sums `bytes` from p, as `Streams` equal streams read side by side, `ahead` bytes prefetched (0: not at all).
+// Sums `bytes` from p, as `TargetInputs` equal streams read side by side, `ahead` bytes prefetched (0: not at all).
 template <int Streams>
 __attribute__((target("avx2"))) void read_avx2(const char* p, size_t bytes, size_t ahead) {
     const size_t stride = ((bytes / Streams / kLine - 1) | 1) * kLine;  // odd: streams in different cache sets

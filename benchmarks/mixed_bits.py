@@ -29,13 +29,13 @@ from transformers import AutoProcessor
 
 import transformers_qaig
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.allocation import allocate
-from transformers_qaig.calibration.inputs import load_inputs
+from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.config import COSTS
-from transformers_qaig.evaluate import AnswerStatistics, answer_logits, answer_statistics, encode_questions
-from transformers_qaig.plan import list_options
+from transformers_qaig.data.loader import load_inputs
+from transformers_qaig.plan.allocate import allocate
+from transformers_qaig.plan.build import list_schemes
+from transformers_qaig.report.evaluate import AnswerStatistics, answer_logits, answer_statistics, encode_questions
 from transformers_qaig.report.statistics import resampled_kl
-from transformers_qaig.sensitivity import measure_costs
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
@@ -117,7 +117,7 @@ def main() -> None:
                     **settings,
                 )
                 model = AutoModelForVision2Seq.from_pretrained(MODEL).eval().requires_grad_(False)
-                choices, coverage = list_options(model, config)
+                choices, coverage = list_schemes(model, config)
                 start = time.perf_counter()
                 choices = measure_costs(model, choices, *load_inputs(model, config), config)
                 measuring = time.perf_counter() - start

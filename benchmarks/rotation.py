@@ -28,8 +28,8 @@ import transformers
 from transformers import AutoProcessor
 
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig import plan as planning
-from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
+from transformers_qaig.plan import build as planning
+from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))

@@ -28,9 +28,9 @@ from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 
 import transformers_qaig
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.coverage import Coverage
-from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions
-from transformers_qaig.plan import make_plan
+from transformers_qaig.plan.build import make_plan
+from transformers_qaig.plan.coverage import Coverage
+from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))

@@ -1,4 +1,4 @@
-// What the library was built with, where Python finds it without loading the library (transformers_qaig/extension.py):
+// What the library was built with, where Python finds it without loading the library (transformers_qaig/kernels/extension.py):
 // the architectures whose CUDA kernels are inside, such as "80 90 120+PTX", or none.
 
 #ifndef QAIG_CUDA_ARCHS

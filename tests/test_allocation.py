@@ -6,18 +6,27 @@ import numpy as np
 import pytest
 
 from tests import seeds
-from transformers_qaig.allocation import Option, allocate, describe, front, fused_sets, knee, parse_size, reachable
+from transformers_qaig.plan.allocate import (
+    SchemeOption,
+    allocate,
+    describe,
+    front,
+    fused_sets,
+    knee,
+    parse_size,
+    reachable,
+)
 
 WIDTHS = (2, 3, 4, 8)
 
 
-def _options(count: int, seed: int = 0, widths: tuple[int, ...] = WIDTHS) -> dict[str, list[Option]]:
+def _options(count: int, seed: int = 0, widths: tuple[int, ...] = WIDTHS) -> dict[str, list[SchemeOption]]:
     rng = seeds.python_rng(seed)
     options = {}
     for index in range(count):
         weights, scale = rng.choice([1000, 3000, 7777]), rng.lognormvariate(0, 2)
         options[f"layers.{index}.w"] = [
-            Option({"bits": bits}, weights * bits, scale * rng.uniform(0.5, 2) * 4.0**-bits) for bits in widths
+            SchemeOption({"bits": bits}, weights * bits, scale * rng.uniform(0.5, 2) * 4.0**-bits) for bits in widths
         ]
     return options
 
@@ -63,7 +72,7 @@ def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -
     for index in range(560):
         weights, scale = shapes[index % 7][0] * shapes[index % 7][1], rng.lognormvariate(0, 0.3)
         options[str(index)] = [
-            Option({"bits": b}, weights * b + weights // 64 * (16 + b), scale * rng.uniform(0.9, 1.1) * 4.0**-b)
+            SchemeOption({"bits": b}, weights * b + weights // 64 * (16 + b), scale * rng.uniform(0.9, 1.1) * 4.0**-b)
             for b in WIDTHS
         ]
     least, most = reachable(options)
@@ -84,7 +93,7 @@ def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -
 
 
 def test_negative_costs_are_costs_like_others() -> None:
-    options = {"a": [Option({"bits": 2}, 2, 0.0), Option({"bits": 4}, 4, -1.0)]}
+    options = {"a": [SchemeOption({"bits": 2}, 2, 0.0), SchemeOption({"bits": 4}, 4, -1.0)]}
     assert allocate(options, 10).cost == -1.0
 
 
@@ -99,7 +108,7 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_range() -> None:
 
 def test_a_cost_that_is_not_finite_names_its_weight() -> None:
     with pytest.raises(ValueError, match=r"'mlp\.up'"):
-        allocate({"mlp.up": [Option({"bits": 2}, 2, float("nan"))]}, 10)
+        allocate({"mlp.up": [SchemeOption({"bits": 2}, 2, float("nan"))]}, 10)
 
 
 def test_fused_linears_share_a_width_and_it_costs() -> None:
@@ -118,7 +127,7 @@ def test_fused_linears_share_a_width_and_it_costs() -> None:
 
 
 def test_fused_linears_without_a_common_entry_are_refused() -> None:
-    options = {"a.gate_proj": [Option({"bits": 2}, 2, 1.0)], "a.up_proj": [Option({"bits": 3}, 3, 1.0)]}
+    options = {"a.gate_proj": [SchemeOption({"bits": 2}, 2, 1.0)], "a.up_proj": [SchemeOption({"bits": 3}, 3, 1.0)]}
     with pytest.raises(ValueError, match="no option in common"):
         allocate(options, 100, fused_sets(options))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_qaig import cache
+from transformers_qaig.kernels import cache
 
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
 OTHER = 12345

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from transformers_qaig import QAIGConfig, plan_source
-from transformers_qaig.entries import fit_group_size, stored_bits
+from transformers_qaig import QAIGConfig
+from transformers_qaig.config import plan_source
+from transformers_qaig.scheme import fit_group_size, stored_bits
 
 
 def test_defaults() -> None:

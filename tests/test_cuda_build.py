@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_qaig import compiler, extension
+from transformers_qaig.kernels import compiler, extension
 
 # The fixture's package has no kernels; this stands for them.
 KERNEL = """

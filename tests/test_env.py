@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from transformers_qaig import cuda, env, extension
+from transformers_qaig.kernels import cuda, env, extension
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests import seeds
-from transformers_qaig.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
+from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from transformers_qaig import files
-from transformers_qaig.files import (
+from transformers_qaig.utils import files
+from transformers_qaig.utils.files import (
     is_whole,
     remove_unfinished,
     require_writable,

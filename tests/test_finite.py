@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST
 from transformers_qaig import QAIGConfig
-from transformers_qaig.finite import check_weights, is_finite, is_lower
+from transformers_qaig.utils.finite import check_weights, is_finite, is_lower
 
 NAN, INF = float("nan"), float("inf")
 

@@ -129,6 +129,6 @@ def test_the_script_says_what_is_missing(tmp_path):
 
 
 def test_products_are_measured_without_greenlet():
-    imports = "import sys; sys.modules['greenlet'] = None; import gpu_gemm, transformers_qaig.env"
+    imports = "import sys; sys.modules['greenlet'] = None; import gpu_gemm, transformers_qaig.kernels.env"
     path = os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent)))
     subprocess.run([sys.executable, "-c", imports], check=True, env=os.environ | {"PYTHONPATH": path})

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText as Auto
 from transformers import GenerationConfig
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.loading_arguments import loading_arguments
+from transformers_qaig.loading.arguments import loading_arguments
 from transformers_qaig.quantizer import QAIGHfQuantizer
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import transformers_qaig.sensitivity as sensitivity
+import transformers_qaig.calibration.bit_costs as sensitivity
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
 from transformers_qaig.config import COSTS

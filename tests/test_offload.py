@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText as Auto
 from tests.families import build
 from tests.lifecycle import logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.offload import PREFIX, OffloadFolder
+from transformers_qaig.loading.offload_folder import PREFIX, OffloadFolder
 
 MAP = {"": "cpu", "model.language_model.layers.1": "disk"}
 
@@ -71,7 +71,7 @@ def test_a_failed_run_leaves_nothing(llava: Path, tmp_path: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise RuntimeError("calibration failed")
 
-    monkeypatch.setattr("transformers_qaig.calibrate.calibrate", fail)
+    monkeypatch.setattr("transformers_qaig.calibration.pipeline.calibrate", fail)
     with pytest.raises(RuntimeError, match="calibration failed"):
         quantize(llava, tmp_path)
     gc.collect()

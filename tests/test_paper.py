@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
-from transformers_qaig.calibration.block import forward
-from transformers_qaig.calibration.capture import PausedForwards
-from transformers_qaig.calibration.doors import Streams
-from transformers_qaig.calibration.treatment import Tools, quantize_block
-from transformers_qaig.calibration.weighing import Weigher
+from transformers_qaig.calibration.block_quantizer import QuantizerSettings, quantize_block
 from transformers_qaig.equalization.finder import GroupFinder
+from transformers_qaig.execution.block_outputs import forward
+from transformers_qaig.execution.interceptor import TargetInputs
+from transformers_qaig.execution.paused_forward import PausedForwards
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import RECIPES
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights.weigher import TokenWeigher
 
 BITS, GROUP = 3, 32
 ENTRY = {"bits": BITS, "group_size": GROUP, "sym": False}
@@ -146,25 +146,25 @@ def _slow_block(block: nn.Module, calls: list, calls_q: list, nodes: int) -> nn.
 def test_paper_recipe_equals_a_slow_reimplementation(seed: int) -> None:
     model, processor = build("llava", seed=seed)
     model.requires_grad_(False)
-    blocks = find_blocks(model)
+    blocks = find_decoder_blocks(model)
     (path, first), (second_path, second) = list(blocks.items())[:2]
     data = samples(processor, 6, seed=seed)
     masks = [sample["attention_mask"].bool() for sample in data]
     finder, recipe = GroupFinder(model, seed=0), RECIPES["paper"]
-    tools = Tools(recipe, finder, Weigher(recipe))
+    tools = QuantizerSettings(recipe, finder, TokenWeigher(recipe))
 
     def entries(block: nn.Module) -> dict:
         return {name: ENTRY for name, m in block.named_modules() if isinstance(m, nn.Linear)}
 
     with PausedForwards(model, [first, second], data) as full, PausedForwards(model, [first, second], data) as quant:
         calls, calls_q = full.waiting(0), quant.waiting(0)
-        result, _ = quantize_block(first, path, entries(first), Streams(calls, calls_q, masks), tools)
+        result, _ = quantize_block(first, path, entries(first), TargetInputs(calls, calls_q, masks), tools)
         for s in range(len(data)):
             call, call_q = calls[s], calls_q[s]
             full.resume(s, forward(first, call))
             quant.resume(s, forward(result, call_q))
         calls, calls_q = full.waiting(1), quant.waiting(1)
-        ours, summary = quantize_block(second, second_path, entries(second), Streams(calls, calls_q, masks), tools)
+        ours, summary = quantize_block(second, second_path, entries(second), TargetInputs(calls, calls_q, masks), tools)
         slow = _slow_block(second, list(calls.values()), list(calls_q.values()), nodes=8)
     assert len(summary.kept) >= 2  # the searches found something to do
     for name, module in ours.named_modules():

@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText as Auto
 
 from tests.lifecycle import logits, packed
 from transformers_qaig import QAIGConfig
+from transformers_qaig.loading.skeleton import likely_plan, packed_skeleton
 from transformers_qaig.nn import PackedModule
-from transformers_qaig.skeleton import likely_plan, packed_skeleton
 
 RTN = {"bits": 4, "group_size": 32, "recipe": "rtn"}
 LAYER = "model.language_model.layers.1"
@@ -186,10 +186,10 @@ def test_the_skeleton_is_the_packed_model_without_content(llava: Path, in_memory
 
 
 def test_a_likely_plan_uses_up_the_budget() -> None:
-    from transformers_qaig.allocation import Option
+    from transformers_qaig.plan.allocate import SchemeOption
 
     options = {
-        f"layers.{i}": [Option({"bits": b, "group_size": 32, "sym": True}, 1000 * b, 0.0) for b in (2, 3, 4, 8)]
+        f"layers.{i}": [SchemeOption({"bits": b, "group_size": 32, "sym": True}, 1000 * b, 0.0) for b in (2, 3, 4, 8)]
         for i in range(10)
     }
     plan = likely_plan(options, 45_000, [])

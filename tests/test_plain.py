@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.plain import plain
+from transformers_qaig.config.plain import plain
 
 
 class Bits(enum.IntEnum):

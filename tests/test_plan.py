@@ -10,9 +10,9 @@ from transformers import (
 
 from tests.families import FAMILIES, build
 from transformers_qaig import QAIGConfig
-from transformers_qaig.allocation import reachable
-from transformers_qaig.plan import budget_of, list_options, make_plan
-from transformers_qaig.structure import find_blocks, find_head, find_table, find_vision
+from transformers_qaig.plan.allocate import reachable
+from transformers_qaig.plan.build import budget_in_bits, list_schemes, make_plan
+from transformers_qaig.structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def llava() -> nn.Module:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_are_the_language_models(family: str) -> None:
     model, _ = build(family)
-    blocks = find_blocks(model)
+    blocks = find_decoder_blocks(model)
     assert len(blocks) == model.config.get_text_config().num_hidden_layers
     assert list(blocks.values()) == list(model.get_decoder().layers)
     assert all(model.get_submodule(path) is block for path, block in blocks.items())
@@ -31,7 +31,7 @@ def test_blocks_are_the_language_models(family: str) -> None:
 
 def test_plan_of_a_dense_model_covers_every_linear(llava: nn.Module) -> None:
     plan, coverage = make_plan(llava, QAIGConfig(bits=3, group_size=32))
-    linears = [p for b, m in find_blocks(llava).items() for n, c in m.named_modules() if type(c) is nn.Linear
+    linears = [p for b, m in find_decoder_blocks(llava).items() for n, c in m.named_modules() if type(c) is nn.Linear
                for p in [f"{b}.{n}"]]  # fmt: skip
     assert sorted(plan) == sorted(linears)
     assert coverage.share == 1
@@ -71,7 +71,7 @@ def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -
     config = QAIGConfig(
         target_bits=4, bits=(2, 3, 8), group_size=32, overrides={"*.down_proj": 4, "o_proj": {"sym": True}}
     )
-    options, coverage = list_options(llava, config)
+    options, coverage = list_schemes(llava, config)
     for path, choices in options.items():
         widths = [option.entry["bits"] for option in choices]
         assert widths == ([4] if path.endswith("down_proj") else [2, 3, 8])
@@ -84,22 +84,22 @@ def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -
 
 def test_a_budget_below_the_smallest_choice_names_the_range(llava: nn.Module) -> None:
     config = QAIGConfig(target_bits=2.5, bits=(2, 3), group_size=32)
-    options, coverage = list_options(llava, config)
+    options, coverage = list_schemes(llava, config)
     with pytest.raises(
         ValueError, match=r"3\.062 to 4\.094 stored bits"
     ):  # fp32 scales: 1.06 bits at 2 bits, 1.09 at 3
-        budget_of(config, coverage, reachable(options))
-    assert budget_of(QAIGConfig(target_bits=3.5), coverage, reachable(options)) == 3.5 * coverage.packed
+        budget_in_bits(config, coverage, reachable(options))
+    assert budget_in_bits(QAIGConfig(target_bits=3.5), coverage, reachable(options)) == 3.5 * coverage.packed
 
 
 def test_a_size_counts_the_whole_model(llava: nn.Module) -> None:
-    options, coverage = list_options(llava, QAIGConfig(target_bits=4, group_size=32))
+    options, coverage = list_schemes(llava, QAIGConfig(target_bits=4, group_size=32))
     whole = sum(8 * t.element_size() * t.numel() for t in llava.state_dict().values())
     assert coverage.other_bits == whole - 32 * coverage.packed + 2 * 64 * len(options)
-    budget = budget_of(QAIGConfig(target_size="400KB"), coverage, reachable(options))
+    budget = budget_in_bits(QAIGConfig(target_size="400KB"), coverage, reachable(options))
     assert budget == 8 * 400_000 - coverage.other_bits
     with pytest.raises(ValueError, match="are not packed"):
-        budget_of(QAIGConfig(target_size="20KB"), coverage, reachable(options))
+        budget_in_bits(QAIGConfig(target_size="20KB"), coverage, reachable(options))
 
 
 def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
@@ -179,7 +179,7 @@ def test_a_tower_that_the_decoder_owns_is_no_block_of_the_language_model() -> No
     )
     with torch.device("meta"):
         model = GitForCausalLM(config)
-    assert list(find_blocks(model)) == ["git.encoder.layer.0", "git.encoder.layer.1"]
+    assert list(find_decoder_blocks(model)) == ["git.encoder.layer.0", "git.encoder.layer.1"]
 
 
 # -- outside the blocks
@@ -188,14 +188,14 @@ def test_a_tower_that_the_decoder_owns_is_no_block_of_the_language_model() -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tower_and_the_projector_are_found(family: str) -> None:
     model, _ = build(family)
-    found = find_vision(model)
+    found = find_vision_tower(model)
     inside = {id(module) for part in found.values() for module in part.modules()}
     text = {id(module) for module in model.get_decoder().modules()}
     assert not inside & text
     rest = [n for n, m in model.named_modules() if type(m) is nn.Linear and id(m) not in inside | text]
     assert rest == ["lm_head"]
-    assert find_head(model).path == "lm_head"
-    assert find_table(model).module is model.get_input_embeddings()
+    assert find_lm_head(model).path == "lm_head"
+    assert find_input_embeddings(model).module is model.get_input_embeddings()
 
 
 def test_an_audio_tower_is_left_alone() -> None:
@@ -211,7 +211,7 @@ def test_an_audio_tower_is_left_alone() -> None:
     config = Qwen2_5OmniThinkerConfig(text_config=text, vision_config=vision, audio_config=audio)
     with torch.device("meta"):
         model = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    (tower,) = find_vision(model)
+    (tower,) = find_vision_tower(model)
     assert tower.rpartition(".")[2] == "visual"
     plan, coverage = make_plan(model, QAIGConfig(vision_bits=4))
     assert any("visual" in path for path in plan)
@@ -266,7 +266,7 @@ def test_a_given_plan_says_what_is_packed_outside_too(llava: nn.Module) -> None:
 
 def test_tied_tables_need_one_entry() -> None:
     model, _ = build("gemma3")
-    table = find_table(model).path
+    table = find_input_embeddings(model).path
     for bits in ({"embedding_bits": 4}, {"lm_head_bits": 4}, {"embedding_bits": 4, "lm_head_bits": 4}):
         plan, coverage = make_plan(model, QAIGConfig(**bits))
         assert plan[table] == plan["lm_head"] == {"bits": 4, "group_size": -1, "sym": False}

@@ -16,7 +16,7 @@ from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.quantizer import QAIGHfQuantizer
 from transformers_qaig.recipes import RECIPES
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.structure import find_decoder_blocks
 
 
 def disturb(model: nn.Module, plan: Iterable[str]) -> None:
@@ -40,7 +40,7 @@ def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_pa
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp", quantization_config=config)
     plan = model.config.quantization_config.plan
     assert packed(model) == list(plan)
-    assert len(plan) >= 2 * len(find_blocks(model))
+    assert len(plan) >= 2 * len(find_decoder_blocks(model))
     ours = logits(model, tmp_path / "fp")
     full = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp")
     reference = logits(full, tmp_path / "fp")
@@ -59,7 +59,7 @@ def test_every_recipe_runs_and_reports(llava: Path, recipe: str) -> None:
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     report = model.qaig_report
     assert report.recipe == recipe
-    assert [block.path for block in report.blocks] == list(find_blocks(model))
+    assert [block.path for block in report.blocks] == list(find_decoder_blocks(model))
     assert report.num_samples == (4 if RECIPES[recipe].calibrates else 0)
     assert recipe in str(report)
     if RECIPES[recipe].calibrates:
@@ -228,7 +228,7 @@ def test_blocks_can_be_offloaded_to_disk(llava: Path, quantized: tuple[nn.Module
 
 
 def test_disk_without_a_folder_is_refused_before_anything_is_done(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers_qaig.calibrate.calibrate", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr("transformers_qaig.calibration.pipeline.calibrate", lambda *_: pytest.fail("calibrated"))
     config = QAIGConfig(bits=3, **FAST)
     with pytest.raises(ValueError, match="offload_folder"):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, device_map=OFFLOADED)

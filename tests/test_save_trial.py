@@ -17,7 +17,7 @@ from transformers.core_model_loading import Chunk, WeightConverter
 from tests.families import build
 from tests.lifecycle import logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.text_config import unmark_text_config
+from transformers_qaig.loading.text_config import unmark_text_config
 
 
 def quantize(folder: Path, settings: dict | None = None, **arguments: object) -> nn.Module:
@@ -27,7 +27,7 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
 
 @pytest.fixture
 def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers_qaig.calibrate.calibrate", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr("transformers_qaig.calibration.pipeline.calibrate", lambda *_: pytest.fail("calibrated"))
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 from tests.families import build, save
 from tests.lifecycle import FAST, logits, packed
 from transformers_qaig import QAIGConfig
+from transformers_qaig.loading.source import Source
 from transformers_qaig.report.model_card import MARK
-from transformers_qaig.source import Source
 
 RTN = {"bits": 4, "group_size": 32, "recipe": "rtn"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

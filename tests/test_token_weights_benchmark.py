@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.dataset import answer_mask, load_samples, token_mask
-from transformers_qaig.calibration.inputs import picture_tokens
+from transformers_qaig.data.loader import picture_tokens
+from transformers_qaig.data.samples import answer_mask, load_samples, token_mask
 from transformers_qaig.recipes import RECIPES
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.structure import find_decoder_blocks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny-vlm"))
@@ -34,7 +34,7 @@ def arguments() -> list[Any]:
     answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
     masks = [token_mask(sample) for sample in samples]
     samples = [{key: value for key, value in sample.items() if key != "labels"} for sample in samples]
-    return [model, list(find_blocks(model).values()), samples, masks, answers]
+    return [model, list(find_decoder_blocks(model).values()), samples, masks, answers]
 
 
 @torch.no_grad()

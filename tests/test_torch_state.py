@@ -11,13 +11,13 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.allocation import allocate
-from transformers_qaig.calibrate import calibrate
-from transformers_qaig.calibration.block import OutputError
-from transformers_qaig.calibration.inputs import load_inputs
-from transformers_qaig.plan import list_options
-from transformers_qaig.sensitivity import measure_costs
-from transformers_qaig.torch_state import default_torch_state
+from transformers_qaig.calibration.bit_costs import measure_costs
+from transformers_qaig.calibration.pipeline import calibrate
+from transformers_qaig.data.loader import load_inputs
+from transformers_qaig.execution.block_outputs import OutputError
+from transformers_qaig.execution.torch_state import default_torch_state
+from transformers_qaig.plan.allocate import allocate
+from transformers_qaig.plan.build import list_schemes
 
 SETTINGS: dict[str, Callable[[], Any]] = {
     "default dtype": lambda: torch.set_default_dtype(torch.bfloat16),
@@ -70,7 +70,7 @@ def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] =
     config = QAIGConfig(**FAST, target_bits=4.5, bits=(2, 4), **settings)
     change()
     changed = state()
-    options, coverage = list_options(model, config)
+    options, coverage = list_schemes(model, config)
     samples, answers = load_inputs(model, config)
     options = measure_costs(model, options, samples, answers, config)
     chosen = allocate(options, 4.5 * coverage.packed).entries

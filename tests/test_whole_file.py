@@ -16,11 +16,15 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from tests.families import FAMILIES, samples, save
 from tests.lifecycle import FAST, inputs, logits, logits_in_a_new_process, packed
 from tests.tolerance import assert_close, rounding, terms_of
-from transformers_qaig import QAIGConfig, QAIGLinear, calibrate, extension
-from transformers_qaig.calibration import memory, slices, table
+from transformers_qaig import QAIGConfig, QAIGLinear
+from transformers_qaig.calibration import embeddings as table
+from transformers_qaig.calibration import pipeline as calibrate
+from transformers_qaig.calibration import row_chunks as slices
+from transformers_qaig.execution import out_of_memory as memory
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGEmbedding
-from transformers_qaig.nn.packing import CPU_ORDER, ON_DISK
-from transformers_qaig.structure import find_head, find_table, find_vision
+from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT
+from transformers_qaig.structure import find_input_embeddings, find_lm_head, find_vision_tower
 
 WHOLE = {"vision_bits": 8, "embedding_bits": 8, "lm_head_bits": 8}
 TIED = ("gemma3", "internvl", "paligemma", "mistral3")
@@ -63,10 +67,10 @@ def linears(module: nn.Module) -> list[nn.Module]:
 def test_every_family_is_packed_whole_and_reloads_bit_by_bit(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "fp")
     model = quantize(tmp_path / "fp", bits=8, min_coverage=0.1, **WHOLE)
-    table, head = find_table(model), find_head(model)
+    table, head = find_input_embeddings(model), find_lm_head(model)
     assert isinstance(table.module, QAIGEmbedding)
     assert isinstance(head.module, QAIGLinear)
-    for path, part in find_vision(model).items():
+    for path, part in find_vision_tower(model).items():
         assert all(isinstance(m, QAIGLinear) or min(m.weight.shape) < 32 for m in linears(part)), path
     plan = model.config.quantization_config.plan
     assert sorted(plan) == sorted(packed(model))
@@ -88,7 +92,7 @@ def test_every_family_is_packed_whole_and_reloads_bit_by_bit(family: str, tmp_pa
 
 
 def are_tied_in_memory(model: nn.Module) -> bool:
-    return find_head(model).module.weight_packed is find_table(model).module.weight_packed
+    return find_lm_head(model).module.weight_packed is find_input_embeddings(model).module.weight_packed
 
 
 @pytest.mark.parametrize("which", ["tied", "untied"])
@@ -108,7 +112,7 @@ def test_the_report_tells_the_size_of_the_file(which: str, request: pytest.Fixtu
     assert coverage.whole.saved == stored
     assert coverage.whole.full > 3 * stored  # float32
     assert sum(size.saved for size in coverage.sizes.values()) == stored
-    assert find_table(model).path in str(model.qaig_report)
+    assert find_input_embeddings(model).path in str(model.qaig_report)
 
 
 # -- tied
@@ -121,9 +125,9 @@ def test_tied_tables_are_one_tensor_in_memory_and_on_disk(tied: tuple[nn.Module,
     assert len(keys) == 4
     assert all("embed_tokens" in key for key in keys)
     for one in (model, AutoModelForImageTextToText.from_pretrained(folder)):
-        head, table = find_head(one).module, find_table(one).module
+        head, table = find_lm_head(one).module, find_input_embeddings(one).module
         assert are_tied_in_memory(one)
-        assert head.layout == table.layout == (CPU_ORDER if extension.load() else ON_DISK)
+        assert head.layout == table.layout == (CPU_LAYOUT if extension.load() else CHECKPOINT_LAYOUT)
         one.tie_weights()
         assert are_tied_in_memory(one)
         one.to(torch.float32)
@@ -345,8 +349,8 @@ def test_an_interrupted_run_resumes(llava: Path, tmp_path: Path, monkeypatch: py
 def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"bits": 4, "lm_head_bits": 3, "embedding_bits": 3, "recipe": "rtn"}
     whole = quantize(llava, **settings)
-    monkeypatch.setattr(slices, "SLICE", 96)
-    monkeypatch.setattr(table, "SLICE", 96)
+    monkeypatch.setattr(slices, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(table, "ROWS_PER_CHUNK", 96)
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())
     assert torch.equal(logits(model, llava), logits(whole, llava))

@@ -7,9 +7,9 @@ import sys
 
 import torch
 
-from transformers_qaig import cuda, extension
+from transformers_qaig.kernels import cuda, extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.packing import CUDA_ORDER
+from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 if not torch.cuda.is_available():
     sys.exit("check_gpu: torch sees no CUDA device")
@@ -28,7 +28,7 @@ for bits in (2, 3, 4, 8):
     weight = layer.dequantize(torch.float64)
     layer = layer.cuda()
     assert layer.prepare(), "the layer was not prepared"
-    assert layer.layout == CUDA_ORDER, layer.layout
+    assert layer.layout == CUDA_LAYOUT, layer.layout
     for rows in (1, 16, 100):
         x = torch.randn(rows, 1024).bfloat16()
         expected = x.double() @ weight.T

@@ -9,7 +9,8 @@ import sys
 import torch
 
 import transformers_qaig
-from transformers_qaig import QAIGLinear, env, extension
+from transformers_qaig import QAIGLinear
+from transformers_qaig.kernels import env, extension
 
 expected = sys.argv[1]
 warnings: list[str] = []

@@ -40,7 +40,7 @@ TESTS = (
 
 
 def main() -> int:
-    from transformers_qaig import extension
+    from transformers_qaig.kernels import extension
 
     levels = extension.cpu_levels() or (None,)
     count = max(len(ISAS), len(DRAWS), len(levels))

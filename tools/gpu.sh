@@ -13,7 +13,7 @@
 #   generate  benchmarks/gpu_generate.py, with the options in GENERATE; needs greenlet, to calibrate
 #
 # QAIG_CUDA_LIBRARY: a library built elsewhere (on a machine with nvcc: QAIG_CUDA_ARCHS=90 python -c "from
-# transformers_qaig import extension; print(extension.build())"), used as a prebuilt one. Without it one is compiled here
+# transformers_qaig.kernels import extension; print(extension.build())"), used as a prebuilt one. Without it one is compiled here
 # if nvcc is. The first failure of a check ends it; figures go to dated files under RESULTS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -56,7 +56,7 @@ if [ -n "${QAIG_CUDA_LIBRARY:-}" ]; then
   cp "$QAIG_CUDA_LIBRARY" transformers_qaig/_C.abi3.so
 fi
 
-if has env; then "$PYTHON" -m transformers_qaig.env | tee "$prefix-env.txt"; fi
+if has env; then "$PYTHON" -m transformers_qaig.kernels.env | tee "$prefix-env.txt"; fi
 if has check; then "$PYTHON" tools/check_gpu.py; fi
 if has nvrtc; then
   QAIG_CUDA=nvrtc "$PYTHON" tools/check_gpu.py || echo "gpu: NVRTC did not answer, see above; going on"

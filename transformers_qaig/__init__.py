@@ -6,10 +6,10 @@ from transformers.quantizers import register_quantization_config, register_quant
 
 from .auto import AutoModelForVision2Seq
 from .config import QUANT_METHOD, QAIGConfig
+from .integrations.when_imported import when_imported
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
-from .saving import extend_save_pretrained
-from .when_imported import when_imported
+from .saving.processor_and_card import extend_save_pretrained
 
 __version__ = "0.1.0"
 __all__ = ["AutoModelForVision2Seq", "QAIGConfig", "QAIGLinear"]
@@ -26,7 +26,7 @@ extend_save_pretrained()
 
 def _support_peft() -> None:
     try:
-        from .lora import support_packed_layers
+        from .integrations.peft_lora import support_packed_layers
 
         support_packed_layers()
     except (ImportError, AttributeError) as error:  # `import peft` must not fail for us

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from .commands import plan
+from .cli import plan
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

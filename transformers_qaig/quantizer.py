@@ -15,35 +15,35 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
-from .allocation import Option, allocate, describe, fused_sets, reachable
 from .calibration.exclusions import Exclusions
-from .calibration.inputs import load_inputs
-from .checkpoint import check_headers, check_number
 from .config import QAIGConfig
-from .coverage import Coverage, Plan
-from .devices import check_device
-from .files import require_writable
-from .finite import check_weights
-from .guard import guard_patterns, guard_tensors
-from .loading_arguments import loading_arguments
-from .local_names import ignored_patterns, localise
+from .config.devices import check_device
+from .data.loader import load_inputs
+from .execution.torch_state import default_torch_state
+from .loading.arguments import loading_arguments
+from .loading.checkpoint import check_headers, check_number
+from .loading.dispatch import Placement
+from .loading.guard import guard_patterns, guard_tensors
+from .loading.local_names import ignored_patterns, localise
+from .loading.rotation_record import check_rotations, record_rotations
+from .loading.shards import check_files
+from .loading.skeleton import likely_plan, pack_modules, packed_skeleton
+from .loading.source import Source
+from .loading.text_config import mark_text_config, unmark_text_config, whole_settings
+from .loading.tied_embeddings import install_tied_embeddings, replace, uninstall_tied_embeddings
+from .loading.unused_tensors import UnusedTensor, find_unused, kept, read_unused, report_unused
 from .nn.embedding import QAIGEmbedding
 from .nn.linear import QAIGLinear
-from .nn.packed import PackedModule, check_finite, check_packed
-from .placement import Placement
-from .plan import budget_of, list_options, make_plan
+from .nn.packed_module import PackedModule, check_finite, check_packed
+from .plan.allocate import SchemeOption, allocate, describe, fused_sets, reachable
+from .plan.build import budget_in_bits, list_schemes, make_plan
+from .plan.coverage import Coverage, Plan
 from .recipes import recipe_of
-from .rotation_record import check_rotations, record_rotations
-from .save_mark import check_one_save, save_mark
-from .save_trial import try_saving
-from .saving import ProcessorToSave, attach_saving, detach_saving
-from .shards import check_files
-from .skeleton import likely_plan, pack_modules, packed_skeleton
-from .source import Source
-from .tables import finish_tables, replace, unfinish_tables
-from .text_config import mark_text_config, unmark_text_config, whole_settings
-from .torch_state import default_torch_state
-from .unused import UnusedTensor, find_unused, kept, read_unused, report_unused
+from .saving.mark import check_one_save, save_mark
+from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
+from .saving.trial import try_saving
+from .utils.files import require_writable
+from .utils.finite import check_weights
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -70,7 +70,7 @@ class QAIGHfQuantizer(HfQuantizer):
         self.samples: Sequence[dict[str, Tensor]] = []
         self.answers: Sequence[Tensor] = []
         self.exclusions = Exclusions()
-        self.options: dict[str, list[Option]] = {}
+        self.options: dict[str, list[SchemeOption]] = {}
         self.budget = 0.0
         self.dtypes: dict[str, torch.dtype] = {}
 
@@ -109,10 +109,10 @@ class QAIGHfQuantizer(HfQuantizer):
         if config.plan is not None and config.has_budget:
             raise ValueError("`plan` says every width already: leave `target_bits` and `target_size` at None.")
         if config.has_budget:
-            self.options, self.coverage = list_options(model, config)
+            self.options, self.coverage = list_schemes(model, config)
             self.coverage.require(config.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
-            self.budget = budget_of(config, self.coverage, reachable(self.options, self._fused()))
+            self.budget = budget_in_bits(config, self.coverage, reachable(self.options, self._fused()))
         else:
             self.plan, self.coverage = make_plan(model, config)
             self.coverage.require(config.min_coverage)
@@ -183,7 +183,9 @@ class QAIGHfQuantizer(HfQuantizer):
             attach_saving(model, ProcessorToSave(None, self.source))
             self._prepare(model)
             return
-        from .calibrate import calibrate  # here, because all that needs greenlet comes with it, and loading does not
+        from .calibration.pipeline import (
+            calibrate,  # here, because all that needs greenlet comes with it, and loading does not
+        )
 
         check_weights(model)
         try:
@@ -200,7 +202,7 @@ class QAIGHfQuantizer(HfQuantizer):
             )
         finally:
             self.samples, self.answers, self.options = [], [], {}
-        finish_tables(model, self.quantization_config.activation_bits)
+        install_tied_embeddings(model, self.quantization_config.activation_bits)
         self.quantization_config.plan = self.plan = report.plan
         model.config.quantization_config = self.quantization_config
         mark_text_config(model.config)
@@ -226,7 +228,7 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Choose the plan under the budget, by what each width would cost the answers."""
-        from .sensitivity import measure_costs  # here for the same reason as `calibrate`
+        from .calibration.bit_costs import measure_costs  # here for the same reason as `calibrate`
 
         self.options = measure_costs(
             model, self.options, self.samples, self.answers, self.quantization_config, self.exclusions
@@ -262,7 +264,7 @@ class QAIGHfQuantizer(HfQuantizer):
             if packed.bias is not None:
                 linear.bias = nn.Parameter(packed.bias.to(weight.dtype))
             model.set_submodule(path, linear)
-        unfinish_tables(model)
+        uninstall_tied_embeddings(model)
         unmark_text_config(model.config)
         detach_saving(model)
         return model

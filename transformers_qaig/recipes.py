@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from .quote import quote
+from .utils.quote import quote
 
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     The blocks of the language model, by path in `model`, in the order of their lists.
 
@@ -68,7 +68,7 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def find_vision(model: nn.Module) -> dict[str, nn.Module]:
+def find_vision_tower(model: nn.Module) -> dict[str, nn.Module]:
     """
     The vision tower and, beside it, the projector: modules by path in `model`, none inside another.
 
@@ -86,7 +86,7 @@ def find_vision(model: nn.Module) -> dict[str, nn.Module]:
         raise ValueError(f"{type(model).__name__}: no vision tower found that stands apart from its decoder.")
     parts = _common(paths[id(tower)].split("."), paths[id(decoder)].split("."))
     parent = model.get_submodule(".".join(parts))
-    text = (decoder, tower, find_table(model).module, find_head(model).module)
+    text = (decoder, tower, find_input_embeddings(model).module, find_lm_head(model).module)
     beside = {
         name: module
         for name, module in parent.named_children()
@@ -110,12 +110,12 @@ class Found:
     module: nn.Module | None = None
 
 
-def find_table(model: nn.Module) -> Found:
+def find_input_embeddings(model: nn.Module) -> Found:
     """The input embeddings of the text."""
     return _found(model, model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None)
 
 
-def find_head(model: nn.Module) -> Found:
+def find_lm_head(model: nn.Module) -> Found:
     """The output head; a base model has none."""
     return _found(model, model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None)
 
@@ -123,7 +123,7 @@ def find_head(model: nn.Module) -> Found:
 def are_tied(model: nn.Module) -> bool:
     """Whether head and embeddings are one tensor, or will be once the weights are loaded."""
     ties = getattr(model, "all_tied_weights_keys", {})
-    return ties.get(f"{find_head(model).path}.weight") == f"{find_table(model).path}.weight"
+    return ties.get(f"{find_lm_head(model).path}.weight") == f"{find_input_embeddings(model).path}.weight"
 
 
 def _found(model: nn.Module, wanted: nn.Module | None) -> Found:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from transformers_qaig import calibrate
-from transformers_qaig.calibration.choices import Choices
-from transformers_qaig.calibration.stages import Site
-from transformers_qaig.calibration.weighing import Weigher, _spread
+from transformers_qaig.calibration import pipeline as calibrate
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.token_weights.weigher import TokenWeigher, _spread
 
 
 def by_kind(weights: Tensor, vision: Tensor) -> Tensor:
@@ -36,25 +36,25 @@ ALTERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @contextmanager
 def altered(kind: str) -> Iterator[None]:
     """Within the context, calibration with token weights `"qig"` alters them so."""
-    old = calibrate.given_weights, calibrate.Weigher
+    old = calibrate.precomputed_weights, calibrate.TokenWeigher
 
     def pictures(
         model: Any, blocks: Any, samples: Any, masks: Any, answers: Any, vision: Sequence[Tensor], *_: Any
     ) -> Any:
         return vision
 
-    class AlteredWeigher(Weigher):
+    class AlteredWeigher(TokenWeigher):
         """Its `given` are the pictures' tokens, bool [B, T] by sample."""
 
-        def _attribute(self, site: Site, choices: Choices) -> None:
+        def _attribute(self, site: GroupContext, choices: BlockDecisions) -> None:
             super()._attribute(site, choices)
             vision: Any = self.given
             for piece in site.pieces:
                 found = {s: ALTERATIONS[kind](row, vision[s].reshape(-1)) for s, row in piece.importance().items()}
                 piece.weights = _spread(piece, found)
 
-    calibrate.given_weights, calibrate.Weigher = pictures, AlteredWeigher  # type: ignore[assignment, misc]
+    calibrate.precomputed_weights, calibrate.TokenWeigher = pictures, AlteredWeigher  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        calibrate.given_weights, calibrate.Weigher = old  # type: ignore[misc]
+        calibrate.precomputed_weights, calibrate.TokenWeigher = old  # type: ignore[misc]

@@ -16,7 +16,7 @@ from accuracy_peers.common import linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
 from accuracy_peers.token_weights import KINDS, weighed_by
 from transformers_qaig import QAIGConfig, QAIGLinear
-from transformers_qaig.calibration.tensors import NO_ANSWER
+from transformers_qaig.data.tensors import NO_ANSWER
 from transformers_qaig.recipes import RECIPES
 
 

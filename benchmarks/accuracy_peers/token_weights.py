@@ -27,16 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from transformers_qaig import calibrate
-from transformers_qaig.attribution.tokens import tempered, token_importance
-from transformers_qaig.calibration.block import first_tensor, forward
-from transformers_qaig.calibration.choices import Choices
-from transformers_qaig.calibration.doors import BlockCall, map_tensors
-from transformers_qaig.calibration.stages import Site
-from transformers_qaig.calibration.weighing import Weigher, _spread
-from transformers_qaig.rounding.grid import minmax_grid
-from transformers_qaig.sensitivity import answer_log_probabilities
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.attribution.qig import tempered, token_importance
+from transformers_qaig.calibration import pipeline as calibrate
+from transformers_qaig.calibration.bit_costs import answer_log_probabilities
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.execution.block_outputs import first_tensor, forward
+from transformers_qaig.execution.interceptor import LayerInputs, map_tensors
+from transformers_qaig.rounding.quant_grid import minmax_grid
+from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights.weigher import TokenWeigher, _spread
 
 KINDS = ("path", "downstream", "fisher")
 DRAWS = 4
@@ -46,31 +46,31 @@ Hook = Callable[[nn.Module, tuple, Any], Any]
 @contextmanager
 def weighed_by(kind: str, bits: int, group_size: int) -> Iterator[None]:
     """Within the context, calibration weighs tokens by `kind`, whatever its recipe says."""
-    old = calibrate.given_weights, calibrate.Weigher
+    old = calibrate.precomputed_weights, calibrate.TokenWeigher
 
     def given(*arguments: Any) -> Given:
         return Given(kind, bits, group_size, *arguments)
 
-    calibrate.given_weights, calibrate.Weigher = given, GivenWeigher  # type: ignore[assignment, misc]
+    calibrate.precomputed_weights, calibrate.TokenWeigher = given, GivenWeigher  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        calibrate.given_weights, calibrate.Weigher = old  # type: ignore[misc]
+        calibrate.precomputed_weights, calibrate.TokenWeigher = old  # type: ignore[misc]
 
 
-class GivenWeigher(Weigher):
+class GivenWeigher(TokenWeigher):
     """Asks its `given` for the weights of each group."""
 
     given: Any
 
-    def weigh(self, site: Site, choices: Choices) -> None:
+    def weigh(self, site: GroupContext, choices: BlockDecisions) -> None:
         known = self.given.weights(self.block, site.members)
         for piece in site.pieces:
             piece.weights = tempered(_spread(piece, known))
 
 
 class Given:
-    """A kind's weights, for the tiny VLM. Arguments after the group size: those of [`given_weights`]."""
+    """A kind's weights, for the tiny VLM. Arguments after the group size: those of [`precomputed_weights`]."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Given:
         self.quantized, self.samples, self.masks, self.answers = blocks, samples, masks, answers
         # A model that is being quantized has a `float` of its own, which refuses.
         self.full: Any = nn.Module.float(copy.deepcopy(model)).requires_grad_(False)
-        self.blocks = list(find_blocks(self.full).values())
+        self.blocks = list(find_decoder_blocks(self.full).values())
         self.generator = torch.Generator().manual_seed(0)
         self.linears = {
             (i, name): module
@@ -103,7 +103,7 @@ class Given:
             - module.weight
             for module in self.linears.values()
         }
-        self.calls: list[list[BlockCall]] = []
+        self.calls: list[list[LayerInputs]] = []
         """What every block is called with in full precision: sample → block → call."""
         self.log_p = [self._full_precision(index) for index in range(len(samples))]
         self.states = [first_tensor(calls[0].args) for calls in self.calls]
@@ -132,10 +132,10 @@ class Given:
 
     @torch.no_grad()
     def _full_precision(self, index: int) -> Tensor:
-        calls: list[BlockCall] = []
+        calls: list[LayerInputs] = []
         handles = [
             block.register_forward_pre_hook(
-                lambda block, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+                lambda block, args, kwargs: calls.append(LayerInputs(args, kwargs)), with_kwargs=True
             )
             for block in self.blocks
         ]
@@ -191,7 +191,7 @@ class Given:
             if block:
                 before = map_tensors(as_bfloat16, self.calls[index][block - 1].kwargs)
                 args = (self.states[index].bfloat16(),)
-                self.states[index] = first_tensor(forward(self.quantized[block - 1], BlockCall(args, before))).float()
+                self.states[index] = first_tensor(forward(self.quantized[block - 1], LayerInputs(args, before))).float()
             h = first_tensor(module(*call.args, **call.kwargs))
             inside = [part for part in module.modules() if isinstance(part, nn.Linear)]
             with hooked(dict.fromkeys(inside, lambda part, args, out: out + linear(args[0], self.errors[part]))):

@@ -114,7 +114,7 @@ bool set_level(Level wanted) {
 
 }  // namespace qaig
 
-// For transformers_qaig/extension.py, through ctypes. The strings live as long as the library.
+// For transformers_qaig/kernels/extension.py, through ctypes. The strings live as long as the library.
 #define QAIG_EXPORT extern "C" __attribute__((visibility("default")))
 
 QAIG_EXPORT const char* qaig_cpu_features() { return qaig::features().names.c_str(); }

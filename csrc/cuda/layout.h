@@ -1,6 +1,6 @@
 // The CUDA kernels' word order ("CUDA order") of a packed weight, and where each code lies in it.
 //
-// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_order.py` makes and undoes the
+// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_layout.py` makes and undoes the
 // order; nothing else writes it.
 //
 // Rows (output channels) come in blocks of 64, input channels in tiles of 64 slots, which are two units of 32. A

@@ -1,4 +1,4 @@
-// Whether the CUDA runtime inside the library works on this machine, for Python (transformers_qaig/cuda/__init__.py).
+// Whether the CUDA runtime inside the library works on this machine, for Python (transformers_qaig/kernels/cuda/__init__.py).
 #if defined(QAIG_CUDA_ARCHS)
 
 #include "cuda/kernels.h"

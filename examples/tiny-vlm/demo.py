@@ -12,8 +12,8 @@ from conversations import conversation
 from transformers import AutoProcessor, PreTrainedModel, logging
 
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.calibration.dataset import load_samples
-from transformers_qaig.evaluate import (
+from transformers_qaig.data.samples import load_samples
+from transformers_qaig.report.evaluate import (
     AnswerStatistics,
     answer_logits,
     answer_statistics,

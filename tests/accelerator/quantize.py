@@ -26,12 +26,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 from tests.accelerator.cases import CASES, STEPS  # noqa: E402
 from tests.families import build, conversations, samples, save  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
-from transformers_qaig.calibration.around import around  # noqa: E402
-from transformers_qaig.calibration.capture import PausedForwards  # noqa: E402
-from transformers_qaig.rounding import moments  # noqa: E402
+from transformers_qaig.execution.offload import around  # noqa: E402
+from transformers_qaig.execution.paused_forward import PausedForwards  # noqa: E402
+from transformers_qaig.rounding import hessian as moments  # noqa: E402
 from transformers_qaig.rounding.gptq import gptq_on_best_grid  # noqa: E402
-from transformers_qaig.rounding.grid import minmax_grid  # noqa: E402
-from transformers_qaig.rounding.moments import Curvature, inverse_factor, second_moment  # noqa: E402
+from transformers_qaig.rounding.hessian import Hessian, inverse_factor, second_moment  # noqa: E402
+from transformers_qaig.rounding.quant_grid import minmax_grid  # noqa: E402
 
 
 def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def copies() -> dict[str, float]:
         return (pretend.peak_bytes() - before) / unit
 
     moment = second_moment([(x, torch.ones(1, 600, device=pretend.DEVICE))])
-    curvature = Curvature.of(moment)
+    curvature = Hessian.of(moment)
     arguments = {"bits": 3, "group_size": 64, "sym": False, "storage_dtype": torch.bfloat16}
     grids = [minmax_grid(weight, shrink=1 - i / 20, **arguments) for i in range(10)]
     with patch.object(moments, "STRIPE", 32):  # small beside the matrix, as it is where matrices are large

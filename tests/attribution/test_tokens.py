@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tests import seeds
 from tests.tolerance import assert_close
-from transformers_qaig.attribution.tokens import qig, qig_linear, tempered, token_importance
+from transformers_qaig.attribution.qig import qig, qig_linear, tempered, token_importance
 
 
 def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

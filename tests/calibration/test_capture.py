@@ -13,8 +13,8 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 from tests.families import FAMILIES, build, samples
-from transformers_qaig.calibration.capture import PausedForwards, resident
-from transformers_qaig.calibration.doors import BlockCall
+from transformers_qaig.execution.interceptor import LayerInputs
+from transformers_qaig.execution.paused_forward import PausedForwards, resident
 
 
 def blocks_of(model):
@@ -571,7 +571,7 @@ def test_tensors_go_to_the_door_device():
             return self.block(shared, nested={"again": shared, "pair": (shared[0], None)}, flag="text")
 
     model = Model()
-    with PausedForwards(model, [model.block], [{}], door_device="meta") as stream:
+    with PausedForwards(model, [model.block], [{}], inputs_device="meta") as stream:
         call = stream.waiting(0)[0]
         assert call.args[0].device.type == call.kwargs["nested"]["pair"][0].device.type == "meta"
         assert call.args[0] is call.kwargs["nested"]["again"]
@@ -610,7 +610,7 @@ def test_blocks_and_calls_on_an_accelerator():
     model, processor = build("llava")
     inputs, blocks = samples(processor, 2), blocks_of(model)
     expected = plain(model, inputs)
-    with PausedForwards(model, blocks, inputs, door_device="cuda") as stream:
+    with PausedForwards(model, blocks, inputs, inputs_device="cuda") as stream:
         for index, block in enumerate(blocks):
             with resident(block, "cuda"):
                 assert {tensor.device.type for tensor in block.state_dict().values()} == {"cuda"}
@@ -625,5 +625,5 @@ def test_blocks_and_calls_on_an_accelerator():
     with pytest.raises(KeyboardInterrupt), resident(blocks[0], "cuda"):
         raise KeyboardInterrupt
     assert next(blocks[0].parameters()).device.type == "cpu"
-    call = BlockCall((torch.ones(1),), {}).to("cuda")
+    call = LayerInputs((torch.ones(1),), {}).to("cuda")
     assert call.args[0].is_cuda

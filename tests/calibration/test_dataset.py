@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from tests import seeds
-from transformers_qaig.calibration.dataset import load_samples, token_mask
+from transformers_qaig.data.samples import load_samples, token_mask
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from families import build
 from PIL import Image
 
-from transformers_qaig.calibration.dataset import load_samples
-from transformers_qaig.calibration.default_set import FOLDER, load_default_set
+from transformers_qaig.data.default_set import FOLDER, load_default_set
+from transformers_qaig.data.samples import load_samples
 
 RECORDS = [json.loads(line) for line in (FOLDER / "conversations.jsonl").read_text(encoding="utf-8").splitlines()]
 IMAGES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".png", ".jpg", ".webp"))

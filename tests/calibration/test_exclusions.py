@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformers_qaig.calibration.block import check_calls
-from transformers_qaig.calibration.capture import PausedForwards
-from transformers_qaig.calibration.doors import BlockCall, Streams
 from transformers_qaig.calibration.exclusions import Exclusions, Sample, check_inputs, numbered
+from transformers_qaig.execution.block_outputs import check_calls
+from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.paused_forward import PausedForwards
 
 NAN, INF = float("nan"), float("inf")
 
@@ -41,8 +41,8 @@ def test_inputs_are_checked_but_for_masks() -> None:
     assert exclusions.total == 3
 
 
-def call(x: Tensor) -> BlockCall:
-    return BlockCall((x,), {"attention_mask": torch.full((1, 1, 4, 4), -INF)})
+def call(x: Tensor) -> LayerInputs:
+    return LayerInputs((x,), {"attention_mask": torch.full((1, 1, 4, 4), -INF)})
 
 
 def test_only_hidden_states_at_real_tokens_count() -> None:
@@ -52,7 +52,7 @@ def test_only_hidden_states_at_real_tokens_count() -> None:
     full[2].args[0][0, 1, 3] = INF
     quantized[3].args[0][0, 3, 7] = NAN
     found: dict[int, str] = {}
-    check_calls(Streams(full, quantized, masks, found.update), "layers.5")
+    check_calls(TargetInputs(full, quantized, masks, found.update), "layers.5")
     assert found == {
         2: "the full-precision hidden states that enter layers.5",
         3: "the quantized hidden states that enter layers.5",

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from transformers_qaig.calibration import fetch as rules
-from transformers_qaig.calibration.fetch import fetch
+from transformers_qaig.data import fetch as rules
+from transformers_qaig.data.fetch import fetch
 
 
 class Handler(BaseHTTPRequestHandler):

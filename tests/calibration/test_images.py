@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformers_qaig.calibration.images import open_image
+from transformers_qaig.data.images import open_image
 
 RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
 

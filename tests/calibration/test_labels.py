@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from transformers_qaig.calibration.dataset import answer_mask, load_samples
+from transformers_qaig.data.samples import answer_mask, load_samples
 
 
 def _turns(*pairs: tuple[str, str]) -> list[dict]:

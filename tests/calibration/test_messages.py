@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from transformers_qaig.calibration.messages import to_conversation, tools_of
+from transformers_qaig.data.messages import to_conversation, tools_of
 
 PICTURE = Image.new("RGB", (8, 8))
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"q": "red"}}}

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from tests.calibration.test_treatment import PATH, Case
-from transformers_qaig.calibration import treatment
-from transformers_qaig.calibration.block import OutputError
-from transformers_qaig.calibration.choices import Choices
-from transformers_qaig.calibration.doors import BlockCall, Streams
+from transformers_qaig.calibration import block_quantizer as treatment
+from transformers_qaig.calibration.block_quantizer import choose
+from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.exclusions import NotFinite
-from transformers_qaig.calibration.stages import Site
-from transformers_qaig.calibration.treatment import choose
-from transformers_qaig.calibration.weighing import Weigher
+from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.execution.block_outputs import OutputError
+from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.recipes import recipe_of
 from transformers_qaig.rounding.clipping import search_clipping
-from transformers_qaig.rounding.grid import Rounding, minmax_grid
-from transformers_qaig.rounding.learned import SoftVector, learn
-from transformers_qaig.rounding.moments import Curvature
-from transformers_qaig.rounding.scales import refit_scales
+from transformers_qaig.rounding.hessian import Hessian
+from transformers_qaig.rounding.learned import LearnableVector, learn
+from transformers_qaig.rounding.quant_grid import QuantizedWeight, minmax_grid
+from transformers_qaig.rounding.scale_refit import refit_scales
+from transformers_qaig.token_weights.weigher import TokenWeigher
 
 NAN = float("nan")
 GRID = {"bits": 2, "group_size": 32, "sym": False, "storage_dtype": torch.float32}
@@ -31,10 +31,10 @@ def case() -> Case:
     return Case()
 
 
-def spoilt(call: BlockCall, token: int) -> BlockCall:
+def spoilt(call: LayerInputs, token: int) -> LayerInputs:
     x = call.args[0].clone()
     x[0, token] = NAN
-    return BlockCall((x, *call.args[1:]), call.kwargs)
+    return LayerInputs((x, *call.args[1:]), call.kwargs)
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper", "authors", "best"])
@@ -51,13 +51,13 @@ def test_the_block_is_begun_anew_without_the_sample(case: Case, recipe: str, qua
             del both[0][sample], both[1][sample]
 
     tools = case.tools(recipe_of(recipe, {"steps": 10}))
-    choices, summary = choose(case.block, PATH, case.entries, Streams(*both, case.masks, leave_out), tools)
+    choices, summary = choose(case.block, PATH, case.entries, TargetInputs(*both, case.masks, leave_out), tools)
     assert list(found) == [bad]
     assert found[bad].endswith(f" in {PATH}")
     assert summary.left_out == list(found.items())
     calls, calls_q = ({s: c for s, c in each.items() if s != bad} for each in (case.calls, case.calls_q))
     again = case.tools(tools.recipe)
-    expected, wanted = choose(case.block, PATH, case.entries, Streams(calls, calls_q, case.masks), again)
+    expected, wanted = choose(case.block, PATH, case.entries, TargetInputs(calls, calls_q, case.masks), again)
     assert tools.weigher.calls == again.weigher.calls
     assert (summary.kept, summary.undone) == (wanted.kept, wanted.undone)
     assert choices.roundings.keys() == expected.roundings.keys()
@@ -77,7 +77,7 @@ def test_padding_may_be_anything(case: Case, recipe: str) -> None:
     found = []
     for spoil in (lambda call: call, lambda call: spoilt(call, 0)):
         calls, calls_q = ({**each, 5: spoil(each[5])} for each in (case.calls, case.calls_q))
-        found.append(choose(case.block, PATH, entries, Streams(calls, calls_q, masks), case.tools(stages))[0])
+        found.append(choose(case.block, PATH, entries, TargetInputs(calls, calls_q, masks), case.tools(stages))[0])
     weight = case.block.get_submodule("self_attn.q_proj").weight
     plain, padded = (choices.rounding("self_attn.q_proj", weight, torch.float32) for choices in found)
     assert torch.equal(plain.codes, padded.codes)
@@ -85,7 +85,7 @@ def test_padding_may_be_anything(case: Case, recipe: str) -> None:
 
 
 def test_a_candidate_whose_output_is_not_finite_is_undone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ruin(site: Site, choices: Choices) -> Choices:
+    def ruin(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
         roundings = {}
         for name in site.members:
             rounding = choices.rounding(name, site.block.get_submodule(name).weight.data, site.dtype)
@@ -100,14 +100,14 @@ def test_a_candidate_whose_output_is_not_finite_is_undone(case: Case, monkeypatc
 
 
 def test_token_weights_that_are_not_finite_name_their_sample(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weigh(weigher: Weigher, site: Site, choices: Choices) -> None:
+    def weigh(weigher: TokenWeigher, site: GroupContext, choices: BlockDecisions) -> None:
         for piece in site.pieces:
             piece.weights = piece.real.float()
             ends = torch.tensor(piece.lengths).cumsum(0).tolist()
             if 6 in piece.samples:
                 piece.weights.view(-1)[ends[piece.samples.index(6)] - 1] = NAN
 
-    monkeypatch.setattr(Weigher, "weigh", weigh)
+    monkeypatch.setattr(TokenWeigher, "weigh", weigh)
     with pytest.raises(NotFinite, match="sample 6: NaN or Inf in the token weights at self_attn"):
         case.treatment(recipe_of("default")).choose()
 
@@ -137,8 +137,8 @@ def test_scales_stay_where_the_new_error_is_not_finite() -> None:
     weight = torch.randn(4, 64)
     grid = minmax_grid(weight, **GRID)
     moment = torch.full((64, 64), NAN)
-    rounding = Rounding(grid, grid.encode(weight))
-    refitted = refit_scales(weight, Curvature(moment, torch.arange(64), None), rounding, torch.float32)
+    rounding = QuantizedWeight(grid, grid.encode(weight))
+    refitted = refit_scales(weight, Hessian(moment, torch.arange(64), None), rounding, torch.float32)
     assert torch.equal(refitted.grid.scale, grid.scale)
 
 
@@ -149,7 +149,7 @@ def test_learning_leaves_a_start_that_is_not_finite() -> None:
         tensors["x"].sum().backward()
         return 0.0
 
-    soft = {"x": SoftVector(torch.ones(3), torch.float32)}
+    soft = {"x": LearnableVector(torch.ones(3), torch.float32)}
     found = learn(soft, loss, lambda tensors: next(levels), steps=4, rate=0.1, checks=4)
     assert found.best == 0.5
     assert found.is_better

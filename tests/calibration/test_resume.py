@@ -9,14 +9,14 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration import slices
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.calibration import row_chunks as slices
+from transformers_qaig.structure import find_decoder_blocks
 
 
 def test_an_interrupted_run_resumes_where_it_stopped(
     llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import transformers_qaig.calibrate as conductor
+    import transformers_qaig.calibration.pipeline as conductor
 
     work, real = tmp_path / "work", conductor.quantize_block
     treated = []
@@ -34,14 +34,14 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert len(list(work.glob("*.safetensors"))) == 1
     assert not list(work.glob("*.tmp"))
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
-    assert treated[1:] == treated[1:2] + list(find_blocks(model))[1:]
+    assert treated[1:] == treated[1:2] + list(find_decoder_blocks(model))[1:]
     assert [block.resumed for block in model.qaig_report.blocks] == [True, False]
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
 
 
 def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last slice has fewer rows than the others."""
-    monkeypatch.setattr(slices, "SLICE", 96)
+    monkeypatch.setattr(slices, "ROWS_PER_CHUNK", 96)
     config = QAIGConfig(bits=3, lm_head_bits=4, work_dir=tmp_path, recipe="rtn", group_size=32)
     first, second = (AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config) for _ in range(2))
     assert first.lm_head.out_features % 96 != 0

@@ -13,22 +13,22 @@ from tests.families import build, samples
 from tests.lifecycle import FAST, logits, packed
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibrate import calibrate
-from transformers_qaig.calibration import choices as choosing
-from transformers_qaig.calibration.block import first_tensor, forward
-from transformers_qaig.calibration.choices import Choices, RoundedLinear, rounded, rounding_errors
-from transformers_qaig.calibration.doors import BlockCall, Streams
-from transformers_qaig.calibration.inputs import load_inputs
-from transformers_qaig.calibration.learning import BlockLearner
-from transformers_qaig.calibration.treatment import Tools, choose
-from transformers_qaig.calibration.weighing import Weigher
+from transformers_qaig.calibration import decisions as choosing
+from transformers_qaig.calibration.block_quantizer import QuantizerSettings, choose
+from transformers_qaig.calibration.decisions import BlockDecisions, RoundedLinear, rounded, rounding_errors
+from transformers_qaig.calibration.pipeline import calibrate
+from transformers_qaig.calibration.reconstruction import BlockReconstruction
+from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder
+from transformers_qaig.execution.block_outputs import first_tensor, forward
+from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.nn.reference import round_activations
-from transformers_qaig.plan import make_plan
+from transformers_qaig.plan.build import make_plan
 from transformers_qaig.recipes import Recipe, recipe_of
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights.weigher import TokenWeigher
 
 ROTATION = Rotation(32, 5)
 
@@ -37,10 +37,10 @@ ROTATION = Rotation(32, 5)
 def case():
     """A model, a block of it and its path, calls, and masks."""
     model, processor = build("llava")
-    path, block = next(iter(find_blocks(model).items()))
-    calls: dict[int, BlockCall] = {}
+    path, block = next(iter(find_decoder_blocks(model).items()))
+    calls: dict[int, LayerInputs] = {}
     handle = block.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.update({len(calls): BlockCall(args, kwargs)}), with_kwargs=True
+        lambda _, args, kwargs: calls.update({len(calls): LayerInputs(args, kwargs)}), with_kwargs=True
     )
     data = samples(processor, 8)
     with torch.no_grad():
@@ -55,9 +55,9 @@ def entries(block: nn.Module, bits: int = 4, group_size: int = -1) -> dict[str, 
     return {name: dict(entry) for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
-def rotated(block: nn.Module, activation_bits: int) -> Choices:
+def rotated(block: nn.Module, activation_bits: int) -> BlockDecisions:
     names = entries(block)
-    return Choices(names, activation_bits=activation_bits).with_rotations(dict.fromkeys(names, ROTATION))
+    return BlockDecisions(names, activation_bits=activation_bits).with_rotations(dict.fromkeys(names, ROTATION))
 
 
 @pytest.mark.parametrize("activation_bits", [16, 8])
@@ -78,8 +78,8 @@ def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activa
 
 def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case) -> None:
     _, _, block, calls, _ = case
-    plain = Choices(entries(block), activation_bits=16)
-    eight = Choices(entries(block), activation_bits=8)
+    plain = BlockDecisions(entries(block), activation_bits=16)
+    eight = BlockDecisions(entries(block), activation_bits=8)
     a, b = (
         first_tensor(forward(rounded(block, c, ["mlp.down_proj"], torch.float32), calls[0])) for c in (plain, eight)
     )
@@ -98,7 +98,7 @@ def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits)
     choices = rotated(block, activation_bits)
     targets = {s: first_tensor(forward(block, call)) for s, call in calls.items()}
     weights = {s: mask.float() for s, mask in enumerate(masks)}
-    _, found = BlockLearner(block, calls, targets, weights, [0, 4], 1, 0, torch.float32).rounding(choices)
+    _, found = BlockReconstruction(block, calls, targets, weights, [0, 4], 1, 0, torch.float32).rounding(choices)
     dense, error, power = rounded(block, choices, list(choices.entries), torch.float32), 0.0, 0.0
     for s, target in targets.items():
         difference = (first_tensor(forward(dense, calls[s])) - target).square().sum(-1)
@@ -125,13 +125,13 @@ def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> No
         assert_close(error, expected, 2 * ROTATION.block, magnitude=float(weight.abs().max()))
 
 
-def tools(model: nn.Module, recipe: Recipe, activation_bits: int = 16) -> Tools:
-    return Tools(recipe, GroupFinder(model, 0), Weigher(recipe), activation_bits=activation_bits)
+def tools(model: nn.Module, recipe: Recipe, activation_bits: int = 16) -> QuantizerSettings:
+    return QuantizerSettings(recipe, GroupFinder(model, 0), TokenWeigher(recipe), activation_bits=activation_bits)
 
 
 def outliers(block: nn.Module) -> nn.Module:
     """The same function with one channel of the MLP's input, and of its hidden state, a hundred times as large."""
-    block = choosing.folded(block, Choices({}))
+    block = choosing.folded(block, BlockDecisions({}))
     with torch.no_grad():
         block.post_attention_layernorm.weight[7] *= 100
         block.mlp.gate_proj.weight[:, 7] /= 100
@@ -145,7 +145,7 @@ def outliers(block: nn.Module) -> nn.Module:
 def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) -> None:
     model, path, block, calls, masks = case
     recipe = recipe_of("fast", {"rounding": rounding, "equalization": "none"})
-    streams = Streams(calls, calls, masks)
+    streams = TargetInputs(calls, calls, masks)
     choices, summary = choose(outliers(block), path, entries(block, bits=8), streams, tools(model, recipe, 8))
     assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(choices.rotations)
     assert "rotate mlp.gate_proj, mlp.up_proj" in summary.kept
@@ -156,20 +156,20 @@ def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) ->
 def test_a_rotation_that_does_harm_is_undone(case) -> None:
     """Weights that lie on their grid as they are lose nothing, and a rotation takes them off it."""
     model, path, block, calls, masks = case
-    block = choosing.folded(block, Choices({}))
+    block = choosing.folded(block, BlockDecisions({}))
     names = entries(block, bits=4)
     for name in names:
         weight = get_linear(block, name).weight
-        weight.data = Choices(names).grid(name, weight.data, torch.float32).quantize(weight.data)
+        weight.data = BlockDecisions(names).grid(name, weight.data, torch.float32).quantize(weight.data)
     recipe = recipe_of("fast", {"rounding": "nearest", "equalization": "none"})
-    choices, summary = choose(block, path, names, Streams(calls, calls, masks), tools(model, recipe))
+    choices, summary = choose(block, path, names, TargetInputs(calls, calls, masks), tools(model, recipe))
     assert not choices.rotations
     assert sum(what.startswith("rotate") for what in summary.undone) == 4
 
 
 def test_without_data_the_plan_is_what_is_done(case) -> None:
     model, path, block, _, _ = case
-    choices, _ = choose(block, path, entries(block), Streams({}, {}, []), tools(model, recipe_of("rtn"), 8))
+    choices, _ = choose(block, path, entries(block), TargetInputs({}, {}, []), tools(model, recipe_of("rtn"), 8))
     assert choices.rotations == dict.fromkeys(choices.entries, ROTATION)
 
 
@@ -178,7 +178,7 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
     names = entries(block)
     names["self_attn.k_proj"]["rotation"] = {"block": 32, "seed": 6}
     recipe = recipe_of("gptq", {"do_no_harm": False})
-    choices, _ = choose(block, path, names, Streams(calls, calls, masks), tools(model, recipe, 8))
+    choices, _ = choose(block, path, names, TargetInputs(calls, calls, masks), tools(model, recipe, 8))
     assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
 
 

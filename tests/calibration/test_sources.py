@@ -15,8 +15,8 @@ from families import build
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformers_qaig.calibration.dataset import load_samples
-from transformers_qaig.calibration.sources import open_records
+from transformers_qaig.data.samples import load_samples
+from transformers_qaig.data.sources import open_records
 
 RECORDS = [{"question": f"what is {i} ?", "answer": str(i)} for i in range(3)]
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from tests.families import build, samples
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.stations import find_stations
-from transformers_qaig.plan import make_plan
-from transformers_qaig.structure import find_blocks
-from transformers_qaig.tables import stored_once
+from transformers_qaig.calibration.targets import find_targets
+from transformers_qaig.loading.tied_embeddings import stored_once
+from transformers_qaig.plan.build import make_plan
+from transformers_qaig.structure import find_decoder_blocks
 
 EVERYTHING = QAIGConfig(vision_bits=4, embedding_bits=4, lm_head_bits=4, min_coverage=0)
 
@@ -18,14 +18,14 @@ def stations_of(family: str, *, text: bool = False):
     model, processor = build(family)
     inputs = samples(processor, 2) + (samples(processor, 1, image=False) if text else [])
     outside = stored_once(model, make_plan(model, EVERYTHING)[1].outside)
-    found, lost = find_stations(model, outside, inputs, None)
+    found, lost = find_targets(model, outside, inputs, None)
     return model, [station.path for station in found], [station.path for station in lost]
 
 
 def test_without_anything_to_pack_outside_there_are_the_blocks_alone() -> None:
     model, _ = build("llava")
-    found, lost = find_stations(model, [], [{"input_ids": torch.tensor([[5]])}], None)
-    assert {station.path: station.module for station in found} == find_blocks(model)
+    found, lost = find_targets(model, [], [{"input_ids": torch.tensor([[5]])}], None)
+    assert {station.path: station.module for station in found} == find_decoder_blocks(model)
     assert all(station.reads_text for station in found)
     assert not lost
 
@@ -71,10 +71,10 @@ def test_what_runs_twice_in_a_forward_pass_is_left_out(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(model.model), "get_image_features", by_image)
     outside = make_plan(model, EVERYTHING)[1].outside
-    found, lost = find_stations(model, outside, samples(processor, 2), None)
+    found, lost = find_targets(model, outside, samples(processor, 2), None)
     assert [station.path for station in found] == [
         "model.language_model.embed_tokens",
-        *find_blocks(model),
+        *find_decoder_blocks(model),
         "lm_head",
     ]
     assert len(lost) == 3
@@ -84,6 +84,6 @@ def test_what_runs_twice_in_a_forward_pass_is_left_out(monkeypatch: pytest.Monke
 def test_the_order_run_leaves_the_model_as_it_was() -> None:
     model, processor = build("llava")
     before = {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()}
-    find_stations(model, make_plan(model, EVERYTHING)[1].outside, samples(processor, 1), "cpu")
+    find_targets(model, make_plan(model, EVERYTHING)[1].outside, samples(processor, 1), "cpu")
     assert {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()} == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))

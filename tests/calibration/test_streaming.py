@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
-from transformers_qaig.calibration.streaming import streaming
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.execution.sequential_onload import streaming
+from transformers_qaig.structure import find_decoder_blocks
 
 
 def _model(dtype: torch.dtype) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -17,13 +17,15 @@ def _model(dtype: torch.dtype) -> tuple[nn.Module, dict[str, Tensor]]:
 def test_a_16_bit_model_computes_in_float32_and_comes_back_unchanged() -> None:
     model, sample = _model(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with streaming(model, list(find_blocks(model).values()), None), torch.no_grad():
+    with streaming(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
         streamed = model(**sample, use_cache=False).logits
         assert streamed.dtype == torch.float32
-        assert all(p.dtype == torch.bfloat16 for block in find_blocks(model).values() for p in block.parameters())
+        assert all(
+            p.dtype == torch.bfloat16 for block in find_decoder_blocks(model).values() for p in block.parameters()
+        )
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
-    assert not any("forward" in vars(block) for block in find_blocks(model).values())
+    assert not any("forward" in vars(block) for block in find_decoder_blocks(model).values())
     with torch.no_grad():
         assert_close(streamed, model.float()(**sample, use_cache=False).logits, terms_of(model))
 
@@ -43,7 +45,7 @@ def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             if stream:
-                with streaming(model, list(find_blocks(model).values()), None):
+                with streaming(model, list(find_decoder_blocks(model).values()), None):
                     loss = model(**sample, use_cache=False).logits.logsumexp(-1).sum()
                     saved.append(live)
                     (gradient,) = torch.autograd.grad(loss, embeddings.weight)
@@ -58,7 +60,7 @@ def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
 
 def test_a_models_own_forward_attribute_is_put_back() -> None:
     model, sample = _model(torch.float32)
-    block = next(iter(find_blocks(model).values()))
+    block = next(iter(find_decoder_blocks(model).values()))
     calls = []
 
     def own(*args, **kwargs):
@@ -66,7 +68,7 @@ def test_a_models_own_forward_attribute_is_put_back() -> None:
         return type(block).forward(block, *args, **kwargs)
 
     block.forward = own
-    with streaming(model, list(find_blocks(model).values()), None), torch.no_grad():
+    with streaming(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
         model(**sample, use_cache=False)
     assert block.forward is own
     assert calls

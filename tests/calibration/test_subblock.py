@@ -4,21 +4,21 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
-from transformers_qaig.calibration.block import OutputError, forward
-from transformers_qaig.calibration.doors import BlockCall, Streams
-from transformers_qaig.calibration.subblock import NotReached, enter, is_tokenwise, pieces_of, run
+from transformers_qaig.calibration.group_inputs import NotReached, enter, gather_group_inputs, is_tokenwise, run
 from transformers_qaig.equalization.probe import Group, find_groups
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.structure import find_decoder_blocks
 
 
 @pytest.fixture(scope="module")
-def case() -> tuple[nn.Module, list[BlockCall], list[Tensor], dict[str, Group]]:
+def case() -> tuple[nn.Module, list[LayerInputs], list[Tensor], dict[str, Group]]:
     """A block, calls of different lengths, masks, and its groups by f_s."""
     model, processor = build("llava")
-    block = next(iter(find_blocks(model).values()))
-    calls: list[BlockCall] = []
+    block = next(iter(find_decoder_blocks(model).values()))
+    calls: list[LayerInputs] = []
     handle = block.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: calls.append(LayerInputs(args, kwargs)), with_kwargs=True
     )
     data = samples(processor, 5)
     with torch.no_grad():
@@ -32,7 +32,9 @@ def case() -> tuple[nn.Module, list[BlockCall], list[Tensor], dict[str, Group]]:
 def _pieces(case, module: str):
     block, calls, masks, groups = case
     by_index = dict(enumerate(calls))
-    return pieces_of(block, groups[module], (block, block), Streams(by_index, by_index, masks), range(len(calls)))
+    return gather_group_inputs(
+        block, groups[module], (block, block), TargetInputs(by_index, by_index, masks), range(len(calls))
+    )
 
 
 def test_enter_gives_what_the_linears_read(case) -> None:
@@ -104,7 +106,7 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
     block, calls, outputs = model.model.visual.blocks[0], [], {}
     hooks = [
         block.register_forward_pre_hook(
-            lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: calls.append(LayerInputs(args, kwargs)), with_kwargs=True
         ),
         *(
             block.get_submodule(name).register_forward_hook(lambda m, a, out, name=name: outputs.update({name: out}))
@@ -118,7 +120,9 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
     assert calls[0].args[0].ndim == 2
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
     for name, output in outputs.items():
-        (piece,) = pieces_of(block, groups[name], (block, block), Streams(calls, calls, [torch.ones(0, 0).bool()]), [0])
+        (piece,) = gather_group_inputs(
+            block, groups[name], (block, block), TargetInputs(calls, calls, [torch.ones(0, 0).bool()]), [0]
+        )
         assert piece.x.ndim == 3
         assert is_tokenwise(block, groups[name], piece)
         with torch.no_grad():
@@ -136,9 +140,9 @@ def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:
             return x.index_put((x.mean(-1) > 0,), self.expert(chosen))
 
     block, group = Routed(), Group(("expert",), "expert", None, (-1,) * 8)
-    calls = {0: BlockCall((torch.randn(1, 6, 8),), {})}
-    streams = Streams(calls, calls, [torch.ones(1, 6, dtype=torch.bool)])
-    assert pieces_of(block, group, (block, block), streams, [0]) == []
+    calls = {0: LayerInputs((torch.randn(1, 6, 8),), {})}
+    streams = TargetInputs(calls, calls, [torch.ones(1, 6, dtype=torch.bool)])
+    assert gather_group_inputs(block, group, (block, block), streams, [0]) == []
 
 
 def test_output_error_counts_real_tokens_only() -> None:

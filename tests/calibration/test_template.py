@@ -8,7 +8,7 @@ import torch
 from families import build
 from PIL import Image
 
-from transformers_qaig.calibration.dataset import answer_mask, load_samples
+from transformers_qaig.data.samples import answer_mask, load_samples
 
 PICTURE = Image.new("RGB", (28, 28))
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "look_up", "arguments": {"q": "red"}}}]}

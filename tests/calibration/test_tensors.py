@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from transformers_qaig.calibration.dataset import load_samples
-from transformers_qaig.calibration.preview import preview
-from transformers_qaig.calibration.tensors import as_tensors
+from transformers_qaig.data.preview import preview
+from transformers_qaig.data.samples import load_samples
+from transformers_qaig.data.tensors import as_tensors
 
 IDS = torch.tensor([[5, 6, 7]])
 

@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
-from transformers_qaig.calibration import treatment
-from transformers_qaig.calibration.block import OutputError, forward
-from transformers_qaig.calibration.choices import Choices, rounded, rounding_errors
-from transformers_qaig.calibration.doors import BlockCall, Streams
-from transformers_qaig.calibration.stages import Site
-from transformers_qaig.calibration.treatment import (
-    HELD_BACK,
-    Tools,
-    Treatment,
+from transformers_qaig.calibration import block_quantizer as treatment
+from transformers_qaig.calibration.block_quantizer import (
+    VALIDATION_EVERY,
+    BlockQuantizer,
+    QuantizerSettings,
     in_float32,
     passes,
     quantize_block,
 )
-from transformers_qaig.calibration.weighing import Weigher
+from transformers_qaig.calibration.decisions import BlockDecisions, rounded, rounding_errors
+from transformers_qaig.calibration.steps import GroupContext
 from transformers_qaig.equalization.finder import GroupFinder
+from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import Recipe, recipe_of
-from transformers_qaig.rounding.moments import second_moment
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.rounding.hessian import second_moment
+from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights.weigher import TokenWeigher
 
 PATH = "model.language_model.layers.0"
 
@@ -37,10 +37,10 @@ class Case:
     def __init__(self) -> None:
         self.model, processor = build("llava")
         self.model.requires_grad_(False)
-        self.block = next(iter(find_blocks(self.model).values()))
-        calls: list[BlockCall] = []
+        self.block = next(iter(find_decoder_blocks(self.model).values()))
+        calls: list[LayerInputs] = []
         handle = self.block.register_forward_pre_hook(
-            lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: calls.append(LayerInputs(args, kwargs)), with_kwargs=True
         )
         data = samples(processor, 8)
         with torch.no_grad():
@@ -58,28 +58,28 @@ class Case:
         }
 
     @staticmethod
-    def _disturbed(call: BlockCall, generator: torch.Generator) -> BlockCall:
+    def _disturbed(call: LayerInputs, generator: torch.Generator) -> LayerInputs:
         x = call.args[0]
         noise = 0.05 * x.std() * torch.randn(x.shape, generator=generator)
-        return BlockCall((x + noise, *call.args[1:]), call.kwargs)
+        return LayerInputs((x + noise, *call.args[1:]), call.kwargs)
 
-    def treatment(self, recipe: Recipe, seed: int = 0) -> Treatment:
-        return Treatment(self.block, PATH, self.entries, self.streams, self.tools(recipe, seed))
+    def treatment(self, recipe: Recipe, seed: int = 0) -> BlockQuantizer:
+        return BlockQuantizer(self.block, PATH, self.entries, self.streams, self.tools(recipe, seed))
 
     def packed(self, recipe: Recipe) -> nn.Module:
         return quantize_block(self.block, PATH, self.entries, self.streams, self.tools(recipe))[0]
 
     @property
-    def streams(self) -> Streams:
-        return Streams(self.calls, self.calls_q, self.masks)
+    def streams(self) -> TargetInputs:
+        return TargetInputs(self.calls, self.calls_q, self.masks)
 
-    def tools(self, recipe: Recipe, seed: int = 0) -> Tools:
-        return Tools(recipe, GroupFinder(self.model, 0), Weigher(recipe), seed)
+    def tools(self, recipe: Recipe, seed: int = 0) -> QuantizerSettings:
+        return QuantizerSettings(recipe, GroupFinder(self.model, 0), TokenWeigher(recipe), seed)
 
     def error(self, block: nn.Module, held: bool | None = None) -> float:
         error = OutputError()
         for s, call in self.calls.items():
-            if held is None or held == (s % HELD_BACK == 0):
+            if held is None or held == (s % VALIDATION_EVERY == 0):
                 error.add(forward(block, self.calls_q[s]), forward(self.block, call), self.masks[s])
         return error.value
 
@@ -141,7 +141,7 @@ def test_scales_are_folded_before_codes_are_chosen(case: Case) -> None:
 
 
 def test_a_stage_that_does_harm_is_undone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ruin(site: Site, choices: Choices) -> Choices:
+    def ruin(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
         roundings = {}
         for name in site.members:
             weight: Tensor = site.block.get_submodule(name).weight.data
@@ -160,16 +160,16 @@ def test_a_stage_that_does_harm_is_undone(case: Case, monkeypatch: pytest.Monkey
 
 def test_codes_are_made_from_all_samples_once_judged(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, moments = [], []
-    real = Site.measure
+    real = GroupContext.measure
 
-    def measure(site: Site, choices: Choices) -> tuple[Tensor, Tensor]:
+    def measure(site: GroupContext, choices: BlockDecisions) -> tuple[Tensor, Tensor]:
         arrived.append(sorted(s for piece in site.pieces for s in piece.samples))
         moments.append(real(site, choices)[0])
         return moments[-1], real(replace(site, measured={}), choices)[1]
 
-    monkeypatch.setattr(Site, "measure", measure)
+    monkeypatch.setattr(GroupContext, "measure", measure)
     case.treatment(recipe_of("default")).choose()
-    held = list(range(0, 8, HELD_BACK))
+    held = list(range(0, 8, VALIDATION_EVERY))
     assert arrived[:2] == [[s for s in range(8) if s not in held], held]
     inputs = [(call.args[0], mask.float()) for call, mask in zip(case.calls_q.values(), case.masks)]
     normed = [(case.block.input_layernorm(x), weight) for x, weight in inputs]
@@ -215,9 +215,9 @@ class WithRouter(nn.Module):
 @pytest.mark.parametrize("recipe", ["rtn", "fast", "default", "best"])
 def test_what_a_16_bit_block_keeps_in_float32_stays_there(recipe: str) -> None:
     block = WithRouter().requires_grad_(False)
-    calls = {s: BlockCall((torch.randn(1, 64, 64).bfloat16(),), {}) for s in range(4)}
-    streams = Streams(calls, calls, [torch.ones(1, 64, dtype=torch.bool)] * 4)
-    tools = Tools(recipe_of(recipe, {"steps": 20}), GroupFinder(block, 0), Weigher(recipe_of(recipe)))
+    calls = {s: LayerInputs((torch.randn(1, 64, 64).bfloat16(),), {}) for s in range(4)}
+    streams = TargetInputs(calls, calls, [torch.ones(1, 64, dtype=torch.bool)] * 4)
+    tools = QuantizerSettings(recipe_of(recipe, {"steps": 20}), GroupFinder(block, 0), TokenWeigher(recipe_of(recipe)))
     entries = {name: {"bits": 3, "group_size": 32, "sym": False} for name in ("up", "down")}
     result, _ = quantize_block(block, "", entries, streams, tools)
     assert torch.equal(result.frequencies, block.frequencies)

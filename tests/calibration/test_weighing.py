@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from transformers_qaig.attribution.gradients import token_gradients
-from transformers_qaig.attribution.tokens import token_importance
-from transformers_qaig.calibration.choices import Choices
-from transformers_qaig.calibration.doors import BlockCall, Streams
+from transformers_qaig.attribution.qig import token_importance
+from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.exclusions import Exclusions, numbered
-from transformers_qaig.calibration.stages import Site, equalize
-from transformers_qaig.calibration.subblock import Piece, pieces_of
-from transformers_qaig.calibration.weighing import UNIFORM_CALLS, Weigher, given_weights
+from transformers_qaig.calibration.group_inputs import GroupInputs, gather_group_inputs
+from transformers_qaig.calibration.steps import GroupContext, equalize
 from transformers_qaig.equalization.probe import Group, find_groups
+from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.recipes import recipe_of
-from transformers_qaig.structure import find_blocks
+from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights.weigher import UNIFORM_CALLS, TokenWeigher, precomputed_weights
 
 BITS, GROUP = 3, 32
 MODULES = ["self_attn", "mlp", "mlp.down_proj"]
 
 
 @pytest.fixture(scope="module")
-def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[Piece]]]:
+def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[GroupInputs]]]:
     """A block with grouped-query attention, its groups, and pieces with padding at their ends, by f_s."""
     model, processor = build("llava")
-    block = next(iter(find_blocks(model).values())).requires_grad_(False)
-    calls: list[BlockCall] = []
+    block = next(iter(find_decoder_blocks(model).values())).requires_grad_(False)
+    calls: list[LayerInputs] = []
     handle = block.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: calls.append(LayerInputs(args, kwargs)), with_kwargs=True
     )
     data = samples(processor, 4)
     masks = []
@@ -45,15 +45,15 @@ def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[Piece]]]:
     handle.remove()
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
     by_index, generator = dict(enumerate(calls)), seeds.generator(3)
-    pieces, streams = {}, Streams(by_index, by_index, masks)
+    pieces, streams = {}, TargetInputs(by_index, by_index, masks)
     for module in MODULES:
-        pieces[module] = pieces_of(block, groups[module], (block, block), streams, range(len(data)))
+        pieces[module] = gather_group_inputs(block, groups[module], (block, block), streams, range(len(data)))
         for piece in pieces[module]:
             piece.x_q = piece.x + 0.1 * piece.x.std() * torch.randn(piece.x.shape, generator=generator)
     return block, groups, pieces
 
 
-def _site(case, module: str, recipe: str, activation_bits: int = 16, **stages) -> tuple[Site, Choices]:
+def _site(case, module: str, recipe: str, activation_bits: int = 16, **stages) -> tuple[GroupContext, BlockDecisions]:
     block, groups, pieces = case
     per_channel = activation_bits == 8
     entry = {"bits": 4 if per_channel else BITS, "group_size": -1 if per_channel else GROUP, "sym": per_channel}
@@ -61,8 +61,8 @@ def _site(case, module: str, recipe: str, activation_bits: int = 16, **stages) -
     group = groups[module]
     chosen = recipe_of(recipe, stages)
     own = [replace(piece) for piece in pieces[module]]
-    site = Site(block, group, list(group.linears), own, chosen, torch.float32, True, int(entry["bits"]))
-    return site, Choices(entries, activation_bits=activation_bits)
+    site = GroupContext(block, group, list(group.linears), own, chosen, torch.float32, True, int(entry["bits"]))
+    return site, BlockDecisions(entries, activation_bits=activation_bits)
 
 
 def _round(weight: Tensor, activation_bits: int) -> Tensor:
@@ -102,14 +102,14 @@ def _rounded(module: nn.Module, activation_bits: int) -> nn.Module:
     return _Rounding(module) if activation_bits == 8 and isinstance(module, nn.Linear) else module
 
 
-def _run(module: nn.Module, piece: Piece, x: Tensor) -> Tensor:
+def _run(module: nn.Module, piece: GroupInputs, x: Tensor) -> Tensor:
     if len(piece.samples) > 1:
         return module(x)
     output = module(**{**piece.kwargs, "hidden_states": x}) if piece.kwargs else module(x)
     return output[0] if isinstance(output, tuple) else output
 
 
-def _slow_scores(case, module: str, piece: Piece, activation_bits: int, authors: bool, nodes: int) -> Tensor:
+def _slow_scores(case, module: str, piece: GroupInputs, activation_bits: int, authors: bool, nodes: int) -> Tensor:
     """mean_c |QIG| of every token, by autograd."""
     f = case[0].get_submodule(module)
     f_q = _rounded(f, activation_bits)
@@ -136,7 +136,9 @@ def _clipped(r: Tensor) -> Tensor:
     return r.clamp(q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1))
 
 
-def _slow_weights(case, module: str, piece: Piece, activation_bits: int, authors: bool, nodes: int) -> list[Tensor]:
+def _slow_weights(
+    case, module: str, piece: GroupInputs, activation_bits: int, authors: bool, nodes: int
+) -> list[Tensor]:
     """λ of each sequence."""
     scores = _slow_scores(case, module, piece, activation_bits, authors, nodes).reshape(-1).split(piece.lengths)
     weights = []
@@ -159,7 +161,7 @@ def _slow_weights(case, module: str, piece: Piece, activation_bits: int, authors
 def test_token_weights_equal_a_slow_reimplementation(case, module: str, activation_bits: int, recipe: str) -> None:
     nodes = 256 if module == "mlp.down_proj" else 8
     site, choices = _site(case, module, recipe, activation_bits)
-    weigher = Weigher(site.recipe)
+    weigher = TokenWeigher(site.recipe)
     weigher.calls = UNIFORM_CALLS
     weigher.weigh(site, choices)
     # The closed form has no nodes; the reimplementation then takes many.
@@ -178,7 +180,7 @@ def test_token_weights_equal_a_slow_reimplementation(case, module: str, activati
 @pytest.mark.parametrize("recipe", ["paper", "authors"])
 def test_scales_equal_a_slow_search(case, module: str, activation_bits: int, recipe: str) -> None:
     site, choices = _site(case, module, recipe, activation_bits)
-    weigher = Weigher(site.recipe)
+    weigher = TokenWeigher(site.recipe)
     weigher.calls = UNIFORM_CALLS
     weigher.weigh(site, choices)
     found = equalize(site, choices)
@@ -217,7 +219,7 @@ def test_the_authors_first_searches_are_uniform_over_pictures_and_answers(case) 
     vision = {
         s: torch.arange(n)[None] < 3 for piece in case[2]["self_attn"] for s, n in zip(piece.samples, piece.lengths)
     }
-    weigher = Weigher(recipe, given=[{s: mask.float() for s, mask in vision.items()}])
+    weigher = TokenWeigher(recipe, given=[{s: mask.float() for s, mask in vision.items()}])
     kinds = []
     for _ in range(UNIFORM_CALLS + 1):
         site, choices = _site(case, "mlp", "authors")
@@ -226,7 +228,7 @@ def test_the_authors_first_searches_are_uniform_over_pictures_and_answers(case) 
     assert kinds == [True] * UNIFORM_CALLS + [False]
     # Rounded inputs are weighed from the first search on.
     site, choices = _site(case, "mlp", "authors", 8)
-    Weigher(recipe).weigh(site, choices)
+    TokenWeigher(recipe).weigh(site, choices)
     assert any(len(piece.weights.unique()) > 2 for piece in site.pieces)
 
 
@@ -234,7 +236,7 @@ def test_where_the_streams_agree_the_authors_with_rounded_inputs_scale_nothing(c
     site, choices = _site(case, "mlp", "authors", 8)
     for piece in site.pieces:
         piece.x_q = piece.x
-    Weigher(site.recipe).weigh(site, choices)
+    TokenWeigher(site.recipe).weigh(site, choices)
     assert all((piece.weights == 0).all() for piece in site.pieces)
     assert equalize(site, choices) is choices
 
@@ -242,7 +244,7 @@ def test_where_the_streams_agree_the_authors_with_rounded_inputs_scale_nothing(c
 def test_a_picture_weighs_as_much_as_the_text_when_balanced() -> None:
     real = torch.tensor([[True] * 10 + [False] * 2])
     vision = torch.arange(12)[None] < 8
-    given = given_weights(
+    given = precomputed_weights(
         nn.Linear(1, 1),
         [nn.Identity()],
         numbered([{}]),
@@ -263,13 +265,13 @@ def test_a_picture_weighs_as_much_as_the_text_when_balanced() -> None:
 def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
     model, processor = build("llava")
     model.requires_grad_(False).eval()
-    blocks = list(find_blocks(model).values())
+    blocks = list(find_decoder_blocks(model).values())
     data = samples(processor, 2)
     masks = [sample["attention_mask"].bool() for sample in data]
     vision = [sample["input_ids"] == model.config.image_token_id for sample in data]
     answers = [(torch.arange(mask.shape[1]) >= mask.shape[1] - 4)[None] & ~v for mask, v in zip(masks, vision)]
     recipe = recipe_of("mbq", {"token_weights": kind})
-    given = given_weights(model, blocks, numbered(data), masks, answers, vision, recipe, None, Exclusions(2))
+    given = precomputed_weights(model, blocks, numbered(data), masks, answers, vision, recipe, None, Exclusions(2))
     assert given is not None
 
     def loss(sample: dict, answer: Tensor, block: int, token: int, channel: int, step: float) -> float:

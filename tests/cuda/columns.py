@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from transformers_qaig.rounding import columns
+from transformers_qaig.rounding import gptq_columns as columns
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.cuda import emulated
 from tests.cuda.emulated_driver import PROCESSORS, CpuDevice, EmulatedDriver
-from transformers_qaig.cuda.driver import Driver
-from transformers_qaig.cuda.operators import Operators
+from transformers_qaig.kernels.cuda.driver import Driver
+from transformers_qaig.kernels.cuda.operators import Operators
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from tests import seeds
-from transformers_qaig.compiler import TORCH_TARGET
-from transformers_qaig.cuda import interface
-from transformers_qaig.cuda.interface import TYPES, Shape
-from transformers_qaig.nn import cuda_order
+from transformers_qaig.kernels.compiler import TORCH_TARGET
+from transformers_qaig.kernels.cuda import interface
+from transformers_qaig.kernels.cuda.interface import TYPES, Shape
+from transformers_qaig.nn import cuda_layout
 from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -67,7 +67,7 @@ def make_weight(
 ) -> Weight:
     out_features, in_features = codes.shape
     on_disk = (pack(codes, bits), scale, None if zero is None else pack_zero_point(zero, bits))
-    words, sorted_scale, sorted_zero = cuda_order.from_disk(*on_disk, out_features, in_features, bits, group_size)
+    words, sorted_scale, sorted_zero = cuda_layout.from_disk(*on_disk, out_features, in_features, bits, group_size)
     sorted_zero = None if zero is None else sorted_zero
     return Weight(codes, on_disk, words, sorted_scale, sorted_zero, out_features, in_features, bits, group_size, bias)
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import torch
 
-from transformers_qaig.cuda import interface
-from transformers_qaig.cuda.driver import Device
+from transformers_qaig.kernels.cuda import interface
+from transformers_qaig.kernels.cuda.driver import Device
 
 PROCESSORS = 3
 

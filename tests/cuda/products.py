@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tests.cuda.emulated import Weight
 from transformers_qaig.nn import reference
-from transformers_qaig.nn.packing import CUDA_ORDER
+from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 BITS = (2, 3, 4, 8)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -28,8 +28,8 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-def arguments(weight: Weight, layout: int = CUDA_ORDER):
-    tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_ORDER else weight.on_disk
+def arguments(weight: Weight, layout: int = CUDA_LAYOUT):
+    tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_LAYOUT else weight.on_disk
     return (*tensors, weight.bias, 0, 0, weight.out_features, weight.bits, weight.group_size)
 
 

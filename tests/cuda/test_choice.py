@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from transformers_qaig import cuda, extension
-from transformers_qaig.cuda import nvrtc
+from transformers_qaig.kernels import cuda, extension
+from transformers_qaig.kernels.cuda import nvrtc
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.packing import CUDA_ORDER
+from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 H100 = torch.device("cuda", 0)
 WHY_NOT_CUDA, ARCHITECTURES = extension.why_not_cuda, extension.cuda_architectures
@@ -59,7 +59,7 @@ def test_nvrtc_needs_no_compiler(machine, monkeypatch):
     monkeypatch.setattr(extension, "cuda_architectures", ARCHITECTURES)
     monkeypatch.setattr(extension, "_found", extension.Extension(reason="no C++ compiler"))
     monkeypatch.setattr(extension, "has_kernel", lambda op, device: machine == [True])
-    assert ops.kernel_layout(H100, 4) == CUDA_ORDER
+    assert ops.kernel_layout(H100, 4) == CUDA_LAYOUT
     assert cuda.choice(90) == cuda.Choice(cuda.NVRTC, {cuda.LIBRARY: "no C++ compiler"})
 
 

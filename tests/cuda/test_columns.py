@@ -8,10 +8,10 @@ from torch import Tensor
 
 from tests.cuda import emulated
 from tests.cuda.columns import Columns, by_reference, random_columns, same
-from transformers_qaig.cuda import interface
+from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.rounding import gptq
-from transformers_qaig.rounding.grid import minmax_grid
-from transformers_qaig.rounding.moments import Curvature
+from transformers_qaig.rounding.hessian import Hessian
+from transformers_qaig.rounding.quant_grid import minmax_grid
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 
@@ -91,7 +91,7 @@ def test_arguments_that_do_not_fit(operator, index, wrong, message):
 def test_gptq_with_the_kernel(operators, monkeypatch):
     """Up to 32 columns at once instead of 8, and by the kernel: the same codes."""
     inputs, weight = torch.randn(400, 200) * torch.rand(200), torch.randn(30, 200) * 0.1
-    curvature = Curvature.of(inputs.T @ inputs)
+    curvature = Hessian.of(inputs.T @ inputs)
     shared = {"bits": 3, "group_size": 40, "sym": False, "storage_dtype": torch.bfloat16}
     grids = [minmax_grid(weight, shrink=shrink, **shared) for shrink in (1.0, 0.9, 0.8)]
     expected = gptq.gptq_on_best_grid(weight, curvature, grids)

@@ -8,9 +8,9 @@ import torch
 from tests.cuda import emulated
 from tests.cuda.emulated_driver import PROCESSORS, CpuDevice
 from tests.cuda.products import arguments, close
-from transformers_qaig.cuda import interface
-from transformers_qaig.cuda.driver import DriverError
-from transformers_qaig.nn.packing import CUDA_ORDER
+from transformers_qaig.kernels.cuda import interface
+from transformers_qaig.kernels.cuda.driver import DriverError
+from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
 
@@ -19,7 +19,7 @@ def test_a_kernel_is_loaded_once_for_each_device(machine):
     weight = emulated.random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     for _ in range(2):
-        machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
+        machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT)
     assert machine.api.loaded == ["qaig_decode_w4_f16_m8"]
     out = torch.empty_like(x)
     argument = interface.Arrange(x.data_ptr(), out.data_ptr(), None, 0, 0, 1, 64, 64, 64)
@@ -32,11 +32,11 @@ def test_kernels_are_loaded_while_others_capture(machine, monkeypatch):
     """In the relaxed mode, which ends with the loading, even if that fails."""
     weight = emulated.random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
-    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert machine.api.mode == "global"
     monkeypatch.setattr(machine.api, "cuModuleLoadData", lambda cubin: (200, None), raising=False)
     with pytest.raises(DriverError, match="loading qaig_decode_w4_f16_m16"):
-        machine.operators.linear(x.expand(9, -1), *arguments(weight), 16, CUDA_ORDER)
+        machine.operators.linear(x.expand(9, -1), *arguments(weight), 16, CUDA_LAYOUT)
     assert machine.api.mode == "global"
 
 
@@ -46,7 +46,7 @@ def test_capture(machine, monkeypatch):
     x = torch.randn(1, 64).half()
 
     def call():
-        return machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER)
+        return machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT)
 
     monkeypatch.setattr(CpuDevice, "capturing", True)
     machine.api.capture = 11
@@ -69,11 +69,11 @@ def test_counters_are_set_aside_while_others_capture(machine):
     weight = emulated.random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     machine.api.is_full = True
-    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert machine.api.memory == []
     assert machine.api.mode == "global"
     machine.api.is_full = False
-    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert machine.api.counters[-1] == machine.api.memory[0].data_ptr()
     assert machine.api.mode == "global"
     assert machine.api.pending == []
@@ -106,7 +106,7 @@ def test_more_captures_than_counters(machine):
     for machine.api.capture in (0, *range(1, 1030)):
         device = CpuDevice(0, 80, PROCESSORS)
         if machine.api.capture in (0, 1029):
-            close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+            close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
         else:
             machine.driver.counters(device, 1)
     assert machine.driver.counters(device, 1) is None
@@ -119,4 +119,4 @@ def test_the_driver_says_what_failed(machine, monkeypatch):
     weight = emulated.random_weight(4, 64, 64)
     monkeypatch.setattr(machine.api, "cuLaunchKernel", lambda *_: (700,), raising=False)
     with pytest.raises(DriverError, match="launching qaig_decode_w4_f16_m8: CUDA_ERROR_700 what it means"):
-        machine.operators.linear(torch.randn(1, 64).half(), *arguments(weight), 16, CUDA_ORDER)
+        machine.operators.linear(torch.randn(1, 64).half(), *arguments(weight), 16, CUDA_LAYOUT)

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from tests.cuda import emulated
 from tests.gpu import test_cuda_kernels, test_recorded_steps
-from transformers_qaig import extension
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
+from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 
 pytestmark = [
     pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler"),
@@ -97,7 +97,9 @@ def operators():
 
 @pytest.fixture
 def pretended(operators, monkeypatch):
-    monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_ORDER if bits in (2, 3, 4, 8) else ON_DISK)
+    monkeypatch.setattr(
+        ops, "kernel_layout", lambda device, bits: CUDA_LAYOUT if bits in (2, 3, 4, 8) else CHECKPOINT_LAYOUT
+    )
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for name, value in {
         "Stream": Stream,

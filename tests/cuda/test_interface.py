@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from transformers_qaig import compiler
-from transformers_qaig.cuda import interface
-from transformers_qaig.nn import cuda_order
+from transformers_qaig.kernels import compiler
+from transformers_qaig.kernels.cuda import interface
+from transformers_qaig.nn import cuda_layout
 
 CSRC = Path(__file__).parents[2] / "csrc"
 STRUCTURES = {
@@ -179,7 +179,7 @@ def test_launches_of_many_rows(tmp_path):
 
 @pytest.mark.parametrize("s", SHAPES[::5], ids=str)
 def test_shapes_are_those_of_the_order(s):
-    words, rows = cuda_order.shapes(s.out_features, s.in_features, s.bits, s.group_size)
+    words, rows = cuda_layout.shapes(s.out_features, s.in_features, s.bits, s.group_size)
     assert words == (s.row_blocks, s.tiles, s.bits, 32, 4)
     assert rows == (s.row_blocks, s.groups, interface.BLOCK_ROWS)
 

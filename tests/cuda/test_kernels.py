@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.cuda import emulated
 from tests.cuda.emulated import Weight, make_weight, random_weight
 from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
-from transformers_qaig.nn import cuda_order, reference
+from transformers_qaig.nn import cuda_layout, reference
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
@@ -98,7 +98,7 @@ def test_more_rows_than_one_launch_dequantizes(emulator):
 def test_the_order_can_be_undone(bits):
     for n, k, group_size, sym in ((64, 64, 32, True), (130, 192, 64, False), (33, 57, 57, False), (48, 228, 114, True)):
         w = random_weight(bits, n, k, group_size, sym)
-        packed, scale, zero = cuda_order.to_disk(w.words, w.scale, w.zero, n, k, bits, group_size)
+        packed, scale, zero = cuda_layout.to_disk(w.words, w.scale, w.zero, n, k, bits, group_size)
         assert torch.equal(packed, w.on_disk[0])
         assert torch.equal(scale, w.on_disk[1])
         assert zero.numel() == 0 if sym else torch.equal(reference.unpack_zero_point(w.on_disk[2], bits, n), zero)

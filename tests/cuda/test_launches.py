@@ -6,11 +6,11 @@ import torch
 from tests.cuda import emulated
 from tests.cuda.emulated_driver import PROCESSORS, CpuDevice
 from tests.cuda.products import arguments, close, exact
-from transformers_qaig.cuda import interface
-from transformers_qaig.cuda.operators import Operators
+from transformers_qaig.kernels.cuda import interface
+from transformers_qaig.kernels.cuda.operators import Operators
 from transformers_qaig.nn import ops, reference
 from transformers_qaig.nn.hadamard import Rotation, rotate
-from transformers_qaig.nn.packing import CUDA_ORDER, ON_DISK
+from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
 
@@ -22,7 +22,7 @@ def test_linear(machine, bits, dtype, rows, activation_bits):
     """Decode of both sizes, the fused product, that of integers, and the dense product past sm_80's threshold."""
     weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
-    y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_ORDER)
+    y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_LAYOUT)
     assert y.dtype == dtype
     close(y, x, weight, activation_bits)
     names = [name for name, *_ in machine.api.launches]
@@ -41,11 +41,11 @@ def test_rows_beyond_one_launch(machine):
     operators = Operators(machine.driver, lambda device: CpuDevice(0, 75, PROCESSORS))
     weight = emulated.random_weight(3, 70, 64, 32)
     x = torch.randn(2, 10, 64).half()
-    y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+    y = operators.linear(x, *arguments(weight), 8, CUDA_LAYOUT)
     assert y.shape == (2, 10, 70)
     close(y, x, weight, 8)
     x = torch.randn(33, 64).half()
-    close(operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert [name for name, *_ in machine.api.launches] == [
         "qaig_arrange_f16",
         "qaig_decode_w3_f16_m16",
@@ -59,7 +59,7 @@ def test_fused_layers_of_several_widths(machine):
     weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (4, 10, 8))]
     x = torch.randn(20, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
-    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_ORDER), weights, strict=True):
+    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT), weights, strict=True):
         close(y, x, weight)
     assert [name for name, *_ in machine.api.launches] == ["qaig_fused_w2_f16", "qaig_arrange_f16", "qaig_fused_w4_f16"]
 
@@ -79,39 +79,39 @@ def test_what_needs_care(machine, case):
         x = torch.cat([torch.zeros(1).half(), x.flatten()])[1:].view(3, -1)
     if case == "x strided":
         x = torch.randn(weight.in_features, 3).half().t()
-    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
 
 
 def test_a_double_bias(machine):
     weight = emulated.random_weight(4, 65, 64, bias=torch.float64)
     x = torch.randn(3, 64).half()
-    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
 
 
 def test_one_launch_for_several_layers(machine):
     weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (3, 10, 8))]
     x = torch.randn(4, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
-    results = machine.operators.linear_many(x, *lists, 16, CUDA_ORDER)
+    results = machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT)
     for y, weight in zip(results, weights):
         close(y, x, weight)
     # The groups of 8 want x in an order of their own.
     assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_mixed_f16_m8"]
-    assert machine.operators.linear_many(x, *([] for _ in range(9)), 16, CUDA_ORDER) == []
+    assert machine.operators.linear_many(x, *([] for _ in range(9)), 16, CUDA_LAYOUT) == []
 
 
 def test_more_layers_than_a_launch_takes(machine):
     weights = [emulated.random_weight(4, 64, 64, 32) for _ in range(interface.MOST_LAYERS + 1)]
     x = torch.randn(1, 64).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
-    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_ORDER), weights):
+    for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT), weights):
         close(y, x, weight)
     assert len(machine.api.launches) == 2
 
 
 def test_no_rows(machine):
     weight = emulated.random_weight(4, 65, 64)
-    y = machine.operators.linear(torch.empty(2, 0, 64).half(), *arguments(weight), 16, CUDA_ORDER)
+    y = machine.operators.linear(torch.empty(2, 0, 64).half(), *arguments(weight), 16, CUDA_LAYOUT)
     assert y.shape == (2, 0, 65)
     assert machine.api.launches == []
 
@@ -120,20 +120,20 @@ def test_dequantize(machine):
     weight = emulated.random_weight(3, 200, 96, 32)
     sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size)
     tensors = (weight.words, weight.scale, weight.zero)
-    rows = machine.operators.dequantize(*tensors, *sizes, CUDA_ORDER, 70, 140)
+    rows = machine.operators.dequantize(*tensors, *sizes, CUDA_LAYOUT, 70, 140)
     packed, scale, zero = weight.on_disk
-    whole = reference.dequantize(reference.Weight(packed, scale, zero, *sizes, ON_DISK), torch.float32)
+    whole = reference.dequantize(reference.Weight(packed, scale, zero, *sizes, CHECKPOINT_LAYOUT), torch.float32)
     torch.testing.assert_close(rows, whole[70:140], rtol=0, atol=0)
     with pytest.raises(ValueError, match="rows 70 to 201 are not within the 200"):
-        machine.operators.dequantize(*tensors, *sizes, CUDA_ORDER, 70, 201)
+        machine.operators.dequantize(*tensors, *sizes, CUDA_LAYOUT, 70, 201)
 
 
 def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
     monkeypatch.setattr(interface, "MOST_GRID_Y", 2)
     weight = emulated.random_weight(3, 300, 96, 32)
     sizes = (300, 96, 3, 32)
-    rows = machine.operators.dequantize(weight.words, weight.scale, weight.zero, *sizes, CUDA_ORDER, 1, 290)
-    whole = reference.dequantize(reference.Weight(*weight.on_disk, *sizes, ON_DISK), torch.float32)
+    rows = machine.operators.dequantize(weight.words, weight.scale, weight.zero, *sizes, CUDA_LAYOUT, 1, 290)
+    whole = reference.dequantize(reference.Weight(*weight.on_disk, *sizes, CHECKPOINT_LAYOUT), torch.float32)
     assert torch.equal(rows, whole[1:290])
     assert [grid[1] for _, grid, _ in machine.api.launches] == [2, 2, 1]
 
@@ -141,7 +141,7 @@ def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
 @pytest.fixture
 def cuda_order_is_read(machine, monkeypatch):
     """The reference reads a weight in CUDA order, as it does on a GPU."""
-    monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_ORDER)
+    monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_LAYOUT)
     monkeypatch.setattr(torch.ops.qaig, "dequantize", machine.operators.dequantize)
 
 
@@ -151,7 +151,7 @@ def test_what_has_no_kernel(machine, dtype, scale, rows):
     """float32 inputs go to the reference, float32 scales are unpacked: nothing is refused."""
     weight = emulated.random_weight(4, 65, 64, 32, dtype=getattr(torch, scale))
     x = torch.randn(rows, 64).to(getattr(torch, dtype))
-    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_ORDER), x, weight)
+    close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert [name for name, *_ in machine.api.launches] == ["qaig_dequantize_w4"]
 
 
@@ -160,7 +160,7 @@ def test_a_rotated_input(machine, group_size):
     weight = emulated.random_weight(4, 65, 96, group_size, bias=torch.float16)
     x = torch.randn(3, 96 + 1).half()[:, 1:]
     *tensors, _, _, n, bits, group = arguments(weight)
-    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 8, CUDA_ORDER)
+    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 8, CUDA_LAYOUT)
     close(y, rotate(x, Rotation(32, 7)), weight, 8)
     assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_w4_f16_m8"]
 
@@ -171,7 +171,7 @@ def test_layers_that_rotate_their_input_apart(machine):
     x = torch.randn(2, 96).bfloat16()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     lists[4:6] = [[r.block if r else 0 for r in rotations], [r.seed if r else 3 for r in rotations]]
-    results = machine.operators.linear_many(x, *lists, 8, CUDA_ORDER)
+    results = machine.operators.linear_many(x, *lists, 8, CUDA_LAYOUT)
     for y, weight, rotation in zip(results, weights, rotations, strict=True):
         close(y, rotate(x, rotation) if rotation else x, weight, 8)
     assert [name for name, *_ in machine.api.launches] == 4 * ["qaig_arrange_bf16"] + ["qaig_decode_w4_bf16_m8"]
@@ -187,7 +187,7 @@ def test_many_rotated_rows(machine, rows, capability):
     x = torch.randn(rows, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     lists[4:6] = [[32] * 3, [7] * 3]
-    for y, weight in zip(operators.linear_many(x, *lists, 8, CUDA_ORDER), weights, strict=True):
+    for y, weight in zip(operators.linear_many(x, *lists, 8, CUDA_LAYOUT), weights, strict=True):
         close(y, rotate(x, Rotation(32, 7)), weight, 8)
     names = [name for name, *_ in machine.api.launches]
     if capability == 80:  # the float32 scale's layer reads x in an order of its own, and unpacks its weight
@@ -203,7 +203,7 @@ def test_rows_that_are_not_rounded(machine):
     x[4, 3], x[5, 9] = torch.inf, torch.nan
     for capability in (75, 80):
         operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))  # noqa: B023
-        y = operators.linear(x, *arguments(weight), 8, CUDA_ORDER)
+        y = operators.linear(x, *arguments(weight), 8, CUDA_LAYOUT)
         want = exact(weight, x, 8)
         assert torch.equal(y.isnan(), want.isnan())
         assert torch.equal(y.isinf(), want.isinf())
@@ -214,7 +214,7 @@ def test_products_of_integers_do_not_overflow(machine):
     """In float16, where those of x itself do not."""
     weight = emulated.make_weight(torch.full((8, 512), 255, dtype=torch.uint8), torch.full((8, 1), 0.125), None, 8, -1)
     x = torch.full((3, 512), 0.01).half()
-    close(machine.operators.linear(x, *arguments(weight), 8, CUDA_ORDER), x, weight, 8)
+    close(machine.operators.linear(x, *arguments(weight), 8, CUDA_LAYOUT), x, weight, 8)
     assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_dequantize_w8"]
 
 
@@ -224,8 +224,8 @@ def test_rotated_inputs_of_the_reference(machine):
     weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)
     x = torch.randn(2, 64).half()
     *tensors, _, _, n, bits, group = arguments(weight)
-    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 16, CUDA_ORDER)
-    packed = reference.Weight(*weight.on_disk, n, 64, bits, group, ON_DISK)
+    y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 16, CUDA_LAYOUT)
+    packed = reference.Weight(*weight.on_disk, n, 64, bits, group, CHECKPOINT_LAYOUT)
     assert torch.equal(y, reference.linear(x, packed, weight.bias, Rotation(32, 7), 16))
 
 
@@ -251,7 +251,7 @@ def test_bad_arguments_never_reach_a_kernel(machine, what):
     names = ("packed", "scale", "zero", "bias", "rotation_block", "rotation_seed", "out_features", "bits", "group_size")
     call = {"x": torch.randn(1, 96).half()} | dict(zip(names, arguments(weight)))
     with pytest.raises(ValueError, match=what):
-        machine.operators.linear(*BAD[what](call).values(), 16, CUDA_ORDER)
+        machine.operators.linear(*BAD[what](call).values(), 16, CUDA_LAYOUT)
     assert machine.api.launches == []
 
 
@@ -259,8 +259,8 @@ def test_options_without_a_kernel(machine):
     weight = emulated.random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     with pytest.raises(NotImplementedError, match="activation_bits=4"):
-        machine.operators.linear(x, *arguments(weight), 4, CUDA_ORDER)
+        machine.operators.linear(x, *arguments(weight), 4, CUDA_LAYOUT)
     with pytest.raises(ValueError, match="rotation: block"):
-        machine.operators.linear(x, *arguments(weight)[:4], 48, 0, 64, 4, -1, 16, CUDA_ORDER)
+        machine.operators.linear(x, *arguments(weight)[:4], 48, 0, 64, 4, -1, 16, CUDA_LAYOUT)
     with pytest.raises(ValueError, match="one entry per layer"):
-        machine.operators.linear_many(x, [weight.words], [], [None], [None], [0], [0], [64], [4], [-1], 16, CUDA_ORDER)
+        machine.operators.linear_many(x, [weight.words], [], [None], [None], [0], [0], [64], [4], [-1], 16, CUDA_LAYOUT)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from transformers_qaig.cuda import nvrtc
+from transformers_qaig.kernels.cuda import nvrtc
 
 DECODE = [
     f"qaig_decode_{w}_{t}_m{m}" for w in ("w2", "w3", "w4", "w8", "mixed") for t in ("f16", "bf16") for m in (8, 16)
@@ -190,7 +190,7 @@ def test_not_installed(monkeypatch):
 
 def test_nothing_imports_cuda_python_before_it_is_needed():
     # torch itself imports the bindings of the driver where they are installed.
-    program = "import sys, transformers_qaig.env; print('cuda.bindings.nvrtc' in sys.modules)"
+    program = "import sys, transformers_qaig.kernels.env; print('cuda.bindings.nvrtc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "False", done.stderr
 
@@ -198,7 +198,7 @@ def test_nothing_imports_cuda_python_before_it_is_needed():
 @needs_nvrtc
 def test_registers_beside_the_compiled_library():
     program = (
-        "import torch; from transformers_qaig import cuda, extension; from transformers_qaig.nn import ops; "
+        "import torch; from transformers_qaig.kernels import cuda, extension; from transformers_qaig.nn import ops; "
         "cuda._register(); "
         "print([extension.has_kernel(op, 'cuda') for op in ('linear', 'linear_many', 'dequantize', 'repack')])"
     )

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("operators"),
 ]
 
-LAYOUT = packing.CUDA_ORDER
+LAYOUT = packing.CUDA_LAYOUT
 
 
 def linear(x: Tensor, w: Weight, activation_bits: int = 16, layout: int = LAYOUT) -> Tensor:
@@ -132,7 +132,7 @@ def test_rows_that_are_not_rounded(operators):
 def test_other_inputs_are_the_references(dtype):
     w = random_weight(4, 40, 96, 32)
     x = torch.randn(3, 96, dtype=dtype)
-    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 0, 0, 40, 4, 32, 16, packing.ON_DISK)
+    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 0, 0, 40, 4, 32, 16, packing.CHECKPOINT_LAYOUT)
     assert_close(y, reference.linear(x, on_disk(w), None, None, 16), 96)
 
 
@@ -161,7 +161,7 @@ def test_a_rotated_input_goes_to_the_reference():
     """The reference answers: on the emulator, in the on-disk order, since it reads the CUDA order on GPUs only."""
     w = random_weight(4, 40, 96, 32)
     x = torch.randn(3, 96).half()
-    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 16, 5, 40, 4, 32, 8, packing.ON_DISK)
+    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 16, 5, 40, 4, 32, 8, packing.CHECKPOINT_LAYOUT)
     assert_close(y, reference.linear(x, on_disk(w), None, Rotation(16, 5), 8), 96)
 
 

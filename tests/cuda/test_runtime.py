@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_qaig import compiler
+from transformers_qaig.kernels import compiler
 
 SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "device.cu"
 CUDA_ERROR = 1000

@@ -6,7 +6,7 @@ from torch import Tensor
 from tests import seeds
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.equalization.search import scale_at, search_scale
-from transformers_qaig.rounding.grid import minmax_grid
+from transformers_qaig.rounding.quant_grid import minmax_grid
 
 
 def test_scale_is_the_papers() -> None:

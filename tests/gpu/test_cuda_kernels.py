@@ -12,7 +12,7 @@ from tests.cuda.products import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation
-from transformers_qaig.nn.packing import CUDA_ORDER
+from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -25,8 +25,8 @@ CALLS = 200
 
 def on_gpu(layer: QAIGLinear, device: str = "cuda") -> QAIGLinear:
     layer = layer.to(device)
-    assert layer.prepare(), "there are no CUDA kernels: see python -m transformers_qaig.env"
-    assert layer.layout == CUDA_ORDER
+    assert layer.prepare(), "there are no CUDA kernels: see python -m transformers_qaig.kernels.env"
+    assert layer.layout == CUDA_LAYOUT
     return layer
 
 
@@ -111,7 +111,7 @@ def test_weights_are_the_cpus_to_the_bit(bits):
         for name, tensor in layer.state_dict().items():
             assert torch.equal(tensor.cpu(), expected[name])
         layer = layer.to("cpu")
-        assert layer.layout != CUDA_ORDER
+        assert layer.layout != CUDA_LAYOUT
         assert torch.equal(layer.dequantize(torch.float32), weight)
 
 
@@ -187,7 +187,7 @@ def test_many_layers_of_one_input():
         [layer.bits for layer in layers],
         [layer.group_size for layer in layers],
         16,
-        CUDA_ORDER,
+        CUDA_LAYOUT,
     )
     for y, layer in zip(results, layers, strict=True):
         assert error(y, exact(layer, x)) < ROUNDING[torch.bfloat16]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformers_qaig import extension
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 from transformers_qaig.nn.reference import dequantize, round_activations

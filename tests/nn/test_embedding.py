@@ -9,11 +9,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from transformers_qaig import extension
-from transformers_qaig.nn import QAIGEmbedding, QAIGLinear, cuda_order
+from transformers_qaig.kernels import extension
+from transformers_qaig.nn import QAIGEmbedding, QAIGLinear, cuda_layout
 from transformers_qaig.nn.embedding import tie, why_not_packed
 from transformers_qaig.nn.ops import embedding_reference
-from transformers_qaig.nn.packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK, num_groups
+from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS, num_groups
 
 N, K = 37, 96
 IDS = torch.tensor([[0, 36, 5, 5], [17, 16, 15, 31]])
@@ -58,7 +58,7 @@ def test_a_tied_head_is_read_in_its_own_order(bits, sym, columns, group_size):
     tie(head, table)
     rows = table(IDS)
     assert head.prepare()
-    assert head.layout == table.layout == CPU_ORDER
+    assert head.layout == table.layout == CPU_LAYOUT
     assert head.weight_packed is table.weight_packed
     assert torch.equal(table(IDS), rows)
     assert torch.equal(embedding_reference(IDS, *table._weight()), rows)
@@ -160,7 +160,7 @@ def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first)
     head.prepare()
     for changed in (model, copy.deepcopy(model), model.to(torch.float32), pickle.loads(pickle.dumps(model))):
         assert changed.head.weight_packed is changed.table.weight_packed
-        assert changed.head.layout == changed.table.layout == CPU_ORDER
+        assert changed.head.layout == changed.table.layout == CPU_LAYOUT
         assert torch.equal(changed.table(IDS), rows)
         assert torch.equal(changed.head.dequantize(), head_rows)
     saved = model.state_dict()
@@ -168,9 +168,9 @@ def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first)
     model.load_state_dict(saved)
     assert head.weight_packed is table.weight_packed
     assert torch.equal(table(IDS), rows)
-    assert head.layout == table.layout == CPU_ORDER
+    assert head.layout == table.layout == CPU_LAYOUT
     table.unprepare()
-    assert head.layout == table.layout == ON_DISK
+    assert head.layout == table.layout == CHECKPOINT_LAYOUT
     assert torch.equal(head.dequantize(), head_rows)
     head.prepare()
     meta = copy.deepcopy(model).to("meta")
@@ -196,9 +196,9 @@ def test_compiles_whole_and_checks_as_an_operator():
 def in_cuda_order(bits, group_size=32, sym=False, columns=K):
     head = random_head(bits, group_size, sym, torch.bfloat16, columns)
     on_disk = head.weight_packed.data, head.weight_scale.data, None if sym else head.weight_zero_point.data
-    words, scale, zero = cuda_order.from_disk(*on_disk, N, columns, bits, group_size)
-    rows = embedding_reference(torch.arange(N), *on_disk, N, columns, bits, group_size, ON_DISK)
-    return (words, scale, None if sym else zero, N, columns, bits, group_size, CUDA_ORDER), rows
+    words, scale, zero = cuda_layout.from_disk(*on_disk, N, columns, bits, group_size)
+    rows = embedding_reference(torch.arange(N), *on_disk, N, columns, bits, group_size, CHECKPOINT_LAYOUT)
+    return (words, scale, None if sym else zero, N, columns, bits, group_size, CUDA_LAYOUT), rows
 
 
 @pytest.mark.parametrize("bits", KERNEL_BITS)

@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.nn.test_cpu_kernels import random_layer
 from tests.tolerance import assert_close
-from transformers_qaig import extension
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.packing import CPU_ORDER, KERNEL_BITS, ON_DISK, unpack, unpack_zero_point
+from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, KERNEL_BITS, unpack, unpack_zero_point
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 
@@ -21,7 +21,7 @@ def prepared(*args, **kwargs):
     layer = random_layer(*args, **kwargs)
     state = copy.deepcopy(layer.state_dict())
     assert layer.prepare()
-    assert layer.layout == CPU_ORDER
+    assert layer.layout == CPU_LAYOUT
     return layer, state
 
 
@@ -84,10 +84,10 @@ def test_the_order_is_the_one_described(bits, in_features, group_size):
 def test_state_dict_is_on_disk_order_bit_by_bit(bits, sym, dtype):
     layer, state = prepared(bits, 57, sym, out_features=37, in_features=114, dtype=dtype)
     assert_state(layer, state)
-    assert layer.layout == CPU_ORDER
+    assert layer.layout == CPU_LAYOUT
     assert torch.equal(layer.dequantize(), random_like(layer, state).dequantize())
     layer.unprepare()
-    assert layer.layout == ON_DISK
+    assert layer.layout == CHECKPOINT_LAYOUT
     assert {n: t.shape for n, t in layer.named_parameters()} == {n: t.shape for n, t in state.items()}
     assert_state(layer, state)
 
@@ -131,14 +131,14 @@ def test_threads_prepare_undo_and_save_at_the_same_time():
 def test_other_widths_stay_as_they_are(bits):
     layer = random_layer(bits)
     assert not layer.prepare()
-    assert layer.layout == ON_DISK
+    assert layer.layout == CHECKPOINT_LAYOUT
 
 
 def test_loads_into_a_prepared_layer():
     layer, _ = prepared(3)
     other = random_layer(3)
     layer.load_state_dict(other.state_dict())
-    assert layer.layout == CPU_ORDER
+    assert layer.layout == CPU_LAYOUT
     x = torch.randn(3, 96)
     assert torch.equal(layer(x), other(x))
 
@@ -148,10 +148,10 @@ def test_copies_and_casts_stay_prepared():
     x = torch.randn(3, 96)
     expected = layer(x)
     twin = copy.deepcopy(layer)
-    assert twin.layout == CPU_ORDER
+    assert twin.layout == CPU_LAYOUT
     assert torch.equal(twin(x), expected)
     layer.bfloat16()
-    assert layer.layout == CPU_ORDER
+    assert layer.layout == CPU_LAYOUT
     assert layer.weight_scale.dtype == torch.float32
     layer.float()
     assert_state(twin, state)
@@ -160,7 +160,7 @@ def test_copies_and_casts_stay_prepared():
 def test_another_device_gets_the_on_disk_order():
     layer, state = prepared(3)
     layer.to("meta")
-    assert layer.layout == ON_DISK
+    assert layer.layout == CHECKPOINT_LAYOUT
     assert layer.weight_packed.shape == state["weight_packed"].shape
     layer.to_empty(device="cpu").load_state_dict(state)
     assert_state(layer, state)

@@ -3,7 +3,7 @@ import torch
 
 from tests.tolerance import assert_close, assert_product
 from transformers_qaig.nn import packing, reference
-from transformers_qaig.nn.packing import ON_DISK, pack, pack_zero_point
+from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, pack, pack_zero_point
 from transformers_qaig.nn.reference import Weight
 
 
@@ -29,7 +29,14 @@ def dense(codes, scale, zero, bits):
 def test_dequantize_is_the_formula(bits, group_size, sym):
     codes, scale, zero = random_weight(5, 48, bits, group_size, sym, torch.bfloat16)
     packed = Weight(
-        pack(codes, bits), scale, None if sym else pack_zero_point(zero, bits), 5, 48, bits, group_size, ON_DISK
+        pack(codes, bits),
+        scale,
+        None if sym else pack_zero_point(zero, bits),
+        5,
+        48,
+        bits,
+        group_size,
+        CHECKPOINT_LAYOUT,
     )
     expected = dense(codes, scale, zero, bits)  # exact in float32: 9 bits times 8 bits
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -41,7 +48,7 @@ def test_dequantize_is_the_formula(bits, group_size, sym):
 @pytest.mark.parametrize("sym", [True, False])
 def test_chunks_of_rows_change_nothing_but_the_peak(sym, monkeypatch):
     codes, scale, zero = random_weight(50, 32, 3, 16, sym)
-    packed = Weight(pack(codes, 3), scale, None if sym else pack_zero_point(zero, 3), 50, 32, 3, 16, ON_DISK)
+    packed = Weight(pack(codes, 3), scale, None if sym else pack_zero_point(zero, 3), 50, 32, 3, 16, CHECKPOINT_LAYOUT)
     x, grad = torch.randn(4, 32), torch.randn(4, 50)
     weight = reference.dequantize(packed, torch.float32)
     out = reference.linear(x, packed, None, None, 16)
@@ -55,14 +62,14 @@ def test_chunks_of_rows_change_nothing_but_the_peak(sym, monkeypatch):
 def test_linear_is_deterministic():
     """Up to what the library that sums it promises."""
     codes, scale, zero = random_weight(64, 96, 4, 32, False)
-    packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 64, 96, 4, 32, ON_DISK)
+    packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 64, 96, 4, 32, CHECKPOINT_LAYOUT)
     args = torch.randn(3, 96), packed, torch.randn(64), None, 16
     assert_close(reference.linear(*args), reference.linear(*args), 96)
 
 
 def test_8_bit_activations_are_rounded_per_token():
     codes, scale, zero = random_weight(6, 32, 4, 32, False)
-    packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 6, 32, 4, 32, ON_DISK)
+    packed = Weight(pack(codes, 4), scale, pack_zero_point(zero, 4), 6, 32, 4, 32, CHECKPOINT_LAYOUT)
     x = torch.randn(3, 32)
     x[1] = 0
     x[2, 3] = torch.inf

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import PushToHubMixin
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.coverage import BLOCKS, Coverage, PartSize
+from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.model_card import MARK, attach_model_card, model_card, save_model_card
 from transformers_qaig.report.summary import BlockSummary, QuantizationReport
 

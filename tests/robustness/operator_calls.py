@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.robustness.odd_arguments import changed
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.packing import CPU_ORDER, KERNEL_BITS, num_groups, pack, pack_zero_point
-from transformers_qaig.rounding.columns import round_columns_reference
+from transformers_qaig.nn.packing import CPU_LAYOUT, KERNEL_BITS, num_groups, pack, pack_zero_point
+from transformers_qaig.rounding.gptq_columns import round_columns_reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -75,12 +75,12 @@ def _layer(random: Random, columns: int | None = None, layout: int | None = None
     zero = pack_zero_point(torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8), bits)
     scale = (torch.rand(rows, groups) + 0.1).to(random.choice(FLOATS))
     layer = _Layer(pack(codes, bits), scale, random.choice((None, zero)), rows, columns, bits, group_size, 0)
-    wanted = random.choice((0, CPU_ORDER)) if layout is None else layout
-    if wanted and bits in KERNEL_BITS and ops.kernel_layout(torch.device("cpu"), bits) == CPU_ORDER:
+    wanted = random.choice((0, CPU_LAYOUT)) if layout is None else layout
+    if wanted and bits in KERNEL_BITS and ops.kernel_layout(torch.device("cpu"), bits) == CPU_LAYOUT:
         packed, scale, zero = torch.ops.qaig.repack(
             layer.packed, layer.scale, layer.zero, rows, columns, bits, group_size, 0
         )
-        return _Layer(packed, scale, None if layer.zero is None else zero, rows, columns, bits, group_size, CPU_ORDER)
+        return _Layer(packed, scale, None if layer.zero is None else zero, rows, columns, bits, group_size, CPU_LAYOUT)
     return layer
 
 
@@ -111,7 +111,7 @@ def _linear_reference(random: Random) -> Call:
 
 
 def _linear_many(random: Random) -> Call:
-    columns, layout = random.choice((32, 96)), random.choice((0, CPU_ORDER))
+    columns, layout = random.choice((32, 96)), random.choice((0, CPU_LAYOUT))
     layers = [_layer(random, columns, layout) for _ in range(random.choice((0, 1, 2, 3)))]
     layers = [w for w in layers if w.layout == layout]
     rotations = [_rotation(random, columns) for _ in layers]
@@ -147,7 +147,7 @@ def _repack(random: Random) -> Call:
 
 
 def _dequantize(random: Random) -> Call:
-    w = _layer(random, layout=CPU_ORDER)
+    w = _layer(random, layout=CPU_LAYOUT)
     start = random.randrange(w.rows + 1)
     return Call("dequantize", [*vars(w).values(), start, random.randrange(start, w.rows + 1)])
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tests.lifecycle import FAST, logits
 from tests.robustness.kills import error_with_a_full_disk, killed
-from transformers_qaig import QAIGConfig, compiler, extension
+from transformers_qaig import QAIGConfig
+from transformers_qaig.kernels import compiler, extension
 
 RUNS: dict[str, dict[str, Any]] = {
     "default": {"bits": 3},

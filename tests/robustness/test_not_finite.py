@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from tests.families import samples
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration import weighing
+from transformers_qaig.token_weights import weigher as weighing
 
 NAN = float("nan")
 BAD = 3

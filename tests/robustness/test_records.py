@@ -9,8 +9,8 @@ import torch
 from families import build
 from PIL import Image
 
-from transformers_qaig.calibration.columns import COLUMN_NAMES
-from transformers_qaig.calibration.dataset import load_samples
+from transformers_qaig.data.columns import COLUMN_NAMES
+from transformers_qaig.data.samples import load_samples
 
 ANSWER = "the brown fox"
 KEYS = [name for names in COLUMN_NAMES.values() for name in names[:4]] + ["chosen", "completion", "input_ids", "extra"]

@@ -2,7 +2,7 @@ import torch
 
 from tests.tolerance import assert_close
 from transformers_qaig.rounding.clipping import GAINS, search_clipping, second_moments
-from transformers_qaig.rounding.grid import minmax_grid
+from transformers_qaig.rounding.quant_grid import minmax_grid
 
 ARGUMENTS = {"bits": 3, "group_size": 32, "sym": False, "storage_dtype": torch.float32}
 

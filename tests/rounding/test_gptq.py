@@ -5,8 +5,8 @@ from torch import Tensor
 from tests.tolerance import assert_close
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.rounding.gptq import gptq, gptq_on_best_grid
-from transformers_qaig.rounding.grid import Grid, minmax_grid
-from transformers_qaig.rounding.moments import DAMPING, Curvature, second_moment
+from transformers_qaig.rounding.hessian import DAMPING, Hessian, second_moment
+from transformers_qaig.rounding.quant_grid import QuantGrid, minmax_grid
 
 N, K, GROUP = 24, 128, 32
 
@@ -19,7 +19,7 @@ def _case(tokens: int = 400) -> tuple[Tensor, Tensor, Tensor]:
     return weight, x, second_moment([(x, torch.ones(1, tokens))])
 
 
-def _grid(weight: Tensor, bits: int = 3, group_size: int = GROUP, sym: bool = False, **more) -> Grid:
+def _grid(weight: Tensor, bits: int = 3, group_size: int = GROUP, sym: bool = False, **more) -> QuantGrid:
     return minmax_grid(weight, bits=bits, group_size=group_size, sym=sym, storage_dtype=torch.bfloat16, **more)
 
 
@@ -28,7 +28,7 @@ def _error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
     return float((e @ hessian.double() * e).sum())
 
 
-def _slow(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
+def _slow(weight: Tensor, hessian: Tensor, grid: QuantGrid) -> Tensor:
     """Codes by the definition in float64: after each column the rest is solved for anew, with what is rounded fixed."""
     h = hessian.double() + DAMPING * hessian.diagonal().double().mean() * torch.eye(K, dtype=torch.float64)
     order = hessian.diagonal().argsort(descending=True, stable=True).tolist()
@@ -52,7 +52,7 @@ def _slow(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
 def test_equals_a_slow_reimplementation(group_size: int, sym: bool) -> None:
     weight, _, hessian = _case()
     grid = _grid(weight, group_size=group_size, sym=sym)
-    rounding = gptq(weight, Curvature.of(hessian), grid)
+    rounding = gptq(weight, Hessian.of(hessian), grid)
     # A value halfway between two codes may go either way, and what follows in its row with it.
     assert (rounding.codes == _slow(weight, hessian, grid)).float().mean() > 0.995
     assert _error(weight, rounding.values, hessian) < 0.6 * _error(weight, grid.quantize(weight), hessian)
@@ -61,7 +61,7 @@ def test_equals_a_slow_reimplementation(group_size: int, sym: bool) -> None:
 def test_with_a_hessian_that_says_nothing_it_rounds_to_nearest() -> None:
     weight, _, _ = _case()
     grid = _grid(weight, bits=2)
-    rounding = gptq(weight, Curvature.of(torch.eye(K)), grid)
+    rounding = gptq(weight, Hessian.of(torch.eye(K)), grid)
     assert torch.equal(rounding.codes, grid.encode(weight))
     assert torch.equal(rounding.source, weight)
 
@@ -69,7 +69,7 @@ def test_with_a_hessian_that_says_nothing_it_rounds_to_nearest() -> None:
 def test_what_was_rounded_is_given_back() -> None:
     weight, _, hessian = _case()
     grid = _grid(weight, gain=torch.full((N, K // GROUP), 1.05))
-    rounding = gptq(weight, Curvature.of(hessian), grid)
+    rounding = gptq(weight, Hessian.of(hessian), grid)
     assert torch.equal(grid.encode(rounding.source), rounding.codes)
     assert (rounding.source != weight).float().mean() > 0.9
 
@@ -77,8 +77,8 @@ def test_what_was_rounded_is_given_back() -> None:
 def test_order_by_activation_pays_and_the_codes_stay_in_place() -> None:
     weight, _, hessian = _case()
     grid = _grid(weight)
-    ordered = gptq(weight, Curvature.of(hessian), grid)
-    plain = gptq(weight, Curvature.of(hessian, act_order=False), grid)
+    ordered = gptq(weight, Hessian.of(hessian), grid)
+    plain = gptq(weight, Hessian.of(hessian, act_order=False), grid)
     assert _error(weight, ordered.values, hessian) < _error(weight, plain.values, hessian)
     layer = QAIGLinear.from_codes(
         ordered.codes, grid.scale.bfloat16(), grid.zero.to(torch.uint8), bits=3, group_size=GROUP
@@ -91,7 +91,7 @@ def test_channels_never_seen_are_rounded_to_nearest_and_left_out() -> None:
     x[..., 5::16] = 0
     hessian = second_moment([(x, torch.ones(x.shape[:2]))])
     grid = _grid(weight)
-    rounding = gptq(weight, Curvature.of(hessian), grid)
+    rounding = gptq(weight, Hessian.of(hessian), grid)
     assert torch.equal(rounding.source[:, 5::16], weight[:, 5::16])
     assert torch.equal(rounding.codes[:, 5::16], grid.encode(weight)[:, 5::16])
     assert torch.isfinite(rounding.source).all()
@@ -106,7 +106,7 @@ def test_what_is_not_finite_never_reaches_a_weight(bad: float) -> None:
     assert_close(second_moment([(x, torch.ones(1, 400))]), second_moment([(x.nan_to_num(0, 0, 0), weights)]), 400)
     hessian[3, 4] = bad
     grid = _grid(weight)
-    rounding = gptq(weight, Curvature.of(hessian), grid)
+    rounding = gptq(weight, Hessian.of(hessian), grid)
     assert torch.equal(rounding.codes, grid.encode(weight))
     assert torch.equal(rounding.source, weight)
 
@@ -114,7 +114,7 @@ def test_what_is_not_finite_never_reaches_a_weight(bad: float) -> None:
 def test_fewer_tokens_than_channels_are_damped() -> None:
     weight, _, hessian = _case(tokens=40)
     grid = _grid(weight)
-    rounding = gptq(weight, Curvature.of(hessian), grid)
+    rounding = gptq(weight, Hessian.of(hessian), grid)
     assert torch.isfinite(rounding.source).all()
     assert _error(weight, rounding.values, hessian) < 0.5 * _error(weight, grid.quantize(weight), hessian)
 
@@ -122,12 +122,12 @@ def test_fewer_tokens_than_channels_are_damped() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     weight, _, hessian = _case()
     with pytest.raises(ValueError, match="do not fit"):
-        gptq(weight, Curvature.of(hessian[:64, :64]), _grid(weight))
+        gptq(weight, Hessian.of(hessian[:64, :64]), _grid(weight))
 
 
 def test_each_row_gets_the_grid_that_serves_it_best(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, _, hessian = _case()
-    curvature = Curvature.of(hessian)
+    curvature = Hessian.of(hessian)
     grids = [_grid(weight, bits=2, shrink=shrink) for shrink in (1.0, 0.8, 0.6)]
     damped = curvature.moment + DAMPING * hessian.diagonal().mean() * torch.eye(K)
     errors = [gptq(weight, curvature, grid).values - weight for grid in grids]

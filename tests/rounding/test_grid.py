@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tolerance import rounding, unit
-from transformers_qaig.rounding.grid import minmax_grid
+from transformers_qaig.rounding.quant_grid import minmax_grid
 
 BITS = range(2, 9)
 

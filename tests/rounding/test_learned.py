@@ -5,20 +5,27 @@ from torch import Tensor
 from tests import seeds
 from tests.tolerance import rounding
 from transformers_qaig.rounding.gptq import gptq
-from transformers_qaig.rounding.grid import Rounding, minmax_grid
-from transformers_qaig.rounding.learned import Learned, SoftRounding, SoftScales, SoftVector, Start, learn
-from transformers_qaig.rounding.moments import Curvature, second_moment
+from transformers_qaig.rounding.hessian import Hessian, second_moment
+from transformers_qaig.rounding.learned import (
+    LearnableInit,
+    LearnableRounding,
+    LearnableScales,
+    LearnableVector,
+    Learned,
+    learn,
+)
+from transformers_qaig.rounding.quant_grid import QuantizedWeight, minmax_grid
 
 N, K, GROUP = 16, 64, 32
 
 
-def _start(sym: bool = False, storage_dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Start:
+def _start(sym: bool = False, storage_dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> LearnableInit:
     weight = torch.randn(N, K, generator=seeds.generator(seed))
     grid = minmax_grid(weight, bits=2, group_size=GROUP, sym=sym, storage_dtype=storage_dtype, include_zero=True)
-    return Start(weight, grid, storage_dtype)
+    return LearnableInit(weight, grid, storage_dtype)
 
 
-def _learn(start: Start, steps: int = 40, seed: int = 0, unlearnable: bool = False) -> tuple[Learned, Tensor]:
+def _learn(start: LearnableInit, steps: int = 40, seed: int = 0, unlearnable: bool = False) -> tuple[Learned, Tensor]:
     """Learn one linear from inputs with correlated channels; x to judge by."""
     generator = seeds.generator(seed)
     mixing = torch.randn(12, K, generator=generator)
@@ -34,14 +41,14 @@ def _learn(start: Start, steps: int = 40, seed: int = 0, unlearnable: bool = Fal
     def judge(weights: dict[str, Tensor]) -> float:
         return float((held @ (weights["w"] - start.weight).T).square().mean())
 
-    return learn({"w": SoftRounding(start)}, batch_loss, judge, steps=steps, rate=1 / steps), held
+    return learn({"w": LearnableRounding(start)}, batch_loss, judge, steps=steps, rate=1 / steps), held
 
 
 @pytest.mark.parametrize("sym", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_starts_from_the_rounding_it_is_given(sym: bool, dtype: torch.dtype) -> None:
     start = _start(sym, dtype)
-    soft = SoftRounding(start)
+    soft = LearnableRounding(start)
     assert torch.equal(soft.result().codes, start.grid.encode(start.weight))
     assert torch.equal(soft.result().grid.scale, start.grid.scale)
     assert torch.equal(soft.result().grid.zero, start.grid.zero)
@@ -51,8 +58,8 @@ def test_it_starts_from_the_rounding_it_is_given(sym: bool, dtype: torch.dtype) 
 def test_it_starts_from_gptqs_codes() -> None:
     start = _start()
     hessian = second_moment([(torch.randn(1, 100, 12) @ torch.randn(12, K), torch.ones(1, 100))])
-    found = gptq(start.weight, Curvature.of(hessian), start.grid)
-    soft = SoftRounding(Start(found.source, start.grid, torch.bfloat16))
+    found = gptq(start.weight, Hessian.of(hessian), start.grid)
+    soft = LearnableRounding(LearnableInit(found.source, start.grid, torch.bfloat16))
     assert torch.equal(soft.result().codes, found.codes)
 
 
@@ -66,7 +73,7 @@ def test_learning_lowers_the_error_on_data_it_has_not_seen(sym: bool) -> None:
 
 
 def test_what_was_judged_is_what_is_stored() -> None:
-    soft = SoftRounding(_start())
+    soft = LearnableRounding(_start())
     generator = seeds.generator(1)
     for step in (0.3, 0.2, 0.1):
         soft().backward(torch.randn(N, K, generator=generator))
@@ -93,7 +100,7 @@ def test_the_same_seed_gives_the_same_codes() -> None:
 
 
 def test_gradients_that_are_not_finite_move_nothing() -> None:
-    soft = SoftRounding(_start())
+    soft = LearnableRounding(_start())
     soft().backward(torch.full((N, K), float("nan")))
     soft.move(0.5)
     assert torch.equal(soft.result().codes, _start().grid.encode(_start().weight))
@@ -105,7 +112,7 @@ def test_a_gain_is_refused() -> None:
         start.weight, bits=2, group_size=GROUP, sym=False, storage_dtype=torch.bfloat16, gain=torch.full((N, 2), 1.1)
     )
     with pytest.raises(ValueError, match="gain"):
-        SoftRounding(Start(start.weight, grid, torch.bfloat16))
+        LearnableRounding(LearnableInit(start.weight, grid, torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -113,7 +120,10 @@ def test_scales_and_vectors_are_learned_and_codes_stay(dtype: torch.dtype) -> No
     start = _start(storage_dtype=dtype)
     codes = start.grid.encode(start.weight)
     bias = torch.rand(N)
-    soft = {"w": SoftScales(Rounding(start.grid, codes), dtype), "b": SoftVector(torch.zeros(N) + 0.1, dtype)}
+    soft = {
+        "w": LearnableScales(QuantizedWeight(start.grid, codes), dtype),
+        "b": LearnableVector(torch.zeros(N) + 0.1, dtype),
+    }
     assert torch.equal(soft["w"](), start.grid.decode(codes))
     assert torch.equal(soft["b"](), torch.full((N,), 0.1).to(dtype).float())
     generator = seeds.generator()

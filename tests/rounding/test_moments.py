@@ -2,8 +2,8 @@ import torch
 from torch import Tensor
 
 from tests.tolerance import SPREAD, assert_close, unit
-from transformers_qaig.rounding import moments
-from transformers_qaig.rounding.moments import DAMPING, Curvature, inverse_factor, moment_sum, second_moment
+from transformers_qaig.rounding import hessian as moments
+from transformers_qaig.rounding.hessian import DAMPING, Hessian, inverse_factor, moment_sum, second_moment
 
 K = 96
 
@@ -67,10 +67,10 @@ def test_moments_are_made_in_stripes(monkeypatch) -> None:
 def test_solving_undoes_the_order_of_columns() -> None:
     moment, right = _moment(), torch.randn(K, 5)
     wanted = torch.linalg.solve(_damped(moment), right.double())
-    error = Curvature.of(moment).solve(right) - wanted
+    error = Hessian.of(moment).solve(right) - wanted
     assert (error.norm(dim=0) < _solving(_damped(moment)) * wanted.norm(dim=0)).all()
     moment[3, 3] = float("nan")
-    assert (Curvature.of(moment).solve(right) == 0).all()
+    assert (Hessian.of(moment).solve(right) == 0).all()
 
 
 def test_an_indefinite_hessian_is_damped_until_it_works_or_given_up() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from transformers_qaig.rounding.columns import round_columns
+from transformers_qaig.rounding.gptq_columns import round_columns
 
 NAMES = ("rows", "errors", "codes", "factor", "groups", "step", "scale", "zero")
 

@@ -5,17 +5,17 @@ import torch
 from torch import Tensor
 
 from transformers_qaig.rounding.gptq import gptq
-from transformers_qaig.rounding.grid import Rounding, minmax_grid
-from transformers_qaig.rounding.moments import Curvature, second_moment
-from transformers_qaig.rounding.scales import refit_scales
+from transformers_qaig.rounding.hessian import Hessian, second_moment
+from transformers_qaig.rounding.quant_grid import QuantizedWeight, minmax_grid
+from transformers_qaig.rounding.scale_refit import refit_scales
 
 N, K, GROUP = 24, 96, 16  # groups small enough that it gains 18 to 28 % with any data
 
 
-def _case() -> tuple[Tensor, Curvature, Rounding]:
+def _case() -> tuple[Tensor, Hessian, QuantizedWeight]:
     weight = torch.randn(N, K)
     x = torch.randn(1, 300, 24) @ torch.randn(24, K) + 0.3 * torch.randn(1, 300, K) + 0.5
-    curvature = Curvature.of(second_moment([(x, torch.ones(1, 300))]))
+    curvature = Hessian.of(second_moment([(x, torch.ones(1, 300))]))
     grid = minmax_grid(weight, bits=2, group_size=GROUP, sym=False, storage_dtype=torch.float32)
     return weight, curvature, gptq(weight, curvature, grid)
 
@@ -61,5 +61,5 @@ def test_groups_without_codes_or_signal_keep_their_scale() -> None:
     codes[:, :GROUP] = rounding.grid.zero[:, :1].to(torch.uint8)  # all values zero
     refitted = refit_scales(weight, curvature, replace(rounding, codes=codes), torch.float32)
     assert torch.isfinite(refitted.grid.scale).all()
-    silent = Curvature.of(torch.zeros(K, K))
+    silent = Hessian.of(torch.zeros(K, K))
     assert torch.equal(refit_scales(weight, silent, rounding, torch.float32).grid.scale, rounding.grid.scale)

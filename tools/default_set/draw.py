@@ -32,7 +32,7 @@ MODULES = {
     **dict.fromkeys([documents, cards, nature, objects, places], ".jpg"),
     **dict.fromkeys([diagrams, maps, screens, windows, shapes, puzzles], ".webp"),
 }
-DEFAULT_OUT = Path(__file__).parents[2] / "transformers_qaig" / "calibration" / "default_set"
+DEFAULT_OUT = Path(__file__).parents[2] / "transformers_qaig" / "data" / "default_set"
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..finite import is_finite
+from ..utils.finite import is_finite
 
 logger = logging.getLogger("transformers_qaig")
 

@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from ..config import QAIGConfig
-from ..coverage import Plan
-from ..hashing import digest
 from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
+from ..plan.coverage import Plan
 from ..report.summary import BlockSummary
-from .choices import Entries
+from ..utils.hashing import digest
+from .decisions import Schemes
 from .work_folder import work_folder
 
 TOLERANCE = 1e-2
@@ -56,7 +56,7 @@ class BlockStore(ExitStack):
             }
             self.folder = self.enter_context(work_folder(Path(config.work_dir), run))
 
-    def load(self, path: str, block: nn.Module, entries: Entries) -> tuple[nn.Module, BlockSummary] | None:
+    def load(self, path: str, block: nn.Module, entries: Schemes) -> tuple[nn.Module, BlockSummary] | None:
         """The finished block at `path`, or None."""
         found = self.folder.load(path) if self.folder is not None else None
         if found is None:

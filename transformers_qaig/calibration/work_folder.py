@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..files import remove_unfinished, require_writable, write, written_whole
-from ..hashing import digest
+from ..utils.files import remove_unfinished, require_writable, write, written_whole
+from ..utils.hashing import digest
 
 logger = logging.getLogger("transformers_qaig")
 

@@ -2,7 +2,7 @@
 
 from .embedding import QAIGEmbedding
 from .linear import QAIGLinear
-from .packed import PackedModule, check_packed
+from .packed_module import PackedModule, check_packed
 from .packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
 
 __all__ = [

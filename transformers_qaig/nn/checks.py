@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cuda_order
+from . import cuda_layout
 from .hadamard import Rotation
-from .packing import CUDA_ORDER, KERNEL_BITS, SCALE_DTYPES, packed_shapes
+from .packing import CUDA_LAYOUT, KERNEL_BITS, SCALE_DTYPES, packed_shapes
 from .reference import Weight
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -85,7 +85,7 @@ def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None
     return rotation
 
 
-def check_on_disk(x: Tensor, weight: Weight) -> None:
+def check_checkpoint_layout(x: Tensor, weight: Weight) -> None:
     packed, scale, zero, out_features, in_features, bits, group_size, _ = weight
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
     check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
@@ -94,7 +94,7 @@ def check_on_disk(x: Tensor, weight: Weight) -> None:
         check_tensor("zero", zero, shapes["weight_zero_point"][0], (torch.int32,), x)
 
 
-def check_cuda_order(x: Tensor, weight: Weight) -> None:
+def check_cuda_layout(x: Tensor, weight: Weight) -> None:
     """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
 
     Raises:
@@ -102,13 +102,13 @@ def check_cuda_order(x: Tensor, weight: Weight) -> None:
     """
     packed, scale, zero, out_features, in_features, bits, group_size, _ = weight
     if bits not in KERNEL_BITS:
-        raise ValueError(f"layout={CUDA_ORDER} is for 2, 3, 4 and 8 bits, got bits={bits}")
+        raise ValueError(f"layout={CUDA_LAYOUT} is for 2, 3, 4 and 8 bits, got bits={bits}")
     if not (1 <= out_features < _MOST_FEATURES and 1 <= in_features < _MOST_FEATURES):
         raise ValueError(
             "the CUDA kernels take positive out_features and in_features below 2^24, got "
             f"{out_features} and {in_features}"
         )
-    words, rows = cuda_order.shapes(out_features, in_features, bits, group_size)
+    words, rows = cuda_layout.shapes(out_features, in_features, bits, group_size)
     check_tensor("packed", packed, words, (torch.int32,), x)
     check_tensor("scale", scale, rows, SCALE_DTYPES, x)
     if zero is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packed import PackedModule
+from .packed_module import PackedModule
 
 
 class QAIGEmbedding(PackedModule, nn.Embedding):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .hadamard import Rotation, rotate_back
-from .packed import PackedModule, check_packed, frozen
+from .packed_module import PackedModule, check_packed, frozen
 from .packing import num_groups, pack, pack_zero_point
 
 

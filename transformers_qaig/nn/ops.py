@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import cuda, extension
-from . import cuda_order, reference, rules  # noqa: F401  (registers the rules)
+from ..kernels import cuda, extension
+from . import cuda_layout, reference, rules  # noqa: F401  (registers the rules)
 from .checks import (
     ACTIVATION_DTYPES,
     check_activation,
     check_activation_bits,
-    check_cuda_order,
+    check_checkpoint_layout,
+    check_cuda_layout,
     check_dense,
     check_dispatchable,
     check_lists,
-    check_on_disk,
     check_tensor,
     checked_rotation,
 )
-from .packing import CPU_ORDER, CUDA_ORDER, KERNEL_BITS, ON_DISK
+from .packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS
 from .reference import Weight
 from .schema import LIBRARY
 
@@ -66,7 +66,7 @@ def linear_reference(
         group_size (`int`): input channels per group, or -1 for one group per row.
         activation_bits (`int`): 16: x is used as it is; 8: each token is rounded to 8 bits, as in
             `reference.round_activations`.
-        layout (`int`): `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER` with the shapes that `repack` gives.
+        layout (`int`): `CHECKPOINT_LAYOUT`, or `CPU_LAYOUT` or `CUDA_LAYOUT` with the shapes that `repack` gives.
 
     Returns:
         `Tensor`: `[..., N]`, contiguous, dtype of x.
@@ -163,19 +163,19 @@ def embedding_reference(
     if ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"ids must have dtype int32 or int64, got {ids.dtype}")
     weight = Weight(packed, scale, zero, out_features, in_features, bits, group_size, layout)
-    if layout == CUDA_ORDER:
-        check_cuda_order(ids, weight)
+    if layout == CUDA_LAYOUT:
+        check_cuda_layout(ids, weight)
     else:
         _check_weight(ids, weight)
     return reference.embedding(ids, weight)
 
 
 def kernel_layout(device: torch.device, bits: int) -> int:
-    """The order that the kernels of a device read: `CPU_ORDER`, `CUDA_ORDER` or, where there are none, `ON_DISK`."""
-    layout = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER}.get(device.type, ON_DISK)
-    if layout == ON_DISK or bits not in KERNEL_BITS or not load_kernels(device):
-        return ON_DISK
-    return layout if extension.has_kernel("linear", device.type) else ON_DISK
+    """The layout that a device's kernels read: `CPU_LAYOUT`, `CUDA_LAYOUT`, or `CHECKPOINT_LAYOUT` without kernels."""
+    layout = {"cpu": CPU_LAYOUT, "cuda": CUDA_LAYOUT}.get(device.type, CHECKPOINT_LAYOUT)
+    if layout == CHECKPOINT_LAYOUT or bits not in KERNEL_BITS or not load_kernels(device):
+        return CHECKPOINT_LAYOUT
+    return layout if extension.has_kernel("linear", device.type) else CHECKPOINT_LAYOUT
 
 
 def load_kernels(device: torch.device) -> bool:
@@ -195,7 +195,7 @@ def repack_cuda(
     group_size: int,
     layout: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`qaig::repack` on CUDA devices: the on-disk order to `CUDA_ORDER`, or back. Arguments as in `cuda_order`.
+    """`qaig::repack` on CUDA devices: the on-disk order to `CUDA_LAYOUT`, or back. Arguments as in `cuda_layout`.
 
     Raises:
         ValueError: if an argument has a wrong shape, dtype or device.
@@ -204,20 +204,24 @@ def repack_cuda(
     weight = Weight(packed, scale, zero, *sizes, layout)
     if bits not in KERNEL_BITS:
         raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
-    if layout == ON_DISK:
-        check_on_disk(packed, weight)
-        return cuda_order.from_disk(packed, scale, zero, *sizes)
-    if layout != CUDA_ORDER:
-        raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_ORDER}")
-    check_cuda_order(packed, weight)
-    return cuda_order.to_disk(packed, scale, zero, *sizes)
+    if layout == CHECKPOINT_LAYOUT:
+        check_checkpoint_layout(packed, weight)
+        return cuda_layout.from_disk(packed, scale, zero, *sizes)
+    if layout != CUDA_LAYOUT:
+        raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_LAYOUT}")
+    check_cuda_layout(packed, weight)
+    return cuda_layout.to_disk(packed, scale, zero, *sizes)
 
 
 def _check_weight(x: Tensor, weight: Weight) -> None:
     """Checks every tensor that comes from a checkpoint against the sizes, so that no kernel can read out of bounds."""
     check_dense("packed", weight.packed)
     layout = weight.layout
-    if layout != ON_DISK and x.device == weight.packed.device and layout == kernel_layout(x.device, weight.bits):
+    if (
+        layout != CHECKPOINT_LAYOUT
+        and x.device == weight.packed.device
+        and layout == kernel_layout(x.device, weight.bits)
+    ):
         # `qaig::dequantize`, through which the reference reads such a weight, checks it; memory is taken before.
         codes, room = weight.out_features * weight.in_features, weight.packed.numel() * 32 // weight.bits
         if not 0 < codes <= room:
@@ -226,12 +230,12 @@ def _check_weight(x: Tensor, weight: Weight) -> None:
                 f"in_features={weight.in_features} are asked for"
             )
         return
-    if layout != ON_DISK:
+    if layout != CHECKPOINT_LAYOUT:
         raise NotImplementedError(
             f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
             "layer in a device's own order is brought to another device by `to`, which restores that order first"
         )
-    check_on_disk(x, weight)
+    check_checkpoint_layout(x, weight)
 
 
 LIBRARY.impl("linear", linear, "CompositeExplicitAutograd")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 MIN_BITS, MAX_BITS = 2, 8
 # Orders of the packed tensors: this module's, and those of csrc/cpu/layout.h and csrc/cuda/layout.h.
-ON_DISK, CPU_ORDER, CUDA_ORDER = 0, 1, 2
+CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT = 0, 1, 2
 KERNEL_BITS = (2, 3, 4, 8)  # widths for which there are such orders
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHUNK_CODES = 1 << 21  # codes handled at once, so that temporaries stay small whatever the size of the weight

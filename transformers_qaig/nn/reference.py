@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cuda_order
+from . import cuda_layout
 from .hadamard import Rotation, rotate, rotate_back
-from .packing import CUDA_ORDER, ON_DISK, row_chunks, unpack, unpack_zero_point
+from .packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT, row_chunks, unpack, unpack_zero_point
 
 LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, is not rounded to 8 bits
 
@@ -38,7 +38,7 @@ class Weight(NamedTuple):
     def rows(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
         """Yields `(start, stop, W[start:stop])` in `dtype` until every row has come."""
         chunks = row_chunks(self.out_features, self.in_features)
-        if self.layout != ON_DISK:
+        if self.layout != CHECKPOINT_LAYOUT:
             for start, stop in chunks:
                 yield start, stop, torch.ops.qaig.dequantize(*self, start, stop).to(dtype)
             return
@@ -111,15 +111,15 @@ def embedding(ids: Tensor, weight: Weight) -> Tensor:
     """W[ids], float32 `[*ids.shape, K]`, read at those rows only."""
     flat = ids.reshape(-1).long()
     zero: Tensor | None
-    if weight.layout == ON_DISK:
+    if weight.layout == CHECKPOINT_LAYOUT:
         codes = unpack(weight.packed.index_select(0, flat), weight.bits, weight.in_features)
         scale = weight.scale.index_select(0, flat)
         zero = None if weight.zero is None else _zero_rows(weight.zero, flat, weight.bits)
-    elif weight.layout == CUDA_ORDER:
+    elif weight.layout == CUDA_LAYOUT:
         # Refuses what is no row, on the device itself: the last row block may have more rows than the weight.
         flat = torch.arange(weight.out_features, device=flat.device).index_select(0, flat)
         tensors = weight.packed, weight.scale, weight.zero
-        codes, scale, zero = cuda_order.read_rows(*tensors, flat, weight.in_features, weight.bits, weight.group_size)
+        codes, scale, zero = cuda_layout.read_rows(*tensors, flat, weight.in_features, weight.bits, weight.group_size)
     else:
         rows = [torch.ops.qaig.dequantize(*weight, i, i + 1) for i in flat.tolist()]
         out = torch.cat([flat.new_empty(0, weight.in_features, dtype=torch.float32), *rows])

@@ -1,7 +1,7 @@
 """The operators `torch.ops.qaig.*` and their arguments, which every backend shares.
 
-`layout` says in which order the packed tensors are: `ON_DISK`, or `CPU_ORDER` or `CUDA_ORDER`, which are described in
-`csrc/cpu/layout.h` and `csrc/cuda/layout.h`, and which `repack` makes and undoes.
+`layout` says how the packed tensors are laid out: `CHECKPOINT_LAYOUT`, `CPU_LAYOUT` or `CUDA_LAYOUT`. The last two are
+described in `csrc/cpu/layout.h` and `csrc/cuda/layout.h`; `repack` makes and undoes them.
 """
 
 import torch

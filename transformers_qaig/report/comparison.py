@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import written_whole
+from ..utils.files import written_whole
 from .statistics import AnswerStatistics, paired_ratio
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import written_whole
+from ..utils.files import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
-from ..files import write
+from ..utils.files import write
 from .summary import QuantizationReport
 
 MARK = "<!-- Written by transformers-qaig. Without this line the card is kept when the model is pushed again. -->"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..coverage import Coverage, Plan
+from ..plan.coverage import Coverage, Plan
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..finite import is_finite, is_lower
-from .grid import minmax_grid
+from ..utils.finite import is_finite, is_lower
+from .quant_grid import minmax_grid
 
 logger = logging.getLogger("transformers_qaig")
 

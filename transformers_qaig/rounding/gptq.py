@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cuda.interface import MOST_COLUMNS
-from .columns import round_columns
-from .grid import Grid, Rounding
-from .moments import Curvature
+from ..kernels.cuda.interface import MOST_COLUMNS
+from .gptq_columns import round_columns
+from .hessian import Hessian
+from .quant_grid import QuantGrid, QuantizedWeight
 
 logger = logging.getLogger("transformers_qaig")
 
@@ -32,7 +32,7 @@ MAX_ELEMENTS = 2**28
 
 
 @torch.no_grad()
-def gptq(weight: Tensor, curvature: Curvature, grid: Grid) -> Rounding:
+def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid) -> QuantizedWeight:
     """
     Codes of `weight` on `grid` with little output error e H eᵀ per row.
 
@@ -54,7 +54,7 @@ def gptq(weight: Tensor, curvature: Curvature, grid: Grid) -> Rounding:
 
 
 @torch.no_grad()
-def gptq_on_best_grid(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rounding:
+def gptq_on_best_grid(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> QuantizedWeight:
     """
     For every row, [`gptq`] on the grid of `grids` with which it ends up with the least output error.
 
@@ -80,20 +80,20 @@ def gptq_on_best_grid(weight: Tensor, curvature: Curvature, grids: Sequence[Grid
     for first in range(0, len(weight), rows):
         here = slice(first, first + rows)
         parts.append(_rounded(weight[here], curvature, [grid.rows(here) for grid in grids]))
-    return Rounding.cat(parts)
+    return QuantizedWeight.cat(parts)
 
 
-def _rounded(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rounding:
+def _rounded(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> QuantizedWeight:
     """
     Every row on the grid of least e H eᵀ with the damped H: the sum of (e_j / U_jj)² as each column was rounded.
 
     At `MAX_ELEMENTS` what all grids need is 1 GB each of weights and errors, so it is made once, and only what is kept
     of it is brought back to the order of the columns.
     """
-    columns, order, factor, grid = weight.shape[-1], curvature.order, curvature.factor, Grid.cat(grids)
+    columns, order, factor, grid = weight.shape[-1], curvature.order, curvature.factor, QuantGrid.cat(grids)
     if factor is None:
         source = weight.repeat(len(grids), 1)
-        tried = Rounding(grid, grid.encode(source), source)
+        tried = QuantizedWeight(grid, grid.encode(source), source)
         return tried.rows(_least((tried.values - source).square().sum(-1), len(grids)))
     # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
     group_of = order // (columns // grid.scale.shape[1])
@@ -104,7 +104,7 @@ def _rounded(weight: Tensor, curvature: Curvature, grids: Sequence[Grid]) -> Rou
     _Columns(remaining, errors, codes, factor, group_of, step, scale, zero, grid.max_code).take(0, columns)
     best, back = _least(errors.square_().sum(0), len(grids)), order.argsort()
     codes, source = (of_all[:, best][back].T.contiguous() for of_all in (codes, remaining))
-    return Rounding(grid.rows(best), codes, source)
+    return QuantizedWeight(grid.rows(best), codes, source)
 
 
 class _Columns(NamedTuple):

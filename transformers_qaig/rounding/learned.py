@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .grid import Grid, Rounding, storable
+from .quant_grid import QuantGrid, QuantizedWeight, storable
 
-ENDS = (0.5, 1.25)
+RANGE_BOUNDS = (0.5, 1.25)
 """Bounds of the factors on a grid's ends."""
 
 
 @dataclass(frozen=True)
-class Start:
+class LearnableInit:
     """
     Where one weight's learning starts from.
 
@@ -35,7 +35,7 @@ class Start:
     """
 
     weight: Tensor
-    grid: Grid
+    grid: QuantGrid
     storage_dtype: torch.dtype
 
 
@@ -61,7 +61,7 @@ class Learned:
         return math.isfinite(self.best) and not self.start <= self.best
 
 
-class Soft(nn.Module):
+class Learnable(nn.Module):
     """Something that can be learned: gives a fp32 tensor, moves by its gradient, and tells what is to be stored."""
 
     def move(self, step: float) -> None:
@@ -71,10 +71,10 @@ class Soft(nn.Module):
         raise NotImplementedError
 
 
-class SoftRounding(Soft):
+class LearnableRounding(Learnable):
     """A weight whose rounding can be learned; gives fp32 [N, K], on the grid."""
 
-    def __init__(self, start: Start):
+    def __init__(self, start: LearnableInit):
         super().__init__()
         if start.grid.step is not start.grid.scale and not torch.equal(start.grid.step, start.grid.scale):
             raise ValueError("a grid with a gain cannot be learned: its codes are not the nearest values.")
@@ -90,19 +90,23 @@ class SoftRounding(Soft):
         codes = _through(torch.round, grid.grouped(weight) / scale + grid.grouped(self.offset)) + zero
         return ((codes.clamp(0, grid.max_code) - zero) * scale).reshape(weight.shape)
 
-    def result(self) -> Rounding:
+    def result(self) -> QuantizedWeight:
         with torch.no_grad():
             scale, zero = self._scale_and_zero()
             start, grid = self._start, self._start.grid
             offset, spread = grid.grouped(self.offset), scale.unsqueeze(-1)
             codes = (grid.grouped(start.weight) / spread + offset).round() + zero.unsqueeze(-1)
             codes = codes.clamp(0, grid.max_code).to(torch.uint8).reshape(start.weight.shape)
-        return Rounding(Grid(scale, zero, grid.bits, grid.sym, scale), codes)
+        return QuantizedWeight(QuantGrid(scale, zero, grid.bits, grid.sym, scale), codes)
 
     def move(self, step: float) -> None:
         """One step against the gradient's sign."""
         with torch.no_grad():
-            for parameter, (low, high) in ((self.offset, (-0.5, 0.5)), (self.low, ENDS), (self.high, ENDS)):
+            for parameter, (low, high) in (
+                (self.offset, (-0.5, 0.5)),
+                (self.low, RANGE_BOUNDS),
+                (self.high, RANGE_BOUNDS),
+            ):
                 if parameter.grad is not None:
                     parameter.sub_(step * parameter.grad.nan_to_num(0.0).sign()).clamp_(low, high)
                     parameter.grad = None
@@ -118,10 +122,10 @@ class SoftRounding(Soft):
         return _through(lambda s: storable(s, self._start.storage_dtype), scale), zero
 
 
-class SoftScales(Soft):
+class LearnableScales(Learnable):
     """A rounded weight whose scales can be learned; its codes stay."""
 
-    def __init__(self, rounding: Rounding, storage_dtype: torch.dtype):
+    def __init__(self, rounding: QuantizedWeight, storage_dtype: torch.dtype):
         super().__init__()
         self._rounding, self._dtype = rounding, storage_dtype
         self.factor = nn.Parameter(torch.ones_like(rounding.grid.scale))
@@ -131,7 +135,7 @@ class SoftScales(Soft):
     def forward(self) -> Tensor:
         return (self._levels * self._scale().unsqueeze(-1)).reshape(self._rounding.codes.shape)
 
-    def result(self) -> Rounding:
+    def result(self) -> QuantizedWeight:
         with torch.no_grad():
             grid = replace(self._rounding.grid, scale=self._scale())
         return replace(self._rounding, grid=grid)
@@ -140,11 +144,11 @@ class SoftScales(Soft):
         _adam_step(self._adam, step)
 
     def _scale(self) -> Tensor:
-        scale = self._rounding.grid.scale * self.factor.clamp(*ENDS)
+        scale = self._rounding.grid.scale * self.factor.clamp(*RANGE_BOUNDS)
         return _through(lambda s: storable(s, self._dtype), scale)
 
 
-class SoftVector(Soft):
+class LearnableVector(Learnable):
     """A parameter that is stored as it is: a norm's weight, a bias. Steps are in units of its mean magnitude."""
 
     def __init__(self, start: Tensor, storage_dtype: torch.dtype):
@@ -164,7 +168,7 @@ class SoftVector(Soft):
 
 
 def learn(
-    soft: Mapping[str, Soft],
+    soft: Mapping[str, Learnable],
     batch_loss: Callable[[Mapping[str, Tensor], int], float],
     judge: Callable[[Mapping[str, Tensor]], float],
     *,

@@ -1,0 +1,248 @@
+"""What each way to store each weight would cost the answers, measured before anything is quantized."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
+from ..config import QAIGConfig
+from ..data.samples import token_mask
+from ..equalization.finder import GroupFinder
+from ..execution.block_outputs import check_calls, forward
+from ..execution.interceptor import TargetInputs
+from ..execution.offload import around
+from ..execution.paused_forward import PausedForwards, leaving_out, resident
+from ..execution.sequential_onload import moved, streaming
+from ..execution.torch_state import default_torch_state
+from ..plan.allocate import SchemeOption
+from ..plan.coverage import Plan
+from ..recipes import recipe_of
+from ..structure import find_decoder_blocks
+from ..token_weights.weigher import TokenWeigher
+from ..utils.finite import is_finite
+from ..utils.hashing import digest
+from .block_quantizer import QuantizerSettings, choose, dtype_of, in_float32
+from .decisions import rounding_errors
+from .exclusions import Exclusions, Sample, numbered, overflow_advice
+from .work_folder import WorkFolder, work_folder
+
+
+@default_torch_state()
+def measure_costs(
+    model: PreTrainedModel,
+    options: Mapping[str, Sequence[SchemeOption]],
+    samples: Sequence[Mapping[str, Any]],
+    answers: Sequence[Tensor],
+    config: QAIGConfig,
+    exclusions: Exclusions | None = None,
+) -> dict[str, list[SchemeOption]]:
+    """
+    The options with their costs, in nats per answer token (`cost="error"`: relative squared output error).
+
+    Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
+    block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
+    left as it was. With a `work_dir` the errors of finished blocks, and the costs of finished widths, are kept there;
+    another cost finds the same errors.
+
+    Args:
+        model: in full precision, in evaluation mode, on the CPU.
+        options: from [`list_schemes`].
+        samples: model inputs on the CPU, one conversation each.
+        answers: bool [B, T] per sample, True at the tokens of its answers; the first position is False.
+        config: cost, recipe, seed, work folder, calibration device.
+        exclusions: samples that are left out already; those in which NaN or Inf turns up are added.
+
+    Raises:
+        ValueError: no sample has an answer's token; the work folder belongs to another run, is in use by one, or
+            cannot be written; or NaN or Inf turned up in too many samples.
+    """
+    if not any(bool(answer.any()) for answer in answers):
+        raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
+    device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
+    samples = numbered(samples)
+    exclusions = exclusions or Exclusions(len(samples))
+    folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
+    run: dict[str, Any] = {}
+    if folder is not None:
+        settings = ("recipe", "stages", "seed", "activation_bits")
+        run = {
+            "weights": digest([model.state_dict()]),
+            "options": {path: [dict(option.entry) for option in choices] for path, choices in options.items()},
+            "samples": digest(samples),
+            "answers": digest([{"a": a} for a in answers]),
+            **{name: getattr(config, name) for name in settings},
+        }
+    blocks = find_decoder_blocks(model)
+    costs: dict[str, list[float]] = {path: [] for path in options}
+    count = max(len(choices) for choices in options.values())
+    with (
+        work_folder(folder, run) as store,
+        tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({config.cost})", unit="step") as bar,
+    ):
+        for index in range(count):
+            # A weight with fewer options is stored as in its last one meanwhile.
+            plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
+            known = _recall(store, f"{index}.costs.{config.cost}", exclusions)
+            if known is not None:
+                found = json.loads(known[1]["costs"])
+                bar.update(len(blocks) + len(samples))
+            else:
+                errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
+                with streaming(model, list(blocks.values()), device):
+                    found = _costs_of(model, errors, samples, answers, config, device, bar, exclusions)
+                if store is not None:
+                    facts = {"costs": json.dumps(found), "left_out": json.dumps(exclusions.where)}
+                    store.save(f"{index}.costs.{config.cost}", {}, facts)
+            for path, choices in options.items():
+                if index < len(choices):
+                    costs[path].append(found[path])
+    return {
+        path: [replace(option, cost=cost) for option, cost in zip(choices, costs[path])]
+        for path, choices in options.items()
+    }
+
+
+def errors_of(
+    model: PreTrainedModel,
+    plan: Plan,
+    samples: Sequence[Sample],
+    config: QAIGConfig,
+    device: torch.device | str | None,
+    bar: tqdm,
+    exclusions: Exclusions,
+    store: WorkFolder | None = None,
+    prefix: str = "",
+) -> dict[str, Tensor]:
+    """
+    What rounding by the recipe would add to each weight: path → [N, K] in the weight's dtype, on the CPU.
+
+    The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
+    What is found for a block is kept in `store`, as `prefix` and the block's path.
+    """
+    recipe, blocks = recipe_of(config.recipe, config.stages), find_decoder_blocks(model)
+    if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
+        recipe = replace(recipe, rounding="gptq")
+    masks = [token_mask(sample) for sample in samples]
+    finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
+    inputs: Sequence[Sample] = samples if recipe.calibrates else []
+    with (
+        around(model, doors, device if inputs else None) as visits,
+        PausedForwards(model, doors, inputs, inputs_device="cpu") as stream,
+    ):
+        leave_out = leaving_out(exclusions, inputs, overflow_advice(model.dtype), stream)
+        for index, (path, block) in enumerate(blocks.items()):
+            entries = {n.removeprefix(path + "."): entry for n, entry in plan.items() if n.startswith(path + ".")}
+            calls = stream.waiting(index)
+            streams = TargetInputs(calls, calls, masks, leave_out)
+            check_calls(streams, path)
+            visits.leave()
+            with resident(block, device):
+                known = _recall(store, f"{prefix}{path}", exclusions) if entries else None
+                if known is not None:
+                    found = known[0]
+                    leave_out = leaving_out(exclusions, inputs, overflow_advice(model.dtype), stream)
+                elif entries:
+                    weigher = TokenWeigher(recipe, config.seed)  # one for each block, as if it stood alone
+                    tools = QuantizerSettings(recipe, finder, weigher, config.seed, config.activation_bits)
+                    choices, _ = choose(block, path, entries, streams, tools)
+                    dtype = dtype_of(block, entries)
+                    deltas = rounding_errors(in_float32(block), choices, dtype)
+                    found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
+                    if store is not None:
+                        store.save(f"{prefix}{path}", found, {"left_out": json.dumps(exclusions.where)})
+                else:
+                    found = {}
+                for sample in list(calls) if block is not doors[-1] else ():
+                    stream.resume(sample, forward(block, calls[sample]))
+            errors.update({f"{path}.{name}": delta for name, delta in found.items()})
+            bar.update()
+    return {path: errors[path] for path in plan}
+
+
+def _recall(
+    store: WorkFolder | None, name: str, exclusions: Exclusions
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What is kept in a work folder, with the samples left out that it was measured without."""
+    found = store.load(name) if store is not None else None
+    if found is not None:
+        left_out = json.loads(found[1]["left_out"])
+        exclusions.add({int(index): where for index, where in left_out.items()}, "Begin anew with other samples.")
+    return found
+
+
+def _costs_of(
+    model: nn.Module,
+    errors: Errors,
+    samples: Sequence[Sample],
+    answers: Sequence[Tensor],
+    config: QAIGConfig,
+    device: torch.device | str | None,
+    bar: tqdm,
+    exclusions: Exclusions,
+) -> dict[str, float]:
+    """The cost of each error, over all samples that are not left out."""
+    generator = torch.Generator().manual_seed(config.seed)
+    total: Tensor = torch.zeros(())
+    tokens = 0
+    for waiting, answer in zip(samples, answers):
+        bar.update()
+        if waiting in exclusions:
+            continue
+        sample = moved(waiting, device)
+
+        def log_p(sample: Mapping[str, Any] = sample, answer: Tensor = answer) -> Tensor:
+            return answer_log_probabilities(model, sample, answer)
+
+        with torch.no_grad():
+            full = log_p() if config.cost in ("path", "alone") else torch.empty(0)
+
+        def loss(full: Tensor = full, log_p: Any = log_p) -> Tensor:
+            return (full.exp() * (full - log_p())).sum(-1).sum()
+
+        if config.cost == "fisher":
+            found = fisher_losses(model, errors, log_p, generator=generator)
+        elif config.cost == "path":
+            found = weight_path_shares(model, errors, loss)
+        elif config.cost == "alone":
+            found = losses_alone(model, errors, loss)
+        else:
+            found = output_energies(model, errors, log_p)
+        if is_finite(found):
+            total, tokens = total + found, tokens + int(answer.sum())
+        else:
+            exclusions.add({waiting.index: "what rounding costs its answers"}, overflow_advice(torch.float32))
+    if not tokens:
+        raise ValueError(
+            "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."
+        )
+    if config.cost == "error":
+        values = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
+    else:
+        values = total / tokens
+    return dict(zip(errors, values.tolist()))
+
+
+def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
+    """
+    log p at an answer's tokens, given what precedes them.
+
+    Args:
+        model: with logits.
+        sample: its inputs.
+        answer: bool [B, T], True at the tokens that are predicted; the first position is False.
+
+    Returns:
+        fp32 [A, V].
+    """
+    logits = model(**sample, use_cache=False).logits
+    return log_softmax(logits[:, :-1][answer[:, 1:].to(logits.device)].float(), dim=-1)

@@ -1,0 +1,131 @@
+"""Where the forward passes stop, and in which order: embeddings, a tower's blocks, projector, decoder blocks, head."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..execution.offload import OffloadHooks, around
+from ..structure import find_decoder_blocks, is_block_list
+
+logger = logging.getLogger("transformers_qaig")
+
+Sample = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    A module that is quantized as a whole, in one stop of every forward pass that gets there.
+
+    Attributes:
+        path, module: in the model: a block, another composite module, a single linear, or embeddings.
+        reads_text: whether its tokens are those of the text, so that the samples' masks hold for them.
+    """
+
+    path: str
+    module: nn.Module
+    reads_text: bool
+
+
+def find_targets(
+    model: nn.Module, outside: Iterable[str], samples: Sequence[Sample], device: torch.device | str | None
+) -> tuple[list[Target], list[Target]]:
+    """
+    The stations in the order in which they run, and those that no forward pass can stop at: they are called several
+    times in one pass, or never.
+
+    The decoder's blocks are always among the first. With weights to pack outside of them, the order is taken from
+    forward passes: one of the largest sample of each kind (with and without images, say).
+
+    Args:
+        model: in full precision.
+        outside: paths of the weights to pack outside the decoder's blocks.
+        samples: model inputs, on the CPU; may be empty, then no order is known or needed.
+        device: where the stations compute, one at a time.
+    """
+    blocks = {path: Target(path, block, True) for path, block in find_decoder_blocks(model).items()}
+    candidates = {path: module for wanted in _roots(model, outside) for path, module in _candidates(*wanted)}
+    text = {id(getattr(model, name)()) for name in ("get_input_embeddings", "get_output_embeddings") if candidates}
+    others = {path: Target(path, module, id(module) in text) for path, module in candidates.items()}
+    if not others or not samples:
+        return [*blocks.values(), *others.values()], []
+    everything = {**blocks, **others}
+    with around(model, [station.module for station in everything.values()], device) as visits:
+        runs = [_run(model, everything, sample, visits) for sample in _one_of_each_kind(samples)]
+    counts = [Counter(run) for run in runs]
+    lost = [path for path in others if any(c[path] > 1 for c in counts) or not any(path in c for c in counts)]
+    order = TopologicalSorter[str]()
+    for run in [list(blocks), *runs]:
+        kept = [path for path in run if path not in lost]
+        for before, after in pairwise(kept):
+            order.add(after, before)
+        for path in kept:
+            order.add(path)
+    try:
+        found = list(order.static_order())
+    except CycleError:  # kinds of samples disagree: only the decoder's blocks can be relied upon
+        found, lost = list(blocks), list(others)
+    return [everything[path] for path in found], [everything[path] for path in lost]
+
+
+def _roots(model: nn.Module, outside: Iterable[str]) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """The children of the model's root that hold the weights, with the paths of those."""
+    paths = list(outside)
+    for name, child in model.named_children():
+        inside = [path for path in paths if f"{path}.".startswith(f"{name}.")]
+        if inside:
+            yield name, child, inside
+
+
+def _candidates(path: str, module: nn.Module, weights: list[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The largest modules that hold some of `weights`, and no list of blocks or decoder beside them."""
+    if isinstance(module, (nn.Linear, nn.Embedding)) or not _is_divided(module, path, weights):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        inside = [weight for weight in weights if f"{weight}.".startswith(f"{path}.{name}.")]
+        if inside:
+            yield from _candidates(f"{path}.{name}", child, inside)
+
+
+def _is_divided(module: nn.Module, path: str, weights: list[str]) -> bool:
+    """Whether a list of blocks is inside, or embeddings are among the weights: both are stations of their own."""
+    return any(is_block_list(part) for part in module.modules()) or any(
+        isinstance(module.get_submodule(weight[len(path) + 1 :]), nn.Embedding) for weight in weights
+    )
+
+
+def _one_of_each_kind(samples: Sequence[Sample]) -> list[Sample]:
+    """The largest sample of every set of inputs."""
+    largest: dict[frozenset[str], Sample] = {}
+    for sample in samples:
+        kind = frozenset(key for key, value in sample.items() if value is not None)
+        if kind not in largest or _elements(sample) > _elements(largest[kind]):
+            largest[kind] = sample
+    return list(largest.values())
+
+
+def _elements(sample: Sample) -> int:
+    return sum(value.numel() for value in sample.values() if isinstance(value, Tensor))
+
+
+@torch.no_grad()
+def _run(model: nn.Module, stations: Mapping[str, Target], sample: Sample, visits: OffloadHooks) -> list[str]:
+    """Paths of the stations in the order in which one forward pass calls them."""
+    called: list[str] = []
+    with ExitStack() as stack:
+        for path, station in stations.items():
+            stack.enter_context(visits.watch(station.module, stays=False, on_call=partial(called.append, path)))
+        model(**sample, use_cache=False)
+    return called

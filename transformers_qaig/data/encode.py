@@ -1,0 +1,70 @@
+"""One conversation -> the model's inputs, through the model's own processor."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .labels import answer_labels
+from .messages import Conversation, QuantizerSettings, images_of, text_of
+from .template import form_for_template, logger, render
+from .tensors import as_tensors
+
+
+def encode(
+    processor: Any,
+    conversation: Conversation,
+    tools: QuantizerSettings = None,
+    *,
+    with_labels: bool = False,
+    vocab_size: int | None = None,
+    tell: Callable[[str], None] = logger.warning,
+) -> dict[str, torch.Tensor]:
+    """
+    Tokenises a whole conversation, the assistant's answers included, and its images.
+
+    Args:
+        processor: the model's processor (a tokenizer will do for text).
+        conversation: as `messages.to_conversation` returns it.
+        tools: as `messages.tools_of` returns them.
+        with_labels: add `labels` `[1, T]`: the ids of the assistant's answers, `NO_ANSWER` elsewhere. Each answer costs
+            the processor two more runs.
+        vocab_size: the model takes token ids below; None: not known.
+        tell: called with a sentence for whatever the chat template drops of the user, the system or the tools.
+
+    Returns:
+        The processor's output with batch size 1, on the CPU, under the names that the model's forward takes.
+
+    Raises:
+        ValueError: the processor has neither a chat template nor an image token, or drops what the assistant says.
+        Exception: whatever the processor raises.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        return as_tensors(_encode_without_template(processor, conversation, tools), vocab_size)
+    form = form_for_template(processor, conversation, tools, tell)
+    encoded = render(processor, form, tools, tokenize=True, return_dict=True, return_tensors="pt")
+    sample = as_tensors(encoded, vocab_size)
+    if with_labels:
+        sample["labels"] = answer_labels(processor, form, tools, sample["input_ids"])
+    return sample
+
+
+def _encode_without_template(processor: Any, conversation: Conversation, tools: QuantizerSettings) -> Mapping[str, Any]:
+    if tools or any(turn.get("tool_calls") or turn.get("reasoning_content") for turn in conversation):
+        raise ValueError(
+            f"the sample has tools or reasoning, and {type(processor).__name__} has no chat template to write them: "
+            "set processor.chat_template, or leave this sample out"
+        )
+    images = images_of(conversation)
+    text = "\n".join(text_of(conversation))
+    if not images:
+        return processor(text=text, return_tensors="pt")
+    token = getattr(processor, "image_token", None) or getattr(
+        getattr(processor, "tokenizer", None), "image_token", None
+    )
+    if token is None:
+        raise ValueError(
+            f"{type(processor).__name__} has neither a chat template nor an image token: set processor.chat_template, "
+            "or give processor outputs (a list of dicts with 'input_ids' and the image tensors) as the dataset"
+        )
+    return processor(images=images, text=f"{token}" * len(images) + text, return_tensors="pt")

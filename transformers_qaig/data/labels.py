@@ -1,0 +1,61 @@
+"""Which tokens of a rendered conversation are the assistant's."""
+
+from typing import Any
+
+import torch
+
+from .messages import Conversation, QuantizerSettings
+from .template import render, texts_of
+from .tensors import NO_ANSWER
+
+
+def answer_labels(processor: Any, form: Conversation, tools: QuantizerSettings, ids: torch.Tensor) -> torch.Tensor:
+    """
+    Labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere. An answer begins where the conversation
+    so far, with the prompt to answer, parts from the whole; it ends where the conversation so far, with the answer,
+    does. Each costs the processor two more runs.
+
+    Args:
+        processor: what wrote `ids`.
+        form: the conversation as its chat template takes it.
+        tools: the tools it was rendered with.
+        ids: `[1, T]`.
+
+    Returns:
+        int64 `[1, T]`.
+    """
+    labels = torch.full_like(ids, NO_ANSWER)
+    for index, turn in enumerate(form):
+        if turn["role"] != "assistant" or index == 0:
+            continue
+        asked = _ids(processor, form[:index], tools, add_generation_prompt=True)
+        answered = _ids(processor, form[: index + 1], tools)
+        answer = slice(_shared(asked, ids[0]), _shared(answered, ids[0]))
+        if answer.start >= answer.stop and texts_of(turn):
+            answer = _by_replacing(processor, form, tools, index, ids[0])
+        labels[0, answer] = ids[0, answer]
+    return labels
+
+
+def _by_replacing(processor: Any, form: Conversation, tools: QuantizerSettings, index: int, ids: torch.Tensor) -> slice:
+    """
+    Where the text of turn `index` is, found by another one in its place. For templates that write a turn otherwise
+    once others follow (they leave out its reasoning), so that no beginning of the conversation is one of the whole.
+    """
+    texts = texts_of(form[index])
+    other = next(digit for digit in "012" if digit not in (texts[0].strip()[0], texts[-1].strip()[-1]))
+    content = other if isinstance(form[index]["content"], str) else [{"type": "text", "text": other}]
+    changed = _ids(processor, [*form[:index], {**form[index], "content": content}, *form[index + 1 :]], tools)
+    return slice(_shared(changed, ids), len(ids) - _shared(changed.flip(0), ids.flip(0)))
+
+
+def _ids(processor: Any, form: Conversation, tools: QuantizerSettings, **options: Any) -> torch.Tensor:
+    encoded = render(processor, form, tools, tokenize=True, return_dict=True, return_tensors="pt", **options)
+    return torch.as_tensor(encoded["input_ids"])[0].long().cpu()
+
+
+def _shared(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Length of the longest common beginning of two rows of ids."""
+    length = min(len(a), len(b))
+    differs = (a[:length] != b[:length]).nonzero()
+    return int(differs[0]) if len(differs) else length

@@ -1,0 +1,127 @@
+"""The calibration set that a config asks for, as one model's inputs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..calibration.exclusions import Exclusions, Sample, check_inputs
+from ..config import QAIGConfig
+from ..execution.torch_state import default_torch_state
+from ..loading.source import Source
+from ..recipes import recipe_of
+from .samples import answer_mask, are_encoded, load_samples
+
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+def load_inputs(
+    model: PreTrainedModel,
+    config: QAIGConfig,
+    source: Source | None = None,
+    exclusions: Exclusions | None = None,
+) -> tuple[list[Sample], list[Tensor]]:
+    """
+    Read the calibration set, once.
+
+    Args:
+        model: what the samples are for; may be on the meta device.
+        config: data set, processor, number of samples, seed; under a budget, or for a recipe that asks for them, the
+            answers are told apart.
+        source: where to take the processor from; by default where the model's name says.
+        exclusions: of the run; samples with an input that is not finite are left out.
+
+    Returns:
+        the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
+
+    Raises:
+        ValueError: no processor, no answer where they are asked for, too many inputs that are not finite, or what
+            [`load_samples`] raises.
+    """
+    if "flash" in (attention := model.config.get_text_config()._attn_implementation or ""):
+        raise ValueError(
+            f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
+            "'sdpa' or 'eager', and load the saved model with any."
+        )
+    needs_answers = config.has_budget or recipe_of(config.recipe, config.stages).reads_answers
+    # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither.
+    with default_torch_state():
+        samples = load_samples(
+            config.dataset,
+            _processor(config, source or Source.of(model.name_or_path or "")),
+            num_samples=config.num_samples,
+            seed=config.seed,
+            is_vlm=hasattr(model.config, "vision_config"),
+            columns=config.dataset_columns,
+            token=config.token,
+            with_labels=needs_answers,
+            vocab_size=_vocab_size(model),
+        )
+        answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+    accepted = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    # Labels would only make the forward compute a loss.
+    names = {key for sample in samples for key in sample if (takes_any or key in accepted) and key != "labels"}
+    samples = [
+        Sample({k: _cast(v, model.dtype) for k, v in sample.items() if k in names}, sample.index) for sample in samples
+    ]
+    stay = check_inputs(samples, exclusions if exclusions is not None else Exclusions())
+    samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
+    if needs_answers and not any(bool(answer.any()) for answer in answers):
+        asked = "a budget" if config.has_budget else f"`recipe={config.recipe!r}`"
+        raise ValueError(
+            f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
+            "conversations in which the assistant answers, or another recipe."
+        )
+    return samples, answers
+
+
+def picture_tokens(model: nn.Module) -> list[int]:
+    """Ids of the tokens that stand for pieces of pictures and videos, as the model's config names them."""
+    config = getattr(model, "config", None)
+    return [token for name in IMAGE_TOKENS if isinstance(token := getattr(config, name, None), int)]
+
+
+def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    """Bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
+    ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
+    return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
+
+
+def _vocab_size(model: PreTrainedModel) -> int | None:
+    """Token ids are below: rows of the embedding, and ids of placeholders that the model replaces before it looks."""
+    embeddings = model.get_input_embeddings()
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        return None
+    rows = weight.shape[0] + int(getattr(embeddings, "num_additional_embeddings", 0))
+    return max([rows, *(token + 1 for token in picture_tokens(model))])
+
+
+def _processor(config: QAIGConfig, source: Source) -> Any:
+    processor = config.processor
+    if processor is not None and not isinstance(processor, (str, os.PathLike)):
+        return processor
+    if processor is not None:
+        source = Source.of(processor)
+    try:
+        return source.load_processor(token=config.token, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        if are_encoded(config.dataset):
+            return None
+        raise ValueError(
+            f"Calibration needs the model's processor, and none could be loaded from {source.name!r} ({error}). "
+            "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
+            "as the dataset; or recipe='rtn', which reads no data."
+        ) from error
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

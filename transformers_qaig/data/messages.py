@@ -1,0 +1,131 @@
+"""One record of a calibration set -> one conversation, with every image opened.
+
+A conversation is a list of `{"role": str, "content": list}`; the content's parts are `{"type": "image", "image":
+PIL.Image}` and `{"type": "text", "text": str}`: the one form that every processor's chat template understands. What
+else a turn has for the template (`tool_calls`, `reasoning_content`, `name` ...) stays in it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .columns import find_columns
+from .images import open_image
+from .questions import question_and_answer
+from .turns import Turn, parse_json, read_messages, text_part, without_none
+
+Conversation = list[Turn]
+QuantizerSettings = list[dict[str, Any] | Callable] | None  # JSON schemas or functions
+
+IMAGE_MARKER = "<image>"
+
+
+def to_conversation(
+    record: Any, columns: Mapping[str, str] | None = None, base_dir: Path | None = None
+) -> Conversation:
+    """
+    Turns one record into a conversation.
+
+    Args:
+        record: a list of chat messages; a dict with messages (and images that fill the placeholders in order); a
+            dict with an image, a question and an answer, each a text or (TRL's `prompt`, `completion`, `chosen`) a
+            list of messages; a bare PIL image; or a bare `str` (text only).
+        columns: what the record calls its parts (default: found by name), see [`columns.COLUMN_NAMES`].
+        base_dir: the folder that relative image paths start from.
+
+    Raises:
+        ValueError, TypeError: the record is none of these, or one of its images cannot be opened.
+    """
+    if isinstance(record, str):
+        return [{"role": "user", "content": [text_part(record)]}]
+    if isinstance(record, (Image.Image, np.ndarray, torch.Tensor)):
+        record = {"image": record}
+    if isinstance(record, Mapping):
+        found = find_columns(record, columns)
+        images = _images_of(record[found["image"]], base_dir) if "image" in found else []
+        if "messages" in found:
+            conversation = read_messages(record[found["messages"]], base_dir)
+        else:
+            conversation = question_and_answer(record, found, base_dir)
+        if "system" in found and record[found["system"]]:
+            conversation = _with_system(conversation, record[found["system"]], found["system"])
+        return _fill(conversation, images)
+    if isinstance(record, Sequence) and not isinstance(record, (bytes, bytearray)):
+        return _fill(read_messages(record, base_dir), [])
+    raise TypeError(
+        f"a sample must be a list of chat messages, a dict, a PIL image or a str, not {type(record).__name__}"
+    )
+
+
+def tools_of(record: Any, columns: Mapping[str, str] | None = None) -> QuantizerSettings:
+    """
+    The tools that a record offers to the assistant, for the chat template; None: no tools.
+
+    Raises:
+        ValueError: they are no list of JSON schemas or functions.
+    """
+    name = find_columns(record, columns).get("tools") if isinstance(record, Mapping) else None
+    if name is None or not record[name]:
+        return None
+    tools = without_none(parse_json(record[name], f"the column {name!r}"))
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    tools = [parse_json(tool, "a tool") for tool in tools] if isinstance(tools, list) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) or callable(tool) for tool in tools):
+        raise ValueError(f"the column {name!r} must be a list of JSON schemas or functions, it is {tools!r:.80}")
+    return tools or None
+
+
+def text_of(conversation: Conversation) -> list[str]:
+    """Every text part, in order."""
+    return [part["text"] for message in conversation for part in message["content"] if part["type"] == "text"]
+
+
+def images_of(conversation: Conversation) -> list[Image.Image]:
+    """Every image, in order."""
+    return [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
+
+
+def _with_system(conversation: Conversation, system: Any, name: str) -> Conversation:
+    if not isinstance(system, str):
+        raise ValueError(f"the column {name!r} must be a str, it is {type(system).__name__}")
+    if conversation[0]["role"] == "system":
+        return conversation
+    return [{"role": "system", "content": [text_part(system)]}, *conversation]
+
+
+def _images_of(value: Any, base_dir: Path | None) -> list[Image.Image]:
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+    return [open_image(source, base_dir) for source in (value if several else [value]) if source is not None]
+
+
+def _fill(conversation: Conversation, images: list[Image.Image]) -> Conversation:
+    """Puts `images` into the placeholders: image parts without a source, else `<image>` in the text, else in front."""
+    for message in conversation:
+        parts = [p for p in message["content"] if p["type"] != "text"]
+        if images and not parts:
+            message["content"] = [p for part in message["content"] for p in _split_marker(part["text"])]
+    slots = [p for m in conversation for p in m["content"] if p["type"] == "image" and p["image"] is None]
+    if images and not slots:
+        first = next((m for m in conversation if m["role"] == "user"), conversation[0])
+        slots = [{"type": "image", "image": None} for _ in images]
+        first["content"] = slots + first["content"]
+    if len(slots) != len(images):
+        raise ValueError(
+            f"the messages have {len(slots)} image placeholders and the sample has {len(images)} images: "
+            "give one image for each placeholder"
+        )
+    for slot, image in zip(slots, images):
+        slot["image"] = image
+    return conversation
+
+
+def _split_marker(text: str) -> Iterator[dict[str, Any]]:
+    for i, piece in enumerate(text.split(IMAGE_MARKER)):
+        if i:
+            yield {"type": "image", "image": None}
+        if piece.strip():
+            yield text_part(piece.strip("\n"))

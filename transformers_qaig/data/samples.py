@@ -1,0 +1,192 @@
+"""Calibration data: whatever the user has -> a list of model inputs."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..calibration.exclusions import Sample
+from .columns import find_columns
+from .encode import encode
+from .images import shrink
+from .messages import Conversation, to_conversation, tools_of
+from .preview import preview
+from .sources import choose_records, open_records
+from .tensors import answer_mask, as_tensors, has_image, token_mask
+
+__all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
+
+logger = logging.getLogger("transformers_qaig")
+
+SHOWN = 10  # samples that a warning names
+
+
+def load_samples(
+    dataset: Any,
+    processor: Any,
+    *,
+    num_samples: int,
+    seed: int,
+    is_vlm: bool = True,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int | None = None,
+    max_length: int | None = None,
+    token: str | bool | None = None,
+    with_labels: bool = False,
+    vocab_size: int | None = None,
+) -> list[Sample]:
+    """
+    Loads calibration samples as the model's inputs.
+
+    Args:
+        dataset: one of
+
+            - `None`: the bundled default set (image + text, works offline);
+            - conversations: each a list of chat messages, a dict `{"messages": ..., "images": ..., "tools": ...}`, a
+              dict like `{"image": ..., "question": ..., "answer": ...}` or TRL's `prompt` with `completion` or
+              `chosen`; images are PIL images, paths, URLs, `data:` URLs or arrays. A list, any sequence, any iterable
+              (consumed once), a table's rows, a `datasets.Dataset` or `IterableDataset`; of a `DatasetDict` its only
+              split, else `train`;
+            - processor outputs: dicts with `input_ids`; padded batches keep their `attention_mask`;
+            - a `str`: a `.json`/`.jsonl` file of such records, or a set on the Hub: `"org/name"`,
+              `"org/name:split"`, `"org/name:config:split"` (streamed; split `train` unless said).
+        processor: the model's processor; None will do for processor outputs.
+        num_samples: how many samples to keep. More are shuffled by `seed` and cut; fewer are all used.
+        seed: seed of the choice and its order.
+        is_vlm: whether the model takes images. If so, a set without a single image is warned about.
+        columns: what the records call their `messages`, `image`, `prompt`, `response`, `context`, `choices`, `system`,
+            `tools` (default: found by name).
+        max_pixels: larger images are scaled down to this many pixels (memory grows with them).
+        max_length: samples longer than this many tokens are left out; cutting would break the image tokens.
+        token: for a gated set on the Hub.
+        with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
+        vocab_size: token ids of the model are below; None: not known.
+
+    Returns:
+        At most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
+
+    Raises:
+        ValueError: no sample is left, or one cannot be used (the message has its index, the cause and what to do).
+        TypeError: `dataset` is none of the forms above.
+        ImportError: `dataset` names a Hub set and `datasets` is not installed.
+    """
+    for name, value in (("num_samples", num_samples), ("max_pixels", max_pixels), ("max_length", max_length)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, it is {value}")
+    records, base_dir = open_records(dataset, with_images=is_vlm, token=token)
+    encoder = _Encoder(processor, columns, base_dir, max_pixels, with_labels, vocab_size)
+    samples: list[Sample] = []
+    left_out = 0
+    for index, record in choose_records(records, num_samples, seed, keep_rest=max_length is not None):
+        sample = encoder(index, record)
+        if max_length is not None and sample["input_ids"].shape[1] > max_length:
+            left_out += 1
+            continue
+        samples.append(Sample(sample, index))
+        if len(samples) == num_samples:
+            break
+    encoder.tell()
+    _report(samples, processor, num_samples, left_out, max_length, is_vlm)
+    return samples
+
+
+def are_encoded(dataset: Any) -> bool:
+    """Whether `dataset` is a list of processor outputs, which need no processor any more."""
+    return isinstance(dataset, (list, tuple)) and all(_is_encoded(record) for record in dataset)
+
+
+def _is_encoded(record: Any) -> bool:
+    return isinstance(record, Mapping) and "input_ids" in record
+
+
+@dataclass
+class _Encoder:
+    """Records -> samples; whatever goes wrong on the way names the record."""
+
+    processor: Any
+    columns: Mapping[str, str] | None
+    base_dir: Path | None
+    max_pixels: int | None
+    with_labels: bool
+    vocab_size: int | None
+    notes: dict[str, list[int]] = field(default_factory=dict)  # what was dropped, and of which samples
+
+    def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor]:
+        if _is_encoded(record):
+            try:
+                return as_tensors(record, self.vocab_size)
+            except ValueError as error:
+                raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
+        if self.columns is not None and isinstance(record, Mapping):
+            find_columns(record, self.columns)  # a wrong column map is no fault of this sample: it speaks for itself
+        try:
+            conversation = to_conversation(record, self.columns, self.base_dir)
+            tools = tools_of(record, self.columns)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"calibration sample {index} is not usable: {error}") from error
+        except Exception as error:  # a record may be any object
+            raise ValueError(f"calibration sample {index} is not usable ({type(error).__name__}: {error})") from error
+        try:
+            return encode(
+                self.processor,
+                _shrunk(conversation, self.max_pixels),
+                tools,
+                with_labels=self.with_labels,
+                vocab_size=self.vocab_size,
+                tell=lambda note: self.notes.setdefault(note, []).append(index),
+            )
+        except Exception as error:  # processors raise every kind
+            raise ValueError(
+                f"calibration sample {index} was refused by {type(self.processor).__name__} "
+                f"({type(error).__name__}: {error}). Remove or mend this sample, check that the processor belongs to "
+                "the model, or pass processor outputs as the dataset"
+            ) from error
+
+    def tell(self) -> None:
+        """Warns once of each thing that the chat template dropped."""
+        for note, indices in self.notes.items():
+            which = sorted(set(indices))
+            more = f" and {len(which) - SHOWN} more" if len(which) > SHOWN else ""
+            logger.warning("%s, in calibration samples %s%s", note, ", ".join(map(str, which[:SHOWN])), more)
+
+
+def _shrunk(conversation: Conversation, max_pixels: int | None) -> Conversation:
+    for message in conversation:
+        for part in message["content"]:
+            if part["type"] == "image":
+                part["image"] = shrink(part["image"], max_pixels)
+    return conversation
+
+
+def _report(
+    samples: Sequence[Sample],
+    processor: Any,
+    num_samples: int,
+    left_out: int,
+    max_length: int | None,
+    is_vlm: bool,
+) -> None:
+    """Logs what was loaded, with one decoded sample; warns about a set that would harm the model."""
+    if not samples:
+        why = f"all {left_out} are longer than max_length={max_length} tokens" if left_out else "the dataset is empty"
+        raise ValueError(f"no calibration sample: {why}")
+    with_image = sum(has_image(sample) for sample in samples)
+    tokens = sum(int(token_mask(sample).sum()) for sample in samples)
+    short = f" ({num_samples} were asked for)" if len(samples) < num_samples else ""
+    dropped = f", {left_out} left out as longer than {max_length} tokens" if left_out else ""
+    logger.info(
+        "calibration: %d samples%s, %d with an image, %d tokens%s", len(samples), short, with_image, tokens, dropped
+    )
+    logger.info("calibration sample: %s", preview(processor, samples[0]))
+    if is_vlm and not with_image:
+        warnings.warn(
+            "The calibration data has no image. A vision-language model then never sees its vision tokens while it is "
+            "quantized: their statistics, which differ from the text's, are missing, and answers about images get "
+            "worse. Give image + text conversations, or leave dataset out to use the bundled default set.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,204 @@
+"""A block's door: where a sample's forward pass stops until the conductor hands over the block's output.
+
+The forward runs as a greenlet on the one OS thread, where PyTorch's modes (grad, inference, autocast) belong to the
+thread, not to the greenlet; so they are swapped at every switch.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..calibration.exclusions import NotFinite
+from .torch_state import Modes
+
+
+@dataclass
+class LayerInputs:
+    """What one sample's forward called one block with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def to(self, device: torch.device | str) -> LayerInputs:
+        """The same call with its tensors on `device`; one tensor passed twice stays one tensor."""
+        args, kwargs = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
+        return LayerInputs(args, kwargs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages behind the tensors of this call, each counted once."""
+        return storage_bytes(self.tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _refuse(found: Mapping[int, str]) -> None:
+    raise NotFinite(*next(iter(found.items())))
+
+
+@dataclass(frozen=True)
+class TargetInputs:
+    """
+    The samples as they stand at a block's door.
+
+    Attributes:
+        calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream.
+        masks: bool [B, T] per sample, True at real tokens.
+        leave_out: takes samples, and where each of them is not finite, out of `calls` and `calls_q`; or raises.
+    """
+
+    calls: Mapping[int, LayerInputs]
+    calls_q: Mapping[int, LayerInputs]
+    masks: Sequence[Tensor]
+    leave_out: Callable[[Mapping[int, str]], None] = _refuse
+
+
+class Forward(greenlet):
+    """One sample's forward pass, and the door at which it stands."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        blocks: Sequence[nn.Module],
+        inputs_device: torch.device | str | None,
+    ):
+        super().__init__()
+        self.index = -1
+        """The last door reached."""
+        self.call: LayerInputs | None = None
+        """What waits there; None while running and after the end."""
+        self.door_of = {id(block): index for index, block in enumerate(blocks)}
+        self.gr_context = copy_context()
+        self._model, self._inputs, self._door_device = model, inputs, inputs_device
+        self._modes = Modes.now()._replace(grad=False, inference=False)
+        self._ending = False
+        self._seen: dict[int, weakref.ref[Tensor]] = {}
+
+    def held(self) -> list[Tensor]:
+        """What the call holds, and what earlier ones did and the model's own code still does: embeddings, masks."""
+        kept = [tensor for seen in self._seen.values() if (tensor := seen()) is not None]
+        return kept if self.call is None else kept + self.call.tensors
+
+    def run(self) -> Any:
+        return self._model(**self._inputs)
+
+    def stop_at(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Called in the forward itself: pauses it, and returns what the conductor hands over as the block's output."""
+        if self._ending:
+            raise GreenletExit
+        if index <= self.index:
+            what = "a second time" if index == self.index else f"after block {self.index}"
+            raise RuntimeError(
+                f"block {index} is called {what}: `blocks` must be in the order in which they run, once each."
+            )
+        call = LayerInputs(args, kwargs)
+        device = next((tensor.device for tensor in call.tensors), None)
+        alive = {key: seen for key, seen in self._seen.items() if seen() is not None}
+        self._seen = alive | {id(tensor): weakref.ref(tensor) for tensor in call.tensors}
+        self.index, self.call = index, call if self._door_device is None else call.to(self._door_device)
+        del call
+        assert self.parent is not None
+        output = self.parent.switch()
+        return output if device is None else map_tensors(lambda tensor: tensor.to(device), output)
+
+    def run_on(self, switch: Callable[..., Any], *value: Any) -> Any:
+        """Called by the conductor: runs the forward to its next stop, in the forward's own modes."""
+        self.call = None
+        self.parent = getcurrent()
+        ours = Modes.now()
+        try:
+            with torch.inference_mode(self._modes.inference):
+                try:
+                    self._modes.set()
+                    return switch(*value)
+                finally:
+                    self._modes = Modes.now()
+        finally:
+            ours.set()
+
+    def end(self) -> None:
+        """Unwinds a paused forward."""
+        self._ending = True
+        if self:  # started and not dead
+            self.run_on(self.throw, GreenletExit)
+
+
+class ForwardInterceptor:
+    """Stands in for `block.forward` while any stream needs it; every stream over the block shares it."""
+
+    NAMES = ("forward", "__deepcopy__")
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+        self.streams = 0
+        self.__wrapped__ = block.forward  # `inspect.signature(block.forward)` stays the block's
+
+    @classmethod
+    def at(cls, block: nn.Module) -> ForwardInterceptor:
+        """The block's door, put up if it has none, with one stream more."""
+        door = vars(block).get("forward")
+        if not isinstance(door, cls):
+            door = cls(block)
+            door._put_up()
+        door.streams += 1
+        return door
+
+    def leave(self) -> None:
+        """One stream less; the last one takes the door down."""
+        self.streams -= 1
+        if not self.streams:
+            self._take_down()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        caller = getcurrent()
+        if isinstance(caller, Forward) and id(self.block) in caller.door_of:
+            return caller.stop_at(caller.door_of[id(self.block)], args, kwargs)
+        return self.__wrapped__(*args, **kwargs)
+
+    def _copy_block(self, memo: dict[int, Any]) -> nn.Module:
+        self._take_down()
+        try:
+            return copy.deepcopy(self.block, memo)
+        finally:
+            self._put_up()
+
+    def _put_up(self) -> None:
+        attributes = vars(self.block)
+        self._own = {name: attributes[name] for name in self.NAMES if name in attributes}
+        attributes.update(forward=self, __deepcopy__=self._copy_block)
+
+    def _take_down(self) -> None:
+        for name in self.NAMES:
+            vars(self.block).pop(name, None)
+        vars(self.block).update(self._own)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Applies `function` to the tensors of nested containers, once to each, so that one tensor stays one tensor."""
+    done: dict[int, Tensor] = {}
+
+    def once(tensor: Tensor) -> Tensor:
+        if id(tensor) not in done:
+            done[id(tensor)] = function(tensor)
+        return done[id(tensor)]
+
+    return tree_map_only(Tensor, once, tree)
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each counted once."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())

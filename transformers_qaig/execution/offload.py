@@ -1,0 +1,118 @@
+"""What stands around the blocks computes on a device, called by forward passes that stay on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .interceptor import map_tensors
+
+
+class OffloadHooks:
+    """
+    Modules of a model on the CPU that compute on a device: while a watched module runs, its weights are copies there,
+    and so are its arguments; what it returns goes to the CPU.
+
+    So the model's own code sees a model on the CPU. A forward pass that is paused in it keeps nothing on the device,
+    however many of them wait; of weights, only those are there that were called for since the last `leave`.
+
+    Leaving the context ends all watching.
+
+    Args:
+        device: None, or the CPU, moves nothing.
+    """
+
+    def __init__(self, device: torch.device | str | None):
+        self._device = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
+        self._copies: dict[int, Tensor] = {}  # by the id of the model's own tensor
+        self._homes: dict[int, tuple[Tensor, Tensor]] = {}  # the model's own tensor, and its values on the CPU
+        self._running: nn.Module | None = None
+        self._watched = ExitStack()
+
+    def __enter__(self) -> OffloadHooks:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._watched.close()
+        for tensor, home in self._homes.values():  # an interrupt, unlike an error, runs no hooks
+            tensor.data = home
+        self._homes.clear()
+        self._running = None
+        self.leave()
+
+    def watch(self, module: nn.Module, *, stays: bool = True, on_call: Callable[[], None] | None = None) -> ExitStack:
+        """
+        Let `module` compute on the device until the context, or what is returned, is closed.
+
+        Args:
+            module: calls no module in which a forward pass is paused; does not change its weights.
+            stays: whether their copies wait there for the next call, or are dropped after each one.
+            on_call: called before it computes.
+        """
+
+        def go(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+            if on_call is not None:
+                on_call()
+            if self._device is None or self._running is not None:  # in a module that is there already
+                return None
+            self._running = module
+            for tensor in _weights(module):
+                self._homes[id(tensor)] = tensor, tensor.data
+                if id(tensor) not in self._copies:
+                    self._copies[id(tensor)] = tensor.data.to(self._device)
+                tensor.data = self._copies[id(tensor)]
+            return map_tensors(lambda tensor: tensor.to(self._device), (args, kwargs))
+
+        def back(module: nn.Module, args: tuple, output: Any) -> Any:
+            if self._running is not module:
+                return None
+            self._running = None
+            for tensor in _weights(module):
+                # A tensor that was not there before: rotary frequencies may be made anew for a longer text.
+                _, home = self._homes.pop(id(tensor), (tensor, None))
+                tensor.data = tensor.data.cpu() if home is None else home
+                if not stays:
+                    self._copies.pop(id(tensor), None)
+            return map_tensors(lambda tensor: tensor.cpu(), output)
+
+        watching = ExitStack()
+        watching.callback(module.register_forward_pre_hook(go, prepend=True, with_kwargs=True).remove)
+        watching.callback(module.register_forward_hook(back, always_call=True).remove)
+        self._watched.callback(watching.close)
+        return watching
+
+    def leave(self) -> None:
+        """Drop the copies on the device. Whoever is called next makes them again."""
+        self._copies.clear()
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def around(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | str | None) -> OffloadHooks:
+    """
+    Within the context, the modules around `blocks` (towers, projector, norms, head) compute on `device`.
+
+    Embeddings do not: a lookup is no work, and their table may be a gigabyte. A block is moved by whoever calls it.
+    """
+    visits = OffloadHooks(device)
+    for module in _beside(model, {id(block) for block in blocks}):
+        visits.watch(module)
+    return visits
+
+
+def _beside(module: nn.Module, blocks: set[int]) -> Iterator[nn.Module]:
+    """The modules with weights, large and small, that neither are in a block nor hold one."""
+    if id(module) in blocks:
+        return
+    has_weights = any(True for _ in _weights(module)) and not isinstance(module, nn.Embedding)
+    if has_weights and blocks.isdisjoint(map(id, module.modules())):
+        yield module
+    for child in module.children():
+        yield from _beside(child, blocks)

@@ -1,0 +1,228 @@
+"""Every calibration sample is a paused forward pass.
+
+The model's own `forward` stops at each block's door with the block's arguments. The conductor runs the block (or what
+replaces it), hands back the output, and the model's own code carries it to the next door: what a model does between its
+blocks needs no copy here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..calibration.exclusions import Exclusions, Sample
+from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, storage_bytes
+
+
+class Waiting(Mapping[int, LayerInputs]):
+    """The samples whose forward stands at one block, in order.
+
+    A live view: a sample leaves it when its forward is resumed, so that nothing here keeps its tensors alive.
+    """
+
+    def __init__(self, forwards: Sequence[Forward], index: int):
+        self._forwards = forwards
+        self._index = index
+
+    def __getitem__(self, sample: int) -> LayerInputs:
+        if not 0 <= sample < len(self._forwards) or not self._stands(sample):
+            raise KeyError(f"sample {sample} does not wait at block {self._index}")
+        call = self._forwards[sample].call
+        assert call is not None
+        return call
+
+    def __iter__(self) -> Iterator[int]:
+        return (sample for sample in range(len(self._forwards)) if self._stands(sample))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _stands(self, sample: int) -> bool:
+        forward = self._forwards[sample]
+        return forward.call is not None and forward.index == self._index
+
+
+class PausedForwards:
+    """One stream: a forward pass of `model` for each sample, each paused at a block's door.
+
+    ```python
+    with PausedForwards(model, blocks, samples) as stream:
+        for index, block in enumerate(blocks):
+            for sample, call in stream.waiting(index).items():
+                stream.resume(sample, block(*call.args, **call.kwargs))
+    ```
+
+    Streams over the same model may be open at the same time. Outside of a sample's forward a door is transparent, and
+    a deep copy of a block has none. Hooks registered on a block itself run where it is called: in the sample's forward
+    and, with `block(...)`, in the conductor; `block.forward(...)` leaves them out.
+
+    Leaving the context ends every unfinished forward and takes the doors down, whatever happened. After the last
+    block there is no need to resume: leaving without it saves the logits.
+
+    Args:
+        model: called as `model(**sample, use_cache=False)` under `no_grad`, in the mode (eval, train) it is in.
+        blocks: the modules to stop at, in the order in which they run. A sample may skip some of them.
+        samples: model inputs, on the device where the model expects them.
+        inputs_device: where the tensors of a `LayerInputs` are put; None leaves them where the model has them.
+        on_finish: called as `on_finish(sample, output)` with the output of a forward that ran to its end. Without it
+            outputs are kept: see `outputs`.
+
+    Raises:
+        ValueError: a block is in `blocks` twice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        samples: Sequence[Mapping[str, Any]],
+        *,
+        inputs_device: torch.device | str | None = None,
+        on_finish: Callable[[int, Any], None] | None = None,
+    ):
+        if len({id(block) for block in blocks}) != len(blocks):
+            raise ValueError("`blocks` holds the same module twice: each block needs a door of its own.")
+        self._model = model
+        self._blocks = list(blocks)
+        self._samples = samples
+        self._door_device = inputs_device
+        self._outputs: list[Any] = [None] * len(samples)
+        self._on_finish = on_finish or self._outputs.__setitem__
+        self._forwards: list[Forward] = []
+        self._dropped: set[int] = set()
+        self._open: ExitStack | None = None
+
+    def __enter__(self) -> PausedForwards:
+        if self._open is not None:
+            raise RuntimeError("this PausedForwards is already open: make another one for a second stream.")
+        with ExitStack() as stack:
+            for block in self._blocks:
+                stack.callback(ForwardInterceptor.at(block).leave)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._open is None:
+            return
+        doors, self._open = self._open, None
+        forwards, self._forwards = self._forwards, []
+        with doors:  # taken down even if a forward fails while it ends
+            for forward in forwards:
+                doors.callback(forward.end)
+
+    def waiting(self, index: int) -> Waiting:
+        """The samples that stand at block `index`, with their calls. Forwards start at the first call.
+
+        Raises:
+            IndexError: there is no such block.
+            RuntimeError: outside of the context, or a sample still stands at an earlier block.
+        """
+        if self._open is None:
+            raise RuntimeError("PausedForwards is not open: use it in a `with` statement.")
+        if not 0 <= index < len(self._blocks):
+            raise IndexError(f"there is no block {index}: this stream has {len(self._blocks)}.")
+        for sample in range(len(self._forwards), len(self._samples)):
+            inputs = {**self._samples[sample], "use_cache": False}
+            self._forwards.append(Forward(self._model, inputs, self._blocks, self._door_device))
+            if sample not in self._dropped:
+                self._advance(sample)
+        for sample, forward in enumerate(self._forwards):
+            if forward.call is not None and forward.index < index:
+                raise RuntimeError(
+                    f"sample {sample} still waits at block {forward.index}: resume it before block {index}."
+                )
+        return Waiting(self._forwards, index)
+
+    def resume(self, sample: int, output: Any) -> None:
+        """Hand `sample` the output of the block it stands at; its forward runs on to its next door or to its end.
+
+        `output` is detached and moved to the device of the block's input. The model may write into it.
+
+        Raises:
+            RuntimeError: the sample stands at no door, or its forward failed (the cause is chained).
+        """
+        if not 0 <= sample < len(self._forwards) or self._forwards[sample].call is None:
+            raise RuntimeError(f"sample {sample} does not wait at any block.")
+        self._advance(sample, map_tensors(lambda t: t.detach() if t.requires_grad else t, output))
+
+    def drop(self, sample: int) -> None:
+        """End `sample`'s forward where it stands, or never start it: it waits at no block any more."""
+        self._dropped.add(sample)
+        if sample < len(self._forwards):
+            self._forwards[sample].end()
+
+    def outputs(self) -> list[Any]:
+        """The model's output for each sample: None if its forward did not finish, or if `on_finish` took it."""
+        return list(self._outputs)
+
+    def nbytes(self) -> int:
+        """Bytes of the storages that paused forwards hold, as far as they came by a door; each counted once."""
+        return storage_bytes(tensor for forward in self._forwards if forward.call for tensor in forward.held())
+
+    def _advance(self, sample: int, *value: Any) -> None:
+        forward = self._forwards[sample]
+        try:
+            result = forward.run_on(forward.switch, *value)
+        except Exception as error:
+            where = f"after block {forward.index}" if forward.index >= 0 else "before the first block"
+            raise RuntimeError(f"the forward of sample {sample} failed {where}: {error}") from error
+        if forward.dead:
+            self._on_finish(sample, result)
+
+
+def leaving_out(
+    exclusions: Exclusions, samples: Sequence[Sample], advice: str, *streams: PausedForwards
+) -> Callable[[Mapping[int, str]], None]:
+    """
+    Drop the samples that are left out already from open streams.
+
+    Returns:
+        what drops more of them: takes position in `samples` → where NaN or Inf turned up. It raises as [`Exclusions`]
+        does, with `advice`.
+    """
+
+    def drop(gone: Iterable[int]) -> None:
+        for sample in gone:
+            for stream in streams:
+                stream.drop(sample)
+
+    def leave_out(found: Mapping[int, str]) -> None:
+        exclusions.add({samples[sample].index: where for sample, where in found.items()}, advice)
+        drop(found)
+
+    drop(position for position, sample in enumerate(samples) if sample in exclusions)
+    return leave_out
+
+
+@contextmanager
+def resident(block: nn.Module, device: torch.device | str | None) -> Iterator[nn.Module]:
+    """Within the context, the block's parameters and buffers are on `device`; then whatever it holds goes back.
+
+    Args:
+        block: on one device, but for tensors that are already on `device` because they are tied to others there. It is
+            moved, not copied; nothing happens if it is already there.
+        device: None leaves the block where it is.
+
+    Raises:
+        ValueError: the block is spread over several devices, or has no data (`meta`).
+    """
+    target = None if device is None else torch.empty(0, device=device).device  # "cuda" → "cuda:0"
+    devices = {tensor.device for tensor in chain(block.parameters(), block.buffers())}
+    homes = devices - {target}
+    if target is None or not homes:
+        yield block
+        return
+    if len(homes) > 1 or torch.device("meta") in devices:
+        raise ValueError(
+            f"a block on {', '.join(sorted(map(str, devices)))} cannot be moved to {target} and back: place each block "
+            "as a whole on one device that holds data."
+        )
+    try:
+        yield block.to(target)
+    finally:
+        block.to(homes.pop())

@@ -1,0 +1,254 @@
+"""`kernels.h`, `layout.h` and `tuning.h` of `csrc/cuda` in Python: arguments, byte by byte, and the rules of a launch.
+
+The names are theirs. tests/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ...nn.packing import num_groups
+
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MOST_LAYERS, MOST_ROWS = 8, 16
+DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
+COLUMNS_THREADS, MOST_COLUMNS = 128, 32
+DECODE_WARPS = DECODE_THREADS // 32
+TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
+TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
+MOST_STEPS = 1 << 31
+MOST_GRID_Y = 65_535
+INTEGER_STAGES = 4
+MIXED = 0  # stands for the bits of the mixed kernel
+BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
+
+
+class Layer(ctypes.Structure):
+    """`QaigLayer`."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("token_scale", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("x_stride", ctypes.c_longlong),
+        ("x_slots", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("bits", ctypes.c_int),
+        ("scale_type", ctypes.c_int),
+        ("bias_type", ctypes.c_int),
+        ("reserved", ctypes.c_int),
+    )
+
+
+class Decode(ctypes.Structure):
+    """`QaigDecode`."""
+
+    _fields_ = (
+        ("partials", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("layer_count", ctypes.c_int),
+        ("layers", Layer * MOST_LAYERS),
+    )
+
+
+class Dequantize(ctypes.Structure):
+    """`QaigDequantize`."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("start", ctypes.c_int),
+        ("stop", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("bits", ctypes.c_int),
+        ("scale_type", ctypes.c_int),
+        ("type", ctypes.c_int),
+    )
+
+
+class Arrange(ctypes.Structure):
+    """`QaigArrange`."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("token_scale", ctypes.c_void_p),
+        ("rotation_seed", ctypes.c_ulonglong),
+        ("rotation_block", ctypes.c_int),
+        ("rows", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("slots", ctypes.c_int),
+        ("bytes", ctypes.c_int),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a weight in CUDA order; `group_size` in channels, never -1."""
+
+    out_features: int
+    in_features: int
+    group_size: int
+    bits: int
+
+    @classmethod
+    def of(cls, out_features: int, in_features: int, group_size: int, bits: int) -> "Shape":
+        """With `group_size` as a layer has it, -1 included.
+
+        Raises:
+            ValueError: if `group_size` does not divide `in_features`.
+        """
+        return cls(out_features, in_features, in_features // num_groups(in_features, group_size), bits)
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.out_features // BLOCK_ROWS)
+
+    @property
+    def groups(self) -> int:
+        return self.in_features // self.group_size
+
+    @property
+    def tiles(self) -> int:
+        units = self.groups * -(-self.group_size // UNIT_SLOTS)
+        return (units + 1) // 2
+
+    @property
+    def slots(self) -> int:
+        return self.tiles * TILE_SLOTS
+
+    @property
+    def items(self) -> int:
+        """Row blocks by tiles."""
+        return self.row_blocks * self.tiles
+
+    @property
+    def in_channel_order(self) -> bool:
+        """Whether slot i is channel i."""
+        return self.groups == 1 or self.group_size % UNIT_SLOTS == 0
+
+
+class Tuning(NamedTuple):
+    """A row of `kTunings`."""
+
+    capability: int
+    most_decode_rows: int
+    most_fused_rows: int
+    most_integer_rows: int
+    chunk_bytes: int
+
+
+TUNINGS = (
+    Tuning(0, 32, 0, 0, 2 << 20),
+    Tuning(80, 16, 256, 1 << 16, 16 << 20),
+    Tuning(86, 16, 256, 1 << 16, 3 << 20),
+    Tuning(89, 16, 256, 1 << 16, 16 << 20),
+    Tuning(90, 16, 128, 192, 256 << 20),
+    Tuning(100, 16, 128, 128, 32 << 20),
+    Tuning(120, 16, 256, 1 << 16, 32 << 20),
+)
+
+
+class Columns(ctypes.Structure):
+    """`QaigColumns`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("errors", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
+        ("groups", ctypes.c_void_p),
+        ("step", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("size", ctypes.c_longlong),
+        ("factor_row", ctypes.c_longlong),
+        ("factor_column", ctypes.c_longlong),
+        ("count", ctypes.c_int),
+        ("group_count", ctypes.c_int),
+        ("max_code", ctypes.c_int),
+    )
+
+
+def columns_grid(size: int) -> int:
+    return -(-size // COLUMNS_THREADS)
+
+
+def tuning_for(capability: int) -> Tuning:
+    return [t for t in TUNINGS if t.capability <= capability][-1]
+
+
+def decode_columns(rows: int) -> int:
+    return 8 if rows <= 8 else 16
+
+
+def decode_shared_bytes(bits: int, columns: int) -> int:
+    bits = bits or 8  # the mixed kernel has room for the most
+    stages = {2: 6, 3: 4, 4: 3, 8: 2}[bits]
+    return DECODE_WARPS * stages * (bits * 512 + 2 * BLOCK_ROWS * 3) + _sum_bytes(columns)
+
+
+def decode_grid(items: int, processors: int, columns: int) -> int:
+    return min(-(-items // DECODE_WARPS), processors * (3 if columns == 8 else 2))
+
+
+def decode_partial_bytes(grid: int, columns: int) -> int:
+    return 2 * grid * _sum_bytes(columns)
+
+
+def tiled_outputs(shape: Shape, rows: int) -> int:
+    return -(-shape.row_blocks // TILED_ROW_BLOCKS) * -(-rows // TILED_COLUMNS)
+
+
+def tiled_steps(shape: Shape, rows: int) -> int:
+    return tiled_outputs(shape, rows) * shape.tiles
+
+
+def tiled_grid(steps: int, processors: int) -> int:
+    return min(-(-steps // LEAST_TILED_STEPS), processors * TILED_BLOCKS_PER_PROCESSOR)
+
+
+def tiled_partial_bytes(grid: int) -> int:
+    return 2 * grid * TILED_ROW_BLOCKS * BLOCK_ROWS * TILED_COLUMNS * 4
+
+
+def tiled_counters(outputs: int) -> int:
+    return outputs * TILED_WARPS
+
+
+def fused_shared_bytes(bits: int) -> int:
+    return (3 if bits == 8 else 4) * _tiled_stage_bytes(bits, 2)
+
+
+def integer_shared_bytes(bits: int) -> int:
+    return INTEGER_STAGES * _tiled_stage_bytes(bits, 1)
+
+
+def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
+    return -(-shape.tiles // 4), -(-stop // BLOCK_ROWS) - start // BLOCK_ROWS
+
+
+def dequantize_stop(start: int, stop: int) -> int:
+    return min(stop, (start // BLOCK_ROWS + MOST_GRID_Y) * BLOCK_ROWS)
+
+
+def _tiled_stage_bytes(bits: int, element_bytes: int) -> int:
+    return TILED_ROW_BLOCKS * bits * 512 + TILED_COLUMNS * TILE_SLOTS * element_bytes
+
+
+def _sum_bytes(columns: int) -> int:
+    return BLOCK_ROWS * columns * 4

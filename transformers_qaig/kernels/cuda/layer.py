@@ -1,0 +1,94 @@
+"""A layer as the operators of `operators.py` see it: its packed weight, checked, and the way it is multiplied."""
+
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...nn import checks, reference
+from ...nn.hadamard import Rotation
+from ...nn.packing import CUDA_LAYOUT
+from . import interface
+from .interface import Shape
+
+MOST_ROUNDED_ROWS = 2**31 - 1  # each is a block of a launch
+SUFFIX = {torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+class Weight(NamedTuple):
+    """A packed weight in CUDA order, checked."""
+
+    shape: Shape
+    words: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bias: Tensor | None = None
+
+
+class Way(Enum):
+    """How a layer is multiplied: by the kernels that read packed words, by torch with the weight unpacked, or by the
+    reference.
+    """
+
+    DECODE = "decode"
+    FUSED = "fused"
+    INTEGER = "integer"
+    DENSE = "dense"
+    REFERENCE = "reference"
+
+
+class Layer(NamedTuple):
+    """A product: its weight, result `[rows, N]`, the rotation of x, and how it is computed."""
+
+    weight: Weight
+    y: Tensor
+    rotation: Rotation | None
+    way: Way
+
+    def input_group(self) -> int:
+        """Channels of a group in the order of slots that x is to have: all of them, unless groups are padded."""
+        s = self.weight.shape
+        return s.in_features if self.way is Way.DENSE or s.in_channel_order else s.group_size
+
+
+def checked_weight(
+    x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None,
+    out_features: int, in_features: int, bits: int, group_size: int,
+) -> Weight:  # fmt: skip
+    """The weight of an argument list, whose tensors must be on the device of x. Raises as `ops.linear` does."""
+    stored = reference.Weight(packed, scale, zero, out_features, in_features, bits, group_size, CUDA_LAYOUT)
+    checks.check_cuda_layout(x, stored)
+    if bias is not None:
+        checks.check_tensor("bias", bias, (out_features,), checks.ACTIVATION_DTYPES, x)
+        bias = (bias.float() if bias.dtype == torch.float64 else bias).contiguous()
+    shape = Shape.of(out_features, in_features, group_size, bits)
+    tensors = (aligned(packed), aligned(scale), None if zero is None else aligned(zero))
+    return Weight(shape, *tensors, bias)
+
+
+def way_of(weight: Weight, rows: int, rounded: bool, rotated: bool, tuning: interface.Tuning) -> Way:
+    """How a layer is multiplied.
+
+    Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
+    """
+    if (rotated and not rounded) or (rounded and rows > MOST_ROUNDED_ROWS):
+        return Way.REFERENCE
+    if weight.scale.dtype not in SUFFIX:
+        return Way.DENSE
+    if rows <= tuning.most_decode_rows:
+        return Way.DECODE
+    most = tuning.most_integer_rows if rounded else tuning.most_fused_rows
+    if rows > most or interface.tiled_steps(weight.shape, rows) >= interface.MOST_STEPS // interface.MOST_LAYERS:
+        return Way.DENSE
+    return Way.INTEGER if rounded else Way.FUSED
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and where kernels can read 16 bytes at once."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor

@@ -1,0 +1,182 @@
+"""What this installation can run, and why not more: `python -m transformers_qaig.kernels.env`."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from . import cuda, extension
+
+OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns")
+DEVICES = ("cpu", "cuda")
+_KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
+_EXPANDED = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
+_NO_CPU_KERNEL = {"round_columns": "no kernel of its own: a few of torch's operations a column"}
+_NO_CUDA_KERNEL = {"linear_grad_input": _EXPANDED, "embedding": "no kernel of its own: torch reads the rows asked for"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Who answers calls of one operator on one device.
+
+    Attributes:
+        op (`str`): as in `torch.ops.qaig`.
+        device (`str`): "cpu" or "cuda".
+        case (`str`): which calls, where not all are answered alike: a choice of widths or dtypes.
+        name (`str`): "cpu (<level>)", "cuda (library)", "cuda (NVRTC)" or "reference", the plain-torch fallback.
+        why_not_faster (`str`, *optional*): None if it is the fastest there is.
+    """
+
+    op: str
+    device: str
+    case: str
+    name: str
+    why_not_faster: str | None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What `collect` finds; `str()` of it is the report."""
+
+    versions: dict[str, str]
+    cpu_model: str
+    cpu_features: tuple[str, ...]
+    cpu_level: str | None
+    best_cpu_level: str | None
+    library: Path | None
+    library_origin: str
+    gpus: tuple[str, ...]
+    cuda_library: str
+    nvrtc: str
+    backends: tuple[Backend, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{name:<18} {found}" for name, found in self.versions.items()]
+        lines.append(f"{'CPU':<18} {self.cpu_model}")
+        if self.library is not None:
+            lines.append(f"{'CPU features':<18} {' '.join(self.cpu_features) or 'none that the kernels use'}")
+            lines.append(f"{'CPU level':<18} {self.cpu_level} (best: {self.best_cpu_level})")
+        lines.append(f"{'library':<18} {self.library or 'none'} ({self.library_origin})")
+        lines += [f"{'GPU':<18} {gpu}" for gpu in self.gpus or ("none that torch sees",)]
+        lines.append(f"{'CUDA in library':<18} {self.cuda_library}")
+        lines.append(f"{'NVRTC':<18} {self.nvrtc}")
+        lines.append(f"{'CUDA ran on':<18} {', '.join(cuda.EXECUTED_ON)}; for others compiled, and run on an emulator")
+        for backend in self.backends:
+            lines.append(f"\n{backend.op} on {backend.device}, {backend.case}: {backend.name}")
+            if backend.why_not_faster is not None:
+                lines.append(f"    why not faster: {backend.why_not_faster}")
+        return "\n".join(lines)
+
+
+def collect() -> Environment:
+    """Loads the compiled kernels, compiling them if need be, and looks.
+
+    Raises:
+        ValueError: if `QAIG_CPU_LEVEL` is not a level, or not one this processor can run.
+    """
+    extension.load()
+    return Environment(
+        versions={
+            "transformers-qaig": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+        cpu_model=_cpu_model(),
+        cpu_features=extension.cpu_features(),
+        cpu_level=extension.cpu_level(),
+        best_cpu_level=extension.best_cpu_level(),
+        library=extension.library_path(),
+        library_origin=extension.origin() or extension.why_not() or "",
+        gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
+        cuda_library=_cuda_library(),
+        nvrtc=_nvrtc(),
+        backends=tuple(backend for op in OPS for device in DEVICES for backend in _backends(op, device)),
+    )
+
+
+def _backends(op: str, device: str) -> list[Backend]:
+    if device == "cuda":
+        capabilities = dict.fromkeys(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+        if not capabilities:
+            return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
+        return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
+    if op in _NO_CPU_KERNEL:
+        return [Backend(op, device, "every call", "reference", _NO_CPU_KERNEL[op])]
+    if not extension.has_kernel(op, "cpu"):
+        return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
+    if op == "embedding":  # one piece of code for all levels, which reads every width as it lies
+        return [Backend(op, device, "every call", "cpu (portable)", None)]
+    kernel = f"cpu ({extension.cpu_level()})"
+    return [
+        Backend(op, device, _KERNEL_BITS, kernel, _why_not_faster_level()),
+        Backend(op, device, _EXPANDED_BITS, kernel, "no kernel of their own: expanded to 8 bits at each call"),
+        *_float64(op, device),
+    ]
+
+
+def _cuda_backends(op: str, capability: int) -> list[Backend]:
+    gpu = f"sm_{capability}"
+    if op in _NO_CUDA_KERNEL:
+        return [Backend(op, "cuda", f"{gpu}, every call", "reference", _NO_CUDA_KERNEL[op])]
+    choice = cuda.choice(capability)
+    why_not = "; ".join(f"{step}: {reason}" for step, reason in choice.reasons.items()) or None
+    if choice.origin is None:
+        return [Backend(op, "cuda", f"{gpu}, every call", "reference", why_not)]
+    if op == "round_columns":
+        return [Backend(op, "cuda", f"{gpu}, every call", f"cuda ({choice.origin})", why_not)]
+    return [
+        Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),
+        Backend(op, "cuda", f"{gpu}, {_EXPANDED_BITS}", "reference", "no kernel of their own"),
+        Backend(op, "cuda", f"{gpu}, input rotated but not rounded", "reference", "no kernel of their own"),
+        Backend(op, "cuda", f"{gpu}, float32 or float64 input", "reference", "the kernels take 16-bit floats"),
+    ]
+
+
+def _gpu(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _cuda_library() -> str:
+    reason = extension.why_not_cuda()
+    return f"none: {reason}" if reason else f"for {', '.join(f'sm_{a}' for a in extension.cuda_architectures())}"
+
+
+def _nvrtc() -> str:
+    from .cuda import nvrtc
+
+    reason = nvrtc.why_not()
+    return f"none: {reason}" if reason else "{}.{}".format(*nvrtc.version())
+
+
+def _float64(op: str, device: str) -> list[Backend]:
+    if op != "linear":
+        return []  # refused
+    return [Backend(op, device, "float64 input", "reference", "the kernels compute in float32 at most")]
+
+
+def _why_not_faster_level() -> str | None:
+    level, best = extension.cpu_level(), extension.best_cpu_level()
+    if level != best:
+        wanted = os.environ.get("QAIG_CPU_LEVEL")
+        return f"QAIG_CPU_LEVEL={wanted}" if wanted == level else f"the level was set below the best, {best}"
+    higher = {"portable": "avx2", "avx2": "avx512"}.get(level or "")
+    return f"this processor lacks part of what level {higher} needs (csrc/cpu/level.h)" if higher else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown'}, {platform.machine()}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    print(collect())

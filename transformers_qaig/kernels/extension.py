@@ -1,0 +1,299 @@
+"""Finds and loads the compiled kernels, or says why there are none.
+
+`load` takes the first of these that loads:
+
+1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc
+   and one with CUDA kernels can be compiled here;
+2. the library in the cache folder (`cache.py`), compiled there now if it is missing. Changed sources, flags or
+   compilers make another one;
+3. nothing: the plain-torch reference answers every call, and one warning says why.
+
+CUDA kernels are in that library if nvcc took part (`compiler.choose_nvcc` says when); at first use they are compiled
+for this machine's GPUs only. An nvcc that fails leaves a library without them, and `why_not_cuda` tells what it said.
+
+Neither library is opened unless it fits the checksum beside it: a process that opens a damaged one dies of SIGBUS.
+
+Importing this module does none of it: the first packed layer that is prepared, or computes, does.
+"""
+
+import ctypes
+import logging
+import os
+import re
+import shutil
+import subprocess
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..utils.files import is_whole, write
+from . import compiler
+from .cache import cache_folder, kept
+
+_PACKAGE = Path(__file__).parents[1]
+_TORCH = Path(torch.__file__).parent
+_REMEDY = "install a C++17 compiler (Debian, Ubuntu: apt install g++) or set CXX, and start again"
+
+_TEXTS = (
+    "qaig_cpu_features",
+    "qaig_cpu_best_level",
+    "qaig_cpu_level",
+    "qaig_cpu_level_error",
+)
+
+CPU_LEVELS = ("portable", "avx2", "avx512")
+"""As in csrc/cpu/level.h; each includes those before it."""
+
+_logger = logging.getLogger(__name__)
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Extension:
+    """How loading ended.
+
+    Attributes:
+        library (`ctypes.CDLL`, *optional*): the compiled kernels; None if there are none.
+        path (`Path`, *optional*): where they lie.
+        origin (`str`, *optional*): how they came to be: "prebuilt" or "built at first use".
+        reason (`str`, *optional*): why there are none.
+        cuda_reason (`str`, *optional*): why there are no CUDA kernels among them.
+    """
+
+    library: ctypes.CDLL | None = None
+    path: Path | None = None
+    origin: str | None = None
+    reason: str | None = None
+    cuda_reason: str | None = None
+
+
+_found: Extension | None = None
+
+
+def load() -> bool:
+    """Loads the compiled kernels if that has not been tried yet in this process; compiling may take a minute, once.
+
+    Returns:
+        `bool`: whether they are there. If not, a warning said why and how to change it, once.
+
+    Raises:
+        ValueError: if `QAIG_CPU_LEVEL` is not a level, or not one this processor can run.
+    """
+    return _load().library is not None
+
+
+def why_not() -> str | None:
+    """Why there are no compiled kernels; None if there are."""
+    return _load().reason
+
+
+def library_path() -> Path | None:
+    """The file of the compiled kernels, or None."""
+    return _load().path
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, for the few C functions they export; None if there are none."""
+    return _load().library
+
+
+def origin() -> str | None:
+    """How the compiled kernels came to be: "prebuilt" or "built at first use"; None without them."""
+    return _load().origin
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """For which GPUs the library has CUDA kernels: "80", "90", or "120+PTX" where later ones can use it, too."""
+    path = library_path()
+    return () if path is None else _architectures_in(path)
+
+
+def why_not_cuda() -> str | None:
+    """Why the library has no CUDA kernels; None if it has."""
+    found = _load()
+    return None if cuda_architectures() else found.cuda_reason or found.reason
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Which of the instruction sets the kernels can use this processor has; empty without the kernels."""
+    return tuple((_text("qaig_cpu_features") or "").split())
+
+
+def best_cpu_level() -> str | None:
+    """The highest level this processor can run: "portable", "avx2" or "avx512"; None without the kernels."""
+    return _text("qaig_cpu_best_level")
+
+
+def cpu_levels() -> tuple[str, ...]:
+    """The levels this processor can run, the lowest first; none without the kernels."""
+    best = best_cpu_level()
+    return () if best is None else CPU_LEVELS[: CPU_LEVELS.index(best) + 1]
+
+
+def cpu_level() -> str | None:
+    """The level in force: the best, or what `QAIG_CPU_LEVEL` or `set_cpu_level` says; None without the kernels."""
+    return _text("qaig_cpu_level")
+
+
+def set_cpu_level(level: str) -> None:
+    """Makes the kernels run at `level` from the next call on, in the whole process.
+
+    Raises:
+        RuntimeError: without the kernels.
+        ValueError: if `level` is not a level, or not one this processor can run.
+    """
+    library = _load().library
+    if library is None:
+        raise RuntimeError(f"the CPU level cannot be set, there are no compiled kernels: {why_not()}")
+    status = library.qaig_set_cpu_level(level.encode())
+    if status == 1:
+        raise ValueError(f'level must be "portable", "avx2" or "avx512", got "{level}"')
+    if status != 0:
+        raise ValueError(f'level "{level}" is more than this processor can run: its best is "{best_cpu_level()}"')
+
+
+def has_kernel(op: str, device: str) -> bool:
+    """Whether `qaig::op` has a kernel for tensors of a device type ("cpu", "cuda") now, from whatever source."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"qaig::{op}", device.upper())
+
+
+def build() -> Path:
+    """The library in the cache folder, compiled if it is not there yet.
+
+    Raises:
+        CompileError: if something that compiling needs is missing or fails.
+        OSError: if the cache folder cannot be written.
+    """
+    return _build()[0]
+
+
+def _build() -> tuple[Path, str | None]:
+    """As `build`; and why the library has no CUDA kernels, or None."""
+    sources = compiler.find_sources(_PACKAGE)
+    if sources is None:
+        raise compiler.CompileError(f"{_PACKAGE} has no csrc folder: reinstall transformers-qaig")
+    found = compiler.find_compiler()
+    if found is None:
+        raise compiler.CompileError(f"no C++ compiler that runs: {_REMEDY}")
+    nvcc, cuda_reason = _choose_nvcc()
+    if nvcc is not None:
+        try:
+            return _compile_once(sources, found, nvcc), None
+        except compiler.CompileError as error:
+            cuda_reason = str(error)
+            _logger.warning("nvcc failed, so the kernels are compiled for the CPU alone: %s", error)
+    return _compile_once(sources, found, None), cuda_reason
+
+
+def _cuda_is_missing_in(prebuilt: Path) -> bool:
+    """Whether another library with CUDA kernels can be compiled here: the prebuilt one was made without nvcc."""
+    return not _architectures_in(prebuilt) and compiler.find_compiler() is not None and _choose_nvcc()[0] is not None
+
+
+def _choose_nvcc() -> tuple[compiler.Nvcc | None, str | None]:
+    """The nvcc for this machine's GPUs, or for what `QAIG_CUDA_ARCHS` says; or why CUDA kernels are not compiled."""
+    try:
+        request = compiler.cuda_request()
+        nvcc, reason = compiler.choose_nvcc(_TORCH)
+    except compiler.CompileError as error:
+        _logger.warning("No CUDA kernels: %s", error)
+        return None, str(error)
+    if nvcc is None or isinstance(request, tuple):
+        return nvcc, reason
+    local = _local_architectures()
+    if local:
+        return replace(nvcc, architectures=local), None
+    if request:
+        return nvcc, None
+    return None, "nvidia-smi finds no GPU here (QAIG_CUDA_ARCHS names what to compile for all the same)"
+
+
+def _local_architectures() -> tuple[str, ...]:
+    """Of this machine's GPUs. Asks nvidia-smi: CUDA, once begun in a process, does not survive a fork."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = {line.strip().replace(".", "") for line in said.stdout.splitlines()} if said.returncode == 0 else set()
+    return tuple(sorted((a for a in found if a.isdigit()), key=int))
+
+
+def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc | None) -> Path:
+    """The library of this key in the cache. An nvcc that failed is not tried again: it may take minutes to fail."""
+    folder = cache_folder() / compiler.cache_key(sources, found, nvcc)
+    failure = folder / "failure.txt"
+
+    def compile_to(library: Path) -> None:
+        if failure.is_file():
+            said = failure.read_text(encoding="utf-8", errors="replace")
+            raise compiler.CompileError(f"{said} (remove {folder} to try again)")
+        _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
+        try:
+            compiler.compile_library(sources, _TORCH, found, library, nvcc)
+        except compiler.CompileError as error:
+            if nvcc is not None and not error.may_pass:
+                write(failure, str(error))
+            raise
+
+    return kept(folder / compiler.LIBRARY_NAME, compile_to)
+
+
+def _architectures_in(library: Path) -> tuple[str, ...]:
+    """What csrc/build.cpp wrote into a library, which need not be loaded for that: loading registers its kernels."""
+    found = re.search(rb"qaig-cuda-architectures\[([^\]]*)\]", library.read_bytes())
+    return tuple(found[1].decode().split()) if found else ()
+
+
+def _text(function: str) -> str | None:
+    library = _load().library
+    return None if library is None else getattr(library, function)().decode()
+
+
+def _load() -> Extension:
+    global _found
+    if _found is None:
+        with _lock:
+            if _found is None:
+                _found = _find()
+    if _found.library is not None and (error := _found.library.qaig_cpu_level_error()):
+        raise ValueError(error.decode())
+    return _found
+
+
+def _find() -> Extension:
+    if os.environ.get("QAIG_DISABLE_EXTENSION", "0") not in ("", "0"):
+        return Extension(reason="QAIG_DISABLE_EXTENSION is set")
+    prebuilt = _PACKAGE / compiler.LIBRARY_NAME
+    if prebuilt.is_file() and not _cuda_is_missing_in(prebuilt):
+        try:
+            return Extension(_open(prebuilt), prebuilt, "prebuilt", cuda_reason="it was built without nvcc")
+        except OSError as error:
+            _logger.warning(
+                "%s does not load on torch %s, so another is compiled: %s", prebuilt, torch.__version__, error
+            )
+    try:
+        path, cuda_reason = _build()
+        return Extension(_open(path), path, "built at first use", cuda_reason=cuda_reason)
+    except (OSError, compiler.CompileError) as error:
+        _logger.warning("No compiled kernels, so quantized layers run in plain torch, which is slow: %s", error)
+        return Extension(reason=str(error))
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Loads a library, which registers its kernels with torch.
+
+    Raises:
+        OSError: if it is damaged, or does not load here.
+    """
+    if not is_whole(path):
+        raise OSError(f"it is damaged (it does not fit {path.name}.sha256 beside it): reinstall transformers-qaig")
+    library = ctypes.CDLL(str(path))
+    try:
+        for function in _TEXTS:
+            getattr(library, function).restype = ctypes.c_char_p
+        library.qaig_set_cpu_level.argtypes = [ctypes.c_char_p]
+    except AttributeError as error:
+        raise OSError(f"{path} is another library than ours: {error}") from error
+    return library

@@ -1,0 +1,145 @@
+"""What the files of a quantized checkpoint hold: checked from their headers, before any weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+
+from ..nn.packed_module import PackedModule
+from ..nn.packing import SCALE_DTYPES, packed_shapes
+from ..plan.coverage import Plan
+from ..utils.quote import quote
+from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths
+from .shards import StoredTensor, read_headers
+
+FEW = 100  # weights, which other checks look at in a moment
+MOST_SHOWN = 1000  # characters of a problem: a name in a file may be long
+DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def check_number(plan: Plan, files: Sequence[str]) -> None:
+    """
+    Compare how much a plan packs with what the files hold, in a moment: a plan that anybody wrote may name millions.
+
+    A few too many are left to the checks that name each of them.
+
+    Raises:
+        ValueError: the plan names far more weights than are stored.
+    """
+    stored = set(packed_paths(files))
+    if files and len(plan) > 2 * len(stored) + FEW:
+        ends = {_end(path) for path in stored}  # classes of models name the parts above differently
+        other = next((path for path in plan if _end(path) not in ends), next(iter(plan)))
+        raise ValueError(
+            f"The plan in config.json packs {len(plan):,} weights, such as {quote(other)}, and the files hold "
+            f"{len(stored):,}: the checkpoint is damaged."
+        )
+
+
+def _end(path: str) -> tuple[str, ...]:
+    return tuple(path.rsplit(".", 3)[-3:])
+
+
+def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> dict[str, torch.dtype]:
+    """
+    Compare the headers of safetensors files with the tensors that the plan and the model ask for.
+
+    Of the parameters that are not packed only their presence is checked, and only if the model is of the class that was
+    saved: another one may bring a head of its own. Packed tensors of a part that it lacks are left alone.
+
+    Args:
+        model: on meta, with the plan's packed modules in place.
+        plan: from the checkpoint's config.json.
+        files: paths of the checkpoint's shards.
+
+    Returns:
+        the packed tensors that are stored, by name: their dtypes.
+
+    Raises:
+        ValueError: naming the tensors that are missing, unexpected, misshapen or of a wrong type, or a file that
+            cannot be read.
+    """
+    expected = {}
+    for path, entry in plan.items():
+        module = model.get_submodule(path)
+        assert isinstance(module, PackedModule)
+        sizes = module.out_features, module.in_features
+        shapes = packed_shapes(*sizes, entry["bits"], entry["group_size"], entry["sym"])
+        expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
+    names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
+
+    complete, modules = is_class_that_saved(model), dict(model.named_modules())
+    headers, problems = read_headers(files, loader_naming(model), merging(model))
+    state_dict = model.state_dict()
+    found = set()
+    for key, (_, shape, dtype, file) in headers.items():
+        if key not in expected:
+            own = state_dict.get(key)
+            if own is not None and own.is_floating_point() != dtype.startswith(("F", "BF")):
+                problems.append(f"{key} has type {dtype} in {file}, and the model's is {own.dtype}")
+            owner, _, name = key.rpartition(".")
+            if name in names and (complete or not lacks_part(modules, owner)):
+                problems.append(f"{key} is in {file} but not in the plan of config.json")
+            continue
+        found.add(key)
+        wanted_shape, wanted_dtype = expected[key]
+        allowed = SCALE_DTYPES if wanted_dtype is None else (wanted_dtype,)
+        if shape != wanted_shape:
+            problems.append(f"{key} has shape {list(shape)} in {file}, expected {list(wanted_shape)}")
+        if DTYPES.get(dtype) not in allowed:
+            problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
+    tied = model.all_tied_weights_keys
+    problems += [f"{key} is stored twice: it is tied to {tied[key]}" for key in found if tied.get(key) in found]
+    problems += _odd_scales({key: headers[key] for key in found if key.endswith(".weight_scale")})
+    problems += [f"{key} is missing" for key in expected if key not in found and tied.get(key) not in found]
+    if complete:
+        problems += [f"{key} is missing" for key in _unpacked_missing(model, expected, headers)]
+    if problems:
+        shown = "\n".join(f"  {problem[:MOST_SHOWN]}" for problem in problems[:8])
+        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}")
+    return {key: DTYPES[headers[key].dtype] for key in found}
+
+
+def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Container[str]) -> list[str]:
+    """
+    Parameters that are neither packed nor stored, nor tied to a stored one, nor expected to be missing.
+
+    What the loader splits from a fused tensor counts as stored: its own name is in no file.
+    """
+    conversions = get_model_conversion_mapping(model)
+    split = [
+        part
+        for entry in conversions
+        if isinstance(entry, WeightConverter) and len(entry.target_patterns) > 1
+        for part in entry.target_patterns
+    ]
+    tied = {one: other for pair in model.all_tied_weights_keys.items() for one, other in (pair, pair[::-1])}
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    return [
+        key
+        for key, _ in model.named_parameters(remove_duplicate=False)
+        if key not in packed
+        and key not in stored
+        and key not in (model._keys_to_ignore_on_save or ())
+        and tied.get(key) not in stored
+        and not any(pattern.search(key) for pattern in ignored)
+        and not any(part in key for part in split)
+    ]
+
+
+def _odd_scales(scales: Mapping[str, StoredTensor]) -> list[str]:
+    """Scales in another 16-bit type than most: a model is quantized in one, and other numbers are read in another."""
+    halves = {key: tensor for key, tensor in scales.items() if tensor.dtype in ("F16", "BF16")}
+    counts = Counter(tensor.dtype for tensor in halves.values())
+    if len(counts) < 2:
+        return []
+    usual = counts.most_common(1)[0][0]
+    odd = {key: tensor for key, tensor in halves.items() if tensor.dtype != usual}
+    return [f"{key} has type {t.dtype} in {t.file}, and the other scales have {usual}" for key, t in odd.items()]

@@ -1,0 +1,188 @@
+"""The names that a checkpoint's tensors and plan have in the class that loads them, be it the one that saved or not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from ..plan.coverage import Plan
+from ..structure import are_tied, find_input_embeddings, find_lm_head
+
+
+def loader_naming(model: PreTrainedModel, convert: bool = True) -> Callable[[str], str]:
+    """
+    The name in `model` of a tensor that is stored as `key`, as Transformers' loader gives it.
+
+    Old names become new ones, prefixes come and go between a composite, its text model and their base models. The
+    tensors that `model` has now count: a name is looked up among them.
+
+    Args:
+        convert: give a tensor that is stacked or split on loading the name of what it becomes a part of.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)] if convert else []
+    tensors = model.state_dict()
+
+    def name(key: str) -> str:
+        renamed, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)
+        return key if renamed not in tensors and key in tensors else renamed
+
+    return name
+
+
+def merging(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Whether the loader makes one tensor of what is stored as `key` and of others: experts, fused projections."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    return lambda key: rename_source_key(key, renamings, converters)[1] is not None
+
+
+def is_class_that_saved(model: PreTrainedModel) -> bool:
+    """Whether the checkpoint was saved by a model of this class: then it has a module for all that is packed."""
+    return type(model).__name__ in (model.config.architectures or ())
+
+
+def lacks_part(model_modules: Mapping[str, nn.Module], path: str) -> bool:
+    """
+    Whether the model has no module for the part that `path` belongs to: a tower, a head.
+
+    What is missing inside a list of layers is no part: it is damaged, or belongs to another model.
+    """
+    parts = path.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    known = [name for name in above if name in model_modules]
+    return len(known) < len(above) and not any(isinstance(model_modules[name], nn.ModuleList) for name in known)
+
+
+@dataclass
+class LocalPlan:
+    """
+    A checkpoint's plan in a model's own names.
+
+    Attributes:
+        entries: what this model packs.
+        elsewhere: what it has no module for, as its loader would name it.
+        names: every path of the checkpoint's plan → the name here.
+    """
+
+    entries: Plan = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> LocalPlan:
+    """
+    Put a plan into the names of `model`, which is on the meta device and has nothing packed yet.
+
+    Args:
+        files: the checkpoint's shards; their names tell what the plan means where a renaming of its paths does not.
+
+    Raises:
+        ValueError: a path that is no linear of this model and not its embeddings, two that are the same one, or none
+            that this class has a module for.
+    """
+    modules, table = dict(model.named_modules()), find_input_embeddings(model).module
+    local = LocalPlan(names=local_paths(plan, model, files))
+    for path, entry in plan.items():
+        name = local.names[path]
+        if not is_class_that_saved(model) and lacks_part(modules, name):
+            local.elsewhere.append(name)
+            continue
+        module = modules.get(name)
+        if type(module) is not nn.Linear and not (isinstance(module, nn.Embedding) and module is table):
+            raise ValueError(
+                f"The plan in config.json packs {path!r}, which is neither a linear layer nor the embeddings of "
+                f"{type(model).__name__}: the checkpoint is damaged or belongs to another architecture."
+            )
+        if isinstance(module, nn.Embedding) and entry.get("rotation"):
+            raise ValueError(f"The plan in config.json rotates {path!r}, and embeddings cannot be: it is damaged.")
+        if name in local.entries:
+            raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
+        local.entries[name] = entry
+    if not local.entries:
+        raise ValueError(
+            f"{type(model).__name__} has no module for any weight that the plan in config.json packs, such as "
+            f"{next(iter(plan))!r}: load the model as it was saved, with AutoModelForImageTextToText."
+        )
+    head = find_lm_head(model).path
+    if are_tied(model) and local.entries.get(head) != local.entries.get(find_input_embeddings(model).path):
+        raise ValueError(
+            f"The plan in config.json packs {head!r} and the embeddings that it is tied to in different ways: it is "
+            "damaged."
+        )
+    return local
+
+
+def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[str] = ()) -> dict[str, str]:
+    """Every path of modules in a checkpoint → its name in `model`. Arguments as in [`localise`]."""
+    modules = dict(model.named_modules())
+    name_of = loader_naming(model)
+    names = {path: path if path in modules else _weight_name(name_of, path) for path in paths}
+    if all(name in modules for name in names.values()) or is_class_that_saved(model):
+        return names
+    saver = _model_that_saved(files)
+    if saver is None:
+        return names
+    name_there = loader_naming(saver)
+    stored = {_weight_name(name_there, path): _weight_name(name_of, path) for path in packed_paths(files)}
+    return {path: stored.get(path, name) for path, name in names.items()}
+
+
+def _weight_name(name_of: Callable[[str], str], path: str) -> str:
+    return name_of(f"{path}.weight").removesuffix(".weight")
+
+
+def packed_paths(files: Sequence[str]) -> list[str]:
+    """What is packed, by its names in the files."""
+    ending = ".weight_packed"
+    paths = []
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            paths += [key.removesuffix(ending) for key in stored.keys() if key.endswith(ending)]
+    return paths
+
+
+def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
+    """A model of the class that saved the checkpoint, on the meta device; None if it is not one of Transformers."""
+    if not files:
+        return None
+    try:
+        config = AutoConfig.from_pretrained(Path(files[0]).parent, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    for name in config.architectures or ():
+        cls: object = getattr(transformers, str(name), None)
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, PreTrainedModel)
+            and type(config) is getattr(cls, "config_class", None)
+        ):
+            with torch.device("meta"):
+                return cls(config)
+    return None
+
+
+def ignored_patterns(model: PreTrainedModel, elsewhere: list[str]) -> set[str]:
+    """Regular expressions of the packed tensors of parts that `model` lacks: the loader tells nothing about them."""
+    modules = dict(model.named_modules())
+    parts = {_missing_part(modules, path) for path in elsewhere}
+    return {rf"(^|\.){re.escape(part)}\.(.*\.)?weight_(packed|scale|zero_point|shape)$" for part in parts}
+
+
+def _missing_part(modules: Mapping[str, nn.Module], path: str) -> str:
+    """`model.visual.blocks.0.attn.qkv` → `model.visual`: the first module on the way that is not there."""
+    parts = path.split(".")
+    above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return next(name for name in above if name not in modules)

@@ -1,0 +1,135 @@
+"""The safetensors files of a checkpoint: which ones are read, and what their headers say. No weight is read here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from ..utils.quote import quote
+
+
+class StoredTensor(NamedTuple):
+    """
+    Attributes:
+        key: its name in the file.
+        shape: its shape.
+        dtype: its type in the words of safetensors, such as `"BF16"`.
+        file: the file's name, without its folder.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+
+
+def check_files(files: Sequence[str], folder: str) -> None:
+    """
+    Check that every shard is a safetensors file of the checkpoint's own.
+
+    Args:
+        files: paths of the shards; an index.json, which anybody may have written, names them.
+        folder: the checkpoint's folder; for a model on the Hub its name, and the Hub's client checked the paths.
+
+    Raises:
+        ValueError: naming a file that is missing, no regular file, outside of the folder, or cannot be read.
+    """
+    for file in files:
+        if problem := _problem(str(file), folder):
+            raise ValueError(problem + _tensors_of(str(file), files))
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read, download or save it again: {error}") from error
+
+
+def _tensors_of(file: str, files: Sequence[str]) -> str:
+    """Which tensors an index looks for in a file."""
+    for index, where in _indexes(files):
+        for name, keys in where.items():
+            if os.path.abspath(index.parent / name) == os.path.abspath(file):
+                return f" {index.name} names it for {quote(keys[0])} (and {len(keys) - 1} more)."
+    return ""
+
+
+def _problem(file: str, folder: str) -> str:
+    inside = os.path.join(os.path.abspath(folder), "")  # links are not followed: the Hub's cache is made of them
+    if os.path.isdir(folder) and not os.path.abspath(file).startswith(inside):
+        return f"The shard {quote(file)} is outside of {folder}: the checkpoint's index is damaged."
+    if not os.path.exists(file):
+        return f"The shard {quote(file)} is missing: download the checkpoint or save it again."
+    if not os.path.isfile(file):
+        return f"The shard {quote(file)} is no regular file."
+    if not file.endswith(".safetensors"):
+        return f"A quantized checkpoint is stored as safetensors, and {quote(file)} is not."
+    return ""
+
+
+def read_headers(
+    files: Sequence[str], name_of: Callable[[str], str], merges: Callable[[str], bool]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """
+    The headers of all shards together.
+
+    Args:
+        files: paths of the shards, which [`check_files`] has seen.
+        name_of: name in the file → name in the model.
+        merges: whether the loader makes one tensor of a stored one and of others.
+
+    Returns:
+        name in the model → what is stored, and a sentence for each thing that the files say in two ways.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    held: dict[str, set[str]] = {}
+    for path in files:
+        file = os.path.basename(path)
+        with safe_open(path, "pt") as stored:
+            held[file] = set(stored.keys())
+            for key in sorted(held[file]):
+                header = stored.get_slice(key)
+                tensor = StoredTensor(key, tuple(header.get_shape()), header.get_dtype(), file)
+                name = name_of(key)
+                other = tensors.setdefault(name, tensor)
+                if other is not tensor and (other.key == key or not merges(key)):
+                    problems.append(_twice(name, other, tensor))
+    return tensors, problems + _index_problems(files, held)
+
+
+def _twice(name: str, one: StoredTensor, other: StoredTensor) -> str:
+    if one.key == other.key:
+        return f"{name} is stored twice: in {one.file} and in {other.file}"
+    return f"{name} is stored twice: as {one.key} in {one.file} and as {other.key} in {other.file}"
+
+
+def _index_problems(files: Sequence[str], held: Mapping[str, set[str]]) -> list[str]:
+    """What an index beside the shards says of them that is not so."""
+    for index, where in _indexes(files):
+        names = {os.path.basename(file): keys for file, keys in where.items()}
+        if set(names) == set(held):
+            return [
+                f"{index.name} has {key} in {file}, which lacks it"
+                for file, keys in names.items()
+                for key in keys
+                if key not in held[file]
+            ]
+    return []
+
+
+def _indexes(files: Sequence[str]) -> Iterator[tuple[Path, dict[str, list[str]]]]:
+    """Every index in a folder of the shards: its path, and file → tensors."""
+    for folder in sorted({os.path.dirname(file) for file in files}):
+        for index in sorted(Path(folder).glob("*.safetensors.index.json")):
+            where: dict[str, list[str]] = {}
+            try:
+                for key, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+                    where.setdefault(str(file), []).append(key)
+            except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+                continue  # Transformers has read the one that counts
+            yield index, where

@@ -1,0 +1,77 @@
+"""A model's packed modules before there are weights: on the meta device, as quantizing or loading will have them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace as replaced
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..nn.embedding import QAIGEmbedding
+from ..nn.hadamard import Rotation
+from ..nn.linear import QAIGLinear, get_linear
+from ..plan.allocate import SchemeOption, allocate
+from ..plan.coverage import Plan
+from .tied_embeddings import install_tied_embeddings, replace
+
+
+def pack_modules(model: PreTrainedModel, plan: Plan, activation_bits: int) -> None:
+    """
+    Put packed modules without content in the places that `plan` names; tied ones are tied.
+
+    Raises:
+        ValueError: an entry that its weight cannot have.
+    """
+    for path, entry in plan.items():
+        try:
+            _pack(model, path, entry, activation_bits)
+        except ValueError as error:
+            raise ValueError(f"The plan does not fit {path}: {error}") from error
+    install_tied_embeddings(model)
+
+
+def _pack(model: PreTrainedModel, path: str, entry: Mapping[str, Any], activation_bits: int) -> None:
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Embedding):
+        replace(model, module, QAIGEmbedding.like(module, **entry, device="meta"))
+        return
+    linear = get_linear(model, path)
+    packed = QAIGLinear(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        **{**entry, "rotation": Rotation.of(entry)},
+        activation_bits=activation_bits,
+        dtype=linear.weight.dtype,
+        device="meta",
+    )
+    model.set_submodule(path, packed)
+
+
+def packed_skeleton(model: PreTrainedModel, plan: Plan, activation_bits: int) -> PreTrainedModel:
+    """A copy of `model` on the meta device as it will be once packed; `model` stays as it is."""
+    memo: dict[int, object] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    skeleton = copy.deepcopy(model, memo)
+    skeleton.tie_weights()
+    pack_modules(skeleton, plan, activation_bits)
+    return skeleton
+
+
+def likely_plan(options: Mapping[str, Sequence[SchemeOption]], budget: float, fused: Sequence[Sequence[str]]) -> Plan:
+    """
+    A plan that uses up the budget as the one to be chosen will: by costs that halve with every half bit, as rounding
+    errors do, and that know nothing of the weights.
+    """
+    guessed = {
+        path: [replaced(option, cost=option.size * 4.0 ** -option.entry["bits"]) for option in choices]
+        for path, choices in options.items()
+    }
+    return {path: dict(entry) for path, entry in allocate(guessed, budget, fused).entries.items()}

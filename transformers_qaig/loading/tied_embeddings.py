@@ -1,0 +1,79 @@
+"""A model's embeddings and head once they are packed: in its places, tied, and refusing to be resized."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..nn.embedding import QAIGEmbedding, tie, tied_names
+from ..nn.linear import QAIGLinear
+from ..plan.coverage import Plan
+from ..structure import are_tied, find_input_embeddings, find_lm_head
+
+
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` everywhere in `model` where `old` is: some models hold their embeddings in two places."""
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(path, new)
+
+
+def stored_once(model: PreTrainedModel, plan: Plan) -> list[str]:
+    """The paths in `plan`, without a head that is tied to the embeddings."""
+    return [path for path in plan if path != find_lm_head(model).path or not are_tied(model)]
+
+
+def install_tied_embeddings(model: PreTrainedModel, activation_bits: int = 16) -> None:
+    """
+    Make packed embeddings and a packed head behave as a model's should, in this one model.
+
+    Tied ones hold one set of tensors from here on, which `tie_weights` and saving know about; a dense head of packed
+    embeddings becomes packed. `resize_token_embeddings` raises `NotImplementedError`.
+    """
+    table, head = find_input_embeddings(model), find_lm_head(model)
+    if not isinstance(table.module, QAIGEmbedding) and not isinstance(head.module, QAIGLinear):
+        return
+    if are_tied(model) and isinstance(table.module, QAIGEmbedding):
+        packed = head.module
+        if not isinstance(packed, QAIGLinear):
+            rows, columns = table.module.num_embeddings, table.module.embedding_dim
+            packed = QAIGLinear(
+                columns, rows, False, bits=table.module.bits, group_size=table.module.group_size,
+                sym=table.module.sym, activation_bits=activation_bits, dtype=table.module.compute_dtype, device="meta",
+            )  # fmt: skip
+            model.set_submodule(head.path, packed)
+        tie(packed, table.module)
+        names = tied_names(model.all_tied_weights_keys, table.module.sym, head.path, table.path)
+        model.all_tied_weights_keys = model._tied_weights_keys = names
+    for owner in _owners(model, table.module):
+        # Not a bound method, which is pickled by a name that the owner's class does not have.
+        owner.resize_token_embeddings = partial(_refuse_to_resize, owner)  # type: ignore[assignment]
+
+
+def uninstall_tied_embeddings(model: PreTrainedModel) -> None:
+    """Undo [`install_tied_embeddings`] once embeddings and head are dense again; tied ones become one tensor again."""
+    for owner in _owners(model, find_input_embeddings(model).module):
+        vars(owner).pop("resize_token_embeddings", None)
+    if vars(model).pop("_tied_weights_keys", None) is not None:
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        model.tie_weights()
+
+
+def _owners(model: PreTrainedModel, table: nn.Module | None) -> list[PreTrainedModel]:
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return [module for module in models if any(part is table for part in module.modules())]
+
+
+def _refuse_to_resize(
+    model: PreTrainedModel, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
+) -> nn.Module:
+    table = model.get_input_embeddings()
+    if pad_to_multiple_of is None and new_num_tokens in (None, table.num_embeddings):
+        return table
+    raise NotImplementedError(
+        f"{type(model).__name__}.resize_token_embeddings({new_num_tokens}): embeddings or head are packed, and packed "
+        "rows cannot be added or taken away. Resize the unquantized model and quantize that, or call "
+        "`model.dequantize()` first."
+    )

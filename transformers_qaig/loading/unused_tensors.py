@@ -1,0 +1,134 @@
+"""Tensors of a checkpoint that the model's class has no module for, such as heads for multi-token prediction."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_utils import load_state_dict
+
+from ..plan.coverage import Coverage, PartSize, readable_size
+from .local_names import is_class_that_saved, loader_naming
+
+OBSOLETE = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""What Transformers itself drops from old checkpoints: models compute it."""
+
+logger = logging.getLogger("transformers_qaig")
+
+
+@dataclass(frozen=True)
+class UnusedTensor:
+    """
+    A tensor that is stored and that the model does not have.
+
+    Attributes:
+        name: as it would be called in the model; saving turns it into `key` again.
+        key, file: where it is stored.
+        shape: of its values.
+        nbytes: their size.
+    """
+
+    name: str
+    key: str
+    file: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def find_unused(
+    model: PreTrainedModel, files: Sequence[str] | None, ignored: Collection[str] = ()
+) -> list[UnusedTensor]:
+    """
+    What the checkpoint holds beside the model's tensors.
+
+    Args:
+        model: may be on the meta device; with packed modules in place for a packed checkpoint.
+        files: the checkpoint's shards, safetensors or what torch saved.
+        ignored: regular expressions of names that do not count.
+    """
+    tensors, without = model.state_dict(), re.compile("|".join((*OBSOLETE, *ignored)))
+    name_of, plain_name_of = loader_naming(model), loader_naming(model, convert=False)
+    found = []
+    for file in map(str, files or ()):
+        for key, shape, nbytes in _stored(file):
+            if name_of(key) not in tensors and not without.search(key):
+                found.append(UnusedTensor(plain_name_of(key), key, file, shape, nbytes))
+    return found
+
+
+def _stored(file: str) -> list[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and bytes of every tensor in a file; none of a format that is not known here."""
+    if file.endswith(".bin"):
+        return [(key, tuple(t.shape), t.nbytes) for key, t in load_state_dict(file, map_location="meta").items()]
+    if not file.endswith(".safetensors"):
+        return []
+    try:
+        with safe_open(file, "pt") as stored:
+            slices = {key: stored.get_slice(key) for key in stored.keys()}
+            return [(key, tuple(s.get_shape()), _nbytes(s.get_shape(), s.get_dtype())) for key, s in slices.items()]
+    except (SafetensorError, OSError):  # the loader, which comes next, says what is wrong with it
+        return []
+
+
+def _nbytes(shape: Sequence[int], dtype: str) -> int:
+    """Of a safetensors type: its name ends with the bits of a value (F32, BF16, F8_E4M3), or is BOOL."""
+    bits = 8 if dtype == "BOOL" else int(re.findall(r"\d+", dtype)[0])
+    return math.prod(shape) * bits // 8
+
+
+def kept(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> list[UnusedTensor]:
+    """
+    What is saved with the quantized model: all that lies in safetensors, if the checkpoint was saved by this class.
+
+    Another class was asked to leave parts of a composite out.
+    """
+    return [u for u in unused if u.file.endswith(".safetensors")] if is_class_that_saved(model) else []
+
+
+def report_unused(model: PreTrainedModel, unused: Sequence[UnusedTensor], coverage: Coverage) -> list[UnusedTensor]:
+    """
+    Tell in the log and in `coverage` what becomes of unused tensors: how many, their size, their names.
+
+    Returns:
+        those that are saved with the model; `coverage` counts their size.
+    """
+    saved = kept(model, unused)
+    dropped = [u for u in unused if u not in saved]
+    for tensors, fate in ((saved, "saved as they are"), (dropped, "not saved")):
+        bits = 8 * sum(u.nbytes for u in tensors)
+        if tensors:
+            coverage.unused.append(
+                f"{type(model).__name__} has no module for {_prefixes(tensors)} (tensors: {len(tensors)}, "
+                f"{readable_size(bits)}): {fate}"
+            )
+            logger.info("%s", coverage.unused[-1])
+        if tensors is saved and bits:
+            coverage.parts["tensors without a module"] = PartSize(bits, bits)
+    return saved
+
+
+def _prefixes(tensors: Sequence[UnusedTensor]) -> str:
+    """`mtp.*`, `model.visual.*`: the parts that the names begin with, eight at most."""
+    parts = sorted({".".join(u.name.split(".")[: 2 if u.name.startswith("model.") else 1]) for u in tensors})
+    return ", ".join(f"{part}.*" for part in parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "")
+
+
+def read_unused(unused: Sequence[UnusedTensor]) -> dict[str, Tensor]:
+    """Their values, read from the file as they are written; what cannot be read any more is told and left out."""
+    tensors = {}
+    for u in unused:
+        try:
+            with safe_open(u.file, "pt") as stored:
+                tensor = stored.get_tensor(u.key)
+            if tuple(tensor.shape) != u.shape:
+                raise ValueError(f"it has shape {tuple(tensor.shape)} now and had {u.shape}")
+            tensors[u.name] = tensor
+        except (OSError, SafetensorError, ValueError) as error:
+            logger.warning("%s is not saved, it cannot be read from %s any more: %s", u.key, u.file, error)
+    return tensors

@@ -1,0 +1,253 @@
+"""Which weight gets how many bits: a multiple-choice knapsack under a budget of stored bits, solved exactly."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..utils.quote import quote
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears that serving engines merge into one: they must share one width."""
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_LONGEST_SIZE = 40  # characters
+
+
+@dataclass(frozen=True)
+class SchemeOption:
+    """
+    One way to store one weight, or several that must be stored alike.
+
+    Attributes:
+        entry: its entry of the plan.
+        size: stored bits: codes, scales and zero points.
+        cost: predicted loss, in any unit that adds up.
+    """
+
+    entry: Mapping[str, Any]
+    size: int
+    cost: float
+
+
+Options = Mapping[str, Sequence[SchemeOption]]
+"""Weight path → ways to store it."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """
+    Attributes:
+        entries: weight path → chosen entry of the plan.
+        size: stored bits of all of them.
+        cost: predicted loss of all of them.
+    """
+
+    entries: dict[str, Mapping[str, Any]]
+    size: int
+    cost: float
+
+
+def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = ()) -> Allocation:
+    """
+    The choice of least total cost whose total size does not exceed the budget.
+
+        min Σ_m Σ_o cost_mo z_mo   with   Σ_o z_mo = 1,   Σ_m Σ_o size_mo z_mo ≤ budget,   z binary
+
+    Args:
+        options: weight path → ways to store it, at least one.
+        budget: stored bits.
+        fused: sets of paths that must get equal entries. Only entries that all of them have are left to choose from.
+
+    Returns:
+        a choice whose cost beyond that of everyone's cheapest option is within 1e-5 of the least possible.
+
+    Raises:
+        ValueError: the budget is below the smallest choice (the message gives the reachable range), a cost that is not
+            finite, or fused paths without a common entry.
+    """
+    units = _units(options, fused)
+    sizes = [np.array([option.size for option in choices], float) for _, choices in units]
+    costs = [np.array([option.cost for option in choices], float) for _, choices in units]
+    for (paths, _), cost in zip(units, costs):
+        if not np.isfinite(cost).all():
+            raise ValueError(f"a cost of {paths[0]!r} is not finite: {cost.tolist()}.")
+    least, most = reachable(options, fused)
+    if budget < least:
+        raise ValueError(f"a budget of {budget:,.0f} stored bits cannot be met: {least:,} to {most:,} can.")
+    picks = _solve(sizes, costs, budget)
+    chosen = [(paths, choices[pick]) for (paths, choices), pick in zip(units, picks)]
+    entries = {path: option.entry for paths, option in chosen for path in paths}
+    return Allocation(
+        {path: entries[path] for path in options},
+        sum(option.size for _, option in chosen),
+        float(sum(option.cost for _, option in chosen)),
+    )
+
+
+def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[int, int]:
+    """Stored bits of the smallest and of the largest choice."""
+    units = _units(options, fused)
+    return (
+        sum(min(option.size for option in choices) for _, choices in units),
+        sum(max(option.size for option in choices) for _, choices in units),
+    )
+
+
+def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 33) -> list[Allocation]:
+    """
+    The Pareto front, sampled: the optimal allocations at `points` budgets evenly from the smallest choice to the
+    largest, without those that an earlier one matches in cost. Sizes rise, costs fall.
+    """
+    fused = list(fused)
+    least, most = reachable(options, fused)
+    found: list[Allocation] = []
+    for budget in np.linspace(least, most, points):
+        allocation = allocate(options, float(budget) + 0.5, fused)
+        if not found or (allocation.size > found[-1].size and allocation.cost < found[-1].cost):
+            found.append(allocation)
+    return found
+
+
+def knee(sizes: Sequence[float], costs: Sequence[float]) -> int:
+    """
+    Index of the point where the log of a falling, convex front lies furthest below the line between its ends: before
+    it a bit buys more than on average, after it less. Costs of zero or less count as the smallest positive one.
+    """
+    x, y = np.asarray(sizes, float), np.asarray(costs, float)
+    if len(x) < 3 or not (y > 0).any():
+        return 0
+    y = np.log(np.maximum(y, y[y > 0].min()))
+    line = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
+    return int(np.argmax(line - y))
+
+
+def fused_sets(paths: Iterable[str]) -> list[list[str]]:
+    """The paths that serving engines merge, by name: siblings q, k, v and gate, up. Only sets of two or more."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        for number, names in enumerate(FUSED):
+            if name in names:
+                groups.setdefault((parent, number), []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def parse_size(size: int | str) -> int:
+    """
+    Bytes of `"3.5GiB"`, `"800 MB"` or a number.
+
+    Raises:
+        ValueError: it is none of these, not positive, or 2^63 bytes or more.
+    """
+    value: float = 0
+    if isinstance(size, str) and len(size) <= _LONGEST_SIZE:  # what is longer may take a regular expression for ever
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?)?B?\s*", size)
+        value = float(match[1]) * UNITS[match[2] or ""] if match else 0
+    elif isinstance(size, (int, float)) and not isinstance(size, bool):
+        value = size
+    if not 1 <= value < 2**63:
+        raise ValueError(
+            f"a size is a number of bytes below 2^63 or a string such as '3.5GiB' or '800MB', got {quote(size)}."
+        )
+    return int(value)
+
+
+def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[str], list[SchemeOption]]]:
+    """Paths that are decided together, with the sums of their options."""
+    sets = [list(group) for group in fused]
+    member = {path: number for number, group in enumerate(sets) for path in group}
+    units = [([path], list(choices)) for path, choices in options.items() if path not in member]
+    for group in sets:
+        joint = []
+        for option in options[group[0]]:
+            same = [[o for o in options[path] if o.entry == option.entry] for path in group]
+            if all(same):
+                joint.append(SchemeOption(option.entry, sum(o[0].size for o in same), sum(o[0].cost for o in same)))
+        if not joint:
+            raise ValueError(f"{', '.join(group)} are to be stored alike, and have no option in common.")
+        units.append((group, joint))
+    for paths, choices in units:
+        if not choices:
+            raise ValueError(f"{paths[0]!r} has no option to choose from.")
+    return units
+
+
+def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> list[int]:
+    """Index of the chosen option per unit; some choice is known to fit."""
+    from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # slow to import, and seldom needed
+    from scipy.sparse import csr_array
+
+    counts = [len(size) for size in sizes]
+    owner = np.repeat(np.arange(len(counts)), counts)
+    starts = np.searchsorted(owner, np.arange(len(counts)))
+    # What is above each unit's least, sizes in whole units: the solver is far faster with small integers.
+    size = np.concatenate([size - size.min() for size in sizes])
+    unit = max(int(np.gcd.reduce(size.astype(np.int64))), 1)
+    size, room = size / unit, (budget - sum(size.min() for size in sizes)) // unit
+    cost = np.concatenate([cost - cost.min() for cost in costs])
+    cost /= cost.max() or 1.0
+    one_each = csr_array((np.ones(len(cost)), (owner, np.arange(len(cost)))), shape=(len(counts), len(cost)))
+
+    # Without integrality at most one unit is torn between two options, and its smaller one fits.
+    relaxed = linprog(cost, size[None], [room], one_each, np.ones(len(counts)), bounds=(0, 1), method="highs-ds")
+    if relaxed.x is None:
+        raise RuntimeError(f"the solver found no allocation: {relaxed.message}")
+    fitting = _filled(np.lexsort((size, relaxed.x < 1e-9, owner))[starts], size, cost, owner, room)
+    # An option is out of the question if, at the relaxation's price of size, it is dearer than its unit's best by more
+    # than what lies between that choice and the relaxation's bound (Lagrange; most options of most units are).
+    price = -relaxed.ineqlin.marginals[0]
+    excess = cost + price * size
+    excess -= np.minimum.reduceat(excess, starts)[owner]
+    gap = excess[fitting].sum() + price * (room - size[fitting].sum())
+    left = np.flatnonzero(excess <= gap + 1e-12)
+    if len(left) == len(counts):
+        return list(fitting - starts)
+    result = milp(
+        cost[left] / cost[fitting].sum() / 10,  # its absolute gap of 1e-6 is then a relative one of 1e-5, too
+        integrality=np.ones(len(left)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each[:, left], 1, 1),
+            LinearConstraint(csr_array(size[None, left]), -np.inf, room),
+        ],
+        options={"mip_rel_gap": 1e-5},
+    )
+    if result.x is None:
+        raise RuntimeError(f"the solver found no allocation: {result.message}")
+    picks = left[np.lexsort((-result.x, owner[left]))[np.searchsorted(owner[left], np.arange(len(counts)))]]
+    # Within its tolerance the solver may overstep the budget: give back the cheapest steps down.
+    while size[picks].sum() > room:
+        smaller = np.flatnonzero(size < size[picks][owner])
+        price_of = (cost[smaller] - cost[picks][owner[smaller]]) / (size[picks][owner[smaller]] - size[smaller])
+        step = smaller[np.argmin(price_of)]
+        picks[owner[step]] = step
+    return list(min(picks, fitting, key=lambda choice: cost[choice].sum()) - starts)
+
+
+def _filled(picks: np.ndarray, size: np.ndarray, cost: np.ndarray, owner: np.ndarray, room: float) -> np.ndarray:
+    """A choice that fits, bettered while one unit can be: each time the step that gains most, of those that fit."""
+    while True:
+        gain = np.where(size - size[picks][owner] <= room - size[picks].sum(), cost[picks][owner] - cost, 0.0)
+        step = int(np.argmax(gain))
+        if gain[step] <= 0:
+            return picks
+        picks[owner[step]] = step
+
+
+def describe(allocation: Allocation, options: Options, budget: float, fused: Sequence[Sequence[str]] = ()) -> str:
+    """One or two lines for the log: the widths chosen, and what fused paths cost."""
+    widths = Counter(entry["bits"] for entry in allocation.entries.values())
+    counts = ", ".join(f"{count} x {bits} bits" for bits, count in sorted(widths.items()))
+    text = f"qaig: {counts}; {allocation.size / budget:.1%} of the budget used; predicted loss {allocation.cost:.3g}"
+    if not fused:
+        return text
+    free = allocate(options, budget)
+    return (
+        f"{text}\n  kept at one width: {len(fused)} sets of linears; without that the predicted loss is {free.cost:.3g}"
+    )

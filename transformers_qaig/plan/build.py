@@ -1,0 +1,226 @@
+"""The plan: which weights of a model get packed and how, decided on the meta model before any weight is read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+from ..config import QAIGConfig
+from ..nn.embedding import why_not_packed
+from ..scheme import MIN_GROUP_SIZE
+from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
+from .allocate import SchemeOption, parse_size
+from .coverage import BLOCKS, Coverage, PartSize, Plan
+from .schemes import SchemeResolver
+
+logger = logging.getLogger("transformers_qaig")
+
+SHAPE_BITS = 2 * 64
+"""Every packed weight is stored with its shape, two int64."""
+
+
+def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
+    """
+    Decide bits and group size for everything that is packed. Works on the meta device.
+
+    Raises:
+        ValueError: what [`list_schemes`] raises, or some weight has several widths to choose from.
+    """
+    options, coverage = list_schemes(model, config)
+    open_ = [path for path, choices in options.items() if len(choices) > 1]
+    if open_:
+        raise ValueError(f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first.")
+    coverage.stored_bits = sum(choices[0].size for choices in options.values())
+    plan = {path: dict(choices[0].entry) for path, choices in options.items()}
+    return {**plan, **coverage.outside}, coverage
+
+
+def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
+    """
+    The ways in which every linear of the language model's blocks may be stored, with their sizes; costs are not known
+    yet. One way each, unless `bits` are to be chosen from. What is packed outside the blocks has one way, which is in
+    the coverage. Works on the meta device.
+
+    Raises:
+        ValueError: an `overrides` or `modules_to_not_convert` pattern that matches no weight, a given plan with a path
+            that cannot be packed, a part that was asked for and is not there or cannot be packed, tied embeddings and
+            head with different bits, or nothing to pack.
+    """
+    requests, coverage = SchemeResolver(config), Coverage()
+    options: dict[str, list[SchemeOption]] = {}
+    blocks = find_decoder_blocks(model)
+    candidates = None if config.plan is not None else config.candidates
+    for path, parameter, reason in _weights(blocks):
+        coverage.total += parameter.numel()
+        found, reason = requests.options(path, parameter, reason, candidates)
+        if reason:
+            coverage.left_out[path] = (parameter.numel(), reason)
+            continue
+        options[path] = found
+        coverage.packed += parameter.numel()
+    outside = {**_vision(model, requests), **_tables(model, requests)}
+    example = next(iter(options), next(iter(coverage.left_out), "nothing"))
+    requests.check(example)
+    if not options:
+        raise ValueError("No weight of the language model's blocks can be packed.")
+    coverage.outside = {path: dict(option.entry) for path, option in outside.items()}
+    sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
+    _measure(model, coverage, blocks, sizes)
+    return options, coverage
+
+
+def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """Every parameter of two or more dims in `modules`: its path, and why it cannot be packed as a linear, if so."""
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                path = f"{prefix}.{name}".removesuffix(".weight")
+                yield path, parameter, _why_not(module.get_submodule(name.rpartition(".")[0]), name)
+
+
+def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOption]:
+    """The tower's and the projector's linears that are to be packed."""
+    bits = requests.config.vision_bits
+    if bits is None and not requests.given:
+        return {}
+    candidates = None if bits is None else [requests.config.entry(bits)]
+    try:
+        modules = find_vision_tower(model)
+    except ValueError as error:
+        if bits is not None:
+            raise ValueError(f"`vision_bits={bits}`: {error}") from error
+        return {}
+    packed = {}
+    for path, parameter, reason in _weights(modules):
+        options, reason = requests.options(path, parameter, reason, candidates)
+        if options:
+            packed[path] = options[0]
+        elif bits is not None:
+            logger.info("%s stays as it is: %s", path, reason)
+    if bits is not None and not packed:
+        raise ValueError(f"`vision_bits={bits}`: no weight of the vision tower or the projector can be packed.")
+    return packed
+
+
+def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOption]:
+    """Embeddings and head, if they are to be packed."""
+    config, table, head, tied = requests.config, find_input_embeddings(model), find_lm_head(model), are_tied(model)
+    asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
+    if tied and None not in asked.values() and len(set(asked.values())) > 1:
+        raise ValueError(
+            f"{type(model).__name__} ties its head to its embeddings: one tensor cannot have "
+            f"`embedding_bits={config.embedding_bits}` and `lm_head_bits={config.lm_head_bits}`; give one of them."
+        )
+    if tied:
+        asked = dict.fromkeys(asked, config.embedding_bits or config.lm_head_bits)
+    packed = {}
+    for (name, bits), found in zip(asked.items(), (table, head)):
+        if bits is None and found.path not in requests.given:
+            continue
+        if reason := _why_not_table(model, found, tied):
+            raise ValueError(f"`{name}`: {reason}.")
+        assert found.module is not None
+        candidates = None if bits is None else [config.entry(bits)]
+        options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, is_table=True)
+        if options:
+            packed[found.path] = options[0]
+    entries = [packed[found.path].entry if found.path in packed else None for found in (table, head)]
+    if tied and entries[0] != entries[1]:
+        raise ValueError(
+            f"{type(model).__name__} ties its head to its embeddings: {table.path!r} and {head.path!r} are one tensor "
+            f"and need one entry, got {entries[0]} and {entries[1]}."
+        )
+    if tied:  # stored once
+        packed = {path: SchemeOption(o.entry, o.size * (path == table.path), o.cost) for path, o in packed.items()}
+    return packed
+
+
+def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
+    """Why embeddings or a head cannot be packed; empty if they can."""
+    if found.module is None:
+        return f"{type(model).__name__} has none"
+    if isinstance(found.module, nn.Embedding):
+        reason = why_not_packed(found.module)
+        if min(found.module.weight.shape) < MIN_GROUP_SIZE:
+            reason = f"{found.path} is of {tuple(found.module.weight.shape)}: too small to be worth packing"
+    else:
+        reason = _why_not(found.module, "weight")
+    if tied and getattr(found.module, "bias", None) is not None:
+        reason = f"{found.path} has a bias and is tied"
+    ties = getattr(model, "all_tied_weights_keys", {}).items()
+    names = {find_input_embeddings(model).path, find_lm_head(model).path}
+    others = {name.removesuffix(".weight") for pair in ties if f"{found.path}.weight" in pair for name in pair} - names
+    if others:
+        reason = f"{found.path} is tied to {', '.join(sorted(others))}, too"
+    return reason
+
+
+def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes: Mapping[str, int]) -> None:
+    """Fill in what each part takes; `sizes` are the saved bits of each packed weight, codes of the blocks' left out."""
+    tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
+    inside = tuple(f"{path}." for path in blocks)
+    tables = (find_input_embeddings(model).path, find_lm_head(model).path)
+    weights = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.ndim >= 2}
+    for name, tensor in model.state_dict().items():
+        if name in tied:
+            continue
+        path = name.removesuffix(".weight")
+        part = BLOCKS if name.startswith(inside) else path if path in tables else _part(name)
+        bits = 8 * tensor.element_size() * tensor.numel()
+        size = coverage.parts.setdefault(part, PartSize())
+        size.full += bits
+        size.saved += sizes.get(path, bits)
+        if part != BLOCKS and path not in sizes and name in weights:
+            coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + tensor.numel()
+
+
+def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:
+    """
+    The stored bits that the packed weights may take.
+
+    Args:
+        config: says it as `target_bits` or `target_size`.
+        coverage: from [`list_schemes`].
+        reachable: what the packed weights take at least and at most.
+
+    Raises:
+        ValueError: not even the smallest choice fits; the message gives the reachable range.
+    """
+    if config.target_size is not None:
+        budget, asked = (
+            8.0 * parse_size(config.target_size) - coverage.other_bits,
+            f"`target_size={config.target_size!r}`",
+        )
+        low, high = ((coverage.other_bits + bits) / 8 for bits in reachable)
+        span = f"{low:,.0f} to {high:,.0f} bytes, of which {coverage.other_bits / 8:,.0f} are not packed"
+    else:
+        assert config.target_bits is not None
+        asked = f"`target_bits={config.target_bits}`"
+        budget = config.target_bits * coverage.packed
+        low, high = (bits / coverage.packed for bits in reachable)
+        span = f"{low:.3f} to {high:.3f} stored bits per packed weight, scales and zero points included"
+    if budget < reachable[0]:
+        raise ValueError(
+            f"{asked} cannot be met: with `bits={config.bits}` and `group_size={config.group_size}` the model takes "
+            f"{span}. Raise the budget, or allow narrower `bits` or a larger `group_size`."
+        )
+    return budget
+
+
+def _why_not(owner: nn.Module, name: str) -> str:
+    """Why this weight cannot be packed; empty if it can."""
+    if type(owner) is not nn.Linear:
+        return f"a parameter of {type(owner).__name__}, not of nn.Linear"
+    if not name.endswith("weight"):
+        return "not the weight of its linear"
+    if min(owner.in_features, owner.out_features) < MIN_GROUP_SIZE:
+        return f"a linear of {owner.in_features} → {owner.out_features}: too small to be worth packing"
+    return ""
+
+
+def _part(name: str) -> str:
+    """`model.vision_tower.encoder.…` → `model.vision_tower`; `lm_head.weight` → `lm_head`."""
+    path = name.split(".")[:-1]
+    return ".".join(path[:2]) if path and path[0] == "model" else path[0] if path else name

@@ -1,0 +1,115 @@
+"""How a configuration lets one weight be stored: bits, overrides, a given plan, a group size that fits, a rotation."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+
+from ..config import QAIGConfig
+from ..nn.hadamard import Rotation, fit_block
+from ..scheme import fit_group_size, stored_bits
+from .allocate import SchemeOption
+
+logger = logging.getLogger("transformers_qaig")
+
+BLOCK = 128
+"""Channels that are rotated together, at most."""
+
+
+class SchemeResolver:
+    """Answers for one weight after the other, and remembers which patterns and paths have matched nothing yet."""
+
+    def __init__(self, config: QAIGConfig):
+        self.config = config
+        self.unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
+        self.given = set(config.plan or {})
+        self.refitted: set[tuple[int, int]] = set()
+
+    def options(
+        self,
+        path: str,
+        weight: Tensor,
+        reason: str,
+        candidates: list[dict[str, Any]] | None,
+        is_table: bool = False,
+    ) -> tuple[list[SchemeOption], str]:
+        """
+        The ways to store one weight, or none and why it stays as it is.
+
+        Args:
+            path, weight: which.
+            reason: why it cannot be packed, if so.
+            candidates: entries to choose from, unless the given plan names the weight; None if there are none.
+            is_table: embeddings or a head, whose rows are looked up as they are or whose input is not rotated.
+        """
+        config = self.config
+        skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
+        self.unused.difference_update(skips)
+        if skips:  # also of a given plan
+            self.given.discard(path)
+            reason = "listed in `modules_to_not_convert`"
+        if not reason and config.plan is not None and path in config.plan:
+            candidates = [dict(config.plan[path])]
+        if not reason and candidates is None:
+            reason = "not in the given plan"
+        if reason or candidates is None:
+            return [], reason
+        self.given.discard(path)
+        for pattern, value in (config.overrides or {}).items():
+            if _matches(path, pattern):
+                self.unused.discard(pattern)
+                changes = value if isinstance(value, dict) else {"bits": value}
+                candidates = [{**entry, **changes} for entry in candidates]
+        choices: dict[str, SchemeOption] = {}
+        rows, columns = weight.shape
+        for entry in candidates:
+            size = self._fit(columns, entry["group_size"])
+            entry = {**entry, "group_size": size}
+            self._rotate(entry, columns, path, is_table)
+            bits = stored_bits(entry, rows, columns, 8 * weight.element_size())
+            choices[repr(entry)] = SchemeOption(entry, bits, float("nan"))
+        return list(choices.values()), ""
+
+    def _rotate(self, entry: dict[str, Any], columns: int, path: str, is_table: bool) -> None:
+        """Add the rotation that the configuration asks for; one of a given plan is checked and stays."""
+        rotation = Rotation.of(entry)
+        if rotation is None and self.config.plan is None and self.config.rotates and not is_table:
+            block = fit_block(columns, BLOCK)
+            if block is not None:
+                entry["rotation"] = {"block": block, "seed": self.config.seed}
+        if rotation is None:
+            return
+        if is_table:
+            raise ValueError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
+        try:
+            rotation.check(columns)
+        except ValueError as error:
+            raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
+
+    def _fit(self, columns: int, wanted: int) -> int:
+        size = fit_group_size(columns, wanted)
+        if size != wanted and columns > wanted and (columns, wanted) not in self.refitted:
+            self.refitted.add((columns, wanted))
+            chosen = size if size > 0 else "per channel"
+            logger.info("group_size %d does not divide %d input channels: %s", wanted, columns, chosen)
+        return size
+
+    def check(self, example: str) -> None:
+        """Raise `ValueError` if a pattern or a path of the given plan has matched nothing."""
+        if self.unused:
+            raise ValueError(
+                f"{sorted(self.unused)} in `overrides`/`modules_to_not_convert` match no weight that would be packed; "
+                f"a path looks like {example!r}."
+            )
+        if self.given:
+            raise ValueError(
+                f"`plan` packs {sorted(self.given)[0]!r}, which is nothing that can be packed in this model; a path "
+                f"looks like {example!r}."
+            )
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or path.endswith("." + pattern)

@@ -1,0 +1,265 @@
+"""How much of a model's answers survives: KL to a reference, agreement, likelihood and exact match, per answer.
+
+Everything is teacher-forced: one forward pass over question and answer, read at the answer's positions.
+
+    original = answer_statistics(model, processor, conversations)
+    packed = answer_statistics(quantized, processor, conversations, reference=model)
+    rounded = answer_statistics(rtn, processor, conversations, reference=model)
+    packed.summary()["kl"]                      # {"mean": …, "standard_error": …}, nats per answer token
+    paired_ratio(packed, rounded)               # mean KL of one over the other, with its 95 % interval
+
+`transformers_qaig.report.comparison` makes JSON, a table and a plot of several such statistics.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from ..data.messages import to_conversation
+from .statistics import AnswerStatistics, paired_ratio
+
+__all__ = [
+    "AnswerStatistics",
+    "Question",
+    "answer_logits",
+    "answer_statistics",
+    "encode_questions",
+    "paired_ratio",
+]
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One answer in its conversation, as the model's own processor wrote it.
+
+    Attributes:
+        inputs: the processor's tensors for prompt and answer, batch size 1; ``input_ids`` is ``[1, T]``.
+        start: position of the answer's first token; the answer is ``input_ids[0, start:stop]``.
+        stop: one past the answer's last token, which is the end-of-sequence token where the template writes one.
+        task: the ``"task"`` entry of the assistant's message, or ``""``.
+        conversation: index of the conversation it came from (questions about one picture are not independent).
+    """
+
+    inputs: dict[str, Tensor]
+    start: int
+    stop: int
+    task: str
+    conversation: int
+
+    @property
+    def answer(self) -> Tensor:
+        """Token ids of the answer, int64 ``[A]``."""
+        return self.inputs["input_ids"][0, self.start : self.stop]
+
+
+def encode_questions(
+    processor: Any,
+    conversations: Iterable[Sequence[Message] | Mapping[str, Any]],
+    eos_token_ids: Sequence[int] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+) -> list[Question]:
+    """Every assistant turn of ``conversations`` as a question of its own.
+
+    Each answer is asked alone: system messages and all pictures seen so far stay, earlier questions and answers do not.
+    The answer's tokens are found by rendering the chat twice, without and with the answer: they start where the two
+    token sequences part, and end after the first of ``eos_token_ids`` (what a template writes after it is never
+    generated).
+
+    Args:
+        processor: what ``AutoProcessor.from_pretrained`` gives; its chat template is used.
+        conversations: chat messages, where an assistant's message may carry ``"task"``, a name to report it under; or
+            records such as ``{"image": …, "question": …, "answer": …, "task": …}``: a ``datasets.Dataset`` will do.
+        eos_token_ids: tokens that end a generation.
+        columns: what records call their ``messages``, ``image``, ``prompt`` and ``response`` (default: found by name).
+
+    Raises:
+        ValueError: a conversation has no assistant turn with text, or its template hides the answer.
+    """
+    questions = []
+    for index, conversation in enumerate(conversations):
+        turns = list(_single_turns(_messages_of(conversation, columns, index)))
+        if not turns:
+            raise ValueError(f"conversations[{index}] has no assistant message after a user message: nothing to check.")
+        for prompt, reply in turns:
+            asked = _render(processor, prompt, add_generation_prompt=True)["input_ids"][0]
+            inputs = _render(processor, [*prompt, {"role": "assistant", "content": reply["content"]}])
+            ids = inputs["input_ids"][0]
+            shared = min(len(asked), len(ids))
+            differs = (asked[:shared] != ids[:shared]).nonzero()
+            start = int(differs[0]) if len(differs) else shared
+            last = torch.tensor(list(eos_token_ids), dtype=ids.dtype, device=ids.device)
+            ends = torch.isin(ids[start:], last).nonzero()
+            stop = start + int(ends[0]) + 1 if len(ends) else len(ids)
+            if start == 0 or start >= stop:
+                raise ValueError(
+                    f"conversations[{index}]: the chat template gives no tokens to the answer {reply['content']!r}; "
+                    "check the message's content and the processor's chat_template."
+                )
+            questions.append(Question(inputs, start, stop, str(reply.get("task", "")), index))
+    return questions
+
+
+def answer_logits(model: torch.nn.Module, questions: Sequence[Question], *, batch_size: int = 32) -> list[Tensor]:
+    """Logits that predict each answer's tokens: one ``[A, V]`` CPU tensor per question, in the model's dtype.
+
+    Kept for reuse as ``reference=`` when several models are compared with one, at A·V values per question.
+    """
+    logits: list[Tensor] = [torch.empty(0)] * len(questions)
+    for batch in _equal_shape_batches(questions, batch_size):
+        for i, rows in zip(batch, _forward(model, [questions[i] for i in batch])):
+            logits[i] = rows.cpu()
+    return logits
+
+
+def answer_statistics(
+    model: torch.nn.Module | Sequence[Tensor],
+    processor: Any,
+    conversations: Sequence[Sequence[Message] | Mapping[str, Any]] | Sequence[Question],
+    *,
+    reference: torch.nn.Module | Sequence[Tensor] | None = None,
+    batch_size: int = 32,
+) -> AnswerStatistics:
+    """Teacher-forced statistics of every answer in ``conversations``.
+
+    Questions whose tensors have equal shapes share a batch, so nothing is ever padded.
+
+    Args:
+        model: a vision-language (or language) model with logits, or its `answer_logits` on the same questions.
+        processor: its processor; unused when ``conversations`` is already what `encode_questions` returns.
+        conversations: chat messages (see `encode_questions`), or encoded questions.
+        reference: the model to compare with, or its `answer_logits` on the same questions.
+        batch_size: questions per forward pass.
+
+    Raises:
+        ValueError: no question, ``batch_size`` below 1, or logits that do not fit the questions.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    questions = _as_questions(model, processor, conversations)
+    for name, given in (("model", model), ("reference", reference)):
+        if given is not None and not isinstance(given, torch.nn.Module) and len(given) != len(questions):
+            raise ValueError(f"{name} holds logits of {len(given)} questions, but there are {len(questions)}.")
+
+    columns = np.full((4, len(questions)), np.nan)
+    for batch in _equal_shape_batches(questions, batch_size):
+        logits = _logits_of(model, questions, batch)
+        expected = [None] * len(batch) if reference is None else _logits_of(reference, questions, batch)
+        for i, rows, target in zip(batch, logits, expected):
+            columns[:, i] = _answer_figures(rows, questions[i].answer, target)
+
+    return AnswerStatistics(
+        exact=columns[0].astype(bool),
+        nll=columns[1],
+        kl=None if reference is None else columns[2],
+        agreement=None if reference is None else columns[3],
+        tokens=np.array([question.stop - question.start for question in questions]),
+        task=np.array([question.task for question in questions]),
+        conversation=np.array([question.conversation for question in questions]),
+    )
+
+
+def _as_questions(model: Any, processor: Any, conversations: Sequence[Any]) -> list[Question]:
+    if len(conversations) == 0:
+        raise ValueError("conversations is empty: there is no answer to check.")
+    if isinstance(conversations[0], Question):
+        return list(conversations)
+    generation = getattr(model, "generation_config", None)
+    eos = generation.eos_token_id if generation is not None else None
+    ids = eos if isinstance(eos, list) else [eos]
+    return encode_questions(processor, conversations, [token for token in ids if token is not None])
+
+
+def _messages_of(
+    record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, index: int
+) -> Sequence[Message]:
+    if not isinstance(record, Mapping):
+        return record
+    try:
+        messages = to_conversation(record, columns)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"conversations[{index}] is not usable: {error}") from error
+    task = record.get("task")
+    return messages if task is None else [{**message, "task": task} for message in messages]
+
+
+def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
+    """(prompt, assistant message) of each answer; a prompt is system messages, all pictures so far, one question."""
+    system = [message for message in conversation if message["role"] == "system"]
+    pictures: list[Any] = []
+    question: list[Any] = []
+    for message in conversation:
+        if message["role"] == "user":
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+            question = [*pictures, *parts]
+            pictures += [part for part in parts if part["type"] != "text"]
+        elif message["role"] == "assistant" and question:
+            yield [*system, {"role": "user", "content": question}], message
+
+
+def _render(processor: Any, messages: Sequence[Message], **options: Any) -> dict[str, Tensor]:
+    inputs = processor.apply_chat_template([*messages], tokenize=True, return_dict=True, return_tensors="pt", **options)
+    return {name: value for name, value in inputs.items() if name != "labels"}  # some processors write their own
+
+
+def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:
+    """Indices of questions that can be concatenated along the batch dimension without padding."""
+    shapes = [tuple((name, tuple(value.shape)) for name, value in question.inputs.items()) for question in questions]
+    order = sorted(range(len(questions)), key=shapes.__getitem__)
+    for _, group in groupby(order, key=shapes.__getitem__):
+        indices = list(group)
+        yield from (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+
+
+def _logits_of(
+    model: torch.nn.Module | Sequence[Tensor], questions: Sequence[Question], batch: list[int]
+) -> Sequence[Tensor]:
+    """Logits ``[A, V]`` of the questions in ``batch``, computed or looked up."""
+    if isinstance(model, torch.nn.Module):
+        return _forward(model, [questions[i] for i in batch])
+    return [model[i] for i in batch]
+
+
+@torch.no_grad()
+def _forward(model: torch.nn.Module, questions: Sequence[Question]) -> list[Tensor]:
+    """Logits ``[A, V]`` at the positions that predict each answer, from one forward pass."""
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    batch: dict[str, Any] = {}
+    for name in questions[0].inputs:
+        tensor = torch.cat([question.inputs[name] for question in questions])
+        batch[name] = tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
+    length = batch["input_ids"].shape[1]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        batch["logits_to_keep"] = length - min(question.start for question in questions) + 1
+    logits = model(**batch, use_cache=False).logits
+    # Counted from the end, because the model may have kept only the last positions.
+    return [row[question.start - 1 - length : question.stop - 1 - length] for row, question in zip(logits, questions)]
+
+
+def _answer_figures(logits: Tensor, answer: Tensor, reference: Tensor | None) -> tuple[float, float, float, float]:
+    """(exact, NLL, KL(reference ‖ model), agreement) of one answer from logits ``[A, V]``, in float32."""
+    log_p = log_softmax(logits.float(), dim=-1)
+    answer = answer.to(log_p.device)
+    if len(log_p) != len(answer):
+        raise ValueError(f"the model's logits are {tuple(logits.shape)}, but the answer has {len(answer)} tokens.")
+    first = log_p.argmax(dim=-1)
+    exact = float((first == answer).all())
+    nll = -log_p.gather(1, answer[:, None]).mean().item()
+    if reference is None:
+        return exact, nll, np.nan, np.nan
+    if reference.shape != logits.shape:
+        raise ValueError(f"reference logits are {tuple(reference.shape)}, the model's are {tuple(logits.shape)}.")
+    log_q = log_softmax(reference.to(log_p.device).float(), dim=-1)
+    # 0·(−inf) is 0 here: a token the reference rules out costs nothing.
+    terms = torch.where(log_q.isneginf(), 0.0, log_q.exp() * (log_q - log_p))
+    return exact, nll, terms.sum(dim=-1).mean().item(), (first == log_q.argmax(dim=-1)).float().mean().item()

@@ -1,0 +1,95 @@
+"""GPTQ's inner loop: some columns of a weight, rounded one after the other."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import extension
+from ..nn import ops
+from ..nn.checks import check_dense, check_device
+from ..nn.schema import LIBRARY
+
+
+def _by_kernel_or_reference(rows: Tensor, *args: Any) -> None:
+    """`qaig::round_columns` where no kernel is registered: the GPU's if it can be loaded now, else the reference."""
+    check_dense("rows", rows)
+    if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
+        torch.ops.qaig.round_columns(rows, *args)
+    else:
+        round_columns_reference(rows, *args)
+
+
+def round_columns_reference(
+    rows: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    factor: Tensor,
+    groups: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    max_code: int,
+) -> None:
+    """`qaig::round_columns` in plain torch, with few operations a column: being told of one takes an accelerator longer
+    than doing it.
+
+    Args:
+        rows (`Tensor`): float32 `[C, N]`, the columns, each lying together. Each is left as it was when it was rounded:
+            what it makes up for of those before it is in it.
+        errors (`Tensor`): float32 `[C, N]`, written: what rounding changed of each, divided by U_jj.
+        codes (`Tensor`): uint8 `[C, N]`, written.
+        factor (`Tensor`): float32 `[C, C]`, U of these columns (see `gptq.py`); the upper triangle is read.
+        groups (`Tensor`): int64 `[C]`, the quantization group of each column.
+        step, scale, zero (`Tensor`): float32 `[G, N]`, those of each group: codes are chosen by step, read by scale.
+        max_code (`int`): codes are 0 to max_code.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or a group that is not there (a kernel: RuntimeError,
+            for too many columns, too).
+    """
+    check_dense("rows", rows)
+    _check(rows, errors, codes, factor, groups, step, scale, zero)
+    if not 0 <= max_code <= 255:
+        raise ValueError(f"max_code must be from 0 to 255, got {max_code}")
+    steps, scales, zeros = (of_groups[groups] for of_groups in (step, scale, zero))
+    lowest, highest, found = -zeros, max_code - zeros, torch.empty_like(steps)
+    each = (t.unbind() for t in (rows, errors, found, steps, scales, lowest, highest))
+    for j, (row, error, code, of_step, of_scale, low, high) in enumerate(zip(*each, strict=True)):
+        torch.div(row, of_step, out=code).round_().clamp_(low, high)  # less the zero point
+        torch.sub(row, torch.mul(code, of_scale, out=error), out=error).div_(factor[j, j])
+        if j + 1 < len(rows):
+            rows[j + 1 :] -= factor[j, j + 1 :].unsqueeze(-1) * error
+    codes.copy_(found.add_(zeros))
+
+
+def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, *of_groups: Tensor) -> None:
+    columns, width = rows.shape if rows.dim() == 2 else (-1, -1)
+    step = of_groups[0]
+    count = len(step) if step is not None and step.dim() else -1
+    float32 = torch.float32
+    wanted = {
+        "rows": (rows, (columns, width), float32),
+        "errors": (errors, (columns, width), float32),
+        "codes": (codes, (columns, width), torch.uint8),
+        "factor": (factor, (columns, columns), float32),
+        "groups": (groups, (columns,), torch.int64),
+        **{name: (t, (count, width), float32) for name, t in zip(("step", "scale", "zero"), of_groups)},
+    }
+    for name, (tensor, shape, dtype) in wanted.items():
+        check_dense(name, tensor)
+        check_device(name, tensor, rows)
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {dtype} of shape {shape} (columns, rows and groups are those of rows and step), got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+    for name in ("rows", "errors", "codes"):
+        if any(step == 0 and size > 1 for step, size in zip(wanted[name][0].stride(), wanted[name][1])):
+            raise ValueError(f"{name} is written, and its elements share memory: call {name}.contiguous() first")
+
+
+LIBRARY.impl("round_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")
+
+round_columns = torch.ops.qaig.round_columns
+"""The operator: the device's kernel where there is one, else `round_columns_reference`, which has its arguments."""

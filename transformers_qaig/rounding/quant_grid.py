@@ -1,0 +1,178 @@
+"""The integer grid of a weight: scales and zero points, per group of input channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nn.reference import round_activations
+
+SMALLEST = 1e-12
+"""Of the scales: a group without any weight must have one, too."""
+
+
+@dataclass(frozen=True)
+class QuantGrid:
+    """
+    Values a weight [N, K] may take: `(code - zero) * scale` with `code` in 0 … 2^bits - 1.
+
+    Attributes:
+        scale: fp32 [N, G], positive, each value exactly representable in the dtype it will be stored in.
+        zero: fp32 [N, G] of integers in 0 … 2^bits - 1; 2^(bits-1) everywhere if the grid is symmetric.
+        bits: bits per code.
+        sym: whether the zero point is the fixed middle.
+        step: fp32 [N, G], what a weight is divided by when it is rounded: `scale`, but for a gain.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+    sym: bool
+    step: Tensor
+
+    @property
+    def max_code(self) -> int:
+        return 2**self.bits - 1
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View [N, K] as [N, G, K/G]."""
+        return weight.reshape(weight.shape[0], self.scale.shape[1], -1)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """Round a weight [N, K] (fp32) to its nearest code: uint8 [N, K]."""
+        return self._codes(weight).to(torch.uint8).reshape(weight.shape)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Values of codes [N, K]: fp32 [N, K]."""
+        values = (self.grouped(codes.float()) - self.zero.unsqueeze(-1)) * self.scale.unsqueeze(-1)
+        return values.reshape(codes.shape)
+
+    def quantize(self, weight: Tensor) -> Tensor:
+        """Round to nearest and back: fp32 [N, K]."""
+        values = self._codes(weight).sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
+        return values.reshape(weight.shape)
+
+    def rows(self, index: Any) -> QuantGrid:
+        """The grid of some rows."""
+        return replace(self, scale=self.scale[index], zero=self.zero[index], step=self.step[index])
+
+    @staticmethod
+    def cat(grids: Sequence[QuantGrid]) -> QuantGrid:
+        """One grid of the rows of several, which agree in bits and symmetry."""
+        scale, zero, step = (torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero", "step"))
+        return replace(grids[0], scale=scale, zero=zero, step=step)
+
+    def _codes(self, weight: Tensor) -> Tensor:
+        scaled = self.grouped(weight) / self.step.unsqueeze(-1)
+        return scaled.round_().add_(self.zero.unsqueeze(-1)).clamp_(0, self.max_code)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """
+    A weight [N, K] as it is stored.
+
+    Attributes:
+        grid: its values.
+        codes: uint8 [N, K], 0 … 2^bits - 1.
+        source: fp32 [N, K], what was rounded to nearest to give the codes, where that is not the weight itself.
+    """
+
+    grid: QuantGrid
+    codes: Tensor
+    source: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """fp32 [N, K]."""
+        return self.grid.decode(self.codes)
+
+    def rows(self, index: Any) -> QuantizedWeight:
+        """Of some rows."""
+        return QuantizedWeight(
+            self.grid.rows(index), self.codes[index], None if self.source is None else self.source[index]
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+        """The rows of several, all with a source or all without."""
+        sources = [part.source for part in parts if part.source is not None]
+        return QuantizedWeight(
+            QuantGrid.cat([part.grid for part in parts]),
+            torch.cat([part.codes for part in parts]),
+            torch.cat(sources) if sources else None,
+        )
+
+
+def minmax_grid(
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    storage_dtype: torch.dtype,
+    include_zero: bool = False,
+    shrink: Tensor | float = 1.0,
+    gain: Tensor | None = None,
+) -> QuantGrid:
+    """
+    Grid that spans each group's range (notes of the paper's code, weight-only): scale = (max - min) / (2^b - 1), zero =
+    clamp(-round(min / scale)); symmetric: scale = max|w| / (2^(b-1) - 1).
+
+    Args:
+        weight: fp32 [N, K], finite.
+        bits: 2 to 8.
+        group_size: divides K, or -1 for one group per row.
+        sym: symmetric around zero.
+        storage_dtype: the scale is rounded to it before the zero point and any code is chosen.
+        include_zero: widen the range to hold zero. Without it a group that is all positive clips at its zero point.
+        shrink: factor on the range, a number or [N, G].
+        gain: factor on the scale after the codes are chosen, [N, G].
+
+    Raises:
+        ValueError: a group size that does not divide K, or a weight that is not finite.
+    """
+    rows, columns = weight.shape
+    if group_size != -1 and columns % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the {columns} input channels.")
+    groups = weight.reshape(rows, 1 if group_size == -1 else columns // group_size, -1)
+    low, high = groups.amin(-1), groups.amax(-1)
+    if not torch.isfinite(low).all() or not torch.isfinite(high).all():
+        raise ValueError("the weight holds values that are not finite.")
+    if sym:
+        scale = torch.maximum(low.abs(), high.abs()) * shrink / max(2 ** (bits - 1) - 1, 1)
+    else:
+        if include_zero:
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        low, high = low * shrink, high * shrink
+        scale = (high - low) / (2**bits - 1)
+    scale = storable(scale, storage_dtype, up=True)
+    if sym:
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+    else:
+        zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
+    return QuantGrid(scale if gain is None else storable(scale * gain, storage_dtype), zero, bits, sym, scale)
+
+
+def fake_quantize_tokens(x: Tensor) -> Tensor:
+    """x `[..., K]` rounded as packed layers round 8-bit inputs; with the gradient of x."""
+    return x + (round_activations(x) - x).detach()
+
+
+def storable(scale: Tensor, dtype: torch.dtype, *, up: bool = False) -> Tensor:
+    """
+    Round to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly.
+
+    Subnormal ones are taken: float16 has 2^-14 as its smallest other, too much for 8 bits of a weight below 0.01. They
+    are coarse; with `up` they are rounded up, so that the range that they span does not shrink.
+    """
+    limits = torch.finfo(dtype)
+    unit = limits.tiny * limits.eps
+    scale = scale.clamp(max(SMALLEST, unit), limits.max)
+    if up:
+        scale = torch.where(scale < limits.tiny, (scale / unit).ceil() * unit, scale)
+    return scale.to(dtype).float()

@@ -1,0 +1,61 @@
+"""Scales chosen after the codes: least output error, then outputs as large as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..utils.finite import is_lower
+from .clipping import GAINS
+from .hessian import Hessian
+from .quant_grid import QuantizedWeight, storable
+
+RIDGE = 1e-3
+"""What holds the scales where they are, as a share of the system's mean diagonal."""
+RANGE = (0.5, 2.0)
+"""Bounds of a refitted scale over what it was."""
+
+
+@torch.no_grad()
+def refit_scales(
+    weight: Tensor, curvature: Hessian, rounding: QuantizedWeight, storage_dtype: torch.dtype
+) -> QuantizedWeight:
+    """
+    The same codes with other scales: per row, those of its groups that minimize e H eᵀ with e = Σ_g s_g (codes_g -
+    zero_g) - w (G equations), times one gain that makes the result unbiased, Q H wᵀ = w H wᵀ: see [`search_clipping`].
+
+    A row keeps its scales where that does not lower its error.
+
+    Args:
+        weight: fp32 [N, K].
+        curvature: H of its inputs.
+        rounding: of that weight.
+        storage_dtype: what the scales are rounded to.
+    """
+    grid = rounding.grid
+    moment = curvature.moment
+    levels = grid.grouped(rounding.codes.float()) - grid.zero.unsqueeze(-1)  # [N, G, g]
+    rows, groups, size = levels.shape
+    projected = weight @ moment
+    wanted = (levels * grid.grouped(projected)).sum(-1)
+    system = torch.empty(rows, groups, groups, device=weight.device)
+    for g in range(groups):
+        seen = levels[:, g] @ moment[g * size : (g + 1) * size]
+        system[:, g] = (levels * grid.grouped(seen)).sum(-1)
+    ridge = RIDGE * system.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True)
+    system.diagonal(dim1=1, dim2=2).add_(ridge)
+    solved, failed = torch.linalg.solve_ex(system, (wanted + ridge * grid.scale).unsqueeze(-1))
+    ratio = solved.squeeze(-1) / grid.scale
+    usable = torch.isfinite(ratio) & (ratio > RANGE[0]) & (ratio < RANGE[1]) & (failed == 0).unsqueeze(-1)
+    scale = torch.where(usable, ratio, 1.0) * grid.scale
+
+    value = replace(grid, scale=scale).decode(rounding.codes)
+    gain = (projected * weight).sum(-1) / (projected * value).sum(-1)
+    scale = storable(scale * gain.nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS).unsqueeze(-1), storage_dtype)
+
+    candidate = replace(grid, scale=scale)
+    losses = (curvature.loss(values - weight) for values in (candidate.decode(rounding.codes), rounding.values))
+    better = is_lower(*losses)
+    return replace(rounding, grid=replace(grid, scale=torch.where(better.unsqueeze(-1), scale, grid.scale)))

@@ -1,0 +1,118 @@
+"""What is saved with a quantized model's weights: its processor, and its card."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..loading.source import Source
+from ..report.model_card import attach_model_card, detach_model_card, save_model_card
+
+PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+logger = logging.getLogger("transformers_qaig")
+
+
+@dataclass
+class ProcessorToSave:
+    """
+    The processor that goes with a model's weights.
+
+    Attributes:
+        given: the object that calibration used; None: its files are copied from `source`.
+        source: where its files lie.
+        told: whether it was said that there are none.
+    """
+
+    given: Any
+    source: Source
+    told: bool = False
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write its files into `folder`, unless somebody's processor is there. That there is none is told once."""
+        folder = Path(folder)
+        if any((folder / name).is_file() for name in PROCESSOR_CONFIGS):
+            return
+        try:
+            if hasattr(self.given, "save_pretrained"):
+                self.given.save_pretrained(folder)
+                return
+            files = self.source.processor_files()
+            for name, file in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, folder / name)
+            reason = "" if files else "it has none"
+        except Exception as error:  # the weights are saved, and that counts
+            reason = str(error)
+        if reason and not self.told:
+            self.told = True
+            logger.warning(
+                "No processor is saved with the model, none was found in %s (%s). pipeline() needs one: "
+                "save yours with `processor.save_pretrained(%r)`.",
+                self.source.name,
+                reason,
+                str(folder),
+            )
+
+
+@dataclass
+class _Beside:
+    """What is written beside the weights of one model."""
+
+    processor: ProcessorToSave
+    base_model_id: str | None
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        self.processor.write(folder)
+        if (folder / "README.md").exists():
+            return
+        source = self.processor.source
+        card = Path(source.name, source.subfolder, "README.md")
+        if self.base_model_id is None and card.is_file():  # loaded packed: the card of the run that made it says more
+            shutil.copyfile(card, folder / "README.md")
+        else:
+            save_model_card(model, folder, self.base_model_id)
+
+
+def attach_saving(model: PreTrainedModel, processor: ProcessorToSave, base_model_id: str | None = None) -> None:
+    """Make `save_pretrained` and `push_to_hub` of `model` write its processor and its card beside the weights."""
+    attach_model_card(model, base_model_id, processor)
+    model._qaig_beside = _Beside(processor, base_model_id)  # type: ignore[assignment]
+
+
+def detach_saving(model: PreTrainedModel) -> None:
+    """Undo [`attach_saving`]: the model is an ordinary one again."""
+    detach_model_card(model)
+    vars(model).pop("_qaig_beside", None)
+
+
+def extend_save_pretrained() -> None:
+    """
+    Let Transformers' `save_pretrained` write what [`attach_saving`] asks for; of other models it does what it did.
+
+    Transformers offers a quantizer no hook that knows the folder. A method of the one object instead would have to hold
+    that object, which then lives on until the next garbage collection.
+    """
+    save = PreTrainedModel.save_pretrained
+
+    @functools.wraps(save)
+    def save_pretrained(
+        self: PreTrainedModel,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        save(self, save_directory, is_main_process, *args, **kwargs)
+        beside, only_adapter = vars(self).get("_qaig_beside"), getattr(self, "_hf_peft_config_loaded", False)
+        if beside is not None and is_main_process and not only_adapter and os.path.isdir(save_directory):
+            beside.write(self, Path(save_directory))
+
+    PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]

@@ -1,0 +1,179 @@
+"""What `save_pretrained` will write, tried on the meta device: a calibration is not lost to a file that fails."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from ..config import QAIGConfig
+from ..loading.arguments import loading_arguments
+from ..loading.text_config import mark_text_config
+from ..plan.coverage import Plan
+
+
+def try_saving(
+    model: PreTrainedModel,
+    skeleton: PreTrainedModel,
+    tensors: Mapping[str, Tensor],
+    settings: QAIGConfig,
+    files: Sequence[str] | None,
+) -> None:
+    """
+    Do what `save_pretrained` does, but for writing tensors, and look whether it can be loaded again.
+
+    Args:
+        model: before it is packed.
+        skeleton: the packed model, on meta; its config and generation config may change.
+        tensors: what is to be saved, by name.
+        settings: that are to be saved, with a plan of the packed modules.
+        files: those the model is loaded from.
+
+    Raises:
+        ValueError: saving would fail, or another model would come back; it says what to do.
+    """
+    _try_configs(skeleton, settings)
+    _try_names(model, skeleton, tensors, settings.plan or {}, files)
+
+
+def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
+    skeleton.config.quantization_config = settings
+    mark_text_config(skeleton.config)
+    skeleton.config.dtype = str(skeleton.dtype).removeprefix("torch.")
+    _take_generation_config(skeleton)
+    with tempfile.TemporaryDirectory(prefix="transformers-qaig-") as folder:
+        try:
+            skeleton.config.save_pretrained(folder)
+        except Exception as error:  # Transformers' and every model's own checks
+            raise ValueError(
+                f"save_pretrained would fail after the calibration: config.json cannot be written ({error}). Mend the "
+                "model's config first, or pass `config=` to from_pretrained."
+            ) from error
+        if skeleton.can_generate():
+            try:
+                skeleton.generation_config.save_pretrained(folder)
+            except Exception as error:
+                raise ValueError(
+                    "save_pretrained would fail after the calibration: Transformers does not save this generation "
+                    f"config ({error}). Mend generation_config.json, or pass `generation_config=` to from_pretrained."
+                ) from error
+        saved = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    if QAIGConfig(**saved["quantization_config"]) != settings:
+        raise ValueError(f"These settings come back from config.json as others: {settings.to_dict()}.")
+
+
+def _take_generation_config(skeleton: PreTrainedModel) -> None:
+    """The generation config that from_pretrained will give the model, which it does after the weights are read."""
+    given = loading_arguments()
+    adjust: Any = getattr(skeleton, "adjust_generation_fn", None)
+    if not skeleton.can_generate() or adjust is None:
+        return
+    values = {**given, **given.get("kwargs", {}), **given.get("download_kwargs", {})}
+    values |= {"force_download": False, "trust_remote_code": False}
+    parameters = inspect.signature(adjust).parameters.values()
+    names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if all(name in values for name in names):
+        adjust(**{name: values[name] for name in names}, **{k: v for k, v in given["kwargs"].items() if k not in names})
+
+
+def _try_names(
+    model: PreTrainedModel,
+    skeleton: PreTrainedModel,
+    tensors: Mapping[str, Tensor],
+    plan: Plan,
+    files: Sequence[str] | None,
+) -> None:
+    full = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    used = _used_conversions(model, files)
+    back = [entry.reverse_transform() for entry in used[::-1]]
+    saved = {name: _renamed(name, back) for name in sorted(tensors)}
+    own = skeleton.state_dict()
+    loading = get_model_conversion_mapping(skeleton)
+    for name, (key, taken) in sorted(saved.items(), key=lambda item: item[1][0]):
+        again, taken_again = _renamed(key, loading, skeleton.base_model_prefix, own)
+        again = key if again not in own and key in own else again  # as the loader does
+        taken = taken or taken_again
+        of_packing = name not in full or full[name].shape != tensors[name].shape  # a bias may be joined with others
+        lost = taken is not None or (name in own and again != name)  # a guard is known by its ending
+        if of_packing and lost and name.rpartition(".")[0] in plan:
+            raise ValueError(
+                f"{name} would not come back from a saved file: Transformers' conversion of {type(skeleton).__name__} "
+                f"weights {f'({taken}) takes it for its own' if taken else f'makes it {again}'}. Leave its module out "
+                "with `modules_to_not_convert`."
+            )
+    if not any(isinstance(entry, WeightConverter) for entry in used):
+        return
+    before, after = (_shapes_saved(skeleton, used, given) for given in (full, dict(tensors)))
+    for name, shape in after.items():
+        if shape.numel() and before.get(name, shape) != shape:  # a guard has none
+            raise ValueError(
+                f"save_pretrained would write half of {name}, which holds weights of which only some are packed "
+                f"({list(shape)} of {list(before[name])}). Pack all of them, or leave all out with "
+                "`modules_to_not_convert`."
+            )
+
+
+def _shapes_saved(
+    skeleton: PreTrainedModel, used: list[WeightTransform], tensors: dict[str, Tensor]
+) -> dict[str, torch.Size]:
+    """What Transformers makes of the tensors for the file; nothing if the meta device cannot do it."""
+    skeleton._weight_conversions = used  # type: ignore[assignment]
+    try:
+        return {name: tensor.shape for name, tensor in revert_weight_conversion(skeleton, tensors).items()}
+    except NotImplementedError:
+        return {}
+    except Exception as error:  # any of the many conversions
+        raise ValueError(
+            f"save_pretrained would fail after the calibration: Transformers cannot convert the weights of "
+            f"{type(skeleton).__name__} back ({error}). Leave the modules it names out with `modules_to_not_convert`."
+        ) from error
+
+
+def _used_conversions(model: PreTrainedModel, files: Sequence[str] | None) -> list[WeightTransform]:
+    """Of Transformers' conversions those that something in the files needs: saving reverts these."""
+    names = _names_in(files or ())
+    if not names:  # what Transformers assumes of a model that was not loaded
+        assumed = get_model_conversion_mapping(model, add_legacy=False)
+        return [entry for entry in assumed if not isinstance(entry, PrefixChange)]
+    conversions = get_model_conversion_mapping(model)
+    own = model.state_dict()
+    for name in names:
+        _renamed(name, conversions, model.base_model_prefix, own)
+    return [entry for entry in conversions if entry.was_used()]
+
+
+def _names_in(files: Iterable[str]) -> list[str]:
+    names: list[str] = []
+    for file in files:
+        try:
+            with safe_open(file, "pt") as stored:
+                names += stored.keys()
+        except (SafetensorError, OSError):
+            return []  # of another kind: its names are not to be had without its tensors
+    return sorted(names)
+
+
+def _renamed(
+    name: str, conversions: Sequence[WeightTransform], prefix: str | None = None, own: dict | None = None
+) -> tuple[str, str | None]:
+    """The name after `conversions` (from the model to the file without `own`), and the converter that takes it."""
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    return rename_source_key(name, renamings, converters, prefix, own, reverse=own is None)
