@@ -54,6 +54,7 @@ sanitize: $(VENV)/.test
 	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig.kernels import extension; extension.build()"
 	$(SANITIZED) $(BIN)/python -c "from transformers_qaig.kernels import extension; assert extension.load()"
 	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py tests/nn/test_prepare.py
+	$(SANITIZED) $(BIN)/python -m pytest -q tests/robustness/test_operators.py
 
 cross:
 	@if command -v $(CROSS) >/dev/null; then set -ex; \
