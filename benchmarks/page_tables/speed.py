@@ -1,0 +1,122 @@
+"""What the kernels take, on a CPU and on a GPU."""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+
+from . import RESULTS, Row, markdown, rows_of, table
+
+WIDTHS, ACTIVATIONS = (2, 3, 4, 8), (16, 8)
+
+
+@functools.cache
+def cpu_cells() -> dict[tuple[int, int, int, int, int, int], Row]:
+    """(K, N, threads, bits, activation bits, M) → our newest row that ran beside peers."""
+    found = {}
+    for path in sorted(RESULTS.glob("*-cpu-gemm-*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            if row.get("op") == "qaig" and row.get("ratio_to_best_peer") is not None:
+                activations = int(row["activations"].removeprefix("a"))
+                found[row["k"], row["n"], row["threads"], row["bits"], activations, row["m"]] = row
+    return found
+
+
+@table("cpu-4096")
+def cpu_ratios() -> str:
+    """At M = 1024 16-bit activations are set against torch's bfloat16 product, which no packed peer beats."""
+    rows = []
+    for bits in WIDTHS:
+        for activations in ACTIVATIONS:
+            cells = []
+            for m in (1, 4, 16, 128, 1024):
+                row = cpu_cells()[4096, 4096, 2, bits, activations, m]
+                dense = m == 1024 and activations == 16
+                cells.append(f"{row['ratio_to_bf16' if dense else 'ratio_to_best_peer']:.2f}")
+            rows.append([f"{bits} bits, A{activations}", *cells])
+    return markdown(["", "M=1", "M=4", "M=16", "M=128", "M=1024"], rows)
+
+
+@table("cpu-dense")
+def cpu_dense() -> str:
+    """Torch's bfloat16 product's time over ours with 16-bit activations, 1,024 tokens."""
+    places = sorted({key[:3] for key in cpu_cells()})
+    rows = []
+    for k, n, threads in places:
+        cells = [cpu_cells().get((k, n, threads, bits, 16, 1024)) for bits in WIDTHS]
+        rows.append([f"{k}×{n}", str(threads), *("–" if c is None else f"{c['ratio_to_bf16']:.2f}" for c in cells)])
+    return markdown(["K×N", "threads", *(f"{bits} bits" for bits in WIDTHS)], rows)
+
+
+@table("cpu-slower")
+def cpu_slower() -> str:
+    """Cells in which the best packed peer is faster."""
+    rows = []
+    for (k, n, threads, bits, activations, m), row in sorted(cpu_cells().items()):
+        if row["ratio_to_best_peer"] < 1:
+            shape = [f"{k}×{n}", str(threads), f"{bits} bits, A{activations}", str(m)]
+            rows.append([*shape, row["best_peer"], f"{row['ratio_to_best_peer']:.2f}"])
+    return markdown(["K×N", "threads", "", "M", "best peer", "its time / ours"], rows)
+
+
+@table("cpu-generate")
+def cpu_generate() -> str:
+    known: dict[str, list[Row]] = {}
+    for row in rows_of("2026-11-27-generate"):
+        known.setdefault(row["variant"], []).append(row)
+    names = {
+        f"w{b}a{a}": f"{b} bits" + (", 8-bit activations" if a == 8 else "") for b in (8, 4, 3, 2) for a in (16, 8)
+    }
+    rows = []
+    for variant, label in {"bf16": "bfloat16", **names, "bitsandbytes-nf4": "bitsandbytes nf4"}.items():
+        ratios = [
+            statistics.median(own[key] / base[key] for own, base in zip(known[variant], known["bf16"]))
+            for key in ("prefill_tokens_per_s", "decode_tokens_per_s")
+        ]
+        medians = [
+            statistics.median(row[key] for row in known[variant])
+            for key in ("decode_tokens_per_s", "weights_mib", "peak_rss_mib")
+        ]
+        shown = ["1", "1"] if variant == "bf16" else [f"{ratios[0]:.2f}", f"{ratios[1]:.1f}"]
+        rows.append([label, *shown, f"{medians[0]:.1f}", f"{medians[1]:,.0f}", f"{medians[2]:,.0f}"])
+    return markdown(
+        ["", "prefill × bf16", "decode × bf16", "decode tokens/s", "weights, MiB", "peak memory, MiB"], rows
+    )
+
+
+@functools.cache
+def gpu_cells() -> dict[tuple[str, int, int, str], Row]:
+    """("3584x18944", bits, M, candidate) → its row."""
+    return {
+        (f"{row['k']}x{row['n']}", row["bits"], row["m"], row["op"]): row
+        for row in rows_of("2026-11-26-gpu-gemm")
+        if row.get("op") is not None
+    }
+
+
+@table("gpu-3584")
+def gpu_ratios() -> str:
+    tokens = (1, 8, 16, 32, 64, 512, 1024, 4096)
+    rows = [
+        [f"{b} bits", *(f"{gpu_cells()['3584x18944', b, m, 'qaig']['speed_over_bf16']:.2f}" for m in tokens)]
+        for b in WIDTHS
+    ]
+    return markdown(["", *(f"M={m}" for m in tokens)], rows)
+
+
+@table("gpu-one-token")
+def gpu_one_token() -> str:
+    rows = []
+    for shape in ("5120x27648", "3584x18944", "18944x3584", "2048x11008", "3584x3584", "3584x512"):
+        for bits in (3, 4):
+            ours = gpu_cells()[shape, bits, 1, "qaig"]
+            peers = [
+                gpu_cells().get((shape, bits, 1, name)) for name in ("torch _weight_int4pack_mm", "bitsandbytes nf4")
+            ]
+            over = [f"{peer['us'] / ours['us']:.2f}" if peer is not None else "–" for peer in peers]
+            rows.append(
+                [shape.replace("x", "×"), str(bits), f"{ours['us']:.1f}", f"{ours['speed_over_bf16']:.2f}", *over]
+            )
+    head = ["K×N", "bits", "µs", "bfloat16 / ours", "`_weight_int4pack_mm` / ours", "bitsandbytes nf4 / ours"]
+    return markdown(head, rows)
