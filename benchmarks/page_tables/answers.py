@@ -126,10 +126,12 @@ def accuracy_summary() -> str:
 
 def draw_summary(path: Path) -> None:
     """The same as a picture: KL against stored bits and against the size of the file, in 64 colours."""
+    known = gather([Ledger(file) for file in files(ACCURACY)])
     groups = {
-        (setting, SUMMARY[name].replace("`", "")): rows
-        for (setting, name), rows in gather([Ledger(path) for path in files(ACCURACY)]).items()
-        if name in SUMMARY and setting[1] == 16
+        (setting, label.replace("`", "")): rows
+        for name, label in SUMMARY.items()
+        for (setting, method), rows in known.items()
+        if method == name and setting[1] == 16
     }
     plot(comparison_rows(groups), path)
     Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
