@@ -1,0 +1,48 @@
+"""Hooks of the documentation's build: the list of the package's files, names in docstrings, formulas."""
+
+import ast
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+
+PACKAGE = Path(__file__).resolve().parents[1] / "transformers_qaig"
+NAME = re.compile(r"\[(<code>[\w.]+</code>)\](?!\()")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Puts the package's files where the architecture page asks for them."""
+    return markdown.replace("<!-- files -->", files()) if "<!-- files -->" in markdown else markdown
+
+
+def on_page_content(content: str, **kwargs: Any) -> str:
+    """
+    Names in docstrings lose the brackets that Transformers puts around them, [`Name`]: they are no links here.
+    Formulas become MathML, which browsers draw without a script.
+    """
+    return FORMULA.sub(mathml, NAME.sub(r"\1", content))
+
+
+def mathml(formula: re.Match[str]) -> str:
+    display = "block" if formula[1] == "div" else "inline"
+    return f"<{formula[1]}>{convert(html.unescape(formula[2]), display=display)}</{formula[1]}>"
+
+
+def files() -> str:
+    """Every module of the package with the first line of its docstring, room by room."""
+    lines = []
+    for room in sorted(path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()):
+        modules = sorted(room.rglob("*.py")) if room.is_dir() else [room]
+        rows = [f"| `{path.relative_to(PACKAGE)}` | {text} |" for path in modules if (text := first_line(path))]
+        if rows:
+            lines += [f"\n**`{room.stem}`**\n", "| file | |", "| --- | --- |", *rows]
+    return "\n".join(lines)
+
+
+def first_line(path: Path) -> str:
+    """The first sentence of a module's docstring, for a cell of a table."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
