@@ -1,5 +1,7 @@
 # make demo    quantize the trained tiny VLM and show what came out
 # make test    the tests
+# make docs    the documentation, strictly, into out/site; its tables are compared with benchmarks/results
+# make notebooks  runs the notebooks in examples
 # make check   what CI runs besides: lint, types, slow sweeps, the numeric tests as on other processors and with other
 #              data, the tests on the oldest supported transformers, sanitizers over the kernels, the kernels compiled for
 #              aarch64 and for every GPU, the package built and installed in clean environments
@@ -8,6 +10,8 @@
 # make cuda    the CUDA kernels compiled for every architecture, and what their machine code holds; needs no GPU
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
 TRANSFORMERS ?= transformers
 OLDEST := transformers==5.17.0
 BIN := $(VENV)/bin
@@ -24,7 +28,7 @@ CROSS := aarch64-linux-gnu-g++
 # Waiting threads sleep: spinning ones cost a busy machine three times the time.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check lint slow numerics oldest sanitize cross cuda nvrtc gpu package clean
+.PHONY: demo test check lint docs notebooks slow numerics oldest sanitize cross cuda nvrtc gpu package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/tiny-vlm/demo.py
@@ -32,13 +36,20 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not gpu"
 
-check: lint slow numerics oldest sanitize cross cuda nvrtc package
+check: lint docs notebooks slow numerics oldest sanitize cross cuda nvrtc package
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python benchmarks/tables.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.docs
+	$(BIN)/jupyter execute examples/quickstart.ipynb examples/mixed_bits.ipynb
 
 slow: $(VENV)/.test
 	$(PYTEST) -m "slow and not gpu"
@@ -76,7 +87,7 @@ package: $(VENV)/.dev
 # torch first and alone: a later step must find it installed, not choose a build of its own.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
+	$(PIP) $(TORCH)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
@@ -87,12 +98,16 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 # torchvision has no CPU build; tests/torchvision_on_cpu.py makes the CUDA wheel importable, from a folder only it looks into.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
-	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu torchvision==0.28.0
+	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu $(TORCHVISION)
 	$(BIN)/python -m transformers_qaig.kernels.env
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) -e ".[docs]"
 	touch $@
 
 $(VENV)/.nvrtc: $(VENV)/.test

@@ -1,0 +1,103 @@
+"""The documentation says what the code does: names, messages, commands and links exist."""
+
+import ast
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, blocks, cells, name, prose
+from transformers_qaig import QAIGConfig
+from transformers_qaig.recipes import RECIPES
+
+PACKAGE = ROOT / "transformers_qaig"
+MOST_WORDS = 25
+HOLE = "\0"
+
+
+def test_the_readme_fits_on_150_lines() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_sentence_has_more_than_25_words(page: Path) -> None:
+    assert not [sentence for sentence in prose(page) if len(sentence.split()) > MOST_WORDS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_on_a_page_is_python(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            ast.parse(block.text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_modules_that_a_page_tells_to_run_exist(page: Path) -> None:
+    for module in re.findall(r"python -m (transformers_qaig[\w.]*)", page.read_text()):
+        assert importlib.util.find_spec(module) is not None, module
+
+
+def test_every_argument_of_the_configuration_is_explained() -> None:
+    table = " ".join(row[0] for row in cells(ROOT / "docs/reference/config.md"))
+    arguments = set(inspect.signature(QAIGConfig.__init__).parameters) - {"self", "unknown", "format_version"}
+    assert arguments - {"needs_version"} == set(re.findall(r"`(\w+)`", table))
+
+
+def test_every_recipe_is_in_the_guide() -> None:
+    rows = cells(ROOT / "docs/guides/recipes.md")
+    assert set(RECIPES) == {found for row in rows for found in re.findall(r"`(\w+)`", row[0])}
+
+
+def test_every_environment_variable_is_explained() -> None:
+    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "tools").glob("*.sh")]
+    used = {found for source in sources for found in re.findall(r"[\"'${](QAIG_\w+)", source.read_text())}
+    told = re.findall(r"`(QAIG_\w+)`", (ROOT / "docs/reference/environment.md").read_text())
+    assert {variable for variable in used if "_KERNEL" not in variable} <= set(told)
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    told = {found for row in cells(ROOT / "docs/concepts/architecture.md") for found in re.findall(r"`(\w+)`", row[0])}
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__"} <= told
+
+
+def test_the_messages_in_troubleshooting_are_in_the_code() -> None:
+    known = [text for path in PACKAGE.rglob("*.py") for text in messages(path)]
+    quoted = [
+        " ".join(found).strip()
+        for row in cells(ROOT / "docs/guides/troubleshooting.md")
+        if "from Transformers" not in row[0]
+        for found in re.findall(r"`` (.+?) ``|(?<!`)`([^`]+)`(?!`)", row[0])
+    ]
+    assert len(quoted) > 100
+    patterns = [
+        (quote, re.compile(".*?".join(re.escape(part.strip()) for part in quote.split("…") if part.strip()), re.DOTALL))
+        for quote in quoted
+    ]
+    assert not [quote for quote, pattern in patterns if not any(pattern.search(text) for text in known)]
+
+
+def messages(path: Path) -> list[str]:
+    """Every string of a module; what is filled in is a hole."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    texts = [text(node) for node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))]
+    return [re.sub(r"%[sdr]", HOLE, found) for found in texts if len(found) > 8]
+
+
+def text(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else HOLE
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(value) if isinstance(value, ast.Constant) else HOLE for value in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return text(node.left) + text(node.right)
+    return HOLE

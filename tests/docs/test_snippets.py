@@ -1,0 +1,36 @@
+"""Code on the pages runs: every block below `<!-- run -->`, on the tiny VLM with a few calibration samples."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.pages import PAGES, ROOT, blocks, name
+
+HUB_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
+TINY = "examples/tiny-vlm/model"
+RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
+
+
+def small(code: str) -> str:
+    """The block with the tiny VLM in place of a large model, and eight calibration samples instead of 128."""
+    code = code.replace(HUB_ID, TINY)
+    return code if "num_samples" in code else re.sub(r"\bQAIGConfig\((?=\w)", "QAIGConfig(num_samples=8, ", code)
+
+
+def test_pages_have_code_that_runs() -> None:
+    assert len(RUNNABLE) > 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNABLE, ids=name)
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", minversion="0.21.2")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {}
+    for block in blocks(page):
+        if block.runs:
+            exec(compile(small(block.text), f"{name(page)}: {block.text[:40]!r}", "exec"), namespace)
