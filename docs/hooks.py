@@ -10,6 +10,7 @@ from latex2mathml.converter import convert
 
 PACKAGE = Path(__file__).resolve().parents[1] / "transformers_qaig"
 NAME = re.compile(r"\[(<code>[\w.]+</code>)\](?!\()")
+TYPE = re.compile(r"<code>(`[^<]*?)</code>")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -20,10 +21,14 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 def on_page_content(content: str, **kwargs: Any) -> str:
     """
-    Names in docstrings lose the brackets that Transformers puts around them, [`Name`]: they are no links here.
-    Formulas become MathML, which browsers draw without a script.
+    Docstrings in Transformers' dialect lose its marks: brackets around names, [`Name`], which are no links here, and
+    what it says in a type, `` `int`, *optional*, defaults to 4``. Formulas become MathML, which needs no script.
     """
-    return FORMULA.sub(mathml, NAME.sub(r"\1", content))
+    return FORMULA.sub(mathml, TYPE.sub(plain_type, NAME.sub(r"\1", content)))
+
+
+def plain_type(found: re.Match[str]) -> str:
+    return f"<code>{re.split(r', [*]optional|, defaults', found[1])[0].replace('`', '')}</code>"
 
 
 def mathml(formula: re.Match[str]) -> str:

@@ -65,17 +65,17 @@ def ratio(patterns: tuple[str, ...], setting: Any, name: str, peer: str) -> tupl
     above = resampled(patterns, (setting, name), tuple(shared))
     below = resampled(patterns, (setting, peer), tuple(dict.fromkeys(of_b)))
     whole = [float(means[0] / means[1]), *map(float, np.quantile(above / below, [0.025, 0.975]))]
-    return interval(whole), ", ".join(f"{kl(a[one]) / kl(b[other]):.2f}" for one, other in zip(shared, of_b))
+    return interval(whole), ",\u00a0".join(f"{kl(a[one]) / kl(b[other]):.2f}" for one, other in zip(shared, of_b))
 
 
 def interval(values: Sequence[float]) -> str:
-    return "{:.2f} ({:.2f}–{:.2f})".format(*values)
+    return "{:.2f}\u00a0({:.2f}–{:.2f})".format(*values)
 
 
 def kl_cell(name: str, setting: Any) -> str:
     sets = tuple(measured(ACCURACY)[setting, name])
     mean = kl(pooled(list(measured(ACCURACY)[setting, name].values())))
-    return f"{1e3 * mean:.3f} ± {1e3 * resampled(ACCURACY, (setting, name), sets).std(ddof=1):.3f}"
+    return f"{1e3 * mean:.3f}\u00a0±\u00a0{1e3 * resampled(ACCURACY, (setting, name), sets).std(ddof=1):.3f}"
 
 
 def exact_match(name: str, setting: Any) -> str:
@@ -244,7 +244,7 @@ def packed_parts(row: Row) -> str:
 def whole_file_tiny() -> str:
     rows = []
     for row in rows_of("2026-11-26-whole-file"):
-        error = f"{1e3 * row['kl']:.3f} ± {1e3 * row['kl_se']:.3f}"
+        error = f"{1e3 * row['kl']:.3f}\u00a0±\u00a0{1e3 * row['kl_se']:.3f}"
         rows.append([packed_parts(row), f"{row['times_smaller']:.2f}", error, f"{row['exact_match']:.3f}"])
     return markdown(["tiny VLM, group size 64", "times smaller than bfloat16", "KL, 1e-3", "exact match"], rows)
 
