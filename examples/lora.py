@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers_qaig  # noqa: F401  (registers the quantization method)
 from peft import LoraConfig, get_peft_model
 from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from transformers_qaig import QAIGConfig
 
 HERE = Path(__file__).resolve().parent

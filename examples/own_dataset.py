@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-import transformers_qaig  # noqa: F401  (registers the quantization method)
 from transformers import AutoModelForImageTextToText
+
 from transformers_qaig import QAIGConfig
 
 HERE = Path(__file__).resolve().parent
