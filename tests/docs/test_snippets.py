@@ -14,9 +14,9 @@ RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
 
 
 def small(code: str) -> str:
-    """The block with the tiny VLM in place of a large model, and eight calibration samples instead of 128."""
+    """The block with the tiny VLM in place of a large model, and four calibration samples instead of 128."""
     code = code.replace(HUB_ID, TINY)
-    return code if "num_samples" in code else re.sub(r"\bQAIGConfig\((?=\w)", "QAIGConfig(num_samples=8, ", code)
+    return code if "num_samples" in code else re.sub(r"\bQAIGConfig\((?=\w)", "QAIGConfig(num_samples=4, ", code)
 
 
 def test_pages_have_code_that_runs() -> None:
