@@ -108,8 +108,9 @@ inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t 
 }
 
 // The tensors of a weight in the on-disk order, which every device takes.
-inline void check_checkpoint_layout(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
-                          int64_t in_features, int64_t bits, int64_t groups, int device) {
+inline void check_checkpoint_layout(const Tensor& packed, const Tensor& scale, const Optional& zero,
+                                    int64_t out_features, int64_t in_features, int64_t bits, int64_t groups,
+                                    int device) {
     check_tensor("packed", packed, {out_features, words_for(in_features, bits)}, {ScalarType::Int}, device);
     check_tensor("scale", scale, {out_features, groups}, kScaleTypes, device);
     if (zero) {

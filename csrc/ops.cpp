@@ -59,7 +59,8 @@ struct PackedWeight {
         const bool on_disk = layout == kOnDisk;
         STD_TORCH_CHECK(on_disk || qaig::has_cpu_order(s.bits), "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
         if (on_disk) {
-            qaig::check_checkpoint_layout(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(), qaig::kCpu);
+            qaig::check_checkpoint_layout(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(),
+                                          qaig::kCpu);
         } else {
             check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, qaig::kTileRows}, {ScalarType::Int});
             check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, qaig::kScaleTypes);

@@ -43,8 +43,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
         const int device = x.is_cpu() ? kCpu : x.get_device();
         if (layout == kOnDisk) {
             const int64_t channels = checked_group(out_features[i], x.size(-1), bits[i], group_size[i]);
-            check_checkpoint_layout(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i], x.size(-1) / channels,
-                          device);
+            check_checkpoint_layout(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i],
+                                    x.size(-1) / channels, device);
         } else {
             PackedWeight(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i], group_size[i], layout,
                          device);
