@@ -1,6 +1,5 @@
 import pytest
 
-from transformers_qaig import QAIGConfig
 from transformers_qaig.recipes import RECIPES, recipe_of
 
 
@@ -22,4 +21,4 @@ def test_what_a_recipe_reads() -> None:
 @pytest.mark.parametrize("value", [True, "0.5", -0.1, float("nan")])
 def test_a_share_is_a_number_from_0_to_1(value: object) -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
-        QAIGConfig(stages={"drift": value})
+        recipe_of("default", {"drift": value})
