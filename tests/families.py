@@ -4,9 +4,11 @@ Every family is one function that returns `(model class, config, processor)`. `b
 weights that make tests bite: no norm is the identity, no bias and no gate is zero.
 """
 
+import sys
 from collections.abc import Callable
 from math import prod
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1]))  # this file is imported from its own folder, too
 
 from tests import seeds
 

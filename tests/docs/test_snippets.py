@@ -1,10 +1,12 @@
 """Code on the pages runs: every block below `<!-- run -->`, on the tiny VLM with a few calibration samples."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.docs.pages import PAGES, ROOT, blocks, name
 
@@ -25,13 +27,14 @@ def test_pages_have_code_that_runs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
-def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
+    """In a process of its own, as a reader would run it: without what the tests import."""
     code = [small(block.text) for block in blocks(page) if block.runs]
     if any("from peft" in text for text in code):
         pytest.importorskip("peft", minversion="0.21.2")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    namespace: dict[str, object] = {}
-    for text in code:
-        exec(compile(text, f"{name(page)}: {text[:40]!r}", "exec"), namespace)
+    script = tmp_path / "page.py"
+    script.write_text("\n\n".join(["import torch", "torch.manual_seed(0)", *code]), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-4000:]

@@ -27,26 +27,35 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
     Which of `record`'s keys plays which part.
 
     Raises:
-        ValueError: `columns` names an unknown part or a missing column, or nothing usable is found.
+        ValueError: `columns` names an unknown part or a missing column, nothing usable is found, or beside an image
+            there is text that would not be read.
     """
     if columns is not None:
         for part, name in columns.items():
             if part not in COLUMN_NAMES:
                 near = difflib.get_close_matches(str(part), COLUMN_NAMES, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}{hint}")
+                raise ValueError(
+                    f"dataset_columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}{hint}"
+                )
             if name not in record:
-                raise ValueError(f"columns[{part!r}] is {name!r}, but the sample has only {_keys(record)}")
+                raise ValueError(f"dataset_columns[{part!r}] is {name!r}, but the sample has only {_keys(record)}")
         return dict(columns)
     found = {}
     for part, names in COLUMN_NAMES.items():
         present = [name for name in names if record.get(name) is not None]
         if present:
             found[part] = present[0]
+    unread = [name for name, value in record.items() if isinstance(value, str) and " " in value.strip()]
+    if found.keys() == {"image"} and unread and found["image"] not in unread:
+        raise ValueError(
+            f"the sample has an image, and text in {sorted(unread)} that would not be read: say which is which with "
+            "dataset_columns={'image': ..., 'prompt': ..., 'response': ...}, or remove the text"
+        )
     if not found.keys() & {"messages", "image", "prompt", "response"}:
         raise ValueError(
             f"none of the sample's keys {_keys(record)} is known: say which is which with "
-            "columns={'image': ..., 'prompt': ..., 'response': ...} or columns={'messages': ..., 'image': ...}"
+            "dataset_columns={'image': ..., 'prompt': ..., 'response': ...}, or {'messages': ..., 'image': ...}"
         )
     return found
 

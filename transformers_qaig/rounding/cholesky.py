@@ -22,7 +22,12 @@ def inverse_root(matrix: Tensor) -> Tensor | None:
     """
     if matrix.device.type != "cpu":
         root, failed = torch.linalg.cholesky_ex(matrix)
-        return None if failed else _triangular_inverse(root)
+        if failed:
+            return None
+        kept = matrix.T  # with the strides of `root`, which goes before the inverse comes
+        kept.copy_(root)
+        del root
+        return _triangular_inverse(kept)
     inverse = torch.zeros_like(matrix)
     ends = [(start, min(start + BLOCK, len(matrix))) for start in range(0, len(matrix), BLOCK)]
     for start, end in ends:
