@@ -117,6 +117,7 @@ def rotated(rotation: Any) -> dict[str, Any]:
         ({"plan": {3: {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
         ({"work_dir": 3}, "work_dir"),
         ({"work_dir": __file__}, "work_dir"),
+        ({"work_dir": ""}, "work_dir"),
         ({"offload_folder": True}, "offload_folder"),
         ({"max_memory": "1GiB"}, "max_memory"),
         ({"dataset_columns": "image"}, "dataset_columns"),

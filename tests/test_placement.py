@@ -57,6 +57,7 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
         ({"device_map": ["cpu"]}, {}, r"device_map.*\['cpu'\]"),
         ({"device_map": {"model.language_model": "cpu", LAYER: "disk"}}, {"offload_folder": "x"}, "vision_tower"),
         ({"device_map": {"lm_head": "cpu"}}, {}, "device_map.*other tensors"),
+        ({"device_map": {"": "cpu", "model.language_modle": "cpu"}}, {}, "Did you mean 'model.language_model'"),
         ({"device_map": {"": "disk"}}, {}, "offload_folder"),
         ({"device_map": "auto", "max_memory": {"cpu": "100KB"}}, {}, "go to disk.*offload_folder"),
         ({"device_map": "auto", "max_memory": {"cpu": "lots"}}, {}, "max_memory.*lots"),

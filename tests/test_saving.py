@@ -142,3 +142,15 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     assert again.lm_head.weight is again.get_input_embeddings().weight
     with safe_open(tmp_path / "q" / "model.safetensors", "pt") as stored:
         assert sum(key.endswith(("lm_head.weight", "embed_tokens.weight")) for key in stored.keys()) == 1
+
+
+def test_shards_over_an_older_save_are_what_is_loaded(
+    llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    older = AutoModelForImageTextToText.from_pretrained(
+        llava, quantization_config=QAIGConfig(bits=2, group_size=32, recipe="rtn")
+    )
+    older.save_pretrained(tmp_path)
+    quantized[0].save_pretrained(tmp_path, max_shard_size="60KB")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, llava), logits(quantized[0], llava))

@@ -187,3 +187,13 @@ def test_text_beside_an_image_is_never_left_out_in_silence() -> None:
     assert to_conversation({"image": record["image"], "licence": "CC0"})
     read = to_conversation(record, {"image": "image", "prompt": "query_text", "response": "label_text"})
     assert read[1]["content"][0]["text"] == "a cat"
+
+
+def test_a_response_goes_on_after_messages_that_ask() -> None:
+    for name in ("completion", "answer", "chosen"):
+        assert texts({"messages": [USER], name: "a cat"}) == [("user", "what is it ?"), ("assistant", "a cat")]
+
+
+def test_a_hidden_label_is_no_answer() -> None:
+    with pytest.raises(ValueError, match="neither a choice, its letter nor its index"):
+        to_conversation({"question": "which ?", "image": PICTURE, "choices": ["cat", "red"], "answer": -1})

@@ -100,7 +100,7 @@ def _check_run(config: Any) -> None:
     """What is for the run only: found wrong later, it would cost a calibration."""
     for name in ("work_dir", "offload_folder"):
         folder = getattr(config, name)
-        if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        if folder is not None and (not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder)):
             raise ValueError(f"`{name}` must be the path of a folder, got {quote(folder)}.")
         if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(f"`{name}` must be the path of a folder, and {folder} is a file.")

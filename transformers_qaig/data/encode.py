@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .labels import answer_labels
-from .messages import Conversation, QuantizerSettings, images_of, text_of
+from .messages import ChatTools, Conversation, images_of, text_of
 from .template import form_for_template, logger, render
 from .tensors import as_tensors
 
@@ -14,7 +14,7 @@ from .tensors import as_tensors
 def encode(
     processor: Any,
     conversation: Conversation,
-    tools: QuantizerSettings = None,
+    tools: ChatTools = None,
     *,
     with_labels: bool = False,
     vocab_size: int | None = None,
@@ -49,7 +49,7 @@ def encode(
     return sample
 
 
-def _encode_without_template(processor: Any, conversation: Conversation, tools: QuantizerSettings) -> Mapping[str, Any]:
+def _encode_without_template(processor: Any, conversation: Conversation, tools: ChatTools) -> Mapping[str, Any]:
     if tools or any(turn.get("tool_calls") or turn.get("reasoning_content") for turn in conversation):
         raise ValueError(
             f"the sample has tools or reasoning, and {type(processor).__name__} has no chat template to write them: "

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from .messages import Conversation, QuantizerSettings
+from .messages import ChatTools, Conversation
 from .template import render, texts_of
 from .tensors import NO_ANSWER
 
 
-def answer_labels(processor: Any, form: Conversation, tools: QuantizerSettings, ids: torch.Tensor) -> torch.Tensor:
+def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: torch.Tensor) -> torch.Tensor:
     """
     Labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere. An answer begins where the conversation
     so far, with the prompt to answer, parts from the whole; it ends where the conversation so far, with the answer,
@@ -37,7 +37,7 @@ def answer_labels(processor: Any, form: Conversation, tools: QuantizerSettings, 
     return labels
 
 
-def _by_replacing(processor: Any, form: Conversation, tools: QuantizerSettings, index: int, ids: torch.Tensor) -> slice:
+def _by_replacing(processor: Any, form: Conversation, tools: ChatTools, index: int, ids: torch.Tensor) -> slice:
     """
     Where the text of turn `index` is, found by another one in its place. For templates that write a turn otherwise
     once others follow (they leave out its reasoning), so that no beginning of the conversation is one of the whole.
@@ -49,7 +49,7 @@ def _by_replacing(processor: Any, form: Conversation, tools: QuantizerSettings, 
     return slice(_shared(changed, ids), len(ids) - _shared(changed.flip(0), ids.flip(0)))
 
 
-def _ids(processor: Any, form: Conversation, tools: QuantizerSettings, **options: Any) -> torch.Tensor:
+def _ids(processor: Any, form: Conversation, tools: ChatTools, **options: Any) -> torch.Tensor:
     encoded = render(processor, form, tools, tokenize=True, return_dict=True, return_tensors="pt", **options)
     return torch.as_tensor(encoded["input_ids"])[0].long().cpu()
 

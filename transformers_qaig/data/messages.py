@@ -15,11 +15,11 @@ from PIL import Image
 
 from .columns import find_columns
 from .images import open_image
-from .questions import question_and_answer
+from .questions import question_and_answer, response_of
 from .turns import Turn, parse_json, read_messages, text_part, without_none
 
 Conversation = list[Turn]
-QuantizerSettings = list[dict[str, Any] | Callable] | None  # JSON schemas or functions
+ChatTools = list[dict[str, Any] | Callable] | None  # JSON schemas or functions
 
 IMAGE_MARKER = "<image>"
 
@@ -49,6 +49,8 @@ def to_conversation(
         images = _images_of(record[found["image"]], base_dir) if "image" in found else []
         if "messages" in found:
             conversation = read_messages(record[found["messages"]], base_dir)
+            if all(turn["role"] != "assistant" for turn in conversation):
+                conversation += response_of(record, found, base_dir)
         else:
             conversation = question_and_answer(record, found, base_dir)
         if "system" in found and record[found["system"]]:
@@ -61,7 +63,7 @@ def to_conversation(
     )
 
 
-def tools_of(record: Any, columns: Mapping[str, str] | None = None) -> QuantizerSettings:
+def tools_of(record: Any, columns: Mapping[str, str] | None = None) -> ChatTools:
     """
     The tools that a record offers to the assistant, for the chat template; None: no tools.
 

@@ -51,6 +51,11 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
     return answer
 
 
+def response_of(record: Mapping[str, Any], found: Mapping[str, str], base_dir: Path | None) -> list[Turn]:
+    """Turns of a record's response, which continues a column of messages; none if it has no such column."""
+    return _response(record[found["response"]], found, {}, base_dir) if "response" in found else []
+
+
 def _user(text: str) -> Turn:
     return {"role": "user", "content": [text_part(text)]}
 
@@ -138,7 +143,7 @@ def _chosen(answer: str, choices: dict[str, str], name: str) -> str:
         letter = bare
     elif bare.isdecimal() and int(bare) < len(choices):
         letter = letters[int(bare)]
-    elif bare.isdecimal() or len(bare) == 1:
+    elif bare.lstrip("-").isdecimal() or len(bare) == 1:
         raise ValueError(
             f"the column {name!r} is {answer!r}, which is neither a choice, its letter nor its index from 0: "
             f"{choices!r:.200}"

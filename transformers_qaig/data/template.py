@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from .messages import Conversation, QuantizerSettings
+from .messages import ChatTools, Conversation
 from .turns import ROLES, Turn
 
 logger = logging.getLogger("transformers_qaig")
@@ -22,7 +22,7 @@ _END_OF_REASONING = "</think>"  # templates cut what is before it out of earlier
 def form_for_template(
     processor: Any,
     conversation: Conversation,
-    tools: QuantizerSettings = None,
+    tools: ChatTools = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> Conversation:
     """
@@ -62,7 +62,7 @@ def form_for_template(
     return form
 
 
-def render(processor: Any, form: Conversation, tools: QuantizerSettings = None, **options: Any) -> Any:
+def render(processor: Any, form: Conversation, tools: ChatTools = None, **options: Any) -> Any:
     """What the chat template makes of `form`: text, or with `tokenize=True` what the processor makes of that."""
     options = {"add_generation_prompt": False, "tokenize": False, **options}
     if tools:  # not handed on where there are none: a processor of the user's own may not know the argument

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import os
@@ -84,6 +85,8 @@ class Placement:
             return
         if isinstance(self.device_map, str):
             self.device_map = _infer(skeleton, self.device_map, self.max_memory)
+        else:
+            _check_paths(self.device_map, skeleton)
         sizes: Counter[str] = Counter()
         for name, tensor in skeleton.state_dict(keep_vars=True).items():
             if name not in skeleton.all_tied_weights_keys:
@@ -228,6 +231,16 @@ def _check_accelerators(sizes: Mapping[str, int]) -> None:
                 f"`device_map` puts {size:,} bytes of the packed model on {device}, which has {memory:,}: spread it, "
                 "as device_map='auto' does, or pack it smaller."
             )
+
+
+def _check_paths(device_map: Mapping[str, Device], skeleton: nn.Module) -> None:
+    """Every path of a device map is one of the model: the rest of the map would hide that another one is not."""
+    known = {name for name, _ in chain(skeleton.named_modules(), skeleton.named_parameters(), skeleton.named_buffers())}
+    for path in device_map:
+        if path not in known:
+            near = difflib.get_close_matches(path, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"`device_map` names {quote(path)}, and the model has no such module.{hint}")
 
 
 def _move(model: Any, device: Device) -> None:

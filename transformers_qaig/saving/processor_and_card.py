@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..loading.source import Source
 from ..report.model_card import attach_model_card, detach_model_card, save_model_card
@@ -93,6 +94,14 @@ def detach_saving(model: PreTrainedModel) -> None:
     vars(model).pop("_qaig_beside", None)
 
 
+def _remove_older_whole_file(folder: Path) -> None:
+    """Remove model.safetensors beside the index of newer shards: it would be loaded in their place."""
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if whole.is_file() and index.is_file() and index.stat().st_mtime_ns > whole.stat().st_mtime_ns:
+        whole.unlink()
+        logger.info("%s of an earlier save is removed: the shards beside it are newer.", whole)
+
+
 def extend_save_pretrained() -> None:
     """
     Let Transformers' `save_pretrained` write what [`attach_saving`] asks for; of other models it does what it did.
@@ -113,6 +122,7 @@ def extend_save_pretrained() -> None:
         save(self, save_directory, is_main_process, *args, **kwargs)
         beside, only_adapter = vars(self).get("_qaig_beside"), getattr(self, "_hf_peft_config_loaded", False)
         if beside is not None and is_main_process and not only_adapter and os.path.isdir(save_directory):
+            _remove_older_whole_file(Path(save_directory))
             beside.write(self, Path(save_directory))
 
     PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
