@@ -56,9 +56,8 @@ def default_torch_state() -> Iterator[None]:
     (not asked for: some operations of a model raise under them, others give other bits), the precision of float32
     products (full).
 
-    The number of threads stays what it is: it is what the machine has to spare. Our own sums are made so that it does
-    not change them. Products of matrices are the BLAS's: MKL's were the same for 1, 2 and 3 threads wherever it was
-    tried; another library, or another machine, may add them up in another order.
+    The number of threads stays what it is, and it does not change our own sums. Those inside torch's operators, in the
+    model's own forward pass, may differ in their last bits. Then codes may differ, too.
     """
     theirs = Modes.now()
     with ExitStack() as stack:
