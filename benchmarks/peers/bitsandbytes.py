@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.peers import Candidate, Problem
+from . import Candidate, Problem
 
 
 def candidates(problem: Problem, threads: int) -> Iterator[Candidate]:

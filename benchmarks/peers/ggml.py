@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.peers import DISTINCT_ROWS, Candidate, Problem, Unavailable
+from . import DISTINCT_ROWS, Candidate, Problem, Unavailable
 
 FORMATS = {2: ("q2_K",), 3: ("q3_K", "iq3_s"), 4: ("q4_K", "q4_0"), 8: ("q8_0",)}
 LIBRARY = Path(os.environ.get("QAIG_GGML_DRIVER") or Path(sys.prefix) / "ggml" / "libggml_driver.so")

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from benchmarks.peers import Candidate, Problem, Unavailable
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.nn import QAIGLinear
+
+from . import Candidate, Problem, Unavailable
 
 MOST_TOKENS = 1 << 14
 """A way that begins beyond is not measured."""

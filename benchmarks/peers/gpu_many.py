@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.peers import Candidate, Problem, Unavailable
-from benchmarks.peers.gpu import Dense, OnDevice
 from transformers_qaig.nn import QAIGLinear
+
+from . import Candidate, Problem, Unavailable
+from .gpu import Dense, OnDevice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.peers import Candidate, Problem
+from . import Candidate, Problem
 
 SOURCE = Path(__file__).parents[1] / "limits.cpp"
 BYTES = 256 << 20

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.peers import DISTINCT_ROWS, Candidate, Problem, Unavailable
+from . import DISTINCT_ROWS, Candidate, Problem, Unavailable
 
 
 def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailable]:

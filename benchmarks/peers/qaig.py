@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.peers import Candidate, Problem, Unavailable
 from transformers_qaig.nn import QAIGLinear
+
+from . import Candidate, Problem, Unavailable
 
 
 def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailable]:

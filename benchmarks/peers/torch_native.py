@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.peers import Candidate, Problem
+from . import Candidate, Problem
 
 
 def candidates(problem: Problem, threads: int) -> Iterator[Candidate]:
