@@ -28,7 +28,7 @@ import transformers
 from transformers import AutoProcessor
 
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.plan import build as planning
+from transformers_qaig.plan import schemes
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="+", default=["w4a8", "w4a8g64", "w3g64", "w2g64"])
     parser.add_argument("--rounding", nargs="+", default=["nearest", "clip", "gptq"], choices=ROUNDING)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[planning.BLOCK], help="most channels in a block")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[schemes.BLOCK], help="most channels in a block")
     parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
     parser.add_argument("--outliers", type=int, default=1, help="a power of two")
     parser.add_argument("--samples", type=int, default=32)
@@ -104,7 +104,7 @@ def main() -> None:
             for rounding in options.rounding:
                 plain = None
                 for block in [0, *options.blocks]:
-                    planning.BLOCK = block
+                    schemes.BLOCK = block
                     config = QAIGConfig(
                         **settings_of(text),
                         recipe="default",
