@@ -5,10 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.config import plan_source
+from transformers_qaig.config import plan_source, validation
+from transformers_qaig.config.devices import bytes_by_device
+from transformers_qaig.quantizer import QAIGHfQuantizer
 from transformers_qaig.scheme import fit_group_size, stored_bits
 
 
@@ -82,8 +86,32 @@ def test_deepcopy_shares_runtime_objects() -> None:
     assert other.dataset is dataset
 
 
+def test_a_plan_is_checked_once_and_copied_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = QAIGConfig(plan=rotated({"block": 64, "seed": 0}))
+    monkeypatch.setattr(validation, "check_plan", lambda plan: pytest.fail("checked again"))
+    other = copy.deepcopy(config)
+    assert other == config
+    other.plan["layers.0.q_proj"]["rotation"]["seed"] = 1
+    other.plan["layers.0.q_proj"]["bits"] = 2
+    assert config.plan == rotated({"block": 64, "seed": 0})
+
+
+def test_sizes_and_devices_of_max_memory_may_be_numpys() -> None:
+    memory = {np.int64(0): np.int64(5), "cpu": "1KB", "disk": np.float32(2.0)}
+    assert bytes_by_device(memory) == {0: 5, "cpu": 1000, "disk": 2}
+    assert QAIGConfig(max_memory=memory).max_memory is memory
+
+
 def rotated(rotation: Any) -> dict[str, Any]:
     return {"layers.0.q_proj": {"bits": 4, "group_size": 64, "sym": False, "rotation": rotation}}
+
+
+def nested(levels: int) -> list[Any]:
+    """A list in a list in a list..."""
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -118,16 +146,29 @@ def rotated(rotation: Any) -> dict[str, Any]:
         ({"work_dir": 3}, "work_dir"),
         ({"work_dir": __file__}, "work_dir"),
         ({"work_dir": ""}, "work_dir"),
+        ({"work_dir": "a\0b"}, "work_dir.*null"),
+        ({"work_dir": "\ud800"}, "work_dir"),
+        ({"work_dir": "x" * 5000}, "work_dir.*too long"),
+        ({"offload_folder": f"{__file__}/x"}, "offload_folder"),
         ({"offload_folder": True}, "offload_folder"),
         ({"max_memory": "1GiB"}, "max_memory"),
+        ({"max_memory": {"cpu": "9" * 400 + "GB"}}, "max_memory.*cpu"),
+        ({"max_memory": {"cpu": 10**400}}, "max_memory.*cpu"),
+        ({"max_memory": {np.int64(-1): 1}}, "max_memory.*-1"),
         ({"dataset_columns": "image"}, "dataset_columns"),
         ({"calibration_device": "cud"}, "calibration_device"),
         ({"calibration_device": "meta"}, "calibration_device"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
         ({"overrides": {"*.o_proj": 12}}, "o_proj"),
         ({"overrides": {"*.o_proj": {"bit": 4}}}, "bit"),
+        ({"overrides": {"*.o_proj": torch.ones(2, device="meta")}}, r"overrides\['\*\.o_proj'\].*meta"),
+        ({"overrides": {"*.o_proj": {"bits": float("nan")}}}, r"overrides\['\*\.o_proj'\]\['bits'\].*nan"),
         ({"plan": {}}, "plan"),
-        ({"plan": {"a": {"bits": 3}}}, "group_size"),
+        ({"plan": {"a": {"bits": 3}}}, r"plan\['a'\].*group_size"),
+        ({"plan": {"a.b": {"bits": 1e400, "group_size": 32, "sym": True}}}, r"plan\['a\.b'\]\['bits'\].*inf"),
+        ({"plan": {"a.b": {"bits": 9, "group_size": 32, "sym": True}}}, r"plan\['a\.b'\]: `bits`"),
+        ({"plan": {"a.b": nested(10**5)}}, r"plan\['a\.b'\]\[0\].*nested"),
+        ({"overrides": {"a.b": nested(10**5)}}, r"overrides\['a\.b'\]\[0\].*nested"),
         ({"activation_bits": 4}, "activation_bits"),
         ({"vision_bits": 1}, "vision_bits"),
         ({"lm_head_bits": True}, "lm_head_bits"),
@@ -284,3 +325,10 @@ def test_no_setting_of_a_file_costs_time_or_a_long_message(setting: dict[str, An
     assert time.perf_counter() - start < 1
     assert len(str(error.value)) < 1000
     assert next(iter(setting))[:50] in str(error.value)
+
+
+def test_what_a_caller_set_in_a_config_is_checked_before_quantizing() -> None:
+    config = QAIGConfig()
+    config.bits = 99
+    with pytest.raises(ValueError, match=r"`bits` .*99"):
+        QAIGHfQuantizer(config, pre_quantized=False)

@@ -68,7 +68,7 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
         (
             {"device_map": "auto", "max_memory": {"cpu": "100KB", "disk": "1KB"}, "offload_folder": "x"},
             {},
-            "max_memory.*1KB",
+            "max_memory.*1,000",
         ),
         ({}, {"calibration_device": "cuda:77"}, "calibration_device.*77"),
         ({}, {"work_dir": "/proc/nowhere"}, "work_dir.*/proc/nowhere"),

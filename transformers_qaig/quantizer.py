@@ -62,6 +62,7 @@ class QAIGHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         if not self.pre_quantized:  # what was done is written into it, and the caller may use theirs again
             self.quantization_config = copy.deepcopy(quantization_config)
+            self.quantization_config.validate()
         self.placement = Placement()
         self.source = Source("")
         self.unused: list[UnusedTensor] = []

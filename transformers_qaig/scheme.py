@@ -18,15 +18,19 @@ def check_plan(plan: Any) -> None:
     if not isinstance(plan, Mapping) or not plan:
         raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
     for path, entry in plan.items():
-        where = f"plan[{quote(path)}]"
-        if not isinstance(path, str):
-            raise ValueError(f"{where}: a weight's path is a string.")
-        if not isinstance(entry, Mapping) or set(entry) - {"rotation"} != {"bits", "group_size", "sym"}:
-            raise ValueError(
-                f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {quote(entry)}."
-            )
-        check_entry({key: value for key, value in entry.items() if key != "rotation"}, where)
-        check_rotation(entry.get("rotation"), where)
+        try:
+            _check_planned(path, entry)
+        except ValueError as error:  # the path is quoted only here: there may be a million
+            raise ValueError(f"plan[{quote(path)}]{error}") from None
+
+
+def _check_planned(path: object, entry: Any) -> None:
+    if not isinstance(path, str):
+        raise ValueError(": a weight's path is a string.")
+    if not isinstance(entry, Mapping) or entry.keys() - {"rotation"} != {"bits", "group_size", "sym"}:
+        raise ValueError(f" must hold bits, group_size and sym, maybe rotation, and no more, got {quote(entry)}.")
+    check_entry({key: value for key, value in entry.items() if key != "rotation"}, "")
+    check_rotation(entry.get("rotation"), "")
 
 
 def check_entry(entry: Mapping[str, Any], where: str) -> None:

@@ -15,7 +15,7 @@ from ..recipes import recipe_of
 from ..scheme import is_int
 from ..utils.quote import quote
 from .plain import plain
-from .plan_source import read_plan
+from .plan_source import copy_plan, read_plan
 from .validation import CHOICES, COSTS, check_settings
 
 __all__ = ["CHOICES", "COSTS", "QAIGConfig"]
@@ -199,6 +199,14 @@ class QAIGConfig(QuantizationConfigMixin):
         self.offload_folder = offload_folder
         self._validate(unknown)
 
+    def validate(self) -> None:
+        """Checks all settings again: a caller may have set attributes.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        self._validate({})
+
     def _validate(self, unknown: Mapping[str, Any]) -> None:
         # The version comes first: a newer file may well hold keys that are unknown here.
         if not is_int(self.format_version) or self.format_version < 1:
@@ -282,7 +290,8 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What belongs in config.json: everything but the runtime-only fields."""
-        return copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in _RUNTIME})
+        settings = copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in (*_RUNTIME, "plan")})
+        return {**settings, "plan": copy_plan(self.plan)}
 
     def __iter__(self):
         yield from self.to_dict().items()
@@ -293,7 +302,8 @@ class QAIGConfig(QuantizationConfigMixin):
     __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict) -> QAIGConfig:
-        # from_pretrained deep-copies the model's config: processors and data sets are shared, not copied.
-        new = type(self)(**self.to_dict(), **{name: getattr(self, name) for name in _RUNTIME})
-        memo[id(self)] = new
+        # from_pretrained copies the model's config several times: a plan of a million entries is not checked each time,
+        # and processors and data sets are shared.
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__dict__.update(self.to_dict(), **{name: getattr(self, name) for name in _RUNTIME})
         return new

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..utils.quote import quote
@@ -13,6 +14,7 @@ from ..utils.quote import quote
 Device = str | int | torch.device
 MEMORIES = ("cpu", "disk", "mps")
 """What `max_memory` may name beside the numbers of accelerators."""
+LARGEST_MEMORY = 2**63
 
 
 def check_device(device: Any, where: str) -> None:
@@ -29,26 +31,46 @@ def check_device(device: Any, where: str) -> None:
     raise ValueError(f"{where} says {quote(device)}, which cannot be used: {reason}. Name a device of this machine.")
 
 
-def check_max_memory(memory: Any) -> None:
-    """Raise `ValueError` unless `memory` is None or maps numbers of accelerators, 'cpu', 'disk' or 'mps' to sizes."""
-    from accelerate.utils import convert_file_size_to_int
+def bytes_by_device(memory: Any) -> dict[int | str, int] | None:
+    """Reads `max_memory`.
 
+    Args:
+        memory: None, or a mapping from numbers of accelerators, 'cpu', 'disk' or 'mps' to bytes or '10GiB'. Numbers may
+            be numpy's.
+
+    Returns:
+        device → bytes; None without `memory`.
+
+    Raises:
+        ValueError: something else, or a size that is not finite.
+    """
     if memory is None:
-        return
+        return None
     if not isinstance(memory, Mapping):
         raise ValueError(f"`max_memory` must be a mapping from devices to sizes, got {quote(memory)}.")
-    for device, size in memory.items():
-        known = device in MEMORIES if isinstance(device, str) else isinstance(device, int) and device >= 0
-        if not known or isinstance(device, bool):
-            raise ValueError(
-                f"`max_memory` names {quote(device)}: give an accelerator's number (0, 1, ...), or one of {MEMORIES}."
-            )
-        try:
-            number = convert_file_size_to_int(size) if isinstance(size, str) else size
-        except ValueError:
-            number = None
-        numeric = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not numeric or not 0 <= number < math.inf:
-            raise ValueError(
-                f"`max_memory[{device!r}]` must be a number of bytes or a string such as '10GiB', got {quote(size)}."
-            )
+    return {_memory_device(device): _size(device, size) for device, size in memory.items()}
+
+
+def _memory_device(device: Any) -> int | str:
+    if isinstance(device, str) and device in MEMORIES:
+        return device
+    if isinstance(device, Integral) and not isinstance(device, bool) and device >= 0:
+        return int(device)
+    raise ValueError(
+        f"`max_memory` names {quote(device)}: give an accelerator's number (0, 1, ...), or one of {MEMORIES}."
+    )
+
+
+def _size(device: Any, size: Any) -> int:
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        number = convert_file_size_to_int(size) if isinstance(size, str) else size
+        if isinstance(number, (int, float, np.number)) and not isinstance(number, bool) and 0 <= number <= LARGEST_MEMORY:
+            return int(number)
+    except (ValueError, OverflowError):  # no size, or one that is infinite as a float
+        pass
+    raise ValueError(
+        f"`max_memory[{quote(device)}]` must be a number of bytes up to 2^63 or a string such as '10GiB', got "
+        f"{quote(size)}."
+    )

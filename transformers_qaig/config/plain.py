@@ -14,24 +14,29 @@ DEEPEST = 8
 """Levels of dicts and lists; no setting needs more than four."""
 
 
-def plain(value: Any, where: str, levels: int = DEEPEST) -> Any:
-    """
-    The same value made of dicts with string keys, lists, strings, numbers, booleans and None only.
+Where = str | tuple["Where", object]
+"""A setting's name, or that of what holds a value, and its key there: written out only for an error."""
+
+
+def plain(value: Any, where: Where, levels: int = DEEPEST) -> Any:
+    """Converts a value to dicts with string keys, lists, strings, numbers, booleans and None only.
 
     Mappings of any library become dicts, sets become sorted lists, other collections lists, paths strings, and numbers
     and arrays of numpy Python's.
 
     Args:
-        where: the name of the setting, for the message.
+        value: the setting.
+        where: its name, for the message.
         levels: of dicts and lists that there may be.
 
     Raises:
-        ValueError: a value or a key that JSON cannot hold, or too many levels; it is named.
+        ValueError: a value or a key that JSON cannot hold, or too many levels. The message says where it is.
     """
-    if value is None or type(value) in (bool, int, str):
+    kind = type(value)
+    if value is None or kind in (bool, int, str):
         return value
-    if hasattr(value, "tolist"):  # numbers and arrays of numpy, tensors
-        value = value.tolist()
+    if kind is not dict and hasattr(value, "tolist"):  # numbers and arrays of numpy, tensors
+        value = _listed(value, where)
     if isinstance(value, bool):
         return value
     if isinstance(value, (str, os.PathLike)):
@@ -41,19 +46,35 @@ def plain(value: Any, where: str, levels: int = DEEPEST) -> Any:
     if isinstance(value, Real) and math.isfinite(value):
         return float(value)
     if levels == 0:
-        raise ValueError(f"`{where}` is nested more deeply than any setting: {quote(value)}.")
+        raise ValueError(f"`{_name(where)}` is nested more deeply than any setting: {quote(value)}.")
     if isinstance(value, Mapping):
-        return {_key(key, where): plain(item, where, levels - 1) for key, item in value.items()}
+        return {_key(key, where): plain(item, (where, key), levels - 1) for key, item in value.items()}
     if isinstance(value, Collection) and not isinstance(value, (bytes, bytearray)):
-        items = [plain(item, where, levels - 1) for item in value]
+        items = [plain(item, (where, index), levels - 1) for index, item in enumerate(value)]
         return sorted(items, key=lambda item: (str(type(item)), item)) if isinstance(value, Set) else items
-    raise ValueError(
-        f"`{where}` is saved in config.json, which cannot hold {quote(value)} of type {type(value).__name__}: give "
-        "strings, numbers, booleans, lists or dicts."
+    raise _refusal(value, where)
+
+
+def _listed(value: Any, where: Where) -> Any:
+    """What an array or a tensor holds, if it holds something."""
+    try:
+        return value.tolist()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:  # on the meta device, nested, sparse
+        raise _refusal(value, where) from error
+
+
+def _refusal(value: object, where: Where) -> ValueError:
+    return ValueError(
+        f"`{_name(where)}` is saved in config.json, which cannot hold {quote(value)} of type {type(value).__name__}: "
+        "give strings, numbers, booleans, lists or dicts."
     )
 
 
-def _key(key: Any, where: str) -> str:
+def _key(key: Any, where: Where) -> str:
     if not isinstance(key, str):
-        raise ValueError(f"`{where}` must have strings as keys, as in config.json, got {quote(key)}.")
+        raise ValueError(f"`{_name(where)}` must have strings as keys, as in config.json, got {quote(key)}.")
     return str.__str__(key)
+
+
+def _name(where: Where) -> str:
+    return where if isinstance(where, str) else f"{_name(where[0])}[{quote(where[1])}]"

@@ -19,9 +19,11 @@ class HasPlan(Protocol):
     plan: dict[str, Any] | None
 
 
-def read_plan(source: Mapping[str, Any] | HasPlan | str | os.PathLike | None) -> dict[str, Any] | None:
-    """
-    The plan in a mapping, a config, a JSON file or a model's folder; a whole config.json is looked through for it.
+def read_plan(source: Mapping[str, Any] | HasPlan | str | os.PathLike | None) -> Any:
+    """Reads the plan in a mapping, a config, a JSON file or a model's folder, or in a whole config.json.
+
+    Returns:
+        the plan itself, unchecked and not copied; None if `source` is.
 
     Raises:
         ValueError: a file that cannot be read, or a model's config without a plan.
@@ -36,7 +38,12 @@ def read_plan(source: Mapping[str, Any] | HasPlan | str | os.PathLike | None) ->
         plan = settings.get("plan") if isinstance(settings, Mapping) else None
     if plan is None:
         raise ValueError("`plan` is a model's config that holds no plan: that model was not quantized by this package.")
-    return {path: _copied(entry) for path, entry in plan.items()} if isinstance(plan, Mapping) else plan
+    return plan
+
+
+def copy_plan(plan: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Copies a checked plan, much faster than `copy.deepcopy`: entries and rotations are flat dicts."""
+    return None if plan is None else {path: _copied(entry) for path, entry in plan.items()}
 
 
 def _read_json(file: Path) -> Any:
@@ -52,8 +59,8 @@ def _read_json(file: Path) -> Any:
         raise ValueError(f"`plan`: {file} cannot be read ({error}); give a JSON file or a folder.") from error
 
 
-def _copied(entry: Any) -> Any:
-    """A copy of an entry of a plan and its rotation. What is nested more deeply is no entry, and refused later."""
-    if not isinstance(entry, Mapping):
-        return entry
-    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in entry.items()}
+def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:
+    copied = dict(entry)
+    if copied.get("rotation") is not None:
+        copied["rotation"] = dict(copied["rotation"])
+    return copied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..plan.allocate import parse_size
 from ..recipes import recipe_of
 from ..scheme import BITS, check_entry, check_plan, is_int
 from ..utils.quote import quote
-from .devices import check_max_memory
+from .devices import bytes_by_device
 
 CHOICES = (2, 3, 4, 8)
 """Widths to choose from under a budget."""
@@ -100,13 +101,11 @@ def _check_run(config: Any) -> None:
     """What is for the run only: found wrong later, it would cost a calibration."""
     for name in ("work_dir", "offload_folder"):
         folder = getattr(config, name)
-        if folder is not None and (not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder)):
-            raise ValueError(f"`{name}` must be the path of a folder, got {quote(folder)}.")
-        if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
-            raise ValueError(f"`{name}` must be the path of a folder, and {folder} is a file.")
+        if folder is not None:
+            check_folder(folder, name)
     if config.dataset_columns is not None and not isinstance(config.dataset_columns, Mapping):
         raise ValueError(f"`dataset_columns` must be a mapping, got {quote(config.dataset_columns)}.")
-    check_max_memory(config.max_memory)
+    bytes_by_device(config.max_memory)
     if config.calibration_device is not None:
         try:
             device = torch.device(config.calibration_device)
@@ -116,6 +115,26 @@ def _check_run(config: Any) -> None:
             ) from error
         if device.type == "meta":
             raise ValueError("`calibration_device` is the meta device, which computes nothing.")
+
+
+def check_folder(folder: Any, name: str) -> None:
+    """Checks that a setting may be the path of a folder, which need not be there.
+
+    Raises:
+        ValueError: it is no path, or that of something else than a folder; `name` is the setting's.
+    """
+    path = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
+    try:
+        if not isinstance(path, str) or not path:
+            raise ValueError
+        status = os.stat(path)
+    except FileNotFoundError:
+        return
+    except (ValueError, OSError) as error:  # a NUL, half of a surrogate, too long, a circle of links
+        why = f" ({error})" if str(error) else ""
+        raise ValueError(f"`{name}` must be the path of a folder, got {quote(folder)}{why}.") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ValueError(f"`{name}` must be the path of a folder, and {folder} is a file.")
 
 
 def _is_number(value: Any) -> bool:

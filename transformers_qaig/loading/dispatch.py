@@ -18,7 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
-from ..config.devices import Device, check_device, check_max_memory
+from ..config.devices import Device, bytes_by_device, check_device
+from ..config.validation import check_folder
 from ..utils.quote import quote
 from .arguments import loading_arguments
 from .offload_folder import OffloadFolder
@@ -42,7 +43,7 @@ class Placement:
     """
 
     device_map: dict[str, Device] | str | None = None
-    max_memory: Mapping[Any, Any] | None = None
+    max_memory: Mapping[int | str, int] | None = None
     offload_folder: str | os.PathLike[str] | None = None
     offload: OffloadFolder | None = None
 
@@ -55,8 +56,7 @@ class Placement:
             ValueError: a `device_map` that is none, a device that is not there, or sizes that cannot be read.
         """
         given = loading_arguments()
-        memory = given.get("max_memory") or config.max_memory
-        check_max_memory(memory)
+        memory = bytes_by_device(given.get("max_memory") or config.max_memory)
         if device_map is None:
             return cls()
         if isinstance(device_map, str) and device_map in INFERRED:
@@ -66,8 +66,8 @@ class Placement:
         else:
             device_map = _checked(device_map)
         folder = given.get("offload_folder") or config.offload_folder
-        if folder is not None and not isinstance(folder, (str, os.PathLike)):
-            raise ValueError(f"`offload_folder` must be the path of a folder, got {quote(folder)}.")
+        if folder is not None:
+            check_folder(folder, "offload_folder")
         return cls(device_map, memory, folder)
 
     def plan(self, skeleton: PreTrainedModel) -> None:
@@ -168,16 +168,14 @@ class Placement:
                 yield prefix + child, device
 
     def _prepare_disk(self, size: int, whole: int) -> None:
-        from accelerate.utils import convert_file_size_to_int
-
         if self.offload_folder is None:
             raise ValueError(
                 f"{size:,} of the packed model's {whole:,} bytes would go to disk, and it is not said where: give "
                 "`offload_folder` to from_pretrained or QAIGConfig, or a `device_map` or `max_memory` with more room."
             )
         limit = (self.max_memory or {}).get(DISK, math.inf)
-        if size > (convert_file_size_to_int(limit) if isinstance(limit, str) else limit):
-            raise ValueError(f"{size:,} bytes would go to disk, where `max_memory` allows {limit}.")
+        if size > limit:
+            raise ValueError(f"{size:,} bytes would go to disk, where `max_memory` allows {limit:,}.")
         self.offload = OffloadFolder(self.offload_folder)
         free = shutil.disk_usage(self.offload.path).free
         if size > free:
@@ -206,7 +204,7 @@ def _checked(device_map: Any) -> dict[str, Device]:
     return checked
 
 
-def _infer(skeleton: PreTrainedModel, how: str, max_memory: Mapping[Any, Any] | None) -> dict[str, Device]:
+def _infer(skeleton: PreTrainedModel, how: str, max_memory: Mapping[int | str, int] | None) -> dict[str, Device]:
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
