@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def bytes_by_device(memory: Any) -> dict[int | str, int] | None:
 def _memory_device(device: Any) -> int | str:
     if isinstance(device, str) and device in MEMORIES:
         return device
-    if isinstance(device, Integral) and not isinstance(device, bool) and device >= 0:
+    if isinstance(device, (int, np.integer)) and not isinstance(device, bool) and device >= 0:
         return int(device)
     raise ValueError(
         f"`max_memory` names {quote(device)}: give an accelerator's number (0, 1, ...), or one of {MEMORIES}."
@@ -66,7 +65,8 @@ def _size(device: Any, size: Any) -> int:
 
     try:
         number = convert_file_size_to_int(size) if isinstance(size, str) else size
-        if isinstance(number, (int, float, np.number)) and not isinstance(number, bool) and 0 <= number <= LARGEST_MEMORY:
+        numeric = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
+        if numeric and 0 <= number <= LARGEST_MEMORY:
             return int(number)
     except (ValueError, OverflowError):  # no size, or one that is infinite as a float
         pass
