@@ -14,8 +14,12 @@ from tests import seeds, torchvision_on_cpu
 
 torchvision_on_cpu.make_importable()
 
+from transformers.utils.logging import enable_propagation  # noqa: E402
+
 from transformers_qaig.kernels import compiler, extension  # noqa: E402  (imports Transformers, which looks for torchvision once)
 from transformers_qaig.utils.files import written_with_checksum  # noqa: E402
+
+enable_propagation()  # `caplog` listens at the root logger, and Transformers' own keeps to itself
 
 CSRC = Path(__file__).parents[1] / "csrc"
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"

@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_placed_is_not_lost(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("accelerate.utils.offload_weight", full)
-    with caplog.at_level(logging.ERROR, "transformers_qaig"):
+    with caplog.at_level(logging.ERROR, "transformers.qaig"):
         model = quantize(llava, device_map={"": "cpu", LAYER: "disk"}, offload_folder=tmp_path)
     assert "stays on the CPU" in caplog.text
     assert torch.equal(logits(model, llava), logits(in_memory, llava))

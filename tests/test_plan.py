@@ -138,7 +138,7 @@ def test_fused_experts_count_and_stop_the_run() -> None:
 
 
 def test_group_that_does_not_divide_is_refitted_and_logged(llava: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "transformers_qaig")
+    caplog.set_level("INFO", "transformers.qaig")
     plan, _ = make_plan(llava, QAIGConfig(group_size=40))  # widths 64 and 96
     sizes = {path.rsplit(".", 1)[1]: entry["group_size"] for path, entry in plan.items()}
     assert sizes["q_proj"] == 32

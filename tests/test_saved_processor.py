@@ -93,7 +93,7 @@ def test_no_processor_is_told_once_and_saving_goes_on(
     llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = quantized_from(without_processor(llava, tmp_path / "source"))
-    with caplog.at_level(logging.WARNING, "transformers_qaig"):
+    with caplog.at_level(logging.WARNING, "transformers.qaig"):
         model.save_pretrained(tmp_path / "one")
         model.save_pretrained(tmp_path / "two")
     told = [record.getMessage() for record in caplog.records if "No processor" in record.getMessage()]

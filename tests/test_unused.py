@@ -73,7 +73,7 @@ def test_they_are_saved_as_they_are_again_and_again(source: Path, extra: dict[st
 def test_log_report_and_card_name_them_and_their_size(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "transformers_qaig"):
+    with caplog.at_level(logging.INFO, "transformers.qaig"):
         model = quantized_from(source)
     model.save_pretrained(tmp_path)
     named = "mtp.* (tensors: 3, 28.93 kB): saved as they are"
@@ -137,7 +137,7 @@ def test_a_file_that_is_gone_is_told(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     model = quantized_from(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with caplog.at_level(logging.WARNING, "transformers_qaig"):
+    with caplog.at_level(logging.WARNING, "transformers.qaig"):
         model.save_pretrained(tmp_path / "packed")
     assert all(any(key in record.getMessage() for record in caplog.records) for key in extra)
     assert torch.equal(

@@ -16,7 +16,7 @@ expected = sys.argv[1]
 warnings: list[str] = []
 handler = logging.Handler(logging.WARNING)
 handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-logging.getLogger("transformers_qaig").addHandler(handler)
+logging.getLogger("transformers.qaig").addHandler(handler)
 
 torch.manual_seed(0)
 codes, zero = torch.randint(0, 8, (48, 128), dtype=torch.uint8), torch.randint(0, 8, (48, 2), dtype=torch.uint8)

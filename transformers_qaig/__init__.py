@@ -1,7 +1,5 @@
 """Vision-language models, quantized inside Transformers and guided by Quantization-aware Integrated Gradients."""
 
-import logging
-
 from transformers.quantizers import register_quantization_config, register_quantizer
 
 from .auto import AutoModelForVision2Seq
@@ -10,14 +8,12 @@ from .integrations.when_imported import when_imported
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
 from .saving.processor_and_card import extend_save_pretrained
+from .utils.logging import get_logger
 
 __version__ = "0.1.0"
 __all__ = ["AutoModelForVision2Seq", "QAIGConfig", "QAIGLinear"]
 
-_logger = logging.getLogger(__name__)
-if not _logger.hasHandlers():  # an application that sets up logging decides for itself
-    _logger.addHandler(logging.StreamHandler())
-    _logger.setLevel(logging.INFO)
+_logger = get_logger(__name__)
 
 register_quantization_config(QUANT_METHOD)(QAIGConfig)
 register_quantizer(QUANT_METHOD)(QAIGHfQuantizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Sequence
 from itertools import chain
@@ -44,8 +43,9 @@ from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_sa
 from .saving.trial import try_saving
 from .utils.files import require_writable
 from .utils.finite import check_weights
+from .utils.logging import get_logger
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 
 class QAIGHfQuantizer(HfQuantizer):

@@ -93,4 +93,4 @@ def test_samples_without_an_index_are_counted() -> None:
 
 @pytest.fixture(autouse=True)
 def _warnings(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, logger="transformers_qaig")
+    caplog.set_level(logging.WARNING, logger="transformers.qaig")

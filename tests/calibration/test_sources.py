@@ -76,7 +76,7 @@ def test_what_a_frame_misses_is_none(tokenizer: Any) -> None:
 
 def test_the_split_that_is_taken_is_said(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     table = datasets.Dataset.from_list(RECORDS)
-    with caplog.at_level(logging.WARNING, "transformers_qaig"):
+    with caplog.at_level(logging.WARNING, "transformers.qaig"):
         texts(datasets.DatasetDict(train=table, test=table), tokenizer)
     assert "of the splits ['test', 'train'], 'train' is taken" in caplog.text
     with pytest.raises(TypeError, match=r"\['dev', 'test'\] and no 'train'"):

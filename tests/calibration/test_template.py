@@ -113,7 +113,7 @@ def test_what_else_is_dropped_is_told_once(processor: Any, caplog: pytest.LogCap
     )
     turn = {"role": "assistant", "content": "a cat", "thinking": "it has fur"}
     record = {"messages": [{"role": "system", "content": "be brief"}, user("what ?"), turn], "tools": TOOLS}
-    with caplog.at_level(logging.WARNING, "transformers_qaig"):
+    with caplog.at_level(logging.WARNING, "transformers.qaig"):
         load_samples([record, record], processor, num_samples=2, seed=0)
     for what in ("a text of the system", "the tools", "the assistant's reasoning"):
         assert caplog.text.count(f"drops {what}, in calibration samples 0, 1") == 1

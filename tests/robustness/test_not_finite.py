@@ -31,7 +31,7 @@ SLOW = ("paper", "mbq", "authors", "budget")
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    caplog.set_level(logging.WARNING, logger="transformers_qaig")
+    caplog.set_level(logging.WARNING, logger="transformers.qaig")
     return lambda: [r.getMessage() for r in caplog.records if "sample" in r.getMessage()]
 
 

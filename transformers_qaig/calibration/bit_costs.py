@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
@@ -31,6 +30,7 @@ from ..structure import find_decoder_blocks
 from ..token_weights.weigher import TokenWeigher
 from ..utils.finite import is_finite
 from ..utils.hashing import digest
+from ..utils.logging import ProgressBar, tqdm
 from .block_quantizer import QuantizerSettings, choose, dtype_of, in_float32
 from .decisions import rounding_errors
 from .exclusions import Exclusions, Sample, numbered, overflow_advice
@@ -118,7 +118,7 @@ def errors_of(
     samples: Sequence[Sample],
     config: QAIGConfig,
     device: torch.device | str | None,
-    bar: tqdm,
+    bar: ProgressBar,
     exclusions: Exclusions,
     store: WorkFolder | None = None,
     prefix: str = "",
@@ -187,7 +187,7 @@ def _costs_of(
     answers: Sequence[Tensor],
     config: QAIGConfig,
     device: torch.device | str | None,
-    bar: tqdm,
+    bar: ProgressBar,
     exclusions: Exclusions,
 ) -> dict[str, float]:
     """The cost of each error, over all samples that are not left out."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +20,14 @@ from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from ..token_weights.weigher import TokenWeigher
 from ..utils.finite import is_finite
+from ..utils.logging import get_logger
 from .decisions import BlockDecisions, Schemes, cast_like, folded_view, packed, rounded
 from .exclusions import NotFinite
 from .group_inputs import gather_group_inputs, is_finite_where, mask_for
 from .reconstruction import BlockReconstruction
 from .steps import GroupContext, Step, clip, compensate, equalize, rotate
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 VALIDATION_EVERY = 4
 """Every fourth sample takes no part in the searches and judges them."""

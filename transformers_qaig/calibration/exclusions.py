@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..utils.finite import is_finite
+from ..utils.logging import get_logger
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 MOST = 0.05
 """Share of the samples that may be left out; one always may."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
@@ -30,6 +28,7 @@ from ..recipes import recipe_of
 from ..report.summary import BlockSummary, QuantizationReport
 from ..structure import find_decoder_blocks
 from ..token_weights.weigher import TokenWeigher, precomputed_weights
+from ..utils.logging import get_logger, tqdm
 from .block_quantizer import QuantizerSettings, quantize_block
 from .embeddings import quantize_embedding
 from .exclusions import Exclusions, numbered, overflow_advice
@@ -38,7 +37,7 @@ from .resume import BlockStore
 from .row_chunks import ALL_REAL, install, merged, row_chunks_of, together
 from .targets import Target, find_targets
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 
 @default_torch_state()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..execution.block_outputs import first_tensor
 from ..execution.interceptor import LayerInputs, map_tensors
@@ -20,6 +19,7 @@ from ..rounding.learned import (
     Learned,
     learn,
 )
+from ..utils.logging import tqdm
 from .decisions import BlockDecisions, folded, set_weight
 
 BATCH = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from ..execution.offload import OffloadHooks, around
 from ..structure import find_decoder_blocks, is_block_list
+from ..utils.logging import get_logger
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 Sample = Mapping[str, Any]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from torch import Tensor
 from .. import __version__
 from ..utils.files import remove_unfinished, require_writable, write, written_whole
 from ..utils.hashing import digest
+from ..utils.logging import get_logger
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 RUN = "run.json"
 _RUN_KEY, _CHECKSUM_KEY = "run", "checksum"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..recipes import recipe_of
 from ..scheme import is_int
+from ..utils.logging import get_logger
 from ..utils.quote import quote
 from .plain import plain
 from .plan_source import copy_plan, read_plan
@@ -20,7 +20,7 @@ from .validation import CHOICES, COSTS, check_settings
 
 __all__ = ["CHOICES", "COSTS", "QAIGConfig"]
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 QUANT_METHOD = "qaig"
 FORMAT_VERSION = 1

@@ -1,7 +1,5 @@
 """Calibration data: whatever the user has -> a list of model inputs."""
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 
 from ..calibration.exclusions import Sample
+from ..utils.logging import get_logger, tqdm
 from .columns import find_columns
 from .encode import encode
 from .images import shrink
@@ -20,7 +19,7 @@ from .tensors import answer_mask, as_tensors, has_image, token_mask
 
 __all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 SHOWN = 10  # samples that a warning names
 
@@ -81,14 +80,17 @@ def load_samples(
     encoder = _Encoder(processor, columns, base_dir, max_pixels, with_labels, vocab_size)
     samples: list[Sample] = []
     left_out = 0
-    for index, record in choose_records(records, num_samples, seed, keep_rest=max_length is not None):
-        sample = encoder(index, record)
-        if max_length is not None and sample["input_ids"].shape[1] > max_length:
-            left_out += 1
-            continue
-        samples.append(Sample(sample, index))
-        if len(samples) == num_samples:
-            break
+    total = min(num_samples, len(records)) if hasattr(records, "__len__") else num_samples
+    with tqdm(total=total, desc="Encoding samples", unit="sample") as bar:
+        for index, record in choose_records(records, num_samples, seed, keep_rest=max_length is not None):
+            sample = encoder(index, record)
+            if max_length is not None and sample["input_ids"].shape[1] > max_length:
+                left_out += 1
+                continue
+            samples.append(Sample(sample, index))
+            bar.update()
+            if len(samples) == num_samples:
+                break
     encoder.tell()
     _report(samples, processor, num_samples, left_out, max_length, is_vlm)
     return samples
@@ -183,10 +185,8 @@ def _report(
     )
     logger.info("calibration sample: %s", preview(processor, samples[0]))
     if is_vlm and not with_image:
-        warnings.warn(
+        logger.warning(
             "The calibration data has no image. A vision-language model then never sees its vision tokens while it is "
             "quantized: their statistics, which differ from the text's, are missing, and answers about images get "
-            "worse. Give image + text conversations, or leave dataset out to use the bundled default set.",
-            UserWarning,
-            stacklevel=3,
+            "worse. Give image + text conversations, or leave dataset out to use the bundled default set."
         )

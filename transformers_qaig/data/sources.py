@@ -1,7 +1,6 @@
 """Whatever holds calibration records (a list, a stream, a table, a file, a name on the Hub) -> records by index."""
 
 import json
-import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..utils.logging import get_logger
 from .default_set import load_default_set
 from .fetch import read_file
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 STREAM_BUFFER = 4  # a stream is shuffled inside its first STREAM_BUFFER x num_samples records
 MAX_FILE_BYTES = 4 << 30

@@ -6,15 +6,15 @@ A short answer such as "2" would be found in the markup or the question, too.
 """
 
 import json
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from ..utils.logging import get_logger
 from .messages import ChatTools, Conversation
 from .turns import ROLES, Turn
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 _END_OF_REASONING = "</think>"  # templates cut what is before it out of earlier turns
 

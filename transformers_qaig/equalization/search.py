@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..utils.logging import get_logger
 from .fold import Group, tie
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 MIN_SCALE = 1e-4
 DEAD = 1e-8

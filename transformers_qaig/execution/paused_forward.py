@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..calibration.exclusions import Exclusions, Sample
+from ..utils.logging import tqdm
 from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, storage_bytes
 
 
@@ -126,7 +127,8 @@ class PausedForwards:
             raise RuntimeError("PausedForwards is not open: use it in a `with` statement.")
         if not 0 <= index < len(self._blocks):
             raise IndexError(f"there is no block {index}: this stream has {len(self._blocks)}.")
-        for sample in range(len(self._forwards), len(self._samples)):
+        unstarted = range(len(self._forwards), len(self._samples))
+        for sample in tqdm(unstarted, desc="First forward passes", unit="sample", leave=False, disable=not unstarted):
             inputs = {**self._samples[sample], "use_cache": False}
             self._forwards.append(Forward(self._model, inputs, self._blocks, self._door_device))
             if sample not in self._dropped:

@@ -7,7 +7,6 @@ sticky. A group may write if it has no other member (a user's own group), or is 
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -17,11 +16,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..utils.files import is_whole, remove_unfinished, written_with_checksum
+from ..utils.logging import get_logger
 
 _UNMAPPED = 65534
 """What the owner of a folder shows as who is not known in a container: root, outside of it."""
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 
 def cache_folder() -> Path:

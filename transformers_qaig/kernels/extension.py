@@ -17,7 +17,6 @@ Importing this module does none of it: the first packed layer that is prepared, 
 """
 
 import ctypes
-import logging
 import os
 import re
 import shutil
@@ -29,6 +28,7 @@ from pathlib import Path
 import torch
 
 from ..utils.files import is_whole, write
+from ..utils.logging import get_logger
 from . import compiler
 from .cache import cache_folder, kept
 
@@ -46,7 +46,7 @@ _TEXTS = (
 CPU_LEVELS = ("portable", "avx2", "avx512")
 """As in csrc/cpu/level.h; each includes those before it."""
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 _lock = threading.Lock()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import math
 import os
 import shutil
@@ -20,11 +19,12 @@ from transformers import PreTrainedModel
 from ..config import QAIGConfig
 from ..config.devices import Device, bytes_by_device, check_device
 from ..config.validation import check_folder
+from ..utils.logging import get_logger
 from ..utils.quote import quote
 from .arguments import loading_arguments
 from .offload_folder import OffloadFolder
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 INFERRED = ("auto", "balanced", "balanced_low_0", "sequential")
 DISK = "disk"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import uuid
@@ -15,8 +14,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..utils.files import require_writable
+from ..utils.logging import get_logger
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 PREFIX = "transformers-qaig-"
 

@@ -13,13 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
-from ..plan.coverage import Coverage, PartSize, readable_size
+from ..plan.coverage import Coverage, PartSize
+from ..utils.logging import get_logger
+from ..utils.readable import readable_size
 from .local_names import is_class_that_saved, loader_naming
 
 OBSOLETE = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """What Transformers itself drops from old checkpoints: models compute it."""
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def report_unused(model: PreTrainedModel, unused: Sequence[UnusedTensor], covera
                 f"{type(model).__name__} has no module for {_prefixes(tensors)} (tensors: {len(tensors)}, "
                 f"{readable_size(bits)}): {fate}"
             )
-            logger.info("%s", coverage.unused[-1])
+            logger.log(logging.INFO if tensors is saved else logging.WARNING, "%s", coverage.unused[-1])
         if tensors is saved and bits:
             coverage.parts["tensors without a module"] = PartSize(bits, bits)
     return saved

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
@@ -11,11 +10,12 @@ from ..config import QAIGConfig
 from ..nn.embedding import why_not_packed
 from ..scheme import MIN_GROUP_SIZE
 from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
+from ..utils.logging import get_logger
 from .allocate import SchemeOption, parse_size
 from .coverage import BLOCKS, Coverage, PartSize, Plan
 from .schemes import SchemeResolver
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 SHAPE_BITS = 2 * 64
 """Every packed weight is stored with its shape, two int64."""

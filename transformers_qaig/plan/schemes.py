@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,9 +10,10 @@ from torch import Tensor
 from ..config import QAIGConfig
 from ..nn.hadamard import Rotation, fit_block
 from ..scheme import fit_group_size, stored_bits
+from ..utils.logging import get_logger
 from .allocate import SchemeOption
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 BLOCK = 128
 """Channels that are rotated together, at most."""

@@ -11,7 +11,6 @@ and no index of the order needs to be stored.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,11 +18,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.cuda.interface import MOST_COLUMNS
+from ..utils.logging import get_logger
 from .gptq_columns import round_columns
 from .hessian import Hessian
 from .quant_grid import QuantGrid, QuantizedWeight
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 COLUMNS = 8
 """Columns that are rounded one by one before the others hear of it; on GPUs `MOST_COLUMNS`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..loading.source import Source
 from ..report.model_card import attach_model_card, detach_model_card, save_model_card
+from ..utils.logging import get_logger
 
 PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _remove_older_whole_file(folder: Path) -> None:
     whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if whole.is_file() and index.is_file() and index.stat().st_mtime_ns > whole.stat().st_mtime_ns:
         whole.unlink()
-        logger.info("%s of an earlier save is removed: the shards beside it are newer.", whole)
+        logger.warning("%s of an earlier save is removed: the shards beside it are newer.", whole)
 
 
 def extend_save_pretrained() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,9 @@ from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..rounding.quant_grid import fake_quantize_tokens
 from ..utils.finite import is_finite
+from ..utils.logging import get_logger, tqdm
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 UNIFORM_CALLS = 5
 """The paper's code weighs its first five searches uniformly, by a counter that starts too low."""
@@ -153,7 +153,8 @@ def precomputed_weights(
         return [{s: _balanced(real, v) for s, (real, v) in enumerate(zip(masks, vision))}] * len(blocks)
     with streaming(model, blocks, device):
         gradients = []
-        for sample, answer in zip(samples, answers):
+        asked = tqdm(list(zip(samples, answers)), desc=f"Token gradients ({kind})", unit="sample")
+        for sample, answer in asked:
             found = [] if sample in exclusions else token_gradients(model, blocks, moved(sample, device), answer)
             if not all(map(is_finite, found)):
                 exclusions.add({sample.index: "the gradient of its answers' loss"}, overflow_advice(torch.float32))

@@ -12,16 +12,16 @@ cuda-python before it is needed.
 """
 
 import ctypes
-import logging
 import os
 import threading
 from dataclasses import dataclass
 
 import torch
 
+from ...utils.logging import get_logger
 from .. import extension
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 _lock = threading.Lock()
 
 LIBRARY, NVRTC = "library", "NVRTC"

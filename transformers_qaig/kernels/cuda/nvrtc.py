@@ -6,20 +6,20 @@ made of the sources, NVRTC's version, the options and the architecture; another 
 
 import functools
 import hashlib
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...utils.logging import get_logger
 from .. import cache, compiler
 
 _OPTIONS = ("--std=c++17",)
 _REMEDY = 'pip install "transformers-qaig[cuda]" (CUDA 12: [cuda12])'
 _TYPES = {"f16": "F16", "bf16": "BF16"}
 
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 
 class NvrtcError(RuntimeError):

@@ -1,0 +1,18 @@
+"""Sizes and times as people read them."""
+
+
+def readable_size(bits: float) -> str:
+    """Bytes, with the unit that leaves a number below 1,000."""
+    value, unit = bits / 8, "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
+    return f"{value:.4g} {unit}"
+
+
+def readable_time(seconds: float) -> str:
+    """`48 s`, `12 min 5 s` or `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
