@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..utils.finite import is_finite, is_lower
+from ..utils.logging import get_logger
 from .quant_grid import minmax_grid
 
-logger = logging.getLogger("transformers_qaig")
+logger = get_logger(__name__)
 
 FACTORS = tuple(1.0 - 0.05 * step for step in range(9))  # 1, 0.95, …, 0.6
 GAINS = (0.8, 1.25)
