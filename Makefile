@@ -41,7 +41,7 @@ check: lint docs notebooks slow numerics oldest sanitize cross cuda nvrtc packag
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
@@ -69,7 +69,7 @@ sanitize: $(VENV)/.test
 
 cross:
 	@if command -v $(CROSS) >/dev/null; then set -ex; \
-	  for file in csrc/cpu/*.cpp; do $(CROSS) -std=c++17 -O2 -fPIC -Wall -Wextra -Icsrc -c $$file -o /dev/null; done; \
+	  for file in $$(find csrc/cpu -name '*.cpp'); do $(CROSS) -std=c++17 -O2 -fPIC -Wall -Wextra -Icsrc -c $$file -o /dev/null; done; \
 	else echo "cross: skipped, there is no $(CROSS)"; fi
 
 cuda: $(VENV)/.dev

@@ -65,10 +65,11 @@ def quantized(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[to
 def package(tmp_path, monkeypatch):
     """An installed package with small sources of its own and an empty cache, in a process that has loaded nothing."""
     folder = tmp_path / "package"
-    (folder / "csrc").mkdir(parents=True)
-    (folder / "csrc" / "ops.cpp").write_text("static int nothing() { return 0; }\nint qaig_stub = nothing();\n")
-    for name in ("cpu/level.h", "cpu/level.cpp", "build.cpp"):
-        shutil.copy(CSRC / name, folder / "csrc")
+    for name in ("cpu/isa.h", "cpu/isa.cpp", "ops/build_info.cpp"):
+        copy = folder / "csrc" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CSRC / name, copy)
+    (folder / "csrc" / "ops" / "cpu.cpp").write_text("static int nothing() { return 0; }\nint qaig_stub = nothing();\n")
     monkeypatch.setattr(extension, "_PACKAGE", folder)
     monkeypatch.setattr(extension, "_found", None)
     monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "cache"))

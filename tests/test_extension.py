@@ -1,4 +1,4 @@
-"""Finding, compiling and loading the extension, with `csrc/cpu/level.cpp` in place of nearly all of `csrc`."""
+"""Finding, compiling and loading the extension, with `csrc/cpu/isa.cpp` in place of nearly all of `csrc`."""
 
 import logging
 import shutil
@@ -65,9 +65,10 @@ def test_the_key_names_all_that_a_library_depends_on(package, monkeypatch):
     monkeypatch.delenv("QAIG_CXXFLAGS")
     (sources / "notes.txt").write_text("no source")
     assert compiler.cache_key(sources, found) == keys[0]
-    (sources / "level.h").write_text((sources / "level.h").read_text() + "\n")
+    header = sources / "cpu" / "isa.h"
+    header.write_text(header.read_text() + "\n")
     keys.append(compiler.cache_key(sources, found))
-    (sources / "level.h").rename(sources / "other.h")
+    header.rename(sources / "cpu" / "other.h")
     keys.append(compiler.cache_key(sources, found))
     assert len(set(keys)) == len(keys)
 
@@ -100,7 +101,7 @@ def test_a_compiler_that_fails_leaves_nothing(package, monkeypatch, caplog, comp
 
 
 def test_says_what_the_compiler_said(package):
-    (package / "csrc" / "level.h").write_text("#error this one is broken\n")
+    (package / "csrc" / "cpu" / "isa.h").write_text("#error this one is broken\n")
     assert not extension.load()
     assert "this one is broken" in extension.why_not()
 
@@ -264,7 +265,7 @@ def test_unknown_level(package, monkeypatch):
 
 def test_level_beyond_the_processor(package, monkeypatch):
     """Compiled as for another architecture, the library knows no level but portable."""
-    source = package / "csrc" / "level.cpp"
+    source = package / "csrc" / "cpu" / "isa.cpp"
     source.write_text(source.read_text().replace("#if defined(__x86_64__)", "#if 0"))
     assert extension.best_cpu_level() == "portable"
     with pytest.raises(ValueError, match='"avx2" is more than this processor can run: its best is "portable"'):

@@ -22,26 +22,27 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+SOURCES = Path(__file__).parents[1] / "csrc"
+KERNELS, HOST = SOURCES / "cuda" / "kernels", SOURCES / "cuda" / "host"
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
 NO_TILED = ("75",)  # whose fused and integer kernels are empty
-HOST = ("counters.cu", "device.cu", "launch.cu")  # files that have no kernels
+FLAGS = ("-std=c++17", "-O3", f"-I{SOURCES}")
 INSTRUCTIONS = ("HMMA", "IMMA", "LDGSTS", "LDS.128")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", default=",".join(ARCHS))
-    parser.add_argument("--files", default=",".join(sorted(path.name for path in SOURCES.glob("*.cu"))))
+    parser.add_argument("--files", default=",".join(sorted(path.name for path in KERNELS.glob("*.cu"))))
     args = parser.parse_args()
     nvcc, nvdisasm = find("nvcc"), find("nvdisasm")
     if nvcc is None:
         print("check_cuda: skipped, there is no nvcc")
         return 0
-    jobs = [(file, arch) for file in args.files.split(",") for arch in args.archs.split(",") if file not in HOST]
+    jobs = [(file, arch) for file in args.files.split(",") for arch in args.archs.split(",")]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        hosts = [pool.submit(compile_host, nvcc, file, folder) for file in HOST]
+        hosts = [pool.submit(compile_host, nvcc, file, folder) for file in sorted(HOST.glob("*.cu"))]
         results = [pool.submit(inspect, nvcc, nvdisasm, file, arch, folder) for file, arch in jobs]
         columns = ["registers", "spills", "stack", *(INSTRUCTIONS if nvdisasm else ()), *(["all"] if nvdisasm else [])]
         print(f"{'kernel':32} {'arch':>4} " + " ".join(f"{name:>9}" for name in columns))
@@ -63,10 +64,10 @@ def find(program: str) -> str | None:
     return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
 
-def compile_host(nvcc: str, file: str, folder: str) -> list[str]:
-    command = [nvcc, "-std=c++17", "-O3", "-c", str(SOURCES / file), "-o", f"{folder}/{file}.o"]
+def compile_host(nvcc: str, file: Path, folder: str) -> list[str]:
+    command = [nvcc, *FLAGS, "-c", str(file), "-o", f"{folder}/{file.name}.o"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [f"{file} does not compile: {done.stderr[:2000]}"] if done.returncode else []
+    return [f"{file.name} does not compile: {done.stderr[:2000]}"] if done.returncode else []
 
 
 def inspect(
@@ -78,7 +79,7 @@ def inspect(
         RuntimeError: if it does not compile.
     """
     cubin = f"{folder}/{file}.{arch}.cubin"
-    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", f"-arch=sm_{arch}", "-cubin", str(SOURCES / file), "-o", cubin]
+    command = [nvcc, *FLAGS, "-Xptxas=-v", f"-arch=sm_{arch}", "-cubin", str(KERNELS / file), "-o", cubin]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{file} does not compile for sm_{arch}: {done.stderr[:2000]}")

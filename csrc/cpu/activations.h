@@ -18,8 +18,8 @@
 
 #include <vector>
 
-#include "kernel.h"
-#include "repack.h"
+#include "cpu/types.h"
+#include "cpu/repack.h"
 
 namespace qaig {
 

@@ -1,7 +1,7 @@
+#include "cpu/floats.h"
+
 #include <cmath>
 #include <cstring>
-
-#include "kernels.h"
 
 namespace qaig {
 namespace {

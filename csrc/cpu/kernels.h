@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "activations.h"
-#include "kernel.h"
+#include "cpu/activations.h"
+#include "cpu/floats.h"
+#include "cpu/types.h"
 
 namespace qaig {
 
@@ -15,10 +16,6 @@ inline int64_t tiles_per_chunk(const Shape& s, const Parallel& parallel) {
     const int64_t share = s.tiles() / (4 * std::max(1, parallel.threads)), most = (1 << 19) / s.words_per_tile();
     return std::max<int64_t>(1, std::min(share, most));
 }
-
-// float16, bfloat16 or float32 from element `at` on, to float32 and back (to nearest even).
-void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* out);
-void store_floats(void* p, Scalar type, int64_t at, int64_t count, const float* values);
 
 // Computes the rows that `quantize` skipped, in float32 with the dequantized weight: infinities and NaNs go through.
 void exact_rows(const Linear& l, const Activations& a);

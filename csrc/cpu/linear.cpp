@@ -3,17 +3,34 @@
 #include <tuple>
 #include <vector>
 
-#include "activations.h"
-#include "kernels.h"
-#include "level.h"
-#include "parallel.h"
-#include "rotation.h"
+#include "cpu/activations.h"
+#include "cpu/kernels.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/hadamard.h"
 
 namespace qaig {
 namespace {
 
 constexpr int64_t kMostRows = 1024;          // rows of x whose integers are in memory at once
 constexpr int64_t kLeastProducts = 1 << 18;  // with fewer, starting threads costs more than they save
+
+struct Kernels {
+    void (*quantize)(const Linear&, Activations&);
+    void (*decode)(const Linear&, const Activations&);
+    void (*gemm)(const Linear&, const Activations&);
+};
+
+const Kernels& kernels_of(Level level) {
+    static constexpr Kernels kKernels[] = {
+        {portable::quantize, portable::multiply, portable::multiply},
+#if defined(__x86_64__)  // elsewhere the folders avx2 and avx512 compile to nothing
+        {avx2::quantize, avx2::decode, avx2::gemm},
+        {avx512::quantize, avx512::decode, avx512::gemm},
+#endif
+    };
+    return kKernels[static_cast<int>(level)];
+}
 
 // Rows per batch: as few batches as registers allow, evenly filled.
 int64_t rows_per_batch(int64_t rows, int64_t most) {
@@ -41,19 +58,13 @@ Activations quantized(const Linear& l, Level level) {
     // Rows whose sums fit in the registers.
     const int64_t most = level == Level::avx512 ? kMostBatchRows : quads ? 3 : 6;
     Activations a(l, rows_per_batch(l.rows, most), quads);
-    level == Level::portable ? portable::quantize(l, a)
-    : level == Level::avx2   ? avx2::quantize(l, a)
-                             : avx512::quantize(l, a);
+    kernels_of(level).quantize(l, a);
     return a;
 }
 
 void multiply(const Linear& l, const Activations& a, Level level) {
-    const bool few = l.rows <= kDecodeRows;
-    switch (level) {
-        case Level::avx512: few ? avx512::decode(l, a) : avx512::gemm(l, a); break;
-        case Level::avx2: few ? avx2::decode(l, a) : avx2::gemm(l, a); break;
-        case Level::portable: portable::multiply(l, a);
-    }
+    const Kernels& kernels = kernels_of(level);
+    (l.rows <= kDecodeRows ? kernels.decode : kernels.gemm)(l, a);
     exact_rows(l, a);
 }
 

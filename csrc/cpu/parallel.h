@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "kernel.h"
+#include "cpu/types.h"
 
 namespace qaig {
 

@@ -4,9 +4,9 @@
 #include <memory>
 #include <vector>
 
-#include "activations.h"
-#include "parallel.h"
-#include "rotation.h"
+#include "cpu/activations.h"
+#include "cpu/parallel.h"
+#include "cpu/hadamard.h"
 
 namespace qaig {
 

@@ -1,9 +1,9 @@
-#include "repack.h"
+#include "cpu/repack.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "kernels.h"
+#include "cpu/floats.h"
 
 namespace qaig {
 namespace {

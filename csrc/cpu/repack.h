@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "kernel.h"
+#include "cpu/types.h"
 
 namespace qaig {
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled by g++ with the emulator, called through their C interface (csrc/cuda/kernels.h)."""
+"""The CUDA kernels, compiled by g++ with the emulator, called through their C interface (csrc/cuda/host/api.h)."""
 
 import contextlib
 import ctypes
@@ -222,23 +222,23 @@ class Emulator:
         self.library.qaig_emulator_allow(None, ctypes.c_longlong(2**63 - 1), 1)
 
 
-def build(sources: Path = CSRC / "cuda") -> Emulator:
-    """The kernels below `sources` on the emulator, compiled unless an earlier run did.
+def build(sources: Path = CSRC) -> Emulator:
+    """The kernels of the folder `cuda` of `sources` on the emulator, compiled unless an earlier run did.
 
     Raises:
         RuntimeError: if something does not compile.
     """
-    return Emulator(_library([*sorted(sources.glob("*.cu")), *sorted(EMULATOR.glob("*.cpp"))], sources, [], []))
+    return Emulator(_library([*cuda_files(sources), *sorted(EMULATOR.glob("*.cpp"))], sources, [], []))
 
 
 def build_operators() -> Emulator:
-    """The operators of csrc/ops_cuda.cpp for CPU tensors, as `torch.ops.qaig_emulated`, with the kernels. Raises as
+    """The operators of csrc/ops/cuda for CPU tensors, as `torch.ops.qaig_emulated`, with the kernels. Raises as
     `build` does.
     """
     torch_folder = Path(torch.__file__).parent
     flags = ["-DQAIG_EMULATED", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-isystem{torch_folder / 'include'}"]
-    files = [CSRC / "ops_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu")), *sorted(EMULATOR.glob("*.cpp"))]
-    return Emulator(_library(files, CSRC / "cuda", flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
+    files = [CSRC / "ops" / "cuda" / "operators.cpp", *cuda_files(CSRC), *sorted(EMULATOR.glob("*.cpp"))]
+    return Emulator(_library(files, CSRC, flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
 
 
 @contextlib.contextmanager
@@ -254,19 +254,24 @@ def registered_operators() -> Iterator[Emulator]:
     schemas._destroy()
 
 
+def cuda_files(sources: Path) -> list[Path]:
+    return sorted((sources / "cuda").rglob("*.cu"))
+
+
 def _library(files: list[Path], sources: Path, flags: list[str], link: list[str]) -> Path:
     command = [str(COMPILER), *_FLAGS, *flags]
     digest = hashlib.sha256("\0".join([*command, *link]).encode())
-    for path in sorted([*CSRC.glob("*"), *CSRC.glob("ops_cuda/*"), *sources.glob("*"), *EMULATOR.glob("*")]):
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
+    for folder in (sources / "cuda", sources / "ops", EMULATOR):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
     folder = cache / "emulator" / digest.hexdigest()[:20]
     library = folder / "kernels.so"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if not library.is_file():
-            _compile(files, [*command, f"-I{sources}", f"-I{CSRC}", f"-I{EMULATOR}"], link, library)
+            _compile(files, [*command, f"-I{sources}", f"-I{EMULATOR}"], link, library)
     return library
 
 

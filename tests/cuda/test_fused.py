@@ -1,4 +1,4 @@
-"""The fused CUDA kernels (csrc/cuda/fused.h) on the emulator, against float64 products with the dequantized weight."""
+"""The 16-bit gemm (csrc/cuda/kernels/gemm_f16.cuh) on the emulator, against float64 products with the weight."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels for many rows of 8-bit activations (csrc/cuda/integer.h) on the emulator.
+"""The CUDA kernels for many rows of 8-bit activations (csrc/cuda/kernels/gemm_i8.cuh) on the emulator.
 
 Sums of integers are exact. What is rounded, in float32, are each group's sum times its scale, the sum of those, and
 what the token's scale and the bias make of it; all of that is far below the last place of float16 and bfloat16. So y

@@ -1,4 +1,4 @@
-"""The Python side of `csrc/cuda/kernels.h` against the header itself, compiled by a C++ compiler."""
+"""The Python side of `csrc/cuda` (arguments, geometry) against the headers, compiled by a C++ compiler."""
 
 import ctypes
 import itertools
@@ -36,7 +36,7 @@ def run(tmp_path: Path, body: str) -> list[list[int]]:
     source, program = tmp_path / "main.cpp", tmp_path / "main"
     source.write_text(
         "#include <cstddef>\n#include <cstdio>\n#include <initializer_list>\n"
-        '#include "cuda/schedule.h"\n#include "cuda/tuning.h"\n'
+        '#include "cuda/device/schedule.cuh"\n#include "cuda/tuning.h"\n'
         "using namespace qaig::cuda;\n"
         'template <class... T> void say(T... v) { ((printf("%lld ", static_cast<long long>(v))), ...); puts(""); }\n'
         f"int main() {{\n{body}\n}}\n"
@@ -63,7 +63,7 @@ def test_structures(tmp_path):
 
 def declared(structure: str) -> set[str]:
     """Names of the members in the header's own text."""
-    text = (CSRC / "cuda" / "kernels.h").read_text()
+    text = (CSRC / "cuda" / "arguments.h").read_text()
     body = text.split(f"struct {structure} {{")[1].split("};")[0]
     names: set[str] = set()
     for line in body.splitlines():

@@ -115,12 +115,14 @@ def test_the_key_names_what_a_cubin_depends_on(monkeypatch, tmp_path):
         keys.append(key())
         monkeypatch.setattr(nvrtc, "_OPTIONS", ("--std=c++20",))
         keys.append(key())
-        (tmp_path / "kernel.h").write_text("1")
+        header = tmp_path / "cuda" / "device" / "kernel.cuh"
+        header.parent.mkdir(parents=True)
+        header.write_text("1")
         monkeypatch.setattr(nvrtc, "_sources", lambda: tmp_path)
         keys.append(key())
-        (tmp_path / "kernel.h").write_text("2")
+        header.write_text("2")
         keys.append(key())
-        (tmp_path / "notes.txt").write_text("no source")
+        (header.parent / "notes.txt").write_text("no source")
         assert key() == keys[-1]
         assert len(set(keys)) == len(keys)
     finally:

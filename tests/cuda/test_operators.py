@@ -1,4 +1,4 @@
-"""The CUDA operators of csrc/ops_cuda.cpp with CPU tensors, their kernels on the emulator: checks, paths, chunks."""
+"""The CUDA operators of csrc/ops/cuda with CPU tensors, their kernels on the emulator: checks, paths, chunks."""
 
 import ctypes
 import itertools

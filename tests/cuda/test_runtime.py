@@ -11,7 +11,8 @@ import pytest
 
 from transformers_qaig.kernels import compiler
 
-SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "device.cu"
+CSRC = Path(__file__).parents[2] / "csrc"
+SOURCE = CSRC / "cuda" / "host" / "device.cu"
 CUDA_ERROR = 1000
 RUNTIME = r"""
 #pragma once
@@ -52,9 +53,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = compiler.find_compiler()
     assert found is not None
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-D__CUDACC__", "-D__host__=", "-D__device__="]
-    subprocess.run(
-        [*found.command, *flags, f"-I{folder}", "-x", "c++", str(SOURCE), "-o", str(folder / "device.so")], check=True
-    )
+    command = [*found.command, *flags, f"-I{folder}", f"-I{CSRC}", "-x", "c++", str(SOURCE)]
+    subprocess.run([*command, "-o", str(folder / "device.so")], check=True)
     return folder / "device.so"
 
 

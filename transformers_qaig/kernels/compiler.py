@@ -188,7 +188,7 @@ def find_torch() -> Path | None:
 def find_sources(package: Path) -> Path | None:
     """The folder `csrc` of an installed package, or of the checkout that `package` lies in; or None."""
     for folder in (package / "csrc", package.parent / "csrc"):
-        if (folder / "ops.cpp").is_file():
+        if (folder / "ops" / "cpu.cpp").is_file():
             return folder
     return None
 

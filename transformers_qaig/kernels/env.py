@@ -166,7 +166,7 @@ def _why_not_faster_level() -> str | None:
         wanted = os.environ.get("QAIG_CPU_LEVEL")
         return f"QAIG_CPU_LEVEL={wanted}" if wanted == level else f"the level was set below the best, {best}"
     higher = {"portable": "avx2", "avx2": "avx512"}.get(level or "")
-    return f"this processor lacks part of what level {higher} needs (csrc/cpu/level.h)" if higher else None
+    return f"this processor lacks part of what level {higher} needs (csrc/cpu/isa.h)" if higher else None
 
 
 def _cpu_model() -> str:

@@ -44,7 +44,7 @@ _TEXTS = (
 )
 
 CPU_LEVELS = ("portable", "avx2", "avx512")
-"""As in csrc/cpu/level.h; each includes those before it."""
+"""As in csrc/cpu/isa.h; each includes those before it."""
 
 _logger = get_logger(__name__)
 _lock = threading.Lock()
@@ -241,7 +241,7 @@ def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc |
 
 
 def _architectures_in(library: Path) -> tuple[str, ...]:
-    """What csrc/build.cpp wrote into a library, which need not be loaded for that: loading registers its kernels."""
+    """What csrc/ops/build_info.cpp wrote into a library. Read from the file: loading would register its kernels."""
     found = re.search(rb"qaig-cuda-architectures\[([^\]]*)\]", library.read_bytes())
     return tuple(found[1].decode().split()) if found else ()
 

@@ -1,6 +1,6 @@
 """What every operator checks of its arguments in Python: packed tensors come from files that anybody may have written.
 
-The compiled kernels check the same (`csrc/checks.h`). Errors name the argument.
+The compiled kernels check the same (`csrc/ops/checks.h`). Errors name the argument.
 """
 
 from typing import Any
@@ -95,7 +95,7 @@ def check_checkpoint_layout(x: Tensor, weight: Weight) -> None:
 
 
 def check_cuda_layout(x: Tensor, weight: Weight) -> None:
-    """Checks a weight in CUDA order, as csrc/ops_cuda.cpp does.
+    """Checks a weight in CUDA order, as csrc/ops/cuda does.
 
     Raises:
         ValueError: if an argument has a wrong shape, dtype or device.

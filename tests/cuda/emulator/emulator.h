@@ -1,4 +1,4 @@
-// csrc/cuda/intrinsics.h for a CPU: g++ compiles the kernels against it, and machine.cpp runs them.
+// csrc/cuda/device/intrinsics.cuh for a CPU: g++ compiles the kernels against it, and machine.cpp runs them.
 #pragma once
 
 #include <cmath>

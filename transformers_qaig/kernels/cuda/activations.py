@@ -13,7 +13,7 @@ from .layer import SUFFIX, Layer, Way, aligned, pointer
 
 
 class Input(NamedTuple):
-    """x as kernels.h describes it, and each token's scale if it is rounded to 8 bits."""
+    """x as arguments.h describes it, and each token's scale if it is rounded to 8 bits."""
 
     x: Tensor
     token_scale: Tensor | None

@@ -1,6 +1,7 @@
-"""`kernels.h`, `layout.h` and `tuning.h` of `csrc/cuda` in Python: arguments, byte by byte, and the rules of a launch.
+"""The headers of `csrc/cuda` in Python: arguments, byte by byte, and the geometry of a launch.
 
-The names are theirs. tests/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
+Its names are those of `arguments.h`, `geometry.h`, `layout.h` and `tuning.h`. tests/cuda/test_interface.py compiles the
+headers and compares every size, offset and rule.
 """
 
 import ctypes

@@ -30,7 +30,7 @@ def cubin(kernel: str, capability: int) -> bytes:
     """The binary of one kernel.
 
     Args:
-        kernel (`str`): its name, as in `csrc/cuda/kernels.h`.
+        kernel (`str`): its name, as in `csrc/cuda/arguments.h`.
         capability (`int`): the GPU's compute capability, 90 for 9.0.
 
     Raises:
@@ -111,37 +111,44 @@ def _nvrtc() -> Any:
 @functools.cache
 def _sources() -> Path:
     sources = compiler.find_sources(Path(__file__).parents[2])
-    if sources is None or not (sources / "cuda" / "kernels.h").is_file():
+    if sources is None or not (sources / "cuda" / "arguments.h").is_file():
         raise NvrtcError("the package has no csrc/cuda folder: reinstall transformers-qaig")
-    return sources / "cuda"
+    return sources
 
 
 @functools.cache
 def _key() -> str:
     digest = hashlib.sha256(repr((version(), _OPTIONS)).encode())
-    for path in sorted(_sources().iterdir()):
-        if path.suffix in (".cu", ".h"):
+    folder = _sources() / "cuda"
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".cu", ".cuh", ".h"):
             content = path.read_bytes()
-            digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+            digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:20]
 
 
 def _source_of(kernel: str, folder: Path) -> str:
     """A program with this kernel alone: a file of `csrc/cuda` has several, and each takes seconds."""
-    head = '#include "decode.h"\n#include "dequantize.h"\n'
+    kernels = folder / "cuda" / "kernels"
     if found := re.fullmatch(r"qaig_decode_(?:w([2348])|mixed)_(b?f16)_m(8|16)", kernel):
         bits, dtype, columns = found.groups()
-        return f"{head}QAIG_DECODE_KERNEL({kernel}, {_TYPES[dtype]}, {bits or 'qaig::cuda::kMixed'}, {columns})\n"
+        width = bits or "qaig::cuda::kMixed"
+        return f"{_include('gemv')}QAIG_DECODE_KERNEL({kernel}, {_TYPES[dtype]}, {width}, {columns})\n"
     if found := re.fullmatch(r"qaig_(fused|integer)_w([2348])_(b?f16)", kernel):
         kind, bits, dtype = found.groups()
-        return f'#include "{kind}.h"\nQAIG_{kind.upper()}_KERNEL({kernel}, {_TYPES[dtype]}, {bits})\n'
+        header = _include({"fused": "gemm_f16", "integer": "gemm_i8"}[kind])
+        return f"{header}QAIG_{kind.upper()}_KERNEL({kernel}, {_TYPES[dtype]}, {bits})\n"
     if found := re.fullmatch(r"qaig_dequantize_w([2348])", kernel):
-        return f"{head}QAIG_DEQUANTIZE_KERNEL({found[1]})\n"
+        return f"{_include('dequantize')}QAIG_DEQUANTIZE_KERNEL({found[1]})\n"
     if kernel in ("qaig_arrange_f16", "qaig_arrange_bf16"):
-        return (folder / "arrange.cu").read_text()
+        return (kernels / "quantize_activations.cu").read_text()
     if kernel == "qaig_round_columns":
-        return (folder / "columns.cu").read_text()
+        return (kernels / "gptq_columns.cu").read_text()
     raise NvrtcError(f"there is no kernel {kernel}")
+
+
+def _include(header: str) -> str:
+    return f'#include "cuda/kernels/{header}.cuh"\n'
 
 
 def _compile(source: str, kernel: str, architecture: int, folder: Path) -> bytes:

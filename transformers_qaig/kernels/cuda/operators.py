@@ -1,6 +1,6 @@
 """`qaig::linear`, `linear_many` and `dequantize` on CUDA tensors, by kernels that NVRTC made.
 
-What `csrc/ops_cuda.cpp` does in the compiled library, done in Python, with the same checks and the same choices: few
+What `csrc/ops/cuda` does in the compiled library, done in Python, with the same checks and the same choices: few
 tokens go to the decode kernels, 16 at a time, some hundreds to the fused ones, or those of integers if they are rounded
 to 8 bits, and more to cuBLAS, by a weight that is dequantized some rows at a time.
 """

@@ -1,0 +1,162 @@
+// Few rows of x: every code is read once from memory, used where it lies in its word, and not stored anywhere.
+#include "cpu/activations.h"
+#include "cpu/avx512/common.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+#if defined(__x86_64__)
+
+QAIG_AVX512_BEGIN
+
+namespace qaig::avx512 {
+namespace {
+
+// Masking a word gives a quad's codes times 2^bit. Sums of quads that begin at the same bit are kept apart and shifted
+// once per segment, which saves the shift of every word.
+constexpr int num_places(int bits) { return bits == 2 ? 4 : bits == 8 ? 1 : 2; }
+constexpr int place_of(int bits, int q) {
+    return bits == 3 && q >= 6 ? 0 : quad_bit(bits, q) * num_places(bits) / (bits == 3 ? 6 : 8);
+}
+constexpr int place_bit(int bits, int place) { return bits == 3 ? 3 * place : 8 / num_places(bits) * place; }
+
+template <int B, int Q>
+QAIG_INLINE __m512i quad_in_place(const Unit<B>& unit) {
+    if constexpr (B == 8 || (B == 3 && Q >= 6)) {
+        return unit.template quad<Q>();
+    } else {
+        constexpr int mask = ((1 << B) - 1) << quad_bit(B, Q);
+        return _mm512_and_si512(unit.w[quad_word(B, Q)], _mm512_set1_epi8(static_cast<char>(mask)));
+    }
+}
+
+// Products of R rows with the 16 rows of a tile.
+template <int B, int R, int P>
+void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* out) {
+    constexpr bool kInPlace = R <= 2;
+    constexpr int kPlaces = kInPlace ? num_places(B) : 1;
+    constexpr int kChains = R * P * kPlaces >= 8 ? 1 : R * P * kPlaces >= 4 ? 2 : R * P * kPlaces >= 2 ? 4 : 8;
+    // Where there is little to compute per byte, the hardware's own prefetching is ahead of any instruction.
+    constexpr bool kPrefetch = R > 1;
+    const Shape& s = l.weight.shape;
+    const uint32_t* words = tile.words;
+    const uint32_t* x = a.words.data();
+    const float* x_scale = a.scales.data();
+    const int32_t* x_sum = a.sums.data();
+    for (int m = 0; m < R; m++) {
+        out[m] = _mm512_setzero_ps();
+    }
+    const int64_t units = s.units_per_group();
+    for (int64_t g = 0; g < s.groups(); g++) {
+        const __m512 scale = load_scale(tile.scale, l.weight.scale_type, g);
+        const __m512i zero = load_zero(tile.zero, s.bits, g);
+        for (int64_t u0 = 0; u0 < units; u0 += kSegmentUnits) {
+            const int64_t n = std::min<int64_t>(kSegmentUnits, units - u0);
+            const int64_t plane = n * kUnitQuads * R;
+            __m512i sum[R][P][kPlaces][kChains];
+            unroll<R * P * kPlaces * kChains>(
+                [&](auto i) QAIG_LAMBDA_INLINE { (&sum[0][0][0][0])[i] = _mm512_setzero_si512(); });
+            for (int64_t u = 0; u < n; u++) {
+                Unit<B> unit;
+                unit.load(words);
+                for (int i = 0; kPrefetch && i < B; i++) {
+                    _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kAhead, _MM_HINT_T1);
+                }
+                words += B * kTileRows;
+                unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
+                    const __m512i codes = kInPlace ? quad_in_place<B, q>(unit) : unit.template quad<q>();
+                    constexpr int place = kInPlace ? place_of(B, q) : 0;
+                    constexpr int chain = (kPlaces == 1 || (B == 3 && q >= 6) ? q : quad_word(B, q)) % kChains;
+                    unroll<R * P>([&](auto i) QAIG_LAMBDA_INLINE {
+                        constexpr int m = i / P, p = i % P;
+                        const __m512i quad = _mm512_set1_epi32(static_cast<int>(x[p * plane + q * R + m]));
+                        sum[m][p][place][chain] = _mm512_dpbusd_epi32(sum[m][p][place][chain], codes, quad);
+                    });
+                });
+                x += kUnitQuads * R;
+            }
+            x += (P - 1) * plane;
+            // Constant indices here, too: one that the compiler does not know keeps all sums in memory.
+            unroll<R>([&](auto m) QAIG_LAMBDA_INLINE {
+                __m512i whole[P];
+                unroll<P>([&](auto p) QAIG_LAMBDA_INLINE {
+                    whole[p] = _mm512_setzero_si512();
+                    unroll<kPlaces>([&](auto i) QAIG_LAMBDA_INLINE {
+                        __m512i at_place = sum[m][p][i][0];
+                        unroll<kChains - 1>([&](auto c) QAIG_LAMBDA_INLINE {
+                            at_place = _mm512_add_epi32(at_place, sum[m][p][i][c + 1]);
+                        });
+                        constexpr int bit = kInPlace ? place_bit(B, i) : 0;
+                        whole[p] = _mm512_add_epi32(whole[p], _mm512_srai_epi32(at_place, bit));
+                    });
+                });
+                __m512 value = _mm512_setzero_ps();
+                unroll<parts(P)>([&](auto part) QAIG_LAMBDA_INLINE {
+                    __m512i product = whole[part * 2];
+                    if constexpr (part_planes(P, part) == 2) {
+                        product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), whole[part * 2 + 1]);
+                    }
+                    const __m512i offset = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x_sum[part * R + m]));
+                    const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, offset));
+                    value = _mm512_fmadd_ps(_mm512_set1_ps(x_scale[part * R + m]), exact, value);
+                });
+                out[m] = _mm512_fmadd_ps(scale, value, out[m]);
+            });
+            x_scale += kMaxParts * R;
+            x_sum += kMaxParts * R;
+        }
+    }
+}
+
+template <int B, int R, int P>
+void run(const Linear& l, const Activations& a) {
+    const Shape& s = l.weight.shape;
+    share(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
+        return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                __m512 out[R];
+                multiply<B, R, P>(l, a, reader(t), out);
+                const int64_t n = t * kTileRows;
+                const __mmask16 mask = first(s.out_features - n);
+                const __m512 bias = l.bias ? _mm512_maskz_loadu_ps(mask, l.bias + n) : _mm512_setzero_ps();
+                for (int64_t m = 0; m < std::min<int64_t>(R, l.rows); m++) {
+                    store(l.y, l.type, m * s.out_features + n, _mm512_add_ps(out[m], bias), mask);
+                }
+            }
+        };
+    });
+}
+
+template <int B, int R>
+void run(const Linear& l, const Activations& a) {
+    switch (a.planes[0]) {
+        case 1: return run<B, R, 1>(l, a);
+        case 2: return run<B, R, 2>(l, a);
+        default: return run<B, R, 3>(l, a);
+    }
+}
+
+template <int B>
+void run(const Linear& l, const Activations& a) {
+    switch (a.batch_rows) {
+        case 1: return run<B, 1>(l, a);
+        case 2: return run<B, 2>(l, a);
+        default: return run<B, 4>(l, a);
+    }
+}
+
+}  // namespace
+
+void decode(const Linear& l, const Activations& a) {
+    switch (kernel_bits(l.weight.shape.bits)) {
+        case 2: return run<2>(l, a);
+        case 3: return run<3>(l, a);
+        case 4: return run<4>(l, a);
+        default: return run<8>(l, a);
+    }
+}
+
+}  // namespace qaig::avx512
+
+QAIG_TARGET_END
+
+#endif

@@ -1,0 +1,51 @@
+// What a kernel is given: torch-free views of the tensors of one linear layer.
+#pragma once
+
+#include "cpu/layout.h"
+
+namespace qaig {
+
+enum class Scalar : int { f32, f16, bf16 };
+
+constexpr int64_t size_of(Scalar type) { return type == Scalar::f32 ? 4 : 2; }
+
+// A packed weight, in CPU order or in the on-disk order of compressed-tensors (`nn/packing.py`).
+struct Weight {
+    Shape shape;
+    bool on_disk;
+    const uint32_t* words;
+    const void* scale;
+    Scalar scale_type;
+    const void* zero;  // uint8 in CPU order, uint32 words on disk; nullptr if symmetric: 2^(bits - 1) everywhere
+};
+
+// Runs body(context, begin, end) over disjoint parts of [0, size), on as many threads as torch would use.
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+struct Parallel {
+    void (*run)(int64_t size, void* context, Body body);
+    int threads;
+};
+
+// What is done to x first: signs by `seed`, then a Hadamard transform of every `block` channels; block 0: nothing.
+struct Rotation {
+    int64_t block;
+    uint64_t seed;
+};
+
+// y = (x R) W' + bias
+struct Linear {
+    Weight weight;
+    const void* x;  // [rows][in_features], `type`, contiguous
+    void* y;        // [rows][out_features], `type`, contiguous
+    Scalar type;
+    int64_t rows;
+    const float* bias;  // [out_features] or nullptr
+    Rotation rotation;
+    int activation_bits;  // 16 or 8
+    Parallel parallel;
+};
+
+// The kernels of one instruction set.
+using LinearKernel = void (*)(const Linear&);
+
+}  // namespace qaig

@@ -1,0 +1,127 @@
+// Sums of tensor core products: added up where several blocks have parts of them, finished and stored.
+#pragma once
+
+#include "cuda/device/elements.cuh"
+#include "cuda/device/schedule.cuh"
+
+namespace qaig {
+namespace cuda {
+
+// Of one lane: tiles of 16 rows of the weight by 8 rows of x ("columns") as mma leaves them, rows g (0, 1) and g + 8
+// (2, 3) by columns 2 t (0, 2) and 2 t + 1 (1, 3).
+template <int count>
+struct Sums {
+    float at[count][4];
+};
+
+// Leaves the sums of a warp to the same warps of the other blocks that have parts of the whole: blocks `first` to
+// `last`, of which this is one. Returns whether this warp is the last to do so: then `sums` are the whole.
+//
+// `partials` has two places for each block, `place` float4 apart: a block may have the end of one whole and the
+// beginning of another. `counter` is zero before and after.
+template <int count>
+QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int first, int last, unsigned* counter) {
+    const int lane = threadIdx.x % 32, self = blockIdx.x;
+    // Only the first of the blocks begins where the whole does.
+    const auto partial = [&](int block) {
+        return partials + static_cast<long long>(2 * block + (block == first ? 1 : 0)) * place + lane;
+    };
+    float4* own = partial(self);
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        const float (&s)[4] = sums.at[i];
+        store_global(own + i * 32, float4{s[0], s[1], s[2], s[3]});
+    }
+    // The barrier first: one lane's fence then covers what all lanes stored, as its increment tells others. The same
+    // backwards for who reads: the barrier hands on what the fence after the increment made visible.
+    warp_barrier();
+    unsigned before = 0;
+    if (lane == 0) {
+        memory_fence();
+        before = atomic_increment(counter);
+    }
+    if (shuffle(before, 0) != static_cast<unsigned>(last - first)) {
+        return false;
+    }
+    if (lane == 0) {
+        memory_fence();
+        store_global(counter, 0u);
+    }
+    warp_barrier();
+    sums = {};
+    constexpr int kAtOnce = count < 16 ? 16 / count : 1;  // blocks that are read before any of them is added
+    for (int block = first; block <= last; block += kAtOnce) {
+        float4 theirs[kAtOnce][count];
+#pragma unroll
+        for (int i = 0; i < kAtOnce * count; i++) {
+            const int b = i / count;
+            theirs[b][i % count] =
+                block + b <= last ? load_from_others(partial(block + b) + i % count * 32) : float4{0, 0, 0, 0};
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce * count; i++) {
+            float (&s)[4] = sums.at[i % count];
+            const float4& v = theirs[i / count][i % count];
+            s[0] += v.x, s[1] += v.y, s[2] += v.z, s[3] += v.w;
+        }
+    }
+    return true;
+}
+
+// What finishes the sums of row n of the weight and row m of x: y = token_scale * sum + bias. Neutral where there is
+// none. Biases: of rows n + 8 i. All are asked for before any is looked at.
+template <int count>
+QAIG_DEVICE void load_bias(const QaigLayer& l, int n, float (&bias)[count]) {
+    unsigned raw[count];
+    const bool wide = l.bias_type == QAIG_F32;
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        const bool there = l.bias && n + 8 * i < l.out_features;
+        const int at = n + 8 * i;
+        raw[i] = !there ? 0u
+                 : wide ? load_global(static_cast<const unsigned*>(l.bias) + at)
+                        : load_global(static_cast<const unsigned short*>(l.bias) + at);
+    }
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        bias[i] = wide ? float_of(raw[i]) : low_float(l.bias_type, raw[i]);
+    }
+}
+QAIG_DEVICE float token_scale_of(const QaigLayer& l, int rows, int m) {
+    return l.token_scale && m < rows ? load_float(l.token_scale, QAIG_F32, m) : 1.0f;
+}
+
+// Finishes, rounds and stores the sums of a tile whose first one belongs to row `row` of the weight and row `column` of
+// x, where they are there.
+template <class T>
+QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4], int row, int column,
+                            const float* bias, const float (&token_scale)[2]) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const int n = row + e / 2 * 8, m = column + e % 2;
+        const auto y = static_cast<unsigned short>(rounded(T(), multiply(sums[e], token_scale[e % 2]) + bias[e / 2]));
+        if (n < l.out_features && m < rows) {
+            store_global(static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n, y);
+        }
+    }
+}
+
+// Stores the sums of `row_tiles` tiles below each other and `parts` beside each other, at r * parts + j.
+template <class T, int row_tiles, int parts>
+QAIG_DEVICE void store_sums(const QaigLayer& l, int rows, const Sums<row_tiles * parts>& sums, int row, int column) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    float bias[2 * row_tiles];
+    load_bias(l, row + g, bias);
+#pragma unroll
+    for (int part = 0; part < parts; part++) {
+        const int m = column + 8 * part + 2 * t;
+        const float token_scale[2] = {token_scale_of(l, rows, m), token_scale_of(l, rows, m + 1)};
+#pragma unroll
+        for (int r = 0; r < row_tiles; r++) {
+            store_tile<T>(l, rows, sums.at[r * parts + part], row + 16 * r + g, m, bias + 2 * r, token_scale);
+        }
+    }
+}
+
+}  // namespace cuda
+}  // namespace qaig

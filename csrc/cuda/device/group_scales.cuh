@@ -1,0 +1,71 @@
+// Scales and zero points of a step of the kernels for many rows of x (gemm_mainloop.cuh), followed from group to group.
+#pragma once
+
+#include "cuda/device/elements.cuh"
+#include "cuda/device/k_step.cuh"
+
+namespace qaig {
+namespace cuda {
+
+// Those of a step, for the lane's rows 8 h + g of the warp's row tiles r: at 2 r + h of the four.
+struct StepGroups {
+    uint2 scale[2];    // of each unit's group
+    unsigned zero[2];  // a byte each
+    bool one_group;    // both units are of one group
+    bool ends;         // the second unit's group ends with it
+};
+
+// The scales of one group, as numbers.
+struct RowScales {
+    float of[4];
+};
+
+QAIG_DEVICE RowScales row_scales(const uint2& scale, int type) {
+    return {low_float(type, scale.x), high_float(type, scale.x), low_float(type, scale.y), high_float(type, scale.y)};
+}
+
+// The group of a step's first unit, followed from step to step without divisions.
+struct GroupPosition {
+    int group, unit;  // and which of the group's units it is
+
+    QAIG_MEMBER void advance(int units_per_group) {
+        unit += 2;
+        if (unit >= units_per_group) {
+            unit -= units_per_group, group++;
+            if (unit >= units_per_group) {  // one unit a group
+                unit -= units_per_group, group++;
+            }
+        }
+    }
+};
+
+template <int bits>
+struct Groups {
+    const QaigLayer& l;
+    int groups, units_per_group;
+    int first;  // of the lane's rows in the order of scales
+
+    QAIG_MEMBER void load_group(StepGroups& to, int unit, int row_block, int group) const {
+        const long long at = (static_cast<long long>(row_block) * groups + group) * kBlockRows + first;
+        constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
+        to.scale[unit] = load_global(reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(l.scale) + at));
+        to.zero[unit] = l.zero ? load_global(reinterpret_cast<const unsigned*>(l.zero + at)) : kMiddle;
+    }
+
+    QAIG_MEMBER void load(StepGroups& to, int row_block, const GroupPosition& p) const {
+        // An odd last unit is followed by one of padding, which any group will do for.
+        to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
+        to.ends = to.one_group ? p.unit + 2 >= units_per_group : units_per_group == 1;
+        load_group(to, 0, row_block, p.group);
+        // Twice where it is the same: to copy what is still on its way would be to wait for it.
+        load_group(to, 1, row_block, to.one_group ? p.group : p.group + 1);
+    }
+
+    QAIG_MEMBER GroupPosition at(int tile) const {
+        const int group = 2 * tile / units_per_group;
+        return {group, 2 * tile - group * units_per_group};
+    }
+};
+
+}  // namespace cuda
+}  // namespace qaig

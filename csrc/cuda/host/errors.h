@@ -1,0 +1,23 @@
+// The CUDA runtime's errors as a QaigStatus.
+#pragma once
+
+#include "cuda/host/api.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+namespace qaig {
+namespace cuda {
+
+inline int status_of(cudaError_t error) {
+    if (error == cudaSuccess) {
+        return QAIG_OK;
+    }
+    cudaGetLastError();  // what is reported here shall not surprise whoever asks next
+    return QAIG_CUDA_ERROR + static_cast<int>(error);
+}
+
+}  // namespace cuda
+}  // namespace qaig
+
+#endif

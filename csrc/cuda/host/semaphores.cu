@@ -1,0 +1,157 @@
+// Counters of decode launches: qaig_cuda_counters of api.h. The emulator compiles this file too.
+//
+// They come from memory that is set aside once for each device, not from torch's allocator: what that gives away for
+// good while a graph is recorded counts as a leak there (torch._inductor.cudagraph_trees.check_memory_pool).
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "cuda/host/api.h"
+#include "cuda/host/errors.h"
+
+#if !defined(__CUDACC__)
+#include <cstdlib>
+extern "C" unsigned long long qaig_emulator_capture;
+#endif
+
+namespace qaig {
+namespace cuda {
+namespace {
+
+constexpr long long kCounters = 1 << 20;  // of each device, for all its streams and graphs: 4 MiB
+constexpr long long kLeast = 1024;        // of a part
+
+#if defined(__CUDACC__)
+
+int current_device(int* device) { return status_of(cudaGetDevice(device)); }
+
+// A number that is the same for all launches captured in one CUDA graph, 0 if the stream is not being captured.
+int capture_of(void* stream, unsigned long long* id) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capture, id);
+    if (capture != cudaStreamCaptureStatusActive) {
+        *id = 0;
+    }
+    return status_of(error);
+}
+
+cudaError_t zero_and_wait(void* memory, size_t bytes) {
+    cudaStream_t stream = nullptr;  // of its own: the default one is off limits while another is captured
+    cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    error = cudaMemsetAsync(memory, 0, bytes, stream);
+    if (error == cudaSuccess) {
+        error = cudaStreamSynchronize(stream);
+    }
+    const cudaError_t destroyed = cudaStreamDestroy(stream);
+    return error == cudaSuccess ? destroyed : error;
+}
+
+// Zeros; null if the device has no memory left. Another thread may be capturing: that must not forbid it.
+int set_aside(unsigned** memory) {
+    constexpr size_t kBytes = sizeof(unsigned) * kCounters;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+    if (error != cudaSuccess) {
+        return status_of(error);
+    }
+    void* found = nullptr;
+    error = cudaMalloc(&found, kBytes);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        found = nullptr, error = cudaSuccess;
+    } else if (error == cudaSuccess && (error = zero_and_wait(found, kBytes)) != cudaSuccess) {
+        cudaFree(found);
+    }
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (error == cudaSuccess) {
+        *memory = static_cast<unsigned*>(found);
+    }
+    return status_of(error);
+}
+
+#else
+
+int current_device(int* device) {
+    *device = 0;
+    return QAIG_OK;
+}
+
+int capture_of(void*, unsigned long long* id) {
+    *id = qaig_emulator_capture;
+    return QAIG_OK;
+}
+
+int set_aside(unsigned** memory) {
+    *memory = static_cast<unsigned*>(std::calloc(kCounters, sizeof(unsigned)));
+    return QAIG_OK;
+}
+
+#endif
+
+struct Memory {
+    unsigned* begin = nullptr;
+    long long taken = 0;
+};
+
+struct Part {
+    unsigned* begin = nullptr;
+    long long count = 0;
+};
+
+}  // namespace
+}  // namespace cuda
+}  // namespace qaig
+
+using namespace qaig::cuda;
+
+extern "C" int qaig_cuda_counters(void* stream, long long count, unsigned** counters) {
+    // Never given back: a graph may be replayed as long as the process lives.
+    static auto& memories = *new std::map<int, Memory>;
+    static auto& parts = *new std::map<std::tuple<int, void*, unsigned long long>, Part>;
+    static auto& mutex = *new std::mutex;
+    if (!counters || count < 1) {
+        return QAIG_BAD_ARGUMENT;
+    }
+    *counters = nullptr;
+    int device = 0;
+    unsigned long long capture = 0;
+    int status = current_device(&device);
+    if (status == QAIG_OK) {
+        status = capture_of(stream, &capture);
+    }
+    if (status != QAIG_OK) {
+        return status;
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    Memory& memory = memories[device];
+    if (!memory.begin && capture == 0) {  // memory cannot be had while a graph is captured
+        status = set_aside(&memory.begin);
+    }
+    if (status != QAIG_OK || !memory.begin) {
+        return status;
+    }
+    const auto key = std::make_tuple(device, stream, capture);
+    const auto known = parts.find(key);
+    if (known != parts.end() && known->second.count >= count) {
+        *counters = known->second.begin;
+        return QAIG_OK;
+    }
+    const long long left = kCounters - memory.taken;
+    if (count > left) {
+        return QAIG_OK;
+    }
+    // Powers of two: what a stream leaves behind as it asks for more and more is no more than what it has.
+    long long size = kLeast;
+    while (size < count) {
+        size *= 2;
+    }
+    size = std::min(size, left);
+    *counters = memory.begin + memory.taken;
+    parts[key] = {*counters, size};
+    memory.taken += size;
+    return QAIG_OK;
+}

@@ -1,0 +1,118 @@
+// y = x W' + bias for some dozens to hundreds of rows of x of 16-bit floats: the weight is unpacked in registers and
+// multiplied at once, on tensor cores, in gemm_mainloop.cuh's way.
+//
+// As in gemv.cuh the weight is operand A, codes minus zero points are exact, and scales multiply sums in float32, group
+// by group: results are at least as exact as those of a product with the dequantized weight. Lane t of four needs slots
+// 8 t to 8 t + 7 of each unit of x (layout.h): 16 bytes, which are operand B of two products. So x is read by plain
+// 16-byte loads, without conflicts and with no more of them than ldmatrix would need.
+#pragma once
+
+#include "cuda/kernels/gemm_mainloop.cuh"
+
+namespace qaig {
+namespace cuda {
+
+template <class T, int bits>
+struct FusedProduct {
+    using Type = T;
+    using Sums = TiledSums;
+    using FusedStep = Step<bits, 2>;
+    static constexpr int kBits = bits, kStages = fused_stages(bits), kElementBytes = 2;
+
+    // Adds the products of the columns that begin at `part`, within one group.
+    QAIG_DEVICE void add_scaled(TiledSums& sums, int part, const float (&products)[kWarpTiles][kChunkParts][4],
+                                const RowScales& scales) {
+#pragma unroll
+        for (int r = 0; r < kWarpTiles; r++) {
+            const float first = scales.of[2 * r], second = scales.of[2 * r + 1];
+#pragma unroll
+            for (int i = 0; i < kChunkParts; i++) {
+                float (&s)[4] = sums.at[r * kColumnParts + part + i];
+                s[0] += first * products[r][i][0];
+                s[1] += first * products[r][i][1];
+                s[2] += second * products[r][i][2];
+                s[3] += second * products[r][i][3];
+            }
+        }
+    }
+
+    QAIG_DEVICE void multiply(TiledSums& sums, const FusedStep& step, const StepGroups& groups, const QaigLayer& l) {
+        if (groups.one_group) {
+            multiply_step<true>(sums, step, groups, l);
+        } else {
+            multiply_step<false>(sums, step, groups, l);
+        }
+    }
+
+    // `same`: both units are of one group.
+    template <bool same>
+    QAIG_DEVICE void multiply_step(TiledSums& sums, const FusedStep& step, const StepGroups& groups,
+                                   const QaigLayer& l) {
+        const RowScales scales = row_scales(groups.scale[1], l.scale_type);
+        unsigned words[kWarpTiles * bits];
+        step.load_words(words);
+        unsigned a[kWarpTiles][4][4];
+#pragma unroll
+        for (int r = 0; r < kWarpTiles; r++) {
+            Zero<T, bits> zero[2];
+#pragma unroll
+            for (int unit = 0; unit < 2; unit++) {
+                if (unit == 0 || !same) {
+                    zero[0] = zero_of<T, bits>(groups.zero[unit], 2 * r);
+                    zero[1] = zero_of<T, bits>(groups.zero[unit], 2 * r + 1);
+                }
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    a[r][2 * unit + j / 4][j % 4] = pair<T, bits>(words + r * bits, 8 * unit + j, zero[j % 2]);
+                }
+            }
+        }
+#pragma unroll
+        for (int part = 0; part < kColumnParts; part += kChunkParts) {
+            if (!step.has_columns(part)) {
+                break;
+            }
+            float products[kWarpTiles][kChunkParts][4] = {};
+#pragma unroll
+            for (int unit = 0; unit < 2; unit++) {
+                if (unit == 1 && !same) {
+                    add_scaled(sums, part, products, row_scales(groups.scale[0], l.scale_type));
+#pragma unroll
+                    for (int i = 0; i < kWarpTiles * kChunkParts * 4; i++) {
+                        products[i / (4 * kChunkParts)][i / 4 % kChunkParts][i % 4] = 0;
+                    }
+                }
+                uint4 x[kChunkParts];
+#pragma unroll
+                for (int i = 0; i < kChunkParts; i++) {
+                    x[i] = step.load_x(part + i, 4 * unit + step.t);
+                }
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+#pragma unroll
+                    for (int i = 0; i < kWarpTiles * kChunkParts; i++) {
+                        const int r = i / kChunkParts, p = i % kChunkParts;
+                        multiply_tiles(T(), products[r][p], a[r][2 * unit + s], word_of(x[p], 2 * s),
+                                       word_of(x[p], 2 * s + 1));
+                    }
+                }
+            }
+            add_scaled(sums, part, products, scales);
+        }
+    }
+
+    QAIG_DEVICE void finish(const QaigLayer&, int, int, int) {}
+};
+
+}  // namespace cuda
+}  // namespace qaig
+
+#define QAIG_FUSED_KERNEL(name, type, bits)                                                 \
+    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigDecode d) { \
+        qaig::cuda::multiply_tiled<qaig::cuda::FusedProduct<qaig::cuda::type, bits>>(d);    \
+    }
+
+// The fused kernels of one width.
+#define QAIG_FUSED_KERNELS(bits)                           \
+    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_f16, F16, bits) \
+    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_bf16, BF16, bits)

@@ -1,0 +1,212 @@
+// y = token_scale * (x W') + bias for many rows of x that are rounded to bytes: both factors are integers, and so are
+// their products' sums within a group, on tensor cores, in gemm_mainloop.cuh's way.
+//
+// Sums of 32 bits begin at kMagic, so that their bits are those of the float32 number kMagicFloat + sum, whatever sum of
+// less than 2^22: no conversion is needed. They become floats, are multiplied by the scale and added up where a group
+// ends, or after kSegmentSteps, before they grow too large. Nothing is rounded before that.
+//
+// Of 8 bits, whose bytes are code - 128, each sum lacks (128 - zero) times the sum of x, which is taken from the bytes
+// that were multiplied. Both terms together are less than 2^24, so float32 holds this exactly, too.
+#pragma once
+
+#include "cuda/device/unpack_bytes.cuh"
+#include "cuda/kernels/gemm_mainloop.cuh"
+
+namespace qaig {
+namespace cuda {
+
+constexpr unsigned kMagic = 0x4b400000u;
+constexpr float kMagicFloat = 12582912;  // 1.5 * 2^23
+
+// Steps of 64 slots whose products add up to less than 2^22: |x| <= 127, and of weights |code - zero| < 2^bits, with 8
+// bits |code - 128| <= 128.
+QAIG_BOTH int segment_steps(int bits) { return bits == 8 ? 4 : 512 >> bits; }
+
+// Those of one lane: `at` as in TiledSums, and what has not been added to them yet.
+struct IntegerSums : TiledSums {
+    unsigned products[kWarpTiles * kColumnParts][4];  // kMagic + sums
+    int x_sums[kColumnParts];                         // of column 8 part + g, of the lane's slots
+    int steps;                                        // that are in them
+
+    QAIG_MEMBER IntegerSums() : TiledSums{} {
+        clear(0, kColumnParts);
+        steps = 0;
+    }
+
+    QAIG_MEMBER void clear(int part, int parts) {
+#pragma unroll
+        for (int i = 0; i < parts; i++) {
+#pragma unroll
+            for (int j = 0; j < kWarpTiles * 4; j++) {
+                products[j / 4 * kColumnParts + part + i][j % 4] = kMagic;
+            }
+            x_sums[part + i] = 0;
+        }
+    }
+};
+
+// Row `row` of the weight by row m of x, which is not rounded: value by value, as torch does it.
+template <class T, int bits>
+QAIG_DEVICE float row_product(const QaigLayer& l, int row, int m) {
+    const Shape s = shape_of(l);
+    const int in_block = row % kBlockRows, r = in_block / 16, h = in_block / 8 % 2, g = in_block % 8;
+    const auto* x = reinterpret_cast<const unsigned short*>(static_cast<const char*>(l.x) + m * l.x_stride);
+    const long long row_block = row / kBlockRows;
+    float sum = 0;
+#pragma unroll 1
+    for (int at = 0; at < 4 * s.tiles(); at++) {  // lane t of each tile's four
+        const int tile = at / 4, lane = 4 * g + at % 4;
+        unsigned words[bits];
+#pragma unroll
+        for (int i = 0; i < bits; i++) {
+            const int f = r * bits + i;
+            const auto* item = static_cast<const unsigned*>(l.words) + (row_block * s.tiles() + tile) * bits * 128;
+            words[i] = load_global(item + f / 4 * 128 + 4 * lane + f % 4);
+        }
+#pragma unroll
+        for (int p = 0; p < kTilePairs; p++) {
+            const int unit = p / 8, group = (2 * tile + unit) / s.units_per_group();
+            const int first = 8 * (at % 4) + 4 * (p / 4 % 2) + 2 * (p / 2 % 2);
+            const int in_group = (2 * tile + unit - group * s.units_per_group()) * kUnitSlots + first;
+            if (p % 2 != h || group >= s.groups()) {
+                continue;
+            }
+            const long long of_group = (row_block * s.groups() + group) * kBlockRows + 8 * g + 2 * r + h;
+            const float scale = load_float(l.scale, l.scale_type, of_group);
+            const int zero = l.zero ? static_cast<int>(load_global(l.zero + of_group)) : 1 << (bits - 1);
+#pragma unroll
+            for (int second = 0; second < 2; second++) {
+                if (in_group + second < l.group_size) {
+                    const float weight = static_cast<float>(static_cast<int>(code<bits>(words, p, second)) - zero);
+                    const int slot = tile * kTileSlots + unit * kUnitSlots + first + second;
+                    sum += multiply(weight, scale) * low_float(T(), load_global(x + slot));
+                }
+            }
+        }
+    }
+    return sum;
+}
+
+template <class T, int bits>
+struct IntegerProduct {
+    using Type = T;
+    using Sums = IntegerSums;
+    using IntegerStep = Step<bits, 1>;
+    static constexpr int kBits = bits, kStages = kIntegerStages, kElementBytes = 1, kSegmentSteps = segment_steps(bits);
+
+    // Adds what the columns that begin at `part` have of one group.
+    QAIG_DEVICE void add_scaled(Sums& sums, int part, const StepGroups& groups, int unit, int scale_type,
+                                bool has_zeros) {
+        const RowScales scales = row_scales(groups.scale[unit], scale_type);
+        float missing[4];  // in each product of a row and the sum of x
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            missing[i] = static_cast<float>(128 - static_cast<int>(groups.zero[unit] >> 8 * i & 255u));
+        }
+#pragma unroll
+        for (int i = 0; i < kChunkParts; i++) {
+            float x_sums[2] = {0, 0};
+            if (bits == 8 && has_zeros) {  // of columns 2 t and 2 t + 1, which other lanes have, a quarter each
+                unsigned sum = static_cast<unsigned>(sums.x_sums[part + i]);
+                sum += shuffle_xor(sum, 1);
+                sum += shuffle_xor(sum, 2);
+                const int t = threadIdx.x % 4;
+                x_sums[0] = static_cast<float>(static_cast<int>(shuffle(sum, 8 * t)));
+                x_sums[1] = static_cast<float>(static_cast<int>(shuffle(sum, 8 * t + 4)));
+            }
+#pragma unroll
+            for (int r = 0; r < kWarpTiles; r++) {
+                const int at = r * kColumnParts + part + i;
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int row = 2 * r + e / 2;
+                    float product = float_of(sums.products[at][e]) - kMagicFloat;
+                    if (bits == 8 && has_zeros) {
+                        product += missing[row] * x_sums[e % 2];
+                    }
+                    sums.at[at][e] += scales.of[row] * product;
+                }
+            }
+        }
+        sums.clear(part, kChunkParts);
+    }
+
+    QAIG_DEVICE void multiply(Sums& sums, const IntegerStep& step, const StepGroups& groups, const QaigLayer& l) {
+        const bool has_zeros = l.zero != nullptr;
+        unsigned words[kWarpTiles * bits];
+        step.load_words(words);
+        unsigned a[2][kWarpTiles][4];
+#pragma unroll
+        for (int i = 0; i < 2 * kWarpTiles; i++) {
+            const int unit = i / kWarpTiles, r = i % kWarpTiles;
+            const unsigned zeros[2] = {repeat_byte(groups.zero[unit], 2 * r),
+                                       repeat_byte(groups.zero[unit], 2 * r + 1)};
+            unpack_bytes<bits>(a[unit][r], words + r * bits, unit, zeros);
+        }
+        sums.steps++;
+        const bool ends = groups.ends || step.last || sums.steps == kSegmentSteps;
+#pragma unroll
+        for (int part = 0; part < kColumnParts; part += kChunkParts) {
+            if (!step.has_columns(part)) {
+                break;
+            }
+            uint4 x[kChunkParts];
+#pragma unroll
+            for (int i = 0; i < kChunkParts; i++) {
+                x[i] = step.load_x(part + i, step.t);
+            }
+#pragma unroll
+            for (int unit = 0; unit < 2; unit++) {
+                if (unit == 1 && !groups.one_group) {
+                    add_scaled(sums, part, groups, 0, l.scale_type, has_zeros);
+                }
+#pragma unroll
+                for (int i = 0; i < kChunkParts; i++) {
+                    const unsigned low = word_of(x[i], 2 * unit), high = word_of(x[i], 2 * unit + 1);
+#pragma unroll
+                    for (int r = 0; r < kWarpTiles; r++) {
+                        multiply_byte_tiles(sums.products[r * kColumnParts + part + i], a[unit][r], low, high);
+                    }
+                    if (bits == 8 && has_zeros) {
+                        int& sum = sums.x_sums[part + i];
+                        sum = add_dot(low, four_times(1), add_dot(high, four_times(1), sum));
+                    }
+                }
+            }
+            if (ends) {
+                add_scaled(sums, part, groups, 1, l.scale_type, has_zeros);
+            }
+        }
+        sums.steps = ends ? 0 : sums.steps;
+    }
+
+    // Rows of x that are not rounded: once a tile of y is stored, whatever their bytes made of it is replaced. There
+    // hardly ever are any.
+    QAIG_DEVICE void finish(const QaigLayer& l, int rows, int row, int column) {
+        warp_barrier();
+        const int n = row + static_cast<int>(threadIdx.x) % 32;
+        const int end = column + kTiledColumns < rows ? column + kTiledColumns : rows;
+#pragma unroll 1
+        for (int m = column; m < end; m++) {
+            if (load_float(l.token_scale, QAIG_F32, m) == kNotRounded && n < l.out_features) {
+                float bias[1];
+                load_bias(l, n, bias);
+                const auto y = static_cast<unsigned short>(rounded(T(), row_product<T, bits>(l, n, m) + bias[0]));
+                store_global(static_cast<unsigned short*>(l.y) + static_cast<long long>(m) * l.out_features + n, y);
+            }
+        }
+    }
+};
+
+}  // namespace cuda
+}  // namespace qaig
+
+#define QAIG_INTEGER_KERNEL(name, type, bits)                                               \
+    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigDecode d) { \
+        qaig::cuda::multiply_tiled<qaig::cuda::IntegerProduct<qaig::cuda::type, bits>>(d);  \
+    }
+
+// The integer kernels of one width.
+#define QAIG_INTEGER_KERNELS(bits)                             \
+    QAIG_INTEGER_KERNEL(qaig_integer_w##bits##_f16, F16, bits) \
+    QAIG_INTEGER_KERNEL(qaig_integer_w##bits##_bf16, BF16, bits)

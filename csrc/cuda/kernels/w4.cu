@@ -1,0 +1,10 @@
+// The kernels of 4-bit weights.
+#include "cuda/kernels/gemv.cuh"
+#include "cuda/kernels/dequantize.cuh"
+#include "cuda/kernels/gemm_f16.cuh"
+#include "cuda/kernels/gemm_i8.cuh"
+
+QAIG_DECODE_KERNELS(w4, 4)
+QAIG_DEQUANTIZE_KERNEL(4)
+QAIG_FUSED_KERNELS(4)
+QAIG_INTEGER_KERNELS(4)

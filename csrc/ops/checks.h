@@ -1,0 +1,143 @@
+// What the operators of every device check and say, and the torch-facing parts they share.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace qaig {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+constexpr int kCpu = -1;  // otherwise the number of a GPU
+constexpr std::initializer_list<ScalarType> kScaleTypes = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
+
+inline std::string text(const std::vector<int64_t>& shape) {
+    std::ostringstream out;
+    out << "(";
+    for (size_t i = 0; i < shape.size(); i++) {
+        out << (i ? ", " : "") << shape[i];
+    }
+    out << (shape.size() == 1 ? ",)" : ")");
+    return out.str();
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+    std::vector<int64_t> shape(t.dim());
+    for (size_t i = 0; i < shape.size(); i++) {
+        shape[i] = t.size(i);
+    }
+    return shape;
+}
+
+inline std::string name_of(ScalarType type) {
+    switch (type) {
+        case ScalarType::Float: return "float32";
+        case ScalarType::Double: return "float64";
+        case ScalarType::Half: return "float16";
+        case ScalarType::BFloat16: return "bfloat16";
+        case ScalarType::Int: return "int32";
+        case ScalarType::Byte: return "uint8";
+        default: return torch::headeronly::toString(type);
+    }
+}
+
+inline std::string names_of(std::initializer_list<ScalarType> types) {
+    std::string names;
+    for (const ScalarType type : types) {
+        names += (names.empty() ? "" : ", ") + name_of(type);
+    }
+    return names;
+}
+
+inline bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
+    if (t.dim() != static_cast<int64_t>(shape.size())) {
+        return false;
+    }
+    int64_t i = 0;
+    for (const int64_t size : shape) {
+        if (t.size(i++) != size) {
+            return false;
+        }
+    }
+    return true;
+}
+
+inline bool is_on(const Tensor& t, int device) {
+    return device == kCpu ? t.is_cpu() : t.is_cuda() && t.get_device() == device;
+}
+
+inline std::string name_of_device(int device) { return device == kCpu ? "the CPU" : "GPU " + std::to_string(device); }
+
+// Texts are made on failure only: this runs for every tensor of every call.
+inline void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
+                         std::initializer_list<ScalarType> types, int device = kCpu) {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(std::find(types.begin(), types.end(), type) != types.end(), name, " must have dtype ",
+                    names_of(types), ", got ", name_of(type));
+    STD_TORCH_CHECK(is_on(t, device), name, " is not on ", name_of_device(device),
+                    " but the input is: move both to one device");
+    STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape), ", got ", text(shape_of(t)),
+                    ": the packed weight does not match its layer (in_features, out_features, bits, group_size)");
+}
+
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline int64_t words_for(int64_t codes, int64_t bits) { return (codes * bits + 31) / 32; }
+
+// Channels of a group, from sizes that fit each other and in 31 bits: no product of two overflows.
+inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size) {
+    constexpr int64_t kMost = int64_t{1} << 31;
+    STD_TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be between 2 and 8, got ", bits);
+    STD_TORCH_CHECK(out_features >= 1 && out_features < kMost && in_features >= 1 && in_features < kMost,
+                    "out_features and in_features must be positive and below 2^31, got ", out_features, " and ",
+                    in_features);
+    STD_TORCH_CHECK(group_size == -1 || (group_size >= 1 && in_features % group_size == 0),
+                    "group_size must be -1 (per channel) or divide in_features=", in_features, ", got ", group_size,
+                    ": choose a divisor, or -1");
+    return group_size == -1 ? in_features : group_size;
+}
+
+// The tensors of a weight in the on-disk order, which every device takes.
+inline void check_checkpoint_layout(const Tensor& packed, const Tensor& scale, const Optional& zero,
+                                    int64_t out_features, int64_t in_features, int64_t bits, int64_t groups,
+                                    int device) {
+    check_tensor("packed", packed, {out_features, words_for(in_features, bits)}, {ScalarType::Int}, device);
+    check_tensor("scale", scale, {out_features, groups}, kScaleTypes, device);
+    if (zero) {
+        check_tensor("zero", *zero, {words_for(out_features, bits), groups}, {ScalarType::Int}, device);
+    }
+}
+
+inline void check_activation(const char* name, const Tensor& x) {
+    const auto type = x.scalar_type();
+    STD_TORCH_CHECK(x.dim() > 0 && (type == ScalarType::Float || type == ScalarType::Half ||
+                                    type == ScalarType::BFloat16 || type == ScalarType::Double),
+                    name, " must be a floating tensor with at least one dimension, got ", name_of(type), " of shape ",
+                    text(shape_of(x)));
+}
+
+// A rotation of x (nn/hadamard.py); block 0 is none.
+inline void check_rotation(int64_t block, int64_t seed, int64_t in_features) {
+    constexpr int64_t kLeast = 16, kLargest = 256;
+    STD_TORCH_CHECK(
+        block == 0 || (block >= kLeast && block <= kLargest && (block & (block - 1)) == 0 && in_features % block == 0),
+        "rotation: block must be one of (16, 32, 64, 128, 256) that divides in_features=", in_features, ", got ",
+        block);
+    STD_TORCH_CHECK(seed >= 0, "rotation: seed must be between 0 and 2^63 - 1, got ", seed);
+}
+
+inline void check_activation_bits(int64_t activation_bits) {
+    STD_TORCH_CHECK(activation_bits == 16 || activation_bits == 8, "activation_bits=", activation_bits,
+                    " has no kernel here: use 16 or 8");
+}
+
+}  // namespace qaig

@@ -1,0 +1,296 @@
+// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/schema.py).
+//
+// It checks every argument, because packed tensors come from files that anybody may have written, and calls the kernels
+// in cpu/. Of torch it includes only the stable ABI, as the other files of this folder do, and no other file.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/repack.h"
+#include "ops/checks.h"
+#include "ops/reference.h"
+
+namespace {
+
+using qaig::as_contiguous;
+using qaig::check_activation;
+using qaig::check_activation_bits;
+using qaig::check_rotation;
+using qaig::check_tensor;
+using qaig::name_of;
+using qaig::Optional;
+using qaig::reference_linear;
+using qaig::ScalarType;
+using qaig::shape_of;
+using qaig::Tensor;
+using qaig::words_for;
+
+enum Layout : int64_t { kOnDisk = 0, kCpuOrder = 1 };
+
+// -- checks
+
+qaig::Shape checked_shape(int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size) {
+    const int64_t channels = qaig::checked_group(out_features, in_features, bits, group_size);
+    return {out_features, in_features, channels, static_cast<int>(bits)};
+}
+
+qaig::Scalar scalar(ScalarType type) {
+    return type == ScalarType::Half       ? qaig::Scalar::f16
+           : type == ScalarType::BFloat16 ? qaig::Scalar::bf16
+                                          : qaig::Scalar::f32;
+}
+
+// A packed weight whose tensors were checked; holds what it points to.
+struct PackedWeight {
+    PackedWeight(const Tensor& packed_, const Tensor& scale_, const Optional& zero_, int64_t out_features,
+                 int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {
+        const qaig::Shape s = checked_shape(out_features, in_features, bits, group_size);
+        STD_TORCH_CHECK(layout == kOnDisk || layout == kCpuOrder, "layout=", layout,
+                        " belongs to another backend: the CPU reads 0 (the on-disk order) and 1 (its own)");
+        const bool on_disk = layout == kOnDisk;
+        STD_TORCH_CHECK(on_disk || qaig::has_cpu_order(s.bits), "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
+        if (on_disk) {
+            qaig::check_checkpoint_layout(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(),
+                                          qaig::kCpu);
+        } else {
+            check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, qaig::kTileRows}, {ScalarType::Int});
+            check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, qaig::kScaleTypes);
+            if (zero_) {
+                check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
+            }
+        }
+        packed = as_contiguous(packed_);
+        scale = as_contiguous(scale_);
+        if (zero_) {
+            zero = as_contiguous(*zero_);
+        }
+        view = {s,
+                on_disk,
+                static_cast<const uint32_t*>(packed.const_data_ptr()),
+                scale.const_data_ptr(),
+                scalar(scale.scalar_type()),
+                zero ? zero->const_data_ptr() : nullptr};
+    }
+
+    Tensor packed, scale;
+    Optional zero;
+    qaig::Weight view;
+};
+
+// -- threads and memory
+
+qaig::Parallel torch_threads() {
+    const auto run = [](int64_t size, void* context, qaig::Body body) {
+        torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+    };
+    return {run, static_cast<int>(torch::stable::get_num_threads())};
+}
+
+// Moves a tensor that was filled to huge pages: streaming through 4 KiB pages costs up to half of the memory's bandwidth.
+// Advice before it is filled would not do, because the memory is seldom new. Parts of a huge page before and after the
+// tensor come along, which is mostly other layers. Linux from 6.1 on; elsewhere nothing happens.
+void move_to_huge_pages(const Tensor& t) {
+#if defined(__linux__)
+    constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers lack
+    constexpr uintptr_t kHugePage = 2 << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()), end = begin + t.numel() * t.element_size();
+    for (uintptr_t page = begin / kHugePage * kHugePage; page < end; page += kHugePage) {
+        if (std::min(end, page + kHugePage) - std::max(begin, page) >= kHugePage / 4) {
+            madvise(reinterpret_cast<void*>(page), kHugePage, kCollapse);
+        }
+    }
+#else
+    static_cast<void>(t);
+#endif
+}
+
+std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
+    if (!bias) {
+        return {};
+    }
+    check_tensor("bias", *bias, {out_features},
+                 {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double});
+    const Tensor flat = as_contiguous(*bias);
+    std::vector<float> values(out_features);
+    if (flat.scalar_type() == ScalarType::Double) {
+        const auto* from = static_cast<const double*>(flat.const_data_ptr());
+        for (int64_t i = 0; i < out_features; i++) {
+            values[i] = static_cast<float>(from[i]);
+        }
+    } else {
+        qaig::load_floats(flat.const_data_ptr(), scalar(flat.scalar_type()), 0, out_features, values.data());
+    }
+    return values;
+}
+
+// -- the operators
+
+std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
+                                const std::vector<Optional>& zero, const std::vector<Optional>& bias,
+                                const std::vector<int64_t>& rotation_block, const std::vector<int64_t>& rotation_seed,
+                                const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
+                                const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
+    check_activation("x", x);
+    check_activation_bits(activation_bits);
+    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x must be float16, bfloat16 or float32, got float64");
+    const size_t count = packed.size();
+    STD_TORCH_CHECK(
+        scale.size() == count && zero.size() == count && bias.size() == count && rotation_block.size() == count &&
+            rotation_seed.size() == count && out_features.size() == count && bits.size() == count &&
+            group_size.size() == count,
+        "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have "
+        "one entry per layer");
+    std::vector<int64_t> y_shape = shape_of(x);
+    const int64_t in_features = y_shape.back();
+    const Tensor flat = as_contiguous(x);
+    std::vector<PackedWeight> weights;
+    std::vector<std::vector<float>> biases;
+    std::vector<qaig::Rotation> rotations;
+    for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
+        weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i],
+                             layout);
+        biases.push_back(bias_floats(bias[i], out_features[i]));
+        check_rotation(rotation_block[i], rotation_seed[i], in_features);
+        rotations.push_back({rotation_block[i], rotation_block[i] ? static_cast<uint64_t>(rotation_seed[i]) : 0});
+    }
+    std::vector<Tensor> results;
+    std::vector<qaig::Linear> layers;
+    for (size_t i = 0; i < count; i++) {
+        y_shape.back() = out_features[i];
+        results.push_back(torch::stable::new_empty(x, y_shape));
+        layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(),
+                          scalar(x.scalar_type()), x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
+                          rotations[i], static_cast<int>(activation_bits), torch_threads()});
+    }
+    qaig::linear(layers);
+    return results;
+}
+
+Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
+              int64_t rotation_block, int64_t rotation_seed, int64_t out_features, int64_t bits, int64_t group_size,
+              int64_t activation_bits, int64_t layout) {
+    check_activation("x", x);
+    check_activation_bits(activation_bits);
+    if (x.scalar_type() == ScalarType::Double) {
+        return reference_linear(x, packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits,
+                                group_size, activation_bits, layout);
+    }
+    return linear_many(x, {packed}, {scale}, {zero}, {bias}, {rotation_block}, {rotation_seed}, {out_features}, {bits},
+                       {group_size}, activation_bits, layout)[0];
+}
+
+// On-disk order to the CPU's, or back. Without zero points the third tensor is empty.
+std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& scale, const Optional& zero,
+                                          int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size,
+                                          int64_t layout) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    const qaig::Shape& s = weight.view.shape;
+    STD_TORCH_CHECK(qaig::has_cpu_order(s.bits), "the CPU has an order of its own for 2, 3, 4 and 8 bits, got ", bits);
+    const bool to_cpu = weight.view.on_disk;
+    const int64_t row_words = words_for(in_features, bits), groups = s.groups();
+    const auto shaped = [&](std::vector<int64_t> cpu, std::vector<int64_t> disk, ScalarType type) {
+        return torch::stable::new_empty(packed, to_cpu ? cpu : disk, type);
+    };
+    const Tensor words =
+        shaped({s.tiles(), s.units(), s.bits, qaig::kTileRows}, {out_features, row_words}, ScalarType::Int);
+    const Tensor scales = shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, scale.scalar_type());
+    // Zero points leave the CPU's order as bytes; Python packs them.
+    const Tensor zeros = zero ? shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, ScalarType::Byte)
+                              : torch::stable::new_empty(packed, {0}, ScalarType::Byte);
+    auto* out = static_cast<uint32_t*>(words.mutable_data_ptr());
+    auto* out_scale = static_cast<char*>(scales.mutable_data_ptr());
+    auto* out_zero = static_cast<uint8_t*>(zeros.mutable_data_ptr());
+    const int64_t tile_words = to_cpu ? s.words_per_tile() : qaig::kTileRows * row_words;
+    const int64_t tile_scales = groups * qaig::kTileRows, scale_size = qaig::size_of(weight.view.scale_type);
+    qaig::share(torch_threads(), s.tiles(), 1, [&] {
+        return [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                (to_cpu ? qaig::tile_from_disk : qaig::tile_to_disk)(weight.view, t, out + t * tile_words,
+                                                                     out_scale + t * tile_scales * scale_size,
+                                                                     out_zero + (zero ? t * tile_scales : 0));
+            }
+        };
+    });
+    move_to_huge_pages(words);
+    return {words, scales, zeros};
+}
+
+// Rows [start, stop) of the weight in float32.
+Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
+                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start, int64_t stop) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= out_features, "rows ", start, " to ", stop,
+                    " are not within the ", out_features, " of the weight");
+    const Tensor y = torch::stable::new_empty(packed, {stop - start, in_features}, ScalarType::Float);
+    auto* out = static_cast<float*>(y.mutable_data_ptr());
+    const int64_t first = start / qaig::kTileRows, tiles = (stop + qaig::kTileRows - 1) / qaig::kTileRows - first;
+    if (start == stop) {
+        return y;
+    }
+    qaig::share(torch_threads(), tiles, 1, [&] {
+        return
+            [&, reader = std::make_shared<qaig::TileReader>(weight.view),
+             tile = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin, int64_t end) {
+                for (int64_t t = first + begin; t < first + end; t++) {
+                    qaig::tile_weights(weight.view, (*reader)(t), tile->data());
+                    const int64_t row0 = t * qaig::kTileRows;
+                    for (int64_t r = std::max(start, row0); r < std::min(stop, row0 + qaig::kTileRows); r++) {
+                        for (int64_t k = 0; k < in_features; k++) {
+                            out[(r - start) * in_features + k] = (*tile)[k * qaig::kTileRows + r - row0];
+                        }
+                    }
+                }
+            };
+    });
+    return y;
+}
+
+// Rows of the weight in float32, one for each id.
+Tensor embedding(const Tensor& ids, const Tensor& packed, const Tensor& scale, const Optional& zero,
+                 int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    const ScalarType type = ids.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, "ids must have dtype int32 or int64, got ",
+                    name_of(type));
+    STD_TORCH_CHECK(ids.is_cpu(), "ids are not on the CPU but the table is: move both to one device");
+    const Tensor flat = as_contiguous(ids);
+    std::vector<int64_t> rows(flat.numel());
+    for (size_t i = 0; i < rows.size(); i++) {
+        rows[i] = type == ScalarType::Int ? static_cast<const int32_t*>(flat.const_data_ptr())[i]
+                                          : static_cast<const int64_t*>(flat.const_data_ptr())[i];
+        STD_TORCH_CHECK(0 <= rows[i] && rows[i] < out_features, "id ", rows[i], " is not within the ", out_features,
+                        " rows of the table");
+    }
+    std::vector<int64_t> y_shape = shape_of(ids);
+    y_shape.push_back(in_features);
+    const Tensor y = torch::stable::new_empty(packed, y_shape, ScalarType::Float);
+    auto* out = static_cast<float*>(y.mutable_data_ptr());
+    qaig::share(torch_threads(), static_cast<int64_t>(rows.size()), 1, [&] {
+        return [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) {
+                qaig::row_weights(weight.view, rows[i], out + i * in_features);
+            }
+        };
+    });
+    return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(qaig, CPU, m) {
+    m.impl("linear", TORCH_BOX(&linear));
+    m.impl("linear_many", TORCH_BOX(&linear_many));
+    m.impl("repack", TORCH_BOX(&repack));
+    m.impl("dequantize", TORCH_BOX(&dequantize));
+    m.impl("embedding", TORCH_BOX(&embedding));
+}
