@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -38,6 +36,7 @@ from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, RECIPES, Job, method
 from accuracy_peers.common import BLOCKS
 from accuracy_peers.tensors import Spans, read_inputs, write_inputs
+from ledger import provenance
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
@@ -274,6 +273,7 @@ def main() -> None:
     todo = [cell for cell in todo if not ledger.has(cell, options.retry)]
     with tempfile.TemporaryDirectory() as work:
         pictures = range(options.first_picture, options.first_picture + options.pictures)
+        origin = {key: value for key, value in provenance().items() if key != "versions"}  # the method says those
         bench = Bench(pictures, options.samples, Path(work))
         for number, cell in enumerate(todo):
             environment = methods[cell["method"]].environment
@@ -286,8 +286,7 @@ def main() -> None:
                 **facts,
                 "first_picture": options.first_picture,
                 "pictures": options.pictures,
-                "date": datetime.date.today().isoformat(),
-                "machine": platform.machine(),
+                **origin,
             }
             ledger.add(row, statistics)
             told = facts.get("error") or f"KL {facts['kl']:.6f}, {facts['seconds']:.0f} s"

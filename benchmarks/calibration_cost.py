@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import time
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from ledger import provenance
 
 from transformers_qaig.rounding.clipping import FACTORS, diagonal_blocks, search_clipping
 from transformers_qaig.rounding.gptq import gptq_on_best_grid
@@ -67,6 +67,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments = {"bits": 3, "group_size": 128, "sym": False, "storage_dtype": torch.bfloat16, "include_zero": True}
 
+    print(json.dumps(provenance()), flush=True)
     rates: dict[str, float] = {}
     for width in options.widths:
         x = torch.randn(1, options.tokens, width, device=device)
@@ -93,8 +94,8 @@ def main() -> None:
                 "seconds": value,
                 "gflops": rates[step] / 1e9,
                 "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "machine": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
-                "torch": torch.__version__,
+                "device": device.type,
+                "threads": torch.get_num_threads(),
             }
             print(json.dumps(row), flush=True)
     work = {

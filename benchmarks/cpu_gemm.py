@@ -13,13 +13,8 @@ time, undisturbed by other processes. Peers live in processes of their own; see 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import platform
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -27,6 +22,7 @@ from typing import Any
 
 import torch
 from gemm_table import markdown
+from ledger import provenance
 from peers import PEERS, Problem
 from worker import Worker
 
@@ -131,19 +127,11 @@ def cell_of(row: dict[str, Any]) -> tuple[int, ...]:
 
 def machine() -> dict[str, Any]:
     """The first row: where and with what the others were measured."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = re.findall("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        cpu = names[0] if names else cpu
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+    row = provenance(PACKAGES)
     ggml = Path(sys.prefix) / "ggml" / "version"
     if ggml.exists():
-        versions["ggml"] = ggml.read_text().strip()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"date": datetime.date.today().isoformat(), "cpu": cpu, "capability": capability, "versions": versions}
+        row["versions"]["ggml"] = ggml.read_text().strip()
+    return row | {"capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def start_workers(peers: list[str], levels: list[str], threads: int) -> list[Worker]:

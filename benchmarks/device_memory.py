@@ -17,7 +17,6 @@ both ways count the same bytes, but for 4 % more in the gradients' pass.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import sys
@@ -35,7 +34,7 @@ from tests.accelerator import pretend
 pretend.load()  # before anything asks torch for its accelerator
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
+from ledger import provenance  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
@@ -66,13 +65,7 @@ def main() -> None:
     parser.add_argument("--picture", type=int, default=448, help="pixels of a side, a multiple of 28")
     parser.add_argument("--shapes-only", action="store_true", help="compute nothing large")
     options = parser.parse_args()
-    about = {
-        "date": str(datetime.date.today()),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        **vars(options),
-    }
-    print(json.dumps(about), flush=True)
+    print(json.dumps(provenance() | {"machine": "pretended accelerator", "options": vars(options)}), flush=True)
     torch.manual_seed(0)
     levels = count(0, -1)
     for run in options.runs:
@@ -118,7 +111,7 @@ class Phases:
         self._start = pretend.bytes_in_use()
 
     def _end(self, phase: str) -> None:
-        row = {"run": self._run, "phase": phase, "peak_bytes": pretend.peak_bytes(), "start_bytes": self._start}
+        row = {"task": self._run, "phase": phase, "peak_bytes": pretend.peak_bytes(), "start_bytes": self._start}
         print(json.dumps(row), flush=True)
         self._begin()
 

@@ -13,7 +13,6 @@ One JSON line per variant and round, a table of medians on standard error.
 
 import argparse
 import copy
-import datetime
 import json
 import resource
 import statistics
@@ -23,11 +22,10 @@ import time
 from typing import Any
 
 import torch
-import transformers
+from ledger import provenance
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-import transformers_qaig
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
 
@@ -58,6 +56,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.child, options)))
         return
+    print(json.dumps(provenance()), flush=True)
     rows = []
     for number in range(options.rounds):
         for variant in options.variants:
@@ -193,9 +192,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
         "weights_mib": sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values()) / 2**20,
         "disk_mib": checkpoint_bytes(model) / 2**20,
         "peak_rss_mib": peak / 1024,
-        "date": datetime.date.today().isoformat(),
         "cpu_level": extension.cpu_level(),
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, transformers_qaig)},
     }
 
 

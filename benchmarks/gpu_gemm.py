@@ -16,9 +16,6 @@ within a class: 16-bit activations, or rounded ones.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
-import importlib.metadata
 import json
 import statistics
 import sys
@@ -29,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ledger import provenance
 from peers import Candidate, Problem, Unavailable
 from peers.gpu import candidates
 from peers.gpu_many import Problems
@@ -129,11 +127,7 @@ def cells(
 
 def machine(device: torch.device) -> Row:
     """The first row: where and with what the others were measured."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    row = {"date": datetime.date.today().isoformat(), "versions": versions, "cuda": torch.version.cuda}
+    row = provenance(PACKAGES) | {"cuda": torch.version.cuda}
     if device.type != "cuda":
         return row | {
             "gpu": None,
@@ -146,6 +140,7 @@ def machine(device: torch.device) -> Row:
     cuda.load(device)
     choice = cuda.choice(capability)
     return row | {
+        "machine": properties.name,
         "gpu": properties.name,
         "capability": capability,
         "kernels": choice.origin,

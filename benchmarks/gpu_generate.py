@@ -14,7 +14,6 @@ so that its peak of memory is its own. One JSON line each, a table on standard e
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -26,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from generate import IMAGE_TOKEN, SIZES, VARIANTS, build
+from ledger import provenance
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-import transformers_qaig
 from transformers_qaig import QAIGConfig
 from transformers_qaig.kernels import cuda
 
@@ -79,18 +77,18 @@ def main() -> None:
 
 
 def machine(options: argparse.Namespace) -> Row:
-    row: Row = {
-        "date": datetime.date.today().isoformat(),
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, transformers_qaig)},
-        "size": options.size,
-        "prompt": options.prompt,
-    }
+    row: Row = provenance() | {"size": options.size, "prompt": options.prompt}
     if options.device == "cpu":
         return row | {"gpu": None, "note": DRY_RUN_NOTE}
     properties = torch.cuda.get_device_properties(options.device)
     cuda.load(torch.device(options.device))
     choice = cuda.choice(10 * properties.major + properties.minor)
-    return row | {"gpu": properties.name, "kernels": choice.origin, "why_not_better": choice.reasons}
+    return row | {
+        "machine": properties.name,
+        "gpu": properties.name,
+        "kernels": choice.origin,
+        "why_not_better": choice.reasons,
+    }
 
 
 @torch.no_grad()

@@ -13,9 +13,7 @@ error at the end; intervals are paired bootstraps over pictures.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -25,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from ledger import provenance
 from transformers import AutoProcessor
 
-import transformers_qaig
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.config import COSTS
@@ -58,6 +56,7 @@ def main() -> None:
     parser.add_argument("--first-picture", type=int, default=20_000)
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
+    print(json.dumps(provenance()), flush=True)
 
     processor = AutoProcessor.from_pretrained(MODEL)
     full = AutoModelForVision2Seq.from_pretrained(MODEL).to(torch.float32)
@@ -89,9 +88,7 @@ def main() -> None:
             "questions": len(questions),
             "group_size": options.group_size,
             "recipe": options.recipe,
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": {m.__name__: m.__version__ for m in (torch, transformers, transformers_qaig)},
+            "threads": torch.get_num_threads(),
         }
         rows.append(row)
         print(json.dumps(row), flush=True)

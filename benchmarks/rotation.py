@@ -14,7 +14,6 @@ the same.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from ledger import provenance
 from transformers import AutoProcessor
 
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--first-picture", type=int, default=10_000)
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
+    print(json.dumps(provenance()), flush=True)
     model_path = TINY_VLM / "model"
     processor = AutoProcessor.from_pretrained(model_path)
     full = AutoModelForVision2Seq.from_pretrained(model_path).float()
@@ -136,8 +137,6 @@ def main() -> None:
                         "rotated": sum("rotation" in entry for entry in entries) / len(entries),
                         "output_error": sum(b.error for b in model.qaig_report.blocks) / len(model.qaig_report.blocks),
                         "seconds": seconds,
-                        "date": datetime.date.today().isoformat(),
-                        "torch": torch.__version__,
                     }
                     print(json.dumps(row), flush=True)
 

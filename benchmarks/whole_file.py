@@ -14,7 +14,6 @@ One JSON line per setting on standard output, a Markdown table on standard error
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 import time
@@ -24,9 +23,9 @@ from typing import Any
 
 import torch
 import transformers
+from ledger import provenance
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import transformers_qaig
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.plan.coverage import Coverage
@@ -64,12 +63,12 @@ def main() -> None:
     parser.add_argument("--first-picture", type=int, default=10_000)
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    versions = {m.__name__: m.__version__ for m in (torch, transformers, transformers_qaig)}
+    print(json.dumps(provenance()), flush=True)
     rows = []
     runs = {"7b": seven_b, "tiny": tiny}
     for row in (row for name in options.models for row in runs[name](options)):
         rows.append(row)
-        print(json.dumps({**row, "date": datetime.date.today().isoformat(), "versions": versions}), flush=True)
+        print(json.dumps(row), flush=True)
     print(table(rows), file=sys.stderr)
 
 

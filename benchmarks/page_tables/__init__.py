@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+from ledger import RESULTS, Row, rows_of
 
-Row = dict[str, Any]
+__all__ = ["RESULTS", "TABLES", "Row", "markdown", "rows_of", "table"]
 TABLES: dict[str, Callable[[], str]] = {}
 """Name → what makes the table. `answers` and `speed` fill it."""
 
@@ -28,18 +26,3 @@ def table(name: str, *arguments: Any) -> Callable[[Callable[..., str]], Callable
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def files(patterns: Sequence[str]) -> list[Path]:
-    """Paths of ledgers; `{a,b}` in a name stands for both."""
-    found = []
-    for pattern in patterns:
-        start, _, rest = pattern.partition("{")
-        names = rest.rstrip("}").split(",") if rest else [""]
-        found += [RESULTS / f"{start}{name}.jsonl" for name in names]
-    return found
-
-
-def rows_of(*patterns: str) -> Iterator[Row]:
-    for path in files(patterns):
-        yield from map(json.loads, path.read_text().splitlines())

@@ -15,23 +15,18 @@ from PIL import Image
 from transformers_qaig.report.comparison import plot
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled, resampled_kl
 
-from . import Row, files, markdown, rows_of, table
+from . import RESULTS, Row, markdown, rows_of, table
 
-ACCURACY = (
-    "2026-11-24-accuracy-{peers,ours,ours-2,more,awq}",
-    "2026-11-26-accuracy-{autoround-2,autoround-3,autoround-4,ours-3,ours-4,ours-5,fast}",
-    "2026-11-27-accuracy-{ours-6,autoround-5}",
-)
-TOKEN_WEIGHTS = ("2026-11-26-accuracy-token-weights{,-2}", "2026-11-27-accuracy-token-weights-3")
+ACCURACY, TOKEN_WEIGHTS = "accuracy", "token_weights"
 Figures = dict[Any, AnswerStatistics]
 """Calibration set, or `-` for a method that reads no data → what each question lost."""
 OURS = ("rtn", "awq", "mbq", "paper", "authors", "fast", "gptq", "default", "best")
 
 
 @functools.cache
-def measured(patterns: tuple[str, ...]) -> dict[Any, Figures]:
+def measured(ledger: str) -> dict[Any, Figures]:
     """((bits, activation bits, group size), method) → calibration set → figures; rows with errors are left out."""
-    groups = gather([Ledger(path) for path in files(patterns)])
+    groups = gather([Ledger(RESULTS / f"{ledger}.jsonl")])
     return {
         group: {row["calibration"]: figures for row, figures in rows if figures is not None}
         for group, rows in groups.items()
@@ -40,7 +35,7 @@ def measured(patterns: tuple[str, ...]) -> dict[Any, Figures]:
 
 @functools.cache
 def stored_bits() -> dict[Any, float]:
-    groups = gather([Ledger(path) for path in files(ACCURACY)])
+    groups = gather([Ledger(RESULTS / f"{ACCURACY}.jsonl")])
     return {group: rows[0][0]["bits_per_weight"] for group, rows in groups.items() if "error" not in rows[0][0]}
 
 
@@ -51,19 +46,19 @@ def kl(figures: AnswerStatistics) -> float:
 
 
 @functools.cache
-def resampled(patterns: tuple[str, ...], group: Any, sets: tuple[Any, ...]) -> Any:
+def resampled(ledger: str, group: Any, sets: tuple[Any, ...]) -> Any:
     """Mean KL over some calibration sets in each bootstrap resample: one bootstrap a method, however often compared."""
-    return resampled_kl(pooled([measured(patterns)[group][first] for first in sets]))
+    return resampled_kl(pooled([measured(ledger)[group][first] for first in sets]))
 
 
-def ratio(patterns: tuple[str, ...], setting: Any, name: str, peer: str) -> tuple[str, str]:
+def ratio(ledger: str, setting: Any, name: str, peer: str) -> tuple[str, str]:
     """KL of `name` over that of `peer` with a paired 95 % interval, and for each calibration set that both have."""
-    a, b = measured(patterns)[setting, name], measured(patterns)[setting, peer]
+    a, b = measured(ledger)[setting, name], measured(ledger)[setting, peer]
     shared = [first for first in a if first in b or "-" in b]
     of_b = [first if first in b else "-" for first in shared]
     means = [np.mean([kl(figures[first]) for first in sets]) for figures, sets in ((a, shared), (b, of_b))]
-    above = resampled(patterns, (setting, name), tuple(shared))
-    below = resampled(patterns, (setting, peer), tuple(dict.fromkeys(of_b)))
+    above = resampled(ledger, (setting, name), tuple(shared))
+    below = resampled(ledger, (setting, peer), tuple(dict.fromkeys(of_b)))
     whole = [float(means[0] / means[1]), *map(float, np.quantile(above / below, [0.025, 0.975]))]
     return interval(whole), ",\u00a0".join(f"{kl(a[one]) / kl(b[other]):.2f}" for one, other in zip(shared, of_b))
 
@@ -126,7 +121,7 @@ def accuracy_summary() -> str:
 
 def draw_summary(path: Path) -> None:
     """The same as a picture: KL against stored bits and against the size of the file, in 64 colours."""
-    known = gather([Ledger(file) for file in files(ACCURACY)])
+    known = gather([Ledger(RESULTS / f"{ACCURACY}.jsonl")])
     groups = {
         (setting, label.replace("`", "")): rows
         for name, label in SUMMARY.items()
@@ -170,7 +165,7 @@ def token_weights() -> str:
 def token_weights_search() -> str:
     """Scale search under QIG's weights, uniform ones and shuffled ones; rows are from the first version's ledger."""
     known: dict[tuple[int, str], list[str]] = {}
-    for row in rows_of("2026-11-23-accuracy"):
+    for row in rows_of("token_weights_search"):
         known.setdefault((row["bits"], row["recipe"]), []).append(f"{row['kl_ratio_to_rtn'][0]:.2f}")
     columns = {"paper": ("paper", "paper-uniform", "paper-shuffled"), "fast": ("fast-qig", "fast", "fast-shuffled")}
     return markdown(
@@ -185,7 +180,7 @@ def token_weights_search() -> str:
 
 @table("token-weights-learned")
 def token_weights_learned() -> str:
-    ledger, setting = ("2026-11-24-accuracy-learned-qig",), (2, 16, 64)
+    ledger, setting = "token_weights_learned", (2, 16, 64)
     qig, uniform = (measured(ledger)[setting, name] for name in ("best-qig", "best"))
     each = ", ".join(interval(paired_ratio(qig[first], uniform[first])) for first in qig)
     rows = [["Hessian and loss of learned rounding (`best`)", each, ratio(ledger, setting, "best-qig", "best")[0]]]
@@ -196,7 +191,7 @@ def token_weights_learned() -> str:
 def mixed_bits() -> str:
     known = {
         (row["plan"], row["budget"], row["calibration"]): row
-        for row in rows_of("2026-11-24-mixed-bits-default-128", "2026-11-26-mixed-bits-default-128")
+        for row in rows_of("mixed_bits")
         if row["plan"] != "uniform"
     }
     rows = []
@@ -221,7 +216,7 @@ def rotation() -> str:
         "GPTQ, 3 bits, 16-bit activations, group size 64": ("w3g64", "gptq", False),
     }
     known: dict[Any, list[str]] = {}
-    for row in rows_of("2026-11-24-rotation"):
+    for row in rows_of("rotation"):
         if row["block"]:
             key = row["format"], row["rounding"], "outliers" in row
             known.setdefault(key, []).append(interval(row["kl_ratio_to_plain"]))
@@ -243,7 +238,7 @@ def packed_parts(row: Row) -> str:
 @table("whole-file-tiny")
 def whole_file_tiny() -> str:
     rows = []
-    for row in rows_of("2026-11-26-whole-file"):
+    for row in (row for row in rows_of("whole_file") if row["model"] == "tiny"):
         error = f"{1e3 * row['kl']:.3f}\u00a0±\u00a0{1e3 * row['kl_se']:.3f}"
         rows.append([packed_parts(row), f"{row['times_smaller']:.2f}", error, f"{row['exact_match']:.3f}"])
     return markdown(["tiny VLM, group size 64", "times smaller than bfloat16", "KL, 1e-3", "exact match"], rows)
@@ -253,7 +248,7 @@ def whole_file_tiny() -> str:
 def whole_file_7b() -> str:
     rows = [
         [packed_parts(row), f"{row['bytes'] / 1e6:,.0f}", f"{row['times_smaller']:.2f}"]
-        for row in rows_of("2026-11-28-whole-file-7b")
-        if sum(key in row for key in PARTS) in (0, len(PARTS))
+        for row in rows_of("whole_file")
+        if row["model"] == "7b" and sum(key in row for key in PARTS) in (0, len(PARTS))
     ]
     return markdown(["Qwen2.5-VL-7B's shapes, group size 128", "file, MB", "times smaller than bfloat16"], rows)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 
-from . import RESULTS, Row, markdown, rows_of, table
+from . import Row, markdown, rows_of, table
 
 WIDTHS, ACTIVATIONS = (2, 3, 4, 8), (16, 8)
 
 
 @functools.cache
 def cpu_cells() -> dict[tuple[int, int, int, int, int, int], Row]:
-    """(K, N, threads, bits, activation bits, M) → our newest row that ran beside peers."""
+    """(K, N, threads, bits, activation bits, M) → our row that ran beside peers."""
     found = {}
-    for path in sorted(RESULTS.glob("*-cpu-gemm-*.jsonl")):
-        for row in map(json.loads, path.read_text().splitlines()):
-            if row.get("op") == "qaig" and row.get("ratio_to_best_peer") is not None:
-                activations = int(row["activations"].removeprefix("a"))
-                found[row["k"], row["n"], row["threads"], row["bits"], activations, row["m"]] = row
+    for row in rows_of("cpu_gemm"):
+        if row.get("op") == "qaig" and row.get("ratio_to_best_peer") is not None:
+            activations = int(row["activations"].removeprefix("a"))
+            found[row["k"], row["n"], row["threads"], row["bits"], activations, row["m"]] = row
     return found
 
 
@@ -63,7 +61,7 @@ def cpu_slower() -> str:
 @table("cpu-generate")
 def cpu_generate() -> str:
     known: dict[str, list[Row]] = {}
-    for row in rows_of("2026-11-27-generate"):
+    for row in rows_of("generate"):
         known.setdefault(row["variant"], []).append(row)
     names = {
         f"w{b}a{a}": f"{b} bits" + (", 8-bit activations" if a == 8 else "") for b in (8, 4, 3, 2) for a in (16, 8)
@@ -90,7 +88,7 @@ def gpu_cells() -> dict[tuple[str, int, int, str], Row]:
     """("3584x18944", bits, M, candidate) → its row."""
     return {
         (f"{row['k']}x{row['n']}", row["bits"], row["m"], row["op"]): row
-        for row in rows_of("2026-11-26-gpu-gemm")
+        for row in rows_of("gpu_gemm")
         if row.get("op") is not None
     }
 

@@ -1,5 +1,6 @@
 """The bundled set: big enough, small enough, lawful, and readable by every processor."""
 
+import hashlib
 import json
 import warnings
 
@@ -32,6 +33,12 @@ def test_every_image_is_used_and_every_one_opens() -> None:
             assert max(image.size) <= 768, path
             sizes.add(image.size)
     assert len(sizes) > 40  # processors that tile or keep the aspect ratio must meet many shapes
+
+
+def test_the_files_are_those_that_were_drawn() -> None:
+    for line in (FOLDER / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
 
 
 def test_turns() -> None:

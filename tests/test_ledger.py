@@ -1,0 +1,58 @@
+"""benchmarks/ledger.py: one row a key, and every row says where it comes from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def ledger(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import ledger
+
+    return ledger
+
+
+def run(**facts):
+    return {"date": "2026-01-01", "commit": "abc", "command": "python x.py", "machine": "a CPU", **facts}
+
+
+def test_a_new_row_replaces_the_one_of_its_key(ledger, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    old = [{"part": "generate", "variant": "bf16", "us": 3}, {"part": "generate", "variant": "w4", "us": 2}]
+    assert ledger.add("gpu_generate", [run(), *old]) == 0
+    assert ledger.add("gpu_generate", [run(commit="def"), {"part": "generate", "variant": "w4", "us": 1}]) == 1
+    rows = list(ledger.rows_of("gpu_generate"))
+    assert [(row["variant"], row["us"], row["commit"]) for row in rows] == [("bf16", 3, "abc"), ("w4", 1, "def")]
+
+
+def test_a_run_without_rows_is_forgotten(ledger, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    row = {"part": "generate", "variant": "w4", "us": 1}
+    ledger.add("gpu_generate", [run(), row])
+    ledger.add("gpu_generate", [run(commit="def"), row])
+    kept = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [(one["run"], one["commit"]) for one in kept] == [("gpu_generate-2", "def")]
+
+
+def test_rows_must_say_where_they_come_from(ledger, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match="date, commit, command and machine"):
+        ledger.add("gpu_generate", [{"part": "generate", "variant": "w4", "us": 1}])
+
+
+def test_every_row_says_where_it_comes_from(ledger):
+    names = [path.stem for path in ledger.RESULTS.glob("*.jsonl") if path.stem != "runs"]
+    assert set(ledger.KEYS) < set(names)
+    for name in names:
+        for row in ledger.rows_of(name):
+            assert all(row[fact] for fact in ("date", "commit", "command", "machine")), (name, row)
+
+
+def test_keys_are_unique(ledger):
+    for name in ledger.KEYS:
+        keys = [ledger._key(name, row) for row in ledger.rows_of(name)]
+        assert len(keys) == len(set(keys)), name
