@@ -92,14 +92,14 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo]"
-	$(BIN)/python -m transformers_qaig.kernels.env
+	$(BIN)/python -m transformers_qaig env
 	touch $@
 
 # torchvision has no CPU build; tests/torchvision_on_cpu.py makes the CUDA wheel importable, from a folder only it looks into.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
 	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu $(TORCHVISION)
-	$(BIN)/python -m transformers_qaig.kernels.env
+	$(BIN)/python -m transformers_qaig env
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test

@@ -105,6 +105,17 @@ def test_the_name_that_v5_dropped_is_back(first: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_class_that_transformers_has_keeps_its_name() -> None:
+    code = (
+        "import transformers\n"
+        "theirs = transformers.AutoModelForVision2Seq = object()\n"
+        "import transformers_qaig\n"
+        "assert transformers.AutoModelForVision2Seq is theirs\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_same_result_twice_and_under_no_grad(llava: Path, quantized: tuple[nn.Module, Path]) -> None:
     with torch.no_grad():
         model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(bits=3, **FAST))

@@ -56,7 +56,7 @@ if [ -n "${QAIG_CUDA_LIBRARY:-}" ]; then
   cp "$QAIG_CUDA_LIBRARY" transformers_qaig/_C.abi3.so
 fi
 
-if has env; then "$PYTHON" -m transformers_qaig.kernels.env | tee "$prefix-env.txt"; fi
+if has env; then "$PYTHON" -m transformers_qaig env | tee "$prefix-env.txt"; fi
 if has check; then "$PYTHON" tools/check_gpu.py; fi
 if has nvrtc; then
   QAIG_CUDA=nvrtc "$PYTHON" tools/check_gpu.py || echo "gpu: NVRTC did not answer, see above; going on"

@@ -2,7 +2,7 @@
 
 from transformers.quantizers import register_quantization_config, register_quantizer
 
-from .auto import AutoModelForVision2Seq
+from .auto import AutoModelForVision2Seq, restore_removed_name
 from .config import QUANT_METHOD, QAIGConfig
 from .integrations.when_imported import when_imported
 from .nn.linear import QAIGLinear
@@ -15,6 +15,7 @@ __all__ = ["AutoModelForVision2Seq", "QAIGConfig", "QAIGLinear"]
 
 _logger = get_logger(__name__)
 
+restore_removed_name()
 register_quantization_config(QUANT_METHOD)(QAIGConfig)
 register_quantizer(QUANT_METHOD)(QAIGHfQuantizer)
 extend_save_pretrained()

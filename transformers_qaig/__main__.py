@@ -1,18 +1,8 @@
-"""`python -m transformers_qaig COMMAND`."""
+"""`python -m transformers_qaig COMMAND`, as `transformers-qaig COMMAND`."""
 
-import argparse
-from collections.abc import Sequence
+import sys
 
-from .cli import plan
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m transformers_qaig")
-    commands = parser.add_subparsers(dest="command", required=True)
-    plan.register(commands)
-    options = parser.parse_args(arguments)
-    options.run(options)
-
+from transformers_qaig_cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

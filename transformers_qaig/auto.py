@@ -1,4 +1,4 @@
-"""AutoModelForVision2Seq: the name Transformers v5 dropped, put back."""
+"""AutoModelForVision2Seq: the name that Transformers 5 removed."""
 
 import sys
 
@@ -6,13 +6,23 @@ import transformers
 from transformers import AutoModelForImageTextToText, processing_utils  # noqa: F401
 from transformers.models.auto import modeling_auto
 
+NAME = "AutoModelForVision2Seq"
+# Importing processing_utils runs the `__init__` of Transformers a second time. There are two modules of that name then,
+# and whoever imported the first still holds it.
+_MODULES = (transformers, sys.modules["transformers"], modeling_auto)
+
 
 class AutoModelForVision2Seq(AutoModelForImageTextToText):
-    """The former name of [`~transformers.AutoModelForImageTextToText`]."""
+    """The former name of [`~transformers.AutoModelForImageTextToText`], with the same `from_pretrained`.
+
+    Transformers 5.0 removed it. Scripts written for version 4 import it from `transformers`, so importing
+    `transformers_qaig` puts it back there, unless Transformers has a class of that name. This adds a name, and changes
+    none. New code has no need of it.
+    """
 
 
-# `from transformers import AutoModelForVision2Seq` then works too, as in scripts written for v4. Importing
-# processing_utils runs Transformers' __init__ a second time, so there are two modules of that name: whoever imported
-# the first one still holds it.
-for module in (transformers, sys.modules["transformers"], modeling_auto):
-    setattr(module, "AutoModelForVision2Seq", AutoModelForVision2Seq)  # noqa: B010
+def restore_removed_name() -> None:
+    """Makes `from transformers import AutoModelForVision2Seq` work, if it does not."""
+    for module in _MODULES:
+        if not hasattr(module, NAME):
+            setattr(module, NAME, AutoModelForVision2Seq)

@@ -25,7 +25,7 @@ CALLS = 200
 
 def on_gpu(layer: QAIGLinear, device: str = "cuda") -> QAIGLinear:
     layer = layer.to(device)
-    assert layer.prepare(), "there are no CUDA kernels: see python -m transformers_qaig.kernels.env"
+    assert layer.prepare(), "there are no CUDA kernels: see python -m transformers_qaig env"
     assert layer.layout == CUDA_LAYOUT
     return layer
 

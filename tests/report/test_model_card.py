@@ -35,6 +35,8 @@ def config() -> QAIGConfig:
 
 @pytest.fixture
 def report() -> QuantizationReport:
+    entry = {"group_size": 64, "sym": False}
+    plan = {path: {"bits": bits, **entry} for path, bits in (("q", 3), ("k", 8), ("lm_head", 8))}
     return QuantizationReport(
         recipe="paper",
         coverage=Coverage(
@@ -42,7 +44,9 @@ def report() -> QuantizationReport:
             total=1000,
             stored_bits=990 * 3.3,
             parts={BLOCKS: PartSize(16_000, 160), "lm_head": PartSize(8_000_000, 2_000_000)},
+            outside={"lm_head": plan["lm_head"]},
         ),
+        plan=plan,
         num_samples=128,
         num_tokens=12_345,
         blocks=[BlockSummary("layers.0", error=1.28e-3), BlockSummary("layers.1", error=float("nan"))],
@@ -85,15 +89,16 @@ def test_card_says_what_was_done(config: QAIGConfig, report: QuantizationReport)
         "`paper`",
         "3 bits (2 layers) and 8 bits (1 layers)",
         "one per 64 input channels, asymmetric",
-        "3.30, scales and zero points included",
-        "128 conversations, 12,345 tokens, 61 s",
-        "99.0% of 1,000 block weights packed",
+        "| Stored bits | 3.30 per packed weight of the blocks, with scales and zero points |",
+        "128 conversations, 12,345 tokens, 1 min 1 s",
+        "| Packed | 99.0% of the blocks' 1,000 weights |",
         "6,168,872 bytes",
-        "| 1.3e-03 |",
+        "| Error by block | █·  1.3e-03 to 1.3e-03, most in layers.0 |",
         "the weights of its language model, vision tower and head are packed",
-        "| Size of the whole model | 1.002 MB → 250.4 kB, 4.00 times smaller |",
-        "| Size of `lm_head` | 1 MB → 250 kB, 4.00 times smaller |",
-        "| Size of the language model's blocks | 2 kB → 428.4 bytes, 4.67 times smaller |",
+        "| part | bits | before | after | times smaller |\n| --- | --- | --- | --- | --- |",
+        "| `lm_head` | 8 | 1 MB | 250 kB | 4.00 |",
+        "| language model's blocks | 3, 8 | 2 kB | 428.4 bytes | 4.67 |",
+        "| whole model |  | 1.002 MB | 250.4 kB | 4.00 |",
     ):
         assert said in card.text, said
     assert card.text.index("import transformers_qaig") < card.text.index('model="me/vlm-w3"')
@@ -103,7 +108,7 @@ def test_card_from_config_json_alone(config: QAIGConfig, tmp_path: Path) -> None
     card = ModelCard(model_card(config.to_dict(), base_model_id=str(tmp_path)))
     assert card.data.base_model is None
     assert str(tmp_path) not in card.text
-    assert "Coverage" not in card.text
+    assert "stored bits" not in card.text.lower()
 
 
 def test_saved_card_counts_the_weight_files(config: QAIGConfig, report: QuantizationReport, folder: Path) -> None:

@@ -1,8 +1,4 @@
-"""
-`python -m transformers_qaig plan MODEL`: what a bit buys, before paying for it. Nothing is quantized.
-
-    python -m transformers_qaig plan Qwen/Qwen2.5-VL-7B-Instruct --budgets 2.5:4.5 --plot front.png --output plan.json
-"""
+"""`transformers-qaig plan MODEL`: what a bit buys, before paying for it. Nothing is quantized."""
 
 from __future__ import annotations
 
@@ -10,85 +6,51 @@ import argparse
 import importlib.util
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import AutoModelForImageTextToText
 
 from ..calibration.bit_costs import measure_costs
 from ..calibration.exclusions import Exclusions
-from ..config import CHOICES, COSTS, DEFAULT_COST, QAIGConfig
 from ..data.loader import load_inputs
 from ..plan.allocate import Options, allocate, fused_sets, knee, reachable
 from ..plan.build import list_schemes
 from ..plan.coverage import Coverage
-from ..recipes import RECIPES
 from ..report.bit_front import Front, Point, plot, table
 from ..utils.files import write
 from ..utils.finite import check_weights
-
-
-def register(commands: Any) -> None:
-    """Add the command to argparse's subparsers."""
-    parser = commands.add_parser(
-        "plan",
-        help="predicted loss against size under a budget of bits, without quantizing",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="folder or Hub id of an unquantized model")
-    parser.add_argument("--budgets", type=_span, default=(2.5, 4.5), help="stored bits per packed weight, LOW:HIGH")
-    parser.add_argument("--points", type=int, default=17, help="budgets tried in that range")
-    parser.add_argument("--bits", type=int, nargs="+", default=list(CHOICES), help="widths to choose from")
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--sym", action="store_true")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="default")
-    parser.add_argument("--cost", choices=sorted(COSTS), default=DEFAULT_COST)
-    parser.add_argument("--fuse-groups", action="store_true", help="q, k, v and gate, up at one width")
-    parser.add_argument("--dataset", help="calibration data: a JSON file or a set on the Hub; default: the bundled one")
-    parser.add_argument("--num-samples", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work-dir", help="keeps what is measured: an interrupted run goes on there")
-    parser.add_argument("--plot", type=Path, help="where to draw the front (needs matplotlib)")
-    parser.add_argument("--output", type=Path, help="where to write the plan at the knee, or at --pick, as JSON")
-    parser.add_argument("--pick", type=float, help="the budget of the plan that --output writes")
-    parser.set_defaults(run=run)
+from .arguments import UsageError, budget_settings, loading, quantization_config, require_unquantized, set_loudness
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise `ValueError` for arguments that would be found unusable only after the model is loaded and measured."""
+    """Raises `UsageError` for arguments that would be found unusable only after the model is loaded and measured."""
     if options.points < 2:
-        raise ValueError(f"--points must be at least 2, got {options.points}.")
+        raise UsageError(f"--points must be at least 2, got {options.points}.")
     if options.pick is not None and options.output is None:
-        raise ValueError("--pick says which plan --output writes: give --output, too.")
+        raise UsageError("--pick says which plan --output writes: give --output, too.")
     if options.pick is not None and not 0 < options.pick < math.inf:
-        raise ValueError(f"--pick must be a positive number of bits, got {options.pick}.")
+        raise UsageError(f"--pick must be a positive number of bits, got {options.pick}.")
     for name in ("plot", "output"):
         file = getattr(options, name)
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise ValueError(f"--{name} must be a file in a folder that is there, got {file}.")
+            raise UsageError(f"--{name} must be a file in a folder that is there, got {file}.")
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
+        raise UsageError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
 
 
 def run(options: argparse.Namespace) -> None:
+    """Measures, prints the front, and writes the plan and the picture that are asked for.
+
+    Raises:
+        UsageError: an argument is wrong; the model was not loaded yet.
+        ValueError, OSError: what loading or measuring raises, or a budget out of reach.
+    """
+    set_loudness(options)
     check(options)
     low, high = options.budgets
-    config = QAIGConfig(
-        target_bits=high,
-        bits=options.bits,
-        group_size=options.group_size,
-        sym=options.sym,
-        recipe=options.recipe,
-        cost=options.cost,
-        fuse_groups=options.fuse_groups,
-        dataset=options.dataset,
-        num_samples=options.num_samples,
-        seed=options.seed,
-        work_dir=options.work_dir,
-    )
-    model = AutoModelForImageTextToText.from_pretrained(options.model).eval().requires_grad_(False)
+    config = quantization_config(options, **budget_settings(options, high))
+    require_unquantized(options)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, **loading(options)).eval().requires_grad_(False)
     choices, coverage = list_schemes(model, config)
     coverage.require(config.min_coverage)
     fused = fused_sets(choices) if config.fuse_groups else []
@@ -112,8 +74,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def budgets_between(low: float, high: float, points: int, coverage: Coverage, limits: tuple[int, int]) -> list[float]:
-    """
-    Budgets in stored bits, evenly from `low` to `high` stored bits per weight, within what can be reached.
+    """Budgets in stored bits, evenly from `low` to `high` stored bits per weight, within what can be reached.
 
     Raises:
         ValueError: nothing in the range can be reached.
@@ -143,14 +104,3 @@ def front(options: Options, coverage: Coverage, budgets: list[float], fused: lis
         }
         uniform.append(Point.of(allocate(same, reachable(same)[1]), coverage))
     return Front(points, knee([p.bits for p in points], [p.loss for p in points]), uniform)
-
-
-def _span(text: str) -> tuple[float, float]:
-    low, _, high = text.partition(":")
-    try:
-        span = float(low), float(high or low)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, such as 2.5:4.5") from None
-    if not 0 < span[0] <= span[1]:
-        raise argparse.ArgumentTypeError(f"{text!r}: the lower budget comes first, and both are positive")
-    return span

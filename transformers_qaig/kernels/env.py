@@ -1,4 +1,4 @@
-"""What this installation can run, and why not more: `python -m transformers_qaig.kernels.env`."""
+"""What this installation can run, and why not more: `transformers-qaig env`."""
 
 import os
 import platform

@@ -86,24 +86,3 @@ class Coverage:
             f"`min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
             "Lower `min_coverage` in QAIGConfig if that is what you want."
         )
-
-    def size_lines(self) -> dict[str, str]:
-        """What the whole model takes, under "whole model", and each part of it, for people to read."""
-        parts = {name: part for name, part in {"whole model": self.whole, **self.sizes}.items() if part.saved}
-        return {
-            name: f"{readable_size(p.full)} → {readable_size(p.saved)}, {p.full / p.saved:.2f} times smaller"
-            for name, p in parts.items()
-        }
-
-    def __str__(self) -> str:
-        rest = ", ".join(f"{path} {size:,}" for path, size in self.elsewhere.items())
-        return f"{self.share:.1%} of {self.total:,} block weights packed; kept as they are: {rest or 'nothing else'}"
-
-
-def readable_size(bits: float) -> str:
-    """Bytes, with the unit that leaves a number below 1,000."""
-    value, unit = bits / 8, "bytes"
-    for larger in ("kB", "MB", "GB"):
-        if value >= 1000:
-            value, unit = value / 1000, larger
-    return f"{value:.4g} {unit}"

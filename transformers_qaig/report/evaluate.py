@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from ..data.messages import to_conversation
+from ..utils.logging import tqdm
 from .statistics import AnswerStatistics, paired_ratio
 
 __all__ = [
@@ -67,6 +69,7 @@ def encode_questions(
     eos_token_ids: Sequence[int] = (),
     *,
     columns: Mapping[str, str] | None = None,
+    base_dir: Path | None = None,
 ) -> list[Question]:
     """Every assistant turn of ``conversations`` as a question of its own.
 
@@ -81,13 +84,14 @@ def encode_questions(
             records such as ``{"image": …, "question": …, "answer": …, "task": …}``: a ``datasets.Dataset`` will do.
         eos_token_ids: tokens that end a generation.
         columns: what records call their ``messages``, ``image``, ``prompt`` and ``response`` (default: found by name).
+        base_dir: the folder that relative image paths start from, for conversations from a file.
 
     Raises:
         ValueError: a conversation has no assistant turn with text, or its template hides the answer.
     """
     questions = []
     for index, conversation in enumerate(conversations):
-        turns = list(_single_turns(_messages_of(conversation, columns, index)))
+        turns = list(_single_turns(_messages_of(conversation, columns, base_dir, index)))
         if not turns:
             raise ValueError(f"conversations[{index}] has no assistant message after a user message: nothing to check.")
         for prompt, reply in turns:
@@ -115,7 +119,7 @@ def answer_logits(model: torch.nn.Module, questions: Sequence[Question], *, batc
     Kept for reuse as ``reference=`` when several models are compared with one, at A·V values per question.
     """
     logits: list[Tensor] = [torch.empty(0)] * len(questions)
-    for batch in _equal_shape_batches(questions, batch_size):
+    for batch in tqdm(_equal_shape_batches(questions, batch_size), desc="Predictions", unit="batch"):
         for i, rows in zip(batch, _forward(model, [questions[i] for i in batch])):
             logits[i] = rows.cpu()
     return logits
@@ -151,7 +155,7 @@ def answer_statistics(
             raise ValueError(f"{name} holds logits of {len(given)} questions, but there are {len(questions)}.")
 
     columns = np.full((4, len(questions)), np.nan)
-    for batch in _equal_shape_batches(questions, batch_size):
+    for batch in tqdm(_equal_shape_batches(questions, batch_size), desc="Answers", unit="batch"):
         logits = _logits_of(model, questions, batch)
         expected = [None] * len(batch) if reference is None else _logits_of(reference, questions, batch)
         for i, rows, target in zip(batch, logits, expected):
@@ -180,15 +184,15 @@ def _as_questions(model: Any, processor: Any, conversations: Sequence[Any]) -> l
 
 
 def _messages_of(
-    record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, index: int
+    record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, base_dir: Path | None, index: int
 ) -> Sequence[Message]:
-    if not isinstance(record, Mapping):
+    if not isinstance(record, Mapping) and base_dir is None:
         return record
     try:
-        messages = to_conversation(record, columns)
+        messages = to_conversation(record, columns, base_dir)
     except (ValueError, TypeError) as error:
         raise ValueError(f"conversations[{index}] is not usable: {error}") from error
-    task = record.get("task")
+    task = record.get("task") if isinstance(record, Mapping) else None
     return messages if task is None else [{**message, "task": task} for message in messages]
 
 
@@ -212,13 +216,12 @@ def _render(processor: Any, messages: Sequence[Message], **options: Any) -> dict
     return {name: value for name, value in inputs.items() if name != "labels"}  # some processors write their own
 
 
-def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:
+def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> list[list[int]]:
     """Indices of questions that can be concatenated along the batch dimension without padding."""
     shapes = [tuple((name, tuple(value.shape)) for name, value in question.inputs.items()) for question in questions]
     order = sorted(range(len(questions)), key=shapes.__getitem__)
-    for _, group in groupby(order, key=shapes.__getitem__):
-        indices = list(group)
-        yield from (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+    alike = [list(group) for _, group in groupby(order, key=shapes.__getitem__)]
+    return [indices[i : i + batch_size] for indices in alike for i in range(0, len(indices), batch_size)]
 
 
 def _logits_of(

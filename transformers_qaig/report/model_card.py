@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
 from ..utils.files import write
+from ..utils.readable import readable_time
+from .sizes import HEAD, part_rows
 from .summary import QuantizationReport
 
 MARK = "<!-- Written by transformers-qaig. Without this line the card is kept when the model is pushed again. -->"
@@ -76,8 +77,8 @@ def model_card(
                 f"[transformers-qaig](https://pypi.org/project/transformers-qaig).{licence}",
                 _LOADING.format(repo_id=repo_id or "path/or/id"),
                 "## What was done",
-                "| | |\n| --- | --- |\n"
-                + "\n".join(f"| {name} | {value} |" for name, value in _facts(settings, report, size_in_bytes)),
+                _markdown([("", ""), *_facts(settings, report, size_in_bytes)]),
+                *(["## Size", _sizes(report)] if report is not None else []),
             ]
         )
         + "\n"
@@ -188,25 +189,25 @@ def _facts(
         + ("symmetric" if settings.get("sym") else "asymmetric"),
     )
     if settings.get("plan"):
-        yield "Packed", f"{len(settings['plan'])} layers"
+        yield "Packed layers", str(len(settings["plan"]))
     if report is not None:
-        yield "Coverage", str(report.coverage)
-        yield (
-            "Stored bits per packed weight",
-            f"{report.bits_per_weight:.2f}, scales and zero points included, in the language model's blocks",
-        )
-        for name, size in report.coverage.size_lines().items():
-            yield f"Size of the {name}" if " " in name else f"Size of `{name}`", size
-        for line in report.coverage.unused:
-            yield "Beside the model", line
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
-            yield "Calibration", f"{data}, {report.seconds:.0f} s"
-        errors = [block.error for block in report.blocks if math.isfinite(block.error)]
-        if errors:
-            yield "Relative output error per block", ", ".join(f"{error:.1e}" for error in errors)
+            yield "Calibration", f"{data}, {readable_time(report.seconds)}"
+        yield from ((name.capitalize(), value) for name, value in report.facts())
     if size_in_bytes is not None:
         yield "Size of the weight files", f"{size_in_bytes:,} bytes"
+
+
+def _sizes(report: QuantizationReport) -> str:
+    rows = [row.cells() for row in part_rows(report.coverage, report.plan)]
+    return _markdown([HEAD, *((f"`{part}`" if " " not in part else part, *others) for part, *others in rows)])
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first row its head."""
+    head, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *others])
 
 
 def _parts(settings: Mapping[str, Any]) -> str:

@@ -1,30 +1,33 @@
-"""What a quantization run did: printed at its end, and kept on the model as `qaig_report`."""
+"""What a quantization run did: a few lines to print, and kept on the model as `qaig_report`."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..plan.coverage import Coverage, Plan
+from ..utils.readable import readable_time
+from .sizes import HEAD, part_rows
+from .text import aligned, labelled, sparkline
 
 
 @dataclass
 class BlockSummary:
-    """
-    One block.
+    """What became of one block, or of one projector, head or embeddings.
 
     Attributes:
-        path: where the block is in the model.
-        error: ‖quantized - full precision‖² / ‖full precision‖² of the block's output over all samples, each stream
-            with its own inputs; nan if it was not measured, as by a recipe that reads no data.
-        kept, undone: choices that lowered the error on held-back samples, and those that did not and were undone.
+        path: where it is in the model.
+        error: ‖quantized - full precision‖² / ‖full precision‖² of its output over all samples. Each of the two models
+            has its own inputs. NaN if it was not measured, as by a recipe that reads no data.
+        kept, undone: steps that lowered the error on validation samples, and those that did not and were rejected.
         importance: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
         searches: groups that were searched for a scale.
         seconds: wall time.
         resumed: taken from the work folder.
-        left_out: samples that were left out while the block was quantized, and where NaN or Inf turned up in them.
+        left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
     """
 
     path: str
@@ -40,17 +43,16 @@ class BlockSummary:
 
 @dataclass
 class QuantizationReport:
-    """
-    A whole run.
+    """What a run did. `print(report)` shows a few lines, `print(report.details())` all of it.
 
     Attributes:
         recipe: its name.
         coverage: how much of the language model's blocks was packed, and what each part of the model takes.
-        plan: weight path → its entry, as it was done.
+        plan: weight path → its scheme, as it was done.
         num_samples, num_tokens: calibration data: conversations, and real tokens in them, without those left out.
         blocks: one summary per block, and per projector, head or embeddings that were packed, in order.
         seconds: wall time of calibration and packing.
-        bytes_per_sample: the most that a paused sample held at a door, on average.
+        bytes_per_sample: the most that a paused sample held at a target, on average.
         left_out: index of a sample that was left out → where NaN or Inf turned up in it.
     """
 
@@ -66,29 +68,73 @@ class QuantizationReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per packed weight, scales and zero points included."""
+        """Stored bits per packed weight of the blocks, scales and zero points included."""
         return self.coverage.bits_per_weight
 
-    def __str__(self) -> str:
-        data = f"{self.num_samples} samples, {self.num_tokens:,} tokens" if self.num_samples else "no data"
-        lines = [
-            f"qaig: recipe {self.recipe!r}, {data}, {self.seconds:.1f} s",
-            f"  coverage: {self.coverage}",
-            *(f"  {line}" for line in self.coverage.unused),
-            f"  {self.bits_per_weight:.2f} stored bits per packed weight of the blocks",
-            "  size: " + "; ".join(f"{name} {size}" for name, size in self.coverage.size_lines().items()),
+    def facts(self) -> list[tuple[str, str]]:
+        """Name and value of what was done, one line each, without the sizes; also for the model card."""
+        facts = [
+            ("stored bits", f"{self.bits_per_weight:.2f} per packed weight of the blocks, with scales and zero points"),
+            ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
         ]
-        if self.num_samples:
-            errors = ", ".join(
-                f"{block.error:.2e}" if math.isfinite(block.error) else "not measured" for block in self.blocks
+        if self.coverage.left_out:
+            facts.append(("not packed", self._reasons()))
+        if errors := self._errors():
+            worst = max((block for block in self.blocks if math.isfinite(block.error)), key=lambda block: block.error)
+            span = f"{min(errors):.1e} to {max(errors):.1e}, most in {worst.path}"
+            facts.append(("error by block", f"{sparkline([block.error for block in self.blocks])}  {span}"))
+        accepted, rejected = (sum(len(getattr(block, kind)) for block in self.blocks) for kind in ("kept", "undone"))
+        if accepted or rejected:
+            why = ": no gain on validation samples" if rejected else ""
+            facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
+        if self.left_out:
+            shown = ", ".join(map(str, list(self.left_out)[:8])) + (", …" if len(self.left_out) > 8 else "")
+            facts.append(("left out", f"samples {shown}: NaN or Inf in {next(iter(self.left_out.values()))}"))
+        return facts + [("checkpoint", line) for line in self.coverage.unused]
+
+    def details(self) -> str:
+        """The long form: every part, every block, and what was left out, with reasons."""
+        blocks = [("block", "error", "accepted", "rejected", "time")]
+        blocks += [
+            (
+                block.path,
+                f"{block.error:.2e}" if math.isfinite(block.error) else "",
+                str(len(block.kept)),
+                str(len(block.undone)),
+                "from work_dir" if block.resumed else readable_time(block.seconds),
             )
-            for index, where in self.left_out.items():
-                lines.append(f"  sample {index} left out: NaN or Inf in {where}")
-            lines.append(f"  relative output error per block: {errors}")
-            kept, undone = (sum(len(getattr(b, kind)) for b in self.blocks) for kind in ("kept", "undone"))
-            if kept or undone:
-                lines.append(
-                    f"  {kept} choices made" + (f", {undone} undone: no gain on held-back samples" if undone else "")
-                )
-            lines.append(f"  a paused sample held {self.bytes_per_sample / 2**20:.2f} MiB")
-        return "\n".join(lines)
+            for block in self.blocks
+        ]
+        parts = [self._title(), self._sizes(every_part=True), labelled(self.facts()), aligned(blocks)]
+        rejected = [(block.path, ", ".join(block.undone)) for block in self.blocks if block.undone]
+        lists = {
+            "rejected steps": rejected,
+            "samples left out, for NaN or Inf in": [(str(index), where) for index, where in self.left_out.items()],
+            "weights of the blocks that are not packed": [
+                (path, f"{size:,} weights, {reason}") for path, (size, reason) in self.coverage.left_out.items()
+            ],
+        }
+        parts += [f"{title}:\n{labelled(rows)}" for title, rows in lists.items() if rows]
+        if self.num_samples:
+            parts.append(f"A paused sample held {self.bytes_per_sample / 2**20:.2f} MiB at most, on average.")
+        return "\n\n".join(parts)
+
+    def __str__(self) -> str:
+        return "\n\n".join([self._title(), self._sizes(), labelled(self.facts())])
+
+    def _title(self) -> str:
+        data = f"{self.num_samples} samples, {self.num_tokens:,} tokens" if self.num_samples else "no data"
+        return f"Quantized with recipe {self.recipe!r}: {data}, {readable_time(self.seconds)}"
+
+    def _sizes(self, *, every_part: bool = False) -> str:
+        rows = part_rows(self.coverage, self.plan, every_part=every_part)
+        return aligned([HEAD, *(row.cells() for row in rows)])
+
+    def _errors(self) -> list[float]:
+        return [block.error for block in self.blocks if math.isfinite(block.error)]
+
+    def _reasons(self) -> str:
+        """Why weights of the blocks stay as they are, with how many, in one line."""
+        counts = Counter(reason for _, reason in self.coverage.left_out.values())
+        shown = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(3))
+        return f"{len(self.coverage.left_out)} of the blocks' tensors: {shown}" + ("; …" if len(counts) > 3 else "")

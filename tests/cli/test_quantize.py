@@ -1,0 +1,170 @@
+"""`transformers-qaig quantize`: a model is quantized, saved whole and reported, or refused before anything is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from tests.lifecycle import logits, packed
+from transformers_qaig import QAIGConfig
+from transformers_qaig.cli import quantize
+from transformers_qaig.cli.arguments import data_source
+from transformers_qaig_cli import main
+
+RTN = ["--recipe", "rtn", "--group-size", "32"]
+
+
+def error_of(arguments: list[Any], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
+    assert main(["quantize", *map(str, arguments)]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_a_model_is_saved_with_processor_and_card_and_reported(
+    llava: Path, tmp_path: Path, chats: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    options = ["--bits", "3", "--group-size", "32", "--recipe", "fast", "--dataset", str(chats.parent)]
+    assert main(["quantize", str(llava), str(out), *options, "--vision-bits", "8", "--seed", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "recipe 'fast': 4 samples" in said
+    assert f"Saved in {out}" in said
+    files = {file.name for file in out.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "processor_config.json"} <= files
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    config = QAIGConfig(bits=3, group_size=32, recipe="fast", dataset=str(chats), vision_bits=8, seed=1)
+    ours = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert packed(model) == packed(ours)
+    assert torch.equal(logits(model, llava), logits(ours, llava))
+
+
+def test_a_budget_and_a_plan_choose_widths(llava: Path, tmp_path: Path, chats: Path) -> None:
+    common = ["--dataset", str(chats), "--group-size", "32", "--recipe", "rtn"]
+    out = tmp_path / "out"
+    assert main(["quantize", str(llava), str(out), *common, "--budget", "4.5", "--candidates", "3", "8"]) == 0
+    plan = json.loads((out / "config.json").read_text())["quantization_config"]["plan"]
+    assert {entry["bits"] for entry in plan.values()} <= {3, 8}
+    assert main(["quantize", str(llava), str(tmp_path / "again"), *common, "--plan", str(out)]) == 0
+    again = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["plan"]
+    assert again == plan
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "is not empty" in error_of(["no/such/model", tmp_path], capsys)
+    assert "has no config.json" in error_of(["no/such/model", tmp_path, "--overwrite"], capsys)
+    assert "is a file" in error_of(["no/such/model", tmp_path / "notes.txt"], capsys)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_overwriting_replaces_the_model_and_keeps_what_else_is_there(llava: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["quantize", str(llava), str(out), *RTN, "--bits", "4"]) == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"of an older save")
+    assert main(["quantize", str(llava), str(out), *RTN, "--bits", "3", "--overwrite"]) == 0
+    files = {file.name for file in out.iterdir()}
+    assert "notes.txt" in files
+    assert [name for name in files if "safetensors" in name] == ["model.safetensors"]
+    assert "3 bits" in (out / "README.md").read_text()
+    assert AutoModelForImageTextToText.from_pretrained(out).config.quantization_config.bits == 3
+
+
+def test_a_model_is_not_overwritten_by_itself(llava: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "OUT is MODEL" in error_of([llava, llava, "--overwrite"], capsys)
+
+
+def test_a_save_that_fails_leaves_the_older_model(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["quantize", str(llava), str(out), *RTN]) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def fail(model: nn.Module, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(recipe="rtn"))
+    monkeypatch.setattr(type(model), "save_pretrained", fail)
+    assert main(["quantize", str(llava), str(out), *RTN, "--overwrite"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--bits", "9"], "`bits`"),
+        (["--recipe", "defualt"], "Did you mean 'default'?"),
+        (["--budget", "3.5Gib?"], "3.5Gib?"),
+        (["--dataset", "no-such-file.jsonl"], "there is no file no-such-file.jsonl"),
+        (["--plan", "no-such-plan.json"], "no-such-plan.json"),
+        (["--private"], "--push-to-hub"),
+        (["--push-to-hub", "not a name"], "--push-to-hub not a name would fail"),
+        (["--push-to-hub", "me/model"], "--push-to-hub me/model would fail"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_is_loaded(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in error_of(["no/such/model", tmp_path / "out", *options], capsys)
+
+
+def test_a_work_dir_within_the_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for inside in (tmp_path / "out", tmp_path / "out" / "work"):
+        assert "--work-dir must not be OUT" in error_of(["m", tmp_path / "out", "--work-dir", inside], capsys)
+
+
+def test_two_ways_to_say_the_width_are_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["quantize", "m", str(tmp_path), "--bits", "3", "--budget", "3.2"])
+    assert exit.value.code == 2
+
+
+def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no/such/model" in error_of(["no/such/model", tmp_path / "out"], capsys, status=1)
+
+
+def test_a_quantized_model_is_refused(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "quantized already (qaig)" in error_of([quantized[1], tmp_path / "out"], capsys)
+
+
+def test_a_folder_stands_for_its_one_file_of_conversations(chats: Path, tmp_path: Path) -> None:
+    assert data_source(str(chats.parent)) == str(chats)
+    assert data_source("org/name") == "org/name"
+    assert data_source(None) is None
+    (tmp_path / "data.csv").write_text("")
+    for path, said in ((tmp_path, "holds 0 files"), (tmp_path / "data.csv", "is not a .json")):
+        with pytest.raises(ValueError, match=said):
+            data_source(str(path))
+
+
+def test_what_was_saved_is_uploaded(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(quantize.HfApi, "whoami", lambda self: {"name": "me"})
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(recipe="rtn"))
+    monkeypatch.setattr(type(model), "push_to_hub", lambda self, repo, **given: sent.update(repo=repo, **given))
+    options = [*RTN, "--push-to-hub", "me/w4", "--private", "--token", "secret"]
+    assert main(["quantize", str(llava), str(tmp_path / "out"), *options]) == 0
+    assert sent == {"repo": "me/w4", "private": True, "token": "secret"}
+    assert "Uploaded to me/w4" in capsys.readouterr().out
+
+
+def test_progress_and_warnings_are_silent_if_asked(
+    llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", str(llava), str(tmp_path / "out"), *RTN, "--quiet"]) == 0
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,102 @@
+"""The report of a run: a few lines to print, all of it on request."""
+
+import math
+
+import pytest
+
+from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
+from transformers_qaig.report.summary import BlockSummary, QuantizationReport
+from transformers_qaig.report.text import aligned, sparkline
+from transformers_qaig.utils.readable import readable_size, readable_time
+
+ENTRY = {"group_size": 64, "sym": False}
+PLAN = {"layers.0.q": {"bits": 3, **ENTRY}, "layers.0.k": {"bits": 2, **ENTRY}, "lm_head": {"bits": 8, **ENTRY}}
+
+
+@pytest.fixture
+def report() -> QuantizationReport:
+    coverage = Coverage(
+        packed=990,
+        total=1000,
+        stored_bits=990 * 3.3,
+        left_out={"layers.0.router": (10, "too small")},
+        outside={"lm_head": PLAN["lm_head"]},
+        parts={
+            BLOCKS: PartSize(16_000_000, 160_000),
+            "model.vision_tower": PartSize(8_000_000, 8_000_000),
+            "lm_head": PartSize(4_000_000, 2_000_000),
+            "model.norm": PartSize(512, 512),
+            "model.projector": PartSize(1024, 1024),
+        },
+        unused=["LlavaModel has no module for mtp.*: not saved"],
+    )
+    blocks = [
+        BlockSummary("layers.0", 1e-4, kept=["gptq q", "clip k"], undone=["rotate q"], seconds=75.0),
+        BlockSummary("layers.1", 4e-4, kept=["gptq q"], resumed=True),
+    ]
+    return QuantizationReport("default", coverage, PLAN, 127, 12_345, blocks, 3700.0, 2**20, {3: "the input"})
+
+
+def test_the_short_form_says_what_was_packed_and_what_was_not(report: QuantizationReport) -> None:
+    lines = str(report).splitlines()
+    assert lines[0] == "Quantized with recipe 'default': 127 samples, 12,345 tokens, 1 h 1 min"
+    cells = {line.split("  ")[0]: line.split() for line in lines}
+    assert cells["language model's blocks"][3:] == ["2,", "3", "2", "MB", "20.41", "kB", "98.00"]
+    assert cells["model.vision_tower"][1:] == ["not", "packed", "1", "MB", "1", "MB"]
+    assert cells["lm_head"][1:] == ["8", "500", "kB", "250", "kB", "2.00"]
+    assert cells["2 small parts"][3:] == ["not", "packed", "192", "bytes", "192", "bytes"]
+    assert cells["whole model"][2:] == ["3.5", "MB", "1.271", "MB", "2.75"]
+    text = str(report)
+    for said in (
+        "stored bits     3.30 per packed weight",
+        "99.0% of the blocks' 1,000 weights",
+        "1 of the blocks' tensors: 1 × too small",
+        "▃█  1.0e-04 to 4.0e-04, most in layers.1",
+        "1 of 4 steps: no gain on validation samples",
+        "samples 3: NaN or Inf in the input",
+        "mtp.*: not saved",
+    ):
+        assert said in text, said
+    assert "1.00" not in text
+    assert max(map(len, lines)) < 100
+
+
+def test_the_long_form_has_every_part_and_every_block(report: QuantizationReport) -> None:
+    text = report.details()
+    for said in ("model.projector", "model.norm", "1.00e-04         2         1     1 min 15 s",
+                 "4.00e-04         1         0  from work_dir", "rotate q", "layers.0.router  10 weights",
+                 "3  the input", "1.00 MiB"):  # fmt: skip
+        assert said in text, said
+
+
+def test_a_run_without_data_says_nothing_of_errors() -> None:
+    coverage = Coverage(packed=10, total=10, stored_bits=40, parts={BLOCKS: PartSize(160, 0)})
+    report = QuantizationReport("rtn", coverage, blocks=[BlockSummary("layers.0")], seconds=2.345)
+    assert str(report).startswith("Quantized with recipe 'rtn': no data, 2.35 s")
+    for text in (str(report), report.details()):
+        assert "nan" not in text.lower()
+    assert "rejected" not in str(report)
+
+
+def test_a_sparkline_has_a_bar_for_each_value() -> None:
+    assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█·"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([]) == ""
+
+
+def test_columns_are_aligned() -> None:
+    assert aligned([("a", "bb", ""), ("ccc", "d", "e")]) == "a    bb\nccc   d  e"
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"), [(8, "1 bytes"), (8e3, "1 kB"), (109_040_000, "13.63 MB"), (8e12, "1000 GB")]
+)
+def test_sizes_are_readable(bits: float, text: str) -> None:
+    assert readable_size(bits) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (59.4, "59.4 s"), (125, "2 min 5 s"), (12_000, "3 h 20 min")]
+)
+def test_times_are_readable(seconds: float, text: str) -> None:
+    assert readable_time(seconds) == text

@@ -1,0 +1,102 @@
+"""Command-line arguments, checked and in the form that the package takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from ..config import QAIGConfig
+
+DATA_FILES = (".json", ".jsonl")
+
+
+class UsageError(ValueError):
+    """An argument is wrong: nothing was begun."""
+
+    exit_code = 2
+
+
+def set_loudness(options: argparse.Namespace) -> None:
+    """Switches messages and progress bars as `--quiet` and `--verbose` say."""
+    if options.quiet:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    elif options.verbose:
+        logging.set_verbosity_info()
+
+
+def loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for MODEL."""
+    return {
+        "revision": options.revision or "main",
+        "token": options.token,
+        "trust_remote_code": options.trust_remote_code,
+    }
+
+
+def require_unquantized(options: argparse.Namespace) -> None:
+    """Raises `UsageError` if MODEL is quantized already, and `OSError` if there is none."""
+    config = AutoConfig.from_pretrained(options.model, **loading(options))
+    found = getattr(config, "quantization_config", None)
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", "unknown")
+        raise UsageError(f"{options.model} is quantized already ({method}): give the model in full precision.")
+
+
+def data_source(name: str | None) -> str | None:
+    """A dataset for `QAIGConfig`: the one file of a folder, else what was given.
+
+    Raises:
+        UsageError: there is no such file, or the folder does not hold exactly one.
+    """
+    path = Path(name or "").expanduser()
+    if name is None or not (path.exists() or path.suffix in DATA_FILES):
+        return name
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in DATA_FILES)
+        if len(files) != 1:
+            raise UsageError(f"{path} holds {len(files)} files of conversations (.json, .jsonl): name one of them.")
+        return str(files[0])
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}.")
+    if path.suffix not in DATA_FILES:
+        raise UsageError(f"{path} is not a .json or .jsonl file of conversations.")
+    return str(path)
+
+
+def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGConfig:
+    """The configuration that the arguments describe.
+
+    Args:
+        options: of `plan` or `quantize`.
+        settings: what only one of the two has.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    try:
+        return QAIGConfig(
+            group_size=options.group_size,
+            sym=options.sym,
+            recipe=options.recipe,
+            dataset=data_source(options.dataset),
+            num_samples=options.num_samples,
+            seed=options.seed,
+            token=options.token,
+            trust_remote_code=options.trust_remote_code,
+            calibration_device=options.device,
+            work_dir=options.work_dir,
+            **settings,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def budget_settings(options: argparse.Namespace, budget: float | str) -> dict[str, Any]:
+    """The settings of `QAIGConfig` for a budget: stored bits per weight, or a size."""
+    target = {"target_size": budget} if isinstance(budget, str) else {"target_bits": budget}
+    return {**target, "bits": options.candidates, "cost": options.cost, "fuse_groups": options.fuse}

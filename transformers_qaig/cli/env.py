@@ -1,0 +1,15 @@
+"""`transformers-qaig env`: what this installation runs, and why not faster."""
+
+from __future__ import annotations
+
+import argparse
+
+from transformers.utils import logging
+
+from ..kernels.env import collect
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the report, after compiling the kernels if need be."""
+    logging.set_verbosity_info()  # compiling takes a minute, and says so
+    print(collect())

@@ -1,0 +1,115 @@
+"""`transformers-qaig quantize MODEL OUT`: one model, quantized, saved and reported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoModelForImageTextToText
+
+from ..config import QAIGConfig
+from ..utils.files import UNFINISHED, require_writable
+from ..utils.readable import readable_size
+from .arguments import UsageError, budget_settings, loading, quantization_config, require_unquantized, set_loudness
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Quantizes, saves, prints the report, and uploads if asked to.
+
+    Raises:
+        UsageError: an argument is wrong; the model was not loaded yet.
+        ValueError, OSError: what loading, calibration or saving raises.
+    """
+    set_loudness(options)
+    config = configuration(options)
+    check_output(options)
+    check_upload(options)
+    require_unquantized(options)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, quantization_config=config, **loading(options))
+    with output(options.out) as folder:
+        model.save_pretrained(folder)
+    print(model.qaig_report)
+    size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
+    print(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights, the processor and a model card.")
+    if options.push_to_hub:
+        model.push_to_hub(options.push_to_hub, private=options.private or None, token=options.token)
+        print(f"Uploaded to {options.push_to_hub}.")
+
+
+def configuration(options: argparse.Namespace) -> QAIGConfig:
+    """The configuration that the arguments describe."""
+    settings: dict[str, Any] = {"plan": options.plan}
+    if options.budget is not None:
+        settings |= budget_settings(options, options.budget)
+    elif options.bits is not None:
+        settings["bits"] = options.bits
+    return quantization_config(
+        options,
+        vision_bits=options.vision_bits,
+        lm_head_bits=options.lm_head_bits,
+        embedding_bits=options.embedding_bits,
+        activation_bits=options.activation_bits,
+        modules_to_not_convert=options.exclude,
+        **settings,
+    )
+
+
+def check_output(options: argparse.Namespace) -> None:
+    """Raises `UsageError` unless the model can be saved in OUT."""
+    out: Path = options.out
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"OUT must be a folder, and {out} is a file.")
+    if out.is_dir() and any(out.iterdir()):
+        if not options.overwrite:
+            raise UsageError(f"{out} is not empty. Give a new folder, or --overwrite to replace the model in it.")
+        if not (out / "config.json").is_file():
+            raise UsageError(f"--overwrite replaces a model, and {out} holds none: it has no config.json.")
+        if Path(options.model).is_dir() and out.samefile(options.model):
+            raise UsageError(f"OUT is MODEL, {out}: its weights are still being read. Give another folder.")
+    if options.work_dir is not None and out.resolve() in (Path(options.work_dir).resolve() / "_").parents:
+        raise UsageError("--work-dir must not be OUT or in it, which would not be empty when the run resumes.")
+    try:
+        require_writable(out, "OUT")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_upload(options: argparse.Namespace) -> None:
+    """Raises `UsageError` unless somebody is logged in who could upload, if that is asked for."""
+    if options.private and not options.push_to_hub:
+        raise UsageError("--private is for --push-to-hub: give both.")
+    if not options.push_to_hub:
+        return
+    try:
+        validate_repo_id(options.push_to_hub)
+        HfApi(token=options.token).whoami()
+    except Exception as error:  # from a bad name to no connection, of many types
+        raise UsageError(f"--push-to-hub {options.push_to_hub} would fail: {error}") from error
+
+
+@contextmanager
+def output(out: Path) -> Iterator[Path]:
+    """A folder to save in. At the end of the context `out` holds the files, and no weights of an earlier save."""
+    folder = out / f"{UNFINISHED}{secrets.token_hex(6)}-model"
+    folder.mkdir()
+    try:
+        yield folder
+        for pattern in WEIGHTS:
+            for file in out.glob(pattern):
+                file.unlink()
+        for file in folder.iterdir():
+            if (out / file.name).is_dir():
+                shutil.rmtree(out / file.name)
+            os.replace(file, out / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

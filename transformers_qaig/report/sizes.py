@@ -1,0 +1,68 @@
+"""What each part of a quantized model takes, before and after, as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..plan.coverage import BLOCKS, Coverage, PartSize, Plan
+from ..utils.readable import readable_size
+
+SMALL = 0.01
+"""Parts below this share of the model's size, and not packed, share a row."""
+HEAD = ("part", "bits", "before", "after", "times smaller")
+WHOLE = "whole model"
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One row.
+
+    Attributes:
+        name: path of the part.
+        bits: widths of its packed weights, in order; empty if it stays as it is.
+        size: in bits, before and after.
+    """
+
+    name: str
+    bits: tuple[int, ...]
+    size: PartSize
+
+    def cells(self) -> tuple[str, ...]:
+        """The row's text under `HEAD`."""
+        shrinks = self.size.full != self.size.saved and self.size.saved
+        return (
+            self.name,
+            ", ".join(map(str, self.bits)) or ("" if self.name == WHOLE else "not packed"),
+            readable_size(self.size.full),
+            readable_size(self.size.saved),
+            f"{self.size.full / self.size.saved:.2f}" if shrinks else "",
+        )
+
+
+def part_rows(coverage: Coverage, plan: Plan, *, every_part: bool = False) -> list[PartRow]:
+    """The parts of a model, largest first, then the whole of it.
+
+    Args:
+        coverage: of the run.
+        plan: weight path → scheme, as it was done.
+        every_part: also those that are small and not packed, which share a row otherwise.
+    """
+    rows = [PartRow(name, _widths(name, coverage, plan), size) for name, size in coverage.sizes.items() if size.saved]
+    least = 0 if every_part else SMALL * coverage.whole.full
+    small = [row for row in rows if not row.bits and row.size.full < least and row.name != BLOCKS]
+    if len(small) > 1:
+        total = PartSize(sum(row.size.full for row in small), sum(row.size.saved for row in small))
+        rows = [row for row in rows if row not in small] + [PartRow(f"{len(small)} small parts", (), total)]
+    return [*rows, PartRow(WHOLE, (), coverage.whole)]
+
+
+def _widths(part: str, coverage: Coverage, plan: Plan) -> tuple[int, ...]:
+    """The widths of a part's packed weights; the blocks have all that are not planned outside of them."""
+    outside = coverage.outside
+    paths: Iterable[str] = (
+        (path for path in plan if path not in outside)
+        if part == BLOCKS
+        else (path for path in outside if f"{path}.".startswith(f"{part}."))
+    )
+    return tuple(sorted({(plan[path] if path in plan else outside[path])["bits"] for path in paths}))

@@ -1,0 +1,242 @@
+"""The command line, `transformers-qaig`: reads the arguments, then imports what the command needs and runs it.
+
+This module lies beside the package, because importing the package imports torch and Transformers. That takes seconds,
+which `--help` and a misspelt option should not cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+
+    Returns:
+        The exit status: 0, 1 if the command failed, or 2 if an argument is wrong.
+
+    Raises:
+        SystemExit: argparse refused the arguments (2), or `--help` was asked for (0).
+    """
+    options = parser().parse_args(arguments)
+    try:
+        import_module(f"transformers_qaig.cli.{options.command}").run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        work_dir = getattr(options, "work_dir", None)
+        resume = f" The same command resumes from {work_dir}." if work_dir else ""
+        print(f"\nInterrupted.{resume}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        return _failed(error, options)
+    return 0
+
+
+def _failed(error: Exception, options: argparse.Namespace) -> int:
+    """Prints the error and returns the exit status."""
+    if options.traceback:
+        traceback.print_exc()
+    is_foreseen = isinstance(error, (ValueError, OSError, ImportError))
+    text = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+    hint = "" if is_foreseen or options.traceback else "\nAdd --traceback to see where."
+    print(f"transformers-qaig {options.command}: error: {text}{hint}", file=sys.stderr)
+    return getattr(error, "exit_code", 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    root = argparse.ArgumentParser(
+        prog="transformers-qaig",
+        description="Quantize vision-language models to 2-8 bits. Each command has a --help with examples.",
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_env(commands)
+    _add_plan(commands)
+    _add_quantize(commands)
+    _add_evaluate(commands)
+    return root
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add(commands: Commands, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+    added = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    return added
+
+
+def _add_env(commands: Commands) -> None:
+    _add(
+        commands,
+        "env",
+        "what this installation runs, and why not faster",
+        "Prints versions, processor, GPUs, and which kernel runs each operator. Paste it into a bug report.",
+        "  transformers-qaig env",
+    )
+
+
+def _add_quantize(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "quantize",
+        "quantize a model and save it",
+        "Quantizes MODEL, saves weights, processor and model card in OUT, and prints a report.",
+        "  transformers-qaig quantize Qwen/Qwen2.5-VL-7B-Instruct out/w3 --bits 3\n"
+        "  transformers-qaig quantize Qwen/Qwen2.5-VL-7B-Instruct out/small --budget 3.5GiB --work-dir out/work\n"
+        "  transformers-qaig quantize path/to/model out/w4 --bits 4 --dataset chats.jsonl --num-samples 256\n"
+        "  transformers-qaig quantize path/to/model out/w3 --plan plan.json --push-to-hub me/model-w3",
+    )
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id of an unquantized model")
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to save in; must be new or empty")
+    width = command.add_mutually_exclusive_group()
+    width.add_argument("--bits", type=int, help="bits per weight, 2 to 8 (default: 4)")
+    width.add_argument(
+        "--budget", type=_budget, help="stored bits per packed weight (3.2) or size of the saved model (3.5GiB)"
+    )
+    width.add_argument("--plan", help="JSON file that `transformers-qaig plan` wrote, or folder of a quantized model")
+    _add_scheme(command)
+    command.add_argument("--vision-bits", type=int, metavar="BITS", help="bits of vision tower and projector")
+    command.add_argument("--lm-head-bits", type=int, metavar="BITS", help="bits of the output head")
+    command.add_argument("--embedding-bits", type=int, metavar="BITS", help="bits of the input embeddings")
+    command.add_argument("--activation-bits", type=int, choices=(8, 16), default=16, help="8: round inputs as well")
+    command.add_argument(
+        "--exclude", nargs="+", metavar="PATTERN", help="weights that stay in full precision: modules_to_not_convert"
+    )
+    _add_budget(command)
+    _add_data(command)
+    _add_loading(command)
+    command.add_argument("--overwrite", action="store_true", help="replace a model that OUT holds")
+    command.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the saved model")
+    command.add_argument("--private", action="store_true", help="with --push-to-hub: into a private repository")
+
+
+def _add_plan(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "plan",
+        "predicted loss against size, before quantizing",
+        "Measures what each width of each layer costs, and prints the best plan for a range of budgets.\n"
+        "Quantizes nothing.",
+        "  transformers-qaig plan Qwen/Qwen2.5-VL-7B-Instruct --budgets 2.5:4.5 --plot front.png\n"
+        "  transformers-qaig plan path/to/model --output plan.json --pick 3.2\n"
+        "  transformers-qaig quantize path/to/model out/mixed --plan plan.json",
+    )
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id of an unquantized model")
+    command.add_argument(
+        "--budgets", type=_span, default=(2.5, 4.5), metavar="LOW:HIGH",
+        help="stored bits per packed weight (default: 2.5:4.5)",
+    )  # fmt: skip
+    command.add_argument("--points", type=int, default=17, help="budgets to try in that range (default: 17)")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw the front to a picture; needs matplotlib")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the plan at the knee, or at --pick, as JSON"
+    )
+    command.add_argument("--pick", type=float, metavar="BITS", help="budget of the plan that --output writes")
+    _add_scheme(command)
+    _add_budget(command)
+    _add_data(command)
+    _add_loading(command)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "evaluate",
+        "how many answers survive, on conversations of yours",
+        "Reads every answer of DATA with MODEL and counts those that it would give itself.\n"
+        "With --reference, also compares MODEL's predictions with those of the full-precision model.",
+        "  transformers-qaig evaluate out/w3 chats.jsonl --reference Qwen/Qwen2.5-VL-7B-Instruct\n"
+        "  transformers-qaig evaluate out/w3 chats.jsonl --json > figures.json",
+    )
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id of a model, quantized or not")
+    command.add_argument(
+        "data", metavar="DATA", help="conversations with answers: .json or .jsonl file, folder with one, or Hub id"
+    )
+    command.add_argument("--reference", metavar="FULL", help="folder or Hub id of the model to compare with")
+    command.add_argument("--num-samples", type=int, default=128, help="conversations to use (default: 128)")
+    command.add_argument("--seed", type=int, default=0, help="seed of their choice (default: 0)")
+    command.add_argument("--batch-size", type=int, default=8, help="questions per forward pass (default: 8)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--device", help="where to compute (default: the first accelerator, else the CPU)")
+    _add_loading(command)
+
+
+def _add_scheme(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--group-size", type=int, default=128, help="input channels that share a scale (default: 128)")
+    command.add_argument("--sym", action="store_true", help="symmetric grids, without zero points")
+    command.add_argument(
+        "--recipe", default="default", help="default, best, fast, rtn, gptq, awq, ...; see docs/guides/recipes.md"
+    )
+
+
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--candidates", type=int, nargs="+", default=[2, 3, 4, 8], metavar="BITS",
+        help="widths that a budget chooses from (default: 2 3 4 8)",
+    )  # fmt: skip
+    command.add_argument("--cost", default="fisher", help="how a budget predicts loss; see docs/guides/mixed-bits.md")
+    command.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dataset",
+        help="calibration data: .json or .jsonl file, folder with one, or Hub id (default: the bundled set)",
+    )
+    command.add_argument("--num-samples", type=int, default=128, help="calibration samples (default: 128)")
+    command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    command.add_argument("--device", help="where to calibrate (default: the first accelerator, else the CPU)")
+    command.add_argument("--work-dir", metavar="DIR", help="keeps finished blocks: an interrupted run resumes there")
+
+
+def _add_loading(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--revision", help="branch, tag or commit of MODEL on the Hub")
+    command.add_argument("--token", help="for gated or private repositories (default: the one you are logged in with)")
+    command.add_argument("--trust-remote-code", action="store_true", help="run model code from the repository")
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
+    loudness.add_argument("--verbose", action="store_true", help="also what Transformers logs as information")
+
+
+def _budget(text: str) -> float | str:
+    """A number is stored bits per weight, anything else a size."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _span(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        span = float(low), float(high or low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, such as 2.5:4.5") from None
+    if not 0 < span[0] <= span[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: the lower budget comes first, and both are positive")
+    return span
+
+
+if __name__ == "__main__":
+    sys.exit(main())
