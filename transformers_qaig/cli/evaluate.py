@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> None:
     expected: list[Tensor] | None = None
     if options.reference is not None:
         access = {"token": options.token, "trust_remote_code": options.trust_remote_code}
-        reference = AutoModelForImageTextToText.from_pretrained(options.reference, **access).to(device).eval()
+        reference = _load(options.reference, device, access)
         questions = _questions(reference, processor, records)
         expected = answer_logits(reference, questions, batch_size=options.batch_size)
         del reference
-    model = AutoModelForImageTextToText.from_pretrained(options.model, **loading(options)).to(device).eval()
+    model = _load(options.model, device, loading(options))
     if options.reference is None:
         questions = _questions(model, processor, records)
     statistics = answer_statistics(model, processor, questions, reference=expected, batch_size=options.batch_size)
@@ -73,6 +73,11 @@ def table(summary: dict[str, Any]) -> str:
 
 def _cells(figure: dict[str, float]) -> tuple[str, str]:
     return f"{figure['mean']:.4g}", f"{figure['standard_error']:.2g}"
+
+
+def _load(name: str, device: torch.device, access: dict[str, Any]) -> PreTrainedModel:
+    model: Any = AutoModelForImageTextToText.from_pretrained(name, **access)
+    return model.to(device).eval()
 
 
 def _device(name: str | None) -> torch.device:
