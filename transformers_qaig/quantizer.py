@@ -124,8 +124,10 @@ class QAIGHfQuantizer(HfQuantizer):
         access.trust_remote_code = config.trust_remote_code or given.get("trust_remote_code") is True
         if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
             self.samples, self.answers = load_inputs(model, access, self.source, self.exclusions)
-        elif config.processor is None:
-            self.source.fetch(access.token)
+        else:
+            _tell_unread(config)
+            if config.processor is None:
+                self.source.fetch(access.token)
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         """Place and save the packed model without weights: what cannot be done is said before the calibration."""
@@ -288,3 +290,13 @@ class QAIGHfQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _tell_unread(config: QAIGConfig) -> None:
+    """Warns of settings for calibration data that the recipe does not read."""
+    given = [name for name in ("dataset", "dataset_columns") if getattr(config, name) is not None]
+    if given:
+        logger.warning(
+            "%s ignored: `recipe=%r` reads no data. Leave it out, or choose a recipe that calibrates, such as "
+            "'default'.", " and ".join(f"`{name}`" for name in given), config.recipe,
+        )  # fmt: skip

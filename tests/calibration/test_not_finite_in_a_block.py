@@ -126,11 +126,11 @@ def test_no_range_is_chosen_by_an_error_that_is_not_finite(caplog: pytest.LogCap
     weight = torch.randn(4, 64)
     moments = torch.eye(32).repeat(2, 1, 1)
     moments[1, 0, 0] = NAN
-    clipping = search_clipping(weight, moments, **GRID)
+    clipping = search_clipping(weight, moments, layer="layers.0.q_proj", **GRID)
     assert (clipping.shrink[:, 1] == 1).all()
     assert (clipping.gain[:, 1] == 1).all()
     assert (clipping.shrink[:, 0] < 1).any()
-    assert "no range of some groups had a finite error" in caplog.text
+    assert "Clipping of layers.0.q_proj: no range of some groups had a finite error" in caplog.text
 
 
 def test_scales_stay_where_the_new_error_is_not_finite() -> None:

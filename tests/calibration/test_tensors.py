@@ -34,6 +34,8 @@ IDS = torch.tensor([[5, 6, 7]])
         ({"attention_mask": torch.full((1, 3), torch.nan)}, "'attention_mask' must hold 1 at tokens"),
         ({"labels": torch.ones(1, 2).long()}, "'labels' .* does not fit"),
         ({"labels": torch.ones(1, 3)}, "'labels' must hold token ids or -100"),
+        ({"labels": torch.tensor([[5, 100, 7]])}, "'labels' holds 100, and the model's last token id is 99"),
+        ({"labels": torch.tensor([[5, -1, 7]])}, "'labels' holds -1: give a token id, or -100"),
         ({"token_type_ids": torch.ones(1, 2).long()}, "'token_type_ids' .* does not fit"),
     ],
 )

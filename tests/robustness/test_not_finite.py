@@ -134,3 +134,28 @@ def test_without_data_no_error_is_shown(llava: Path, capfd: pytest.CaptureFixtur
     shown = capfd.readouterr().err
     assert "Quantizing (rtn)" in shown
     assert "error=" not in shown
+
+
+def test_without_data_a_model_that_overflows_stops_too(llava: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava, dtype=torch.float16)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        model.get_submodule(f"{LAYER}.mlp.{name}").weight.data *= 1000
+    model.save_pretrained(tmp_path)
+    config = QAIGConfig(recipe="rtn", group_size=32)
+    wanted = rf"in the output of {LAYER} .* overflows in float16: load the model with dtype=torch\.bfloat16"
+    with pytest.raises(ValueError, match=wanted):
+        AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=config)
+    AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=config, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("path", [f"{LAYER}.mlp.down_proj", "model.language_model.embed_tokens"])
+def test_a_weight_that_overflows_once_it_is_rounded_is_named(llava: Path, tmp_path: Path, path: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava, dtype=torch.float16)
+    model.get_submodule(f"{LAYER}.mlp.up_proj").weight.data.zero_()  # no forward pass shows it
+    weight = model.get_submodule(path).weight.data
+    weight[37, :32] = torch.tensor([65504.0, 0.0] * 16)
+    model.save_pretrained(tmp_path)
+    config = QAIGConfig(recipe="rtn", group_size=32, embedding_bits=4)
+    name = path if "mlp" in path else "The table of the embeddings"
+    with pytest.raises(ValueError, match=rf"{name} overflows float16: rounded to 4 bits its largest value is 65,520"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=config)

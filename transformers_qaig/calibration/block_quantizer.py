@@ -62,7 +62,7 @@ def quantize_block(
     if not entries:
         return copy.deepcopy(block), BlockSummary(path)
     choices, summary = choose(block, path, entries, streams, tools)
-    return cast_like(packed(in_float32(block), choices, dtype_of(block, entries)), block), summary
+    return cast_like(packed(in_float32(block), choices, dtype_of(block, entries), path), block), summary
 
 
 def choose(
@@ -148,7 +148,9 @@ class BlockQuantizer:
             done += members
             foldable = self.tools.finder.foldable(self.block, group)
             bits = max(self.entries[name]["bits"] for name in members)
-            site = GroupContext(original, group, members, [], self.recipe, self.dtype, foldable, bits)
+            site = GroupContext(
+                original, group, members, [], self.recipe, self.dtype, foldable, bits, self.summary.path
+            )
             site = self._arrive(site, choices, blocks, self.learners)
             if not site.pieces:
                 logger.warning("%s.%s: not every sample gets there; rounded to nearest.", self.summary.path, members[0])

@@ -158,12 +158,23 @@ class RoundedLinear(nn.Linear):
         return nn.functional.linear(inputs, self.weight.float(), bias).to(x.dtype)
 
 
-def packed(original: nn.Module, choices: BlockDecisions, dtype: torch.dtype) -> nn.Module:
-    """The folded fp32 block with a `QAIGLinear` for every entry of the plan, its scales in `dtype`."""
+def packed(original: nn.Module, choices: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:
+    """Makes the folded fp32 block with a `QAIGLinear` for every entry of the plan.
+
+    Args:
+        original: the fp32 block; not changed.
+        choices: made for it.
+        dtype: of the scales.
+        path: of the block, for the error.
+
+    Raises:
+        ValueError: a rounded weight overflows `dtype`.
+    """
     block = folded(original, choices)
     for name, entry in choices.entries.items():
         linear = get_linear(block, name)
         rounding = choices.rounding(name, choices.weight(block, name), dtype)
+        rounding.check_range(dtype, f"{path}.{name}")
         grid = rounding.grid
         block.set_submodule(
             name,

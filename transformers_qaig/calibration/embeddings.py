@@ -12,7 +12,7 @@ from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
 from ..recipes import Recipe
 from ..rounding.clipping import search_clipping
-from ..rounding.quant_grid import minmax_grid
+from ..rounding.quant_grid import QuantizedWeight, minmax_grid
 from .row_chunks import ROWS_PER_CHUNK, concat_rows
 
 
@@ -29,10 +29,11 @@ def quantize_embedding(table: nn.Embedding, entry: Mapping[str, Any], recipe: Re
         if recipe.clipping:
             size = weight.shape[1] if entry["group_size"] == -1 else entry["group_size"]
             moments = torch.eye(size, device=weight.device).expand(weight.shape[1] // size, -1, -1)
-            clipping = search_clipping(weight, moments, **grid_of)
+            clipping = search_clipping(weight, moments, layer="the embeddings", **grid_of)
             grid_of.update(shrink=clipping.shrink, gain=clipping.gain)
         grid = minmax_grid(weight, **grid_of)
         zero = None if grid.sym else grid.zero.to(torch.uint8)
         codes, scale = grid.encode(weight), grid.scale.to(dtype)
+        QuantizedWeight(grid, codes).check_range(dtype, "The table of the embeddings")
         parts.append(QAIGLinear.from_codes(codes, scale, zero, bits=entry["bits"], group_size=entry["group_size"]))
     return QAIGEmbedding.like(table, **entry).adopt(concat_rows(parts))

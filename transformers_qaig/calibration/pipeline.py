@@ -33,6 +33,7 @@ from .block_quantizer import QuantizerSettings, quantize_block
 from .embeddings import quantize_embedding
 from .exclusions import Exclusions, numbered, overflow_advice
 from .group_inputs import is_finite_where
+from .overflow import check_forward
 from .resume import BlockStore
 from .row_chunks import ALL_REAL, install, merged, row_chunks_of, together
 from .targets import Target, find_targets
@@ -92,6 +93,8 @@ def _calibrate(
     plan = {path: dict(entry) for path, entry in plan.items()}
     report = QuantizationReport(config.recipe, coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
     with out_of_memory_explained("in the first forward passes", device, report):
+        if not recipe.calibrates:
+            check_forward(model, device)
         stations, unreached = find_targets(model, stored_once(model, coverage.outside), samples, device)
     doors = [station.module for station in stations]
     blocks = list(find_decoder_blocks(model).values())

@@ -15,14 +15,11 @@ from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
 from ..rounding.gptq import gptq, gptq_on_best_grid
-from ..rounding.hessian import Hessian, HessianAccumulator
+from ..rounding.hessian import MIN_TOKENS, Hessian, HessianAccumulator
 from ..rounding.quant_grid import minmax_grid
 from ..rounding.scale_refit import refit_scales
 from .decisions import BlockDecisions, folded_view
 from .group_inputs import GroupInputs, run
-
-MIN_TOKENS = 64
-"""With fewer real tokens the second moments say too little to clip or to round by."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class GroupContext:
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
         bits: what the widest of the members is stored in.
+        path: of the block, for warnings.
         measured: rotation → moments of pieces that stood here before, added to those of `pieces`: of x_q, of x_q with
             x - x_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they wait while the block is judged.
     """
@@ -51,6 +49,7 @@ class GroupContext:
     dtype: torch.dtype
     foldable: bool
     bits: int
+    path: str = ""
     measured: dict[Rotation | None, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -68,6 +67,10 @@ class GroupContext:
     @property
     def num_tokens(self) -> int:
         return sum(int(piece.real.sum()) for piece in self.pieces)
+
+    def name_of(self, member: str) -> str:
+        """Where a member is in the model."""
+        return f"{self.path}.{member}"
 
     def loaded(self) -> Iterator[GroupInputs]:
         """The pieces one after the other, on the block's device."""
@@ -146,7 +149,8 @@ def equalize(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
             total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
         return total / mass if mass else 0.0
 
-    best = search_scale(magnitude, loss, group=group, grid_points=recipe.grid_points)
+    layer = site.name_of(site.members[0])
+    best = search_scale(magnitude, loss, group=group, grid_points=recipe.grid_points, layer=layer)
     return choices.with_scale(group, best.scale) if best.rho > 0 else choices
 
 
@@ -159,7 +163,8 @@ def clip(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
     for name in site.members:
         moments = second_moments(site.quantized_inputs(choices), choices.entries[name]["group_size"])
         weight = choices.weight(block, name)
-        clippings[name] = search_clipping(weight, moments, **choices.grid_arguments(name, site.dtype))
+        arguments = choices.grid_arguments(name, site.dtype)
+        clippings[name] = search_clipping(weight, moments, layer=site.name_of(name), **arguments)
     return choices.with_clippings(clippings)
 
 
@@ -184,16 +189,16 @@ def compensate(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
             targets[name] = weight + recipe.drift * curvature.solve(drift @ weight.T).T
     del drift  # as large as H
     for name, weight in targets.items():
-        arguments = choices.grid_arguments(name, site.dtype)
+        arguments, layer = choices.grid_arguments(name, site.dtype), site.name_of(name)
         if recipe.clipping:
             moments = diagonal_blocks(curvature.moment, arguments["group_size"])
-            clipping = search_clipping(weight, moments, **arguments)
+            clipping = search_clipping(weight, moments, layer=layer, **arguments)
             grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
             grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
-            rounding = gptq_on_best_grid(weight, curvature, grids)
+            rounding = gptq_on_best_grid(weight, curvature, grids, layer)
             roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
         else:
-            roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments))
+            roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments), layer)
         if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight
             roundings[name] = replace(roundings[name], source=None)
     return choices.with_roundings(roundings)

@@ -17,8 +17,15 @@ from ..config import QAIGConfig
 from ..execution.torch_state import default_torch_state
 from ..loading.source import Source
 from ..recipes import recipe_of
-from .samples import answer_mask, are_encoded, load_samples
+from ..rounding.hessian import MIN_TOKENS
+from ..utils.logging import get_logger
+from .samples import answer_mask, are_encoded, load_samples, token_mask
+from .tensors import NO_ANSWER, marks_answers
 
+logger = get_logger(__name__)
+
+FEW = 8
+"""With fewer conversations every eighth, held back to judge by, is one or none."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -65,6 +72,8 @@ def load_inputs(
             vocab_size=_vocab_size(model),
         )
         answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+        if needs_answers:
+            _tell_unmarked(samples, config)
     accepted = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     # Labels would only make the forward compute a loss.
@@ -74,6 +83,7 @@ def load_inputs(
     ]
     stay = check_inputs(samples, exclusions if exclusions is not None else Exclusions())
     samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
+    _tell_few(samples)
     if needs_answers and not any(bool(answer.any()) for answer in answers):
         asked = "a budget" if config.has_budget else f"`recipe={config.recipe!r}`"
         raise ValueError(
@@ -93,6 +103,34 @@ def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> lis
     """Bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
     ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
     return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
+
+
+def _tell_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
+    """Warns once of samples in which no answer is marked."""
+    unmarked = [sample.index for sample in samples if not marks_answers(sample)]
+    if unmarked:
+        asked = "the budget" if config.has_budget else f"`recipe={config.recipe!r}`"
+        logger.warning(
+            "%d of %d calibration conversations mark no answer, and %s goes by answers: all their text counts as one. "
+            "Give conversations in which the assistant answers, or processor outputs with 'labels' (%d where there is "
+            "nothing to predict). The first is number %d.",
+            len(unmarked), len(samples), asked, NO_ANSWER, unmarked[0],
+        )  # fmt: skip
+
+
+def _tell_few(samples: Sequence[Sample]) -> None:
+    """Warns of a set that is too small to go by."""
+    tokens = sum(int(token_mask(sample).sum()) for sample in samples)
+    if tokens < MIN_TOKENS:
+        logger.warning(
+            "The calibration set has only %d tokens: below %d, GPTQ and clipping leave weights rounded to nearest. "
+            "Give more conversations in `dataset`.", tokens, MIN_TOKENS,
+        )  # fmt: skip
+    elif len(samples) < FEW:
+        logger.warning(
+            "The calibration set has only %d conversations (%d tokens): too few for a good model. Give at least %d in "
+            "`dataset`; 128 are usual.", len(samples), tokens, FEW,
+        )  # fmt: skip
 
 
 def _vocab_size(model: PreTrainedModel) -> int | None:

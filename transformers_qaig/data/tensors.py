@@ -39,8 +39,8 @@ def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[
             raise ValueError(f"{name!r} {list(sample[name].shape)} does not fit 'input_ids' {list(shape)}")
     if "attention_mask" in sample:
         _check_mask(sample["attention_mask"])
-    if "labels" in sample and (sample["labels"].is_floating_point() or sample["labels"].dtype == torch.bool):
-        raise ValueError(f"'labels' must hold token ids or {NO_ANSWER}, not {sample['labels'].dtype}")
+    if "labels" in sample:
+        sample["labels"] = _labels(sample["labels"], vocab_size)
     return sample
 
 
@@ -63,14 +63,20 @@ def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] 
     Returns:
         `torch.BoolTensor` `[B, T]`; False at the first position, which nothing predicts.
     """
-    real, labels = token_mask(sample), sample.get("labels")
-    if labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any()):
-        mask = real & (labels != NO_ANSWER)
+    real = token_mask(sample)
+    if marks_answers(sample):
+        mask = real & (sample["labels"] != NO_ANSWER)
     else:
         ids = sample["input_ids"]
         mask = real & ~torch.isin(ids, torch.tensor(list(image_tokens), dtype=torch.long, device=ids.device))
     mask[:, 0] = False
     return mask
+
+
+def marks_answers(sample: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the labels of a sample tell its answers from the rest."""
+    real, labels = token_mask(sample), sample.get("labels")
+    return labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any())
 
 
 def has_image(sample: Mapping[str, torch.Tensor]) -> bool:
@@ -95,13 +101,31 @@ def _token_ids(ids: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
         raise ValueError(f"'input_ids' must hold integers, not {ids.dtype}: give the tokenizer's ids")
     ids = ids.long()
     if int(ids.min()) < 0:
-        raise ValueError(f"'input_ids' holds {int(ids.min())}: token ids are not negative (in 'labels' they may be)")
+        raise ValueError(f"'input_ids' holds {int(ids.min())}: token ids are not negative")
     if vocab_size is not None and int(ids.max()) >= vocab_size:
         raise ValueError(
             f"'input_ids' holds {int(ids.max())}, and the model's last token id is {vocab_size - 1}: "
             "encode the sample with the model's own processor"
         )
     return ids
+
+
+def _labels(labels: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"'labels' must hold token ids or {NO_ANSWER}, not {labels.dtype}")
+    labels = labels.long()
+    ids = labels[labels != NO_ANSWER]
+    if not len(ids):
+        return labels
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0:
+        raise ValueError(f"'labels' holds {least}: give a token id, or {NO_ANSWER} where there is nothing to predict")
+    if vocab_size is not None and most >= vocab_size:
+        raise ValueError(
+            f"'labels' holds {most}, and the model's last token id is {vocab_size - 1}: encode the sample with the "
+            f"model's own processor, or write {NO_ANSWER} where there is nothing to predict"
+        )
+    return labels
 
 
 def _check_mask(mask: torch.Tensor) -> None:

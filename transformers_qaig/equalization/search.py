@@ -35,8 +35,10 @@ def search_scale(
     *,
     group: Group | None = None,
     grid_points: int = 20,
+    layer: str = "a group",
 ) -> Equalization:
-    """
+    """Finds the scale with the smallest loss.
+
     Try E = a^ρ / sqrt(max · min) for ρ = 0, 1/n, …, (n-1)/n and keep the first with the smallest loss, so the result is
     never worse than no scaling on the data of `loss` (arXiv 2603.17809, channel-wise equalization).
 
@@ -46,6 +48,7 @@ def search_scale(
         group: where E is to be folded: columns that come from one channel of the producer share a value, and columns
             that nothing can absorb keep 1. None: every column is free.
         grid_points: n.
+        layer: what the warning about losses that are not finite calls the group.
 
     Returns:
         the best scale; E = 1 if nothing is finite.
@@ -65,7 +68,7 @@ def search_scale(
         if math.isfinite(value) and value < best.loss:
             best = Equalization(scale, rho, before, value)
     if not math.isfinite(best.loss):
-        logger.warning("equalization: no candidate had a finite loss; the group is not scaled.")
+        logger.warning("Equalization of %s: no candidate had a finite loss; it is not scaled.", layer)
     return best
 
 

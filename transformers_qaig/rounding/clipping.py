@@ -61,9 +61,12 @@ def diagonal_blocks(moment: Tensor, group_size: int) -> Tensor:
     return groups.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
-def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, **grid: Any) -> Clipping:
-    """
-    For every row and group, the factor on the range with the least output error e H eᵀ, e = gain · Q(w) - w.
+def search_clipping(
+    weight: Tensor, moments: Tensor, factors: tuple[float, ...] = FACTORS, *, layer: str = "a weight", **grid: Any
+) -> Clipping:
+    """Finds, for every row and group, the factor on the range with the least output error.
+
+    The error is e H eᵀ with e = gain · Q(w) - w.
 
     The gain makes the rounded weight unbiased, gain · Q(w) H wᵀ = w H wᵀ. Without it the least squared error is
     reached by weights that are too small: they shrink the output along itself, the same way at every token, so their
@@ -74,6 +77,7 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
         weight: fp32 [N, K].
         moments: H, fp32 [G, g, g] from [`second_moments`].
         factors: candidates; the first wins ties. A group for which none has a finite error keeps its range.
+        layer: what the warning about such a group calls the weight.
         grid: what [`minmax_grid`] takes beside the weight.
     """
     rows, groups = weight.shape[0], moments.shape[0]
@@ -92,5 +96,5 @@ def search_clipping(weight: Tensor, moments: Tensor, factors: tuple[float, ...] 
         shrink = torch.where(better, torch.full_like(shrink, factor), shrink)
         gain = torch.where(better, unbiased, gain)
     if not is_finite(best):
-        logger.warning("clipping: no range of some groups had a finite error; they keep theirs.")
+        logger.warning("Clipping of %s: no range of some groups had a finite error; they keep theirs.", layer)
     return Clipping(shrink, gain)

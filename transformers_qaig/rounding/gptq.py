@@ -32,9 +32,8 @@ MAX_ELEMENTS = 2**28
 
 
 @torch.no_grad()
-def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid) -> QuantizedWeight:
-    """
-    Codes of `weight` on `grid` with little output error e H eᵀ per row.
+def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a weight") -> QuantizedWeight:
+    """Finds codes of `weight` on `grid` with little output error e H eᵀ per row.
 
     An input channel that was never seen (H_jj = 0) is rounded to nearest: it may be used elsewhere. So is the whole
     weight if H has no inverse.
@@ -43,6 +42,7 @@ def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid) -> QuantizedWeight
         weight: fp32 [N, K], finite.
         curvature: H of its inputs.
         grid: for `weight`, fixed beforehand.
+        layer: what the warning about an H without inverse calls the weight.
 
     Returns:
         the rounding; its source is each column as it was when it was rounded, what it makes up for included.
@@ -50,13 +50,14 @@ def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid) -> QuantizedWeight
     Raises:
         ValueError: shapes that do not fit.
     """
-    return gptq_on_best_grid(weight, curvature, [grid])
+    return gptq_on_best_grid(weight, curvature, [grid], layer)
 
 
 @torch.no_grad()
-def gptq_on_best_grid(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> QuantizedWeight:
-    """
-    For every row, [`gptq`] on the grid of `grids` with which it ends up with the least output error.
+def gptq_on_best_grid(
+    weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid], layer: str = "a weight"
+) -> QuantizedWeight:
+    """Runs [`gptq`] for every row on the grid of `grids` with which it ends up with the least output error.
 
     A row's grid is judged by what GPTQ makes of it: what clips well when each weight is rounded to nearest need not
     leave room to make up for errors. All grids of some rows run at once, as rows of one weight.
@@ -65,6 +66,7 @@ def gptq_on_best_grid(weight: Tensor, curvature: Hessian, grids: Sequence[QuantG
         weight: fp32 [N, K], finite.
         curvature: H of its inputs.
         grids: for `weight`, at least one, alike but for scales and zero points.
+        layer: as in [`gptq`].
 
     Returns:
         as [`gptq`].
@@ -74,7 +76,7 @@ def gptq_on_best_grid(weight: Tensor, curvature: Hessian, grids: Sequence[QuantG
             f"the second moments of {len(curvature.order)} channels do not fit a weight of {[*weight.shape]}."
         )
     if curvature.factor is None:
-        logger.warning("GPTQ: the second moments of the inputs have no inverse; rounded to nearest.")
+        logger.warning("GPTQ of %s: the second moments of its inputs have no inverse; rounded to nearest.", layer)
     parts = []
     rows = max(MAX_ELEMENTS // (weight.shape[1] * len(grids)), 1)
     for first in range(0, len(weight), rows):

@@ -97,6 +97,19 @@ class QuantizedWeight:
             self.grid.rows(index), self.codes[index], None if self.source is None else self.source[index]
         )
 
+    def check_range(self, storage_dtype: torch.dtype, layer: str) -> None:
+        """Raises `ValueError`, with the name `layer`, if a value overflows the dtype that the weight is stored in."""
+        grid, limit = self.grid, torch.finfo(storage_dtype).max
+        if float((grid.scale * torch.maximum(grid.zero, grid.max_code - grid.zero)).max()) <= limit:
+            return  # no code can
+        largest = float(self.values.abs().max())
+        if largest > limit:
+            name = str(storage_dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{layer} overflows {name}: rounded to {grid.bits} bits its largest value is {largest:,.0f}, "
+                f"and {name} ends at {limit:,.0f}. Load the model with dtype=torch.bfloat16 or dtype=torch.float32."
+            )
+
     @staticmethod
     def cat(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
         """The rows of several, all with a source or all without."""

@@ -1,0 +1,70 @@
+"""A look for overflow in float16, for recipes that read no data and so run no forward pass of their own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data.loader import picture_tokens
+from ..execution.block_outputs import first_tensor
+from ..execution.offload import around
+from ..structure import find_decoder_blocks
+from ..utils.finite import is_finite
+from ..utils.logging import get_logger
+from .exclusions import overflow_advice
+
+logger = get_logger(__name__)
+
+TOKENS = 16
+
+
+@torch.no_grad()
+def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> None:
+    """Refuses a float16 model in which a few tokens of text overflow.
+
+    Other dtypes have the range of float32 and are not run. Nor is a model that takes no text alone.
+
+    Args:
+        model: in full precision, on the CPU.
+        device: where its modules compute, one at a time; None: the CPU.
+
+    Raises:
+        ValueError: NaN or Inf in the output; the message names the first block that has it.
+    """
+    if model.dtype != torch.float16:
+        return
+    found: list[str] = []
+
+    def look(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not found and not is_finite(first_tensor(output)):
+            found.append(path)
+
+    blocks = find_decoder_blocks(model)
+    with around(model, list(blocks.values()), device) as visits:
+        for block in blocks.values():
+            visits.watch(block, stays=False)
+        handles = [block.register_forward_hook(partial(look, path)) for path, block in blocks.items()]
+        try:
+            logits = getattr(model(input_ids=_text(model), use_cache=False), "logits", None)
+        except Exception as error:  # a model's forward may raise anything where it has no picture
+            logger.info("%s is not looked at for overflow, a text alone fails: %s", type(model).__name__, error)
+            return
+        finally:
+            for handle in handles:
+                handle.remove()
+    if found or (logits is not None and not is_finite(logits)):
+        where = f"the output of {found[0]}" if found else "the logits"
+        raise ValueError(
+            f"NaN or Inf turned up in {where} for a text of {TOKENS} tokens. {overflow_advice(model.dtype)}"
+        )
+
+
+def _text(model: PreTrainedModel) -> Tensor:
+    """Ids from all over the vocabulary, int64 [1, TOKENS], without those that stand for pictures."""
+    ids = torch.arange(len(model.get_input_embeddings().get_parameter("weight")))
+    ids = ids[~torch.isin(ids, torch.tensor(picture_tokens(model), dtype=torch.long))]
+    return ids[torch.linspace(0, len(ids) - 1, TOKENS).long()].unsqueeze(0)
