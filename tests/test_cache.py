@@ -119,3 +119,17 @@ def test_no_home_folder_is_an_error_with_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("QAIG_CACHE")
     monkeypatch.setattr(Path, "expanduser", nowhere)
     assert "QAIG_CACHE" in cache.why_not_trusted()
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo", "circle of links", "link to nothing"])
+def test_a_cache_that_is_no_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "place"
+    if kind == "file":
+        place.touch()
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("place" if kind == "circle of links" else "nowhere")
+    monkeypatch.setenv("QAIG_CACHE", str(place))
+    with pytest.raises(OSError, match=f"{place} is no folder.*QAIG_CACHE"):
+        cache.kept(cache.cache_folder() / "key" / "file", lambda file: file.touch())

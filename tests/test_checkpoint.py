@@ -1,6 +1,7 @@
 """Damaged checkpoints are errors that name what is wrong."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -106,6 +107,37 @@ def test_scales_of_one_layer_in_another_16_bit_type_are_named(in_half: Path, tmp
 
     with pytest.raises(ValueError, match=r"1\.mlp\.up_proj\.weight_scale has type F16"):
         AutoModelForImageTextToText.from_pretrained(_damaged(in_half, tmp_path, change))
+
+
+def test_one_unpacked_tensor_in_another_16_bit_type_is_named(in_half: Path, tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        name = _find(tensors, "1.input_layernorm.weight")
+        tensors[name] = tensors[name].view(torch.float16)
+
+    with pytest.raises(ValueError, match=r"1\.input_layernorm\.weight has type F16.*the other tensors have BF16"):
+        AutoModelForImageTextToText.from_pretrained(_damaged(in_half, tmp_path, change))
+
+
+def test_a_part_in_a_16_bit_type_of_its_own_loads(in_half: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(in_half)
+    model.model.vision_tower.half()
+    model.save_pretrained(tmp_path)
+    AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_a_negative_scale_is_named(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: tensors[_find(tensors, "up_proj.weight_scale")][3].neg_())
+    with pytest.raises(ValueError, match=r"up_proj\.weight_scale has negative values"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_an_index_that_is_no_file_is_not_read(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
+    os.mkfifo(folder / "a.safetensors.index.json")
+    (folder / "b.safetensors.index.json").symlink_to("/dev/zero")
+    (folder / "c.safetensors.index.json").mkdir()
+    (folder / "d.safetensors.index.json").symlink_to("d.safetensors.index.json")
+    AutoModelForImageTextToText.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("entry", [{"group_size": 33}, {"group_size": 2**31 - 1}])

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.lifecycle import run
+from transformers_qaig.calibration import work_folder as work_folder_room
 from transformers_qaig.calibration.work_folder import RUN, WorkFolder, work_folder
 
 TENSORS = {"weight": torch.arange(6, dtype=torch.int32).view(2, 3), "bias": torch.tensor(1.5, dtype=torch.bfloat16)}
@@ -130,6 +132,21 @@ def test_a_folder_in_use_is_refused(saved: Path) -> None:
     assert done.returncode == 1
     assert "is in use by another run" in done.stderr.splitlines()[-1]
     assert load(saved) is not None
+
+
+def test_a_file_that_names_no_run_is_not_taken(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    facts = {"error": "0.5"}
+    checksum = work_folder_room._checksum("layers.0", TENSORS, facts)
+    save_file(TENSORS, saved, {**facts, work_folder_room._CHECKSUM_KEY: checksum})
+    assert load(saved) is None
+    assert f"{saved} belongs to another run" in caplog.text
+
+
+def test_a_lock_that_is_a_folder_is_named(saved: Path) -> None:
+    saved.with_name("lock").unlink(missing_ok=True)
+    saved.with_name("lock").mkdir()
+    with pytest.raises(ValueError, match=r"`work_dir`: .*lock cannot be locked .*directory"):
+        load(saved)
 
 
 def test_an_error_frees_the_folder(saved: Path) -> None:

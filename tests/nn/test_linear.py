@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,6 +99,7 @@ def test_from_codes_keeps_the_values():
         ({"scale": torch.ones(N, 3)}, r"scale must have shape \(24, 2\), got \(24, 3\)"),
         ({"scale": torch.ones(N, 2, dtype=torch.float64)}, "dtype must be one of"),
         ({"scale": torch.full((N, 2), torch.nan)}, "weight_scale has values that are not finite"),
+        ({"scale": torch.full((N, 2), -1.0)}, "weight_scale has negative values"),
         ({"zero": torch.zeros(2, N, dtype=torch.uint8)}, "zero must have shape"),
         ({"zero": torch.full((N, 2), 8, dtype=torch.uint8)}, r"must be in 0\.\.7"),
         ({"bias": torch.zeros(N + 1)}, "bias must be floating of shape"),
@@ -116,6 +118,23 @@ def test_from_codes_refuses_what_does_not_fit(change, message):
     }
     with pytest.raises(ValueError, match=message):
         QAIGLinear.from_codes(**{**kwargs, **change})
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_an_input_that_does_not_fit_is_refused_by_its_width(prepared):
+    codes = torch.zeros(N, K, dtype=torch.uint8)
+    layer = QAIGLinear.from_codes(codes, torch.ones(N, 1), None, bits=2, group_size=-1)  # a row ends within a word
+    if prepared:
+        layer.prepare()
+    for x in (torch.ones(3, K - 1), torch.ones(3, K + 1), torch.ones(())):
+        with pytest.raises(ValueError, match=rf"\[\.\.\., {K}\], its in_features"):
+            layer(x)
+    for x in (None, [1.0] * K, np.ones((1, K))):
+        with pytest.raises(ValueError, match=f"input must be a tensor, got {type(x).__name__}"):
+            layer(x)
+    for layout in (torch.strided, torch.jagged):
+        with pytest.raises(ValueError, match="nested"):
+            layer(torch.nested.nested_tensor([torch.ones(1, K), torch.ones(2, K)], layout=layout))
 
 
 def test_constructor_refuses_what_has_no_kernel():

@@ -18,11 +18,14 @@ from torch import Tensor
 from .. import __version__
 from ..utils.files import remove_unfinished, require_writable, write, written_whole
 from ..utils.hashing import digest
+from ..utils.json_file import read_json
 from ..utils.logging import get_logger
 
 logger = get_logger(__name__)
 
 RUN = "run.json"
+LARGEST_RUN = 256 << 20
+"""Bytes of a run.json, which holds the plan."""
 _RUN_KEY, _CHECKSUM_KEY = "run", "checksum"
 
 
@@ -78,7 +81,7 @@ class WorkFolder:
         if facts.pop(_CHECKSUM_KEY, None) != _checksum(name, tensors, facts):
             logger.warning("%s is damaged (its checksum differs), so what it stood for is done again.", file)
             return None
-        if facts.pop(_RUN_KEY) != self._fingerprint:
+        if facts.pop(_RUN_KEY, None) != self._fingerprint:
             logger.warning("%s belongs to another run, so what it stood for is done again.", file)
             return None
         return tensors, facts
@@ -108,7 +111,7 @@ class WorkFolder:
     def _claim(self) -> None:
         file = self.folder / RUN
         try:
-            known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            known = read_json(file, LARGEST_RUN)
         except (OSError, ValueError):
             known = None
         if isinstance(known, dict):
@@ -153,5 +156,9 @@ def _lock(folder: Path) -> FileLock:
     except NotImplementedError as error:
         raise ValueError(
             f"`work_dir` {folder} is on a file system that cannot lock files: give a local folder."
+        ) from error
+    except OSError as error:  # a folder, a circle of links, another user's file
+        raise ValueError(
+            f"`work_dir`: {lock.lock_file} cannot be locked ({error}). Remove it, or give another folder."
         ) from error
     return lock

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from ..utils.json_file import read_json
 
 LARGEST_PLAN = 256 << 20
 """Bytes of a plan's file: room for two million weights."""
@@ -50,12 +51,8 @@ def _read_json(file: Path) -> Any:
     """What a JSON file of the user's holds, or the config.json of a folder."""
     file = file / "config.json" if file.is_dir() else file
     try:
-        if not file.is_file():
-            raise OSError("it is no file" if file.exists() else "it does not exist")
-        if file.stat().st_size > LARGEST_PLAN:
-            raise OSError(f"it is larger than {LARGEST_PLAN >> 20} MiB")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(file, LARGEST_PLAN)
+    except (OSError, ValueError) as error:
         raise ValueError(f"`plan`: {file} cannot be read ({error}); give a JSON file or a folder.") from error
 
 

@@ -47,6 +47,8 @@ def from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
         ValueError: another shape or range, no pixels, NaN or infinity.
     """
     if isinstance(source, torch.Tensor):
+        if source.is_meta or source.is_nested or source.layout != torch.strided or source.is_quantized:
+            raise ValueError("an image tensor must be an ordinary dense one with values: call to_dense() first")
         source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()  # numpy has no bf16
     array = source
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):

@@ -164,5 +164,10 @@ def _user_name(number: int) -> str:
 def _make_folder(folder: Path) -> None:
     """With the folders above it, none of which others can write, whatever the umask."""
     for path in (*reversed(folder.parents), folder):
-        if not path.exists():
-            path.mkdir(mode=0o755, exist_ok=True)
+        try:
+            if not path.is_dir():
+                path.mkdir(mode=0o755, exist_ok=True)
+        except OSError as error:  # a file, a pipe, a circle of links
+            raise OSError(
+                f"{path} is no folder, and none can be made there ({error.strerror}): let QAIG_CACHE name a folder"
+            ) from error

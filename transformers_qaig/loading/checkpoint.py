@@ -96,7 +96,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
             problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
     tied = model.all_tied_weights_keys
     problems += [f"{key} is stored twice: it is tied to {tied[key]}" for key in found if tied.get(key) in found]
-    problems += _odd_scales({key: headers[key] for key in found if key.endswith(".weight_scale")})
+    problems += _odd_halves({key: headers[key] for key in found if key.endswith(".weight_scale")}, "scales")
+    problems += _single_half({key: headers[key] for key in headers.keys() & state_dict.keys() - found})
     problems += [f"{key} is missing" for key in expected if key not in found and tied.get(key) not in found]
     if complete:
         problems += [f"{key} is missing" for key in _unpacked_missing(model, expected, headers)]
@@ -134,12 +135,18 @@ def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Co
     ]
 
 
-def _odd_scales(scales: Mapping[str, StoredTensor]) -> list[str]:
-    """Scales in another 16-bit type than most: a model is quantized in one, and other numbers are read in another."""
-    halves = {key: tensor for key, tensor in scales.items() if tensor.dtype in ("F16", "BF16")}
+def _single_half(unpacked: Mapping[str, StoredTensor]) -> list[str]:
+    """As `_odd_halves`, of tensors that are not packed: a part of a model may have its own type, one tensor not."""
+    problems = _odd_halves(unpacked, "tensors")
+    return problems if len(problems) == 1 < len(unpacked) - 1 else []
+
+
+def _odd_halves(tensors: Mapping[str, StoredTensor], what: str) -> list[str]:
+    """Tensors in another 16-bit type than most: a model is saved in one, and other numbers are read in another."""
+    halves = {key: tensor for key, tensor in tensors.items() if tensor.dtype in ("F16", "BF16")}
     counts = Counter(tensor.dtype for tensor in halves.values())
     if len(counts) < 2:
         return []
     usual = counts.most_common(1)[0][0]
     odd = {key: tensor for key, tensor in halves.items() if tensor.dtype != usual}
-    return [f"{key} has type {t.dtype} in {t.file}, and the other scales have {usual}" for key, t in odd.items()]
+    return [f"{key} has type {t.dtype} in {t.file}, and the other {what} have {usual}" for key, t in odd.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,11 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from ..utils.json_file import read_json
 from ..utils.quote import quote
+
+LARGEST_INDEX = 256 << 20
+"""Bytes of an index.json: room for two million tensors."""
 
 
 class StoredTensor(NamedTuple):
@@ -128,8 +131,8 @@ def _indexes(files: Sequence[str]) -> Iterator[tuple[Path, dict[str, list[str]]]
         for index in sorted(Path(folder).glob("*.safetensors.index.json")):
             where: dict[str, list[str]] = {}
             try:
-                for key, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+                for key, file in read_json(index, LARGEST_INDEX)["weight_map"].items():
                     where.setdefault(str(file), []).append(key)
-            except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 continue  # Transformers has read the one that counts
             yield index, where

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..utils.json_file import read_json
+
 QUANT_METHOD = "qaig"
+LARGEST_CONFIG = 256 << 20
+"""Bytes of a config.json, which holds the plan: room for two million weights."""
 
 
 def mark_text_config(config: PreTrainedConfig) -> None:
@@ -40,8 +43,8 @@ def whole_settings(checkpoint_files: Sequence[str] | None) -> dict[str, Any]:
     """
     file = Path(str((checkpoint_files or ["."])[0])).parent / "config.json"
     try:
-        settings = json.loads(file.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        settings = read_json(file, LARGEST_CONFIG).get("quantization_config")
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"This model's config names quant_method {QUANT_METHOD!r} without a `plan`, and {file}, where the plan "
             f"would be, cannot be read ({error})."

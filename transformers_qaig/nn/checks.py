@@ -30,6 +30,22 @@ def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
         )
 
 
+def check_input(x: Tensor, in_features: int) -> None:
+    """Checks what a layer is called with: operators read the width off x, and words of a packed row may end anywhere.
+
+    Raises:
+        ValueError: if x is no tensor, nested, or not `[..., in_features]`.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"the layer's input must be a tensor, got {type(x).__name__}")
+    if x.is_nested:
+        check_dense("x", x)
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(
+            f"the layer's input must have shape [..., {in_features}], its in_features, got {tuple(x.shape)}"
+        )
+
+
 def check_dispatchable(name: str, x: Tensor, **others: Tensor | None) -> None:
     """Checks that torch dispatches a call with these tensors to the kernels of x's device.
 

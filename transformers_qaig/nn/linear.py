@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .checks import check_input
 from .hadamard import Rotation, rotate_back
 from .packed_module import PackedModule, check_packed, frozen
 from .packing import num_groups, pack, pack_zero_point
@@ -113,6 +114,8 @@ class QAIGLinear(PackedModule):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor or x.is_nested or x.shape[-1:] != (self.in_features,):
+            check_input(x, self.in_features)  # a call costs as much as all that is above
         tensors = self._parameters  # attributes of a module are found slowly
         arguments = (
             x,

@@ -264,17 +264,23 @@ def check_packed(module: PackedModule, name: str) -> None:
             raise ValueError(f"{name}.{key} has shape {tuple(tensor.shape)}, expected {shape}")
     if module.sym and module.weight_zero_point is not None:
         raise ValueError(f"{name}.weight_zero_point is there, but the layer is symmetric and has none")
-    check_finite(module.weight_scale, f"{name}.weight_scale", LARGEST_WEIGHT / 2**module.bits)
+    check_finite(module.weight_scale, f"{name}.weight_scale", LARGEST_WEIGHT / 2**module.bits, negative=False)
     expected = [module.out_features, module.in_features]
     if module.weight_shape.device.type != "meta" and module.weight_shape.tolist() != expected:
         raise ValueError(f"{name}.weight_shape says {module.weight_shape.tolist()}, expected {expected}")
 
 
-def check_finite(tensor: Tensor, name: str, largest: float = LARGEST_WEIGHT) -> None:
-    """
+def check_finite(tensor: Tensor, name: str, largest: float = LARGEST_WEIGHT, *, negative: bool = True) -> None:
+    """Checks the values of a floating tensor; one on the meta device has none.
+
+    Args:
+        tensor: of any dtype.
+        name: its name in the model, for the message.
+        largest: the largest magnitude that it may hold.
+        negative: whether it may hold negative values.
+
     Raises:
-        ValueError: if a floating tensor holds a value that is not finite, or beyond `largest`. A tensor on the meta
-            device has none to check.
+        ValueError: if it holds a value that is not finite, beyond `largest`, or negative where it may not be.
     """
     if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
         return
@@ -283,6 +289,11 @@ def check_finite(tensor: Tensor, name: str, largest: float = LARGEST_WEIGHT) -> 
     if not found <= largest:
         raise ValueError(
             f"{name} has values that are not finite, or absurdly large ({found:.3g}): download the checkpoint or save "
+            "it again"
+        )
+    if not negative and low < 0:
+        raise ValueError(
+            f"{name} has negative values ({float(low):.3g}), and scales are positive: download the checkpoint or save "
             "it again"
         )
 
