@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.calibration.test_treatment import PATH, Case
+from tests.calibration.test_block_quantizer import PATH, Case
 from transformers_qaig.calibration import block_quantizer as treatment
 from transformers_qaig.calibration.block_quantizer import choose
 from transformers_qaig.calibration.decisions import BlockDecisions

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import build
 from PIL import Image
 
+from tests.families import build
 from transformers_qaig.data.columns import COLUMN_NAMES
 from transformers_qaig.data.samples import load_samples
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, build
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests import seeds
+from tests.families import FAMILIES, build
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "device_memory.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "device_memory.py"
 TINY = ("--width", "0.04", "--tower-layers", "2", "--samples", "4", "--tokens", "128", "--picture", "112")
 HIDDEN, INTERMEDIATE, BFLOAT16 = 128, 768, 2
 

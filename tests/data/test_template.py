@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import build
 from PIL import Image
 
+from tests.families import build
 from transformers_qaig.data.samples import answer_mask, load_samples
 
 PICTURE = Image.new("RGB", (28, 28))

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
 from huggingface_hub import ModelCard
+
+from tests.fake_hub import FakeHub
 
 COMMON = """
 import conftest, json, sys
@@ -59,7 +60,7 @@ def hub() -> Iterator[FakeHub]:
 
 
 def run(script: str, *arguments: object, env: dict[str, str]) -> None:
-    paths = [str(Path(__file__).parent), *sys.path]
+    paths = [str(Path(__file__).parents[1]), *sys.path]
     done = subprocess.run(
         [sys.executable, "-c", COMMON + script, *map(str, arguments)],
         env={**os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, paths))},

@@ -16,11 +16,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from families import build
 from PIL import Image
 from transformers import AutoProcessor
 
 from tests import seeds
+from tests.families import build
 from transformers_qaig.data.samples import load_samples, token_mask
 
 

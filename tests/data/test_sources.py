@@ -11,10 +11,10 @@ import datasets
 import pandas
 import pytest
 import torch
-from families import build
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.families import build
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.data.sources import open_records
 

@@ -12,7 +12,7 @@ import torch
 from tests import seeds
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, Method, method
 from accuracy_peers.tensors import read_inputs, write_inputs

@@ -14,14 +14,14 @@ from transformers_qaig.data.samples import answer_mask, load_samples, token_mask
 from transformers_qaig.recipes import RECIPES
 from transformers_qaig.structure import find_decoder_blocks
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny-vlm"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "tiny-vlm"))
 from accuracy_peers.altered_weights import ALTERATIONS, altered, by_kind
 from accuracy_peers.qaig import _known
 from accuracy_peers.token_weights import Given, kl
 from conversations import conversation
 
-MODEL = Path(__file__).parents[1] / "examples" / "tiny-vlm" / "model"
+MODEL = Path(__file__).parents[2] / "examples" / "tiny-vlm" / "model"
 
 
 @pytest.fixture(scope="module")

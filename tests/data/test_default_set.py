@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from families import build
 from PIL import Image
 
+from tests.families import build
 from transformers_qaig.data.default_set import FOLDER, load_default_set
 from transformers_qaig.data.samples import load_samples
 
