@@ -75,9 +75,12 @@ def parser() -> argparse.ArgumentParser:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def _add(commands: Commands, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+def _add(
+    commands: Commands, name: str, positionals: str, summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
     added = commands.add_parser(
         name,
+        usage=f"transformers-qaig {name} {positionals} [options]".replace("  ", " "),
         help=summary,
         description=description,
         epilog=f"examples:\n{examples}",
@@ -91,6 +94,7 @@ def _add_env(commands: Commands) -> None:
     _add(
         commands,
         "env",
+        "",
         "what this installation runs, and why not faster",
         "Prints versions, processor, GPUs, and which kernel runs each operator. Paste it into a bug report.",
         "  transformers-qaig env",
@@ -101,6 +105,7 @@ def _add_quantize(commands: Commands) -> None:
     command = _add(
         commands,
         "quantize",
+        "MODEL OUT",
         "quantize a model and save it",
         "Quantizes MODEL, saves weights, processor and model card in OUT, and prints a report.",
         "  transformers-qaig quantize Qwen/Qwen2.5-VL-7B-Instruct out/w3 --bits 3\n"
@@ -110,32 +115,36 @@ def _add_quantize(commands: Commands) -> None:
     )
     command.add_argument("model", metavar="MODEL", help="folder or Hub id of an unquantized model")
     command.add_argument("out", metavar="OUT", type=Path, help="folder to save in; must be new or empty")
-    width = command.add_mutually_exclusive_group()
+    command.add_argument("--overwrite", action="store_true", help="replace a model that OUT holds")
+    command.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the saved model")
+    command.add_argument("--private", action="store_true", help="with --push-to-hub: into a private repository")
+    weights = command.add_argument_group("weights")
+    width = weights.add_mutually_exclusive_group()
     width.add_argument("--bits", type=int, help="bits per weight, 2 to 8 (default: 4)")
     width.add_argument(
         "--budget", type=_budget, help="stored bits per packed weight (3.2) or size of the saved model (3.5GiB)"
     )
-    width.add_argument("--plan", help="JSON file that `transformers-qaig plan` wrote, or folder of a quantized model")
-    _add_scheme(command)
-    command.add_argument("--vision-bits", type=int, metavar="BITS", help="bits of vision tower and projector")
-    command.add_argument("--lm-head-bits", type=int, metavar="BITS", help="bits of the output head")
-    command.add_argument("--embedding-bits", type=int, metavar="BITS", help="bits of the input embeddings")
-    command.add_argument("--activation-bits", type=int, choices=(8, 16), default=16, help="8: round inputs as well")
-    command.add_argument(
-        "--exclude", nargs="+", metavar="PATTERN", help="weights that stay in full precision: modules_to_not_convert"
+    width.add_argument(
+        "--plan", metavar="FILE", help="JSON file that `transformers-qaig plan` wrote, or folder of a quantized model"
+    )
+    _add_scheme(weights)
+    weights.add_argument("--vision-bits", type=int, metavar="BITS", help="bits of vision tower and projector")
+    weights.add_argument("--lm-head-bits", type=int, metavar="BITS", help="bits of the output head")
+    weights.add_argument("--embedding-bits", type=int, metavar="BITS", help="bits of the input embeddings")
+    weights.add_argument("--activation-bits", type=int, choices=(8, 16), default=16, help="8: round inputs as well")
+    weights.add_argument(
+        "--exclude", nargs="+", metavar="NAME", help="modules that stay in full precision: modules_to_not_convert"
     )
     _add_budget(command)
     _add_data(command)
     _add_loading(command)
-    command.add_argument("--overwrite", action="store_true", help="replace a model that OUT holds")
-    command.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the saved model")
-    command.add_argument("--private", action="store_true", help="with --push-to-hub: into a private repository")
 
 
 def _add_plan(commands: Commands) -> None:
     command = _add(
         commands,
         "plan",
+        "MODEL",
         "predicted loss against size, before quantizing",
         "Measures what each width of each layer costs, and prints the best plan for a range of budgets.\n"
         "Quantizes nothing.",
@@ -148,13 +157,15 @@ def _add_plan(commands: Commands) -> None:
         "--budgets", type=_span, default=(2.5, 4.5), metavar="LOW:HIGH",
         help="stored bits per packed weight (default: 2.5:4.5)",
     )  # fmt: skip
-    command.add_argument("--points", type=int, default=17, help="budgets to try in that range (default: 17)")
+    command.add_argument(
+        "--points", type=int, default=17, metavar="N", help="budgets to try in that range (default: 17)"
+    )
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw the front to a picture; needs matplotlib")
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="write the plan at the knee, or at --pick, as JSON"
     )
     command.add_argument("--pick", type=float, metavar="BITS", help="budget of the plan that --output writes")
-    _add_scheme(command)
+    _add_scheme(command.add_argument_group("weights"))
     _add_budget(command)
     _add_data(command)
     _add_loading(command)
@@ -164,6 +175,7 @@ def _add_evaluate(commands: Commands) -> None:
     command = _add(
         commands,
         "evaluate",
+        "MODEL DATA",
         "how many answers survive, on conversations of yours",
         "Reads every answer of DATA with MODEL and counts those that it would give itself.\n"
         "With --reference, also compares MODEL's predictions with those of the full-precision model.",
@@ -175,47 +187,59 @@ def _add_evaluate(commands: Commands) -> None:
         "data", metavar="DATA", help="conversations with answers: .json or .jsonl file, folder with one, or Hub id"
     )
     command.add_argument("--reference", metavar="FULL", help="folder or Hub id of the model to compare with")
-    command.add_argument("--num-samples", type=int, default=128, help="conversations to use (default: 128)")
+    command.add_argument("--num-samples", type=int, default=128, metavar="N", help="conversations (default: 128)")
     command.add_argument("--seed", type=int, default=0, help="seed of their choice (default: 0)")
-    command.add_argument("--batch-size", type=int, default=8, help="questions per forward pass (default: 8)")
+    command.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="questions per forward pass (default: 8)"
+    )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--device", help="where to compute (default: the first accelerator, else the CPU)")
     _add_loading(command)
 
 
-def _add_scheme(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--group-size", type=int, default=128, help="input channels that share a scale (default: 128)")
-    command.add_argument("--sym", action="store_true", help="symmetric grids, without zero points")
-    command.add_argument(
-        "--recipe", default="default", help="default, best, fast, rtn, gptq, awq, ...; see docs/guides/recipes.md"
+Group = argparse._ArgumentGroup
+
+
+def _add_scheme(group: Group) -> None:
+    group.add_argument(
+        "--group-size", type=int, default=128, metavar="N", help="input channels that share a scale (default: 128)"
     )
+    group.add_argument("--sym", action="store_true", help="symmetric grids, without zero points")
+    group.add_argument(
+        "--recipe", default="default", metavar="NAME",
+        help="default, best, fast, rtn, gptq, awq, ...; see docs/guides/recipes.md",
+    )  # fmt: skip
 
 
 def _add_budget(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    group = command.add_argument_group("widths under a budget")
+    group.add_argument(
         "--candidates", type=int, nargs="+", default=[2, 3, 4, 8], metavar="BITS",
-        help="widths that a budget chooses from (default: 2 3 4 8)",
+        help="widths to choose from (default: 2 3 4 8)",
     )  # fmt: skip
-    command.add_argument("--cost", default="fisher", help="how a budget predicts loss; see docs/guides/mixed-bits.md")
-    command.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
+    group.add_argument(
+        "--cost", default="fisher", metavar="NAME", help="how loss is predicted; see docs/guides/mixed-bits.md"
+    )
+    group.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--dataset",
-        help="calibration data: .json or .jsonl file, folder with one, or Hub id (default: the bundled set)",
+    group = command.add_argument_group("calibration")
+    group.add_argument(
+        "--dataset", metavar="DATA", help=".json or .jsonl file, folder with one, or Hub id (default: the bundled set)"
     )
-    command.add_argument("--num-samples", type=int, default=128, help="calibration samples (default: 128)")
-    command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    command.add_argument("--device", help="where to calibrate (default: the first accelerator, else the CPU)")
-    command.add_argument("--work-dir", metavar="DIR", help="keeps finished blocks: an interrupted run resumes there")
+    group.add_argument("--num-samples", type=int, default=128, metavar="N", help="conversations (default: 128)")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    group.add_argument("--device", help="where to calibrate (default: the first accelerator, else the CPU)")
+    group.add_argument("--work-dir", metavar="DIR", help="keeps finished blocks: an interrupted run resumes there")
 
 
 def _add_loading(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--revision", help="branch, tag or commit of MODEL on the Hub")
-    command.add_argument("--token", help="for gated or private repositories (default: the one you are logged in with)")
-    command.add_argument("--trust-remote-code", action="store_true", help="run model code from the repository")
-    loudness = command.add_mutually_exclusive_group()
+    group = command.add_argument_group("loading and messages")
+    group.add_argument("--revision", help="branch, tag or commit of MODEL on the Hub")
+    group.add_argument("--token", help="for gated or private repositories (default: the one you are logged in with)")
+    group.add_argument("--trust-remote-code", action="store_true", help="run model code from the repository")
+    loudness = group.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
     loudness.add_argument("--verbose", action="store_true", help="also what Transformers logs as information")
 

@@ -23,6 +23,7 @@ cd "$work" # away from the checkout: what is imported must be what was installed
 fresh from-wheel
 from-wheel/bin/pip install -q "$wheel"
 from-wheel/bin/python "$check" prebuilt
+from-wheel/bin/transformers-qaig env
 rm -rf from-wheel
 
 fresh from-sdist

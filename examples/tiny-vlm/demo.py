@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from conversations import conversation
-from transformers import AutoProcessor, PreTrainedModel, logging
+from transformers import AutoProcessor, PreTrainedModel
 
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
 from transformers_qaig.data.samples import load_samples
@@ -32,7 +32,6 @@ SHOWN = range(0, 8)  # calibration pictures on the heatmap
 
 def main() -> None:
     start = time.perf_counter()
-    logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(MODEL)
     full = AutoModelForVision2Seq.from_pretrained(MODEL)
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -13,7 +14,7 @@ import pytest
 
 import transformers_qaig_cli
 from tests.docs.pages import ROOT
-from transformers_qaig_cli import main, parser
+from transformers_qaig_cli import INTERRUPTED, main, parser
 
 COMMANDS = ("env", "plan", "quantize", "evaluate")
 PAGE = ROOT / "docs/reference/cli.md"
@@ -77,7 +78,7 @@ def test_interrupting_is_clean_and_names_where_to_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fail_with(KeyboardInterrupt(), monkeypatch, "quantize")
-    assert main(["quantize", "a", "b", "--work-dir", "work"]) == 130
+    assert main(["quantize", "a", "b", "--work-dir", "work"]) == INTERRUPTED
     assert capsys.readouterr().err == "\nInterrupted. The same command resumes from work.\n"
 
 
@@ -134,6 +135,22 @@ def test_env_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "torch" in said
     assert "linear on cpu" in said
+
+
+@pytest.mark.slow
+def test_interrupting_a_run_shows_no_traceback(tiny_vlm_path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "transformers_qaig", "quantize", str(tiny_vlm_path), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = b""
+    while b"First forward passes" not in said:
+        said += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    said += process.communicate()[1]
+    assert process.returncode == INTERRUPTED
+    assert said.endswith(b"\nInterrupted.\n")
+    assert b"Traceback" not in said
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..plan.allocate import Allocation
 from ..plan.coverage import Coverage
 from ..utils.files import written_whole
+from ..utils.readable import readable_size
 
 BAR = 32
 """Characters of the longest bar in the table."""
@@ -104,12 +105,4 @@ def plot(front: Front, path: str | Path) -> None:
 
 def _row(point: Point) -> str:
     widths = ", ".join(f"{count} x {bits}" for bits, count in point.widths.items())
-    return f"{point.bits:6.3f}  {_bytes(point.size):>10}  {point.loss:14.3e}  {widths:34}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
+    return f"{point.bits:6.3f}  {readable_size(8 * point.size):>10}  {point.loss:14.3e}  {widths:34}"
