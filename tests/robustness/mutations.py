@@ -1,6 +1,7 @@
 """Ways to damage the files of a checkpoint, at random but by a seed: headers, tensors, shards, index, bytes."""
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -10,8 +11,16 @@ from random import Random
 from typing import Any
 
 from tests.robustness.config_damage import Damage, any_value, change_plan, change_settings, short
+from tests.robustness.folder_damage import change_config, change_folder
 
 DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8", "U32", "BOOL", "C64", "Q4", "")
+
+
+SAME_SIZE = {
+    **dict.fromkeys(("F64", "I64", "U64"), ("F64", "I64", "U64", "C64")),
+    **dict.fromkeys(("F32", "I32"), ("F32", "I32", "U32")),
+    **dict.fromkeys(("F16", "BF16"), ("F16", "BF16", "I16", "U16")),
+}
 
 
 def damage(folder: Path, random: Random) -> Damage:
@@ -24,6 +33,8 @@ def damage(folder: Path, random: Random) -> Damage:
         _header,
         _payload,
         _bytes,
+        change_config,
+        change_folder,
     ]
     if (folder / INDEX).exists():
         kinds += [_index, _index, _shards, _shards]
@@ -39,22 +50,45 @@ def _header(folder: Path, random: Random) -> Damage:
     tensors = sorted(key for key in header if key != "__metadata__")
     one, other = random.choice(tensors), random.choice(tensors)
     entry = header[one]
-    way = random.choice(("name", "delete", "dtype", "shape", "offsets", "swap", "metadata", "copy", "type"))
+    way = random.choice(
+        ("name", "delete", "dtype", "kind", "shape", "offsets", "swap", "metadata", "copy", "type", "more")
+    )
     other_value = False
     if way == "name":
         new = random.choice(
-            (f"{one}_", one[1:], one.replace("1", "0"), one.replace("model", "mode"), "x" * 10_000, f"model.{one}")
-        )
+            (
+                f"{one}_", one[1:], one.replace("1", "0"), one.replace("model", "mode"), "x" * 10_000, f"model.{one}",
+                one.replace("e", "\u0435"), f"{one}\0", f"{one}\u200b", f".{one}", one.upper(), "(", "^.*$", "\\1",
+            )
+        )  # fmt: skip
         header[new] = header.pop(one)
     elif way == "delete":
         del header[one]
     elif way == "dtype":
         old, entry["dtype"] = entry["dtype"], random.choice(DTYPES)
         other_value = {old, entry["dtype"]} <= {"F16", "BF16"} and not one.endswith("weight_scale")
+    elif way == "kind":  # another type of the same size
+        old = entry["dtype"]
+        entry["dtype"] = random.choice([dtype for dtype in SAME_SIZE[old] if dtype != old])
+    elif way == "more":
+        name = f"{one.rpartition('.')[0]}.{random.choice(('weight', 'bias', 'weight_zero_point', 'weight_scale', 'x'))}"
+        header.setdefault(name, {**entry, "shape": [0], "data_offsets": [len(data), len(data)]})
     elif way == "shape":
         shape = entry["shape"]
         entry["shape"] = random.choice(
-            (shape[::-1], [*shape, 1], [1, *shape], shape[:-1], [2**40], [0], [-1], ["4"], [2**70])
+            (
+                shape[::-1],
+                [*shape, 1],
+                [1, *shape],
+                shape[:-1],
+                [2**40],
+                [0],
+                [-1],
+                ["4"],
+                [2**70],
+                [math.prod(shape)],
+                [1, math.prod(shape)],
+            )
         )
     elif way == "offsets":
         begin, end = entry["data_offsets"]
@@ -115,7 +149,12 @@ def _payload(folder: Path, random: Random) -> Damage:
     content = bytearray(data)
     floats = {"F32": ("<f", 4), "F16": ("<e", 2), "BF16": ("<H", 2)}.get(header[one]["dtype"])
     exact = False
-    if floats and random.random() < 0.5:
+    if floats and random.random() < 0.2:
+        for at in range(begin + floats[1] - 1, end, floats[1]):
+            content[at] ^= 0x80
+        exact = one.endswith("weight_scale")
+        text = "signs of"
+    elif floats and random.random() < 0.6:
         form, size = floats
         bad = random.choice((float("nan"), float("inf"), float("-inf")))
         number = struct.pack("<f", bad)[2:] if form == "<H" else struct.pack(form, bad)
@@ -139,17 +178,26 @@ def _bytes(folder: Path, random: Random) -> Damage:
     file = random.choice(sorted(folder.glob("*.safetensors")))
     content = bytearray(file.read_bytes())
     (size,) = struct.unpack("<Q", content[:8])
-    way = random.choice(("cut", "append", "header byte", "header byte", "size", "empty", "cut in the header"))
+    ways = ("cut", "append", "header byte", "header byte", "size", "empty", "cut in the header", "a key twice")
+    way = random.choice(ways)
     if way == "cut":
         del content[random.randrange(8 + size, len(content)) :]
     elif way == "cut in the header":
         del content[random.randrange(8 + size) :]
     elif way == "append":
         content += random.randbytes(random.choice((1, 8, 4096)))
+    elif way == "a key twice":
+        header, _ = read(file)
+        one, other = (random.choice(sorted(header)) for _ in range(2))
+        text = content[8 : 8 + size].rstrip()[:-1] + f", {json.dumps(one)}: {json.dumps(header[other])}}}".encode()
+        text += b" " * (-len(text) % 8)
+        content = bytearray(struct.pack("<Q", len(text))) + text + content[8 + size :]
     elif way == "header byte":
         content[random.randrange(8, 8 + size)] = random.choice((0, 32, 34, 48, 49, 70, 73, 125, random.randrange(256)))
     elif way == "size":
-        content[:8] = struct.pack("<Q", random.choice((0, 1, size - 1, size + 1, 2**32, 2**63, 2**64 - 1)))
+        content[:8] = struct.pack(
+            "<Q", random.choice((0, 1, size - 1, size + 1, 2**32, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1))
+        )
     else:
         content.clear()
     file.write_bytes(content)

@@ -22,6 +22,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "rotated": {"bits": 3, "activation_bits": 8},
     "best": {"bits": 3, "recipe": "best", "stages": {"steps": 5}},
     "gptq": {"bits": 3, "recipe": "gptq"},
+    "awq": {"bits": 3, "recipe": "awq"},
+    "rtn": {"bits": 3, "recipe": "rtn"},
     "fast": {"bits": 3, "recipe": "fast", "lm_head_bits": 4},
     "paper": {"bits": 3, "recipe": "paper"},
     "mbq": {"bits": 3, "recipe": "mbq"},
