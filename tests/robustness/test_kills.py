@@ -123,14 +123,17 @@ def test_a_killed_save_leaves_a_model_or_a_clear_error(
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_while_a_run_works_loses_nothing(llava: Path, tmp_path: Path) -> None:
-    whole = quantize(llava, tmp_path / "whole", **RUNS["gptq"])
-    sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").iterdir())
-    for size in (0, sizes[-1] - 1):
-        said = error_with_a_full_disk(lambda: quantize(llava, tmp_path / "work", **RUNS["gptq"]), size)
+@pytest.mark.parametrize("run", ["gptq", "budget"])
+def test_a_disk_that_is_full_while_a_run_works_loses_nothing(llava: Path, tmp_path: Path, run: str) -> None:
+    whole = quantize(llava, tmp_path / "whole", **RUNS[run])
+    largest: dict[Path, int] = {}  # of each folder: a budget's costs are in one of their own
+    for file in (tmp_path / "whole").rglob("*.*"):
+        largest[file.parent] = max(largest.get(file.parent, 0), file.stat().st_size)
+    for size in (0, *(size - 1 for size in largest.values())):
+        said = error_with_a_full_disk(lambda: quantize(llava, tmp_path / "work", **RUNS[run]), size)
         assert str(tmp_path / "work") in said
-        assert not list((tmp_path / "work").glob(".unfinished*"))
-    assert_same(quantize(llava, tmp_path / "work", **RUNS["gptq"]), whole)
+        assert not list((tmp_path / "work").rglob(".unfinished*"))
+    assert_same(quantize(llava, tmp_path / "work", **RUNS[run]), whole)
 
 
 @pytest.mark.slow
