@@ -40,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
-from transformers_qaig import QAIGConfig  # noqa: E402
+from transformers_qaig import BitBudget, QAIGConfig  # noqa: E402
 from transformers_qaig.execution.block_outputs import OutputError  # noqa: E402
 from transformers_qaig.plan.build import list_schemes, make_plan  # noqa: E402
 from transformers_qaig.rounding import gptq  # noqa: E402
@@ -83,7 +83,7 @@ def measure(run: str, options: argparse.Namespace) -> None:
     gc.collect()
     model = build(options)
     samples, answers = zip(*(sample(model, options) for _ in range(options.samples)))
-    settings = {"num_samples": options.samples, "group_size": GROUP_SIZE, "calibration_device": pretend.DEVICE}
+    settings = {"num_samples": options.samples, "group_size": GROUP_SIZE, "calibration": {"device": pretend.DEVICE}}
     phases = Phases(run)
     if run == "default":
         config = QAIGConfig(bits=3, **settings)
@@ -92,7 +92,7 @@ def measure(run: str, options: argparse.Namespace) -> None:
         with phases.of(calibration, "quantize_target", "first forward passes", "block"):
             calibration.calibrate(model, plan, coverage, samples, config, answers)
     else:
-        config = QAIGConfig(bits=(3, 4), target_bits=3.5, **settings)
+        config = QAIGConfig(budget=BitBudget(3.5, candidates=(3, 4)), **settings)
         choices, _ = list_schemes(model, config)
         sensitivity = import_module("transformers_qaig.calibration.bit_costs")
         with phases.of(sensitivity, "_costs_of", "rounding at each width", "gradients"):

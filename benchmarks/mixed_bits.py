@@ -26,7 +26,7 @@ import transformers
 from ledger import provenance
 from transformers import AutoProcessor
 
-from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig import AutoModelForVision2Seq, BitBudget, CalibrationConfig, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.config import COSTS
 from transformers_qaig.data.loader import load_inputs
@@ -105,12 +105,9 @@ def main() -> None:
         for cost in options.costs:
             for first in options.calibration:
                 config = QAIGConfig(
-                    target_bits=max(options.budgets),
-                    bits=options.bits,
-                    cost=cost,
+                    budget=BitBudget(max(options.budgets), candidates=tuple(options.bits), cost=cost),
                     dataset=data[first],
-                    processor=processor,
-                    work_dir=f"{folder}/{first}",
+                    calibration=CalibrationConfig(processor=processor, work_dir=f"{folder}/{first}"),
                     **settings,
                 )
                 model = AutoModelForVision2Seq.from_pretrained(MODEL).eval().requires_grad_(False)

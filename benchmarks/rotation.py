@@ -27,7 +27,7 @@ import transformers
 from ledger import provenance
 from transformers import AutoProcessor
 
-from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig import AutoModelForVision2Seq, CalibrationConfig, QAIGConfig
 from transformers_qaig.plan import schemes
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
@@ -36,10 +36,10 @@ sys.path.insert(0, str(TINY_VLM))
 from conversations import conversation  # noqa: E402
 
 ROUNDING: dict[str, dict[str, Any]] = {
-    "nearest": {"clipping": False, "rounding": "nearest", "do_no_harm": False},
-    "clip": {"clipping": True, "rounding": "nearest", "do_no_harm": False},
-    "gptq": {"clipping": True, "rounding": "gptq", "do_no_harm": False},
-    "gptq-judged": {"clipping": True, "rounding": "gptq", "do_no_harm": True},
+    "nearest": {"clipping": False, "rounding": "nearest", "validate": False},
+    "clip": {"clipping": True, "rounding": "nearest", "validate": False},
+    "gptq": {"clipping": True, "rounding": "gptq", "validate": False},
+    "gptq-judged": {"clipping": True, "rounding": "gptq", "validate": True},
 }
 """What is changed in the recipe `default`: `-judged` keeps a rotation only where held-back samples say so."""
 
@@ -108,10 +108,9 @@ def main() -> None:
                     schemes.BLOCK = block
                     config = QAIGConfig(
                         **settings_of(text),
-                        recipe="default",
-                        stages={**ROUNDING[rounding], "rotation": "all" if block else "none"},
+                        recipe={"name": "default", **ROUNDING[rounding], "rotation": "all" if block else "none"},
                         dataset=data,
-                        processor=processor,
+                        calibration=CalibrationConfig(processor=processor),
                         num_samples=options.samples,
                     )
                     start = time.perf_counter()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoModelForImageTextToText
 
-from transformers_qaig import QAIGConfig
+from transformers_qaig import CalibrationConfig, QAIGConfig
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "out" / "own-dataset"
@@ -38,7 +38,7 @@ def main() -> None:
         bits=3,
         group_size=64,
         dataset=str(write_dataset(OUT)),
-        dataset_columns={"image": "picture", "prompt": "question", "response": "answer"},
+        calibration=CalibrationConfig(columns={"image": "picture", "prompt": "question", "response": "answer"}),
         num_samples=SAMPLES,
     )
     model = AutoModelForImageTextToText.from_pretrained(HERE / "tiny-vlm" / "model", quantization_config=config)

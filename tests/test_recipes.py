@@ -4,8 +4,8 @@ from transformers_qaig.recipes import RECIPES, recipe_of
 
 
 def test_stages_change_a_recipe_and_nothing_else() -> None:
-    chosen = recipe_of("fast", {"rounding": "gptq", "drift": 1})
-    assert (chosen.rounding, chosen.drift) == ("gptq", 1)
+    chosen = recipe_of("fast", {"rounding": "gptq", "asymmetric": 1})
+    assert (chosen.rounding, chosen.asymmetric) == ("gptq", 1)
     assert chosen.grid_points == RECIPES["fast"].grid_points
     assert recipe_of("fast") is not chosen
     assert recipe_of("fast") == RECIPES["fast"]
@@ -21,4 +21,4 @@ def test_what_a_recipe_reads() -> None:
 @pytest.mark.parametrize("value", [True, "0.5", -0.1, float("nan")])
 def test_a_share_is_a_number_from_0_to_1(value: object) -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
-        recipe_of("default", {"drift": value})
+        recipe_of("default", {"asymmetric": value})

@@ -3,15 +3,16 @@
 from transformers.quantizers import register_quantization_config, register_quantizer
 
 from .auto import AutoModelForVision2Seq, restore_removed_name
-from .config import QUANT_METHOD, QAIGConfig
+from .config import QUANT_METHOD, BitBudget, CalibrationConfig, QAIGConfig
 from .integrations.when_imported import when_imported
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
+from .recipes import Recipe
 from .saving.processor_and_card import extend_save_pretrained
 from .utils.logging import get_logger
 
-__version__ = "0.1.0"
-__all__ = ["AutoModelForVision2Seq", "QAIGConfig", "QAIGLinear"]
+__version__ = "0.2.0.dev0"
+__all__ = ["AutoModelForVision2Seq", "BitBudget", "CalibrationConfig", "QAIGConfig", "QAIGLinear", "Recipe"]
 
 _logger = get_logger(__name__)
 

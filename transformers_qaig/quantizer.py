@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace as replaced
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ from .nn.packed_module import PackedModule, check_finite, check_packed
 from .plan.allocate import SchemeOption, allocate, describe, fused_sets, reachable
 from .plan.build import budget_in_bits, list_schemes, make_plan
 from .plan.coverage import Coverage, Plan
-from .recipes import recipe_of
 from .saving.mark import check_one_save, save_mark
 from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
 from .saving.trial import try_saving
@@ -83,9 +83,9 @@ class QAIGHfQuantizer(HfQuantizer):
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
                 "from_pretrained outside of it (torch.no_grad() is fine)."
             )
-        device = self.quantization_config.calibration_device
+        device = self.quantization_config.calibration.device
         if not self.pre_quantized and device is not None:
-            check_device(device, "`calibration_device`")
+            check_device(device, "CalibrationConfig(device=...)")
 
     def update_device_map(self, device_map: Any) -> Any:
         if self.pre_quantized:
@@ -105,29 +105,33 @@ class QAIGHfQuantizer(HfQuantizer):
             self._build_packed(model, checkpoint_files)
             return
         config = self.quantization_config
-        if config.work_dir is not None:
-            require_writable(Path(config.work_dir), "work_dir")
-        if config.plan is not None and config.has_budget:
-            raise ValueError("`plan` says every width already: leave `target_bits` and `target_size` at None.")
-        if config.has_budget:
+        run = config.calibration
+        if run.work_dir is not None:
+            require_writable(Path(run.work_dir), "work_dir")
+        if config.plan is not None and config.budget is not None:
+            raise ValueError("`plan` says every width already: leave out `budget`.")
+        if config.budget is not None:
             self.options, self.coverage = list_schemes(model, config)
-            self.coverage.require(config.min_coverage)
+            self.coverage.require(run.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
             self.budget = budget_in_bits(config, self.coverage, reachable(self.options, self._fused()))
         else:
             self.plan, self.coverage = make_plan(model, config)
-            self.coverage.require(config.min_coverage)
+            self.coverage.require(run.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
         self._rehearse(model, checkpoint_files)
         access = copy.deepcopy(config)  # what opens the weights opens the processor, and is not kept
-        access.token = download.get("token") if config.token is None else config.token
-        access.trust_remote_code = config.trust_remote_code or given.get("trust_remote_code") is True
-        if recipe_of(config.recipe, config.stages).calibrates or config.has_budget:
+        access.calibration = run = replaced(
+            run,
+            token=download.get("token") if run.token is None else run.token,
+            trust_remote_code=run.trust_remote_code or given.get("trust_remote_code") is True,
+        )
+        if config.recipe.calibrates or config.budget is not None:
             self.samples, self.answers = load_inputs(model, access, self.source, self.exclusions)
         else:
             _tell_unread(config)
-            if config.processor is None:
-                self.source.fetch(access.token)
+            if run.processor is None:
+                self.source.fetch(run.token)
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         """Place and save the packed model without weights: what cannot be done is said before the calibration."""
@@ -141,7 +145,8 @@ class QAIGHfQuantizer(HfQuantizer):
         try_saving(model, skeleton, tensors or {}, settings, checkpoint_files)
 
     def _fused(self) -> list[list[str]]:
-        return fused_sets(self.options) if self.quantization_config.fuse_groups else []
+        budget = self.quantization_config.budget
+        return fused_sets(self.options) if budget is not None and budget.fuse else []
 
     def _build_packed(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         files = checkpoint_files or ()
@@ -217,9 +222,9 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def _processor(self) -> ProcessorToSave:
         """The processor that calibration used, or would have used."""
-        given = self.quantization_config.processor
+        given = self.quantization_config.calibration.processor
         if isinstance(given, (str, os.PathLike)):
-            return ProcessorToSave(None, Source.of(given))
+            return ProcessorToSave(None, self.source.reach(given))
         return ProcessorToSave(given, self.source)
 
     def _prepare(self, model: PreTrainedModel) -> None:
@@ -294,9 +299,10 @@ class QAIGHfQuantizer(HfQuantizer):
 
 def _tell_unread(config: QAIGConfig) -> None:
     """Warns of settings for calibration data that the recipe does not read."""
-    given = [name for name in ("dataset", "dataset_columns") if getattr(config, name) is not None]
+    settings = {"dataset": config.dataset, "columns": config.calibration.columns}
+    given = [name for name, value in settings.items() if value is not None]
     if given:
         logger.warning(
             "%s ignored: `recipe=%r` reads no data. Leave it out, or choose a recipe that calibrates, such as "
-            "'default'.", " and ".join(f"`{name}`" for name in given), config.recipe,
+            "'default'.", " and ".join(f"`{name}`" for name in given), config.recipe.name,
         )  # fmt: skip

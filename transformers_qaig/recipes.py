@@ -1,59 +1,79 @@
-"""Recipes: names for frozen sets of stage choices, so that a comparison is one word."""
+"""Recipes: names for frozen sets of choices, so that a comparison is one word."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from .utils.quote import quote
 
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
+CUSTOM = "custom"
+"""The name of a recipe that starts from round-to-nearest, not from one in `RECIPES`."""
+RENAMED = {
+    "drift": "asymmetric",
+    "nodes": "ig_steps",
+    "share_channels": "equalize_gqa",
+    "do_no_harm": "validate",
+}
+"""Attributes as release 0.1 called and saved them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """
-    What is done to a block, group of linears by group of linears: token weights, equalization, grid, rounding.
+    """What is done to a block, group of linears by group of linears: token weights, equalization, grid, rounding.
 
     Attributes:
+        name: of the recipe in `RECIPES` that this one starts from; `"custom"`: from round-to-nearest.
         token_weights: who says how much a token counts in the searches; `"uniform"`; `"qig"` (arXiv 2603.17809, from
             the quantized stream's input), `"qig-zero"` (the same from zero); `"shuffled"`, QIG's weights dealt out at
             random among a sample's tokens, the control for it; `"authors"`, QIG as in the paper's code; `"balanced"`,
             picture and text alike in sum; `"gradient"`, by the gradient of the answers' loss; `"mbq"`, answers 1,
             pictures by the ratio of gradients, others nothing.
-        nodes: points of QIG's integral on the path, where it has no closed form.
+        ig_steps: points of QIG's integral on the path, where it has no closed form.
         equalization: search a channel-wise scale on a `grid_points` grid and fold it into the producer, by mean
             absolute (`"mae"`) or squared error (`"mse"`) of the sub-block's output.
         equalization_bits: weights that are stored in more bits are not equalized.
         grid_points: candidates of that search.
-        share_channels: also equalize where several input columns come from one channel of the producer (GQA: a value
+        equalize_gqa: also equalize where several input columns come from one channel of the producer (GQA: a value
             head is read by many query heads); the paper leaves those groups alone.
         clipping: search per group of weights how far the range of the grid may shrink.
         include_zero: widen the grid's range so that it always holds zero.
         rounding: `"nearest"`; `"gptq"`, column by column, each making up for those before; `"learned"`, from there on
             by gradients of the block's output error.
-        drift: share, 0 to 1, of the drift between full-precision and quantized inputs that GPTQ's target makes up for.
+        asymmetric: share, 0 to 1, of the shift between full-precision and quantized inputs that GPTQ's target makes up
+            for (asymmetric calibration, GPTAQ, arXiv 2504.02692).
         steps: of learned rounding.
         rotation: rotate the linears' inputs (`transformers_qaig.nn.hadamard`): `"none"`, `"all"`, or `"a8"`: where they
             are rounded to 8 bits.
-        do_no_harm: keep a choice only if the block's output error falls on samples held back from the search.
+        validate: keep a choice only if the block's output error falls on samples held back from the search.
+
+    Raises:
+        ValueError: a value that an attribute does not take.
     """
 
+    name: str = CUSTOM
     token_weights: TokenWeights = "uniform"
-    nodes: int = 8
+    ig_steps: int = 8
     equalization: Literal["none", "mae", "mse"] = "none"
     equalization_bits: int = 8
     grid_points: int = 20
-    share_channels: bool = False
+    equalize_gqa: bool = False
     clipping: bool = False
     include_zero: bool = False
     rounding: Literal["nearest", "gptq", "learned"] = "nearest"
-    drift: float = 0.0
+    asymmetric: float = 0.0
     steps: int = 100
     rotation: Literal["none", "a8", "all"] = "none"
-    do_no_harm: bool = False
+    validate: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"`recipe`: `name` must be a string, got {quote(self.name)}.")
+        for name, kind in _TYPES.items():
+            _check(name, getattr(self, name), kind)
 
     @property
     def reads_answers(self) -> bool:
@@ -65,67 +85,24 @@ class Recipe:
         """Whether the recipe looks at data at all."""
         return self.equalization != "none" or self.clipping or self.rounding != "nearest"
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The attributes that differ from those of the recipe called `name`."""
+        base = RECIPES.get(self.name, Recipe())
+        return {name: getattr(self, name) for name in _TYPES if getattr(self, name) != getattr(base, name)}
 
-RECIPES: dict[str, Recipe] = {
-    # Round to nearest on min/max grids: the baseline of every comparison; reads no data.
-    "rtn": Recipe(),
-    # The paper to the letter: QIG with the quantized stream as baseline, IQR clip, 20-point MAE grid, nearest.
-    "paper": Recipe(token_weights="qig", equalization="mae"),
-    # What the paper's code does, where that is something else: for reproduction.
-    "authors": Recipe(token_weights="authors", equalization="mae"),
-    # Baselines from the literature on the same grids.
-    "awq": Recipe(equalization="mse"),
-    "mbq": Recipe(token_weights="mbq", equalization="mae"),
-    "gptq": Recipe(rounding="gptq"),
-    # Uniform token weights: with QIG's the answers were no better (benchmarks/results), and it takes twice the time.
-    # Half the paper's grid points (and nodes, should QIG be asked for) lost nothing either. At 4 bits equalization made
-    # clipped grids worse: less error at the pictures' tokens, which are most, and more in the answers.
-    "fast": Recipe(
-        nodes=4,
-        equalization="mae",
-        equalization_bits=3,
-        grid_points=10,
-        share_channels=True,
-        clipping=True,
-        include_zero=True,
-        do_no_harm=True,
-    ),
-    "default": Recipe(
-        nodes=4, clipping=True, include_zero=True, rounding="gptq", drift=1.0, rotation="a8", do_no_harm=True
-    ),
-    "best": Recipe(
-        nodes=4, clipping=True, include_zero=True, rounding="learned", drift=1.0, rotation="a8", do_no_harm=True
-    ),
-}
+    def to_dict(self) -> str | dict[str, Any]:
+        """What config.json holds: the name, or a dict of the name and what differs."""
+        name = self.name if self.name in RECIPES else CUSTOM
+        changes = self.changes
+        return {"name": name, **changes} if changes or name == CUSTOM else name
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{name}={value!r}" for name, value in self.changes.items())
+        return f"{self.name} with {changes}" if changes else self.name
 
 
-def recipe_of(name: str, stages: Mapping[str, Any] | None = None) -> Recipe:
-    """
-    The recipe called `name`, with the choices in `stages` made otherwise.
-
-    Args:
-        name: a key of `RECIPES`.
-        stages: attribute of [`Recipe`] → value.
-
-    Raises:
-        ValueError: an unknown name or attribute, or a value that the attribute does not take.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {quote(name)}.{_hint(name, RECIPES)}")
-    types = get_type_hints(Recipe)
-    for key, value in (stages or {}).items():
-        if key not in types:
-            known = [field.name for field in fields(Recipe)]
-            raise ValueError(f"`stages` has no {quote(key)}; known are {', '.join(known)}.{_hint(key, known)}")
-        choices = get_args(types[key])
-        if choices and value not in choices:
-            raise ValueError(f"stages[{quote(key)}] must be one of {list(choices)}, got {quote(value)}.")
-        if not choices and not _TAKES[types[key]][0](value):
-            wanted = _TAKES[types[key]][1]
-            raise ValueError(f"stages[{quote(key)}] must be {wanted}, got {quote(value)}.")
-    return replace(RECIPES[name], **(stages or {}))
-
-
+_TYPES = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "name"}
 _TAKES = {
     bool: (lambda value: isinstance(value, bool), "True or False"),
     int: (lambda value: type(value) is int and value > 0, "a positive integer"),
@@ -133,6 +110,108 @@ _TAKES = {
 }
 
 
-def _hint(word: str, known: Any) -> str:
+def _check(name: str, value: object, kind: Any) -> None:
+    choices = get_args(kind)
+    if choices and value not in choices:
+        raise ValueError(f"`recipe`: `{name}` must be one of {list(choices)}, got {quote(value)}.")
+    if not choices and not _TAKES[kind][0](value):
+        raise ValueError(f"`recipe`: `{name}` must be {_TAKES[kind][1]}, got {quote(value)}.")
+
+
+RECIPES: dict[str, Recipe] = {
+    # Round to nearest on min/max grids: the baseline of every comparison; reads no data.
+    "rtn": Recipe("rtn"),
+    # The paper to the letter: QIG with the quantized stream as baseline, IQR clip, 20-point MAE grid, nearest.
+    "paper": Recipe("paper", token_weights="qig", equalization="mae"),
+    # What the paper's code does, where that is something else: for reproduction.
+    "authors": Recipe("authors", token_weights="authors", equalization="mae"),
+    # Baselines from the literature on the same grids.
+    "awq": Recipe("awq", equalization="mse"),
+    "mbq": Recipe("mbq", token_weights="mbq", equalization="mae"),
+    "gptq": Recipe("gptq", rounding="gptq"),
+    # Uniform token weights: with QIG's the answers were no better (benchmarks/results), and it takes twice the time.
+    # Half the paper's grid points (and steps, should QIG be asked for) lost nothing either. At 4 bits equalization made
+    # clipped grids worse: less error at the pictures' tokens, which are most, and more in the answers.
+    "fast": Recipe(
+        "fast",
+        ig_steps=4,
+        equalization="mae",
+        equalization_bits=3,
+        grid_points=10,
+        equalize_gqa=True,
+        clipping=True,
+        include_zero=True,
+        validate=True,
+    ),
+    "default": Recipe(
+        "default",
+        ig_steps=4,
+        clipping=True,
+        include_zero=True,
+        rounding="gptq",
+        asymmetric=1.0,
+        rotation="a8",
+        validate=True,
+    ),
+    "best": Recipe(
+        "best",
+        ig_steps=4,
+        clipping=True,
+        include_zero=True,
+        rounding="learned",
+        asymmetric=1.0,
+        rotation="a8",
+        validate=True,
+    ),
+}
+
+
+def recipe_of(recipe: str | Mapping[str, Any] | Recipe, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that a configuration asks for.
+
+    Args:
+        recipe: a key of `RECIPES`, a [`Recipe`], or a mapping of attributes to change, with the `"name"` of the recipe
+            that they change (`"default"` if there is none).
+        changes: more attributes to change.
+
+    Raises:
+        ValueError: an unknown name or attribute, or a value that the attribute does not take.
+    """
+    if isinstance(recipe, Recipe):
+        return replace(recipe, **_known(changes or {}))
+    if isinstance(recipe, Mapping):
+        named = dict(recipe)
+        return recipe_of(named.pop("name", "default"), {**_known(named), **_known(changes or {})})
+    if not isinstance(recipe, str):
+        raise ValueError(f"`recipe` must be a name, a Recipe or a mapping, got {quote(recipe)}.")
+    if recipe not in RECIPES and recipe != CUSTOM:
+        raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {quote(recipe)}.{_hint(recipe, RECIPES)}")
+    return replace(RECIPES.get(recipe, Recipe()), **_known(changes or {}))
+
+
+def _known(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes by today's names.
+
+    Raises:
+        ValueError: an attribute that no recipe has, or an old and a new name of one.
+    """
+    known: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in _TYPES and key not in RENAMED:
+            hint = _hint(key, [*_TYPES, *RENAMED])
+            raise ValueError(f"`recipe` has no {quote(key)}; known are {', '.join(_TYPES)}.{hint}")
+        name = RENAMED.get(key, key)
+        if name in known:
+            raise ValueError(f"`recipe` has both {quote(key)} and its other name: give `{name}` alone.")
+        known[name] = value
+    return known
+
+
+def renamed(changes: object) -> dict[str, str]:
+    """The old names among the keys of a mapping, each with the new one."""
+    return {key: RENAMED[key] for key in changes if key in RENAMED} if isinstance(changes, Mapping) else {}
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word), known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -12,6 +12,7 @@ from accuracy_ledger import Ledger
 from accuracy_table import comparison_rows, gather
 from PIL import Image
 
+from transformers_qaig.config.budget import RENAMED_COSTS
 from transformers_qaig.report.comparison import plot
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled, resampled_kl
 
@@ -199,7 +200,14 @@ def mixed_bits() -> str:
         for budget in (2.5, 3.0, 3.5):
             cells = [known[cost, budget, first] for first in (0, 3000, 6000)]
             linear = ", ".join(f"{row['ratio_linear'][0]:.2f}" for row in cells)
-            rows.append([f"`{cost}`", f"{budget}", *(interval(row["ratio_log"]) for row in cells), linear])
+            rows.append(
+                [
+                    f"`{RENAMED_COSTS.get(cost, cost)}`",
+                    f"{budget}",
+                    *(interval(row["ratio_log"]) for row in cells),
+                    linear,
+                ]
+            )
     return markdown(["`cost`", "bits", "set 1", "set 2", "set 3", "on a linear scale"], rows)
 
 

@@ -11,7 +11,7 @@ import torch
 from conversations import conversation
 from transformers import AutoProcessor, PreTrainedModel
 
-from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig import AutoModelForVision2Seq, CalibrationConfig, QAIGConfig
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.report.evaluate import (
     AnswerStatistics,
@@ -82,7 +82,12 @@ def importance_maps(processor: Any, conversations: Sequence[Any]) -> list[TokenM
     model = AutoModelForVision2Seq.from_pretrained(
         MODEL,
         quantization_config=QAIGConfig(
-            bits=3, group_size=64, recipe="paper", dataset=samples, num_samples=len(samples), processor=processor
+            bits=3,
+            group_size=64,
+            recipe="paper",
+            dataset=samples,
+            num_samples=len(samples),
+            calibration=CalibrationConfig(processor=processor),
         ),
     )
     vision = model.config.vision_config

@@ -3,22 +3,23 @@
 from typing import Any
 
 EVERYTHING = {"vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4}
-STEPS = {"stages": {"steps": 4}}
+BEST = {"name": "best", "steps": 4}
+BUDGET = {"bits": 4.0, "candidates": (2, 3, 4)}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("llava", {"bits": 3}),
     "fast": ("llava", {"bits": 3, "recipe": "fast"}),
     "paper": ("llava", {"bits": 3, "recipe": "paper"}),
     "authors": ("llava", {"bits": 3, "recipe": "authors"}),
     "mbq": ("llava", {"bits": 3, "recipe": "mbq"}),
-    "gradient": ("llava", {"bits": 3, "stages": {"token_weights": "gradient"}}),
-    "best": ("llava", {"bits": 2, "recipe": "best", **STEPS}),
+    "gradient": ("llava", {"bits": 3, "recipe": {"token_weights": "gradient"}}),
+    "best": ("llava", {"bits": 2, "recipe": BEST}),
     "8-bit inputs": ("llava", {"bits": 4, "activation_bits": 8}),
-    "rotated": ("llava", {"bits": 3, "stages": {"rotation": "all"}}),
+    "rotated": ("llava", {"bits": 3, "recipe": {"rotation": "all"}}),
     "whole file": ("llava", {"bits": 4, **EVERYTHING}),
-    "fisher": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0}),
-    "path": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0, "cost": "path"}),
-    "alone": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0, "cost": "alone"}),
-    "error": ("llava", {"bits": (2, 3, 4), "target_bits": 4.0, "cost": "error"}),
+    "fisher": ("llava", {"budget": BUDGET}),
+    "integrated gradients": ("llava", {"budget": {**BUDGET, "cost": "integrated_gradients"}}),
+    "one at a time": ("llava", {"budget": {**BUDGET, "cost": "one_at_a_time"}}),
+    "output error": ("llava", {"budget": {**BUDGET, "cost": "output_error"}}),
     "qwen2.5-vl": ("qwen2_5_vl", {"bits": 3, **EVERYTHING}),
     "qwen3-vl": ("qwen3_vl", {"bits": 3, **EVERYTHING}),
     "gemma3": ("gemma3", {"bits": 3, **EVERYTHING}),

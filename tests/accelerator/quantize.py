@@ -23,7 +23,7 @@ import tests.conftest  # noqa: E402, F401  (before Transformers: makes processor
 import torch  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
-from tests.accelerator.cases import CASES, STEPS  # noqa: E402
+from tests.accelerator.cases import BEST, CASES  # noqa: E402
 from tests.families import build, conversations, samples, save  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
 from transformers_qaig.execution.offload import around  # noqa: E402
@@ -35,7 +35,7 @@ from transformers_qaig.rounding.quant_grid import minmax_grid  # noqa: E402
 
 
 def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, Any]:
-    config = QAIGConfig(group_size=32, dataset=conversations(6), calibration_device=device, **settings)
+    config = QAIGConfig(group_size=32, dataset=conversations(6), calibration={"device": device}, **settings)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
     report = model.qaig_report
     tensors = [*model.parameters(), *model.buffers()]
@@ -72,7 +72,7 @@ def by_default(folder: Path) -> dict[str, Any]:
     rows = {}
     for device in (pretend.DEVICE, "cpu"):
         torch.set_default_device(device)
-        rows[device] = quantize(folder, pretend.DEVICE, {"bits": (2, 4), "target_bits": 4.5, "recipe": "best", **STEPS})
+        rows[device] = quantize(folder, pretend.DEVICE, {"budget": {"bits": 4.5, "candidates": (2, 4)}, "recipe": BEST})
     torch.set_default_device(None)
     return rows
 

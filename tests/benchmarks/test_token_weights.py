@@ -105,7 +105,7 @@ def test_qigs_weights_are_altered_where_they_are_made(monkeypatch: pytest.Monkey
     def codes(token_weights: str) -> list[torch.Tensor]:
         data = [conversation(seed) for seed in (0, 1)]
         config = QAIGConfig(
-            bits=2, group_size=64, recipe="gptq", stages={"token_weights": token_weights}, dataset=data, num_samples=2
+            bits=2, group_size=64, recipe={"name": "gptq", "token_weights": token_weights}, dataset=data, num_samples=2
         )
         model = AutoModelForImageTextToText.from_pretrained(MODEL, quantization_config=config)
         return [value for name, value in model.state_dict().items() if name.endswith("weight_packed")]

@@ -90,7 +90,7 @@ def case() -> Case:
 
 
 def test_default_is_far_better_than_nearest_on_samples_held_back(case: Case) -> None:
-    recipe = replace(recipe_of("default"), drift=0.5)
+    recipe = replace(recipe_of("default"), asymmetric=0.5)
     treated = case.treatment(recipe)
     choices = treated.choose()
     assert set(choices.roundings) == set(case.entries)
@@ -112,7 +112,7 @@ def test_what_is_packed_is_what_was_chosen(case: Case, recipe: str) -> None:
 
 
 def test_groups_with_a_wide_weight_are_not_equalized(case: Case) -> None:
-    recipe = replace(recipe_of("fast"), do_no_harm=False)
+    recipe = replace(recipe_of("fast"), validate=False)
     plain = [group.linears for group, _ in case.treatment(recipe).choose().scales]
     wide = copy.copy(case)
     wide.entries = {name: dict(entry) for name, entry in case.entries.items()}
@@ -124,7 +124,7 @@ def test_groups_with_a_wide_weight_are_not_equalized(case: Case) -> None:
 
 
 def test_scales_are_folded_before_codes_are_chosen(case: Case) -> None:
-    recipe = replace(recipe_of("default"), equalization="mae", share_channels=True, do_no_harm=False)
+    recipe = replace(recipe_of("default"), equalization="mae", equalize_gqa=True, validate=False)
     assert len(passes(recipe)) == 2
     choices = case.treatment(recipe).choose()
     assert choices.scales

@@ -71,7 +71,7 @@ def test_the_block_is_begun_anew_without_the_sample(case: Case, recipe: str, qua
 def test_padding_may_be_anything(case: Case, recipe: str) -> None:
     masks = [mask.clone() for mask in case.masks]
     masks[5][0, 0] = False
-    stages = replace(recipe_of(recipe), equalization="none", do_no_harm=False)
+    stages = replace(recipe_of(recipe), equalization="none", validate=False)
     # Later tokens see the first one here, whatever the mask says: so only what stands before attention is looked at.
     entries = {name: entry for name, entry in case.entries.items() if name == "self_attn.q_proj"}
     found = []

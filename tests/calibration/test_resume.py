@@ -27,7 +27,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
             raise KeyboardInterrupt
         return real(block, path, *args)
 
-    config = QAIGConfig(bits=3, work_dir=work, **FAST)
+    config = QAIGConfig(bits=3, calibration={"work_dir": work}, **FAST)
     monkeypatch.setattr(conductor, "quantize_block", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
@@ -42,7 +42,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last slice has fewer rows than the others."""
     monkeypatch.setattr(slices, "ROWS_PER_CHUNK", 96)
-    config = QAIGConfig(bits=3, lm_head_bits=4, work_dir=tmp_path, recipe="rtn", group_size=32)
+    config = QAIGConfig(bits=3, lm_head_bits=4, calibration={"work_dir": tmp_path}, recipe="rtn", group_size=32)
     first, second = (AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config) for _ in range(2))
     assert first.lm_head.out_features % 96 != 0
     assert [block.resumed for block in second.qaig_report.blocks] == [True] * 3
@@ -52,7 +52,7 @@ def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: p
 def test_a_damaged_block_is_done_again_and_the_others_are_taken(
     llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = QAIGConfig(bits=3, work_dir=tmp_path, **FAST)
+    config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path}, **FAST)
     AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     first, second = sorted(tmp_path.glob("*.safetensors"))
     raw = bytearray(first.read_bytes())
@@ -66,7 +66,7 @@ def test_a_damaged_block_is_done_again_and_the_others_are_taken(
 
 
 def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> None:
-    config = QAIGConfig(bits=3, work_dir=tmp_path / "work", recipe="rtn", group_size=32)
+    config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path / "work"}, recipe="rtn", group_size=32)
     model = AutoModelForImageTextToText.from_pretrained(llava)
     with torch.no_grad():  # outside of the blocks
         model.get_output_embeddings().weight.mul_(1.5)
@@ -77,20 +77,19 @@ def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> Non
 
 
 def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_read(
-    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers_qaig.quantizer as quantizer
 
-    (tmp_path / "file").touch()
     monkeypatch.setattr(quantizer, "load_inputs", None)
-    config = QAIGConfig(bits=3, work_dir=tmp_path / "file" / "work", **FAST)
+    config = QAIGConfig(bits=3, calibration={"work_dir": "/proc/nowhere/work"}, **FAST)
     with pytest.raises(ValueError, match="`work_dir`: nothing can be written"):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
 
 def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:
     def quantize(**settings) -> None:
-        config = QAIGConfig(bits=3, work_dir=tmp_path, **FAST, **settings)
+        config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path}, **FAST, **settings)
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
     quantize(num_samples=2)

@@ -177,14 +177,14 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
     model, path, block, calls, masks = case
     names = entries(block)
     names["self_attn.k_proj"]["rotation"] = {"block": 32, "seed": 6}
-    recipe = recipe_of("gptq", {"do_no_harm": False})
+    recipe = recipe_of("gptq", {"validate": False})
     choices, _ = choose(block, path, names, TargetInputs(calls, calls, masks), tools(model, recipe, 8))
     assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "default", "best"])
 def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -> None:
-    settings = {**FAST, "group_size": -1, "stages": {"steps": 4, "rotation": "all"}}
+    settings = {**FAST, "group_size": -1, "recipe": {"steps": 4, "rotation": "all"}}
     config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, seed=3, **settings)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     plan = model.config.quantization_config.plan
@@ -207,8 +207,8 @@ def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -
 
 def test_an_interrupted_run_remembers_what_was_rotated(llava: Path, tmp_path: Path) -> None:
     def quantize():
-        stages = {"rotation": "all", "do_no_harm": False}  # kept, whatever they are worth here
-        config = QAIGConfig(bits=3, recipe="default", stages=stages, work_dir=tmp_path, **FAST)
+        recipe = {"rotation": "all", "validate": False}  # kept, whatever they are worth here
+        config = QAIGConfig(bits=3, recipe=recipe, calibration={"work_dir": tmp_path}, **FAST)
         return AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
     first = quantize()
@@ -221,7 +221,7 @@ def test_an_interrupted_run_remembers_what_was_rotated(llava: Path, tmp_path: Pa
 
 def test_the_plan_that_is_given_to_calibration_is_left_as_it_was(llava: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(llava).requires_grad_(False)
-    config = QAIGConfig(stages={"rotation": "all"}, **FAST)
+    config = QAIGConfig(recipe={"rotation": "all"}, **FAST)
     plan, coverage = make_plan(model, config)
     before = copy.deepcopy(plan)
     report = calibrate(model, plan, coverage, load_inputs(model, config)[0], config)
@@ -234,6 +234,6 @@ def test_a_plan_for_another_width_is_refused(llava: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(llava)
     path = next(name for name, m in model.named_modules() if name.endswith("down_proj"))
     entry = {"bits": 4, "group_size": 32, "sym": False, "rotation": {"block": 64, "seed": 0}}
-    config = QAIGConfig(plan={path: entry}, min_coverage=0.0, **FAST)
+    config = QAIGConfig(plan={path: entry}, calibration={"min_coverage": 0.0}, **FAST)
     with pytest.raises(ValueError, match=r"down_proj.*block must be one of .* divides in_features=96"):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)

@@ -28,9 +28,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_recipe_without_data_names_the_data_that_it_ignores(llava: Path, caplog: pytest.LogCaptureFixture) -> None:
-    quantize(llava, recipe="rtn", dataset=conversations(8), dataset_columns={"messages": "chat"})
+    quantize(llava, recipe="rtn", dataset=conversations(8), calibration={"columns": {"messages": "chat"}})
     (said,) = warnings(caplog)
-    assert said.startswith("`dataset` and `dataset_columns` ignored: `recipe='rtn'` reads no data.")
+    assert said.startswith("`dataset` and `columns` ignored: `recipe='rtn'` reads no data.")
 
 
 @pytest.mark.parametrize(("count", "message"), [(1, "only [0-9]+ tokens: below 64"), (4, "only 4 conversations")])
@@ -45,7 +45,7 @@ def test_enough_data_is_not_remarked_on(llava: Path, caplog: pytest.LogCaptureFi
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("settings", [{"recipe": "mbq"}, {"target_bits": 4.0, "bits": (2, 4), "recipe": "gptq"}])
+@pytest.mark.parametrize("settings", [{"recipe": "mbq"}, {"bits": None, "budget": 4.0, "recipe": "gptq"}])
 def test_data_without_answers_is_remarked_on(
     llava: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
 ) -> None:

@@ -11,7 +11,7 @@ from transformers_qaig.loading.tied_embeddings import stored_once
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.structure import find_decoder_blocks
 
-EVERYTHING = QAIGConfig(vision_bits=4, embedding_bits=4, lm_head_bits=4, min_coverage=0)
+EVERYTHING = QAIGConfig(vision_bits=4, embedding_bits=4, lm_head_bits=4, calibration={"min_coverage": 0})
 
 
 def stations_of(family: str, *, text: bool = False):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
 from transformers_qaig.config import plan_source, validation
 from transformers_qaig.config.devices import bytes_by_device
 from transformers_qaig.quantizer import QAIGHfQuantizer
@@ -18,7 +18,7 @@ from transformers_qaig.scheme import fit_group_size, stored_bits
 
 def test_defaults() -> None:
     config = QAIGConfig()
-    assert (config.bits, config.group_size, config.sym, config.recipe) == (4, 128, False, "default")
+    assert (config.bits, config.group_size, config.sym, config.recipe.name) == (4, 128, False, "default")
     assert config.quant_method == "qaig"
 
 
@@ -33,17 +33,21 @@ def test_json_round_trip() -> None:
         lm_head_bits=6,
         embedding_bits=4,
         plan={"a.b": {"bits": 3, "group_size": -1, "sym": True}},
-        stages={"rounding": "nearest", "drift": 0.5},
+        recipe={"name": "best", "rounding": "nearest", "asymmetric": 0.5},
+        calibration={"min_coverage": 0.5},
     )
     assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
 
 
 def test_a_budget_in_json() -> None:
-    config = QAIGConfig(bits=(8, 2, 4), target_bits=3.2, cost="path", fuse_groups=True)
-    assert config.bits == [2, 4, 8]
-    assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
-    assert QAIGConfig(target_size="3.5GiB").bits == [2, 3, 4, 8]
-    assert QAIGConfig().bits == 4
+    config = QAIGConfig(budget=BitBudget(3.2, candidates=(8, 2, 4), cost="integrated_gradients", fuse=True))
+    assert config.budget.candidates == (2, 4, 8)
+    assert config.bits is None
+    for use_diff in (True, False):
+        assert QAIGConfig.from_dict(json.loads(config.to_json_string(use_diff))) == config
+    assert QAIGConfig(budget=3.2).budget == BitBudget(bits=3.2)
+    assert QAIGConfig(budget="3.5GiB").budget == BitBudget(size="3.5GiB")
+    assert QAIGConfig(budget={"size": 10**9, "candidates": [3]}).budget == BitBudget(size=10**9, candidates=(3,))
 
 
 def test_a_plan_from_a_mapping_a_config_a_file_or_a_folder(tmp_path: Path) -> None:
@@ -61,28 +65,28 @@ def test_runtime_fields_stay_out_of_json() -> None:
     class Processor: ...
 
     config = QAIGConfig(
-        processor=Processor(),
         dataset=[object()],
-        dataset_columns={"image": "img"},
-        token="secret",
-        trust_remote_code=True,
-        work_dir="/tmp/x",
-        calibration_device="cpu",
-        max_memory={0: "1GiB"},
-        offload_folder="/tmp/y",
+        calibration=CalibrationConfig(
+            processor=Processor(),
+            columns={"image": "img"},
+            token="secret",
+            trust_remote_code=True,
+            work_dir="/tmp/x",
+            device="cpu",
+        ),
     )
-    text = config.to_json_string()
-    assert "secret" not in text
+    text = config.to_json_string(use_diff=False)
+    assert "secret" not in text + repr(config) + repr(config.calibration)
     assert "/tmp" not in text
-    assert not {"processor", "dataset", "token", "work_dir", "offload_folder"} & set(dict(config))
+    assert not {"calibration", "dataset"} & set(dict(config))
 
 
 def test_deepcopy_shares_runtime_objects() -> None:
     processor, dataset = object(), [object()]
-    config = QAIGConfig(bits=2, processor=processor, dataset=dataset)
+    config = QAIGConfig(bits=2, dataset=dataset, calibration={"processor": processor})
     other = copy.deepcopy(config)
     assert other == config
-    assert other.processor is processor
+    assert other.calibration.processor is processor
     assert other.dataset is dataset
 
 
@@ -99,7 +103,6 @@ def test_a_plan_is_checked_once_and_copied_from_then_on(monkeypatch: pytest.Monk
 def test_sizes_and_devices_of_max_memory_may_be_numpys() -> None:
     memory = {np.int64(0): np.int64(5), "cpu": "1KB", "disk": np.float32(2.0)}
     assert bytes_by_device(memory) == {0: 5, "cpu": 1000, "disk": 2}
-    assert QAIGConfig(max_memory=memory).max_memory is memory
 
 
 def rotated(rotation: Any) -> dict[str, Any]:
@@ -125,40 +128,55 @@ def nested(levels: int) -> list[Any]:
         ({"group_size": 0}, "group_size"),
         ({"sym": 1}, "sym"),
         ({"recipe": "defualt"}, "default"),
-        ({"stages": {"roundin": "gptq"}}, "rounding"),
-        ({"stages": {"rounding": "gptqq"}}, "nearest"),
-        ({"stages": {"steps": 0}}, "positive"),
-        ({"stages": {"clipping": 1}}, "True or False"),
-        ({"stages": {"drift": 2.0}}, "0 to 1"),
-        ({"stages": "gptq"}, "stages"),
-        ({"min_coverage": 1.5}, "min_coverage"),
+        ({"recipe": {"roundin": "gptq"}}, "Did you mean 'rounding'"),
+        ({"recipe": {"rounding": "gptqq"}}, "nearest"),
+        ({"recipe": {"steps": 0}}, "positive"),
+        ({"recipe": {"clipping": 1}}, "True or False"),
+        ({"recipe": {"asymmetric": 2.0}}, "0 to 1"),
+        ({"recipe": {"name": "defualt"}}, "default"),
+        ({"recipe": {"drift": 1, "asymmetric": 1}}, "old and its new name"),
+        ({"recipe": 3}, "recipe"),
+        ({"calibration": 3}, "calibration"),
+        ({"calibration": {"devise": "cpu"}}, "Did you mean 'device'"),
+        ({"calibration": {"trust_remote_code": "yes"}}, "trust_remote_code"),
+        ({"calibration": {"min_coverage": 1.5}}, "min_coverage"),
         ({"num_samples": 0}, "num_samples"),
         ({"seed": -1}, "seed"),
-        ({"min_coverage": True}, "min_coverage"),
+        ({"calibration": {"min_coverage": True}}, "min_coverage"),
         ({"recipe": ["fast"]}, "recipe"),
         ({"modules_to_not_convert": 3}, "modules_to_not_convert"),
         ({"overrides": {3: 4}}, "overrides"),
-        ({"bits": (2, "3"), "target_bits": 3}, "bits"),
-        ({"bits": ([2],), "target_bits": 3}, "bits"),
-        ({"target_bits": float("inf")}, "target_bits"),
-        ({"target_bits": float("nan")}, "target_bits"),
+        ({"budget": {"bits": 3, "candidates": (2, "3")}}, "candidates"),
+        ({"budget": {"bits": 3, "candidates": ([2],)}}, "candidates"),
+        ({"budget": {"bits": 3, "candidates": 4}}, "candidates"),
+        ({"budget": {"bits": 3, "candidates": []}}, "candidates"),
+        ({"budget": {"bits": 3, "candidates": (2, 9)}}, "candidates"),
+        ({"budget": {"bits": 3, "candidate": (2, 4)}}, "Did you mean 'candidates'"),
+        ({"budget": {}}, "exactly one"),
+        ({"budget": {"bits": 3, "size": "3GiB"}}, "exactly one"),
+        ({"budget": float("inf")}, "budget"),
+        ({"budget": float("nan")}, "budget"),
+        ({"budget": 0}, "budget"),
+        ({"budget": True}, "budget"),
+        ({"budget": 3_500_000_000}, r"BitBudget\(size="),
+        ({"budget": "3.5 apples"}, "GiB"),
+        ({"budget": "3"[:0]}, "GiB"),
+        ({"budget": {"bits": 3, "cost": "fischer"}}, "fisher"),
+        ({"budget": {"bits": 3, "fuse": 1}}, "fuse"),
+        ({"bits": 4, "budget": 3.2}, "bits=4"),
+        ({"bits": (2, 3, 4)}, "needs a budget"),
         ({"plan": {3: {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
-        ({"work_dir": 3}, "work_dir"),
-        ({"work_dir": __file__}, "work_dir"),
-        ({"work_dir": ""}, "work_dir"),
-        ({"work_dir": "a\0b"}, "work_dir.*null"),
-        ({"work_dir": "\ud800"}, "work_dir"),
-        ({"work_dir": "x" * 5000}, "work_dir.*too long"),
-        ({"offload_folder": f"{__file__}/x"}, "offload_folder"),
-        ({"offload_folder": True}, "offload_folder"),
-        ({"max_memory": "1GiB"}, "max_memory"),
-        ({"max_memory": {"cpu": "9" * 400 + "GB"}}, "max_memory.*cpu"),
-        ({"max_memory": {"cpu": 10**400}}, "max_memory.*cpu"),
-        ({"max_memory": {np.int64(-1): 1}}, "max_memory.*-1"),
-        ({"dataset_columns": "image"}, "dataset_columns"),
-        ({"calibration_device": "cud"}, "calibration_device"),
-        ({"calibration_device": "meta"}, "calibration_device"),
+        ({"calibration": {"work_dir": 3}}, "work_dir"),
+        ({"calibration": {"work_dir": __file__}}, "work_dir"),
+        ({"calibration": {"work_dir": ""}}, "work_dir"),
+        ({"calibration": {"work_dir": "a\0b"}}, "work_dir.*null"),
+        ({"calibration": {"work_dir": "\ud800"}}, "work_dir"),
+        ({"calibration": {"work_dir": "x" * 5000}}, "work_dir.*too long"),
+        ({"calibration": {"columns": "image"}}, "columns"),
+        ({"calibration": {"device": "cud"}}, "device"),
+        ({"calibration": {"device": "meta"}}, "device"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
+        ({"modules_to_not_convert": [""]}, "modules_to_not_convert"),
         ({"overrides": {"*.o_proj": 12}}, "o_proj"),
         ({"overrides": {"*.o_proj": {"bit": 4}}}, "bit"),
         ({"overrides": {"*.o_proj": torch.ones(2, device="meta")}}, r"overrides\['\*\.o_proj'\].*meta"),
@@ -174,19 +192,9 @@ def nested(levels: int) -> list[Any]:
         ({"lm_head_bits": True}, "lm_head_bits"),
         ({"embedding_bits": "4"}, "embedding_bits"),
         ({"quant_method": "gptq"}, "quant_method"),
-        ({"bits": (2, 3, 4)}, "target_bits"),
-        ({"bits": 4, "target_bits": 3.2}, "bits=4"),
-        ({"bits": [], "target_bits": 3.2}, "bits"),
-        ({"bits": (2, 9), "target_bits": 3.2}, "bits"),
-        ({"target_bits": 0}, "target_bits"),
-        ({"target_bits": "3"}, "target_bits"),
-        ({"target_size": "3.5 apples"}, "GiB"),
-        ({"target_bits": 3, "target_size": "3GiB"}, "one of them"),
-        ({"cost": "fischer"}, "fisher"),
-        ({"fuse_groups": 1}, "fuse_groups"),
         ({"plan": "no/such/file.json"}, "no/such/file"),
         ({"plan": {"quant_method": "qaig"}}, "no plan"),
-        ({"stages": {"rotation": True}}, "rotation"),
+        ({"recipe": {"rotation": True}}, "rotation"),
         ({"overrides": {"*": {"rotation": None}}}, "rotation"),
         ({"plan": rotated({"block": 64, "seed": 0, "axis": 1})}, "exactly block and seed"),
         ({"plan": rotated({"block": 64})}, "exactly block and seed"),
@@ -208,9 +216,9 @@ def test_bad_values_are_refused_by_name(arguments: dict, named: str) -> None:
         ({}, False),
         ({"recipe": "default"}, False),
         ({"recipe": "default", "activation_bits": 8}, True),
-        ({"recipe": "default", "activation_bits": 8, "stages": {"rotation": "none"}}, False),
-        ({"recipe": "default", "stages": {"rotation": "all"}}, True),
-        ({"recipe": "rtn", "stages": {"rotation": "all"}}, True),
+        ({"recipe": {"rotation": "none"}, "activation_bits": 8}, False),
+        ({"recipe": {"rotation": "all"}}, True),
+        ({"recipe": {"name": "rtn", "rotation": "all"}}, True),
         ({"recipe": "fast", "activation_bits": 8}, False),
     ],
 )
@@ -227,7 +235,9 @@ def test_unknown_key_names_the_nearest() -> None:
 
 def test_newer_format_says_upgrade_even_with_unknown_keys() -> None:
     with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 3\.4"):
-        QAIGConfig(format_version=2, needs_version="3.4", knob_of_the_future=1)
+        QAIGConfig(format_version=3, needs_version="3.4", knob_of_the_future=1)
+    with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 3\.4"):
+        QAIGConfig.from_dict({"format_version": 3, "needs_version": "3.4", "plan": "in a new form"})
 
 
 @pytest.mark.parametrize(
@@ -264,15 +274,17 @@ FOR_ONE_RUN = {
     "dataset_columns": {"image": "x"},
     "calibration_device": "cuda:7",
     "max_memory": {"cpu": "1GiB"},
+    "calibration": {"processor": "someone/else"},
 }
 
 
 @pytest.mark.parametrize("name", FOR_ONE_RUN)
 def test_what_is_for_one_run_is_never_read_from_a_checkpoint(name: str, caplog: pytest.LogCaptureFixture) -> None:
     config = QAIGConfig.from_dict({"plan": {"a.b": ENTRY}, name: FOR_ONE_RUN[name]})
-    assert getattr(config, name) == getattr(QAIGConfig(), name)
+    assert (config.calibration, config.dataset) == (CalibrationConfig(), None)
+    assert (config.max_memory, config.offload_folder) == (None, None)
     assert name in caplog.text
-    with pytest.raises(TypeError, match=rf"QAIGConfig\({name}=...\)"):  # a mapping of the user's own
+    with pytest.raises(TypeError, match=rf"`{name}` is for one run.*: write \w+\("):  # a mapping of the user's own
         QAIGConfig.from_dict({"bits": 3, name: FOR_ONE_RUN[name]})
 
 
@@ -300,10 +312,12 @@ def test_a_plan_is_read_from_regular_files_of_bounded_size(tmp_path: Path, monke
 @pytest.mark.parametrize(
     "setting",
     [
-        {"target_size": "1" * 200_000 + "x"},
-        {"target_size": 10**400},
-        {"target_size": "9" * 30 + "TiB"},
-        {"target_bits": 10**400},
+        {"budget": "1" * 200_000 + "x"},
+        {"budget": {"size": 10**400}},
+        {"budget": "9" * 30 + "TiB"},
+        {"budget": 10**400},
+        {"budget": {"x" * 10**6: 1}},
+        {"budget": {"bits": 3, "cost": "x" * 10**6}},
         {"num_samples": 10**4000},
         {"group_size": 10**4000},
         {"seed": 10**4000},
@@ -311,6 +325,8 @@ def test_a_plan_is_read_from_regular_files_of_bounded_size(tmp_path: Path, monke
         {"overrides": {"x" * 10**6: 1}},
         {"modules_to_not_convert": {"x" * 10**6: 1}},
         {"recipe": "x" * 10**6},
+        {"recipe": {"x" * 10**6: 1}},
+        {"recipe": {"name": ["x"]}},
         {"stages": {"x" * 10**6: 1}},
         {"plan": {"x" * 10**6: 1}},
         {"x" * 10**6: 1},
@@ -318,13 +334,12 @@ def test_a_plan_is_read_from_regular_files_of_bounded_size(tmp_path: Path, monke
     ],
 )
 def test_no_setting_of_a_file_costs_time_or_a_long_message(setting: dict[str, Any]) -> None:
-    choices = {"bits": [2, 4]} if set(setting) & {"target_size", "target_bits"} else {}
     start = time.perf_counter()
     with pytest.raises((ValueError, TypeError)) as error:
-        QAIGConfig.from_dict({**choices, **setting})
+        QAIGConfig.from_dict({"format_version": 1, **setting})
     assert time.perf_counter() - start < 1
     assert len(str(error.value)) < 1000
-    assert next(iter(setting))[:50] in str(error.value)
+    assert next(iter(setting)).replace("stages", "recipe")[:50] in str(error.value)
 
 
 def test_what_a_caller_set_in_a_config_is_checked_before_quantizing() -> None:

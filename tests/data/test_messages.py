@@ -182,7 +182,7 @@ def test_tools_that_are_none(tools: Any) -> None:
 
 def test_text_beside_an_image_is_never_left_out_in_silence() -> None:
     record = {"image": Image.new("RGB", (4, 4)), "query_text": "what is it ?", "label_text": "a cat"}
-    with pytest.raises(ValueError, match=r"'query_text'\].*dataset_columns"):
+    with pytest.raises(ValueError, match=r"'query_text'\].*columns="):
         to_conversation(record)
     assert to_conversation({"image": record["image"], "licence": "CC0"})
     read = to_conversation(record, {"image": "image", "prompt": "query_text", "response": "label_text"})

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.loader import load_inputs
@@ -32,8 +32,11 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {"recipe": "fast", "cost": "fisher"},
-    "mbq": {"recipe": "mbq", "cost": "path"},
-    "paper": {"recipe": "paper", "cost": "error", "stages": {"token_weights": "shuffled", "rotation": "all"}},
+    "mbq": {"recipe": "mbq", "cost": "integrated_gradients"},
+    "paper": {
+        "recipe": {"name": "paper", "token_weights": "shuffled", "rotation": "all"},
+        "cost": "output_error",
+    },
 }
 
 
@@ -67,7 +70,8 @@ def restored() -> Iterator[None]:
 def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] = lambda: None) -> dict[str, Tensor]:
     """What each door to the package gives: options, samples, costs, packed tensors, dense weights."""
     model = AutoModelForImageTextToText.from_pretrained(folder).requires_grad_(False)
-    config = QAIGConfig(**FAST, target_bits=4.5, bits=(2, 4), **settings)
+    budget = BitBudget(4.5, candidates=(2, 4), cost=settings["cost"])
+    config = QAIGConfig(**FAST, budget=budget, recipe=settings["recipe"])
     change()
     changed = state()
     options, coverage = list_schemes(model, config)

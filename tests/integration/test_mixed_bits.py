@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import transformers_qaig.calibration.bit_costs as sensitivity
 from tests.lifecycle import FAST, logits
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.config import COSTS
 
 
@@ -26,7 +26,7 @@ def _widths(model: nn.Module) -> set[int]:
 
 @pytest.fixture(scope="module")
 def mixed(llava: Path) -> nn.Module:
-    return _quantize(llava, target_bits=4.5, recipe="fast")
+    return _quantize(llava, budget=4.5, recipe="fast")
 
 
 def test_the_budget_is_met_and_used(mixed: nn.Module) -> None:
@@ -46,7 +46,7 @@ def test_saved_and_loaded_it_is_the_same_model(mixed: nn.Module, llava: Path, tm
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert torch.equal(logits(again, llava), logits(mixed, llava))
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert settings["target_bits"] == 4.5
+    assert settings["budget"] == {"bits": 4.5, "candidates": [2, 3, 4, 8], "cost": "fisher", "fuse": False}
     assert settings["plan"] == mixed.config.quantization_config.plan
 
 
@@ -60,21 +60,21 @@ def test_its_plan_given_back_makes_the_same_model(mixed: nn.Module, llava: Path,
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_every_cost_meets_the_budget(llava: Path, cost: str) -> None:
-    model = _quantize(llava, target_bits=4.4, bits=(2, 3, 4), cost=cost)
+    model = _quantize(llava, budget=BitBudget(4.4, candidates=(2, 3, 4), cost=cost))
     assert model.qaig_report.bits_per_weight <= 4.4
     assert len(_widths(model)) > 1
 
 
 def test_the_file_is_no_larger_than_asked_for(llava: Path, tmp_path: Path) -> None:
     size = 390_000
-    _quantize(llava, target_size=size).save_pretrained(tmp_path)
+    _quantize(llava, budget=BitBudget(size=size)).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     assert 0.95 * size < file.stat().st_size - header <= size
 
 
 def test_serving_engines_find_one_width_in_what_they_fuse(llava: Path) -> None:
-    plan = _quantize(llava, target_bits=4.5, fuse_groups=True).config.quantization_config.plan
+    plan = _quantize(llava, budget=BitBudget(4.5, fuse=True)).config.quantization_config.plan
     for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
         for path in plan:
             if path.endswith(names[0]):
@@ -82,7 +82,7 @@ def test_serving_engines_find_one_width_in_what_they_fuse(llava: Path) -> None:
 
 
 def test_overrides_take_their_share_of_the_budget(llava: Path) -> None:
-    model = _quantize(llava, target_bits=4.5, overrides={"*.o_proj": 8})
+    model = _quantize(llava, budget=4.5, overrides={"*.o_proj": 8})
     plan = model.config.quantization_config.plan
     assert all(entry["bits"] == 8 for path, entry in plan.items() if path.endswith("o_proj"))
     assert model.qaig_report.bits_per_weight <= 4.5
@@ -90,12 +90,12 @@ def test_overrides_take_their_share_of_the_budget(llava: Path) -> None:
 
 def test_a_budget_out_of_reach_stops_before_any_weight_is_read(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "measure_costs", lambda *_: pytest.fail("measured"))
-    with pytest.raises(ValueError, match=r"target_bits=2.*to 9\."):
-        _quantize(llava, target_bits=2)
+    with pytest.raises(ValueError, match=r"budget=2.*to 9\."):
+        _quantize(llava, budget=2)
 
 
 def test_the_callers_config_may_be_used_again(llava: Path) -> None:
-    config = QAIGConfig(**FAST, recipe="rtn", target_bits=4.5, vision_bits=4, stages={"rotation": "all"})
+    config = QAIGConfig(**FAST, recipe={"name": "rtn", "rotation": "all"}, budget=4.5, vision_bits=4)
     before = copy.deepcopy(config)
     first = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert config == before
@@ -106,7 +106,7 @@ def test_the_callers_config_may_be_used_again(llava: Path) -> None:
 
 def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> None:
     with pytest.raises(ValueError, match="says every width already"):
-        _quantize(llava, target_bits=4, plan=mixed.config.quantization_config)
+        _quantize(llava, budget=4, plan=mixed.config.quantization_config)
 
 
 def test_an_interrupted_measurement_resumes(
@@ -125,7 +125,7 @@ def test_an_interrupted_measurement_resumes(
     monkeypatch.setattr(
         sensitivity, "choose", lambda *args, **options: (chosen.append(args[1]), choose(*args, **options))[1]
     )
-    settings = {"target_bits": 4.5, "recipe": "fast", "work_dir": tmp_path}
+    settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     with pytest.raises(KeyboardInterrupt):
         _quantize(llava, **settings)
     before = len(chosen)
@@ -135,13 +135,13 @@ def test_an_interrupted_measurement_resumes(
     assert len(measured) == 2 + 3  # and the first width's costs not measured again
     assert torch.equal(logits(model, llava), logits(mixed, llava))
     with pytest.raises(ValueError, match="different options"):
-        _quantize(llava, **settings, bits=(2, 4))
+        _quantize(llava, **{**settings, "budget": BitBudget(4.5, candidates=(2, 4))})
 
 
 def test_damaged_costs_are_measured_again(
     llava: Path, mixed: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"target_bits": 4.5, "recipe": "fast", "work_dir": tmp_path}
+    settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     _quantize(llava, **settings)
     damaged = [*(tmp_path / "costs").glob("1.costs.*"), *(tmp_path / "costs").glob("1.errors.*0.safetensors")]
     assert len(damaged) == 2
@@ -153,7 +153,7 @@ def test_damaged_costs_are_measured_again(
 
 
 def test_costs_of_another_model_or_of_other_inputs_are_not_taken(llava: Path, tmp_path: Path) -> None:
-    settings = {"target_bits": 4.5, "work_dir": tmp_path / "work"}
+    settings = {"budget": 4.5, "calibration": {"work_dir": tmp_path / "work"}}
     _quantize(llava, **settings)
     with pytest.raises(ValueError, match="different activation_bits"):
         _quantize(llava, **settings, activation_bits=8)

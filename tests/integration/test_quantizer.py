@@ -36,7 +36,7 @@ def unlike(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "fp")
-    config = QAIGConfig(bits=8, min_coverage=0.1, **FAST)  # fused experts are not covered yet
+    config = QAIGConfig(bits=8, calibration={"min_coverage": 0.1}, **FAST)  # fused experts are not covered yet
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp", quantization_config=config)
     plan = model.config.quantization_config.plan
     assert packed(model) == list(plan)
@@ -55,7 +55,7 @@ def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_pa
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs_and_reports(llava: Path, recipe: str) -> None:
-    config = QAIGConfig(bits=3, recipe=recipe, stages={"steps": 10}, **FAST)
+    config = QAIGConfig(bits=3, recipe={"name": recipe, "steps": 10}, **FAST)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     report = model.qaig_report
     assert report.recipe == recipe
@@ -176,7 +176,7 @@ def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> Non
         ({"processor": Path("/nowhere")}, "processor"),
         ({"dataset": []}, "sample"),
         ({"dataset": [{"input_ids": [7]}], "recipe": "mbq"}, "answer.*recipe=.mbq"),
-        ({"dataset": [{"input_ids": [7]}], "bits": (3, 4), "target_bits": 6, "group_size": 32}, "answer.*a budget"),
+        ({"dataset": [{"input_ids": [7]}], "budget": 6, "group_size": 32}, "answer.*a budget"),
         ({"plan": {"a": {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
     ],
 )

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from tests.families import FAMILIES, samples, save
 from tests.lifecycle import FAST, inputs, logits, logits_in_a_new_process, packed
 from tests.tolerance import assert_close, rounding, terms_of
-from transformers_qaig import QAIGConfig, QAIGLinear
+from transformers_qaig import BitBudget, QAIGConfig, QAIGLinear
 from transformers_qaig.calibration import embeddings as table
 from transformers_qaig.calibration import pipeline as calibrate
 from transformers_qaig.calibration import row_chunks as slices
@@ -65,7 +65,7 @@ def linears(module: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FAMILIES])
 def test_every_family_is_packed_whole_and_reloads_bit_by_bit(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "fp")
-    model = quantize(tmp_path / "fp", bits=8, min_coverage=0.1, **WHOLE)
+    model = quantize(tmp_path / "fp", bits=8, calibration={"min_coverage": 0.1}, **WHOLE)
     table, head = find_input_embeddings(model), find_lm_head(model)
     assert isinstance(table.module, QAIGEmbedding)
     assert isinstance(head.module, QAIGLinear)
@@ -333,9 +333,9 @@ def test_an_interrupted_run_resumes(llava: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(calibrate, "quantize_block", stop)
     with pytest.raises(KeyboardInterrupt):
-        quantize(llava, work_dir=tmp_path, **settings)
+        quantize(llava, calibration={"work_dir": tmp_path}, **settings)
     before = list(paths)
-    model = quantize(llava, work_dir=tmp_path, **settings)
+    model = quantize(llava, calibration={"work_dir": tmp_path}, **settings)
     assert paths[len(before) :] == ["model.language_model.layers.1", "lm_head.0"]
     assert torch.equal(logits(model, llava), logits(whole, llava))
 
@@ -361,7 +361,13 @@ def test_too_little_memory_names_the_levers(llava: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(calibrate, "quantize_block", fail)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         quantize(llava, bits=4)
-    for lever in ("num_samples", "max_pixels", "calibration_device", "batch size", "model.language_model.layers.0"):
+    for lever in (
+        "num_samples",
+        "max_pixels",
+        "CalibrationConfig(device=",
+        "batch size",
+        "model.language_model.layers.0",
+    ):
         assert lever in str(caught.value)
 
 
@@ -374,9 +380,9 @@ def test_other_errors_stay_what_they_are() -> None:
 def test_a_size_to_meet_counts_what_is_packed_outside_the_blocks(llava: Path, tmp_path: Path) -> None:
     size = 170_000
     outside = {"vision_bits": 4, "embedding_bits": 4, "lm_head_bits": 4}
-    quantize(llava, target_size=size, recipe="rtn", **outside).save_pretrained(tmp_path)
+    quantize(llava, budget=BitBudget(size=size), recipe="rtn", **outside).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     assert 0.9 * size < file.stat().st_size - header <= size
     with pytest.raises(ValueError, match="cannot be met"):
-        quantize(llava, target_size=size, recipe="rtn")
+        quantize(llava, budget=BitBudget(size=size), recipe="rtn")

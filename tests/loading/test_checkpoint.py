@@ -217,7 +217,7 @@ def test_a_plan_of_many_entries_costs_little_time(
 def test_a_newer_format_says_so_when_loading(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
     folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"].update(format_version=2, needs_version="9.9", something_new=1)
+    config["quantization_config"].update(format_version=3, needs_version="9.9", something_new=1)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 9\.9"):
         AutoModelForImageTextToText.from_pretrained(folder)

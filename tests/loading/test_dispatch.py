@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText as Auto
 
 from tests.lifecycle import logits, packed
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
+from transformers_qaig.config.devices import bytes_by_device
 from transformers_qaig.loading.skeleton import likely_plan, packed_skeleton
 from transformers_qaig.nn import PackedModule
 
@@ -55,7 +56,7 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
         ({"device_map": {"": True}}, {}, "device_map.*True"),
         ({"device_map": {1: "cpu"}}, {}, "device_map.*paths"),
         ({"device_map": ["cpu"]}, {}, r"device_map.*\['cpu'\]"),
-        ({"device_map": {"model.language_model": "cpu", LAYER: "disk"}}, {"offload_folder": "x"}, "vision_tower"),
+        ({"device_map": {"model.language_model": "cpu", LAYER: "disk"}, "offload_folder": "x"}, {}, "vision_tower"),
         ({"device_map": {"lm_head": "cpu"}}, {}, "device_map.*other tensors"),
         ({"device_map": {"": "cpu", "model.language_modle": "cpu"}}, {}, "Did you mean 'model.language_model'"),
         ({"device_map": {"": "disk"}}, {}, "offload_folder"),
@@ -70,8 +71,8 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
             {},
             "max_memory.*1,000",
         ),
-        ({}, {"calibration_device": "cuda:77"}, "calibration_device.*77"),
-        ({}, {"work_dir": "/proc/nowhere"}, "work_dir.*/proc/nowhere"),
+        ({}, {"calibration": {"device": "cuda:77"}}, "CalibrationConfig.*77"),
+        ({}, {"calibration": {"work_dir": "/proc/nowhere"}}, "work_dir.*/proc/nowhere"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused(
@@ -88,7 +89,7 @@ def test_a_placement_that_cannot_be_is_refused(
 )
 def test_memory_that_cannot_be_read_is_refused(memory: object) -> None:
     with pytest.raises(ValueError, match="max_memory"):
-        QAIGConfig(max_memory=memory)
+        bytes_by_device(memory)
 
 
 def test_a_full_disk_is_found_before(unread: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,15 +126,10 @@ def test_any_part_can_go_to_disk(llava: Path, in_memory: nn.Module, tmp_path: Pa
     assert torch.equal(logits(again, llava), logits(in_memory, llava))
 
 
-@pytest.mark.parametrize("where", ["from_pretrained", "config"])
 @pytest.mark.parametrize("how", ["auto", "balanced", "balanced_low_0", "sequential"])
-def test_max_memory_is_honoured_by_packed_sizes(
-    llava: Path, in_memory: nn.Module, tmp_path: Path, where: str, how: str
-) -> None:
+def test_max_memory_is_honoured_by_packed_sizes(llava: Path, in_memory: nn.Module, tmp_path: Path, how: str) -> None:
     """Of 800 kB in float32, some 390 kB packed, 300 kB may stay in memory, embeddings and tower among them."""
-    limits = {"max_memory": {"cpu": "300KB"}, "offload_folder": tmp_path}
-    settings, arguments = (limits, {}) if where == "config" else ({}, limits)
-    model = quantize(llava, settings, device_map=how, **arguments)
+    model = quantize(llava, device_map=how, max_memory={"cpu": "300KB"}, offload_folder=tmp_path)
     held = sum(t.numel() * t.element_size() for t in model.state_dict().values() if not t.is_meta)
     assert 150_000 < held <= 300_000
     assert set(model.hf_device_map.values()) == {"cpu", "disk"}
@@ -162,8 +158,8 @@ def test_a_model_that_cannot_be_placed_is_not_lost(
 
 
 def test_a_placement_under_a_budget_is_planned_too(llava: Path, tmp_path: Path) -> None:
-    settings = {"bits": [3, 4, 8], "target_bits": 5.0, "cost": "error", "num_samples": 2, "recipe": "rtn"}
-    config = QAIGConfig(group_size=32, **settings)
+    budget = BitBudget(5.0, candidates=(3, 4, 8), cost="output_error")
+    config = QAIGConfig(group_size=32, budget=budget, num_samples=2, recipe="rtn")
     memory = {"cpu": "300KB"}
     model = Auto.from_pretrained(
         llava, quantization_config=config, device_map="auto", max_memory=memory, offload_folder=tmp_path

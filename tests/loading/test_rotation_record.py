@@ -20,7 +20,7 @@ ROTATED = {"rotation": {"block": 32, "seed": 0}}
 @pytest.fixture(scope="session")
 def rotated(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rotated")
-    settings = QAIGConfig(recipe="rtn", activation_bits=8, stages={"rotation": "a8"}, **FAST)
+    settings = QAIGConfig(recipe={"name": "rtn", "rotation": "a8"}, activation_bits=8, **FAST)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=settings)
     assert all("rotation" in entry for entry in model.config.quantization_config.plan.values())
     model.save_pretrained(folder)

@@ -84,7 +84,7 @@ def test_log_report_and_card_name_them_and_their_size(
 
 def test_a_budget_for_the_file_counts_them(source: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(source)
-    _, coverage = list_schemes(model, QAIGConfig(target_bits=4, group_size=32))
+    _, coverage = list_schemes(model, QAIGConfig(budget=4, group_size=32))
     before = coverage.other_bits
     report_unused(model, find_unused(model, [str(source / "model.safetensors")]), coverage)
     assert coverage.other_bits - before == 8 * 28_928

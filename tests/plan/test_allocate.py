@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import seeds
+from transformers_qaig.config.size import parse_size
 from transformers_qaig.plan.allocate import (
     SchemeOption,
     allocate,
@@ -13,7 +14,6 @@ from transformers_qaig.plan.allocate import (
     front,
     fused_sets,
     knee,
-    parse_size,
     reachable,
 )
 

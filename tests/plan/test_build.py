@@ -9,7 +9,7 @@ from transformers import (
 )
 
 from tests.families import FAMILIES, build
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.plan.allocate import reachable
 from transformers_qaig.plan.build import budget_in_bits, list_schemes, make_plan
 from transformers_qaig.structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
@@ -54,7 +54,6 @@ def test_stored_bits_are_what_the_packed_tensors_take(llava: nn.Module) -> None:
 
 def test_overrides_and_exceptions(llava: nn.Module) -> None:
     config = QAIGConfig(
-        min_coverage=0,
         overrides={"*.down_proj": 8, "*.layers.1.*.down_proj": {"bits": 2, "group_size": 32}, "o_proj": {"sym": True}},
         modules_to_not_convert=["*.layers.0.self_attn.*"],
     )
@@ -69,7 +68,7 @@ def test_overrides_and_exceptions(llava: nn.Module) -> None:
 
 def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -> None:
     config = QAIGConfig(
-        target_bits=4, bits=(2, 3, 8), group_size=32, overrides={"*.down_proj": 4, "o_proj": {"sym": True}}
+        group_size=32, budget=BitBudget(4, candidates=(2, 3, 8)), overrides={"*.down_proj": 4, "o_proj": {"sym": True}}
     )
     options, coverage = list_schemes(llava, config)
     for path, choices in options.items():
@@ -83,23 +82,23 @@ def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -
 
 
 def test_a_budget_below_the_smallest_choice_names_the_range(llava: nn.Module) -> None:
-    config = QAIGConfig(target_bits=2.5, bits=(2, 3), group_size=32)
+    config = QAIGConfig(budget=BitBudget(2.5, candidates=(2, 3)), group_size=32)
     options, coverage = list_schemes(llava, config)
     with pytest.raises(
         ValueError, match=r"3\.062 to 4\.094 stored bits"
     ):  # fp32 scales: 1.06 bits at 2 bits, 1.09 at 3
         budget_in_bits(config, coverage, reachable(options))
-    assert budget_in_bits(QAIGConfig(target_bits=3.5), coverage, reachable(options)) == 3.5 * coverage.packed
+    assert budget_in_bits(QAIGConfig(budget=3.5), coverage, reachable(options)) == 3.5 * coverage.packed
 
 
 def test_a_size_counts_the_whole_model(llava: nn.Module) -> None:
-    options, coverage = list_schemes(llava, QAIGConfig(target_bits=4, group_size=32))
+    options, coverage = list_schemes(llava, QAIGConfig(budget=4, group_size=32))
     whole = sum(8 * t.element_size() * t.numel() for t in llava.state_dict().values())
     assert coverage.other_bits == whole - 32 * coverage.packed + 2 * 64 * len(options)
-    budget = budget_in_bits(QAIGConfig(target_size="400KB"), coverage, reachable(options))
+    budget = budget_in_bits(QAIGConfig(budget="400KB"), coverage, reachable(options))
     assert budget == 8 * 400_000 - coverage.other_bits
     with pytest.raises(ValueError, match="are not packed"):
-        budget_in_bits(QAIGConfig(target_size="20KB"), coverage, reachable(options))
+        budget_in_bits(QAIGConfig(budget="20KB"), coverage, reachable(options))
 
 
 def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
@@ -253,7 +252,7 @@ def test_overrides_and_exceptions_reach_outside_the_blocks(llava: nn.Module) -> 
     assert plan["lm_head"] == {"bits": 8, "group_size": 32, "sym": False}
     assert plan["model.vision_tower.encoder.layers.1.mlp.fc1"]["bits"] == 6
     assert not any("vision_tower.encoder.layers.0" in path for path in plan)
-    with pytest.raises(ValueError, match="match no weight"):
+    with pytest.raises(ValueError, match="reaches no weight"):
         make_plan(llava, QAIGConfig(overrides={"lm_head": 8}))
 
 

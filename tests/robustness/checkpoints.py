@@ -23,7 +23,12 @@ MIXED = {
 SETTINGS = {
     "untied": {"bits": 4, "overrides": MIXED, "lm_head_bits": 4, "embedding_bits": 3, "vision_bits": 4},
     "tied": {"bits": 3, "overrides": MIXED, "embedding_bits": 4},
-    "rotated": {"bits": 4, "activation_bits": 8, "stages": {"rotation": "a8"}, "overrides": {"*.k_proj": {"bits": 2}}},
+    "rotated": {
+        "bits": 4,
+        "activation_bits": 8,
+        "recipe": {"name": "rtn", "rotation": "a8"},
+        "overrides": {"*.k_proj": {"bits": 2}},
+    },
     "sharded": {"bits": 4, "overrides": MIXED, "lm_head_bits": 8},
     "gemma": {"bits": 3, "embedding_bits": 8, "vision_bits": 3},
 }
@@ -63,7 +68,7 @@ def make(name: str, folder: Path) -> Checkpoint:
     full = folder / "full"
     model.eval().save_pretrained(full)
     processor.save_pretrained(full)
-    settings = QAIGConfig(recipe="rtn", **{**FAST, **SETTINGS[name]})
+    settings = QAIGConfig(**{"recipe": "rtn", **FAST, **SETTINGS[name]})
     model = AutoModelForImageTextToText.from_pretrained(full, quantization_config=settings)
     packed = folder / "packed"
     model.save_pretrained(packed, max_shard_size="60KB" if name == "sharded" else "5GB")

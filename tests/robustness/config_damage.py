@@ -15,7 +15,16 @@ STRINGS = (
     "", "4", "x" * 50_000, "1" * 50_000 + "x", "/dev/zero", "../..", "\0", "é\u202e", "*a" * 40, "(a+)+$" * 20, "None",
     "bfloat16", "3.5GiB", "default", "gptq",
 )  # fmt: skip
-FOR_ONE_RUN = ("processor", "dataset", "token", "trust_remote_code", "work_dir", "offload_folder", "max_memory")
+FOR_ONE_RUN = (
+    "calibration",
+    "processor",
+    "dataset",
+    "token",
+    "trust_remote_code",
+    "work_dir",
+    "offload_folder",
+    "max_memory",
+)
 
 
 @dataclass

@@ -56,7 +56,8 @@ def _outcomes(name: str, checkpoint: Checkpoint, tmp_path: Path, count: int) -> 
 
 CONFIG_NAMES = (
     "plan", "bits", "group_size", "sym", "recipe", "stages", "modules_to_not_convert", "overrides", "min_coverage",
-    "num_samples", "seed", "target_size", "cost", "fuse_groups", "format", "needs_version", "unknown argument",
+    "num_samples", "seed", "target_size", "cost", "fuse_groups", "budget", "calibration", "format", "needs_version",
+    "unknown argument",
     "quant_method", ".safetensors", "The shard",
 )  # fmt: skip
 

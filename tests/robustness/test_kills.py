@@ -20,7 +20,7 @@ from transformers_qaig.kernels import compiler, extension
 RUNS: dict[str, dict[str, Any]] = {
     "default": {"bits": 3},
     "rotated": {"bits": 3, "activation_bits": 8},
-    "best": {"bits": 3, "recipe": "best", "stages": {"steps": 5}},
+    "best": {"bits": 3, "recipe": {"name": "best", "steps": 5}},
     "gptq": {"bits": 3, "recipe": "gptq"},
     "awq": {"bits": 3, "recipe": "awq"},
     "rtn": {"bits": 3, "recipe": "rtn"},
@@ -28,14 +28,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "paper": {"bits": 3, "recipe": "paper"},
     "mbq": {"bits": 3, "recipe": "mbq"},
     "authors": {"bits": 3, "recipe": "authors"},
-    "budget": {"bits": (2, 4), "target_bits": 3.2, "recipe": "gptq"},
+    "budget": {"budget": {"bits": 3.2, "candidates": (2, 4)}, "recipe": "gptq"},
 }
 KILLS = 3
 SAVES = 15
 
 
 def quantize(folder: Path, work_dir: Path | None = None, **settings: Any) -> PreTrainedModel:
-    config = QAIGConfig(work_dir=work_dir, **FAST, **settings)
+    config = QAIGConfig(calibration={"work_dir": work_dir}, **FAST, **settings)
     return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
 
 

@@ -24,7 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"bits": 3, "recipe": "paper"},
     "mbq": {"bits": 3, "recipe": "mbq"},
     "authors": {"bits": 3, "recipe": "authors"},
-    "budget": {"target_bits": 4, "bits": (2, 4)},
+    "budget": {"budget": {"bits": 4, "candidates": (2, 4)}},
 }
 SLOW = ("paper", "mbq", "authors", "budget")
 
@@ -92,7 +92,7 @@ def test_a_sample_that_overflows_in_a_block_is_left_out_there(
     narrow: Path, said: Any, tmp_path: Path, recipe: str, bad: int
 ) -> None:
     dataset = [with_token_5(s) if i == bad else s for i, s in enumerate(data(narrow))]
-    model = quantize(narrow, dataset, **RECIPES[recipe], work_dir=str(tmp_path / "work"))
+    model = quantize(narrow, dataset, **RECIPES[recipe], calibration={"work_dir": tmp_path / "work"})
     (line,) = said()
     assert line.startswith(f"Calibration sample {bad} is left out: NaN or Inf in the ")
     assert "model.language_model.layers." in line
@@ -100,7 +100,7 @@ def test_a_sample_that_overflows_in_a_block_is_left_out_there(
     assert report.num_samples == len(dataset) - 1
     assert all(math.isfinite(block.error) for block in report.blocks)
     assert all(torch.isfinite(m.dequantize()).all() for m in model.modules() if hasattr(m, "weight_packed"))
-    resumed = quantize(narrow, dataset, **RECIPES[recipe], work_dir=str(tmp_path / "work"))
+    resumed = quantize(narrow, dataset, **RECIPES[recipe], calibration={"work_dir": tmp_path / "work"})
     assert resumed.qaig_report.left_out == report.left_out
     assert same(resumed, model)
 

@@ -68,9 +68,11 @@ def test_a_processor_that_was_given_is_the_one_that_is_saved(llava: Path, tmp_pa
     source = without_processor(llava, tmp_path / "source")
     processor = build("llava")[1]
     processor.tokenizer.chat_template = processor.chat_template = processor.chat_template + "{# mine #}"
-    quantized_from(source, processor=processor, recipe="fast", dataset=FAST["dataset"]).save_pretrained(tmp_path / "a")
+    quantized_from(
+        source, calibration={"processor": processor}, recipe="fast", dataset=FAST["dataset"]
+    ).save_pretrained(tmp_path / "a")
     assert "{# mine #}" in AutoProcessor.from_pretrained(tmp_path / "a").chat_template
-    quantized_from(source, processor=str(llava)).save_pretrained(tmp_path / "b")
+    quantized_from(source, calibration={"processor": str(llava)}).save_pretrained(tmp_path / "b")
     assert (
         AutoProcessor.from_pretrained(tmp_path / "b").chat_template
         == AutoProcessor.from_pretrained(llava).chat_template
@@ -191,6 +193,13 @@ def test_what_opens_the_weights_opens_the_processor_and_is_not_kept(
     assert [(call["token"], call["local_files_only"]) for call in asked] == [("hf_secret", True)]
     assert all(call.get("trust_remote_code", True) for call in asked)
     assert b"hf_secret" not in pickle.dumps((model.config, model._qaig_beside))
+
+
+@pytest.mark.parametrize(("name", "file"), [("/models/vlm", "/models/vlm/model.safetensors"), ("me/vlm", None)])
+def test_nothing_is_downloaded_for_a_processor_that_is_named_if_nothing_may_be(name: str, file: str | None) -> None:
+    assert Source.of(name, [file] if file else None, True).reach("me/other").local_files_only
+    hub = Source.of("me/vlm", [f"/cache/models--me--vlm/snapshots/{COMMIT}/model.safetensors"])
+    assert hub.reach(Path("me/other")) == Source("me/other", cache_dir="/cache")
 
 
 def test_the_code_that_a_processor_names_comes_along(llava: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_packed_names_that_a_converter_takes_are_refused(fused: Path) -> None:
 def test_packed_names_that_no_converter_takes_come_back(fused: Path, tmp_path: Path, request) -> None:
     taken = request.node.callspec.params["fused"] == ""
     left_out = ["*.gate_proj", "*.up_proj"] if taken else None
-    model = quantize(fused, {"modules_to_not_convert": left_out, "min_coverage": 0.1})
+    model = quantize(fused, {"modules_to_not_convert": left_out})
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(Auto.from_pretrained(tmp_path / "saved"), fused), logits(model, fused))
 
@@ -65,7 +65,7 @@ def test_packed_names_that_no_converter_takes_come_back(fused: Path, tmp_path: P
 @pytest.mark.parametrize("fused", [r".weight(?!_)"], indirect=True)
 def test_a_joint_weight_of_which_half_is_packed_is_refused(fused: Path) -> None:
     with pytest.raises(ValueError, match=r"half of .*gate_up_proj\.weight"):
-        quantize(fused, {"modules_to_not_convert": ["*.gate_proj"], "min_coverage": 0.1})
+        quantize(fused, {"modules_to_not_convert": ["*.gate_proj"]})
 
 
 @pytest.mark.usefixtures("uncalibrated")

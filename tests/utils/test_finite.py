@@ -54,7 +54,7 @@ def test_of_buffers_only_what_is_saved_and_no_number_is_refused() -> None:
         check_weights(model)
 
 
-@pytest.mark.parametrize("settings", [{"bits": 4, "recipe": "rtn"}, {"bits": 4}, {"target_bits": 4.5}])
+@pytest.mark.parametrize("settings", [{"bits": 4, "recipe": "rtn"}, {"bits": 4}, {"budget": 4.5}])
 def test_the_source_is_refused_before_calibration(llava, tmp_path, settings: dict) -> None:
     model = AutoModelForImageTextToText.from_pretrained(llava)
     name = "model.language_model.layers.1.post_attention_layernorm.weight"

@@ -25,7 +25,6 @@ from ..execution.sequential_onload import moved, streaming
 from ..execution.torch_state import default_torch_state
 from ..plan.allocate import SchemeOption
 from ..plan.coverage import Plan
-from ..recipes import recipe_of
 from ..structure import find_decoder_blocks
 from ..token_weights.weigher import TokenWeigher
 from ..utils.finite import is_finite
@@ -47,7 +46,7 @@ def measure_costs(
     exclusions: Exclusions | None = None,
 ) -> dict[str, list[SchemeOption]]:
     """
-    The options with their costs, in nats per answer token (`cost="error"`: relative squared output error).
+    The options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
 
     Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
     block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
@@ -68,41 +67,47 @@ def measure_costs(
     """
     if not any(bool(answer.any()) for answer in answers):
         raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
-    device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
+    budget = config.budget
+    assert budget is not None
+    device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
     samples = numbered(samples)
     exclusions = exclusions or Exclusions(len(samples))
-    folder = Path(config.work_dir) / "costs" if config.work_dir is not None else None
+    work_dir = config.calibration.work_dir
+    folder = Path(work_dir) / "costs" if work_dir is not None else None
     run: dict[str, Any] = {}
     if folder is not None:
-        settings = ("recipe", "stages", "seed", "activation_bits")
         run = {
             "weights": digest([model.state_dict()]),
             "options": {path: [dict(option.entry) for option in choices] for path, choices in options.items()},
             "samples": digest(samples),
             "answers": digest([{"a": a} for a in answers]),
-            **{name: getattr(config, name) for name in settings},
+            "recipe": config.recipe.to_dict(),
+            "seed": config.seed,
+            "activation_bits": config.activation_bits,
         }
     blocks = find_decoder_blocks(model)
     costs: dict[str, list[float]] = {path: [] for path in options}
     count = max(len(choices) for choices in options.values())
     with (
         work_folder(folder, run) as store,
-        tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({config.cost})", unit="step") as bar,
+        tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
         for index in range(count):
             # A weight with fewer options is stored as in its last one meanwhile.
             plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
-            known = _recall(store, f"{index}.costs.{config.cost}", exclusions)
+            known = _recall(store, f"{index}.costs.{budget.cost}", exclusions)
             if known is not None:
                 found = json.loads(known[1]["costs"])
                 bar.update(len(blocks) + len(samples))
             else:
                 errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
                 with streaming(model, list(blocks.values()), device):
-                    found = _costs_of(model, errors, samples, answers, config, device, bar, exclusions)
+                    found = _costs_of(
+                        model, errors, samples, answers, config.seed, budget.cost, device, bar, exclusions
+                    )
                 if store is not None:
                     facts = {"costs": json.dumps(found), "left_out": json.dumps(exclusions.where)}
-                    store.save(f"{index}.costs.{config.cost}", {}, facts)
+                    store.save(f"{index}.costs.{budget.cost}", {}, facts)
             for path, choices in options.items():
                 if index < len(choices):
                     costs[path].append(found[path])
@@ -129,7 +134,7 @@ def errors_of(
     The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
     What is found for a block is kept in `store`, as `prefix` and the block's path.
     """
-    recipe, blocks = recipe_of(config.recipe, config.stages), find_decoder_blocks(model)
+    recipe, blocks = config.recipe, find_decoder_blocks(model)
     if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
         recipe = replace(recipe, rounding="gptq")
     masks = [token_mask(sample) for sample in samples]
@@ -185,13 +190,14 @@ def _costs_of(
     errors: Errors,
     samples: Sequence[Sample],
     answers: Sequence[Tensor],
-    config: QAIGConfig,
+    seed: int,
+    cost: str,
     device: torch.device | str | None,
     bar: ProgressBar,
     exclusions: Exclusions,
 ) -> dict[str, float]:
     """The cost of each error, over all samples that are not left out."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
     total: Tensor = torch.zeros(())
     tokens = 0
     for waiting, answer in zip(samples, answers):
@@ -204,16 +210,16 @@ def _costs_of(
             return answer_log_probabilities(model, sample, answer)
 
         with torch.no_grad():
-            full = log_p() if config.cost in ("path", "alone") else torch.empty(0)
+            full = log_p() if cost in ("integrated_gradients", "one_at_a_time") else torch.empty(0)
 
         def loss(full: Tensor = full, log_p: Any = log_p) -> Tensor:
             return (full.exp() * (full - log_p())).sum(-1).sum()
 
-        if config.cost == "fisher":
+        if cost == "fisher":
             found = fisher_losses(model, errors, log_p, generator=generator)
-        elif config.cost == "path":
+        elif cost == "integrated_gradients":
             found = weight_path_shares(model, errors, loss)
-        elif config.cost == "alone":
+        elif cost == "one_at_a_time":
             found = losses_alone(model, errors, loss)
         else:
             found = output_energies(model, errors, log_p)
@@ -225,7 +231,7 @@ def _costs_of(
         raise ValueError(
             "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."
         )
-    if config.cost == "error":
+    if cost == "output_error":
         values = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
     else:
         values = total / tokens

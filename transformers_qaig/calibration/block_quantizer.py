@@ -109,7 +109,7 @@ class BlockQuantizer:
         self.nothing = BlockDecisions(entries, self.recipe.include_zero, tools.activation_bits)
         self.summary = BlockSummary(path)
         self.dtype, self.in_float32 = dtype_of(block, entries), in_float32(block)
-        self.judges = list(calls)[::VALIDATION_EVERY] if self.recipe.do_no_harm else []
+        self.judges = list(calls)[::VALIDATION_EVERY] if self.recipe.validate else []
         self.learners = [sample for sample in calls if sample not in self.judges] or self.judges
         self.wanted: dict[int, Tensor] = {}
 

@@ -24,7 +24,6 @@ from ..execution.torch_state import default_torch_state
 from ..loading.tied_embeddings import stored_once
 from ..nn.linear import QAIGLinear
 from ..plan.coverage import Coverage, Plan
-from ..recipes import recipe_of
 from ..report.summary import BlockSummary, QuantizationReport
 from ..structure import find_decoder_blocks
 from ..token_weights.weigher import TokenWeigher, precomputed_weights
@@ -86,12 +85,12 @@ def _calibrate(
 ) -> QuantizationReport:
     """As [`calibrate`]; what is finished is kept in `store`."""
     start = time.perf_counter()
-    recipe = recipe_of(config.recipe, config.stages)
-    device = config.calibration_device or torch.accelerator.current_accelerator(check_available=True)
+    recipe = config.recipe
+    device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
     samples, masks = numbered(samples), [token_mask(sample) for sample in samples]
     exclusions = exclusions or Exclusions(len(samples))
     plan = {path: dict(entry) for path, entry in plan.items()}
-    report = QuantizationReport(config.recipe, coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
+    report = QuantizationReport(str(recipe), coverage, plan, len(samples), int(sum(mask.sum() for mask in masks)))
     with out_of_memory_explained("in the first forward passes", device, report):
         if not recipe.calibrates:
             check_forward(model, device)
@@ -107,7 +106,7 @@ def _calibrate(
         around(model, doors, device if samples else None) as visits,
         PausedForwards(model, doors, samples, inputs_device="cpu") as full,
         PausedForwards(model, doors, samples, inputs_device="cpu") as quantized,
-        tqdm(stations, desc=f"Quantizing ({config.recipe})", unit="block") as bar,
+        tqdm(stations, desc=f"Quantizing ({recipe.name})", unit="block") as bar,
     ):
 
         def go_on(sample: int, output: Any, output_q: Any) -> None:

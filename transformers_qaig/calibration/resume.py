@@ -47,14 +47,14 @@ class BlockStore(ExitStack):
     def __init__(self, config: QAIGConfig, plan: Plan, samples: Sequence[Mapping[str, Any]], model: nn.Module):
         super().__init__()
         self.folder = None
-        if config.work_dir is not None:
+        if config.calibration.work_dir is not None:
             run = {
                 "config": {**config.to_dict(), "plan": None},
                 "plan": plan,
                 "samples": digest(samples),
                 "weights": digest([model.state_dict()]),
             }
-            self.folder = self.enter_context(work_folder(Path(config.work_dir), run))
+            self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir), run))
 
     def load(self, path: str, block: nn.Module, entries: Schemes) -> tuple[nn.Module, BlockSummary] | None:
         """The finished block at `path`, or None."""

@@ -62,7 +62,7 @@ class GroupContext:
         shared = len(set(self.group.channels)) < len(self.group.channels)
         recipe = self.recipe
         wanted = recipe.equalization != "none" and self.bits <= recipe.equalization_bits
-        return wanted and self.foldable and (recipe.share_channels or not shared)
+        return wanted and self.foldable and (recipe.equalize_gqa or not shared)
 
     @property
     def num_tokens(self) -> int:
@@ -96,7 +96,7 @@ class GroupContext:
             x, x_q, weights = piece.x / scale, choices.inputs(piece.x_q / scale, name), piece.weights
             del piece  # 8192 tokens of 19,000 channels are 0.6 GB
             second.add(x_q, x_q, weights)
-            if self.recipe.drift:
+            if self.recipe.asymmetric:
                 drift.add(x_q, choices.rotated(x, name).sub_(x_q), weights)
         sums = second.moment, drift.moment, second.mass
         for total, before in zip(sums, self.measured.get(rotation, ())):
@@ -104,7 +104,7 @@ class GroupContext:
         moment, drifts, mass = (total.to("cpu", copy=True) for total in sums)
         self.measured[rotation] = moment, drifts, mass
         divisor = second.mass.clamp(min=1e-12)
-        return second.moment.div_(divisor), drift.moment.div_(divisor) if self.recipe.drift else drift.moment
+        return second.moment.div_(divisor), drift.moment.div_(divisor) if self.recipe.asymmetric else drift.moment
 
 
 Step = Callable[[GroupContext, BlockDecisions], BlockDecisions]
@@ -184,9 +184,9 @@ def compensate(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
     curvature = Hessian.of(moment)
     block, roundings = folded_view(site.block, choices), {}
     targets = {name: choices.weight(block, name) for name in site.members}
-    if recipe.drift:
+    if recipe.asymmetric:
         for name, weight in targets.items():
-            targets[name] = weight + recipe.drift * curvature.solve(drift @ weight.T).T
+            targets[name] = weight + recipe.asymmetric * curvature.solve(drift @ weight.T).T
     del drift  # as large as H
     for name, weight in targets.items():
         arguments, layer = choices.grid_arguments(name, site.dtype), site.name_of(name)

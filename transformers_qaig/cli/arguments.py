@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from ..config import QAIGConfig
+from ..config import BitBudget, CalibrationConfig, QAIGConfig
 
 DATA_FILES = (".json", ".jsonl")
 
@@ -86,17 +86,35 @@ def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGCon
             dataset=data_source(options.dataset),
             num_samples=options.num_samples,
             seed=options.seed,
-            token=options.token,
-            trust_remote_code=options.trust_remote_code,
-            calibration_device=options.device,
-            work_dir=options.work_dir,
+            calibration=CalibrationConfig(
+                token=options.token,
+                trust_remote_code=options.trust_remote_code,
+                device=options.device,
+                work_dir=options.work_dir,
+            ),
             **settings,
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 
-def budget_settings(options: argparse.Namespace, budget: float | str) -> dict[str, Any]:
-    """The settings of `QAIGConfig` for a budget: stored bits per weight, or a size."""
-    target = {"target_size": budget} if isinstance(budget, str) else {"target_bits": budget}
-    return {**target, "bits": options.candidates, "cost": options.cost, "fuse_groups": options.fuse}
+def bit_budget(options: argparse.Namespace, limit: float | str) -> BitBudget:
+    """The budget that the arguments describe.
+
+    Args:
+        options: of `plan` or `quantize`.
+        limit: stored bits per weight, or a size.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    try:
+        return BitBudget(
+            bits=None if isinstance(limit, str) else limit,
+            size=limit if isinstance(limit, str) else None,
+            candidates=options.candidates,
+            cost=options.cost,
+            fuse=options.fuse,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -19,7 +19,7 @@ from ..plan.coverage import Coverage
 from ..report.bit_front import Front, Point, plot, table
 from ..utils.files import write
 from ..utils.finite import check_weights
-from .arguments import UsageError, budget_settings, loading, quantization_config, require_unquantized, set_loudness
+from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
 
 
 def check(options: argparse.Namespace) -> None:
@@ -48,12 +48,12 @@ def run(options: argparse.Namespace) -> None:
     set_loudness(options)
     check(options)
     low, high = options.budgets
-    config = quantization_config(options, **budget_settings(options, high))
+    config = quantization_config(options, budget=bit_budget(options, high))
     require_unquantized(options)
     model = AutoModelForImageTextToText.from_pretrained(options.model, **loading(options)).eval().requires_grad_(False)
     choices, coverage = list_schemes(model, config)
-    coverage.require(config.min_coverage)
-    fused = fused_sets(choices) if config.fuse_groups else []
+    coverage.require(config.calibration.min_coverage)
+    fused = fused_sets(choices) if options.fuse else []
     budgets = budgets_between(low, high, options.points, coverage, reachable(choices, fused))
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
         raise ValueError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")

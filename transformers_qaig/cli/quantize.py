@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from ..config import QAIGConfig
 from ..utils.files import UNFINISHED, require_writable
 from ..utils.readable import readable_size
-from .arguments import UsageError, budget_settings, loading, quantization_config, require_unquantized, set_loudness
+from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -50,7 +50,7 @@ def configuration(options: argparse.Namespace) -> QAIGConfig:
     """The configuration that the arguments describe."""
     settings: dict[str, Any] = {"plan": options.plan}
     if options.budget is not None:
-        settings |= budget_settings(options, options.budget)
+        settings["budget"] = bit_budget(options, options.budget)
     elif options.bits is not None:
         settings["bits"] = options.bits
     return quantization_config(

@@ -35,11 +35,9 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
             if part not in COLUMN_NAMES:
                 near = difflib.get_close_matches(str(part), COLUMN_NAMES, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
-                    f"dataset_columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}{hint}"
-                )
+                raise ValueError(f"columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}{hint}")
             if name not in record:
-                raise ValueError(f"dataset_columns[{part!r}] is {name!r}, but the sample has only {_keys(record)}")
+                raise ValueError(f"columns[{part!r}] is {name!r}, but the sample has only {_keys(record)}")
         return dict(columns)
     found = {}
     for part, names in COLUMN_NAMES.items():
@@ -50,12 +48,12 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
     if found.keys() == {"image"} and unread and found["image"] not in unread:
         raise ValueError(
             f"the sample has an image, and text in {sorted(unread)} that would not be read: say which is which with "
-            "dataset_columns={'image': ..., 'prompt': ..., 'response': ...}, or remove the text"
+            "columns={'image': ..., 'prompt': ..., 'response': ...}, or remove the text"
         )
     if not found.keys() & {"messages", "image", "prompt", "response"}:
         raise ValueError(
             f"none of the sample's keys {_keys(record)} is known: say which is which with "
-            "dataset_columns={'image': ..., 'prompt': ..., 'response': ...}, or {'messages': ..., 'image': ...}"
+            "columns={'image': ..., 'prompt': ..., 'response': ...}, or {'messages': ..., 'image': ...}"
         )
     return found
 

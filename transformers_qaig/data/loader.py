@@ -16,7 +16,6 @@ from ..calibration.exclusions import Exclusions, Sample, check_inputs
 from ..config import QAIGConfig
 from ..execution.torch_state import default_torch_state
 from ..loading.source import Source
-from ..recipes import recipe_of
 from ..rounding.hessian import MIN_TOKENS
 from ..utils.logging import get_logger
 from .samples import answer_mask, are_encoded, load_samples, token_mask
@@ -57,7 +56,7 @@ def load_inputs(
             f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
             "'sdpa' or 'eager', and load the saved model with any."
         )
-    needs_answers = config.has_budget or recipe_of(config.recipe, config.stages).reads_answers
+    needs_answers = config.budget is not None or config.recipe.reads_answers
     # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither.
     with default_torch_state():
         samples = load_samples(
@@ -66,8 +65,8 @@ def load_inputs(
             num_samples=config.num_samples,
             seed=config.seed,
             is_vlm=hasattr(model.config, "vision_config"),
-            columns=config.dataset_columns,
-            token=config.token,
+            columns=config.calibration.columns,
+            token=config.calibration.token,
             with_labels=needs_answers,
             vocab_size=_vocab_size(model),
         )
@@ -85,7 +84,7 @@ def load_inputs(
     samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
     _tell_few(samples)
     if needs_answers and not any(bool(answer.any()) for answer in answers):
-        asked = "a budget" if config.has_budget else f"`recipe={config.recipe!r}`"
+        asked = "a budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         raise ValueError(
             f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
             "conversations in which the assistant answers, or another recipe."
@@ -109,7 +108,7 @@ def _tell_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
     """Warns once of samples in which no answer is marked."""
     unmarked = [sample.index for sample in samples if not marks_answers(sample)]
     if unmarked:
-        asked = "the budget" if config.has_budget else f"`recipe={config.recipe!r}`"
+        asked = "the budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         logger.warning(
             "%d of %d calibration conversations mark no answer, and %s goes by answers: all their text counts as one. "
             "Give conversations in which the assistant answers, or processor outputs with 'labels' (%d where there is "
@@ -144,19 +143,20 @@ def _vocab_size(model: PreTrainedModel) -> int | None:
 
 
 def _processor(config: QAIGConfig, source: Source) -> Any:
-    processor = config.processor
+    run = config.calibration
+    processor = run.processor
     if processor is not None and not isinstance(processor, (str, os.PathLike)):
         return processor
     if processor is not None:
-        source = Source.of(processor)
+        source = source.reach(processor)
     try:
-        return source.load_processor(token=config.token, trust_remote_code=config.trust_remote_code)
+        return source.load_processor(token=run.token, trust_remote_code=run.trust_remote_code)
     except Exception as error:
         if are_encoded(config.dataset):
             return None
         raise ValueError(
             f"Calibration needs the model's processor, and none could be loaded from {source.name!r} ({error}). "
-            "Give one: QAIGConfig(processor=...), an object or where to load it from; or processor outputs "
+            "Give one: CalibrationConfig(processor=...), an object or where to load it from; or processor outputs "
             "as the dataset; or recipe='rtn', which reads no data."
         ) from error
 

@@ -29,7 +29,7 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
         if "image" not in found:
             raise ValueError(
                 f"the sample has a response ({found.get('response')!r}), but neither a prompt nor an image: say which "
-                "column is the question with dataset_columns={'prompt': ...}, or give a list of messages"
+                "column is the question with columns={'prompt': ...}, or give a list of messages"
             )
         return [_user(CAPTION_PROMPT), *_response(response, found, {}, base_dir)]
     prompt = record[found["prompt"]]
@@ -157,5 +157,5 @@ def _misfit(name: str, value: Any, expected: str) -> ValueError:
     keys = f" with {sorted(map(str, value))}" if isinstance(value, Mapping) else f" ({value!r:.{_SHOWN}})"
     return ValueError(
         f"the column {name!r} must be {expected}; it is {type(value).__name__}{keys}. "
-        "Say which columns to read with dataset_columns={'prompt': ..., 'response': ...}"
+        "Say which columns to read with columns={'prompt': ..., 'response': ...}"
     )

@@ -30,13 +30,13 @@ def out_of_memory_explained(
         held = report.num_samples * report.bytes_per_sample * 2 / 2**30
         raise torch.OutOfMemoryError(
             f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {report.num_samples} samples wait "
-            f"in two streams, {held:.1f} GiB on the CPU). What needs less, in QAIGConfig:\n"
-            "  num_samples=...: fewer samples wait on the CPU;\n"
-            "  processor=...: a lower `max_pixels`, a smaller image size or fewer tiles make samples shorter, which is "
-            "what counts on the device: they run one at a time, so there is no batch size to lower;\n"
-            "  dataset=...: shorter conversations, fewer images in each;\n"
-            "  calibration_device='cpu': slow, but the device is not needed;\n"
-            "  recipe='rtn': reads no data.\n"
+            f"in two streams, {held:.1f} GiB on the CPU). What needs less:\n"
+            "  QAIGConfig(num_samples=...): fewer samples wait on the CPU;\n"
+            "  CalibrationConfig(processor=...): a lower `max_pixels`, a smaller image size or fewer tiles make "
+            "samples shorter, which is what counts on the device: they run one at a time, so no batch size can fall;\n"
+            "  QAIGConfig(dataset=...): shorter conversations, fewer images in each;\n"
+            "  CalibrationConfig(device='cpu'): slow, but the device is not needed;\n"
+            "  QAIGConfig(recipe='rtn'): reads no data.\n"
             f"The error was: {error}"
         ) from error
 

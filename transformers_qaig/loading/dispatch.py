@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
 from ..config.devices import Device, bytes_by_device, check_device
-from ..config.validation import check_folder
+from ..config.folder import check_folder
 from ..utils.logging import get_logger
 from ..utils.quote import quote
 from .arguments import loading_arguments
@@ -171,7 +171,7 @@ class Placement:
         if self.offload_folder is None:
             raise ValueError(
                 f"{size:,} of the packed model's {whole:,} bytes would go to disk, and it is not said where: give "
-                "`offload_folder` to from_pretrained or QAIGConfig, or a `device_map` or `max_memory` with more room."
+                "`offload_folder` to from_pretrained, or a `device_map` or `max_memory` with more room."
             )
         limit = (self.max_memory or {}).get(DISK, math.inf)
         if size > limit:

@@ -63,7 +63,7 @@ class Source:
         """
         name = os.fspath(name_or_path)
         if not checkpoint_files:
-            return cls(name)
+            return cls(name, local_files_only=local_files_only)
         folder = Path(str(checkpoint_files[0])).parent
         for place in (folder, *folder.parents):  # <cache>/models--<owner>--<name>/snapshots/<commit>/<subfolder>
             repository = place.parent.parent
@@ -71,8 +71,12 @@ class Source:
                 repo_id = "/".join(repository.name.split("--")[1:])
                 return cls(repo_id, place.name, str(repository.parent), _below(folder, place), local_files_only)
         if Path(name) in folder.parents:
-            return cls(name, subfolder=_below(folder, Path(name)))
-        return cls(str(folder))
+            return cls(name, subfolder=_below(folder, Path(name)), local_files_only=local_files_only)
+        return cls(str(folder), local_files_only=local_files_only)
+
+    def reach(self, name_or_path: str | os.PathLike[str]) -> Source:
+        """Another folder or repository, with the same cache and the same leave to download."""
+        return Source(os.fspath(name_or_path), cache_dir=self.cache_dir, local_files_only=self.local_files_only)
 
     def load_processor(self, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
         """

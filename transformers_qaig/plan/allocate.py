@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.quote import quote
-
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears that serving engines merge into one: they must share one width."""
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_LONGEST_SIZE = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -136,26 +130,6 @@ def fused_sets(paths: Iterable[str]) -> list[list[str]]:
             if name in names:
                 groups.setdefault((parent, number), []).append(path)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def parse_size(size: int | str) -> int:
-    """
-    Bytes of `"3.5GiB"`, `"800 MB"` or a number.
-
-    Raises:
-        ValueError: it is none of these, not positive, or 2^63 bytes or more.
-    """
-    value: float = 0
-    if isinstance(size, str) and len(size) <= _LONGEST_SIZE:  # what is longer may take a regular expression for ever
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?)?B?\s*", size)
-        value = float(match[1]) * UNITS[match[2] or ""] if match else 0
-    elif isinstance(size, (int, float)) and not isinstance(size, bool):
-        value = size
-    if not 1 <= value < 2**63:
-        raise ValueError(
-            f"a size is a number of bytes below 2^63 or a string such as '3.5GiB' or '800MB', got {quote(size)}."
-        )
-    return int(value)
 
 
 def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[str], list[SchemeOption]]]:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import nn
 
 from ..config import QAIGConfig
+from ..config.size import parse_size
 from ..nn.embedding import why_not_packed
 from ..scheme import MIN_GROUP_SIZE
 from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.logging import get_logger
-from .allocate import SchemeOption, parse_size
+from .allocate import SchemeOption
 from .coverage import BLOCKS, Coverage, PartSize, Plan
-from .schemes import SchemeResolver
+from .schemes import SKIPPED, SchemeResolver
 
 logger = get_logger(__name__)
 
@@ -44,11 +45,11 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     the coverage. Works on the meta device.
 
     Raises:
-        ValueError: an `overrides` or `modules_to_not_convert` pattern that matches no weight, a given plan with a path
-            that cannot be packed, a part that was asked for and is not there or cannot be packed, tied embeddings and
-            head with different bits, or nothing to pack.
+        ValueError: a name or pattern in `modules_to_not_convert` or `overrides` that matches nothing, a given plan with
+            a path that cannot be packed, a part that was asked for and is not there or cannot be packed, tied
+            embeddings and head with different bits, or nothing to pack.
     """
-    requests, coverage = SchemeResolver(config), Coverage()
+    requests, coverage = SchemeResolver(config, model), Coverage()
     options: dict[str, list[SchemeOption]] = {}
     blocks = find_decoder_blocks(model)
     candidates = None if config.plan is not None else config.candidates
@@ -57,6 +58,7 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
         found, reason = requests.options(path, parameter, reason, candidates)
         if reason:
             coverage.left_out[path] = (parameter.numel(), reason)
+            coverage.excluded += parameter.numel() if reason == SKIPPED else 0
             continue
         options[path] = found
         coverage.packed += parameter.numel()
@@ -177,36 +179,34 @@ def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes:
 
 
 def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:
-    """
-    The stored bits that the packed weights may take.
+    """The stored bits that the packed weights may take.
 
     Args:
-        config: says it as `target_bits` or `target_size`.
+        config: has a budget.
         coverage: from [`list_schemes`].
         reachable: what the packed weights take at least and at most.
 
     Raises:
         ValueError: not even the smallest choice fits; the message gives the reachable range.
     """
-    if config.target_size is not None:
-        budget, asked = (
-            8.0 * parse_size(config.target_size) - coverage.other_bits,
-            f"`target_size={config.target_size!r}`",
-        )
+    budget = config.budget
+    assert budget is not None
+    if budget.bits is None:
+        assert budget.size is not None
+        limit, asked = 8.0 * parse_size(budget.size) - coverage.other_bits, repr(budget.size)
         low, high = ((coverage.other_bits + bits) / 8 for bits in reachable)
         span = f"{low:,.0f} to {high:,.0f} bytes, of which {coverage.other_bits / 8:,.0f} are not packed"
     else:
-        assert config.target_bits is not None
-        asked = f"`target_bits={config.target_bits}`"
-        budget = config.target_bits * coverage.packed
+        limit, asked = budget.bits * coverage.packed, repr(budget.bits)
         low, high = (bits / coverage.packed for bits in reachable)
         span = f"{low:.3f} to {high:.3f} stored bits per packed weight, scales and zero points included"
-    if budget < reachable[0]:
+    if limit < reachable[0]:
         raise ValueError(
-            f"{asked} cannot be met: with `bits={config.bits}` and `group_size={config.group_size}` the model takes "
-            f"{span}. Raise the budget, or allow narrower `bits` or a larger `group_size`."
+            f"`budget={asked}` cannot be met: with `candidates={budget.candidates}` and "
+            f"`group_size={config.group_size}` the model takes {span}. Raise the budget, or allow narrower "
+            "`candidates` or a larger `group_size`."
         )
-    return budget
+    return limit
 
 
 def _why_not(owner: nn.Module, name: str) -> str:

@@ -27,6 +27,7 @@ class Coverage:
 
     Attributes:
         packed, total: elements packed, elements in all blocks (3-D expert stacks included).
+        excluded: of `total`, elements that `modules_to_not_convert` lists.
         stored_bits: what the packed weights take: codes, scales and zero points; 0 until their widths are chosen.
         left_out: path of every block weight that stays as it is → (elements, reason).
         elsewhere: elements outside the blocks that stay as they are, by the path of the part.
@@ -37,6 +38,7 @@ class Coverage:
 
     packed: int = 0
     total: int = 0
+    excluded: int = 0
     stored_bits: float = 0.0
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
     elsewhere: dict[str, int] = field(default_factory=dict)
@@ -74,15 +76,20 @@ class Coverage:
         return PartSize(sum(size.full for size in sizes), sum(size.saved for size in sizes))
 
     def require(self, min_coverage: float) -> None:
-        """Raise `ValueError`, saying what would be left out, if the share is below `min_coverage`."""
-        if self.share >= min_coverage:
+        """Raises `ValueError`, saying what would be left out, if too few weights are packed.
+
+        Args:
+            min_coverage: the share of the weights, without those that the user excluded, that must be packed.
+        """
+        asked = self.total - self.excluded
+        if asked and self.packed / asked >= min_coverage:
             return
         largest = sorted(self.left_out.items(), key=lambda item: -item[1][0])[:8]
         lines = [f"  {path}: {size:,} weights, {reason}" for path, (size, reason) in largest]
         if len(self.left_out) > len(lines):
             lines.append(f"  and {len(self.left_out) - len(lines)} more")
         raise ValueError(
-            f"Only {self.share:.1%} of the {self.total:,} weights in the language model's blocks would be packed; "
-            f"`min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
-            "Lower `min_coverage` in QAIGConfig if that is what you want."
+            f"Only {self.packed / max(asked, 1):.1%} of the {asked:,} weights in the language model's blocks would be "
+            f"packed; `min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
+            "Lower `min_coverage` in CalibrationConfig if that is what you want."
         )

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..nn.hadamard import Rotation, fit_block
 from ..scheme import fit_group_size, stored_bits
 from ..utils.logging import get_logger
+from ..utils.quote import quote
 from .allocate import SchemeOption
+from .patterns import ModelNames
 
 logger = get_logger(__name__)
 
 BLOCK = 128
 """Channels that are rotated together, at most."""
+SKIPPED = "listed in `modules_to_not_convert`"
 
 
 class SchemeResolver:
-    """Answers for one weight after the other, and remembers which patterns and paths have matched nothing yet."""
+    """Answers for one weight after the other, and remembers which overrides and paths have matched nothing yet."""
 
-    def __init__(self, config: QAIGConfig):
+    def __init__(self, config: QAIGConfig, model: nn.Module):
+        """Finds what the patterns of the configuration mean.
+
+        Args:
+            config: how to quantize.
+            model: may be on the meta device.
+
+        Raises:
+            ValueError: a pattern that matches no module and no parameter; the message has the nearest name.
+        """
         self.config = config
-        self.unused = {*(config.overrides or {}), *(config.modules_to_not_convert or [])}
+        names = ModelNames(model)
+        self.skipped = set().union(*_matches(names, config.modules_to_not_convert or [], "modules_to_not_convert"))
+        overrides = config.overrides or {}
+        self.overrides = dict(zip(overrides, _matches(names, overrides, "overrides")))
+        self.unused = set(overrides)
         self.given = set(config.plan or {})
         self.refitted: set[tuple[int, int]] = set()
 
@@ -46,11 +62,9 @@ class SchemeResolver:
             is_table: embeddings or a head, whose rows are looked up as they are or whose input is not rotated.
         """
         config = self.config
-        skips = [p for p in config.modules_to_not_convert or [] if _matches(path, p)]
-        self.unused.difference_update(skips)
-        if skips:  # also of a given plan
+        if path in self.skipped:  # also of a given plan
             self.given.discard(path)
-            reason = "listed in `modules_to_not_convert`"
+            reason = SKIPPED
         if not reason and config.plan is not None and path in config.plan:
             candidates = [dict(config.plan[path])]
         if not reason and candidates is None:
@@ -59,7 +73,7 @@ class SchemeResolver:
             return [], reason
         self.given.discard(path)
         for pattern, value in (config.overrides or {}).items():
-            if _matches(path, pattern):
+            if path in self.overrides[pattern]:
                 self.unused.discard(pattern)
                 changes = value if isinstance(value, dict) else {"bits": value}
                 candidates = [{**entry, **changes} for entry in candidates]
@@ -98,11 +112,12 @@ class SchemeResolver:
         return size
 
     def check(self, example: str) -> None:
-        """Raise `ValueError` if a pattern or a path of the given plan has matched nothing."""
-        if self.unused:
+        """Raises `ValueError` if an override or a path of the given plan has reached nothing that is packed."""
+        for pattern in sorted(self.unused):
             raise ValueError(
-                f"{sorted(self.unused)} in `overrides`/`modules_to_not_convert` match no weight that would be packed; "
-                f"a path looks like {example!r}."
+                f"overrides[{quote(pattern)}] reaches no weight that would be packed. Tower, head and embeddings are "
+                "packed with `vision_bits`, `lm_head_bits` and `embedding_bits` only. A path of a packed weight looks "
+                f"like {example!r}."
             )
         if self.given:
             raise ValueError(
@@ -111,5 +126,13 @@ class SchemeResolver:
             )
 
 
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or path.endswith("." + pattern)
+def _matches(names: ModelNames, patterns: Iterable[str], argument: str) -> list[set[str]]:
+    """The paths that each pattern reaches."""
+    found = [names.matching(pattern) for pattern in patterns]
+    for pattern, paths in zip(patterns, found):
+        if not paths:
+            raise ValueError(
+                f"`{argument}` names {quote(pattern)}, which matches no module and no parameter of this model."
+                f"{names.nearest(pattern)}"
+            )
+    return found

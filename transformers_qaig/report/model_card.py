@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
+from ..config import QAIGConfig
 from ..utils.files import write
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
@@ -55,7 +56,8 @@ def model_card(
         size_in_bytes: of all weight files.
         tags: more tags for the Hub.
     """
-    settings = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    settings = QAIGConfig.from_dict(config) if isinstance(config, Mapping) else config
+    assert isinstance(settings, QAIGConfig)
     base = (
         base_model_id if base_model_id and base_model_id.count("/") == 1 and not Path(base_model_id).exists() else None
     )
@@ -177,19 +179,19 @@ def _is_replaceable(readme: Path, *, ours_too: bool) -> bool:
 
 
 def _facts(
-    settings: Mapping[str, Any], report: QuantizationReport | None, size_in_bytes: int | None
+    settings: QAIGConfig, report: QuantizationReport | None, size_in_bytes: int | None
 ) -> Iterable[tuple[str, str]]:
-    changed = ", ".join(f"`{stage}={choice!r}`" for stage, choice in (settings.get("stages") or {}).items())
-    yield "Recipe", f"`{settings['recipe']}`" + (f" with {changed}" if changed else "")
+    changed = ", ".join(f"`{name}={value!r}`" for name, value in settings.recipe.changes.items())
+    yield "Recipe", f"`{settings.recipe.name}`" + (f" with {changed}" if changed else "")
     yield "Weights", _widths(settings)
-    group = settings["group_size"]
+    group = settings.group_size
     yield (
         "Scales",
         f"one per {f'{group} input channels' if group > 0 else 'output channel'}, "
-        + ("symmetric" if settings.get("sym") else "asymmetric"),
+        + ("symmetric" if settings.sym else "asymmetric"),
     )
-    if settings.get("plan"):
-        yield "Packed layers", str(len(settings["plan"]))
+    if settings.plan:
+        yield "Packed layers", str(len(settings.plan))
     if report is not None:
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
@@ -210,17 +212,17 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *others])
 
 
-def _parts(settings: Mapping[str, Any]) -> str:
+def _parts(settings: QAIGConfig) -> str:
     names = {"vision_bits": "vision tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
-    *others, last = ["language model", *(name for key, name in names.items() if settings.get(key))]
+    *others, last = ["language model", *(name for key, name in names.items() if getattr(settings, key))]
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _widths(settings: Mapping[str, Any]) -> str:
+def _widths(settings: QAIGConfig) -> str:
     """`3 bits`, or of a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
-    widths = Counter(entry["bits"] for entry in (settings.get("plan") or {}).values())
+    widths = Counter(entry["bits"] for entry in (settings.plan or {}).values())
     if len(widths) < 2:
-        return f"{next(iter(widths), settings['bits'])} bits"
+        return f"{next(iter(widths), settings.bits)} bits"
     return " and ".join(f"{bits} bits ({count} layers)" for bits, count in sorted(widths.items()))
 
 

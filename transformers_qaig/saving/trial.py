@@ -75,7 +75,7 @@ def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
                     f"config ({error}). Mend generation_config.json, or pass `generation_config=` to from_pretrained."
                 ) from error
         saved = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    if QAIGConfig(**saved["quantization_config"]) != settings:
+    if QAIGConfig.from_dict(saved["quantization_config"]) != settings:
         raise ValueError(f"These settings come back from config.json as others: {settings.to_dict()}.")
 
 

@@ -96,7 +96,7 @@ class TokenWeigher:
                     rounded = run(site.block, group, piece, detached, weights_q, choices.activation_bits)
                     return run(site.block, group, piece, x) - rounded
 
-                nodes = AUTHORS_NODES if authors else site.recipe.nodes
+                nodes = AUTHORS_NODES if authors else site.recipe.ig_steps
                 attribution = qig(difference, piece.x, baseline, nodes=nodes, both_ends=authors)
             real = torch.ones_like(piece.real) if authors else piece.real  # there padding counts
             rows = attribution.reshape(-1, attribution.shape[-1]).split(piece.lengths)

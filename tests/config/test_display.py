@@ -1,0 +1,64 @@
+"""What a person sees of a configuration is short; what a file holds is whole."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
+
+from tests.lifecycle import FAST
+from transformers_qaig import QAIGConfig
+
+ENTRY = {"bits": 3, "group_size": 64, "sym": False}
+
+
+def plan_of(layers: int) -> dict[str, dict]:
+    return {f"model.layers.{i}.mlp.up_proj": dict(ENTRY) for i in range(layers)}
+
+
+def test_defaults_are_left_out() -> None:
+    assert repr(QAIGConfig()) == 'QAIGConfig {\n  "quant_method": "qaig",\n  "bits": 4,\n  "group_size": 128\n}'
+    text = repr(QAIGConfig(bits=3, recipe={"rotation": "all"}, seed=7))
+    assert "seed" in text
+    assert "rotation='all'" in text
+    assert "num_samples" not in text
+
+
+def test_a_plan_is_summed_up() -> None:
+    plan = plan_of(300)
+    assert '"plan": "300 layers, 3 bits"' in repr(QAIGConfig(plan=plan))
+    plan["model.layers.0.mlp.up_proj"]["bits"] = 8
+    assert '"plan": "300 layers, 3.02 bits on average (299 of 3, 1 of 8)"' in repr(QAIGConfig(plan=plan))
+
+
+def test_a_models_config_prints_the_summary_and_saves_the_plan(tmp_path: Path) -> None:
+    config = LlavaConfig()
+    without = len(str(config).splitlines())
+    config.quantization_config = QAIGConfig(bits=3, plan=plan_of(300))
+    assert len(str(config).splitlines()) < without + 10
+    assert "300 layers, 3 bits" in f"{config}"
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).quantization_config["plan"] == plan_of(300)
+    for text in (config.to_json_string(), config.to_json_string(use_diff=False)):
+        assert json.loads(text)["quantization_config"]["plan"] == plan_of(300)
+    assert config.to_dict()["quantization_config"]["plan"] == config.to_diff_dict()["quantization_config"]["plan"]
+
+
+def test_printing_changes_nothing_about_a_model(llava: Path, tmp_path: Path) -> None:
+    config = QAIGConfig(bits=3, recipe="rtn", **FAST)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    str(model.config)
+    repr(model.config.quantization_config)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert "14 layers, 3 bits" in str(again.config)
+    assert again.config.quantization_config == model.config.quantization_config
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_update_sets_checks_and_returns_the_rest() -> None:
+    config = QAIGConfig()
+    assert config.update(bits=3, recipe="fast", token="x") == {"token": "x"}
+    assert (config.bits, config.recipe.name) == (3, "fast")
+    changed, rest = QAIGConfig.from_dict({"bits": 3}, return_unused_kwargs=True, seed=5, token="x")
+    assert (changed.seed, rest) == (5, {"token": "x"})

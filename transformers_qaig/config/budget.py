@@ -1,0 +1,128 @@
+"""A budget: how much the packed weights may take, and how a width is chosen for each of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..scheme import BITS, is_int
+from ..utils.quote import quote
+from .plain import plain
+from .size import parse_size
+
+CANDIDATES = (2, 3, 4, 8)
+"""Widths to choose from, unless others are given: those with kernels."""
+COSTS = ("fisher", "integrated_gradients", "one_at_a_time", "output_error")
+DEFAULT_COST = "fisher"
+RENAMED_COSTS = {"path": "integrated_gradients", "alone": "one_at_a_time", "error": "output_error"}
+"""Costs as release 0.1 called and saved them."""
+MOST_BITS = 64
+"""Bits per weight that a budget may allow: nothing is stored wider."""
+
+
+@dataclass(frozen=True)
+class BitBudget:
+    """How much the packed weights may take. Every layer gets its own width within that.
+
+    Give `bits` or `size`.
+
+    Args:
+        bits (`float`, *optional*):
+            Stored bits per packed weight of the language model's blocks, on average and at most. Codes, scales and zero
+            points count. What is packed outside the blocks has the bits given for it.
+        size (`int` or `str`, *optional*):
+            Size of all weights of the saved model, packed or not: bytes, or `"3.5GiB"`.
+        candidates (`tuple[int, ...]`, *optional*, defaults to `(2, 3, 4, 8)`):
+            Widths to choose from, each 2 to 8.
+        cost (`str`, *optional*, defaults to `"fisher"`):
+            How the loss of a width is predicted: `"fisher"`, by the squared gradient along the rounding error;
+            `"one_at_a_time"`, the true loss with one layer rounded (slow); `"output_error"` of the layer;
+            `"integrated_gradients"` along the path of the weights.
+        fuse (`bool`, *optional*, defaults to `False`):
+            Give q, k and v one width, and gate and up one: engines that merge them need that.
+
+    Raises:
+        ValueError: a value out of its range, or both or neither of `bits` and `size`.
+    """
+
+    bits: float | None = None
+    size: int | str | None = None
+    candidates: tuple[int, ...] = CANDIDATES
+    cost: str = DEFAULT_COST
+    fuse: bool = False
+
+    def __post_init__(self) -> None:
+        values = {field.name: plain(getattr(self, field.name), f"budget.{field.name}") for field in fields(self)}
+        _check_target(values["bits"], values["size"])
+        values["candidates"] = _checked_candidates(values["candidates"])
+        values["cost"] = _checked_cost(values["cost"])
+        if not isinstance(values["fuse"], bool):
+            raise ValueError(f"`budget`: `fuse` must be True or False, got {quote(values['fuse'])}.")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, budget: float | str | Mapping[str, Any] | BitBudget | None) -> BitBudget | None:
+        """The budget in what a user gives: bits, a size, a mapping of the arguments, or one itself.
+
+        Raises:
+            ValueError: it is none of these, or has an unknown key.
+        """
+        if budget is None or isinstance(budget, BitBudget):
+            return budget
+        if isinstance(budget, str):
+            return cls(size=budget)
+        if not isinstance(budget, Mapping):
+            return cls(bits=budget)
+        known = [field.name for field in fields(cls)]
+        for key in budget:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"`budget` has no {quote(key)}; known are {', '.join(known)}.{hint}")
+        return cls(**budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        kept = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**kept, "candidates": list(self.candidates)}
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits" if self.bits is not None else str(self.size)
+
+
+def _check_target(bits: object, size: Any) -> None:
+    if (bits is None) == (size is None):
+        raise ValueError("`budget`: `bits` and `size` are two ways to say one budget; give exactly one of them.")
+    if bits is not None and not (type(bits) in (int, float) and 0 < bits <= MOST_BITS):  # type: ignore[operator]
+        raise ValueError(
+            f"`budget`: `bits` must be a positive number of at most {MOST_BITS} bits per weight, got {quote(bits)}; "
+            "write a size as '3.5GiB' or BitBudget(size=...)."
+        )
+    if size is not None:
+        try:
+            parse_size(size)
+        except ValueError as error:
+            raise ValueError(f"`budget`: {error}") from error
+
+
+def _checked_candidates(candidates: object) -> tuple[int, ...]:
+    """The widths, in order and each once."""
+    if not isinstance(candidates, list) or not candidates or not all(is_int(b) and b in BITS for b in candidates):
+        raise ValueError(
+            f"`budget`: `candidates` must be integers from {BITS[0]} to {BITS[-1]} to choose from, such as "
+            f"{CANDIDATES}, got {quote(candidates)}."
+        )
+    return tuple(sorted(set(candidates)))
+
+
+def _checked_cost(cost: Any) -> str:
+    """The cost by today's name."""
+    name = RENAMED_COSTS.get(cost, cost) if isinstance(cost, str) else cost
+    if name not in COSTS:
+        near = difflib.get_close_matches(str(cost)[:40], COSTS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`budget`: `cost` must be one of {list(COSTS)}, got {quote(cost)}.{hint}")
+    return name

@@ -1,0 +1,92 @@
+"""What steers a calibration run and says nothing about the result: never saved."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from ..utils.quote import quote
+from .folder import check_folder
+from .plain import plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How calibration reads its data and where it runs. It is for one run, and never saved.
+
+    Args:
+        columns (`dict[str, str]`, *optional*):
+            Which columns of `dataset` hold what, when their names are not the usual ones: `{"image": "picture"}`.
+        processor (*optional*):
+            The model's processor, or where to load it from; by default the model's own repository.
+        token (`str` or `bool`, *optional*):
+            For the processor and the data set; by default the one given to `from_pretrained`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            For the processor; also on if `from_pretrained` has it on.
+        device (*optional*):
+            Where blocks are calibrated, such as `"cuda:0"`; by default the first accelerator, else the CPU.
+        work_dir (`str`, *optional*):
+            Folder in which every finished block is kept, so that an interrupted run resumes there.
+        min_coverage (`float`, *optional*, defaults to 0.9):
+            Share of the weights in the language model's blocks that must get packed; below it quantization stops before
+            any weight is read. Weights that `modules_to_not_convert` lists do not count.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    columns: Mapping[str, str] | None = None
+    processor: Any = None
+    token: str | bool | None = field(default=None, repr=False)
+    trust_remote_code: bool = False
+    device: str | torch.device | None = None
+    work_dir: str | os.PathLike[str] | None = None
+    min_coverage: float = 0.9
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "min_coverage", plain(self.min_coverage, "min_coverage"))
+        if self.columns is not None and not isinstance(self.columns, Mapping):
+            raise ValueError(f"`columns` must map parts of a sample to columns, got {quote(self.columns)}.")
+        if not isinstance(self.trust_remote_code, bool):
+            raise ValueError(f"`trust_remote_code` must be True or False, got {quote(self.trust_remote_code)}.")
+        if self.work_dir is not None:
+            check_folder(self.work_dir, "work_dir")
+        object.__setattr__(self, "device", _checked_device(self.device))
+        if type(self.min_coverage) not in (int, float) or not 0 <= self.min_coverage <= 1:
+            raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {quote(self.min_coverage)}.")
+
+    @classmethod
+    def of(cls, calibration: Mapping[str, Any] | CalibrationConfig | None) -> CalibrationConfig:
+        """The settings in what a user gives: None, a mapping of the arguments, or an object.
+
+        Raises:
+            ValueError: it is none of these, or has an unknown key.
+        """
+        if isinstance(calibration, CalibrationConfig):
+            return calibration
+        if calibration is not None and not isinstance(calibration, Mapping):
+            raise ValueError(f"`calibration` must be a CalibrationConfig or a mapping, got {quote(calibration)}.")
+        known = [field.name for field in fields(cls)]
+        for key in calibration or {}:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"`calibration` has no {quote(key)}; known are {', '.join(known)}.{hint}")
+        return cls(**(calibration or {}))
+
+
+def _checked_device(device: Any) -> Any:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"CalibrationConfig(device={quote(device)}) is no device: {error}") from error
+    if found.type == "meta":
+        raise ValueError("CalibrationConfig(device='meta') is the meta device, which computes nothing.")
+    return found if isinstance(device, int) else device

@@ -1,0 +1,62 @@
+"""A configuration for people to read: without defaults, the plan in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+_REPR = PreTrainedConfig.__repr__.__code__
+_DEEPEST = 8  # frames between a model's config that is printed and ours
+
+
+def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say something: how wide weights are, and what differs from the defaults.
+
+    Args:
+        settings: as config.json holds them.
+        defaults: of a configuration without arguments.
+    """
+    always = ("quant_method", "bits", "group_size")
+    hidden = ("format_version", "needs_version")
+    in_short = {"plan": _plan, "budget": _flat, "recipe": _flat}
+    return {
+        name: in_short.get(name, lambda value: value)(value)
+        for name, value in settings.items()
+        if name in always or (name not in hidden and value != defaults.get(name))
+    }
+
+
+def _flat(value: Any) -> Any:
+    """`name='default', rotation='all'`."""
+    return ", ".join(f"{name}={item!r}" for name, item in value.items()) if isinstance(value, Mapping) else value
+
+
+def _plan(plan: Mapping[str, Mapping[str, Any]]) -> str:
+    """`42 layers, 3 bits`; of a mixed plan `42 layers, 3.30 bits on average (30 of 3, 12 of 4)`."""
+    widths = Counter(entry["bits"] for entry in plan.values())
+    layers = f"{len(plan)} layer{'s' if len(plan) != 1 else ''}"
+    if len(widths) == 1:
+        return f"{layers}, {next(iter(widths))} bits"
+    mean = sum(bits * count for bits, count in widths.items()) / len(plan)
+    counts = ", ".join(f"{count} of {bits}" for bits, count in sorted(widths.items()))
+    return f"{layers}, {mean:.2f} bits on average ({counts})"
+
+
+def is_being_printed() -> bool:
+    """Whether a model's config is being printed.
+
+    `PreTrainedConfig.__repr__` and `save_pretrained` both end in `to_dict` of the quantization config. Only the stack
+    tells them apart, and a file must hold the whole plan.
+    """
+    frame = sys._getframe(1)
+    for _ in range(_DEEPEST):
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+        if frame.f_code is _REPR:
+            return True
+    return False

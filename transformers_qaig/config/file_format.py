@@ -1,0 +1,78 @@
+"""What config.json holds of a configuration, and what may be taken from there: anybody may have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..scheme import is_int
+from ..utils.quote import quote
+from .deprecated import CALIBRATION, PLACEMENT, translate
+
+QUANT_METHOD = "qaig"
+FORMAT_VERSION = 2
+"""The newest version of config.json and the packed tensors that this package reads."""
+FORMATS = {1: "0.1.0", 2: "0.2.0"}
+"""Version → the first release of transformers-qaig that reads it. 2 has `budget` and changed recipes."""
+
+RUN_ONLY = ("calibration", "dataset", *(name for name in CALIBRATION if name != "min_coverage"), *PLACEMENT)
+"""Arguments for one run only, by today's and 0.1's names: never written, never taken from a file."""
+
+
+def check_format(version: Any, needs: Any = FORMATS[1]) -> None:
+    """Raises `ValueError` unless this package reads the version; the message then says which release does.
+
+    Args:
+        version: `format_version` of the file.
+        needs: its `needs_version`.
+    """
+    if not is_int(version) or version < 1:
+        raise ValueError(f"`format_version` must be a positive integer, got {quote(version)}.")
+    if not isinstance(needs, str):
+        raise ValueError(f"`needs_version` must be a version such as '0.1.0', got {quote(needs)}.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"This model was saved in format {quote(version)}, and this installation reads up to {FORMAT_VERSION}: "
+            f"upgrade transformers-qaig to >= {needs[:40]}."
+        )
+
+
+def format_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The oldest version that can say these settings, so that releases which understand them read the file."""
+    version = 2 if "budget" in settings or isinstance(settings["recipe"], Mapping) else 1
+    return {"format_version": version, "needs_version": FORMATS[version]}
+
+
+def read_settings(config_dict: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments in a mapping: a checkpoint's config.json, or one of the user's own.
+
+    Returns:
+        today's arguments, and the names of those for one run that a checkpoint holds and that are left out.
+
+    Raises:
+        ValueError: a newer format, or a `plan` that is no mapping.
+        TypeError: an argument for one run only where there is no `plan`.
+    """
+    settings = {name: value for name, value in config_dict.items() if name not in RUN_ONLY}
+    check_format(settings.pop("format_version", 1), settings.pop("needs_version", FORMATS[1]))
+    plan = settings.get("plan")
+    if plan is not None and not isinstance(plan, Mapping):
+        raise ValueError(
+            f"`plan` in a config.json or another mapping must be a mapping itself, got {quote(plan)}: to read a "
+            "plan from a file of yours, use QAIGConfig(plan=...)."
+        )
+    given = [name for name in RUN_ONLY if config_dict.get(name) is not None and config_dict[name] is not False]
+    if given and plan is None:
+        raise TypeError(f"`{given[0]}` is for one run and not taken from a mapping: write {_how_to_give(given[0])}.")
+    done = translate(settings)
+    if "format_version" not in config_dict:  # written by hand, not by this package
+        done.warn(stacklevel=3)
+    return done.settings, given
+
+
+def _how_to_give(name: str) -> str:
+    if name in PLACEMENT:
+        return f"from_pretrained({name}=...)"
+    if name in CALIBRATION:
+        return f"QAIGConfig(calibration=CalibrationConfig({CALIBRATION[name]}=...))"
+    return f"QAIGConfig({name}=...)"

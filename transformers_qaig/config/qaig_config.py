@@ -1,0 +1,295 @@
+"""QAIGConfig: every setting of the quantizer in one place, with a JSON round trip."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..recipes import Recipe, recipe_of
+from ..utils.logging import get_logger
+from .budget import BitBudget
+from .calibration import CalibrationConfig
+from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, translate
+from .display import is_being_printed, summary
+from .file_format import QUANT_METHOD, check_format, format_of, read_settings
+from .plain import plain
+from .plan_source import copy_plan, read_plan
+from .validation import check_settings, refuse_unknown
+
+logger = get_logger(__name__)
+
+_PLAIN = (
+    "bits", "group_size", "sym", "activation_bits", "modules_to_not_convert", "overrides", "vision_bits",
+    "lm_head_bits", "embedding_bits", "plan", "num_samples", "seed",
+)  # fmt: skip
+"""Settings that config.json holds as they are."""
+
+
+class QAIGConfig(QuantizationConfigMixin):
+    """How to quantize a vision-language model, and, in a saved model, how it was quantized.
+
+    Args:
+        bits (`int`, *optional*, defaults to 4):
+            Bits per weight, 2 to 8. Under a `budget` there is none.
+        group_size (`int`, *optional*, defaults to 128):
+            Consecutive input channels that share one scale and zero point; at least 32, or -1 for one group per output
+            channel. Where it does not divide a layer's input width, the largest divisor of that width between 32 and
+            `group_size` is used instead, else one group per channel; the plan says which.
+        sym (`bool`, *optional*, defaults to `False`):
+            Symmetric grid around zero, without zero points.
+        recipe (`str`, [`Recipe`] or `dict`, *optional*, defaults to `"default"`):
+            How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`; or attributes to change,
+            with the name of the recipe that they change: `{"name": "default", "rotation": "all"}`.
+        activation_bits (`int`, *optional*, defaults to 16):
+            8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many tokens are
+            computed at once, at a cost in accuracy. 16 takes it as it is.
+        modules_to_not_convert (`list[str]`, *optional*):
+            What stays in full precision: names of modules or parameters, regular expressions, or shell patterns
+            (`"*.layers.0.*"`). A name reaches all that is below it. See [`transformers_qaig.plan.patterns`].
+        overrides (`dict[str, int | dict]`, *optional*):
+            Such a name or pattern to bits (`{"*.down_proj": 4}`) or to any of `bits`, `group_size`, `sym`
+            (`{"*.o_proj": {"bits": 8, "group_size": -1}}`). Of several matches the last one wins.
+        vision_bits (`int`, *optional*):
+            Bits, 2 to 8, of the vision tower's and the projector's linears; in full precision if not given. They are
+            calibrated like the language model's, which then sees the quantized tower's features. Group size and grid
+            are those above; `overrides` reach these weights and those of the next two, too.
+        lm_head_bits (`int`, *optional*):
+            Bits of the output head.
+        embedding_bits (`int`, *optional*):
+            Bits of the input embeddings, whose rows are dequantized on lookup. Where they are tied to the head, both
+            are one packed tensor: give one of the two, or both the same.
+        budget (`float`, `str`, [`BitBudget`] or `dict`, *optional*):
+            Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`), or a
+            [`BitBudget`]. Every layer gets the width with which the answers are predicted to lose least.
+        plan (`dict` or `str`, *optional*):
+            Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan that
+            is given: where it is if that lowers the error). The quantizer writes here what it did. Given to quantize a
+            model, it is what is done, but for `overrides` and `modules_to_not_convert`; a weight that it does not name
+            stays as it is, unless it belongs to a part whose own bits (`vision_bits`, ...) are given. May be a JSON
+            file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
+        dataset (*optional*):
+            Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
+            bundled image+text set. See [`transformers_qaig.data.samples.load_samples`]. Never saved.
+        num_samples (`int`, *optional*, defaults to 128):
+            Calibration samples taken from `dataset`.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of everything random: which samples are taken, probing.
+        calibration ([`CalibrationConfig`] or `dict`, *optional*):
+            How the data are read and where calibration runs. Never saved.
+        other:
+            The arguments of release 0.1, with a warning that shows the new spelling.
+
+    Raises:
+        ValueError: a value out of its range.
+        TypeError: an unknown argument; the message names the nearest known one, or what to write for an argument of
+            another library's configuration.
+    """
+
+    budget: BitBudget | None
+    recipe: Recipe
+    calibration: CalibrationConfig
+
+    def __init__(
+        self,
+        /,
+        bits: int | None = None,
+        group_size: int = 128,
+        sym: bool = False,
+        recipe: str | Recipe | Mapping[str, Any] = "default",
+        *,
+        activation_bits: int = 16,
+        modules_to_not_convert: list[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        vision_bits: int | None = None,
+        lm_head_bits: int | None = None,
+        embedding_bits: int | None = None,
+        budget: float | str | BitBudget | Mapping[str, Any] | None = None,
+        plan: Mapping[str, Any] | QAIGConfig | str | os.PathLike[str] | None = None,
+        dataset: Any = None,
+        num_samples: int = 128,
+        seed: int = 0,
+        calibration: CalibrationConfig | Mapping[str, Any] | None = None,
+        **other: Any,
+    ):
+        written_by_us = "format_version" in other
+        check_format(other.pop("format_version", 1), other.pop("needs_version", ""))
+        self.quant_method = other.pop("quant_method", QUANT_METHOD)  # type: ignore[assignment]
+        refuse_unknown([name for name in other if name not in OLD_NAMES], argument_names())
+        spelled = translate({"bits": bits, "recipe": recipe, "budget": budget, "calibration": calibration, **other})
+        if not written_by_us:
+            spelled.warn(stacklevel=2)
+        self.bits = spelled.settings.get("bits")
+        self.group_size = group_size
+        self.sym = sym
+        self.recipe = spelled.settings["recipe"]
+        self.activation_bits = activation_bits
+        self.modules_to_not_convert = modules_to_not_convert
+        self.overrides = overrides
+        self.vision_bits = vision_bits
+        self.lm_head_bits = lm_head_bits
+        self.embedding_bits = embedding_bits
+        self.budget = spelled.settings.get("budget")
+        self.plan = read_plan(plan)
+        self.dataset = dataset
+        self.num_samples = num_samples
+        self.seed = seed
+        self.calibration = spelled.settings["calibration"]
+        self.max_memory = spelled.placement.get("max_memory")
+        self.offload_folder = spelled.placement.get("offload_folder")
+        self.validate()
+
+    def validate(self) -> None:
+        """Brings every setting to its one form and checks it. Call it after setting attributes.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        self.recipe = recipe_of(self.recipe if isinstance(self.recipe, Recipe) else plain(self.recipe, "recipe"))
+        self.budget = BitBudget.of(self.budget)
+        self.calibration = CalibrationConfig.of(self.calibration)
+        if self.bits is None and self.budget is None:
+            self.bits = 4
+        for name in _PLAIN:
+            setattr(self, name, plain(getattr(self, name), name))
+        check_settings(self)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether widths are to be chosen under a budget."""
+        return self.budget is not None
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The entries that a weight may have in the plan, overrides apart: several only under a budget."""
+        return [self.entry(bits) for bits in ([self.bits] if self.budget is None else self.budget.candidates)]
+
+    def entry(self, bits: Any) -> dict[str, Any]:
+        """The plan's entry of a weight with `bits` bits, overrides apart."""
+        return {"bits": bits, "group_size": self.group_size, "sym": self.sym}
+
+    @property
+    def rotates(self) -> bool:
+        """Whether inputs are to be rotated."""
+        wanted = self.recipe.rotation
+        return wanted == "all" or (wanted == "a8" and self.activation_bits == 8)
+
+    # -- to and from JSON
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> QAIGConfig | tuple[QAIGConfig, dict[str, Any]]:
+        """The configuration in a mapping: a checkpoint's config.json, which anybody may have written.
+
+        No file is opened for its `plan`. What is for the run only (`dataset`, `calibration`, ...) is not taken: it
+        would reach whoever quantizes with this configuration next. From a checkpoint it is dropped, with a warning.
+
+        Args:
+            config_dict: as [`to_dict`] makes it, or as release 0.1 did.
+            return_unused_kwargs: return the other `kwargs`, too.
+            kwargs: arguments to set besides.
+
+        Raises:
+            ValueError: a value out of its range, or a `plan` that is no mapping.
+            TypeError: an unknown argument, or one for the run only where there is no `plan`.
+        """
+        settings, dropped = read_settings(config_dict)
+        if dropped:
+            names = ", ".join(f"`{name}`" for name in dropped)
+            logger.warning("config.json sets %s, for one run only: ignored.", names)
+        known = {name: value for name, value in kwargs.items() if name in argument_names()}
+        config = cls(**{**settings, **known})
+        unused = {name: value for name, value in kwargs.items() if name not in known}
+        return (config, unused) if return_unused_kwargs else config
+
+    def update(self, **kwargs: Any) -> dict[str, Any]:
+        """Sets the arguments among `kwargs`, checks them, and returns the others."""
+        known = {name: value for name, value in kwargs.items() if name in argument_names()}
+        for name, value in known.items():
+            setattr(self, name, read_plan(value) if name == "plan" else value)
+        self.validate()
+        return {name: value for name, value in kwargs.items() if name not in known}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What belongs in config.json: all that describes the result. While a model's config is printed, a summary."""
+        settings = self._settings()
+        return summary(settings, _defaults()) if is_being_printed() else settings
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {name: plain(getattr(self, name), name) for name in _PLAIN if name != "plan"}
+        settings["recipe"] = self.recipe.to_dict()
+        settings["budget"] = None if self.budget is None else self.budget.to_dict()
+        settings["plan"] = copy_plan(self.plan)
+        coverage = self.calibration.min_coverage
+        settings["min_coverage"] = None if coverage == CalibrationConfig.min_coverage else coverage
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return {"quant_method": QUANT_METHOD, **format_of(settings), **settings}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As [`to_dict`], without the defaults of today's release."""
+        always = ("quant_method", "format_version", "needs_version")
+        defaults = _defaults()
+        return {k: v for k, v in self._settings().items() if k in always or v != defaults.get(k)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(summary(self._settings(), _defaults()), indent=2)}"
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        yield from self._settings().items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QAIGConfig) and self._settings() == other._settings()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QAIGConfig:
+        # from_pretrained copies the model's config several times: a plan of a million entries is not checked each time,
+        # and processors and data sets are shared.
+        memo[id(self)] = new = type(self).__new__(type(self))
+        copied = {name: plain(getattr(self, name), name) for name in _PLAIN if name != "plan"}
+        vars(new).update({**vars(self), **copied, "plan": copy_plan(self.plan)})
+        return new
+
+    # -- the names of 0.1
+
+    def __getattr__(self, name: str) -> Any:
+        if name in CALIBRATION and "calibration" in vars(self):
+            _warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
+            return getattr(self.calibration, CALIBRATION[name])
+        if name in BUDGET and "budget" in vars(self):
+            _warn_of_attribute(name, f"budget.{BUDGET[name]}")
+            return None if self.budget is None else getattr(self.budget, BUDGET[name])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in CALIBRATION:
+            _warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
+            name, value = "calibration", replace(self.calibration, **{CALIBRATION[name]: value})
+        elif name in BUDGET or name == "stages":
+            raise AttributeError(f"QAIGConfig has no `{name}`: set `{'recipe' if name == 'stages' else 'budget'}`.")
+        super().__setattr__(name, value)
+
+
+@functools.cache
+def argument_names() -> tuple[str, ...]:
+    """The arguments of `QAIGConfig`, without those of release 0.1."""
+    parameters = inspect.signature(QAIGConfig.__init__).parameters
+    return tuple(name for name in parameters if name not in ("self", "other"))
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return QAIGConfig()._settings()
+
+
+def _warn_of_attribute(name: str, new: str) -> None:
+    text = f"QAIGConfig: the attribute `{name}` ends with the next release. Use `{new}`."
+    warnings.warn(text, FutureWarning, stacklevel=3)

@@ -1,0 +1,74 @@
+"""Which parts of a model a name or a pattern in the configuration means.
+
+A pattern is read in this order:
+
+1. with `*`, `?` or `[`, as a shell pattern on whole paths (`"*.layers.0.*"`), if it matches one;
+2. as the name of a module or parameter: its path, or the end of its path (`"model.language_model.layers.0"`,
+   `"vision_tower"`, `"q_proj"`);
+3. as Transformers reads `modules_to_not_convert`: a regular expression from the start of a path, or the end of a path.
+
+What it matches brings all that is below it. The end of a path does so only after a dot or an underscore: `"attn"` means
+`self_attn`, and `"0"` does not mean layer 10.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from fnmatch import translate
+
+from torch import nn
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+"""Transformers 5.17 has none: `"layers.1"` would reach `"layers.11"` there."""
+
+
+class ModelNames:
+    """The paths of a model's modules and parameters, a parameter `"q_proj.weight"` as `"q_proj"`."""
+
+    def __init__(self, model: nn.Module):
+        modules = (path for path, _ in model.named_modules() if path)
+        parameters = (path.removesuffix(".weight") for path, _ in model.named_parameters(remove_duplicate=False))
+        self.paths = list(dict.fromkeys([*modules, *parameters]))
+
+    def matching(self, pattern: str) -> set[str]:
+        """All paths that a pattern reaches; empty if it means nothing in this model."""
+        pattern = pattern.removesuffix(".weight")
+        if globbed := self._globbed(pattern):
+            return self._with_children(globbed)
+        ends = {path for path in self.paths if path.endswith(pattern)}
+        whole = {path for path in ends if not path.removesuffix(pattern)[-1:].isalnum()}
+        return self._with_children(whole | self._as_transformers(pattern)) | ends
+
+    def nearest(self, pattern: str) -> str:
+        """`" Did you mean ...?"` with the nearest path or end of a path; empty if none is near."""
+        pattern = pattern.removesuffix(".weight")
+        for wanted in dict.fromkeys((pattern, pattern.lstrip("*."), pattern.rpartition(".")[2])):
+            ends = {path if "." in wanted else path.rpartition(".")[2]: None for path in self.paths}
+            if near := difflib.get_close_matches(wanted[:200], ends, n=1):
+                return f" Did you mean {near[0]!r}?"
+        return ""
+
+    def _globbed(self, pattern: str) -> set[str]:
+        if not set(pattern) & set("*?["):
+            return set()
+        matches = re.compile(translate(pattern)).match
+        return {path for path in self.paths if matches(path)}
+
+    def _as_transformers(self, pattern: str) -> set[str]:
+        try:
+            keys = [rf"(?:{pattern}){BOUNDARY}"]
+            return {path for path in self.paths if not should_convert_module(path, keys)}
+        except re.error:  # a name or a shell pattern, and no regular expression
+            return set()
+
+    def _with_children(self, found: set[str]) -> set[str]:
+        return {path for path in self.paths if any(part in found for part in _self_and_parents(path))}
+
+
+def _self_and_parents(path: str) -> Iterable[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
