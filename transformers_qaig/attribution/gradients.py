@@ -30,7 +30,7 @@ def token_gradients(
     states: dict[int, Tensor] = {}
 
     def keep(index: int) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             leaves, structure = tree_flatten(output)
             position = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
             if not leaves[position].requires_grad:

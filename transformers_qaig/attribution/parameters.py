@@ -56,8 +56,8 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
         strengths: s [M], in the order of `errors`; gradients flow to it.
     """
 
-    def hook(index: int, error: Tensor) -> Callable:
-        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def hook(index: int, error: Tensor) -> Callable[..., Any]:
+        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0]
             # One number a token: its gradient is then summed by tokens, not in parts as there are threads.
             strength = torch.as_tensor(strengths[index]).to(x).expand(*x.shape[:-1], 1)
@@ -70,7 +70,7 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
 
 
 @contextmanager
-def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Callable]) -> Iterator[None]:
+def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Callable[..., Any]]) -> Iterator[None]:
     """Within the context, the linear at the i-th path has the forward hook `hook(i, δ)`."""
     handles = [
         model.get_submodule(path).register_forward_hook(hook(index, error))
@@ -131,8 +131,8 @@ def fisher_losses(
     tally = torch.zeros(len(errors))
     anchor = torch.zeros((), requires_grad=True)
 
-    def hook(index: int, error: Tensor) -> Callable:
-        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def hook(index: int, error: Tensor) -> Callable[..., Any]:
+        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             return _Tally.apply(output, args[0], error.to(args[0]), at, anchor, tally[index])
 
         return add
@@ -160,7 +160,7 @@ class _Tally(torch.autograd.Function):
         return output + at * linear(x, error)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, error = ctx.saved_tensors
         ctx.tally += (gradient * linear(x, error)).sum(-1).square().sum().to(ctx.tally)
         along_x = ctx.at * gradient @ error if ctx.needs_input_grad[1] else None
@@ -194,8 +194,8 @@ def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object])
     """
     energies = torch.zeros(2, len(errors))
 
-    def hook(index: int, error: Tensor) -> Callable:
-        def add(module: nn.Linear, args: tuple, output: Tensor) -> None:
+    def hook(index: int, error: Tensor) -> Callable[..., Any]:
+        def add(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
             x = args[0]
             own = output if module.bias is None else output - module.bias.to(output)
             for row, values in enumerate((linear(x, error.to(x)), own)):

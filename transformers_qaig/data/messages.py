@@ -19,7 +19,7 @@ from .questions import question_and_answer, response_of
 from .turns import Turn, parse_json, read_messages, text_part, without_none
 
 Conversation = list[Turn]
-ChatTools = list[dict[str, Any] | Callable] | None  # JSON schemas or functions
+ChatTools = list[dict[str, Any] | Callable[..., Any]] | None  # JSON schemas or functions
 
 IMAGE_MARKER = "<image>"
 

@@ -167,7 +167,7 @@ def _check_answers(form: Conversation, rendered: str) -> None:
                 )
 
 
-def _name_of(tool: dict[str, Any] | Callable) -> str:
+def _name_of(tool: dict[str, Any] | Callable[..., Any]) -> str:
     if not isinstance(tool, dict):
         return tool.__name__
     return str(tool.get("function", tool).get("name"))

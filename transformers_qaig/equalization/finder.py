@@ -23,11 +23,11 @@ class GroupFinder:
 
     def __init__(self, model: nn.Module, seed: int):
         self._seed = seed
-        self._found: dict[tuple, list[Group]] = {}
+        self._found: dict[tuple[Any, ...], list[Group]] = {}
         uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         self._shared = {parameter for parameter, count in uses.items() if count > 1}
 
-    def groups(self, block: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> list[Group]:
+    def groups(self, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Group]:
         """The block's groups in execution order, given one call of it; the probe runs where its tensors are."""
         key = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
         if key not in self._found:

@@ -25,7 +25,7 @@ DEAD = 1e-4  # a column is dead in this call if its norm is below this part of t
 MAX_REPEAT = 16  # heads that may share one key-value head in a fused projection
 
 
-def find_groups(block: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, seed: int = 0) -> list[Group]:
+def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> list[Group]:
     """Finds the equalization groups of a block from one captured call.
 
     Args:
@@ -50,7 +50,7 @@ def find_groups(block: nn.Module, args: tuple, kwargs: Mapping[str, Any], *, see
         return [_group_of(read, trace, twin, run, generator) for read in trace.reads]
 
 
-def _group_of(read: Read, trace: Trace, block: nn.Module, run: Callable, generator: torch.Generator) -> Group:
+def _group_of(read: Read, trace: Trace, block: nn.Module, run: Callable[[], Any], generator: torch.Generator) -> Group:
     """Tries producers from the nearest backwards; the first that feeds every column wins, else the one with most."""
     in_features = read.x.shape[-1]
     names = tuple(read.linears)
@@ -105,7 +105,7 @@ def _channel_map(
     plus_one: bool,
     linear: nn.Module,
     x: Tensor,
-    run: Callable,
+    run: Callable[[], Any],
     generator: torch.Generator,
 ) -> tuple[int, ...] | None:
     """For each column of `linear`'s input the row of `producer` it is proportional to (-1: none of `rows`).
@@ -178,7 +178,12 @@ def _fill_dead(channels: list[int], dead: list[bool], rows: set[int]) -> tuple[i
 
 
 def _holds(
-    group: Group, producer: str, output: list[Tensor], block: nn.Module, run: Callable, generator: torch.Generator
+    group: Group,
+    producer: str,
+    output: list[Tensor],
+    block: nn.Module,
+    run: Callable[[], Any],
+    generator: torch.Generator,
 ) -> bool:
     """Whether the output survives a fold of random E, and does not survive it with the producer left out."""
     channels = torch.tensor(group.channels, device=output[0].device)

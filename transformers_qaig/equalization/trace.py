@@ -63,13 +63,13 @@ def _random_like(p: Tensor, generator: torch.Generator, device: torch.device) ->
 
 def record(block: nn.Module, run: Callable[[], Any]) -> Trace:
     """Runs the block once, noting the order of norms and linears and which tensor each linear reads."""
-    reads: dict[tuple, Read] = {}
+    reads: dict[tuple[Any, ...], Read] = {}
     calls: dict[str, list[int]] = {}
     alive: list[Tensor] = []  # so that no data pointer is used again
     step = 0
 
-    def before(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal step
             step += 1
             calls.setdefault(name, []).append(step)
@@ -100,7 +100,7 @@ def input_of(linear: nn.Module, run: Callable[[], Any]) -> Tensor | None:
     """The tensor `linear` reads in this call, if it runs at all; the rest of the pass is not run."""
     seen: list[Tensor] = []
 
-    def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(_first(args, kwargs))
         raise _Seen
 
@@ -132,7 +132,7 @@ def _can_absorb(module: nn.Module) -> bool:
     return is_norm or isinstance(module, nn.Linear)
 
 
-def _first(args: tuple, kwargs: dict) -> Tensor:
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 

@@ -42,7 +42,7 @@ class OffloadFolder:
         self.path.mkdir()
         self.remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
-    def __deepcopy__(self, memo: dict) -> OffloadFolder:
+    def __deepcopy__(self, memo: dict[int, Any]) -> OffloadFolder:
         return self  # a copy of a module reads the same files
 
     def store(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

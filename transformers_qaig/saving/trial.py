@@ -171,7 +171,7 @@ def _names_in(files: Iterable[str]) -> list[str]:
 
 
 def _renamed(
-    name: str, conversions: Sequence[WeightTransform], prefix: str | None = None, own: dict | None = None
+    name: str, conversions: Sequence[WeightTransform], prefix: str | None = None, own: dict[str, Any] | None = None
 ) -> tuple[str, str | None]:
     """The name after `conversions` (from the model to the file without `own`), and the converter that takes it."""
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
