@@ -22,7 +22,7 @@ from .data.loader import load_inputs
 from .execution.torch_state import default_torch_state
 from .loading.arguments import loading_arguments
 from .loading.checkpoint import check_headers, check_number
-from .loading.dispatch import Placement
+from .loading.dispatch import Placement, check_devices
 from .loading.guard import guard_patterns, guard_tensors
 from .loading.local_names import ignored_patterns, localise
 from .loading.rotation_record import check_rotations, record_rotations
@@ -35,7 +35,7 @@ from .loading.unused_tensors import UnusedTensor, find_unused, kept, read_unused
 from .nn.embedding import QAIGEmbedding
 from .nn.linear import QAIGLinear
 from .nn.packed_module import PackedModule, check_finite, check_packed
-from .plan.allocate import SchemeOption, allocate, describe, fused_sets, reachable
+from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
 from .plan.build import budget_in_bits, list_schemes, make_plan
 from .plan.coverage import Coverage, Plan
 from .saving.mark import check_one_save, save_mark
@@ -89,6 +89,7 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def update_device_map(self, device_map: Any) -> Any:
         if self.pre_quantized:
+            check_devices(device_map)
             return device_map
         self.placement = Placement.requested(device_map, self.quantization_config)
         return {"": "cpu"}
@@ -114,7 +115,10 @@ class QAIGHfQuantizer(HfQuantizer):
             self.options, self.coverage = list_schemes(model, config)
             self.coverage.require(run.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
-            self.budget = budget_in_bits(config, self.coverage, reachable(self.options, self._fused()))
+            least_and_most = reachable(self.options, self._fused())
+            self.budget = budget_in_bits(config, self.coverage, least_and_most)
+            if self.budget >= least_and_most[1]:
+                self._take_largest()
         else:
             self.plan, self.coverage = make_plan(model, config)
             self.coverage.require(run.min_coverage)
@@ -126,12 +130,19 @@ class QAIGHfQuantizer(HfQuantizer):
             token=download.get("token") if run.token is None else run.token,
             trust_remote_code=run.trust_remote_code or given.get("trust_remote_code") is True,
         )
-        if config.recipe.calibrates or config.budget is not None:
+        if config.recipe.calibrates or self.options:
             self.samples, self.answers = load_inputs(model, access, self.source, self.exclusions)
         else:
             _tell_unread(config)
             if run.processor is None:
                 self.source.fetch(run.token)
+
+    def _take_largest(self) -> None:
+        """Leaves no choice where the budget has room for every weight's largest option."""
+        options = largest(self.options, self._fused())
+        self.plan = {path: dict(option.entry) for path, (option,) in options.items()} | self.coverage.outside
+        self.coverage.stored_bits = sum(option.size for (option,) in options.values())
+        self.options = {}
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         """Place and save the packed model without weights: what cannot be done is said before the calibration."""

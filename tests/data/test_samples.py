@@ -188,7 +188,7 @@ def test_a_bad_image_is_named_by_its_index(processor: Any, picture: Image.Image,
 def test_a_truncated_file_is_named_by_its_index(processor: Any, picture: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     path.write_bytes(encoded(picture, "PNG")[:2000])
-    with pytest.raises(ValueError, match=r"sample 0 .*cannot be decoded"):
+    with pytest.raises(ValueError, match=r"sample 0 .*the image .*half\.png cannot be decoded"):
         one([conversation(path)], processor)
 
 

@@ -164,3 +164,14 @@ def test_costs_of_another_model_or_of_other_inputs_are_not_taken(llava: Path, tm
     AutoProcessor.from_pretrained(llava).save_pretrained(tmp_path / "changed")
     with pytest.raises(ValueError, match="different weights"):
         _quantize(tmp_path / "changed", **settings)
+
+
+def test_a_budget_beyond_the_widest_choice_measures_nothing(
+    llava: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure_costs", lambda *_: pytest.fail("measured"))
+    model = _quantize(llava, budget=BitBudget(12, candidates=(2, 4)))
+    assert _widths(model) == {4}
+    assert model.qaig_report.bits_per_weight == pytest.approx(5.125)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said[0].startswith("`budget=12` is more than there is to choose from: with `candidates=(2, 4)`")

@@ -50,6 +50,7 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
         ({"device_map": {"": "cuda:77"}}, {}, r"`device_map\[''\]` says 'cuda:77'"),
         ({"device_map": "cuda:77"}, {}, "device_map.*cuda"),
         ({"device_map": {"": 77}}, {}, "device_map.*77"),
+        ({"device_map": "vulkan"}, {}, "PyTorch finds no 'vulkan' device here, only .*cpu"),
         ({"device_map": {"": "nonsense"}}, {}, "device_map.*nonsense"),
         ({"device_map": {"": "meta"}}, {}, "device_map.*meta"),
         ({"device_map": {"": None}}, {}, "device_map.*None"),
@@ -191,3 +192,9 @@ def test_a_likely_plan_uses_up_the_budget() -> None:
     }
     plan = likely_plan(options, 45_000, [])
     assert 44_000 <= sum(1000 * entry["bits"] for entry in plan.values()) <= 45_000
+
+
+def test_a_packed_model_names_a_device_that_is_not_there(llava: Path, tmp_path: Path) -> None:
+    quantize(llava).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`device_map\[''\]` says .*vulkan.*: PyTorch finds no 'vulkan' device here"):
+        Auto.from_pretrained(tmp_path, device_map="vulkan")

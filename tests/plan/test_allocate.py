@@ -1,6 +1,8 @@
 """The knapsack: exact, within its budget, and honest about what cannot be met."""
 
 import itertools
+import os
+import random
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from transformers_qaig.plan.allocate import (
     knee,
     reachable,
 )
+from transformers_qaig.utils.stdout import silenced_stdout
 
 WIDTHS = (2, 3, 4, 8)
 
@@ -104,6 +107,35 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_range() -> None:
         allocate(options, least - 1)
     assert allocate(options, least).size == least
     assert allocate(options, 10 * most).size <= most
+
+
+def test_a_budget_that_leaves_every_cheapest_option_needs_no_solver() -> None:
+    options = {name: [SchemeOption({"bits": b}, b, 0.0) for b in (2, 4)] for name in "abc"}
+    options["a"] = [SchemeOption({"bits": 2}, 2, 1.0), SchemeOption({"bits": 4}, 4, 0.0)]
+    assert allocate(options, 100).cost == 0.0
+
+
+def test_costs_that_are_tiny_beside_others_leave_a_solution() -> None:
+    """The relaxation's price of size then comes out below zero."""
+    for seed in range(60):
+        rng = random.Random(seed)
+        units = [rng.choice([4096, 1024, 64, 96, 128]) for _ in range(28)]
+        options = {
+            f"{i}": [
+                SchemeOption({"bits": b}, unit * b, rng.random() * rng.choice([1, 1e-6, 1e-9, 1e-12])) for b in WIDTHS
+            ]
+            for i, unit in enumerate(units)
+        }
+        least, most = reachable(options)
+        budget = least + rng.random() * (most - least)
+        assert allocate(options, budget).size <= budget
+
+
+def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with silenced_stdout():
+        os.write(1, b"from C")
+    os.write(1, b"kept")
+    assert capfd.readouterr().out == "kept"
 
 
 def test_a_cost_that_is_not_finite_names_its_weight() -> None:

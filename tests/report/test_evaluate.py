@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests import seeds
+from tests.data.test_template import CALL, TOOL_TEMPLATE, TOOLS, decoded, user
 from tests.families import FAMILIES, build
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
@@ -204,3 +205,17 @@ def test_refuses_what_cannot_be_measured(model: torch.nn.Module, processor: Any,
         answer_statistics(two, processor, [questions[0]])
     with pytest.raises(ValueError, match="the answer has"):
         answer_statistics([torch.zeros(1, 192)], processor, [questions[0]])
+
+
+def test_tools_calls_and_results_are_in_the_question() -> None:
+    processor = build("llava")[1]
+    processor.chat_template = TOOL_TEMPLATE
+    messages = [user("what is it ?"), CALL, {"role": "tool", "content": "red"}, {"role": "assistant", "content": "ok"}]
+    called, told = encode_questions(processor, [{"messages": messages, "tools": TOOLS}])
+    assert "call look_up" in decoded(processor, called.answer)
+    for question in (called, told):
+        assert "look it up" in decoded(processor, question.inputs["input_ids"])
+    text = decoded(processor, told.inputs["input_ids"])
+    assert text.index("call look_up") < text.index("tool: red") < text.index("assistant: ok")
+    assert "ok" in decoded(processor, told.answer)
+    assert "red" not in decoded(processor, told.answer)

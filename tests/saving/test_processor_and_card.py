@@ -147,12 +147,25 @@ def test_a_model_is_freed_as_soon_as_nobody_holds_it(llava: Path) -> None:
 
 
 def test_a_dequantized_model_saves_as_any_other(llava: Path, tmp_path: Path) -> None:
-    quantized_from(llava).dequantize().save_pretrained(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-    ]
+    model = quantized_from(llava)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").is_file()
+    model.dequantize().save_pretrained(tmp_path)
+    beside = {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files == {"config.json", "generation_config.json", "model.safetensors", *beside}
+    assert answers(tmp_path)
+
+
+def test_a_card_of_an_earlier_save_is_replaced(llava: Path, tmp_path: Path) -> None:
+    for bits in (4, 3):
+        quantized_from(llava, **RTN | {"bits": bits}).save_pretrained(tmp_path / "model")
+        assert f"packed to {bits} bits" in (tmp_path / "model" / "README.md").read_text()
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    quantized_from(llava, **RTN | {"bits": 8}).save_pretrained(tmp_path / "other")
+    for folder in ("other", "model"):
+        again.save_pretrained(tmp_path / folder)
+        assert "packed to 3 bits" in (tmp_path / folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,20 @@ def check_device(device: Any, where: str) -> None:
     try:
         found = torch.device(device) if named else None
         if found is not None and found.type != "meta":
+            if found.type not in _available():
+                raise RuntimeError(f"PyTorch finds no {found.type!r} device here, only {_available()}")
             torch.empty(1, device=found)
             return
         reason = "it is no device that holds values"
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).split("\n")[0]
     raise ValueError(f"{where} says {quote(device)}, which cannot be used: {reason}. Name a device of this machine.")
+
+
+def _available() -> list[str]:
+    """The kinds of devices that this machine has and this PyTorch can use."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
 
 
 def bytes_by_device(memory: Any) -> dict[int | str, int] | None:

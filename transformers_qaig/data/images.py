@@ -32,7 +32,7 @@ def open_image(source: Any, base_dir: Path | None = None) -> Image.Image:
         TypeError: `source` is none of the forms above.
     """
     if isinstance(source, Image.Image):
-        return to_rgb(source)
+        return to_rgb(source, f"the image {name[:200]}" if (name := getattr(source, "filename", "")) else "the image")
     if isinstance(source, Mapping):
         if source.get("bytes") is not None:
             return _decode(source["bytes"], "the encoded image")
@@ -69,4 +69,4 @@ def _decode(data: bytes, what: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Exception as error:  # a damaged header makes PIL's plugins raise every kind
         raise unreadable(what, error) from error
-    return to_rgb(image)
+    return to_rgb(image, what)

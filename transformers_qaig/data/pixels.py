@@ -8,9 +8,12 @@ _WIDE_MODES = ("I", "F")  # and the 16-bit ones, "I;16" to "I;16B": PIL cuts the
 _TRANSPARENT_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """
-    Converts a PIL image of any mode.
+def to_rgb(image: Image.Image, what: str = "the image") -> Image.Image:
+    """Converts a PIL image of any mode.
+
+    Args:
+        image: may not be decoded yet.
+        what: how an error names it.
 
     Returns:
         `PIL.Image.Image` in mode `RGB`: EXIF rotation applied, transparency laid over white, 16 bits scaled to 8.
@@ -19,7 +22,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: it cannot be decoded, has no pixels, or its values have no known range.
     """
     if 0 in image.size:
-        raise ValueError(f"the image has no pixels (it is {image.width}x{image.height}): remove it")
+        raise ValueError(f"{what} has no pixels (it is {image.width}x{image.height}): remove it")
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode in _WIDE_MODES or image.mode.startswith("I;16"):
@@ -30,7 +33,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         else:
             return image.convert("RGB")
     except Exception as error:  # files are decoded lazily, and decoders raise every kind
-        raise unreadable("the image", error) from error
+        raise unreadable(what, error) from error
     sixteen_bits = image.mode.startswith("I;16")
     return Image.fromarray(_scaled(array, 65535 if sixteen_bits else None)).convert("RGB")
 

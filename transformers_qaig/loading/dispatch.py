@@ -30,6 +30,13 @@ INFERRED = ("auto", "balanced", "balanced_low_0", "sequential")
 DISK = "disk"
 
 
+def check_devices(device_map: Any) -> None:
+    """Raises `ValueError` if the `device_map` of a packed model names a device that is not there."""
+    for part, device in device_map.items() if isinstance(device_map, Mapping) else ():
+        if str(device) not in (DISK, "meta", "None"):
+            check_device(device, f"`device_map[{part!r}]`")
+
+
 @dataclass
 class Placement:
     """

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.stdout import silenced_stdout
+
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears that serving engines merge into one: they must share one width."""
 
@@ -93,6 +95,15 @@ def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[in
     )
 
 
+def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
+    """The options with nothing left to choose: each weight's largest, which needs no cost."""
+    kept: dict[str, list[SchemeOption]] = {}
+    for paths, choices in _units(options, fused):
+        entry = max(choices, key=lambda option: option.size).entry
+        kept |= {path: [next(o for o in options[path] if o.entry == entry)] for path in paths}
+    return {path: kept[path] for path in options}
+
+
 def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 33) -> list[Allocation]:
     """
     The Pareto front, sampled: the optimal allocations at `points` budgets evenly from the smallest choice to the
@@ -173,25 +184,28 @@ def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> l
     if relaxed.x is None:
         raise RuntimeError(f"the solver found no allocation: {relaxed.message}")
     fitting = _filled(np.lexsort((size, relaxed.x < 1e-9, owner))[starts], size, cost, owner, room)
+    if not cost[fitting].any():
+        return list(fitting - starts)  # every unit has its cheapest: there is nothing to gain
     # An option is out of the question if, at the relaxation's price of size, it is dearer than its unit's best by more
     # than what lies between that choice and the relaxation's bound (Lagrange; most options of most units are).
-    price = -relaxed.ineqlin.marginals[0]
+    price = max(-relaxed.ineqlin.marginals[0], 0.0)  # where costs are tiny, its tolerance leaves it below zero
     excess = cost + price * size
     excess -= np.minimum.reduceat(excess, starts)[owner]
     gap = excess[fitting].sum() + price * (room - size[fitting].sum())
     left = np.flatnonzero(excess <= gap + 1e-12)
     if len(left) == len(counts):
         return list(fitting - starts)
-    result = milp(
-        cost[left] / cost[fitting].sum() / 10,  # its absolute gap of 1e-6 is then a relative one of 1e-5, too
-        integrality=np.ones(len(left)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each[:, left], 1, 1),
-            LinearConstraint(csr_array(size[None, left]), -np.inf, room),
-        ],
-        options={"mip_rel_gap": 1e-5},
-    )
+    with silenced_stdout():  # HiGHS has lines that no option of it turns off
+        result = milp(
+            cost[left] / cost[fitting].sum() / 10,  # its absolute gap of 1e-6 is then a relative one of 1e-5, too
+            integrality=np.ones(len(left)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each[:, left], 1, 1),
+                LinearConstraint(csr_array(size[None, left]), -np.inf, room),
+            ],
+            options={"mip_rel_gap": 1e-5},
+        )
     if result.x is None:
         raise RuntimeError(f"the solver found no allocation: {result.message}")
     picks = left[np.lexsort((-result.x, owner[left]))[np.searchsorted(owner[left], np.arange(len(counts)))]]

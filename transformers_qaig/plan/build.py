@@ -200,6 +200,12 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
         limit, asked = budget.bits * coverage.packed, repr(budget.bits)
         low, high = (bits / coverage.packed for bits in reachable)
         span = f"{low:.3f} to {high:.3f} stored bits per packed weight, scales and zero points included"
+    if limit > reachable[1]:
+        logger.warning(
+            "`budget=%s` is more than there is to choose from: with `candidates=%s` the model takes %s. Every weight "
+            "gets its widest, and no cost is measured. Lower the budget, or allow wider `candidates`.",
+            asked, budget.candidates, span,
+        )  # fmt: skip
     if limit < reachable[0]:
         raise ValueError(
             f"`budget={asked}` cannot be met: with `candidates={budget.candidates}` and "

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from ..data.messages import to_conversation
+from ..data.messages import ChatTools, to_conversation, tools_of
+from ..data.template import render
 from ..utils.logging import tqdm
 from .statistics import AnswerStatistics, paired_ratio
 
@@ -83,7 +84,8 @@ def encode_questions(
         conversations: chat messages, where an assistant's message may carry ``"task"``, a name to report it under; or
             records such as ``{"image": …, "question": …, "answer": …, "task": …}``: a ``datasets.Dataset`` will do.
         eos_token_ids: tokens that end a generation.
-        columns: what records call their ``messages``, ``image``, ``prompt`` and ``response`` (default: found by name).
+        columns: what records call their ``messages``, ``image``, ``prompt``, ``response`` and ``tools``
+            (default: found by name).
         base_dir: the folder that relative image paths start from, for conversations from a file.
 
     Raises:
@@ -91,12 +93,14 @@ def encode_questions(
     """
     questions = []
     for index, conversation in enumerate(conversations):
-        turns = list(_single_turns(_messages_of(conversation, columns, base_dir, index)))
+        messages, tools = _messages_of(conversation, columns, base_dir, index)
+        turns = list(_single_turns(messages))
         if not turns:
             raise ValueError(f"conversations[{index}] has no assistant message after a user message: nothing to check.")
         for prompt, reply in turns:
-            asked = _render(processor, prompt, add_generation_prompt=True)["input_ids"][0]
-            inputs = _render(processor, [*prompt, {"role": "assistant", "content": reply["content"]}])
+            asked = _render(processor, prompt, tools, add_generation_prompt=True)["input_ids"][0]
+            said = {name: value for name, value in reply.items() if name != "task"}
+            inputs = _render(processor, [*prompt, said], tools)
             ids = inputs["input_ids"][0]
             shared = min(len(asked), len(ids))
             differs = (asked[:shared] != ids[:shared]).nonzero()
@@ -106,7 +110,7 @@ def encode_questions(
             stop = start + int(ends[0]) + 1 if len(ends) else len(ids)
             if start == 0 or start >= stop:
                 raise ValueError(
-                    f"conversations[{index}]: the chat template gives no tokens to the answer {reply['content']!r}; "
+                    f"conversations[{index}]: the chat template gives no tokens to the answer {said!r:.200}; "
                     "check the message's content and the processor's chat_template."
                 )
             questions.append(Question(inputs, start, stop, str(reply.get("task", "")), index))
@@ -185,34 +189,45 @@ def _as_questions(model: Any, processor: Any, conversations: Sequence[Any]) -> l
 
 def _messages_of(
     record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, base_dir: Path | None, index: int
-) -> Sequence[Message]:
+) -> tuple[Sequence[Message], ChatTools]:
+    """A record's messages, and the tools that it offers."""
     if not isinstance(record, Mapping) and base_dir is None:
-        return record
+        return record, None
     try:
-        messages = to_conversation(record, columns, base_dir)
+        messages, tools = to_conversation(record, columns, base_dir), tools_of(record, columns)
     except (ValueError, TypeError) as error:
         raise ValueError(f"conversations[{index}] is not usable: {error}") from error
     task = record.get("task") if isinstance(record, Mapping) else None
-    return messages if task is None else [{**message, "task": task} for message in messages]
+    return messages if task is None else [{**message, "task": task} for message in messages], tools
 
 
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
-    """(prompt, assistant message) of each answer; a prompt is system messages, all pictures so far, one question."""
+    """
+    (prompt, assistant message) of each answer; a prompt is system messages, all pictures so far, one question, and
+    the tools' calls and results since then.
+    """
     system = [message for message in conversation if message["role"] == "system"]
     pictures: list[Any] = []
     question: list[Any] = []
+    calls: list[Message] = []
+    last: list[Message] = []
     for message in conversation:
         if message["role"] == "user":
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
             question = [*pictures, *parts]
             pictures += [part for part in parts if part["type"] != "text"]
+            calls, last = [], []
+        elif message["role"] == "tool":
+            calls, last = [*calls, *last, message], []
         elif message["role"] == "assistant" and question:
-            yield [*system, {"role": "user", "content": question}], message
+            yield [*system, {"role": "user", "content": question}, *calls], message
+            last = [message]
 
 
-def _render(processor: Any, messages: Sequence[Message], **options: Any) -> dict[str, Tensor]:
-    inputs = processor.apply_chat_template([*messages], tokenize=True, return_dict=True, return_tensors="pt", **options)
+def _render(processor: Any, messages: Sequence[Message], tools: ChatTools = None, **options: Any) -> dict[str, Tensor]:
+    options |= {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = render(processor, [dict(message) for message in messages], tools, **options)
     return {name: value for name, value in inputs.items() if name != "labels"}  # some processors write their own
 
 

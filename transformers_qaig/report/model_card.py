@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,8 +124,10 @@ def attach_model_card(model: Any, base_model_id: str | None = None, processor: W
 
 
 def detach_model_card(model: Any) -> None:
-    """Undo [`attach_model_card`]: the model is no longer what the card says."""
-    vars(model).pop("_upload_modified_files", None)
+    """Undoes [`attach_model_card`] but for the processor: the model is no longer what the card says."""
+    upload = vars(model).get("_upload_modified_files")
+    if isinstance(upload, _UploadWithCard):
+        model._upload_modified_files = replace(upload, config=None, report=None, base_model_id=None)
 
 
 class Writable(Protocol):
@@ -139,7 +141,7 @@ class _UploadWithCard:
     """Holds no model: the model that it is attached to can be copied, pickled and freed as before."""
 
     class_name: str
-    config: Any
+    config: Any  # None: no card is due
     report: QuantizationReport | None
     base_model_id: str | None
     processor: Writable | None = None
@@ -150,7 +152,7 @@ class _UploadWithCard:
         is_whole_model = (folder / "config.json").is_file()  # else only an adapter is pushed
         if is_whole_model and self.processor is not None:
             self.processor.write(folder)
-        if is_whole_model and _is_replaceable(readme, ours_too=self.report is not None):
+        if is_whole_model and self.config is not None and is_replaceable(readme, ours_too=self.report is not None):
             known = ModelCard.load(readme).data.tags if readme.is_file() else None
             card = model_card(
                 self.config,
@@ -166,11 +168,14 @@ class _UploadWithCard:
         return PushToHubMixin()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
-def _is_replaceable(readme: Path, *, ours_too: bool) -> bool:
+def is_replaceable(readme: Path, *, ours_too: bool) -> bool:
     """Whether a README.md is missing, the Hub's template that nobody has filled in, or (if `ours_too`) ours."""
     if not readme.is_file():
-        return True
-    card = ModelCard.load(readme, ignore_metadata_errors=True)
+        return not readme.exists()
+    try:
+        card = ModelCard.load(readme, ignore_metadata_errors=True)
+    except (OSError, ValueError):  # it is no text, and so not ours
+        return False
     if MARK in card.text:
         return ours_too
     blank = "\0"

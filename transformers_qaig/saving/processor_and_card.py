@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..loading.source import Source
-from ..report.model_card import attach_model_card, detach_model_card, save_model_card
+from ..report.model_card import attach_model_card, detach_model_card, is_replaceable, save_model_card
 from ..utils.logging import get_logger
 
 PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -65,19 +65,33 @@ class ProcessorToSave:
 
 @dataclass
 class _Beside:
-    """What is written beside the weights of one model."""
+    """
+    What is written beside the weights of one model.
+
+    Attributes:
+        processor: of the model.
+        base_model_id: of the unquantized model; None for a model that was loaded packed.
+        is_packed: whether a card is due.
+    """
 
     processor: ProcessorToSave
     base_model_id: str | None
+    is_packed: bool = True
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes into `folder`. A card that somebody wrote stays; one of an earlier save is replaced."""
         self.processor.write(folder)
-        if (folder / "README.md").exists():
+        readme = folder / "README.md"
+        if not is_replaceable(readme, ours_too=True):
+            return
+        if not self.is_packed:
+            readme.unlink(missing_ok=True)
             return
         source = self.processor.source
         card = Path(source.name, source.subfolder, "README.md")
         if self.base_model_id is None and card.is_file():  # loaded packed: the card of the run that made it says more
-            shutil.copyfile(card, folder / "README.md")
+            if not readme.exists() or not card.samefile(readme):
+                shutil.copyfile(card, readme)
         else:
             save_model_card(model, folder, self.base_model_id)
 
@@ -89,9 +103,11 @@ def attach_saving(model: PreTrainedModel, processor: ProcessorToSave, base_model
 
 
 def detach_saving(model: PreTrainedModel) -> None:
-    """Undo [`attach_saving`]: the model is an ordinary one again."""
+    """Undoes [`attach_saving`] but for the processor: the model is an ordinary one again, and has one."""
     detach_model_card(model)
-    vars(model).pop("_qaig_beside", None)
+    beside = vars(model).get("_qaig_beside")
+    if isinstance(beside, _Beside):
+        model._qaig_beside = replace(beside, is_packed=False)  # type: ignore[assignment]
 
 
 def _remove_older_whole_file(folder: Path) -> None:
