@@ -43,7 +43,7 @@ from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_sa
 from .saving.trial import try_saving
 from .utils.files import require_writable
 from .utils.finite import check_weights
-from .utils.logging import get_logger
+from .utils.logging import get_logger, tqdm
 
 logger = get_logger(__name__)
 
@@ -240,7 +240,7 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """Give the packed layers the word order of their device's kernels, one after the other."""
-        for path in self.plan:
+        for path in tqdm(self.plan, desc="Preparing packed layers", unit="layer", leave=False):
             module = model.get_submodule(path)
             assert isinstance(module, PackedModule)
             module.prepare()

@@ -36,7 +36,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.suffix != ".lock" and path.is_file())
 
 
-def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, tmp_path):
+def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, capfd, tmp_path):
     assert extension.load()
     assert extension.why_not() is None
     assert extension.origin() == "built at first use"
@@ -46,6 +46,7 @@ def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, tmp
     assert extension.load()
     assert len(compilations) == 1
     assert warnings(caplog) == []
+    assert "Compiling the kernels, once" in capfd.readouterr().err
 
 
 def test_threads_and_processes_compile_once(package, compilations):

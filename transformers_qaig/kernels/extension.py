@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from ..utils.files import is_whole, write
-from ..utils.logging import get_logger
+from ..utils.logging import get_logger, tqdm
 from . import compiler
 from .cache import cache_folder, kept
 
@@ -231,7 +231,9 @@ def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc |
             raise compiler.CompileError(f"{said} (remove {folder} to try again)")
         _logger.info("Compiling the kernels into %s, once: this may take a minute", folder)
         try:
-            compiler.compile_library(sources, _TORCH, found, library, nvcc)
+            with tqdm(total=1, desc="Compiling the kernels, once", unit="library") as bar:
+                compiler.compile_library(sources, _TORCH, found, library, nvcc)
+                bar.update()
         except compiler.CompileError as error:
             if nvcc is not None and not error.may_pass:
                 write(failure, str(error))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...utils.logging import get_logger
+from ...utils.logging import get_logger, tqdm
 from .. import cache, compiler
 
 _OPTIONS = ("--std=c++17",)
@@ -42,7 +42,9 @@ def cubin(kernel: str, capability: int) -> bytes:
 
     def compile_to(unfinished: Path) -> None:
         _logger.info("Compiling %s for sm_%d, once", kernel, architecture)
-        unfinished.write_bytes(_compile(_source_of(kernel, folder), kernel, architecture, folder))
+        with tqdm(total=1, desc=f"Compiling {kernel} for sm_{architecture}, once", unit="kernel") as bar:
+            unfinished.write_bytes(_compile(_source_of(kernel, folder), kernel, architecture, folder))
+            bar.update()
 
     file = cache.cache_folder() / "cubins" / key / f"{kernel}.sm_{architecture}.cubin"
     return cache.kept(file, compile_to).read_bytes()
