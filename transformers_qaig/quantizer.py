@@ -42,7 +42,7 @@ from .saving.mark import check_one_save, save_mark
 from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
 from .saving.trial import try_saving
 from .utils.files import require_writable
-from .utils.finite import check_weights
+from .utils.finite import buffers_with_nan, check_weights
 from .utils.logging import get_logger, tqdm
 
 logger = get_logger(__name__)
@@ -195,9 +195,11 @@ class QAIGHfQuantizer(HfQuantizer):
             for path in sorted(self.plan, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
                 module = model.get_submodule(path)
                 assert isinstance(module, PackedModule)
-                check_packed(module, path)
+                check_packed(module, path, negative_scales=False)
             for name, parameter in model.named_parameters():
                 check_finite(parameter, name)
+            for name in buffers_with_nan(model):
+                raise ValueError(f"{name} holds NaN: download the checkpoint or save it again")
             mark_text_config(model.config)
             attach_saving(model, ProcessorToSave(None, self.source))
             self._prepare(model)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from transformers_qaig import QAIGConfig
 
@@ -129,6 +130,33 @@ def test_a_negative_scale_is_named(quantized: tuple[nn.Module, Path], tmp_path: 
     folder = _damaged(quantized[1], tmp_path, lambda tensors: tensors[_find(tensors, "up_proj.weight_scale")][3].neg_())
     with pytest.raises(ValueError, match=r"up_proj\.weight_scale has negative values"):
         AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_a_saved_buffer_that_holds_nan_is_named(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Gemma 4's `layer_scalar`."""
+    made = LlamaRMSNorm.__init__
+
+    def with_buffer(self: nn.Module, *args: object, **kwargs: object) -> None:
+        made(self, *args, **kwargs)
+        self.register_buffer("scalar", torch.ones(1))
+
+    monkeypatch.setattr(LlamaRMSNorm, "__init__", with_buffer)
+    for value, good in ((2.0, True), (float("-inf"), True), (float("nan"), False)):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+
+        def change(tensors: dict[str, Tensor], value: float = value) -> None:
+            norms = [name for name in tensors if "language_model" in name and name.endswith("norm.weight")]
+            tensors.update({name.replace("weight", "scalar"): torch.full((1,), value) for name in norms})
+
+        _damaged(quantized[1], folder, change)
+        if good:
+            AutoModelForImageTextToText.from_pretrained(folder)
+            continue
+        with pytest.raises(ValueError, match=r"norm\.scalar holds NaN"):
+            AutoModelForImageTextToText.from_pretrained(folder)
 
 
 def test_an_index_that_is_no_file_is_not_read(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ class PackedModule(nn.Module):
         return [name for name in self._parameters if name != "bias"]
 
 
-def check_packed(module: PackedModule, name: str) -> None:
+def check_packed(module: PackedModule, name: str, *, negative_scales: bool = True) -> None:
     """Checks a loaded layer before it is prepared: dtypes, shapes and, where it can be read, content of its tensors.
 
     Tensors on the meta device (offloaded) have no content to check; their shapes and dtypes are checked.
@@ -247,6 +247,7 @@ def check_packed(module: PackedModule, name: str) -> None:
     Args:
         module (`PackedModule`): a linear layer or embeddings.
         name (`str`): its name in the model, for the message.
+        negative_scales (`bool`): whether scales may be negative. Kernels take them, and no quantizer here makes them.
 
     Raises:
         ValueError: naming the first tensor that is missing, misshapen, wrongly typed, not finite, or inconsistent.
@@ -264,7 +265,7 @@ def check_packed(module: PackedModule, name: str) -> None:
             raise ValueError(f"{name}.{key} has shape {tuple(tensor.shape)}, expected {shape}")
     if module.sym and module.weight_zero_point is not None:
         raise ValueError(f"{name}.weight_zero_point is there, but the layer is symmetric and has none")
-    check_finite(module.weight_scale, f"{name}.weight_scale", LARGEST_WEIGHT / 2**module.bits, negative=False)
+    check_finite(module.weight_scale, f"{name}.weight_scale", LARGEST_WEIGHT / 2**module.bits, negative=negative_scales)
     expected = [module.out_features, module.in_features]
     if module.weight_shape.device.type != "meta" and module.weight_shape.tolist() != expected:
         raise ValueError(f"{name}.weight_shape says {module.weight_shape.tolist()}, expected {expected}")

@@ -21,20 +21,24 @@ def is_lower(new: Tensor, old: Tensor) -> Tensor:
     return torch.isfinite(new) & ~(old <= new)
 
 
+def buffers_with_nan(model: nn.Module) -> list[str]:
+    """Names of the saved buffers that hold NaN; Inf is right in a mask. Those on the meta device have no values."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = ((name, tensor) for name, tensor in model.state_dict().items() if name not in parameters)
+    return [name for name, b in buffers if b.is_floating_point() and not b.is_meta and bool(b.isnan().any())]
+
+
 def check_weights(model: nn.Module) -> None:
     """
     Raise `ValueError` with the names of the parameters that hold NaN or Inf, and of the saved buffers that hold NaN
     (a mask may hold Inf). Reads everything once.
     """
     found = [name for name, parameter in model.named_parameters() if not parameter.is_meta and not is_finite(parameter)]
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, buffer in model.state_dict().items():
-        if name not in parameters and buffer.is_floating_point() and not buffer.is_meta and bool(buffer.isnan().any()):
-            found.append(name)
+    found += buffers_with_nan(model)
     if not found:
         return
     names, more = ", ".join(found[:5]), f" and {len(found) - 5} more" if len(found) > 5 else ""
-    in_float16 = any(parameter.dtype == torch.float16 for parameter in parameters.values())
+    in_float16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     advice = "Load it with dtype=torch.bfloat16 or torch.float32; if they are still there, get" if in_float16 else "Get"
     raise ValueError(
         f"The model cannot be quantized: these weights hold NaN or Inf: {names}{more}. {advice} the checkpoint again."
