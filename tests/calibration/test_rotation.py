@@ -184,8 +184,8 @@ def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
 
 @pytest.mark.parametrize("recipe", ["rtn", "default", "best"])
 def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -> None:
-    settings = {**FAST, "group_size": -1, "recipe": {"steps": 4, "rotation": "all"}}
-    config = QAIGConfig(bits=4, recipe=recipe, activation_bits=8, seed=3, **settings)
+    changed = {"name": recipe, "steps": 4, "rotation": "all"}
+    config = QAIGConfig(bits=4, recipe=changed, activation_bits=8, seed=3, **{**FAST, "group_size": -1})
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     plan = model.config.quantization_config.plan
     for path in packed(model):
