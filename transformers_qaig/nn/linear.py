@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_input
+from .forward_mode import is_active
 from .hadamard import Rotation, rotate_back
 from .packed_module import PackedModule, check_packed, frozen
 from .packing import num_groups, pack, pack_zero_point
@@ -130,7 +131,7 @@ class QAIGLinear(PackedModule):
             self.activation_bits,
             self.layout,
         )
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_active():
             return torch.ops.qaig.linear.default(*arguments)
         with torch._C._AutoDispatchBelowAutograd():  # autograd's Python rule costs as much as a small layer
             return torch.ops.qaig.linear.default(*arguments)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from .checks import check_dense
+from .forward_mode import ForwardModeLibrary
 from .schema import LIBRARY
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
+_DIFFERENTIABLE = ForwardModeLibrary("qaig", "IMPL")
 
 
 @torch.library.register_fake("qaig::linear", lib=LIBRARY)
@@ -88,9 +90,9 @@ def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (out, *[None] * 9)
 
 
-torch.library.register_autograd("qaig::linear", _linear_backward, setup_context=_save_for_linear, lib=LIBRARY)
+torch.library.register_autograd("qaig::linear", _linear_backward, setup_context=_save_for_linear, lib=_DIFFERENTIABLE)
 torch.library.register_autograd(
-    "qaig::linear_grad_input", _grad_input_backward, setup_context=_save_for_grad_input, lib=LIBRARY
+    "qaig::linear_grad_input", _grad_input_backward, setup_context=_save_for_grad_input, lib=_DIFFERENTIABLE
 )
 
 

@@ -1,0 +1,57 @@
+"""Forward-mode derivatives of the operators: `torch.func.jvp`, `jacfwd` and dual tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+ACTIVATION_BITS = 10
+BIAS = 4
+"""Positions among the arguments of `qaig::linear`."""
+
+
+class ForwardModeLibrary(torch.library.Library):
+    """
+    A library whose autograd kernels carry tangents along.
+
+    `torch.library.register_autograd` has no place for a forward-mode rule: its kernels drop tangents without a word,
+    so that derivatives are zero.
+    """
+
+    def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
+        """Registers `fn` as [`torch.library.Library.impl`] does, with a rule for the tangents around it."""
+        super().impl(op_name, partial(_with_tangents, getattr(torch.ops.qaig, op_name).default, fn), dispatch_key, **options)
+
+
+def is_active() -> bool:
+    """Whether dual tensors may be about."""
+    return forward_ad._current_level >= 0
+
+
+def _with_tangents(
+    op: torch._ops.OpOverload, kernel: Callable[..., Tensor], keyset: Any, x: Tensor, *args: Any
+) -> Tensor:
+    """Calls `kernel`; where tensors are dual, makes the result dual: the operators are linear in x and bias."""
+    if not is_active():
+        return kernel(keyset, x, *args)
+    primals, tangents = [], []
+    for value in (x, *args):
+        primal, tangent = forward_ad.unpack_dual(value) if isinstance(value, Tensor) else (value, None)
+        primals.append(primal)
+        tangents.append(tangent)
+    with_bias = len(primals) > ACTIVATION_BITS
+    moving = [index for index, tangent in enumerate(tangents) if tangent is not None]
+    if not moving:
+        return kernel(keyset, x, *args)
+    if not set(moving) <= ({0, BIAS} if with_bias else {0}):
+        raise NotImplementedError("a packed weight is a constant: its tensors must have no tangent")
+    arguments = [torch.zeros_like(primals[0]) if tangents[0] is None else tangents[0], *primals[1:]]
+    if with_bias:
+        arguments[BIAS] = tangents[BIAS]
+        arguments[ACTIVATION_BITS] = 16  # gradients, too, go straight through the rounding
+    return forward_ad.make_dual(op(*primals), op(*arguments))
