@@ -66,6 +66,32 @@ def test_another_class_gives_the_same_values(folders: dict[str, Path], tmp_path:
     assert torch.equal(hidden(again), hidden(whole))
 
 
+@pytest.mark.parametrize("renamed", ["plan and tensors", "tensors"])
+def test_the_callers_key_mapping_is_applied_to_the_plan(folders: dict[str, Path], tmp_path: Path, renamed: str) -> None:
+    whole = AutoModelForImageTextToText.from_pretrained(folders["llava"] / "packed")
+    for file in (folders["llava"] / "packed").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({f"old.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    if renamed == "plan and tensors":
+        config = json.loads((tmp_path / "config.json").read_text())
+        settings = config["quantization_config"]
+        settings["plan"] = {f"old.{path}": entry for path, entry in settings["plan"].items()}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path, key_mapping={r"^old\.": ""})
+    assert torch.equal(hidden(again), hidden(whole))
+
+
+def test_the_callers_key_mapping_leads_to_another_class(folders: dict[str, Path]) -> None:
+    whole = AutoModelForImageTextToText.from_pretrained(folders["llava"] / "packed")
+    mapping = {r"^(model\.)?language_model\.(model\.)?": "model.", r"^language_model\.lm_head": "lm_head"}
+    text = transformers.LlamaForCausalLM.from_pretrained(
+        folders["llava"] / "packed", config=whole.config.get_text_config(), key_mapping=mapping
+    )
+    assert len(packed(text)) == len([path for path in packed(whole) if "language_model" in path])
+    assert torch.equal(hidden(text), hidden(whole))
+
+
 def test_a_class_without_any_packed_layer_is_named(folders: dict[str, Path]) -> None:
     """In full precision it loads, with weights that are random."""
     with pytest.raises(ValueError, match=r"LlamaForCausalLM has no module.*AutoModelForImageTextToText"):

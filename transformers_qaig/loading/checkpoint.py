@@ -8,14 +8,13 @@ from collections.abc import Container, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from ..nn.packed_module import PackedModule
 from ..nn.packing import SCALE_DTYPES, packed_shapes
 from ..plan.coverage import Plan
 from ..utils.quote import quote
-from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths
+from .local_names import is_class_that_saved, lacks_part, loader_naming, loading_conversions, merging, packed_paths
 from .shards import StoredTensor, read_headers
 
 FEW = 100  # weights, which other checks look at in a moment
@@ -114,7 +113,7 @@ def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Co
 
     What the loader splits from a fused tensor counts as stored: its own name is in no file.
     """
-    conversions = get_model_conversion_mapping(model)
+    conversions = loading_conversions(model)
     split = [
         part
         for entry in conversions

@@ -13,13 +13,21 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
 
 from ..plan.coverage import Plan
 from ..structure import are_tied, find_input_embeddings, find_lm_head
+from .arguments import loading_arguments
 
 
-def loader_naming(model: PreTrainedModel, convert: bool = True) -> Callable[[str], str]:
+def loading_conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """What the loader does to the names and tensors of `model`: first the caller's `key_mapping`, then its own."""
+    return get_model_conversion_mapping(model, loading_arguments().get("key_mapping"))
+
+
+def loader_naming(
+    model: PreTrainedModel, convert: bool = True, conversions: Sequence[WeightTransform] | None = None
+) -> Callable[[str], str]:
     """
     The name in `model` of a tensor that is stored as `key`, as Transformers' loader gives it.
 
@@ -27,9 +35,11 @@ def loader_naming(model: PreTrainedModel, convert: bool = True) -> Callable[[str
     tensors that `model` has now count: a name is looked up among them.
 
     Args:
+        model: that is being loaded.
         convert: give a tensor that is stacked or split on loading the name of what it becomes a part of.
+        conversions: by default those of [`loading_conversions`].
     """
-    conversions = get_model_conversion_mapping(model)
+    conversions = loading_conversions(model) if conversions is None else conversions
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)] if convert else []
     tensors = model.state_dict()
@@ -43,7 +53,7 @@ def loader_naming(model: PreTrainedModel, convert: bool = True) -> Callable[[str
 
 def merging(model: PreTrainedModel) -> Callable[[str], bool]:
     """Whether the loader makes one tensor of what is stored as `key` and of others: experts, fused projections."""
-    conversions = get_model_conversion_mapping(model)
+    conversions = loading_conversions(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     return lambda key: rename_source_key(key, renamings, converters)[1] is not None
@@ -135,7 +145,7 @@ def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[st
     saver = _model_that_saved(files)
     if saver is None:
         return names
-    name_there = loader_naming(saver)
+    name_there = loader_naming(saver, conversions=get_model_conversion_mapping(saver))
     stored = {_weight_name(name_there, path): _weight_name(name_of, path) for path in packed_paths(files)}
     return {path: stored.get(path, name) for path, name in names.items()}
 

@@ -25,7 +25,9 @@ class ForwardModeLibrary(torch.library.Library):
 
     def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
         """Registers `fn` as [`torch.library.Library.impl`] does, with a rule for the tangents around it."""
-        super().impl(op_name, partial(_with_tangents, getattr(torch.ops.qaig, op_name).default, fn), dispatch_key, **options)
+        super().impl(
+            op_name, partial(_with_tangents, getattr(torch.ops.qaig, op_name).default, fn), dispatch_key, **options
+        )
 
 
 def is_active() -> bool:

@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
 
 from ..config import QAIGConfig
 from ..loading.arguments import loading_arguments
+from ..loading.local_names import loading_conversions
 from ..loading.text_config import mark_text_config
 from ..plan.coverage import Plan
 
@@ -105,7 +106,7 @@ def _try_names(
     back = [entry.reverse_transform() for entry in used[::-1]]
     saved = {name: _renamed(name, back) for name in sorted(tensors)}
     own = skeleton.state_dict()
-    loading = get_model_conversion_mapping(skeleton)
+    loading = loading_conversions(skeleton)
     for name, (key, taken) in sorted(saved.items(), key=lambda item: item[1][0]):
         again, taken_again = _renamed(key, loading, skeleton.base_model_prefix, own)
         again = key if again not in own and key in own else again  # as the loader does
@@ -152,7 +153,7 @@ def _used_conversions(model: PreTrainedModel, files: Sequence[str] | None) -> li
     if not names:  # what Transformers assumes of a model that was not loaded
         assumed = get_model_conversion_mapping(model, add_legacy=False)
         return [entry for entry in assumed if not isinstance(entry, PrefixChange)]
-    conversions = get_model_conversion_mapping(model)
+    conversions = loading_conversions(model)
     own = model.state_dict()
     for name in names:
         _renamed(name, conversions, model.base_model_prefix, own)
