@@ -139,7 +139,7 @@ def start_workers(peers: list[str], levels: list[str], threads: int) -> list[Wor
     for peer in peers:
         workers.append(Worker(peer, threads))
         if peer == "qaig":
-            workers += [Worker(peer, threads, {"QAIG_CPU_LEVEL": level}, f" {level}") for level in levels]
+            workers += [Worker(peer, threads, {"QAIG_CPU_ISA": level}, f" {level}") for level in levels]
     return workers
 
 

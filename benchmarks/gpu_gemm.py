@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
                 about,
                 device,
             )
-    few = [m for m in options.m if m <= interface.MOST_ROWS]
+    few = [m for m in options.m if m <= interface.MAX_GEMV_ROWS]
     for text in options.mixed if few else ():
         problems = Problems.parse(text, options.group_size, stream_bytes)
         yield from cells(problems, many_candidates(problems, device), few, options.seconds, about, device)

@@ -73,7 +73,15 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(extension, "_PACKAGE", folder)
     monkeypatch.setattr(extension, "_found", None)
     monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "cache"))
-    for name in ("CXX", "QAIG_CXXFLAGS", "QAIG_CPU_LEVEL", "QAIG_DISABLE_EXTENSION", "QAIG_CUDA", "QAIG_CUDA_ARCHS"):
+    for name in (
+        "CXX",
+        "QAIG_CXXFLAGS",
+        "QAIG_CPU_ISA",
+        "QAIG_CPU_LEVEL",
+        "QAIG_DISABLE_EXTENSION",
+        "QAIG_CUDA",
+        "QAIG_CUDA_ARCHS",
+    ):
         monkeypatch.delenv(name, raising=False)
     return folder
 

@@ -26,7 +26,7 @@ SOURCES = Path(__file__).parents[1] / "csrc"
 KERNELS, HOST = SOURCES / "cuda" / "kernels", SOURCES / "cuda" / "host"
 ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
-NO_TILED = ("75",)  # whose fused and integer kernels are empty
+NO_GEMM = ("75",)  # whose gemm kernels are empty
 FLAGS = ("-std=c++17", "-O3", f"-I{SOURCES}")
 INSTRUCTIONS = ("HMMA", "IMMA", "LDGSTS", "LDS.128")
 
@@ -111,11 +111,11 @@ def disassembled(nvdisasm: str, cubin: str) -> Iterator[tuple[str, str]]:
 def faults_of(kernel: str, arch: str, row: dict[str, int]) -> Iterator[str]:
     if row["spills"]:
         yield f"spills {row['spills']} bytes"
-    kind = kernel.split("_")[1]
-    if kind not in ("decode", "fused", "integer") or (kind != "decode" and arch in NO_TILED) or "HMMA" not in row:
+    kind = next((kind for kind in ("gemv", "gemm_f16", "gemm_i8") if f"_{kind}_" in kernel), None)
+    if kind is None or (kind != "gemv" and arch in NO_GEMM) or "HMMA" not in row:
         return
     no_product = "_bf16_" in kernel and arch in NO_BFLOAT16
-    if not row["IMMA" if kind == "integer" else "HMMA"] and not no_product:
+    if not row["IMMA" if kind == "gemm_i8" else "HMMA"] and not no_product:
         yield "has no tensor core products"
     if not row["LDGSTS"] and arch not in NO_COPIES:
         yield "has no asynchronous copies"

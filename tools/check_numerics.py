@@ -2,9 +2,9 @@
 
     python tools/check_numerics.py [arguments of pytest]
 
-Each run limits the instructions that oneDNN takes, which changes the order of its sums, the level of this package's
-kernels, and draws other data (tests/seeds.py). Every instruction set, every level that this processor has and every
-draw comes up at least once; `make test` is the run without limits. Fails if a run does.
+Each run limits the instructions that oneDNN takes, which changes the order of its sums, the instruction set of
+this package's kernels, and draws other data (tests/seeds.py). Every limit, every instruction set that this processor
+has and every draw comes up at least once; `make test` is the run without limits. Fails if a run does.
 """
 
 import os
@@ -14,7 +14,7 @@ from itertools import cycle
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ISAS = ("AVX2", "AVX512_CORE", "DEFAULT")
+ONEDNN_ISAS = ("AVX2", "AVX512_CORE", "DEFAULT")
 DRAWS = ("1", "2", "3")
 TESTS = (
     "tests/nn",
@@ -28,7 +28,7 @@ TESTS = (
     "tests/calibration/test_group_inputs.py",
     "tests/calibration/test_block_quantizer.py",
     "tests/token_weights/test_weigher.py",
-    "tests/cuda/test_columns.py",
+    "tests/cuda/test_gptq_columns.py",
     "tests/cuda/test_operators.py",
     "tests/plan/test_allocate.py",
     "tests/integration/test_mixed_bits.py",
@@ -42,23 +42,23 @@ TESTS = (
 def main() -> int:
     from transformers_qaig.kernels import extension
 
-    levels = extension.cpu_levels() or (None,)
-    count = max(len(ISAS), len(DRAWS), len(levels))
-    runs = list(zip(range(count), cycle(ISAS), cycle(levels), cycle(DRAWS), strict=False))
+    isas = extension.cpu_isas() or (None,)
+    count = max(len(ONEDNN_ISAS), len(DRAWS), len(isas))
+    runs = list(zip(range(count), cycle(ONEDNN_ISAS), cycle(isas), cycle(DRAWS), strict=False))
     failed = [run for run in runs if not passes(*run[1:])]
-    for _, isa, level, draw in failed:
-        print(f"failed: {settings(isa, level, draw)}")
+    for _, onednn_isa, isa, draw in failed:
+        print(f"failed: {settings(onednn_isa, isa, draw)}")
     return 1 if failed else 0
 
 
-def settings(isa: str, level: str | None, draw: str) -> dict[str, str]:
+def settings(onednn_isa: str, isa: str | None, draw: str) -> dict[str, str]:
     """The variables of one run."""
-    found = {"ONEDNN_MAX_CPU_ISA": isa, "QAIG_TEST_SEED": draw}
-    return found if level is None else {**found, "QAIG_CPU_LEVEL": level}
+    found = {"ONEDNN_MAX_CPU_ISA": onednn_isa, "QAIG_TEST_SEED": draw}
+    return found if isa is None else {**found, "QAIG_CPU_ISA": isa}
 
 
-def passes(isa: str, level: str | None, draw: str) -> bool:
-    variables = settings(isa, level, draw)
+def passes(onednn_isa: str, isa: str | None, draw: str) -> bool:
+    variables = settings(onednn_isa, isa, draw)
     print(" ".join(f"{name}={value}" for name, value in variables.items()), flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not slow and not gpu"]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **variables}

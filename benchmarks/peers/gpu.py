@@ -64,12 +64,12 @@ def _ours(problem: Problem, device: torch.device) -> list[Candidate]:
     if prepared:
         limits = interface.tuning_for(_capability(device))
         for name, most_tiled, used in (
-            ("qaig", limits.most_fused_rows, layers),
-            ("qaig a8", limits.most_integer_rows, rounded),
+            ("qaig", limits.max_gemm_f16_rows, layers),
+            ("qaig a8", limits.max_gemm_i8_rows, rounded),
         ):
             tiled = "fused" if used is layers else "integer"
-            ways = {"decode": (1, interface.MOST_ROWS), tiled: (limits.most_decode_rows + 1, most_tiled)}
-            ways["unpack"] = (max(limits.most_decode_rows, most_tiled) + 1, MOST_TOKENS)
+            ways = {"decode": (1, interface.MAX_GEMV_ROWS), tiled: (limits.max_gemv_rows + 1, most_tiled)}
+            ways["unpack"] = (max(limits.max_gemv_rows, most_tiled) + 1, MOST_TOKENS)
             for way, (least, most) in ways.items():
                 if least <= min(most, MOST_TOKENS):  # not every GPU has every way
                     result.append(OursByOneWay(f"{name} {way}", problem, used, weight_bytes, device, least, most))

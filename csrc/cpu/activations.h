@@ -23,14 +23,14 @@
 
 namespace qaig {
 
-constexpr int kMostBatchRows = 8;  // at every level
+constexpr int kMaxBatchRows = 8;  // in every instruction set
 constexpr int kMaxPlanes = 3, kMaxParts = 2, kUnitPairs = kUnitSlots / 2;
 constexpr int kQuadWords = kUnitQuads * kMaxPlanes, kPairWords = kUnitPairs * kMaxParts;  // per row and unit, at most
 constexpr int parts(int planes) { return planes == 3 ? 2 : 1; }
 constexpr int part_planes(int planes, int part) { return part == 1 || planes == 1 ? 1 : 2; }
 
-// A row whose largest absolute value is not finite, or outside these bounds, is left to `exact_rows`.
-constexpr float kLargest = 1e30f, kSmallest = 1e-30f;
+// A row whose largest absolute value is not finite, or outside these bounds, is left to `linear_in_float32`.
+constexpr float kMaxMagnitude = 1e30f, kMinMagnitude = 1e-30f;
 
 // A segment: which channels it has, and where its units begin.
 struct Segment {
@@ -65,7 +65,7 @@ public:
     Buffer<float> scales;          // [batches][segments][2 parts][R]
     Buffer<int32_t> sums;          // of q over a segment, [batches][segments][2 parts][R]
     std::vector<uint8_t> planes;   // of each batch
-    std::vector<uint8_t> skipped;  // rows that are zeros here and left to `exact_rows`
+    std::vector<uint8_t> skipped;  // rows that are zeros here and left to `linear_in_float32`
 };
 
 inline float from_bits(uint32_t bits) {
@@ -88,9 +88,10 @@ inline float power_scale(uint32_t largest, int planes) {
     return from_bits(largest) > scale * most ? 2 * scale : scale;
 }
 
-// Whether a row is one that only `exact_rows` can compute, by the bits of its largest absolute value.
+// Whether a row is one that only `linear_in_float32` can compute, by the bits of its largest absolute value.
 inline bool is_skipped(uint32_t largest, int activation_bits) {
-    return largest > to_bits(kLargest) || (activation_bits != 8 && largest != 0 && largest < to_bits(kSmallest));
+    return largest > to_bits(kMaxMagnitude) ||
+           (activation_bits != 8 && largest != 0 && largest < to_bits(kMinMagnitude));
 }
 
 }  // namespace qaig

@@ -13,12 +13,12 @@ namespace {
 
 constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
 
-const char* name(Level level) { return kNames[static_cast<int>(level)]; }
+const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
-bool parse(const std::string& text, Level* level) {
+bool parse(const std::string& text, Isa* isa) {
     for (int i = 0; i < 3; ++i) {
         if (text == kNames[i]) {
-            *level = static_cast<Level>(i);
+            *isa = static_cast<Isa>(i);
             return true;
         }
     }
@@ -26,7 +26,7 @@ bool parse(const std::string& text, Level* level) {
 }
 
 struct Features {
-    Level best = Level::portable;
+    Isa best = Isa::portable;
     std::string names;
 
     Features() {
@@ -45,7 +45,7 @@ struct Features {
         avx512 &= add("avx512dq", __builtin_cpu_supports("avx512dq"));
         avx512 &= add("avx512vnni", __builtin_cpu_supports("avx512vnni"));
         if (avx2) {
-            best = avx512 ? Level::avx512 : Level::avx2;
+            best = avx512 ? Isa::avx512 : Isa::avx2;
         }
 #endif
     }
@@ -64,26 +64,37 @@ const Features& features() {
     return found;
 }
 
-// What QAIG_CPU_LEVEL asks for. A request that cannot be met leaves a message, which Python raises when it loads the
-// library, and the best level: never an illegal instruction.
+const char* variable(const char* name) {
+    const char* text = std::getenv(name);
+    return text != nullptr && *text != '\0' ? text : nullptr;
+}
+
+// What QAIG_CPU_ISA asks for, or QAIG_CPU_LEVEL, its old name. A request that cannot be met leaves a message, which Python
+// raises when it loads the library, and the best instruction set: never an illegal instruction.
 struct Request {
-    Level level = features().best;
+    Isa isa = features().best;
     std::string error;
 
     Request() {
-        const char* text = std::getenv("QAIG_CPU_LEVEL");
-        if (text == nullptr || *text == '\0') {
+        const char* name_used = "QAIG_CPU_ISA";
+        const char* text = variable(name_used);
+        if (text == nullptr) {
+            name_used = "QAIG_CPU_LEVEL";
+            text = variable(name_used);
+        }
+        if (text == nullptr) {
             return;
         }
-        const std::string setting = "QAIG_CPU_LEVEL=" + std::string(text);
-        Level wanted;
+        const std::string setting = std::string(name_used) + "=" + text;
+        Isa wanted;
         if (!parse(text, &wanted)) {
-            error = setting + " is not a level: set it to portable, avx2 or avx512, or unset it";
+            error =
+                setting + " is no instruction set of these kernels: set it to portable, avx2 or avx512, or unset it";
         } else if (wanted > features().best) {
-            error = setting + " is more than this processor can run: its best level is " + name(features().best) +
-                    "; set that or a lower one, or unset the variable";
+            error = setting + " needs more than this processor has: its best is " + name(features().best) +
+                    "; set that or one before it, or unset the variable";
         } else {
-            level = wanted;
+            isa = wanted;
         }
     }
 };
@@ -93,19 +104,19 @@ const Request& request() {
     return made;
 }
 
-std::atomic<Level>& current() {
-    static std::atomic<Level> value(request().level);
+std::atomic<Isa>& current() {
+    static std::atomic<Isa> value(request().isa);
     return value;
 }
 
 }  // namespace
 
-Level best_level() { return features().best; }
+Isa best_isa() { return features().best; }
 
-Level level() { return current().load(std::memory_order_relaxed); }
+Isa isa() { return current().load(std::memory_order_relaxed); }
 
-bool set_level(Level wanted) {
-    if (wanted > best_level()) {
+bool set_isa(Isa wanted) {
+    if (wanted > best_isa()) {
         return false;
     }
     current().store(wanted, std::memory_order_relaxed);
@@ -119,20 +130,20 @@ bool set_level(Level wanted) {
 
 QAIG_EXPORT const char* qaig_cpu_features() { return qaig::features().names.c_str(); }
 
-QAIG_EXPORT const char* qaig_cpu_best_level() { return qaig::name(qaig::best_level()); }
+QAIG_EXPORT const char* qaig_cpu_best_isa() { return qaig::name(qaig::best_isa()); }
 
-QAIG_EXPORT const char* qaig_cpu_level() { return qaig::name(qaig::level()); }
+QAIG_EXPORT const char* qaig_cpu_isa() { return qaig::name(qaig::isa()); }
 
-// What is wrong with QAIG_CPU_LEVEL; null if nothing is.
-QAIG_EXPORT const char* qaig_cpu_level_error() {
+// What is wrong with QAIG_CPU_ISA; null if nothing is.
+QAIG_EXPORT const char* qaig_cpu_isa_error() {
     return qaig::request().error.empty() ? nullptr : qaig::request().error.c_str();
 }
 
-// 0 on success; 1 if the name is not a level, 2 if this processor cannot run it.
-QAIG_EXPORT int qaig_set_cpu_level(const char* text) {
-    qaig::Level wanted;
+// 0 on success; 1 if the name is unknown, 2 if this processor cannot run it.
+QAIG_EXPORT int qaig_set_cpu_isa(const char* text) {
+    qaig::Isa wanted;
     if (text == nullptr || !qaig::parse(text, &wanted)) {
         return 1;
     }
-    return qaig::set_level(wanted) ? 0 : 2;
+    return qaig::set_isa(wanted) ? 0 : 2;
 }

@@ -18,33 +18,33 @@ inline int64_t tiles_per_chunk(const Shape& s, const Parallel& parallel) {
 }
 
 // Computes the rows that `quantize` skipped, in float32 with the dequantized weight: infinities and NaNs go through.
-void exact_rows(const Linear& l, const Activations& a);
+void linear_in_float32(const Linear& l, const Activations& a);
 
 // The weights of a tile in float32, [in_features][16].
-void tile_weights(const Weight& w, const Tile& tile, float* out);
+void dequantize_tile(const Weight& w, const Tile& tile, float* out);
 
-// y = x W' + bias for every layer, with the kernels of the level in force. All have the same x, which is made integers
-// once.
+// y = x W' + bias for every layer, with the kernels of the instruction set in use. All layers have the same x, which is
+// turned into integers once.
 void linear(const std::vector<Linear>& layers);
 
-// Each instruction set: `quantize` fills the form it is asked for, `decode` takes one batch of 1, 2 or 4 rows, `gemm`
-// any number of batches.
-constexpr int64_t kDecodeRows = 4;
+// In each instruction set, `quantize` fills the form that it is asked for, `gemv` takes one batch of 1, 2 or 4 rows, and
+// `gemm` any number of batches.
+constexpr int64_t kGemvRows = 4;
 
 namespace portable {  // pairs
 void quantize(const Linear& l, Activations& a);
-void multiply(const Linear& l, const Activations& a);
+void matmul(const Linear& l, const Activations& a);
 }  // namespace portable
 
 namespace avx2 {
 void quantize(const Linear& l, Activations& a);
-void decode(const Linear& l, const Activations& a);
+void gemv(const Linear& l, const Activations& a);
 void gemm(const Linear& l, const Activations& a);
 }  // namespace avx2
 
 namespace avx512 {  // quads
 void quantize(const Linear& l, Activations& a);
-void decode(const Linear& l, const Activations& a);
+void gemv(const Linear& l, const Activations& a);
 void gemm(const Linear& l, const Activations& a);
 }  // namespace avx512
 

@@ -1,4 +1,4 @@
-// The kernels' word order ("CPU order") of a packed weight, and where each code lies in it.
+// The kernels' word order ("CPU layout") of a packed weight, and where each code lies in it.
 //
 // Rows (output channels) come in tiles of 16; input channels in units of 32 slots. A quantization group is padded to
 // whole units, so no unit holds channels of two groups. With T tiles, G groups of U units each and b bits:
@@ -32,7 +32,7 @@ constexpr int kUnitSlots = 32;
 constexpr int kUnitQuads = 8;
 constexpr int kSegmentUnits = 4;  // 128 channels: so many products of 16-bit integers and codes fit in 32 bits
 
-constexpr bool has_cpu_order(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+constexpr bool has_cpu_layout(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
 // Byte of a word that holds slot `e` (0..3) of a quad.
 constexpr int quad_byte(int e) { return e == 1 ? 2 : e == 2 ? 1 : e; }
@@ -41,7 +41,7 @@ constexpr int quad_byte(int e) { return e == 1 ? 2 : e == 2 ? 1 : e; }
 constexpr int quad_word(int bits, int q) { return bits == 2 ? q / 4 : bits == 8 ? q : q / 2; }
 constexpr int quad_bit(int bits, int q) { return bits == 2 ? 2 * (q % 4) : bits == 8 ? 0 : bits * (q % 2); }
 
-// Sizes of a weight in CPU order.
+// Sizes of a weight in CPU layout.
 struct Shape {
     int64_t out_features, in_features, group_size;  // group_size in channels: in_features if there is one group a row
     int bits;

@@ -1,35 +1,35 @@
-// Which kernels compute a layer.
+// The linear layer: which kernels compute it, and how many rows at a time.
 #include <map>
 #include <tuple>
 #include <vector>
 
 #include "cpu/activations.h"
-#include "cpu/kernels.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
 #include "cpu/hadamard.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 namespace qaig {
 namespace {
 
-constexpr int64_t kMostRows = 1024;          // rows of x whose integers are in memory at once
-constexpr int64_t kLeastProducts = 1 << 18;  // with fewer, starting threads costs more than they save
+constexpr int64_t kMaxRows = 1024;                 // rows of x whose integers are in memory at once
+constexpr int64_t kMinParallelProducts = 1 << 18;  // with fewer, starting threads costs more than they save
 
 struct Kernels {
     void (*quantize)(const Linear&, Activations&);
-    void (*decode)(const Linear&, const Activations&);
+    void (*gemv)(const Linear&, const Activations&);
     void (*gemm)(const Linear&, const Activations&);
 };
 
-const Kernels& kernels_of(Level level) {
+const Kernels& kernels_of(Isa isa) {
     static constexpr Kernels kKernels[] = {
-        {portable::quantize, portable::multiply, portable::multiply},
+        {portable::quantize, portable::matmul, portable::matmul},
 #if defined(__x86_64__)  // elsewhere the folders avx2 and avx512 compile to nothing
-        {avx2::quantize, avx2::decode, avx2::gemm},
-        {avx512::quantize, avx512::decode, avx512::gemm},
+        {avx2::quantize, avx2::gemv, avx2::gemm},
+        {avx512::quantize, avx512::gemv, avx512::gemm},
 #endif
     };
-    return kKernels[static_cast<int>(level)];
+    return kKernels[static_cast<int>(isa)];
 }
 
 // Rows per batch: as few batches as registers allow, evenly filled.
@@ -37,64 +37,64 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
     if (rows <= 2) {
         return rows;
     }
-    if (rows <= kDecodeRows) {
-        return kDecodeRows;
+    if (rows <= kGemvRows) {
+        return kGemvRows;
     }
     const int64_t batches = (rows + most - 1) / most;
     return (rows + batches - 1) / batches;
 }
 
-// AVX2 has 8-bit products for codes of 2 to 4 bits, of which 16-bit activations need two for each 16-bit one: that pays
-// where codes are unpacked as they come.
-bool takes_quads(const Linear& l, Level level) {
-    if (level != Level::avx2) {
-        return level == Level::avx512;
+// AVX2 has 8-bit products for codes of 2 to 4 bits. 16-bit activations need two of them for one 16-bit product, which
+// pays where codes are unpacked once.
+bool takes_quads(const Linear& l, Isa isa) {
+    if (isa != Isa::avx2) {
+        return isa == Isa::avx512;
     }
-    return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kDecodeRows || l.activation_bits == 8);
+    return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kGemvRows || l.activation_bits == 8);
 }
 
-Activations quantized(const Linear& l, Level level) {
-    const bool quads = takes_quads(l, level);
+Activations quantized(const Linear& l, Isa isa) {
+    const bool quads = takes_quads(l, isa);
     // Rows whose sums fit in the registers.
-    const int64_t most = level == Level::avx512 ? kMostBatchRows : quads ? 3 : 6;
+    const int64_t most = isa == Isa::avx512 ? kMaxBatchRows : quads ? 3 : 6;
     Activations a(l, rows_per_batch(l.rows, most), quads);
-    kernels_of(level).quantize(l, a);
+    kernels_of(isa).quantize(l, a);
     return a;
 }
 
-void multiply(const Linear& l, const Activations& a, Level level) {
-    const Kernels& kernels = kernels_of(level);
-    (l.rows <= kDecodeRows ? kernels.decode : kernels.gemm)(l, a);
-    exact_rows(l, a);
+void matmul(const Linear& l, const Activations& a, Isa isa) {
+    const Kernels& kernels = kernels_of(isa);
+    (l.rows <= kGemvRows ? kernels.gemv : kernels.gemm)(l, a);
+    linear_in_float32(l, a);
 }
 
 }  // namespace
 
 void linear(const std::vector<Linear>& layers) {
-    const Level level = qaig::level();
+    const Isa isa = qaig::isa();
     const int64_t rows = layers.empty() ? 0 : layers[0].rows;
-    for (int64_t row = 0; row < rows; row += kMostRows) {
-        // By group size, which says where segments end, rotation and form.
+    for (int64_t row = 0; row < rows; row += kMaxRows) {
+        // By what shapes the integers: group size (where segments end), rotation, and form.
         std::map<std::tuple<int64_t, int64_t, uint64_t, bool>, Activations> known;
         for (Linear l : layers) {
             const Shape& s = l.weight.shape;
-            l.rows = std::min(kMostRows, rows - row);
+            l.rows = std::min(kMaxRows, rows - row);
             l.x = static_cast<const char*>(l.x) + row * s.in_features * size_of(l.type);
             l.y = static_cast<char*>(l.y) + row * s.out_features * size_of(l.type);
-            if (l.rows * s.out_features * s.in_features < kLeastProducts) {
+            if (l.rows * s.out_features * s.in_features < kMinParallelProducts) {
                 l.parallel.threads = 1;
             }
-            const std::tuple key(s.group_size, l.rotation.block, l.rotation.seed, takes_quads(l, level));
+            const std::tuple key(s.group_size, l.rotation.block, l.rotation.seed, takes_quads(l, isa));
             auto found = known.find(key);
             if (found == known.end()) {
-                found = known.emplace(key, quantized(l, level)).first;
+                found = known.emplace(key, quantized(l, isa)).first;
             }
-            multiply(l, found->second, level);
+            matmul(l, found->second, isa);
         }
     }
 }
 
-void exact_rows(const Linear& l, const Activations& a) {
+void linear_in_float32(const Linear& l, const Activations& a) {
     std::vector<int64_t> rows;
     for (int64_t m = 0; m < l.rows; m++) {
         if (a.skipped[m]) {
@@ -106,13 +106,13 @@ void exact_rows(const Linear& l, const Activations& a) {
     }
     const Shape& s = l.weight.shape;
     const std::vector<uint64_t> signs = sign_words(l.rotation, s.in_features);
-    share(l.parallel, s.tiles(), 1, [&] {
+    parallel_chunks(l.parallel, s.tiles(), 1, [&] {
         return [&, reader = std::make_shared<TileReader>(l.weight),
                 w = std::make_shared<Buffer<float>>(s.in_features * kTileRows),
                 x = std::make_shared<Buffer<float>>(s.in_features)](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 const int64_t n = t * kTileRows, count = std::min<int64_t>(kTileRows, s.out_features - n);
-                tile_weights(l.weight, (*reader)(t), w->data());
+                dequantize_tile(l.weight, (*reader)(t), w->data());
                 for (const int64_t m : rows) {
                     load_floats(l.x, l.type, m * s.in_features, s.in_features, x->data());
                     if (l.rotation.block) {
@@ -136,7 +136,7 @@ void exact_rows(const Linear& l, const Activations& a) {
     });
 }
 
-void tile_weights(const Weight& w, const Tile& tile, float* out) {
+void dequantize_tile(const Weight& w, const Tile& tile, float* out) {
     const Shape& s = w.shape;
     const int bits = kernel_bits(s.bits);
     uint8_t codes[kUnitSlots * kTileRows];

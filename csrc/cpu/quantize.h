@@ -19,7 +19,7 @@ constexpr int kRowWords = kSegmentUnits * std::max(kQuadWords, kPairWords);  // 
 
 // For `Values` that have no faster way to interleave.
 struct WordByWord {
-    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+    static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
         for (int64_t j = 0; j < count; j++) {
             for (int64_t m = 0; m < R; m++) {
                 *out++ = rows[m][j];
@@ -75,7 +75,7 @@ void quantize_with(const Linear& l, Activations& a) {
         }
         a.planes[batch] = static_cast<uint8_t>(planes);
         const int per_unit = a.quads ? kUnitQuads : kUnitPairs, count = a.quads ? planes : parts(planes);
-        alignas(64) uint32_t words[kMostBatchRows][kRowWords];
+        alignas(64) uint32_t words[kMaxBatchRows][kRowWords];
         for (int64_t i = 0; i < shape.segments(); i++) {
             const Segment s = segment_at(shape, i);
             const int64_t size = count * s.units * per_unit;
@@ -87,7 +87,7 @@ void quantize_with(const Linear& l, Activations& a) {
                 PartSums sums = {0, 0};
                 if (m < rows && !a.skipped[row0 + m]) {
                     const float most = a.scales[at];
-                    scale = planes == 1 ? scale8[m] : most < kSmallest ? 0 : power_scale(to_bits(most), planes);
+                    scale = planes == 1 ? scale8[m] : most < kMinMagnitude ? 0 : power_scale(to_bits(most), planes);
                 }
                 if (scale != 0) {
                     sums = Values(from, from_row + m, s).put(row, a.quads, planes, scale);
@@ -104,7 +104,7 @@ void quantize_with(const Linear& l, Activations& a) {
             }
         }
     };
-    share(l.parallel, a.batches, 1, [&] {
+    parallel_chunks(l.parallel, a.batches, 1, [&] {
         const int64_t floats = l.rotation.block ? a.batch_rows * shape.in_features : 0;
         return [&, rotated = std::make_shared<Buffer<float>>(floats)](int64_t begin, int64_t end) {
             for (int64_t batch = begin; batch < end; batch++) {

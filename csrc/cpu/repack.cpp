@@ -19,7 +19,7 @@ inline uint32_t stream_code(const uint32_t* words, int bits, int64_t i) {
     return code & ((1u << bits) - 1);
 }
 
-inline void stream_put(uint32_t* words, int bits, int64_t i, uint32_t code) {
+inline void put_stream_code(uint32_t* words, int bits, int64_t i, uint32_t code) {
     const int64_t bit = i * bits;
     const int shift = static_cast<int>(bit % 32);
     words[bit / 32] |= code << shift;
@@ -30,7 +30,7 @@ inline void stream_put(uint32_t* words, int bits, int64_t i, uint32_t code) {
 
 // 32 codes of one row into its lane of a unit.
 template <int B>
-void put_unit(const uint8_t* codes, uint32_t* unit) {
+void pack_unit(const uint8_t* codes, uint32_t* unit) {
     uint32_t words[B] = {};
     for (int q = 0; q < kUnitQuads; q++) {
         uint32_t quad = 0;
@@ -50,7 +50,7 @@ void put_unit(const uint8_t* codes, uint32_t* unit) {
 }
 
 template <int B>
-void get_unit(const uint32_t* unit, uint8_t* codes) {
+void unpack_unit(const uint32_t* unit, uint8_t* codes) {
     constexpr uint32_t mask = ((1u << B) - 1) * 0x01010101u;
     for (int q = 0; q < kUnitQuads; q++) {
         uint32_t quad;
@@ -67,53 +67,53 @@ void get_unit(const uint32_t* unit, uint8_t* codes) {
 
 void put(int bits, const uint8_t* codes, uint32_t* unit) {
     switch (bits) {
-        case 2: return put_unit<2>(codes, unit);
-        case 3: return put_unit<3>(codes, unit);
-        case 4: return put_unit<4>(codes, unit);
-        default: return put_unit<8>(codes, unit);
+        case 2: return pack_unit<2>(codes, unit);
+        case 3: return pack_unit<3>(codes, unit);
+        case 4: return pack_unit<4>(codes, unit);
+        default: return pack_unit<8>(codes, unit);
     }
 }
 
 void get(int bits, const uint32_t* unit, uint8_t* codes) {
     switch (bits) {
-        case 2: return get_unit<2>(unit, codes);
-        case 3: return get_unit<3>(unit, codes);
-        case 4: return get_unit<4>(unit, codes);
-        default: return get_unit<8>(unit, codes);
+        case 2: return unpack_unit<2>(unit, codes);
+        case 3: return unpack_unit<3>(unit, codes);
+        case 4: return unpack_unit<4>(unit, codes);
+        default: return unpack_unit<8>(unit, codes);
     }
 }
 
 int64_t stream_words(int64_t codes, int bits) { return (codes * bits + 31) / 32; }
 
-// Zero point of row `row` and group `g` of a weight on disk order: packed along N, code `row` of the column g.
-uint8_t disk_zero(const Weight& disk, int64_t row, int64_t g) {
-    const int64_t groups = disk.shape.groups(), bit = row * disk.shape.bits;
-    const auto* column = static_cast<const uint32_t*>(disk.zero) + g;
+// Zero point of row `row` and group `g` of a weight in checkpoint layout: packed along N, code `row` of the column g.
+uint8_t checkpoint_zero(const Weight& checkpoint, int64_t row, int64_t g) {
+    const int64_t groups = checkpoint.shape.groups(), bit = row * checkpoint.shape.bits;
+    const auto* column = static_cast<const uint32_t*>(checkpoint.zero) + g;
     uint64_t two = column[bit / 32 * groups];
-    if (bit % 32 + disk.shape.bits > 32) {
+    if (bit % 32 + checkpoint.shape.bits > 32) {
         two |= uint64_t(column[(bit / 32 + 1) * groups]) << 32;
     }
-    return static_cast<uint8_t>(two >> (bit % 32) & ((1u << disk.shape.bits) - 1));
+    return static_cast<uint8_t>(two >> (bit % 32) & ((1u << checkpoint.shape.bits) - 1));
 }
 
 }  // namespace
 
-void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
-    const Shape& s = disk.shape;
+void tile_from_checkpoint(const Weight& checkpoint, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
+    const Shape& s = checkpoint.shape;
     const int bits = s.bits, wide = kernel_bits(bits);
     const int64_t row0 = tile * kTileRows, groups = s.groups();
     const int64_t rows = std::min<int64_t>(kTileRows, s.out_features - row0);
-    const int64_t unit_words = int64_t(wide) * kTileRows, scale_size = size_of(disk.scale_type);
+    const int64_t unit_words = int64_t(wide) * kTileRows, scale_size = size_of(checkpoint.scale_type);
     if (rows < kTileRows) {
         std::memset(words, 0, s.units() * unit_words * 4);
         std::memset(scale, 0, groups * kTileRows * scale_size);
-        if (disk.zero) {
+        if (checkpoint.zero) {
             std::memset(zero, 0, groups * kTileRows);
         }
     }
     for (int64_t r = 0; r < rows; r++) {
-        const uint32_t* row = disk.words + (row0 + r) * stream_words(s.in_features, bits);
-        const char* row_scale = static_cast<const char*>(disk.scale) + (row0 + r) * groups * scale_size;
+        const uint32_t* row = checkpoint.words + (row0 + r) * stream_words(s.in_features, bits);
+        const char* row_scale = static_cast<const char*>(checkpoint.scale) + (row0 + r) * groups * scale_size;
         uint32_t* unit = words + r;
         for (int64_t g = 0; g < groups; g++) {
             for (int64_t k = 0; k < s.group_size; k += kUnitSlots, unit += unit_words) {
@@ -126,14 +126,14 @@ void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* sca
             }
             std::memcpy(static_cast<char*>(scale) + (g * kTileRows + r) * scale_size, row_scale + g * scale_size,
                         scale_size);
-            if (disk.zero) {
-                zero[g * kTileRows + r] = disk_zero(disk, row0 + r, g);
+            if (checkpoint.zero) {
+                zero[g * kTileRows + r] = checkpoint_zero(checkpoint, row0 + r, g);
             }
         }
     }
 }
 
-void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
+void tile_to_checkpoint(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
     const Shape& s = cpu.shape;
     const int64_t groups = s.groups(), scale_size = size_of(cpu.scale_type),
                   row_words = stream_words(s.in_features, s.bits);
@@ -150,7 +150,7 @@ void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale,
                 get(s.bits, unit, codes);
                 const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k);
                 for (int64_t i = 0; i < count; i++) {
-                    stream_put(words + r * row_words, s.bits, g * s.group_size + k + i, codes[i]);
+                    put_stream_code(words + r * row_words, s.bits, g * s.group_size + k + i, codes[i]);
                 }
             }
             std::memcpy(static_cast<char*>(scale) + (r * groups + g) * scale_size,
@@ -162,22 +162,22 @@ void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale,
     }
 }
 
-void row_weights(const Weight& w, int64_t row, float* out) {
+void dequantize_row(const Weight& w, int64_t row, float* out) {
     const Shape& s = w.shape;
     const int64_t groups = s.groups(), tile = row / kTileRows, lane = row % kTileRows;
     const uint32_t* stream = w.words + row * stream_words(s.in_features, s.bits);
     const uint32_t* unit = w.words + tile * s.words_per_tile() + lane;
     for (int64_t g = 0; g < groups; g++) {
-        const int64_t place = w.on_disk ? row * groups + g : (tile * groups + g) * kTileRows + lane;
+        const int64_t place = w.in_checkpoint_layout ? row * groups + g : (tile * groups + g) * kTileRows + lane;
         float scale, zero = static_cast<float>(1 << (s.bits - 1));
         load_floats(w.scale, w.scale_type, place, 1, &scale);
         if (w.zero) {
-            zero = w.on_disk ? disk_zero(w, row, g) : static_cast<const uint8_t*>(w.zero)[place];
+            zero = w.in_checkpoint_layout ? checkpoint_zero(w, row, g) : static_cast<const uint8_t*>(w.zero)[place];
         }
         for (int64_t k = 0; k < s.group_size; k += kUnitSlots) {
             uint8_t codes[kUnitSlots];
             const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k), first = g * s.group_size + k;
-            if (w.on_disk) {
+            if (w.in_checkpoint_layout) {
                 for (int64_t i = 0; i < count; i++) {
                     codes[i] = static_cast<uint8_t>(stream_code(stream, s.bits, first + i));
                 }
@@ -204,15 +204,15 @@ void unit_codes(const uint32_t* words, int bits, uint8_t* codes) {
 
 TileReader::TileReader(const Weight& weight)
     : weight_(weight),
-      words_(weight.on_disk ? weight.shape.units() * kernel_bits(weight.shape.bits) * kTileRows : 0),
-      scale_(weight.on_disk ? weight.shape.groups() * kTileRows * size_of(weight.scale_type) : 0),
-      zero_(weight.on_disk && weight.zero ? weight.shape.groups() * kTileRows : 0) {}
+      words_(weight.in_checkpoint_layout ? weight.shape.units() * kernel_bits(weight.shape.bits) * kTileRows : 0),
+      scale_(weight.in_checkpoint_layout ? weight.shape.groups() * kTileRows * size_of(weight.scale_type) : 0),
+      zero_(weight.in_checkpoint_layout && weight.zero ? weight.shape.groups() * kTileRows : 0) {}
 
 Tile TileReader::operator()(int64_t tile) const {
     const Shape& s = weight_.shape;
     const auto* zero = static_cast<const uint8_t*>(weight_.zero);
-    if (weight_.on_disk) {
-        tile_from_disk(weight_, tile, words_.data(), scale_.data(), zero_.data());
+    if (weight_.in_checkpoint_layout) {
+        tile_from_checkpoint(weight_, tile, words_.data(), scale_.data(), zero_.data());
         return {words_.data(), scale_.data(), zero ? zero_.data() : nullptr};
     }
     const int64_t group_rows = tile * s.groups() * kTileRows;

@@ -1,4 +1,4 @@
-// Between the on-disk order of a packed weight and the kernels' CPU order.
+// Between the checkpoint layout of a packed weight and the kernels' CPU layout.
 #pragma once
 
 #include <cstdlib>
@@ -8,7 +8,7 @@
 
 namespace qaig {
 
-// One tile of a weight in CPU order.
+// One tile of a weight in CPU layout.
 struct Tile {
     const uint32_t* words;  // [G * U][b][16]
     const void* scale;      // [G][16]
@@ -37,7 +37,7 @@ private:
     std::unique_ptr<T, FreeDeleter> memory_;
 };
 
-// Gives the tiles of a weight to one thread; tiles of a weight on disk order are repacked as they are asked for.
+// Gives the tiles of a weight to one thread; tiles of a weight in checkpoint layout are repacked as they are asked for.
 class TileReader {
 public:
     explicit TileReader(const Weight& weight);
@@ -50,21 +50,21 @@ private:
     Buffer<uint8_t> zero_;
 };
 
-// Rewrites tile `tile` of a weight in on-disk order; `zero` is not touched if the weight is symmetric. Weights of 5 to
+// Rewrites tile `tile` of a weight in checkpoint layout; `zero` is not touched if the weight is symmetric. Weights of 5 to
 // 7 bits come out as 8-bit codes.
-void tile_from_disk(const Weight& disk, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
+void tile_from_checkpoint(const Weight& checkpoint, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
 
-// The inverse: rows of `tile` as on-disk words [rows][ceil(K b / 32)], scales [rows][G] and zero points [rows][G], one
+// The inverse: rows of `tile` as checkpoint words [rows][ceil(K b / 32)], scales [rows][G] and zero points [rows][G], one
 // byte each.
-void tile_to_disk(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
+void tile_to_checkpoint(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
 
-// Row `row` of a weight in either order, in float32: [in_features].
-void row_weights(const Weight& weight, int64_t row, float* out);
+// Row `row` of a weight in either layout, in float32: [in_features].
+void dequantize_row(const Weight& weight, int64_t row, float* out);
 
 // Codes of one unit, [32 slots][16 rows].
 void unit_codes(const uint32_t* words, int bits, uint8_t* codes);
 
 // Bits of the kernel that computes with `bits`-bit codes: 5 to 7 are widened to 8.
-constexpr int kernel_bits(int bits) { return has_cpu_order(bits) ? bits : 8; }
+constexpr int kernel_bits(int bits) { return has_cpu_layout(bits) ? bits : 8; }
 
 }  // namespace qaig

@@ -9,14 +9,14 @@ enum class Scalar : int { f32, f16, bf16 };
 
 constexpr int64_t size_of(Scalar type) { return type == Scalar::f32 ? 4 : 2; }
 
-// A packed weight, in CPU order or in the on-disk order of compressed-tensors (`nn/packing.py`).
+// A packed weight, in CPU layout or in the checkpoint layout of compressed-tensors (`nn/packing.py`).
 struct Weight {
     Shape shape;
-    bool on_disk;
+    bool in_checkpoint_layout;
     const uint32_t* words;
     const void* scale;
     Scalar scale_type;
-    const void* zero;  // uint8 in CPU order, uint32 words on disk; nullptr if symmetric: 2^(bits - 1) everywhere
+    const void* zero;  // uint8 in CPU layout, uint32 words in checkpoint layout; nullptr: symmetric, 2^(bits - 1)
 };
 
 // Runs body(context, begin, end) over disjoint parts of [0, size), on as many threads as torch would use.

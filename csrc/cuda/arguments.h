@@ -6,18 +6,20 @@
 // Every kernel is `extern "C" __global__ void NAME(const ARGUMENTS)`: one structure, by value. Structures are plain and
 // aligned as in C (ctypes.Structure with the same fields in the same order has their bytes).
 //
-//   file            kernels                                               arguments           block  grid
-//   w{2,3,4,8}.cu   qaig_decode_w{bits}_{f16,bf16}_m{8,16}                QaigDecode            128  decode_grid()
-//                   qaig_fused_w{bits}_{f16,bf16}                         QaigDecode            128  tiled_grid()
-//                   qaig_integer_w{bits}_{f16,bf16}                       QaigDecode            128  tiled_grid()
-//                   qaig_dequantize_w{bits}                               QaigDequantize        128  dequantize_grid_*()
-//   mixed.cu        qaig_decode_mixed_{f16,bf16}_m{8,16}                  QaigDecode            128  decode_grid()
-//   arrange.cu      qaig_arrange_{f16,bf16}                               QaigArrange           256  rows
-//   columns.cu      qaig_round_columns                                    QaigColumns           128  columns_grid()
+//   file of kernels/          kernels                                       arguments                block  grid
+//   w{2,3,4,8}.cu             qaig_gemv_w{bits}_{f16,bf16}_m{8,16}          QaigMatmul               128    gemv_grid()
+//                             qaig_gemm_f16_w{bits}_{f16,bf16}              QaigMatmul               128    gemm_grid()
+//                             qaig_gemm_i8_w{bits}_{f16,bf16}               QaigMatmul               128    gemm_grid()
+//                             qaig_dequantize_w{bits}                       QaigDequantize           128    dequantize_grid_*()
+//   mixed.cu                  qaig_gemv_mixed_{f16,bf16}_m{8,16}            QaigMatmul               128    gemv_grid()
+//   quantize_activations.cu   qaig_quantize_activations_{f16,bf16}          QaigQuantizeActivations  256    rows
+//   gptq_columns.cu           qaig_gptq_columns                             QaigGptqColumns          128    gptq_columns_grid()
 //
-// Dynamic shared memory: decode_shared_bytes(), fused_shared_bytes() and integer_shared_bytes(), never more than the 48
-// KiB that need no attribute; other kernels take none. Below compute capability 8.0 the fused and the integer kernels are
-// empty: they are not launched.
+// The type after the width is that of y. gemm_f16 multiplies 16-bit floats of either type, gemm_i8 multiplies bytes.
+//
+// Dynamic shared memory: gemv_shared_bytes(), gemm_f16_shared_bytes() and gemm_i8_shared_bytes(). It never exceeds 48 KiB,
+// the most that needs no attribute. Other kernels take none. Below compute capability 8.0 the gemm kernels are empty, and
+// nobody launches them.
 // NVRTC needs `-I csrc` and C++17, no header of the toolkit.
 //
 // No kernel waits for another block, allocates or synchronizes: all can be captured in a CUDA graph and replayed.
@@ -28,7 +30,7 @@
 // Element types.
 enum QaigType { QAIG_F32 = 0, QAIG_F16 = 1, QAIG_BF16 = 2 };
 
-enum { QAIG_MOST_LAYERS = 8, QAIG_MOST_ROWS = 16 };
+enum { QAIG_MAX_LAYERS = 8, QAIG_MAX_GEMV_ROWS = 16 };
 
 // One weight, in the order of layout.h, and what it is multiplied with.
 struct QaigLayer {
@@ -36,7 +38,7 @@ struct QaigLayer {
     const void* scale;          // 16-byte aligned
     const unsigned char* zero;  // 8-byte aligned; null: symmetric
     const void* bias;           // [out_features] or null
-    const void* x;              // [rows][x_stride], 16-byte aligned, see QaigDecode
+    const void* x;              // [rows][x_stride], 16-byte aligned, see QaigMatmul
     const float* token_scale;   // [rows] or null: y = token_scale * (x W') + bias
     void* y;                    // [rows][out_features]
     long long x_stride;         // elements from row to row, a multiple of 8
@@ -45,32 +47,30 @@ struct QaigLayer {
     int bits;                                   // 2, 3, 4 or 8
     int scale_type;                             // QAIG_F16 or QAIG_BF16
     int bias_type;                              // any QaigType
-    int reserved;
 };
 
-// Decode: y = x W' + bias for a few rows of x and up to QAIG_MOST_LAYERS weights, sums in float32.
+// y = x W' + bias for up to QAIG_MAX_LAYERS weights, with sums in float32.
 //
-// x holds a row's slots, in the element type of the kernel's name. Where Shape::in_channel_order(), in_features % 8 is
-// 0 and x is aligned, that is x itself: x_stride = x_slots = in_features. Else let qaig_arrange_* write it.
+// gemv: x has up to QAIG_MAX_GEMV_ROWS rows of slots, in the element type of the kernel's name. Where
+// Shape::in_channel_order(), in_features % 8 is 0 and x is aligned, that is x itself: x_stride = x_slots = in_features.
+// Else qaig_quantize_activations_* writes it. The kernel of a width takes layers of that width, the mixed one any. _m8
+// takes up to 8 rows, _m16 up to 16.
 //
-// The kernel of a width takes layers of that width, the mixed one any. _m8 takes up to 8 rows, _m16 up to 16.
+// gemm_f16: the same x, up to kMaxGemmRows rows. All layers of a launch have its kernel's width.
 //
-// Blocks share the work by bytes, so several may meet in one row block. Each then leaves its sums in `partials`, and
-// the last to arrive adds them up, always in the same order: results do not depend on timing. `counters` says who is
-// last. It must be zero before the first launch and is zero after each one; launches that may run at the same time
-// must not share either buffer.
+// gemm_i8: as gemm_f16, but x is what qaig_quantize_activations_* writes as `bytes`, with its token_scale. x_stride is
+// 2 slots, in bytes, and x_slots are all slots.
 //
-// The fused kernels do the same, with the same arguments, for up to kMostTiledRows rows of x. All layers of a launch
-// have its kernel's width.
-//
-// The integer kernels are the same for x as qaig_arrange_* writes it as `bytes`, with its token_scale: x_stride is 2
-// slots, in bytes, and x_slots are all slots.
-struct QaigDecode {
-    float* partials;     // decode_partial_bytes() or tiled_partial_bytes(); undefined content; 16-byte aligned
-    unsigned* counters;  // decode_counters() or tiled_counters() of them, zero
-    int rows;            // 1 to QAIG_MOST_ROWS, fused and integer: to kMostTiledRows
+// Blocks share the work by bytes (stream-K), so several may meet in one row block or output tile. Each of them then
+// writes its sums to the workspace. The last to arrive adds them up, always in the same order (split-K reduction), so
+// results do not depend on timing. A semaphore tells which block is the last. Semaphores are zero before the first
+// launch and after every launch. Launches that may run at the same time must not share workspace or semaphores.
+struct QaigMatmul {
+    float* workspace;      // gemv_workspace_bytes() or gemm_workspace_bytes(); undefined content; 16-byte aligned
+    unsigned* semaphores;  // gemm_semaphores(), or for gemv the row blocks of all layers; zero
+    int rows;              // 1 to QAIG_MAX_GEMV_ROWS, gemm: to kMaxGemmRows
     int layer_count;
-    QaigLayer layers[QAIG_MOST_LAYERS];
+    QaigLayer layers[QAIG_MAX_LAYERS];
 };
 
 // Rows [start, stop) of a weight, rounded once to `type`.
@@ -85,17 +85,17 @@ struct QaigDequantize {
 };
 
 // x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
-// divided by max(|x|, 1e-5) / 127 and rounded to integers (`reference.round_activations`). Before it is rounded, and
-// not without that, a row may be rotated in float32, to the bit as `hadamard.rotate` does; x is then 16-byte aligned.
+// divided by max(|x|, 1e-5) / 127 and rounded to integers (`reference.round_activations`). Only then may a row be rotated
+// before, in float32, to the bit as `hadamard.rotate` does. A rotated x is 16-byte aligned.
 //
 // Integers are stored in one of two ways:
-//   in x's type, divided by kIntegers, so that float16 does not overflow in sums of them where it would not in those
-//     of x; token_scale is max(|x|, 1e-5) / 127 * kIntegers
+//   in x's type, divided by kIntegerDivisor: float16 then overflows in their sums no sooner than in those of x;
+//     token_scale is max(|x|, 1e-5) / 127 * kIntegerDivisor
 //   as `bytes`, in the order of byte_place(), in the first half of each row; token_scale is max(|x|, 1e-5) / 127
 //
-// A row with a value that is not finite or beyond 1e30 is not rounded: it is stored in x's type, in slot order. Its
-// token_scale is 1; with `bytes` kNotRounded, or NaN if there is a NaN in it, as there will be in all products.
-struct QaigArrange {
+// A row with a value that is not finite, or beyond 1e30, is not quantized. It is stored in x's type, in slot order. Its
+// token_scale is 1. With `bytes` it is kNotQuantized, or NaN if the row has a NaN.
+struct QaigQuantizeActivations {
     const void* x;
     void* out;           // [rows][slots] of x's type, 16-byte aligned
     float* token_scale;  // [rows], or null: 16 activation bits
@@ -107,9 +107,9 @@ struct QaigArrange {
     int bytes;  // 0 or 1, with token_scale
 };
 
-// Columns of a weight that are rounded one after the other, the later ones making up for what the earlier ones lose: what
-// rounding/columns.py says, with its names.
-struct QaigColumns {
+// GPTQ's inner loop: columns of a weight are rounded one after the other, and each error moves into the later columns.
+// The names are those of transformers_qaig/rounding/gptq_columns.py.
+struct QaigGptqColumns {
     float* rows;              // [count][size], read and written
     float* errors;            // [count][size]
     unsigned char* codes;     // [count][size]
@@ -120,6 +120,6 @@ struct QaigColumns {
     const float* zero;
     long long size;
     long long factor_row, factor_column;  // elements from one to the next
-    int count;                            // 1 to kMostColumns
+    int count;                            // 1 to kMaxGptqColumns
     int group_count, max_code;
 };

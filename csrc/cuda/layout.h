@@ -1,4 +1,4 @@
-// The CUDA kernels' word order ("CUDA order") of a packed weight, and where each code lies in it.
+// The CUDA kernels' word order ("CUDA layout") of a packed weight, and where each code lies in it.
 //
 // Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_layout.py` makes and undoes the
 // order; nothing else writes it.
@@ -34,9 +34,9 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define QAIG_BOTH __host__ __device__ constexpr
+#define QAIG_HOST_DEVICE __host__ __device__ constexpr
 #else
-#define QAIG_BOTH constexpr
+#define QAIG_HOST_DEVICE constexpr
 #endif
 
 namespace qaig {
@@ -48,32 +48,32 @@ constexpr int kUnitSlots = 32;
 constexpr int kRowTiles = 4;
 constexpr int kTilePairs = 16;  // of one lane in one row tile
 
-QAIG_BOTH bool has_order(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+QAIG_HOST_DEVICE bool has_cuda_layout(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
 // Word, of the `bits` of a row tile, and bit at which the first code of pair `p` begins (3 bits: pairs 0 to 14).
-QAIG_BOTH int pair_word(int bits, int p) { return bits == 3 ? p / 5 : p * bits / 16; }
-QAIG_BOTH int pair_bit(int bits, int p) { return bits == 3 ? 3 * (p % 5) : p * bits % 16; }
+QAIG_HOST_DEVICE int pair_word(int bits, int p) { return bits == 3 ? p / 5 : p * bits / 16; }
+QAIG_HOST_DEVICE int pair_bit(int bits, int p) { return bits == 3 ? 3 * (p % 5) : p * bits % 16; }
 
 // Where the byte of a slot lies in its row of x.
-QAIG_BOTH int byte_place(int slot) {
+QAIG_HOST_DEVICE int byte_place(int slot) {
     const int unit = slot / kUnitSlots % 2, t = slot / 8 % 4, e = slot % 8;
     return slot / kTileSlots * kTileSlots + 16 * t + 8 * unit + (e / 4 * 4 + e % 2 * 2 + e / 2 % 2);
 }
 
-// Sizes of a weight in CUDA order. group_size is in channels: in_features if there is one group a row.
+// Sizes of a weight in CUDA layout. group_size is in channels: in_features if there is one group a row.
 struct Shape {
     int out_features, in_features, group_size, bits;
 
-    QAIG_BOTH int row_blocks() const { return (out_features + kBlockRows - 1) / kBlockRows; }
-    QAIG_BOTH int groups() const { return in_features / group_size; }
-    QAIG_BOTH int units_per_group() const { return (group_size + kUnitSlots - 1) / kUnitSlots; }
-    QAIG_BOTH int units() const { return groups() * units_per_group(); }
-    QAIG_BOTH int tiles() const { return (units() + 1) / 2; }
-    QAIG_BOTH int slots() const { return tiles() * kTileSlots; }
+    QAIG_HOST_DEVICE int row_blocks() const { return (out_features + kBlockRows - 1) / kBlockRows; }
+    QAIG_HOST_DEVICE int groups() const { return in_features / group_size; }
+    QAIG_HOST_DEVICE int units_per_group() const { return (group_size + kUnitSlots - 1) / kUnitSlots; }
+    QAIG_HOST_DEVICE int units() const { return groups() * units_per_group(); }
+    QAIG_HOST_DEVICE int tiles() const { return (units() + 1) / 2; }
+    QAIG_HOST_DEVICE int slots() const { return tiles() * kTileSlots; }
     // A row block by a tile: what one warp multiplies at a time. They lie one after the other, 512 `bits` bytes each.
-    QAIG_BOTH long long items() const { return static_cast<long long>(row_blocks()) * tiles(); }
+    QAIG_HOST_DEVICE long long work_items() const { return static_cast<long long>(row_blocks()) * tiles(); }
     // Whether slot i is channel i, so that kernels can read x as it is.
-    QAIG_BOTH bool in_channel_order() const { return groups() == 1 || group_size % kUnitSlots == 0; }
+    QAIG_HOST_DEVICE bool in_channel_order() const { return groups() == 1 || group_size % kUnitSlots == 0; }
 };
 
 }  // namespace cuda

@@ -1,23 +1,25 @@
-// Choices that depend on the GPU. Those of sm_90 were measured on an H200 (benchmarks/results), where the ways cross for a
-// weight of a 7 B model's MLP; smaller ones cross earlier. The others are estimates from the sizes of caches, from what
-// the ways to multiply read and write, and from how far below cuBLAS plain mma kernels stay on each GPU.
+// Which kernel multiplies how many tokens: limits that depend on the GPU.
+//
+// Those of sm_90 were measured on an H200 (benchmarks/results), for a weight of a 7 B model's MLP. Smaller weights have
+// lower limits. The other rows are estimates from the sizes of caches, from what each kernel reads and writes, and from
+// the distance of plain mma kernels to cuBLAS on each GPU.
 #pragma once
 
 namespace qaig {
 namespace cuda {
 
 struct Tuning {
-    int capability;         // 10 * major + minor: the last row that is not above the device's counts
-    int most_decode_rows;   // of x that the decode kernels multiply, QAIG_MOST_ROWS at a time
-    int most_fused_rows;    // that the fused kernels do; 0: there are none. More go to cuBLAS, the weight unpacked
-    int most_integer_rows;  // that the integer kernels do, if x is rounded to 8 bits; more go to cuBLAS, too
-    long long chunk_bytes;  // of the weight that are unpacked at a time: that stay in the L2 cache or, where that was
-                            // measured to be faster, a whole weight, as cuBLAS has all multiprocessors at work then
+    int capability;         // 10 * major + minor. The last row that does not exceed the device's applies
+    int max_gemv_rows;      // of x by gemv, QAIG_MAX_GEMV_ROWS at a time
+    int max_gemm_f16_rows;  // by gemm_f16; 0: no such kernel. More rows: the weight is dequantized, cuBLAS multiplies
+    int max_gemm_i8_rows;   // by gemm_i8, if x is rounded to 8 bits; more rows: as above
+    long long chunk_bytes;  // of the weight that are dequantized at a time: what stays in the L2 cache or, where that
+                            // was measured to be faster, a whole weight, which gives all multiprocessors work
 };
 
-// Integers are multiplied at least twice as fast as 16-bit floats, on consumers' GPUs four times. What is left of that
-// with mma.sync stays ahead of cuBLAS where that has no faster instruction of its own. Of 10.0 little is known: its
-// tensor cores may be slow at integers.
+// Tensor cores multiply integers at least twice as fast as 16-bit floats, four times on consumers' GPUs. With mma.sync
+// that stays ahead of cuBLAS, except where cuBLAS has a faster instruction. Little is known of 10.0: its tensor cores may
+// be slow at integers.
 constexpr Tuning kTunings[] = {
     {0, 32, 0, 0, 2 << 20},             // sm_75: T4, 4 MB of L2
     {80, 16, 256, 1 << 16, 16 << 20},   // A100, 40 MB

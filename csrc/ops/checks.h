@@ -20,7 +20,7 @@ using Optional = std::optional<Tensor>;
 constexpr int kCpu = -1;  // otherwise the number of a GPU
 constexpr std::initializer_list<ScalarType> kScaleTypes = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float};
 
-inline std::string text(const std::vector<int64_t>& shape) {
+inline std::string shape_text(const std::vector<int64_t>& shape) {
     std::ostringstream out;
     out << "(";
     for (size_t i = 0; i < shape.size(); i++) {
@@ -38,7 +38,7 @@ inline std::vector<int64_t> shape_of(const Tensor& t) {
     return shape;
 }
 
-inline std::string name_of(ScalarType type) {
+inline std::string dtype_name(ScalarType type) {
     switch (type) {
         case ScalarType::Float: return "float32";
         case ScalarType::Double: return "float64";
@@ -50,10 +50,10 @@ inline std::string name_of(ScalarType type) {
     }
 }
 
-inline std::string names_of(std::initializer_list<ScalarType> types) {
+inline std::string dtype_names(std::initializer_list<ScalarType> types) {
     std::string names;
     for (const ScalarType type : types) {
-        names += (names.empty() ? "" : ", ") + name_of(type);
+        names += (names.empty() ? "" : ", ") + dtype_name(type);
     }
     return names;
 }
@@ -75,17 +75,18 @@ inline bool is_on(const Tensor& t, int device) {
     return device == kCpu ? t.is_cpu() : t.is_cuda() && t.get_device() == device;
 }
 
-inline std::string name_of_device(int device) { return device == kCpu ? "the CPU" : "GPU " + std::to_string(device); }
+inline std::string device_name(int device) { return device == kCpu ? "the CPU" : "GPU " + std::to_string(device); }
 
 // Texts are made on failure only: this runs for every tensor of every call.
 inline void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
                          std::initializer_list<ScalarType> types, int device = kCpu) {
     const ScalarType type = t.scalar_type();
     STD_TORCH_CHECK(std::find(types.begin(), types.end(), type) != types.end(), name, " must have dtype ",
-                    names_of(types), ", got ", name_of(type));
-    STD_TORCH_CHECK(is_on(t, device), name, " is not on ", name_of_device(device),
+                    dtype_names(types), ", got ", dtype_name(type));
+    STD_TORCH_CHECK(is_on(t, device), name, " is not on ", device_name(device),
                     " but the input is: move both to one device");
-    STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape), ", got ", text(shape_of(t)),
+    STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", shape_text(shape), ", got ",
+                    shape_text(shape_of(t)),
                     ": the packed weight does not match its layer (in_features, out_features, bits, group_size)");
 }
 
@@ -106,7 +107,7 @@ inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t 
     return group_size == -1 ? in_features : group_size;
 }
 
-// The tensors of a weight in the on-disk order, which every device takes.
+// The tensors of a weight in the checkpoint layout, which every device takes.
 inline void check_checkpoint_layout(const Tensor& packed, const Tensor& scale, const Optional& zero,
                                     int64_t out_features, int64_t in_features, int64_t bits, int64_t groups,
                                     int device) {
@@ -121,8 +122,8 @@ inline void check_activation(const char* name, const Tensor& x) {
     const auto type = x.scalar_type();
     STD_TORCH_CHECK(x.dim() > 0 && (type == ScalarType::Float || type == ScalarType::Half ||
                                     type == ScalarType::BFloat16 || type == ScalarType::Double),
-                    name, " must be a floating tensor with at least one dimension, got ", name_of(type), " of shape ",
-                    text(shape_of(x)));
+                    name, " must be a floating tensor with at least one dimension, got ", dtype_name(type),
+                    " of shape ", shape_text(shape_of(x)));
 }
 
 // A rotation of x (nn/hadamard.py); block 0 is none.

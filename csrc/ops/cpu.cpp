@@ -27,7 +27,7 @@ using qaig::check_activation;
 using qaig::check_activation_bits;
 using qaig::check_rotation;
 using qaig::check_tensor;
-using qaig::name_of;
+using qaig::dtype_name;
 using qaig::Optional;
 using qaig::reference_linear;
 using qaig::ScalarType;
@@ -35,7 +35,7 @@ using qaig::shape_of;
 using qaig::Tensor;
 using qaig::words_for;
 
-enum Layout : int64_t { kOnDisk = 0, kCpuOrder = 1 };
+enum Layout : int64_t { kCheckpointLayout = 0, kCpuLayout = 1 };
 
 // -- checks
 
@@ -55,11 +55,12 @@ struct PackedWeight {
     PackedWeight(const Tensor& packed_, const Tensor& scale_, const Optional& zero_, int64_t out_features,
                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {
         const qaig::Shape s = checked_shape(out_features, in_features, bits, group_size);
-        STD_TORCH_CHECK(layout == kOnDisk || layout == kCpuOrder, "layout=", layout,
-                        " belongs to another backend: the CPU reads 0 (the on-disk order) and 1 (its own)");
-        const bool on_disk = layout == kOnDisk;
-        STD_TORCH_CHECK(on_disk || qaig::has_cpu_order(s.bits), "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
-        if (on_disk) {
+        STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCpuLayout, "layout=", layout,
+                        " belongs to another backend: the CPU reads 0 (the checkpoint layout) and 1 (its own)");
+        const bool in_checkpoint_layout = layout == kCheckpointLayout;
+        STD_TORCH_CHECK(in_checkpoint_layout || qaig::has_cpu_layout(s.bits),
+                        "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
+        if (in_checkpoint_layout) {
             qaig::check_checkpoint_layout(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(),
                                           qaig::kCpu);
         } else {
@@ -75,7 +76,7 @@ struct PackedWeight {
             zero = as_contiguous(*zero_);
         }
         view = {s,
-                on_disk,
+                in_checkpoint_layout,
                 static_cast<const uint32_t*>(packed.const_data_ptr()),
                 scale.const_data_ptr(),
                 scalar(scale.scalar_type()),
@@ -189,22 +190,22 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
                        {group_size}, activation_bits, layout)[0];
 }
 
-// On-disk order to the CPU's, or back. Without zero points the third tensor is empty.
+// Checkpoint layout to CPU layout, or back. Without zero points the third tensor is empty.
 std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& scale, const Optional& zero,
                                           int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size,
                                           int64_t layout) {
     const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
     const qaig::Shape& s = weight.view.shape;
-    STD_TORCH_CHECK(qaig::has_cpu_order(s.bits), "the CPU has an order of its own for 2, 3, 4 and 8 bits, got ", bits);
-    const bool to_cpu = weight.view.on_disk;
+    STD_TORCH_CHECK(qaig::has_cpu_layout(s.bits), "the CPU has a layout of its own for 2, 3, 4 and 8 bits, got ", bits);
+    const bool to_cpu = weight.view.in_checkpoint_layout;
     const int64_t row_words = words_for(in_features, bits), groups = s.groups();
-    const auto shaped = [&](std::vector<int64_t> cpu, std::vector<int64_t> disk, ScalarType type) {
-        return torch::stable::new_empty(packed, to_cpu ? cpu : disk, type);
+    const auto shaped = [&](std::vector<int64_t> cpu, std::vector<int64_t> checkpoint, ScalarType type) {
+        return torch::stable::new_empty(packed, to_cpu ? cpu : checkpoint, type);
     };
     const Tensor words =
         shaped({s.tiles(), s.units(), s.bits, qaig::kTileRows}, {out_features, row_words}, ScalarType::Int);
     const Tensor scales = shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, scale.scalar_type());
-    // Zero points leave the CPU's order as bytes; Python packs them.
+    // Zero points leave the CPU layout as bytes; Python packs them.
     const Tensor zeros = zero ? shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, ScalarType::Byte)
                               : torch::stable::new_empty(packed, {0}, ScalarType::Byte);
     auto* out = static_cast<uint32_t*>(words.mutable_data_ptr());
@@ -212,12 +213,12 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
     auto* out_zero = static_cast<uint8_t*>(zeros.mutable_data_ptr());
     const int64_t tile_words = to_cpu ? s.words_per_tile() : qaig::kTileRows * row_words;
     const int64_t tile_scales = groups * qaig::kTileRows, scale_size = qaig::size_of(weight.view.scale_type);
-    qaig::share(torch_threads(), s.tiles(), 1, [&] {
+    qaig::parallel_chunks(torch_threads(), s.tiles(), 1, [&] {
         return [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
-                (to_cpu ? qaig::tile_from_disk : qaig::tile_to_disk)(weight.view, t, out + t * tile_words,
-                                                                     out_scale + t * tile_scales * scale_size,
-                                                                     out_zero + (zero ? t * tile_scales : 0));
+                (to_cpu ? qaig::tile_from_checkpoint : qaig::tile_to_checkpoint)(
+                    weight.view, t, out + t * tile_words, out_scale + t * tile_scales * scale_size,
+                    out_zero + (zero ? t * tile_scales : 0));
             }
         };
     });
@@ -237,12 +238,12 @@ Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zer
     if (start == stop) {
         return y;
     }
-    qaig::share(torch_threads(), tiles, 1, [&] {
+    qaig::parallel_chunks(torch_threads(), tiles, 1, [&] {
         return
             [&, reader = std::make_shared<qaig::TileReader>(weight.view),
              tile = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin, int64_t end) {
                 for (int64_t t = first + begin; t < first + end; t++) {
-                    qaig::tile_weights(weight.view, (*reader)(t), tile->data());
+                    qaig::dequantize_tile(weight.view, (*reader)(t), tile->data());
                     const int64_t row0 = t * qaig::kTileRows;
                     for (int64_t r = std::max(start, row0); r < std::min(stop, row0 + qaig::kTileRows); r++) {
                         for (int64_t k = 0; k < in_features; k++) {
@@ -261,7 +262,7 @@ Tensor embedding(const Tensor& ids, const Tensor& packed, const Tensor& scale, c
     const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
     const ScalarType type = ids.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, "ids must have dtype int32 or int64, got ",
-                    name_of(type));
+                    dtype_name(type));
     STD_TORCH_CHECK(ids.is_cpu(), "ids are not on the CPU but the table is: move both to one device");
     const Tensor flat = as_contiguous(ids);
     std::vector<int64_t> rows(flat.numel());
@@ -275,10 +276,10 @@ Tensor embedding(const Tensor& ids, const Tensor& packed, const Tensor& scale, c
     y_shape.push_back(in_features);
     const Tensor y = torch::stable::new_empty(packed, y_shape, ScalarType::Float);
     auto* out = static_cast<float*>(y.mutable_data_ptr());
-    qaig::share(torch_threads(), static_cast<int64_t>(rows.size()), 1, [&] {
+    qaig::parallel_chunks(torch_threads(), static_cast<int64_t>(rows.size()), 1, [&] {
         return [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; i++) {
-                qaig::row_weights(weight.view, rows[i], out + i * in_features);
+                qaig::dequantize_row(weight.view, rows[i], out + i * in_features);
             }
         };
     });

@@ -67,9 +67,10 @@ def make_weight(
 ) -> Weight:
     out_features, in_features = codes.shape
     on_disk = (pack(codes, bits), scale, None if zero is None else pack_zero_point(zero, bits))
-    words, sorted_scale, sorted_zero = cuda_layout.from_disk(*on_disk, out_features, in_features, bits, group_size)
+    sizes = (out_features, in_features, bits, group_size)
+    words, sorted_scale, sorted_zero = cuda_layout.from_checkpoint(*on_disk, *sizes)
     sorted_zero = None if zero is None else sorted_zero
-    return Weight(codes, on_disk, words, sorted_scale, sorted_zero, out_features, in_features, bits, group_size, bias)
+    return Weight(codes, on_disk, words, sorted_scale, sorted_zero, *sizes, bias)
 
 
 class Emulator:
@@ -90,26 +91,27 @@ class Emulator:
     def set_capability(self, capability: int) -> None:
         ctypes.c_int.in_dll(self.library, "qaig_emulator_capability").value = capability
 
-    def decode(
+    def matmul(
         self,
         x: Tensor,
         weights: list[Weight],
         activation_bits: int = 16,
         launches: int = 1,
-        kernel: str = "decode",
+        kernel: str = "gemv",
         rotation: tuple[int, int] = (0, 0),
     ) -> list[Tensor]:
-        """x `[M, K]` by each weight; with the kernel "decode" M is at most 16, with "fused" and "integer" all have one
-        width, and the latter is for 8 activation bits.
+        """x `[M, K]` by each weight, with one of the kernels "gemv", "gemm_f16" and "gemm_i8".
+
+        gemv takes M up to 16. A gemm takes weights of one width. gemm_i8 takes 8 activation bits.
 
         Raises:
             RuntimeError: what the emulator found wrong.
         """
         rows = x.shape[0]
-        decode = interface.Decode(rows=rows, layer_count=len(weights))
+        matmul = interface.Matmul(rows=rows, layer_count=len(weights))
         results, keep, read, written = [], [], [], []
-        for layer, w in zip(decode.layers, weights):
-            inputs, token_scale = self._inputs(x, w, activation_bits, kernel == "integer", rotation)
+        for layer, w in zip(matmul.layers, weights):
+            inputs, token_scale = self._inputs(x, w, activation_bits, kernel == "gemm_i8", rotation)
             y = torch.full((rows, w.out_features), torch.nan, dtype=x.dtype)
             results.append(y)
             keep += [inputs, token_scale]
@@ -118,28 +120,28 @@ class Emulator:
             layer.words, layer.scale, layer.y, layer.x = (t.data_ptr() for t in (w.words, w.scale, y, inputs))
             layer.zero = None if w.zero is None else w.zero.data_ptr()
             layer.token_scale = None if token_scale is None else token_scale.data_ptr()
-            layer.x_stride, layer.x_slots = inputs.stride(0) * (2 if kernel == "integer" else 1), inputs.shape[1]
+            layer.x_stride, layer.x_slots = inputs.stride(0) * (2 if kernel == "gemm_i8" else 1), inputs.shape[1]
             layer.out_features, layer.in_features, layer.group_size = w.out_features, w.in_features, w.shape.group_size
             layer.bits, layer.scale_type = w.bits, TYPES[w.scale.dtype]
             if w.bias is not None:
                 layer.bias, layer.bias_type = w.bias.data_ptr(), TYPES[w.bias.dtype]
-        partial_bytes, counter_count = ctypes.c_longlong(), ctypes.c_longlong()
+        workspace_bytes, semaphore_count = ctypes.c_longlong(), ctypes.c_longlong()
         self._check(
             getattr(self.library, f"qaig_cuda_{kernel}_workspace")(
-                ctypes.byref(decode), ctypes.byref(partial_bytes), ctypes.byref(counter_count)
+                ctypes.byref(matmul), ctypes.byref(workspace_bytes), ctypes.byref(semaphore_count)
             )
         )
-        partials = torch.full((partial_bytes.value // 4,), torch.nan)
-        counters = torch.zeros(counter_count.value, dtype=torch.int32)
-        decode.partials, decode.counters = partials.data_ptr(), counters.data_ptr()
+        workspace = torch.full((workspace_bytes.value // 4,), torch.nan)
+        semaphores = torch.zeros(semaphore_count.value, dtype=torch.int32)
+        matmul.workspace, matmul.semaphores = workspace.data_ptr(), semaphores.data_ptr()
         for _ in range(launches):
-            self._allow(read, [*written, partials, counters])
-            self._check(getattr(self.library, f"qaig_cuda_{kernel}")(ctypes.byref(decode), TYPES[x.dtype], None))
-            assert not counters.any(), "the counters are not zero after the launch"
+            self._allow(read, [*written, workspace, semaphores])
+            self._check(getattr(self.library, f"qaig_cuda_{kernel}")(ctypes.byref(matmul), TYPES[x.dtype], None))
+            assert not semaphores.any(), "the semaphores are not zero after the launch"
         return results
 
     def dequantize(self, w: Weight, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows [start, stop) in `dtype`. Raises as `decode` does."""
+        """Rows [start, stop) in `dtype`. Raises as `matmul` does."""
         stop = w.out_features if stop is None else stop
         out = torch.full((stop - start, w.in_features), torch.nan, dtype=dtype)
         arguments = interface.Dequantize(
@@ -150,7 +152,7 @@ class Emulator:
         self._check(self.library.qaig_cuda_dequantize(ctypes.byref(arguments), None))
         return out
 
-    def arrange(
+    def quantize_activations(
         self,
         x: Tensor,
         group_size: int,
@@ -158,31 +160,31 @@ class Emulator:
         rotation: tuple[int, int] = (0, 0),
         as_bytes: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """x in slot order and, with 8 bits, as integers with each row's scale. Raises as `decode` does."""
+        """x in slot order and, with 8 bits, as integers with each row's scale. Raises as `matmul` does."""
         block, seed = rotation
         rows, in_features = x.shape
         shape = Shape.of(1, in_features, group_size, 2)
         out = torch.full((rows, shape.slots), torch.nan, dtype=x.dtype)
         token_scale = torch.full((rows,), torch.nan) if activation_bits == 8 else None
-        arguments = interface.Arrange(
+        arguments = interface.QuantizeActivations(
             x.data_ptr(), out.data_ptr(), None if token_scale is None else token_scale.data_ptr(),
             seed, block, rows, in_features, shape.group_size, shape.slots, as_bytes,
         )  # fmt: skip
         self._allow([x], [out, token_scale])
-        self._check(self.library.qaig_cuda_arrange(ctypes.byref(arguments), TYPES[x.dtype], None))
+        self._check(self.library.qaig_cuda_quantize_activations(ctypes.byref(arguments), TYPES[x.dtype], None))
         return out, token_scale
 
-    def round_columns(
+    def gptq_columns(
         self, rows: Tensor, factor: Tensor, groups: Tensor, step: Tensor, scale: Tensor, zero: Tensor, max_code: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows as they were when they were rounded, errors and codes. Raises as `decode` does."""
+        """Rows as they were when they were rounded, errors and codes. Raises as `matmul` does."""
         rows = rows.clone()
         errors, codes = torch.full_like(rows, torch.nan), torch.full_like(rows, 255, dtype=torch.uint8)
         pointers = (t.data_ptr() for t in (rows, errors, codes, factor, groups, step, scale, zero))
-        arguments = interface.Columns(*pointers, rows.shape[1], *factor.stride(), len(rows), len(step), max_code)
+        arguments = interface.GptqColumns(*pointers, rows.shape[1], *factor.stride(), len(rows), len(step), max_code)
         reached = factor.as_strided(((len(rows) - 1) * sum(factor.stride()) + 1,), (1,))
         self._allow([reached, groups, step, scale, zero], [rows, errors, codes])
-        self._check(self.library.qaig_cuda_round_columns(ctypes.byref(arguments), None))
+        self._check(self.library.qaig_cuda_gptq_columns(ctypes.byref(arguments), None))
         return rows, errors, codes
 
     def _inputs(
@@ -190,7 +192,7 @@ class Emulator:
     ) -> tuple[Tensor, Tensor | None]:
         if w.shape.in_channel_order and w.in_features % 8 == 0 and activation_bits == 16:
             return x, None
-        return self.arrange(x, w.group_size, activation_bits, rotation, as_bytes)
+        return self.quantize_activations(x, w.group_size, activation_bits, rotation, as_bytes)
 
     def _allow(self, read: list[Tensor | None], written: list[Tensor | None]) -> None:
         self.library.qaig_emulator_forbid_all()
@@ -208,10 +210,10 @@ class Emulator:
         """From now on launches are captured in a graph of this number; 0: in none."""
         ctypes.c_ulonglong.in_dll(self.library, "qaig_emulator_capture").value = graph
 
-    def counters(self, count: int, stream: int = 0) -> int | None:
-        """Address of `count` counters for launches on `stream`, if there are any left."""
+    def semaphores(self, count: int, stream: int = 0) -> int | None:
+        """Address of `count` semaphores for launches on `stream`, if there are any left."""
         address = ctypes.c_void_p()
-        status = self.library.qaig_cuda_counters(
+        status = self.library.qaig_cuda_semaphores(
             ctypes.c_void_p(stream), ctypes.c_longlong(count), ctypes.byref(address)
         )
         self._check(status)

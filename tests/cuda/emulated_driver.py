@@ -20,7 +20,7 @@ class EmulatedDriver:
         self.library = library
         self.launches: list[tuple[str, tuple[int, ...], int]] = []
         self.loaded: list[str] = []
-        self.counters: list[int] = []
+        self.semaphores: list[int] = []
         self.memory: list[torch.Tensor] = []
         self.pending: list[str] = []
         self.capture, self.mode, self.is_full = 0, "global", False
@@ -90,21 +90,21 @@ class EmulatedDriver:
         address = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
         dtype = interface.TYPES[torch.bfloat16 if "_bf16" in function else torch.float16]
         self.library.qaig_emulator_forbid_all()
-        if "_decode_" in function:
-            argument = interface.Decode.from_address(address)
-            assert int(function.rpartition("_m")[2]) == interface.decode_columns(argument.rows)
-            items = sum(shape_of(layer).items for layer in argument.layers[: argument.layer_count])
-            assert gx == interface.decode_grid(items, PROCESSORS, interface.decode_columns(argument.rows))
-            self._allow_product(argument, *self._workspace("decode", address))
-            status = self.library.qaig_cuda_decode(ctypes.c_void_p(address), dtype, None)
-        elif "_fused_" in function or "_integer_" in function:
-            kernel = function.split("_")[1]
-            argument = interface.Decode.from_address(address)
+        if "_gemv_" in function:
+            argument = interface.Matmul.from_address(address)
+            assert int(function.rpartition("_m")[2]) == interface.gemv_columns(argument.rows)
+            items = sum(shape_of(layer).work_items for layer in argument.layers[: argument.layer_count])
+            assert gx == interface.gemv_grid(items, PROCESSORS, interface.gemv_columns(argument.rows))
+            self._allow_product(argument, *self._workspace("gemv", address))
+            status = self.library.qaig_cuda_gemv(ctypes.c_void_p(address), dtype, None)
+        elif "_gemm_" in function:
+            kernel, _, width = function.removeprefix("qaig_").rpartition("_")[0].rpartition("_")
+            argument = interface.Matmul.from_address(address)
             shapes = [shape_of(layer) for layer in argument.layers[: argument.layer_count]]
-            assert {f"w{s.bits}" for s in shapes} == {function.split("_")[2]}
-            assert gx == interface.tiled_grid(sum(interface.tiled_steps(s, argument.rows) for s in shapes), PROCESSORS)
+            assert {f"w{s.bits}" for s in shapes} == {width}
+            assert gx == interface.gemm_grid(sum(interface.gemm_k_steps(s, argument.rows) for s in shapes), PROCESSORS)
             assert shared == getattr(interface, f"{kernel}_shared_bytes")(shapes[0].bits)
-            size = 1 if kernel == "integer" else 2
+            size = 1 if kernel == "gemm_i8" else 2
             self._allow_product(argument, *self._workspace(kernel, address), size)
             launch = getattr(self.library, f"qaig_cuda_{kernel}")
             status = launch(ctypes.c_void_p(address), dtype, None)
@@ -115,9 +115,9 @@ class EmulatedDriver:
             size = (argument.stop - argument.start) * argument.in_features
             self._allow(argument.out, size * (4 if argument.type == 0 else 2), True)
             status = self.library.qaig_cuda_dequantize(ctypes.c_void_p(address), None)
-        elif function == "qaig_round_columns":
-            argument = interface.Columns.from_address(address)
-            assert gx == interface.columns_grid(argument.size)
+        elif function == "qaig_gptq_columns":
+            argument = interface.GptqColumns.from_address(address)
+            assert gx == interface.gptq_columns_grid(argument.size)
             columns = argument.count * argument.size
             for name, size in {"rows": 4 * columns, "errors": 4 * columns, "codes": columns}.items():
                 self._allow(getattr(argument, name), size, True)
@@ -126,27 +126,27 @@ class EmulatedDriver:
             far = (argument.count - 1) * (argument.factor_row + argument.factor_column) + 1
             self._allow(argument.factor, 4 * far)
             self._allow(argument.groups, 8 * argument.count)
-            status = self.library.qaig_cuda_round_columns(ctypes.c_void_p(address), None)
+            status = self.library.qaig_cuda_gptq_columns(ctypes.c_void_p(address), None)
         else:
-            argument = interface.Arrange.from_address(address)
+            argument = interface.QuantizeActivations.from_address(address)
             assert gx == argument.rows
             self._allow(argument.x, argument.rows * argument.in_features * 2)
             self._allow(argument.out, argument.rows * argument.slots * 2, True)
             self._allow(argument.token_scale, argument.rows * 4, True)
-            status = self.library.qaig_cuda_arrange(ctypes.c_void_p(address), dtype, None)
+            status = self.library.qaig_cuda_quantize_activations(ctypes.c_void_p(address), dtype, None)
         assert status == 0, self.library.qaig_emulator_error()
         return (0,)
 
     def _workspace(self, kernel, address):
-        partial_bytes, counters = ctypes.c_longlong(), ctypes.c_longlong()
+        workspace_bytes, semaphores = ctypes.c_longlong(), ctypes.c_longlong()
         ask = getattr(self.library, f"qaig_cuda_{kernel}_workspace")
-        assert ask(ctypes.c_void_p(address), ctypes.byref(partial_bytes), ctypes.byref(counters)) == 0
-        return partial_bytes.value, counters.value
+        assert ask(ctypes.c_void_p(address), ctypes.byref(workspace_bytes), ctypes.byref(semaphores)) == 0
+        return workspace_bytes.value, semaphores.value
 
-    def _allow_product(self, argument, partial_bytes, counters, element_size=2):
-        self._allow(argument.partials, partial_bytes, True)
-        self._allow(argument.counters, 4 * counters, True)
-        self.counters.append(argument.counters)
+    def _allow_product(self, argument, workspace_bytes, semaphores, element_size=2):
+        self._allow(argument.workspace, workspace_bytes, True)
+        self._allow(argument.semaphores, 4 * semaphores, True)
+        self.semaphores.append(argument.semaphores)
         for layer in argument.layers[: argument.layer_count]:
             self._allow_weight(layer)
             self._allow(layer.bias, layer.out_features * (4 if layer.bias_type == 0 else 2))
@@ -157,7 +157,7 @@ class EmulatedDriver:
     def _allow_weight(self, argument):
         s = shape_of(argument)
         rows = s.row_blocks * s.groups * interface.BLOCK_ROWS
-        self._allow(argument.words, s.items * s.bits * 512)
+        self._allow(argument.words, s.work_items * s.bits * 512)
         self._allow(argument.scale, rows * (4 if argument.scale_type == 0 else 2))
         self._allow(argument.zero, rows)
 

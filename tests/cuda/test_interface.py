@@ -15,10 +15,10 @@ from transformers_qaig.nn import cuda_layout
 CSRC = Path(__file__).parents[2] / "csrc"
 STRUCTURES = {
     "QaigLayer": interface.Layer,
-    "QaigDecode": interface.Decode,
+    "QaigMatmul": interface.Matmul,
     "QaigDequantize": interface.Dequantize,
-    "QaigArrange": interface.Arrange,
-    "QaigColumns": interface.Columns,
+    "QaigQuantizeActivations": interface.QuantizeActivations,
+    "QaigGptqColumns": interface.GptqColumns,
 }
 SHAPES = [
     interface.Shape.of(n, k, g, bits)
@@ -79,7 +79,7 @@ def test_quotients(tmp_path):
     divisors = [1, 2, 3, 4, 5, 7, 12, 31, 32, 96, 112, 592, 1000, 4095, 4096, 4097, 65537, 2**19 - 1, 2**19]
     body = (
         f"for (int d : {{{', '.join(map(str, divisors))}}}) {{"
-        " long long wrong = 0; const Quotient q = quotient_of(d); const int most = d == 1 ? 1 << 24 : 1 << 20;"
+        " long long wrong = 0; const FastDivisor q = fast_divisor(d); const int most = d == 1 ? 1 << 24 : 1 << 20;"
         " for (int n = 0; n < most; n += n < 5000 ? 1 : 37) wrong += q.of(n) != n / d;"
         " for (int n = d; n < most; n += d) wrong += (q.of(n) != n / d) + (q.of(n - 1) != (n - 1) / d);"
         " say(wrong); }"
@@ -89,35 +89,35 @@ def test_quotients(tmp_path):
 
 def test_constants(tmp_path):
     body = (
-        "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MOST_LAYERS, QAIG_MOST_ROWS, kDecodeThreads, kDequantizeThreads,"
-        " kArrangeThreads, kColumnsThreads, kMostColumns, kMixed, kBlockRows, kTileSlots, kUnitSlots, kTiledWarps,"
-        " kTiledThreads, kTiledRowBlocks, kTiledColumns, kTiledBlocksPerProcessor, kLeastTiledSteps, kMostSteps,"
-        " kIntegerStages, kMostGridY);"
+        "say(QAIG_F32, QAIG_F16, QAIG_BF16, QAIG_MAX_LAYERS, QAIG_MAX_GEMV_ROWS, kGemvThreads, kDequantizeThreads,"
+        " kQuantizeThreads, kGptqThreads, kMaxGptqColumns, kMixedBits, kBlockRows, kTileSlots, kUnitSlots, kGemmWarps,"
+        " kGemmThreads, kGemmRowBlocks, kGemmColumns, kGemmBlocksPerProcessor, kMinGemmSteps, kMaxSteps,"
+        " kGemmI8Stages, kMaxGridY);"
     )
     types = [interface.TYPES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)]
     assert run(tmp_path, body) == [
         [
             *types,
-            interface.MOST_LAYERS,
-            interface.MOST_ROWS,
-            interface.DECODE_THREADS,
+            interface.MAX_LAYERS,
+            interface.MAX_GEMV_ROWS,
+            interface.GEMV_THREADS,
             interface.DEQUANTIZE_THREADS,
-            interface.ARRANGE_THREADS,
-            interface.COLUMNS_THREADS,
-            interface.MOST_COLUMNS,
-            interface.MIXED,
+            interface.QUANTIZE_THREADS,
+            interface.GPTQ_THREADS,
+            interface.MAX_GPTQ_COLUMNS,
+            interface.MIXED_BITS,
             interface.BLOCK_ROWS,
             interface.TILE_SLOTS,
             interface.UNIT_SLOTS,
-            interface.TILED_WARPS,
-            interface.TILED_THREADS,
-            interface.TILED_ROW_BLOCKS,
-            interface.TILED_COLUMNS,
-            interface.TILED_BLOCKS_PER_PROCESSOR,
-            interface.LEAST_TILED_STEPS,
-            interface.MOST_STEPS,
-            interface.INTEGER_STAGES,
-            interface.MOST_GRID_Y,
+            interface.GEMM_WARPS,
+            interface.GEMM_THREADS,
+            interface.GEMM_ROW_BLOCKS,
+            interface.GEMM_COLUMNS,
+            interface.GEMM_BLOCKS_PER_PROCESSOR,
+            interface.MIN_GEMM_STEPS,
+            interface.MAX_STEPS,
+            interface.GEMM_I8_STAGES,
+            interface.MAX_GRID_Y,
         ]
     ]
 
@@ -130,34 +130,36 @@ def test_rules(tmp_path):
         start = stop // 3
         body.append(
             f"{{ const Shape s = {{{arguments}}};"
-            " say(s.row_blocks(), s.groups(), s.tiles(), s.slots(), s.items(), s.in_channel_order(),"
+            " say(s.row_blocks(), s.groups(), s.tiles(), s.slots(), s.work_items(), s.in_channel_order(),"
             f" dequantize_grid_x(s), dequantize_grid_y({start}, {stop}),"
-            " decode_grid(s.items(), 132, 8), decode_grid(s.items(), 1, 16), tiled_outputs(s, 65), tiled_steps(s, 64),"
-            " tiled_grid(tiled_steps(s, 200), 132), tiled_grid(tiled_steps(s, 200), 1)); }"
+            " gemv_grid(s.work_items(), 132, 8), gemv_grid(s.work_items(), 1, 16),"
+            " gemm_output_tiles(s, 65), gemm_k_steps(s, 64),"
+            " gemm_grid(gemm_k_steps(s, 200), 132), gemm_grid(gemm_k_steps(s, 200), 1)); }"
         )
-        numbers = [s.row_blocks, s.groups, s.tiles, s.slots, s.items, int(s.in_channel_order)]
+        numbers = [s.row_blocks, s.groups, s.tiles, s.slots, s.work_items, int(s.in_channel_order)]
         numbers += interface.dequantize_grid(s, start, stop)
-        numbers += [interface.decode_grid(s.items, *by) for by in ((132, 8), (1, 16))]
-        numbers += [interface.tiled_outputs(s, 65), interface.tiled_steps(s, 64)]
-        numbers += [interface.tiled_grid(interface.tiled_steps(s, 200), count) for count in (132, 1)]
+        numbers += [interface.gemv_grid(s.work_items, *by) for by in ((132, 8), (1, 16))]
+        numbers += [interface.gemm_output_tiles(s, 65), interface.gemm_k_steps(s, 64)]
+        numbers += [interface.gemm_grid(interface.gemm_k_steps(s, 200), count) for count in (132, 1)]
         expected.append(numbers)
-    for bits, rows in itertools.product((interface.MIXED, 2, 3, 4, 8), (1, 8, 9, 16)):
+    for bits, rows in itertools.product((interface.MIXED_BITS, 2, 3, 4, 8), (1, 8, 9, 16)):
         body.append(
-            f"say(decode_columns({rows}), decode_shared_bytes({bits}, decode_columns({rows})),"
-            f" decode_partial_bytes(7, decode_columns({rows})));"
+            f"say(gemv_columns({rows}), gemv_shared_bytes({bits}, gemv_columns({rows})),"
+            f" gemv_workspace_bytes(7, gemv_columns({rows})));"
         )
-        columns = interface.decode_columns(rows)
-        shared = interface.decode_shared_bytes(bits, columns)
+        columns = interface.gemv_columns(rows)
+        shared = interface.gemv_shared_bytes(bits, columns)
         assert shared <= 48 << 10  # more needs an attribute to be set
-        expected.append([columns, shared, interface.decode_partial_bytes(7, columns)])
+        expected.append([columns, shared, interface.gemv_workspace_bytes(7, columns)])
     for bits in (2, 3, 4, 8):
         body.append(
-            f"say(fused_shared_bytes({bits}), integer_shared_bytes({bits}), tiled_partial_bytes(7), tiled_counters(5));"
+            f"say(gemm_f16_shared_bytes({bits}), gemm_i8_shared_bytes({bits}),"
+            " gemm_workspace_bytes(7), gemm_semaphores(5));"
         )
-        shared = interface.fused_shared_bytes(bits)
-        integer = interface.integer_shared_bytes(bits)
+        shared = interface.gemm_f16_shared_bytes(bits)
+        integer = interface.gemm_i8_shared_bytes(bits)
         assert max(shared, integer) <= 48 << 10
-        expected.append([shared, integer, interface.tiled_partial_bytes(7), interface.tiled_counters(5)])
+        expected.append([shared, integer, interface.gemm_workspace_bytes(7), interface.gemm_semaphores(5)])
     assert run(tmp_path, "\n".join(body)) == expected
 
 
@@ -186,8 +188,8 @@ def test_shapes_are_those_of_the_order(s):
 
 def test_tunings(tmp_path):
     body = (
-        "for (const Tuning& t : kTunings) say(t.capability, t.most_decode_rows, t.most_fused_rows,"
-        " t.most_integer_rows, t.chunk_bytes);\n"
+        "for (const Tuning& t : kTunings) say(t.capability, t.max_gemv_rows, t.max_gemm_f16_rows,"
+        " t.max_gemm_i8_rows, t.chunk_bytes);\n"
         "for (int c : {75, 80, 87, 90, 103, 121}) say(tuning_for(c).capability);"
     )
     capabilities = [[interface.tuning_for(c).capability] for c in (75, 80, 87, 90, 103, 121)]

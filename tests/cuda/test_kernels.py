@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compil
 
 
 def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
-    results = emulator.decode(x, weights, activation_bits, launches)
+    results = emulator.matmul(x, weights, activation_bits, launches)
     for w, y in zip(weights, results, strict=True):
         assert error(y, exact(w, x, activation_bits)) < ROUNDING[x.dtype]
     return results
@@ -98,14 +98,14 @@ def test_more_rows_than_one_launch_dequantizes(emulator):
 def test_the_order_can_be_undone(bits):
     for n, k, group_size, sym in ((64, 64, 32, True), (130, 192, 64, False), (33, 57, 57, False), (48, 228, 114, True)):
         w = random_weight(bits, n, k, group_size, sym)
-        packed, scale, zero = cuda_layout.to_disk(w.words, w.scale, w.zero, n, k, bits, group_size)
+        packed, scale, zero = cuda_layout.to_checkpoint(w.words, w.scale, w.zero, n, k, bits, group_size)
         assert torch.equal(packed, w.on_disk[0])
         assert torch.equal(scale, w.on_disk[1])
         assert zero.numel() == 0 if sym else torch.equal(reference.unpack_zero_point(w.on_disk[2], bits, n), zero)
 
 
 def test_results_do_not_depend_on_timing(emulator):
-    """Blocks and threads in any order, to the bit; and each launch leaves the counters as the next one needs them."""
+    """Blocks and threads in any order, to the bit; and each launch leaves the semaphores as the next one needs them."""
     x = torch.randn(5, 1024).bfloat16()
     w = random_weight(3, 200, 1024, 64, dtype=torch.bfloat16)
     emulator.set_processors(5)
@@ -140,7 +140,7 @@ def test_no_worse_than_a_dense_product(emulator, rows, bits, dtype):
     w = random_weight(bits, 64, 1024, 128, dtype=dtype)
     x = torch.randn(rows, 1024).to(dtype)
     dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
-    assert error(*emulator.decode(x, [w]), exact(w, x)) <= 1.001 * error(dense, exact(w, x))
+    assert error(*emulator.matmul(x, [w]), exact(w, x)) <= 1.001 * error(dense, exact(w, x))
 
 
 @pytest.mark.parametrize("bits", [2, 8])
@@ -154,7 +154,7 @@ def test_an_outlier_does_not_drown_its_neighbours(emulator, bits, outlier):
     x = torch.randn(3, 256).bfloat16()
     x[:, 5] = outlier
     dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.bfloat16))
-    assert error(*emulator.decode(x, [w]), exact(w, x)) <= 1.01 * error(dense, exact(w, x))
+    assert error(*emulator.matmul(x, [w]), exact(w, x)) <= 1.01 * error(dense, exact(w, x))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -178,7 +178,7 @@ def test_infinities_and_nans_go_through_as_in_torch(emulator, dtype, activation_
     for value in (torch.inf, -torch.inf, torch.nan):
         x = torch.randn(3, 96).to(dtype)
         x[-1, 40] = value
-        (out,) = emulator.decode(x, [w], activation_bits)
+        (out,) = emulator.matmul(x, [w], activation_bits)
         expected = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
         assert torch.equal(out[-1].isnan(), expected[-1].isnan())
         assert torch.equal(out[-1].isinf(), expected[-1].isinf())
@@ -190,7 +190,7 @@ def test_rounded_activations_are_the_reference_to_the_bit(emulator, dtype):
     x = torch.randn(6, 100) * torch.tensor([1.0, 1e-7, 30.0, 0.0, 1.0, 1.0])[:, None]
     x[4, 3], x[5, 7] = torch.inf, torch.nan
     x = x.to(dtype)
-    integers, scale = emulator.arrange(x, 50, 8)
+    integers, scale = emulator.quantize_activations(x, 50, 8)
     rounded = (integers.float() * scale[:, None]).view(6, 2, 64)[..., :50].reshape(6, 100)
     torch.testing.assert_close(rounded, reference.round_activations(x), rtol=0, atol=0, equal_nan=True)
     assert not integers.view(6, 2, 64)[..., 50:].any()
@@ -203,7 +203,7 @@ def test_rounded_activations_are_the_reference_to_the_bit(emulator, dtype):
 def test_rotated_activations_are_the_reference_to_the_bit(emulator, block, dtype, in_features, group_size):
     seed = 2**63 - 5
     x = (torch.randn(4, in_features) * torch.tensor([1.0, 1e-7, 30.0, 0.0])[:, None]).to(dtype)
-    integers, scale = emulator.arrange(x, group_size, 8, (block, seed))
+    integers, scale = emulator.quantize_activations(x, group_size, 8, (block, seed))
     channels = in_features if group_size == -1 else group_size
     padded = -(-channels // 32) * 32
     slots = integers[:, : in_features // channels * padded].view(4, -1, padded)
@@ -216,7 +216,7 @@ def test_rotated_activations_are_the_reference_to_the_bit(emulator, block, dtype
 def test_rotated_infinities_and_nans(emulator):
     x = torch.randn(3, 96).half()
     x[1, 40], x[2, 50] = torch.inf, torch.nan
-    integers, scale = emulator.arrange(x, 32, 8, (32, 3))
+    integers, scale = emulator.quantize_activations(x, 32, 8, (32, 3))
     expected = rotate(x, Rotation(32, 3))
     assert scale[1:].tolist() == [1.0, 1.0]
     torch.testing.assert_close(integers[1:, :96], expected[1:].half(), rtol=0, atol=0, equal_nan=True)
@@ -225,4 +225,4 @@ def test_rotated_infinities_and_nans(emulator):
 @pytest.mark.parametrize(("rotation", "activation_bits"), [((48, 0), 8), ((512, 0), 8), ((64, 0), 8), ((32, 0), 16)])
 def test_rotations_that_are_refused(emulator, rotation, activation_bits):
     with pytest.raises(RuntimeError, match="status 1"):
-        emulator.arrange(torch.randn(1, 96).half(), 32, activation_bits, rotation)
+        emulator.quantize_activations(torch.randn(1, 96).half(), 32, activation_bits, rotation)

@@ -12,6 +12,8 @@ from transformers_qaig.nn import ops, reference
 from transformers_qaig.nn.hadamard import Rotation, rotate
 from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 
+QUANTIZE = "qaig_quantize_activations_f16"
+
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
 
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ c
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (17, 16), (50, 8), (257, 16)])
 def test_linear(machine, bits, dtype, rows, activation_bits):
-    """Decode of both sizes, the fused product, that of integers, and the dense product past sm_80's threshold."""
+    """gemv of both sizes, both gemms, and the product with the dequantized weight past sm_80's threshold."""
     weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_LAYOUT)
@@ -30,14 +32,14 @@ def test_linear(machine, bits, dtype, rows, activation_bits):
     if rows == 257:
         assert names == [f"qaig_dequantize_w{bits}"]
     else:
-        arranged = [f"qaig_arrange_{suffix}"] if activation_bits == 8 else []
-        decode = f"qaig_decode_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"
-        many = "integer" if activation_bits == 8 else "fused"
-        assert names == [*arranged, decode if rows <= 16 else f"qaig_{many}_w{bits}_{suffix}"]
+        quantized = [f"qaig_quantize_activations_{suffix}"] if activation_bits == 8 else []
+        gemv = f"qaig_gemv_w{bits}_{suffix}_m{8 if rows <= 8 else 16}"
+        gemm = "gemm_i8" if activation_bits == 8 else "gemm_f16"
+        assert names == [*quantized, gemv if rows <= 16 else f"qaig_{gemm}_w{bits}_{suffix}"]
 
 
 def test_rows_beyond_one_launch(machine):
-    """GPUs without fused kernels decode more rows, in several launches, and unpack the weight for fewer."""
+    """GPUs without gemm kernels take more rows by gemv, in several launches, and unpack the weight for fewer."""
     operators = Operators(machine.driver, lambda device: CpuDevice(0, 75, PROCESSORS))
     weight = emulated.random_weight(3, 70, 64, 32)
     x = torch.randn(2, 10, 64).half()
@@ -47,21 +49,25 @@ def test_rows_beyond_one_launch(machine):
     x = torch.randn(33, 64).half()
     close(operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert [name for name, *_ in machine.api.launches] == [
-        "qaig_arrange_f16",
-        "qaig_decode_w3_f16_m16",
-        "qaig_decode_w3_f16_m8",
+        QUANTIZE,
+        "qaig_gemv_w3_f16_m16",
+        "qaig_gemv_w3_f16_m8",
         "qaig_dequantize_w3",
     ]
 
 
-def test_fused_layers_of_several_widths(machine):
+def test_gemm_of_layers_of_several_widths(machine):
     """One launch for each width."""
     weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (4, 10, 8))]
     x = torch.randn(20, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT), weights, strict=True):
         close(y, x, weight)
-    assert [name for name, *_ in machine.api.launches] == ["qaig_fused_w2_f16", "qaig_arrange_f16", "qaig_fused_w4_f16"]
+    assert [name for name, *_ in machine.api.launches] == [
+        "qaig_gemm_f16_w2_f16",
+        QUANTIZE,
+        "qaig_gemm_f16_w4_f16",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +102,12 @@ def test_one_launch_for_several_layers(machine):
     for y, weight in zip(results, weights):
         close(y, x, weight)
     # The groups of 8 want x in an order of their own.
-    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_mixed_f16_m8"]
+    assert [name for name, *_ in machine.api.launches] == [QUANTIZE, "qaig_gemv_mixed_f16_m8"]
     assert machine.operators.linear_many(x, *([] for _ in range(9)), 16, CUDA_LAYOUT) == []
 
 
 def test_more_layers_than_a_launch_takes(machine):
-    weights = [emulated.random_weight(4, 64, 64, 32) for _ in range(interface.MOST_LAYERS + 1)]
+    weights = [emulated.random_weight(4, 64, 64, 32) for _ in range(interface.MAX_LAYERS + 1)]
     x = torch.randn(1, 64).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT), weights):
@@ -129,7 +135,7 @@ def test_dequantize(machine):
 
 
 def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
-    monkeypatch.setattr(interface, "MOST_GRID_Y", 2)
+    monkeypatch.setattr(interface, "MAX_GRID_Y", 2)
     weight = emulated.random_weight(3, 300, 96, 32)
     sizes = (300, 96, 3, 32)
     rows = machine.operators.dequantize(weight.words, weight.scale, weight.zero, *sizes, CUDA_LAYOUT, 1, 290)
@@ -140,7 +146,7 @@ def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
 
 @pytest.fixture
 def cuda_order_is_read(machine, monkeypatch):
-    """The reference reads a weight in CUDA order, as it does on a GPU."""
+    """The reference reads a weight in CUDA layout, as it does on a GPU."""
     monkeypatch.setattr(ops, "kernel_layout", lambda device, bits: CUDA_LAYOUT)
     monkeypatch.setattr(torch.ops.qaig, "dequantize", machine.operators.dequantize)
 
@@ -162,7 +168,7 @@ def test_a_rotated_input(machine, group_size):
     *tensors, _, _, n, bits, group = arguments(weight)
     y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 8, CUDA_LAYOUT)
     close(y, rotate(x, Rotation(32, 7)), weight, 8)
-    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_decode_w4_f16_m8"]
+    assert [name for name, *_ in machine.api.launches] == [QUANTIZE, "qaig_gemv_w4_f16_m8"]
 
 
 def test_layers_that_rotate_their_input_apart(machine):
@@ -174,7 +180,9 @@ def test_layers_that_rotate_their_input_apart(machine):
     results = machine.operators.linear_many(x, *lists, 8, CUDA_LAYOUT)
     for y, weight, rotation in zip(results, weights, rotations, strict=True):
         close(y, rotate(x, rotation) if rotation else x, weight, 8)
-    assert [name for name, *_ in machine.api.launches] == 4 * ["qaig_arrange_bf16"] + ["qaig_decode_w4_bf16_m8"]
+    assert [name for name, *_ in machine.api.launches] == 4 * ["qaig_quantize_activations_bf16"] + [
+        "qaig_gemv_w4_bf16_m8"
+    ]
 
 
 @pytest.mark.parametrize("rows", [20, 257])
@@ -191,9 +199,14 @@ def test_many_rotated_rows(machine, rows, capability):
         close(y, rotate(x, Rotation(32, 7)), weight, 8)
     names = [name for name, *_ in machine.api.launches]
     if capability == 80:  # the float32 scale's layer reads x in an order of its own, and unpacks its weight
-        assert names == ["qaig_arrange_f16", "qaig_dequantize_w2", *["qaig_arrange_f16"] * 2, "qaig_integer_w4_f16"]
+        assert names == [
+            QUANTIZE,
+            "qaig_dequantize_w2",
+            *[QUANTIZE] * 2,
+            "qaig_gemm_i8_w4_f16",
+        ]
     elif rows == 257:
-        assert names == ["qaig_arrange_f16", *["qaig_dequantize_w4"] * 2, "qaig_dequantize_w2"]
+        assert names == [QUANTIZE, *["qaig_dequantize_w4"] * 2, "qaig_dequantize_w2"]
 
 
 def test_rows_that_are_not_rounded(machine):
@@ -215,7 +228,7 @@ def test_products_of_integers_do_not_overflow(machine):
     weight = emulated.make_weight(torch.full((8, 512), 255, dtype=torch.uint8), torch.full((8, 1), 0.125), None, 8, -1)
     x = torch.full((3, 512), 0.01).half()
     close(machine.operators.linear(x, *arguments(weight), 8, CUDA_LAYOUT), x, weight, 8)
-    assert [name for name, *_ in machine.api.launches] == ["qaig_arrange_f16", "qaig_dequantize_w8"]
+    assert [name for name, *_ in machine.api.launches] == [QUANTIZE, "qaig_dequantize_w8"]
 
 
 @pytest.mark.usefixtures("cuda_order_is_read")

@@ -9,8 +9,8 @@ import torch
 
 from tests import seeds
 from tests.cuda import emulated
-from tests.cuda.columns import by_reference, random_columns, same
 from tests.cuda.emulated import make_weight, random_weight
+from tests.cuda.gptq_cases import by_reference, random_columns, same
 from tests.cuda.products import ROUNDING, error, exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, re
 WRONG, UNSEEN = "wrong result", "without fences and barriers between them"
 ACCUMULATORS, MAINLOOP, ACTIVATIONS = "accumulators.cuh", "gemm_mainloop.cuh", "quantize_activations.cu"
 # (name, file, what is replaced, by what, what is found)
-SUMS = [
+SPLIT_K = [
     ("last block too early", ACCUMULATORS, "static_cast<unsigned>(last - first)",
-     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|counters|no thread of this launch"),
-    ("counters left as they are", ACCUMULATORS, "store_global(counter, 0u);", "", "counters"),
-    ("partials of another part", ACCUMULATORS, "(block == first ? 1 : 0)", "0", f"{WRONG}|{UNSEEN}|no thread of this"),
+     "static_cast<unsigned>(last - first - 1)", f"{WRONG}|semaphores|no thread of this launch"),
+    ("semaphores left as they are", ACCUMULATORS, "store_global(semaphore, 0u);", "", "semaphores"),
+    ("workspace of another part", ACCUMULATORS, "(block == first ? 1 : 0)", "0", f"{WRONG}|{UNSEEN}|no thread of this"),
     ("missing fence of the writers", ACCUMULATORS, "        memory_fence();\n        before", "        before", UNSEEN),
     ("fence before the writers' barrier", ACCUMULATORS,
      "    warp_barrier();\n    unsigned before = 0;\n    if (lane == 0) {\n        memory_fence();\n",
@@ -32,7 +32,7 @@ SUMS = [
      "    }\n    sums = {};",
      UNSEEN),
 ]  # fmt: skip
-DECODE = [
+GEMV = [
     ("nothing", ACCUMULATORS, "sums = {};", "sums = {};", ""),
     ("missing wait", "gemv.cuh", "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("wait off by one", "gemv.cuh", "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
@@ -67,10 +67,10 @@ DECODE = [
     ("output beyond the last row", ACCUMULATORS, "if (n < l.out_features && m", "if (m", "outside of every buffer"),
     ("bias of the wrong row", ACCUMULATORS, "bias[e / 2]", "bias[0]", WRONG),
     ("too much shared memory", "geometry.h", "bits == 4 ? 3 :", "bits == 4 ? 64 :", "refused"),
-    ("a part taken for the whole", "gemv.cuh", "from_start && to == row_end", "from_start", f"{WRONG}|counters"),
+    ("a part taken for the whole", "gemv.cuh", "from_start && to == row_end", "from_start", f"{WRONG}|semaphores"),
 ]  # fmt: skip
-FUSED = [
-    ("nothing", MAINLOOP, "Product::Sums sums = {};", "Product::Sums sums = {};", ""),
+GEMM_F16 = [
+    ("nothing", MAINLOOP, "Product::Accumulators sums = {};", "Product::Accumulators sums = {};", ""),
     ("missing wait", MAINLOOP, "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("wait off by one", MAINLOOP, "wait_copies<kStages - 2>", "wait_copies<kStages - 1>", "copy was waited for"),
     ("missing barrier before a stage is overwritten", MAINLOOP, "                block_barrier();\n", "",
@@ -78,9 +78,9 @@ FUSED = [
     ("missing barrier between layers", MAINLOOP, "block_barrier();  // the stages may", "//", "race"),
     ("copy into the stage in use", MAINLOOP, "stage == 0 ? kStages - 1 : stage - 1", "stage",
      "while a copy|copy was waited for|without a barrier"),
-    ("swizzle of the writer only", "k_step.cuh", "x + x_place<kChunks>(8 * part + g, chunk)",
+    ("swizzle of the writer only", "k_step.cuh", "x + swizzled<kChunks>(8 * part + g, chunk)",
      "x + (8 * part + g) * kChunks + chunk", WRONG),
-    ("swizzle of the reader only", MAINLOOP, "x_place<kChunks>(row, chunk);", "row * kChunks + chunk;", WRONG),
+    ("swizzle of the reader only", MAINLOOP, "swizzled<kChunks>(row, chunk);", "row * kChunks + chunk;", WRONG),
     ("swapped halves of x", "gemm_f16.cuh", "word_of(x[p], 2 * s),", "word_of(x[p], 2 * s + 1),", WRONG),
     ("x of the other unit", "gemm_f16.cuh", "4 * unit + step.t", "step.t", WRONG),
     ("zero of the wrong row", "gemm_f16.cuh", "zero[j % 2])", "zero[j / 2 % 2])", WRONG),
@@ -101,10 +101,10 @@ FUSED = [
     ("output beyond the last row", ACCUMULATORS, "if (n < l.out_features && m", "if (m", "outside of every buffer"),
     ("output beyond the last column", ACCUMULATORS, "n < l.out_features && m < rows)",
      "n < l.out_features && m < rows + 1)", "outside of every buffer"),
-    ("partials of another warp", MAINLOOP, "+ warp * kWarpSums", "", f"{WRONG}|{UNSEEN}"),
-    ("a part taken for the whole", MAINLOOP, "whole = to - step == tiles", "whole = true", f"{WRONG}|counters"),
+    ("workspace of another warp", MAINLOOP, "+ warp * kWarpAccumulators", "", f"{WRONG}|{UNSEEN}"),
+    ("a part taken for the whole", MAINLOOP, "whole = to - step == tiles", "whole = true", f"{WRONG}|semaphores"),
 ]  # fmt: skip
-INTEGER4 = [
+GEMM_I8_W4 = [
     ("nothing", "gemm_i8.cuh", "sums.steps++;", "sums.steps++;", ""),
     ("missing wait", MAINLOOP, "wait_copies<kStages - 2>();", "", "before its copy was waited for"),
     ("missing barrier before a stage is overwritten", MAINLOOP, "                block_barrier();\n", "",
@@ -119,10 +119,10 @@ INTEGER4 = [
     ("scale of the wrong group", "gemm_i8.cuh", "groups, 0, l.scale_type", "groups, 1, l.scale_type", WRONG),
     ("sums that are added twice", "gemm_i8.cuh", "        sums.clear(part, kChunkParts);\n", "", WRONG),
     ("the last sums left out", "gemm_i8.cuh", "groups.ends || step.last ||", "", WRONG),
-    ("rows that are no integers", "gemm_i8.cuh", "== kNotRounded", "< kNotRounded", WRONG),
+    ("rows that are no integers", "gemm_i8.cuh", "== kNotQuantized", "< kNotQuantized", WRONG),
     ("NaNs forgotten", ACTIVATIONS, "largest > kInfinity ? float_of(largest)", "largest > kInfinity ? 1.0f", WRONG),
 ]  # fmt: skip
-INTEGER8 = [
+GEMM_I8_W8 = [
     ("nothing", "gemm_i8.cuh", "sums.steps++;", "sums.steps++;", ""),
     ("sign of a byte", "unpack_bytes.cuh", "0x6240u) ^ kSigns", "0x6240u)", WRONG),
     ("wrong zero correction", "gemm_i8.cuh", "(128 - static_cast<int>", "(127 - static_cast<int>", WRONG),
@@ -133,16 +133,16 @@ INTEGER8 = [
     ("missing segment", "gemm_i8.cuh", "sums.steps == kSegmentSteps", "false", WRONG),
     ("segments too long", "gemm_i8.cuh", "bits == 8 ? 4 :", "bits == 8 ? 8 :", WRONG),
 ]  # fmt: skip
-INTEGER3 = [
+GEMM_I8_W3 = [
     ("bits of the last pair", "unpack_bytes.cuh", "15 - at - i", "15 - at", WRONG),
     ("pair at the wrong bit", "unpack_bytes.cuh", "0x00070007u << at", "0x00070007u << 0", WRONG),
 ]  # fmt: skip
-COLUMNS = [
+GPTQ_COLUMNS = [
     ("nothing", "gptq_columns.cu", "block_barrier();", "block_barrier();", ""),
     ("missing barrier", "gptq_columns.cu", "    block_barrier();", "", "without a barrier|before it is written"),
     ("the next column forgotten", "gptq_columns.cu", "int k = j + 1;", "int k = j + 2;", WRONG),
-    ("another column's factor", "gptq_columns.cu", "factor + j * kMostColumns + k)", "factor + k * kMostColumns + j)",
-     f"{WRONG}|before it is written"),
+    ("another column's factor", "gptq_columns.cu", "factor + j * kMaxGptqColumns + k)",
+     "factor + k * kMaxGptqColumns + j)", f"{WRONG}|before it is written"),
     ("zero point forgotten", "gptq_columns.cu", "c.max_code) - zero;", "c.max_code);", WRONG),
     ("step in the place of scale", "gptq_columns.cu", "load_float(c.scale, ",
      "load_float(c.step, ", WRONG),
@@ -151,21 +151,21 @@ COLUMNS = [
      f"outside of every buffer|before it is written|{WRONG}"),
 ]  # fmt: skip
 LISTS = {
-    "decode": DECODE + SUMS,
-    "fused": FUSED + SUMS,
-    "integer4": INTEGER4,
-    "integer8": INTEGER8,
-    "integer3": INTEGER3,
-    "columns": COLUMNS,
+    "gemv": GEMV + SPLIT_K,
+    "gemm_f16": GEMM_F16 + SPLIT_K,
+    "gemm_i8_w4": GEMM_I8_W4,
+    "gemm_i8_w8": GEMM_I8_W8,
+    "gemm_i8_w3": GEMM_I8_W3,
+    "gptq_columns": GPTQ_COLUMNS,
 }
 MUTANTS = [(kernel, *mutant) for kernel, mutants in LISTS.items() for mutant in mutants]
 # The kernel that a list of bugs is put into: its name, its header, and the macro call that makes it.
 KERNELS = {
-    "decode": ("qaig_decode_w4_f16_m8", "gemv", "QAIG_DECODE_KERNEL(qaig_decode_w4_f16_m8, F16, 4, 8)"),
-    "fused": ("qaig_fused_w4_f16", "gemm_f16", "QAIG_FUSED_KERNEL(qaig_fused_w4_f16, F16, 4)"),
+    "gemv": ("qaig_gemv_w4_f16_m8", "gemv", "QAIG_GEMV_KERNEL(qaig_gemv_w4_f16_m8, F16, 4, 8)"),
+    "gemm_f16": ("qaig_gemm_f16_w4_f16", "gemm_f16", "QAIG_GEMM_F16_KERNEL(qaig_gemm_f16_w4_f16, F16, 4)"),
 } | {
-    f"integer{bits}": (
-        f"qaig_integer_w{bits}_f16", "gemm_i8", f"QAIG_INTEGER_KERNEL(qaig_integer_w{bits}_f16, F16, {bits})",
+    f"gemm_i8_w{bits}": (
+        f"qaig_gemm_i8_w{bits}_f16", "gemm_i8", f"QAIG_GEMM_I8_KERNEL(qaig_gemm_i8_w{bits}_f16, F16, {bits})",
     )
     for bits in (3, 4, 8)
 }  # fmt: skip
@@ -179,27 +179,27 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
     assert old in source, f"{file} has no more {old!r}: change this test, too"
     path.write_text(source.replace(old, new))
     kernels = {
-        f"qaig_decode_{width}_{dtype}_m{rows}": "QaigDecode"
+        f"qaig_gemv_{width}_{dtype}_m{rows}": "QaigMatmul"
         for width in ("w2", "w3", "w4", "w8", "mixed")
         for dtype in ("f16", "bf16")
         for rows in (8, 16)
     }
     kernels |= {
-        f"qaig_{kind}_w{bits}_{dtype}": "QaigDecode"
-        for kind in ("fused", "integer")
+        f"qaig_{kind}_w{bits}_{dtype}": "QaigMatmul"
+        for kind in ("gemm_f16", "gemm_i8")
         for bits in (2, 3, 4, 8)
         for dtype in ("f16", "bf16")
     }
     kernels |= {f"qaig_dequantize_w{bits}": "QaigDequantize" for bits in (2, 3, 4, 8)}
     kept: list[str] = []
-    if kernel.startswith("integer"):
+    if kernel.startswith("gemm_i8"):
         kept.append("quantize_activations.cu")
     else:
-        kernels |= {f"qaig_arrange_{dtype}": "QaigArrange" for dtype in ("f16", "bf16")}
-    if kernel == "columns":
+        kernels |= {f"qaig_quantize_activations_{dtype}": "QaigQuantizeActivations" for dtype in ("f16", "bf16")}
+    if kernel == "gptq_columns":
         kept.append("gptq_columns.cu")
     else:
-        kernels["qaig_round_columns"] = "QaigColumns"
+        kernels["qaig_gptq_columns"] = "QaigGptqColumns"
     for path in (folder / "cuda" / "kernels").glob("*.cu"):
         if path.name not in kept:
             path.unlink()
@@ -216,28 +216,28 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
 # Rows of x, channels and multiprocessors of each attempt. With few of these a warp has several items and a block
 # several output tiles, of both layers; with more, up to four blocks meet in one row block or output tile.
 ATTEMPTS = {
-    "decode": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
-    "fused": [(70, 320, 1), (70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
-    "integer": [(70, 1344, 2), (40, 1344, 3), (40, 2688, 8)],
+    "gemv": [(5, 1312, 1), (5, 1312, 2), (5, 1312, 3)],
+    "gemm_f16": [(70, 320, 1), (70, 1312, 2), (40, 2592, 3), (40, 2592, 8)],
+    "gemm_i8": [(70, 1344, 2), (40, 1344, 3), (40, 2688, 8)],
 }
 
 
 def verdict(emulator: emulated.Emulator, kernel: str) -> str:
     """What is wrong with the kernels, found with a few small products; "" if nothing is."""
-    if kernel == "columns":
+    if kernel == "gptq_columns":
         return verdict_on_columns(emulator)
-    if kernel.startswith("integer"):
-        return verdict_on_integers(emulator, int(kernel.removeprefix("integer")))
+    if kernel.startswith("gemm_i8"):
+        return verdict_on_integers(emulator, int(kernel.removeprefix("gemm_i8_w")))
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
         torch.manual_seed(seeds.seed(seed))
         emulator.seed(seed)
         emulator.set_processors(processors)
-        weights = [random_weight(4, 100 if kernel == "decode" else 136, in_features, 32, bias=torch.float16)]
-        if kernel == "fused":
+        weights = [random_weight(4, 100 if kernel == "gemv" else 136, in_features, 32, bias=torch.float16)]
+        if kernel == "gemm_f16":
             weights.append(random_weight(4, 10, in_features, -1))
         x = torch.randn(rows, in_features).half()
         try:
-            results = emulator.decode(x, weights, kernel=kernel)
+            results = emulator.matmul(x, weights, kernel=kernel)
         except (RuntimeError, AssertionError) as problem:
             return str(problem)
         for w, y in zip(weights, results, strict=True):
@@ -250,7 +250,7 @@ def verdict_on_columns(emulator: emulated.Emulator) -> str:
     for count, size in ((32, 130), (5, 128), (9, 3)):
         arguments = random_columns(count, size)
         try:
-            result = emulator.round_columns(*arguments)
+            result = emulator.gptq_columns(*arguments)
         except RuntimeError as problem:
             return str(problem)
         if not same(result, by_reference(*arguments)):
@@ -262,7 +262,7 @@ def verdict_on_integers(emulator: emulated.Emulator, bits: int) -> str:
     """Groups of one unit, of two, of three, and one for all channels, whose sums are as large as any; rows that are not
     rounded.
     """
-    for seed, (rows, in_features, processors) in enumerate(ATTEMPTS["integer"]):
+    for seed, (rows, in_features, processors) in enumerate(ATTEMPTS["gemm_i8"]):
         torch.manual_seed(seeds.seed(seed))
         emulator.seed(seed)
         emulator.set_processors(processors)
@@ -275,7 +275,7 @@ def verdict_on_integers(emulator: emulated.Emulator, bits: int) -> str:
         x = torch.randn(rows, in_features).half()
         x[0], x[1, 5], x[2, 7] = 1, torch.inf, torch.nan
         try:
-            results = emulator.decode(x, weights, 8, kernel="integer")
+            results = emulator.matmul(x, weights, 8, kernel="gemm_i8")
         except (RuntimeError, AssertionError) as problem:
             return str(problem)
         for w, y in zip(weights, results, strict=True):

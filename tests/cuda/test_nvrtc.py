@@ -10,12 +10,13 @@ import torch
 
 from transformers_qaig.kernels.cuda import nvrtc
 
-DECODE = [
-    f"qaig_decode_{w}_{t}_m{m}" for w in ("w2", "w3", "w4", "w8", "mixed") for t in ("f16", "bf16") for m in (8, 16)
+GEMV = [f"qaig_gemv_{w}_{t}_m{m}" for w in ("w2", "w3", "w4", "w8", "mixed") for t in ("f16", "bf16") for m in (8, 16)]
+GEMM = [
+    f"qaig_{kernel}_w{bits}_{t}" for kernel in ("gemm_f16", "gemm_i8") for bits in (2, 3, 4, 8) for t in ("f16", "bf16")
 ]
-TILED = [f"qaig_{kind}_w{bits}_{t}" for kind in ("fused", "integer") for bits in (2, 3, 4, 8) for t in ("f16", "bf16")]
-KERNELS = [*DECODE, *TILED, *(f"qaig_dequantize_w{b}" for b in (2, 3, 4, 8)), "qaig_arrange_f16", "qaig_arrange_bf16"]
-KERNELS.append("qaig_round_columns")
+QUANTIZE, QUANTIZE_BF16 = "qaig_quantize_activations_f16", "qaig_quantize_activations_bf16"
+OTHERS = [*(f"qaig_dequantize_w{b}" for b in (2, 3, 4, 8)), QUANTIZE, QUANTIZE_BF16, "qaig_gptq_columns"]
+KERNELS = [*GEMV, *GEMM, *OTHERS]
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 installed = nvrtc.why_not() is None
@@ -43,7 +44,8 @@ def compilations(monkeypatch):
 
 @needs_nvrtc
 @pytest.mark.parametrize(
-    "kernel", ["qaig_arrange_f16", "qaig_arrange_bf16", "qaig_dequantize_w3", "qaig_round_columns"]
+    "kernel",
+    [QUANTIZE, QUANTIZE_BF16, "qaig_dequantize_w3", "qaig_gptq_columns"],
 )
 @pytest.mark.parametrize("capability", [75, 90])
 def test_cubins(kernel, capability):
@@ -58,13 +60,13 @@ def test_cubins(kernel, capability):
 @pytest.mark.parametrize(
     "kernel",
     [
-        "qaig_decode_w4_bf16_m8",
-        "qaig_decode_w3_f16_m16",
-        "qaig_decode_mixed_bf16_m8",
-        "qaig_fused_w3_bf16",
-        "qaig_fused_w8_f16",
-        "qaig_integer_w3_f16",
-        "qaig_integer_w8_bf16",
+        "qaig_gemv_w4_bf16_m8",
+        "qaig_gemv_w3_f16_m16",
+        "qaig_gemv_mixed_bf16_m8",
+        "qaig_gemm_f16_w3_bf16",
+        "qaig_gemm_f16_w8_f16",
+        "qaig_gemm_i8_w3_f16",
+        "qaig_gemm_i8_w8_bf16",
     ],
 )
 def test_cubins_with_tensor_core_products(kernel, capability):
@@ -76,11 +78,14 @@ def test_cubins_with_tensor_core_products(kernel, capability):
 def test_compiles_once(cache, compilations):
     """Threads stand for processes: the lock is a file's."""
     with ThreadPoolExecutor(3) as pool:
-        first, *others = pool.map(lambda _: nvrtc.cubin("qaig_arrange_f16", 90), range(3))
+        first, *others = pool.map(lambda _: nvrtc.cubin(QUANTIZE, 90), range(3))
     assert others == [first, first]
-    assert compilations == ["qaig_arrange_f16"]
+    assert compilations == [QUANTIZE]
     left = [path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert sorted(left) == ["qaig_arrange_f16.sm_90.cubin", "qaig_arrange_f16.sm_90.cubin.sha256"]
+    assert sorted(left) == [
+        f"{QUANTIZE}.sm_90.cubin",
+        f"{QUANTIZE}.sm_90.cubin.sha256",
+    ]
 
 
 def test_a_damaged_cubin_is_compiled_again(cache, monkeypatch, caplog):
@@ -88,11 +93,11 @@ def test_a_damaged_cubin_is_compiled_again(cache, monkeypatch, caplog):
     monkeypatch.setattr(nvrtc, "_compile", lambda *args: compiled.append(args) or b"cubin")
     monkeypatch.setattr(nvrtc, "_key", lambda: "key")
     monkeypatch.setattr(nvrtc, "supported_architectures", lambda: ARCHITECTURES)
-    assert nvrtc.cubin("qaig_arrange_f16", 90) == nvrtc.cubin("qaig_arrange_f16", 90) == b"cubin"
+    assert nvrtc.cubin(QUANTIZE, 90) == nvrtc.cubin(QUANTIZE, 90) == b"cubin"
     assert len(compiled) == 1
     (file,) = cache.rglob("*.cubin")
     file.write_bytes(b"cub")
-    assert nvrtc.cubin("qaig_arrange_f16", 90) == b"cubin"
+    assert nvrtc.cubin(QUANTIZE, 90) == b"cubin"
     assert len(compiled) == 2
     assert str(file) in caplog.text
 
@@ -133,7 +138,7 @@ def test_the_key_names_what_a_cubin_depends_on(monkeypatch, tmp_path):
 def test_says_what_nvrtc_said(monkeypatch, cache):
     monkeypatch.setattr(nvrtc, "_source_of", lambda kernel, folder: "#error this kernel is broken")
     with pytest.raises(nvrtc.NvrtcError, match="this kernel is broken"):
-        nvrtc.cubin("qaig_arrange_f16", 90)
+        nvrtc.cubin(QUANTIZE, 90)
     assert list(cache.rglob("*.cubin*")) == []
 
 
@@ -142,7 +147,7 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="file"):
-        nvrtc.cubin("qaig_arrange_f16", 90)
+        nvrtc.cubin(QUANTIZE, 90)
 
 
 @needs_nvrtc
@@ -160,10 +165,10 @@ def test_every_kernel_has_a_source():
     for kernel in KERNELS:
         assert kernel in nvrtc._source_of(kernel, folder) or kernel.startswith("qaig_dequantize")
     for name in (
-        "qaig_decode_w5_f16_m8",
-        "qaig_fused_mixed_f16",
-        "qaig_integer_w5_f16",
-        "qaig_decode_w4_f16_m8) evil(",
+        "qaig_gemv_w5_f16_m8",
+        "qaig_gemm_f16_mixed_f16",
+        "qaig_gemm_i8_w5_f16",
+        "qaig_gemv_w4_f16_m8) evil(",
         "main",
     ):
         with pytest.raises(nvrtc.NvrtcError, match="there is no kernel"):
@@ -185,7 +190,7 @@ def test_not_installed(monkeypatch):
     try:
         assert 'pip install "transformers-qaig[cuda]"' in nvrtc.why_not()
         with pytest.raises(nvrtc.NvrtcError, match="cuda-bindings is not installed"):
-            nvrtc.cubin("qaig_arrange_f16", 90)
+            nvrtc.cubin(QUANTIZE, 90)
     finally:
         nvrtc._nvrtc.cache_clear()
 

@@ -33,7 +33,7 @@ def linear(x: Tensor, w: Weight, activation_bits: int = 16, layout: int = LAYOUT
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_few_rows_and_many(rows, bits, dtype):
-    """Up to 16 rows by decode kernels, up to 256 by fused ones; more by unpacking and a dense product."""
+    """Up to 16 rows by gemv, up to 256 by a gemm; more by torch with the dequantized weight."""
     w = random_weight(bits, 70, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = linear(x, w)
@@ -49,8 +49,8 @@ def test_a_weight_that_is_unpacked_in_parts():
     assert_product(linear(x, w), x, reference.dequantize(on_disk(w), torch.bfloat16), w.bias.bfloat16())
 
 
-def test_many_rows_without_fused_kernels(operators):
-    """A GPU of compute capability 7.5 decodes up to 32 rows, 16 at a time."""
+def test_many_rows_without_gemm_kernels(operators):
+    """A GPU of compute capability 7.5 takes up to 32 rows by gemv, 16 at a time."""
     operators.set_capability(75)
     try:
         for rows in (32, 33):
@@ -158,7 +158,7 @@ def test_layers_that_rotate_their_input_apart():
 
 
 def test_a_rotated_input_goes_to_the_reference():
-    """The reference answers: on the emulator, in the on-disk order, since it reads the CUDA order on GPUs only."""
+    """The reference answers: on the emulator, in the checkpoint layout, since it reads the CUDA layout on GPUs only."""
     w = random_weight(4, 40, 96, 32)
     x = torch.randn(3, 96).half()
     y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 16, 5, 40, 4, 32, 8, packing.CHECKPOINT_LAYOUT)
@@ -239,7 +239,7 @@ def zeros_made(operators: emulated.Emulator, graph: int) -> int:
 
 @pytest.fixture
 def fresh(tmp_path):
-    """The kernels, loaded anew: no counters are given away."""
+    """The kernels, loaded anew: no semaphores are given away."""
     copy = tmp_path / "kernels.so"
     shutil.copy(emulated.build().path, copy)
     return emulated.Emulator(copy)
@@ -248,33 +248,33 @@ def fresh(tmp_path):
 def test_a_stream_that_asks_for_more_and_more_counters(fresh):
     """Leaves enough for others."""
     for count in range(1024, 100 * 1024, 1024):
-        assert fresh.counters(count)
-    assert fresh.counters(1 << 19, 8)
-    assert fresh.counters(1 << 18, 9)
-    assert fresh.counters(1 << 18 | 1, 9) is None
+        assert fresh.semaphores(count)
+    assert fresh.semaphores(1 << 19, 8)
+    assert fresh.semaphores(1 << 18, 9)
+    assert fresh.semaphores(1 << 18 | 1, 9) is None
 
 
 def test_counters(fresh):
     """A part for each stream and graph, zero and apart from the others, until there are no more."""
     fresh.capture(5)
-    assert fresh.counters(10) is None  # nothing can be set aside while a graph is captured
+    assert fresh.semaphores(10) is None  # nothing can be set aside while a graph is captured
     fresh.capture(0)
     sizes = {(0, 0): 10, (0, 8): 1024, (5, 0): 1, (6, 0): 1025, (6, 8): 4000}
     given = {}
     for key, size in sizes.items():
         fresh.capture(key[0])
-        given[key] = fresh.counters(size, key[1])
-        assert fresh.counters(size, key[1]) == given[key]
+        given[key] = fresh.semaphores(size, key[1])
+        assert fresh.semaphores(size, key[1]) == given[key]
     spans = sorted((address, address + 4 * sizes[key]) for key, address in given.items())
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
     assert not any(ctypes.string_at(begin, end - begin).strip(b"\0") for begin, end in spans)
     fresh.capture(0)
-    larger = fresh.counters(1025)
+    larger = fresh.semaphores(1025)
     assert larger >= spans[-1][1]
-    assert fresh.counters(10) == larger
+    assert fresh.semaphores(10) == larger
     fresh.capture(7)
-    assert fresh.counters(1 << 20) is None
-    assert fresh.counters(1) is not None
+    assert fresh.semaphores(1 << 20) is None
+    assert fresh.semaphores(1) is not None
 
 
 def test_only_a_launch_without_counters_brings_its_own(operators):
@@ -283,7 +283,7 @@ def test_only_a_launch_without_counters_brings_its_own(operators):
     assert [zeros_made(operators, graph) for graph in (1, 2, 2)] == [0, 0, 0]
     operators.capture(3)
     streams = itertools.count(8)
-    while operators.counters(1, next(streams)):
+    while operators.semaphores(1, next(streams)):
         pass
     assert zeros_made(operators, 4) == 1
     assert zeros_made(operators, 2) == 0

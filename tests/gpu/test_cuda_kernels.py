@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cuda.columns import by_reference, random_columns, same
 from torch import Tensor
 
-from tests.cuda.columns import by_reference, random_columns, same
 from tests.cuda.products import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
@@ -81,7 +81,7 @@ def test_rows_that_are_not_rounded_to_8_bits(dtype, rows):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_rows(bits, dtype):
-    """By fused kernels or, unpacked to the dtype, by cuBLAS: as good as a dense layer."""
+    """By a gemm kernel or, dequantized to the dtype, by cuBLAS: as good as a dense layer."""
     layer = layer_on_gpu(bits, 128, out_features=1000, in_features=WIDE, dtype=dtype)
     for rows in (64, 128, 300, 2048):
         x = torch.randn(rows, WIDE, device="cuda").to(dtype)

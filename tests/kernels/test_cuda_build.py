@@ -150,7 +150,7 @@ def test_one_library_with_both(package, monkeypatch, caplog):
     assert extension.load(), extension.why_not()
     assert extension.cuda_architectures() == ("80", "90+PTX")
     assert extension.why_not_cuda() is None
-    assert extension.cpu_level() == extension.best_cpu_level()
+    assert extension.cpu_isa() == extension.best_cpu_isa()
     library = ctypes.CDLL(str(extension.library_path()))
     assert library.qaig_stub_launch(None) != 0 or os.path.exists("/dev/nvidia0")
     needed = subprocess.run(["ldd", extension.library_path()], capture_output=True, text=True).stdout

@@ -9,17 +9,18 @@ from transformers_qaig.kernels import cuda, env, extension
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """A machine that can run AVX-512, with kernels for every operator, at a level to be set."""
-    chosen = {"level": "avx512", "best": "avx512"}
+    """A machine that can run AVX-512, with kernels for every operator, with an instruction set to be chosen."""
+    chosen = {"isa": "avx512", "best": "avx512"}
     monkeypatch.setattr(extension, "load", lambda: True)
     monkeypatch.setattr(extension, "why_not", lambda: None)
-    monkeypatch.setattr(extension, "cpu_level", lambda: chosen["level"])
-    monkeypatch.setattr(extension, "best_cpu_level", lambda: chosen["best"])
+    monkeypatch.setattr(extension, "cpu_isa", lambda: chosen["isa"])
+    monkeypatch.setattr(extension, "best_cpu_isa", lambda: chosen["best"])
     monkeypatch.setattr(extension, "cpu_features", lambda: ("avx2", "fma"))
     monkeypatch.setattr(extension, "library_path", lambda: "/somewhere/_C.abi3.so")
     monkeypatch.setattr(extension, "origin", lambda: "prebuilt")
     monkeypatch.setattr(extension, "why_not_cuda", lambda: "no nvcc")
     monkeypatch.setattr(extension, "has_kernel", lambda op, device: True)
+    monkeypatch.delenv("QAIG_CPU_ISA", raising=False)
     monkeypatch.delenv("QAIG_CPU_LEVEL", raising=False)
     return chosen
 
@@ -52,13 +53,14 @@ def test_widths_and_dtypes(kernels):
     assert [(b.case, b.name) for b in backends("embedding", "cpu").values()] == [("every call", "cpu (portable)")]
 
 
-def test_why_not_a_higher_level(kernels, monkeypatch):
-    kernels["level"] = "avx2"
+def test_why_not_a_better_instruction_set(kernels, monkeypatch):
+    kernels["isa"] = "avx2"
     assert "set below the best, avx512" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
-    monkeypatch.setenv("QAIG_CPU_LEVEL", "avx2")
-    assert backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster == "QAIG_CPU_LEVEL=avx2"
+    for variable in ("QAIG_CPU_LEVEL", "QAIG_CPU_ISA"):
+        monkeypatch.setenv(variable, "avx2")
+        assert backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster == f"{variable}=avx2"
     kernels["best"] = "avx2"
-    assert "level avx512 needs" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
+    assert "what avx512 needs" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
 
 
 def test_cuda_is_not_claimed(kernels, monkeypatch):

@@ -79,13 +79,13 @@ def test_no_compiler(package, monkeypatch, caplog, compilations):
     assert not extension.load()
     assert not extension.load()
     assert "g++" in extension.why_not()
-    assert [extension.library_path(), extension.origin(), extension.cpu_level()] == [None, None, None]
+    assert [extension.library_path(), extension.origin(), extension.cpu_isa()] == [None, None, None]
     assert extension.cpu_features() == ()
     assert len(warnings(caplog)) == 1
     assert "install a C++17 compiler" in warnings(caplog)[0]
     assert compilations == []
     with pytest.raises(RuntimeError, match="no compiled kernels"):
-        extension.set_cpu_level("portable")
+        extension.set_cpu_isa("portable")
 
 
 @pytest.mark.parametrize(
@@ -242,40 +242,53 @@ def test_no_sources(package):
     assert "reinstall" in extension.why_not()
 
 
-def test_levels(package, monkeypatch):
-    assert extension.cpu_level() == extension.best_cpu_level() == extension.cpu_levels()[-1]
-    for level in extension.cpu_levels():
-        extension.set_cpu_level(level)
-        assert extension.cpu_level() == level
+def test_instruction_sets(package, monkeypatch):
+    assert extension.cpu_isa() == extension.best_cpu_isa() == extension.cpu_isas()[-1]
+    for isa in extension.cpu_isas():
+        extension.set_cpu_isa(isa)
+        assert extension.cpu_isa() == isa
     with pytest.raises(ValueError, match='"portable", "avx2" or "avx512", got "neon"'):
-        extension.set_cpu_level("neon")
-    assert extension.cpu_level() == extension.best_cpu_level()
+        extension.set_cpu_isa("neon")
+    assert extension.cpu_isa() == extension.best_cpu_isa()
 
 
-def test_level_from_the_environment(package, monkeypatch):
-    monkeypatch.setenv("QAIG_CPU_LEVEL", "portable")
-    assert extension.cpu_level() == "portable"
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"QAIG_CPU_ISA": "portable"},
+        {"QAIG_CPU_LEVEL": "portable"},
+        {"QAIG_CPU_ISA": "portable", "QAIG_CPU_LEVEL": "neon"},
+        {"QAIG_CPU_ISA": "", "QAIG_CPU_LEVEL": "portable"},
+    ],
+    ids=str,
+)
+def test_instruction_set_from_the_environment(package, monkeypatch, variables):
+    """The old name of the variable counts where the new one is not set."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert extension.cpu_isa() == "portable"
 
 
-def test_unknown_level(package, monkeypatch):
-    monkeypatch.setenv("QAIG_CPU_LEVEL", "neon")
+@pytest.mark.parametrize("variable", ["QAIG_CPU_ISA", "QAIG_CPU_LEVEL"])
+def test_an_unknown_instruction_set(package, monkeypatch, variable):
+    monkeypatch.setenv(variable, "neon")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"QAIG_CPU_LEVEL=neon.*portable, avx2 or avx512"):
+        with pytest.raises(ValueError, match=rf"{variable}=neon.*portable, avx2 or avx512"):
             extension.load()
 
 
-def test_level_beyond_the_processor(package, monkeypatch):
-    """Compiled as for another architecture, the library knows no level but portable."""
+def test_an_instruction_set_that_the_processor_lacks(package, monkeypatch):
+    """Compiled as for another architecture, the library knows no instruction set but portable."""
     source = package / "csrc" / "cpu" / "isa.cpp"
     source.write_text(source.read_text().replace("#if defined(__x86_64__)", "#if 0"))
-    assert extension.best_cpu_level() == "portable"
+    assert extension.best_cpu_isa() == "portable"
     with pytest.raises(ValueError, match='"avx2" is more than this processor can run: its best is "portable"'):
-        extension.set_cpu_level("avx2")
-    assert extension.cpu_level() == "portable"
-    monkeypatch.setenv("QAIG_CPU_LEVEL", "avx512")
+        extension.set_cpu_isa("avx2")
+    assert extension.cpu_isa() == "portable"
+    monkeypatch.setenv("QAIG_CPU_ISA", "avx512")
     monkeypatch.setenv("QAIG_CXXFLAGS", "-g0")  # another file: a library reads the variable once
     restart(monkeypatch)
-    with pytest.raises(ValueError, match=r"QAIG_CPU_LEVEL=avx512.*best level is portable.*unset"):
+    with pytest.raises(ValueError, match=r"QAIG_CPU_ISA=avx512.*best is portable.*unset"):
         extension.load()
 
 

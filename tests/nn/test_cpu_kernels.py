@@ -1,4 +1,4 @@
-"""The compiled CPU kernels, at every level this processor has, against float64 products with the dequantized weight."""
+"""The compiled CPU kernels, in every instruction set of this processor, against float64 products with the weight."""
 
 import itertools
 
@@ -18,15 +18,15 @@ BITS = (2, 3, 4, 8)
 ROUNDING = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 
 
-@pytest.fixture(params=extension.CPU_LEVELS)
-def level(request):
-    """Runs a test at one level after the other."""
-    before = extension.cpu_level()
-    if request.param not in extension.cpu_levels():
+@pytest.fixture(params=extension.CPU_ISAS)
+def isa(request):
+    """Runs a test in one instruction set after the other."""
+    before = extension.cpu_isa()
+    if request.param not in extension.cpu_isas():
         pytest.skip(f"this processor has no {request.param}")
-    extension.set_cpu_level(request.param)
+    extension.set_cpu_isa(request.param)
     yield request.param
-    extension.set_cpu_level(before)
+    extension.set_cpu_isa(before)
 
 
 def random_layer(
@@ -73,7 +73,7 @@ def check(layer: QAIGLinear, x: Tensor) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("sym", [False, True])
 @pytest.mark.parametrize("activation_bits", [16, 8])
-def test_every_width(level, bits, sym, activation_bits):
+def test_every_width(isa, bits, sym, activation_bits):
     for group_size, rows in itertools.product((32, 96, -1), (1, 2, 3, 7)):
         layer = random_layer(bits, group_size, sym, activation_bits=activation_bits)
         check(layer, torch.randn(rows, 96))
@@ -83,7 +83,7 @@ def test_every_width(level, bits, sym, activation_bits):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("activation_bits", [16, 8])
-def test_widths_groups_and_rows(level, bits, dtype, activation_bits):
+def test_widths_groups_and_rows(isa, bits, dtype, activation_bits):
     for group_size, sym in itertools.product((32, 64, 128, -1), (False, True)):
         layer = random_layer(bits, group_size, sym, 72, 384, dtype=dtype, activation_bits=activation_bits)
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 64, 97, 130):
@@ -93,7 +93,7 @@ def test_widths_groups_and_rows(level, bits, dtype, activation_bits):
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("activation_bits", [16, 8])
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_rotated_input(level, block, activation_bits, dtype):
+def test_rotated_input(isa, block, activation_bits, dtype):
     """To 8 bits in particular: one bit of difference to `hadamard.rotate` would now and then be a whole step of x."""
     options = {"activation_bits": activation_bits, "dtype": dtype}
     for group_size, in_features, rows in ((-1, 768, 1), (32, 256, 3), (768, 768, 11), (64, 1536, 4)):
@@ -104,7 +104,7 @@ def test_rotated_input(level, block, activation_bits, dtype):
 
 
 @pytest.mark.parametrize("activation_bits", [16, 8])
-def test_infinities_and_nans_of_a_rotated_input(level, activation_bits):
+def test_infinities_and_nans_of_a_rotated_input(isa, activation_bits):
     layer = random_layer(4, rotation=Rotation(32, 0), activation_bits=activation_bits)
     for value in (torch.inf, torch.nan, 3e38):
         x = torch.randn(3, 96)
@@ -122,7 +122,7 @@ def test_infinities_and_nans_of_a_rotated_input(level, activation_bits):
     ("out_features", "in_features", "group_size"),
     [(1, 32, -1), (15, 33, -1), (17, 114, 57), (33, 228, 114), (16, 36, 36), (31, 1, -1), (50, 1100, 275)],
 )
-def test_ragged_shapes(level, bits, out_features, in_features, group_size):
+def test_ragged_shapes(isa, bits, out_features, in_features, group_size):
     layer = random_layer(bits, group_size, out_features=out_features, in_features=in_features)
     for rows in (1, 3, 11):
         check(layer, torch.randn(rows, in_features))
@@ -130,7 +130,7 @@ def test_ragged_shapes(level, bits, out_features, in_features, group_size):
 
 @pytest.mark.parametrize("rows", [1, 4, 9])
 @pytest.mark.parametrize("bits", BITS)
-def test_no_worse_than_a_bfloat16_product(level, rows, bits):
+def test_no_worse_than_a_bfloat16_product(isa, rows, bits):
     layer = random_layer(bits, 128, out_features=64, in_features=1024, bias=False, dtype=torch.bfloat16)
     x = torch.randn(rows, 1024).bfloat16()
     dense = torch.nn.functional.linear(x, layer.dequantize(torch.bfloat16))
@@ -139,7 +139,7 @@ def test_no_worse_than_a_bfloat16_product(level, rows, bits):
 
 @pytest.mark.parametrize("outlier", [300.0, 1e4])
 @pytest.mark.parametrize("rows", [1, 6])
-def test_an_outlier_does_not_drown_its_neighbours(level, outlier, rows):
+def test_an_outlier_does_not_drown_its_neighbours(isa, outlier, rows):
     """Where the outlier's own weight is zero nothing of it is left, and its neighbours must be as exact as ever."""
     layer = random_layer(2, 128, sym=True, out_features=64, in_features=256, bias=False)
     codes = torch.randint(0, 4, (64, 256), dtype=torch.uint8)
@@ -153,7 +153,7 @@ def test_an_outlier_does_not_drown_its_neighbours(level, outlier, rows):
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("activation_bits", [16, 8])
-def test_largest_sums_do_not_overflow(level, bits, activation_bits):
+def test_largest_sums_do_not_overflow(isa, bits, activation_bits):
     """One group of 8,192 channels, every code and every activation at its largest and of one sign."""
     for sign, zero in itertools.product((1, -1), (0, 2**bits - 1)):
         layer = QAIGLinear.from_codes(
@@ -171,7 +171,7 @@ def test_largest_sums_do_not_overflow(level, bits, activation_bits):
 
 @pytest.mark.parametrize("activation_bits", [16, 8])
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_extreme_inputs(level, activation_bits, rows):
+def test_extreme_inputs(isa, activation_bits, rows):
     layer = random_layer(3, 32, activation_bits=activation_bits)
     for scale in (0.0, 1e-37, 1e-25, 1e-6, 1e25, 1e32):
         x = torch.randn(rows, 96) * scale
@@ -185,7 +185,7 @@ def test_extreme_inputs(level, activation_bits, rows):
 @pytest.mark.parametrize("rows", [1, 4, 9])
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("activation_bits", [16, 8])
-def test_infinities_and_nans_go_through_as_in_torch(level, rows, dtype, activation_bits):
+def test_infinities_and_nans_go_through_as_in_torch(isa, rows, dtype, activation_bits):
     layer = random_layer(4, 32, sym=True, dtype=dtype, activation_bits=activation_bits)
     for value in (torch.inf, -torch.inf, torch.nan):
         x = torch.randn(rows, 96).to(dtype)
@@ -198,7 +198,7 @@ def test_infinities_and_nans_go_through_as_in_torch(level, rows, dtype, activati
         assert rows == 1 or error(out[:-1], exact(layer, x[:-1])) < ROUNDING[dtype]
 
 
-def test_groups_of_zeros(level):
+def test_groups_of_zeros(isa):
     codes = torch.randint(0, 8, (40, 96), dtype=torch.uint8)
     scale = torch.rand(40, 3)
     scale[:, 1] = 0
@@ -213,13 +213,13 @@ def test_groups_of_zeros(level):
 
 
 @pytest.mark.parametrize("shape", [(0, 96), (2, 0, 96), (96,), (2, 3, 96)])
-def test_leading_dimensions(level, shape):
+def test_leading_dimensions(isa, shape):
     layer, x = random_layer(3), torch.randn(shape)
     assert layer(x).shape == (*shape[:-1], 40)
     check(layer, x)
 
 
-def test_strided_input(level):
+def test_strided_input(isa):
     layer, x = random_layer(3), torch.randn(96, 5)
     assert error(layer(x.t()), exact(layer, x.t())) < 1e-6
     assert error(layer(x.t()[::2]), exact(layer, x.t()[::2])) < 1e-6
@@ -227,12 +227,12 @@ def test_strided_input(level):
 
 @pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_dtypes_mix(level, scale_dtype, dtype):
+def test_dtypes_mix(isa, scale_dtype, dtype):
     check(random_layer(3, dtype=scale_dtype, out_features=50), torch.randn(3, 96).to(dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_bits_do_not_depend_on_threads(level, rows):
+def test_bits_do_not_depend_on_threads(isa, rows):
     layer, x = random_layer(3, 64, out_features=1000, in_features=1024), torch.randn(rows, 1024).bfloat16()
     layer.prepare()
     before = torch.get_num_threads()
@@ -247,13 +247,13 @@ def test_bits_do_not_depend_on_threads(level, rows):
     assert torch.equal(results[0], results[2])
 
 
-def test_more_rows_than_are_computed_at_once(level):
+def test_more_rows_than_are_computed_at_once(isa):
     check(random_layer(4, out_features=16), torch.randn(1100, 96))
 
 
 @pytest.mark.parametrize("activation_bits", [16, 8])
 @pytest.mark.parametrize("rows", [1, 3, 9])
-def test_many_layers_of_one_input(level, activation_bits, rows):
+def test_many_layers_of_one_input(isa, activation_bits, rows):
     layers = [
         random_layer(2, 32),
         random_layer(3, 96, sym=True, out_features=17, bias=False),

@@ -196,7 +196,7 @@ def test_compiles_whole_and_checks_as_an_operator():
 def in_cuda_order(bits, group_size=32, sym=False, columns=K):
     head = random_head(bits, group_size, sym, torch.bfloat16, columns)
     on_disk = head.weight_packed.data, head.weight_scale.data, None if sym else head.weight_zero_point.data
-    words, scale, zero = cuda_layout.from_disk(*on_disk, N, columns, bits, group_size)
+    words, scale, zero = cuda_layout.from_checkpoint(*on_disk, N, columns, bits, group_size)
     rows = embedding_reference(torch.arange(N), *on_disk, N, columns, bits, group_size, CHECKPOINT_LAYOUT)
     return (words, scale, None if sym else zero, N, columns, bits, group_size, CUDA_LAYOUT), rows
 

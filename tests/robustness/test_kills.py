@@ -169,5 +169,5 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_believed(
     for _ in range(4):
         killed(extension.build, rng.uniform(0.2, 1.1) * seconds)
     assert extension.load()
-    assert extension.cpu_level() == extension.best_cpu_level()
+    assert extension.cpu_isa() == extension.best_cpu_isa()
     assert not list((tmp_path / "cache").rglob(".unfinished*"))

@@ -27,7 +27,7 @@ class Backend:
         op (`str`): as in `torch.ops.qaig`.
         device (`str`): "cpu" or "cuda".
         case (`str`): which calls, where not all are answered alike: a choice of widths or dtypes.
-        name (`str`): "cpu (<level>)", "cuda (library)", "cuda (NVRTC)" or "reference", the plain-torch fallback.
+        name (`str`): "cpu (<isa>)", "cuda (library)", "cuda (NVRTC)" or "reference", the plain-torch fallback.
         why_not_faster (`str`, *optional*): None if it is the fastest there is.
     """
 
@@ -45,8 +45,8 @@ class Environment:
     versions: dict[str, str]
     cpu_model: str
     cpu_features: tuple[str, ...]
-    cpu_level: str | None
-    best_cpu_level: str | None
+    cpu_isa: str | None
+    best_cpu_isa: str | None
     library: Path | None
     library_origin: str
     gpus: tuple[str, ...]
@@ -59,7 +59,7 @@ class Environment:
         lines.append(f"{'CPU':<18} {self.cpu_model}")
         if self.library is not None:
             lines.append(f"{'CPU features':<18} {' '.join(self.cpu_features) or 'none that the kernels use'}")
-            lines.append(f"{'CPU level':<18} {self.cpu_level} (best: {self.best_cpu_level})")
+            lines.append(f"{'CPU ISA':<18} {self.cpu_isa} (best: {self.best_cpu_isa})")
         lines.append(f"{'library':<18} {self.library or 'none'} ({self.library_origin})")
         lines += [f"{'GPU':<18} {gpu}" for gpu in self.gpus or ("none that torch sees",)]
         lines.append(f"{'CUDA in library':<18} {self.cuda_library}")
@@ -76,7 +76,7 @@ def collect() -> Environment:
     """Loads the compiled kernels, compiling them if need be, and looks.
 
     Raises:
-        ValueError: if `QAIG_CPU_LEVEL` is not a level, or not one this processor can run.
+        ValueError: if `QAIG_CPU_ISA` names no instruction set of the kernels, or one that this processor lacks.
     """
     extension.load()
     return Environment(
@@ -88,8 +88,8 @@ def collect() -> Environment:
         },
         cpu_model=_cpu_model(),
         cpu_features=extension.cpu_features(),
-        cpu_level=extension.cpu_level(),
-        best_cpu_level=extension.best_cpu_level(),
+        cpu_isa=extension.cpu_isa(),
+        best_cpu_isa=extension.best_cpu_isa(),
         library=extension.library_path(),
         library_origin=extension.origin() or extension.why_not() or "",
         gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
@@ -109,11 +109,11 @@ def _backends(op: str, device: str) -> list[Backend]:
         return [Backend(op, device, "every call", "reference", _NO_CPU_KERNEL[op])]
     if not extension.has_kernel(op, "cpu"):
         return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
-    if op == "embedding":  # one piece of code for all levels, which reads every width as it lies
+    if op == "embedding":  # one piece of code for all instruction sets, which reads every width as it lies
         return [Backend(op, device, "every call", "cpu (portable)", None)]
-    kernel = f"cpu ({extension.cpu_level()})"
+    kernel = f"cpu ({extension.cpu_isa()})"
     return [
-        Backend(op, device, _KERNEL_BITS, kernel, _why_not_faster_level()),
+        Backend(op, device, _KERNEL_BITS, kernel, _why_not_faster_isa()),
         Backend(op, device, _EXPANDED_BITS, kernel, "no kernel of their own: expanded to 8 bits at each call"),
         *_float64(op, device),
     ]
@@ -160,13 +160,15 @@ def _float64(op: str, device: str) -> list[Backend]:
     return [Backend(op, device, "float64 input", "reference", "the kernels compute in float32 at most")]
 
 
-def _why_not_faster_level() -> str | None:
-    level, best = extension.cpu_level(), extension.best_cpu_level()
-    if level != best:
-        wanted = os.environ.get("QAIG_CPU_LEVEL")
-        return f"QAIG_CPU_LEVEL={wanted}" if wanted == level else f"the level was set below the best, {best}"
-    higher = {"portable": "avx2", "avx2": "avx512"}.get(level or "")
-    return f"this processor lacks part of what level {higher} needs (csrc/cpu/isa.h)" if higher else None
+def _why_not_faster_isa() -> str | None:
+    isa, best = extension.cpu_isa(), extension.best_cpu_isa()
+    if isa != best:
+        for variable in ("QAIG_CPU_ISA", "QAIG_CPU_LEVEL"):
+            if os.environ.get(variable) == isa:
+                return f"{variable}={isa}"
+        return f"the instruction set was set below the best, {best}"
+    better = {"portable": "avx2", "avx2": "avx512"}.get(isa or "")
+    return f"this processor lacks part of what {better} needs (csrc/cpu/isa.h)" if better else None
 
 
 def _cpu_model() -> str:

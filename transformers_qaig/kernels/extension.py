@@ -38,13 +38,13 @@ _REMEDY = "install a C++17 compiler (Debian, Ubuntu: apt install g++) or set CXX
 
 _TEXTS = (
     "qaig_cpu_features",
-    "qaig_cpu_best_level",
-    "qaig_cpu_level",
-    "qaig_cpu_level_error",
+    "qaig_cpu_best_isa",
+    "qaig_cpu_isa",
+    "qaig_cpu_isa_error",
 )
 
-CPU_LEVELS = ("portable", "avx2", "avx512")
-"""As in csrc/cpu/isa.h; each includes those before it."""
+CPU_ISAS = ("portable", "avx2", "avx512")
+"""The instruction sets of csrc/cpu/isa.h; each includes those before it."""
 
 _logger = get_logger(__name__)
 _lock = threading.Lock()
@@ -79,7 +79,7 @@ def load() -> bool:
         `bool`: whether they are there. If not, a warning said why and how to change it, once.
 
     Raises:
-        ValueError: if `QAIG_CPU_LEVEL` is not a level, or not one this processor can run.
+        ValueError: if `QAIG_CPU_ISA` names no instruction set of the kernels, or one that this processor lacks.
     """
     return _load().library is not None
 
@@ -121,37 +121,37 @@ def cpu_features() -> tuple[str, ...]:
     return tuple((_text("qaig_cpu_features") or "").split())
 
 
-def best_cpu_level() -> str | None:
-    """The highest level this processor can run: "portable", "avx2" or "avx512"; None without the kernels."""
-    return _text("qaig_cpu_best_level")
+def best_cpu_isa() -> str | None:
+    """The best instruction set of this processor: "portable", "avx2" or "avx512"; None without the kernels."""
+    return _text("qaig_cpu_best_isa")
 
 
-def cpu_levels() -> tuple[str, ...]:
-    """The levels this processor can run, the lowest first; none without the kernels."""
-    best = best_cpu_level()
-    return () if best is None else CPU_LEVELS[: CPU_LEVELS.index(best) + 1]
+def cpu_isas() -> tuple[str, ...]:
+    """The instruction sets that this processor can run, the best last; none without the kernels."""
+    best = best_cpu_isa()
+    return () if best is None else CPU_ISAS[: CPU_ISAS.index(best) + 1]
 
 
-def cpu_level() -> str | None:
-    """The level in force: the best, or what `QAIG_CPU_LEVEL` or `set_cpu_level` says; None without the kernels."""
-    return _text("qaig_cpu_level")
+def cpu_isa() -> str | None:
+    """The instruction set in use: the best, or what `QAIG_CPU_ISA` or `set_cpu_isa` says; None without the kernels."""
+    return _text("qaig_cpu_isa")
 
 
-def set_cpu_level(level: str) -> None:
-    """Makes the kernels run at `level` from the next call on, in the whole process.
+def set_cpu_isa(isa: str) -> None:
+    """Makes the kernels use an instruction set from the next call on, in the whole process.
 
     Raises:
         RuntimeError: without the kernels.
-        ValueError: if `level` is not a level, or not one this processor can run.
+        ValueError: if `isa` is not one of `CPU_ISAS`, or not one that this processor can run.
     """
     library = _load().library
     if library is None:
-        raise RuntimeError(f"the CPU level cannot be set, there are no compiled kernels: {why_not()}")
-    status = library.qaig_set_cpu_level(level.encode())
+        raise RuntimeError(f"the instruction set cannot be set, there are no compiled kernels: {why_not()}")
+    status = library.qaig_set_cpu_isa(isa.encode())
     if status == 1:
-        raise ValueError(f'level must be "portable", "avx2" or "avx512", got "{level}"')
+        raise ValueError(f'isa must be "portable", "avx2" or "avx512", got "{isa}"')
     if status != 0:
-        raise ValueError(f'level "{level}" is more than this processor can run: its best is "{best_cpu_level()}"')
+        raise ValueError(f'isa "{isa}" is more than this processor can run: its best is "{best_cpu_isa()}"')
 
 
 def has_kernel(op: str, device: str) -> bool:
@@ -259,7 +259,7 @@ def _load() -> Extension:
         with _lock:
             if _found is None:
                 _found = _find()
-    if _found.library is not None and (error := _found.library.qaig_cpu_level_error()):
+    if _found.library is not None and (error := _found.library.qaig_cpu_isa_error()):
         raise ValueError(error.decode())
     return _found
 
@@ -295,7 +295,7 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         for function in _TEXTS:
             getattr(library, function).restype = ctypes.c_char_p
-        library.qaig_set_cpu_level.argtypes = [ctypes.c_char_p]
+        library.qaig_set_cpu_isa.argtypes = [ctypes.c_char_p]
     except AttributeError as error:
         raise OSError(f"{path} is another library than ours: {error}") from error
     return library

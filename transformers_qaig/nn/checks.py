@@ -111,7 +111,7 @@ def check_checkpoint_layout(x: Tensor, weight: Weight) -> None:
 
 
 def check_cuda_layout(x: Tensor, weight: Weight) -> None:
-    """Checks a weight in CUDA order, as csrc/ops/cuda does.
+    """Checks a weight in CUDA layout, as csrc/ops/cuda does.
 
     Raises:
         ValueError: if an argument has a wrong shape, dtype or device.

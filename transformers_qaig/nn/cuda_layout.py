@@ -1,6 +1,6 @@
-"""The word order of the CUDA kernels, made from the on-disk order and undone, in plain torch on any device.
+"""The CUDA kernels' layout, made from the checkpoint layout and undone, in plain torch on any device.
 
-`csrc/cuda/layout.h` describes the order; the names here are its.
+`csrc/cuda/layout.h` describes the layout; the names here are its.
 """
 
 import torch
@@ -26,10 +26,10 @@ def shapes(
     return (blocks, tiles, bits, 32, 4), (blocks, groups, _BLOCK_ROWS)
 
 
-def from_disk(
+def from_checkpoint(
     packed: Tensor, scale: Tensor, zero: Tensor | None, out_features: int, in_features: int, bits: int, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed tensors in the on-disk order, to the CUDA order.
+    """Packed tensors in the checkpoint layout, to the CUDA layout.
 
     Args:
         packed (`Tensor`): int32 `[N, ceil(K * bits / 32)]`.
@@ -56,10 +56,10 @@ def from_disk(
     return words, _sort_rows(scale, rows_shape), zeros
 
 
-def to_disk(
+def to_checkpoint(
     words: Tensor, scale: Tensor, zero: Tensor | None, out_features: int, in_features: int, bits: int, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse of `from_disk`, but for the zero points, which come as uint8 `[N, G]`. Arguments as it returns them."""
+    """Inverse of `from_checkpoint`, except that zero points come as uint8 `[N, G]`. Arguments as it returns them."""
     packed = []
     for start, stop in _block_chunks(tuple(words.shape)):
         last = min(stop * _BLOCK_ROWS, out_features)
@@ -72,10 +72,10 @@ def to_disk(
 def read_rows(
     words: Tensor, scale: Tensor, zero: Tensor | None, rows: Tensor, in_features: int, bits: int, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Some rows of a weight in CUDA order. Waits for nothing, so a CUDA graph can record it.
+    """Some rows of a weight in CUDA layout. Waits for nothing, so a CUDA graph can record it.
 
     Args:
-        words, scale, zero: as `from_disk` returns them.
+        words, scale, zero: as `from_checkpoint` returns them.
         rows (`Tensor`): int64 `[n]`, each of them a row of the weight: not checked.
 
     Returns:

@@ -16,8 +16,8 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
     """A table of embeddings whose rows are packed; a lookup dequantizes the rows it asks for.
 
     The packed tensors are those of [`PackedModule`], with N = `num_embeddings` rows of K = `embedding_dim`. They stay
-    in the on-disk order, of which single rows are read fastest, unless the table is tied to a head (`tie`): both hold
-    the same tensors then, in the order that the head wants.
+    in the checkpoint layout, in which single rows are read fastest. A table that is tied to a head (`tie`) holds the
+    same tensors as the head, in the layout of the head.
 
     What a model's own class does around the lookup (Gemma scales the result) stays: [`like`] makes a subclass of it,
     in which this class takes the place of `nn.Embedding`.
@@ -99,7 +99,7 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         return rows.to(self.compute_dtype)
 
     def prepare(self) -> bool:
-        """As a tied head asks for; else nothing, rows are read fastest in the on-disk order."""
+        """As a tied head asks for; else nothing, rows are read fastest in the checkpoint layout."""
         return any(other.prepare() for other in self._sharing() if other is not self)
 
     @property

@@ -195,7 +195,7 @@ def repack_cuda(
     group_size: int,
     layout: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`qaig::repack` on CUDA devices: the on-disk order to `CUDA_LAYOUT`, or back. Arguments as in `cuda_layout`.
+    """`qaig::repack` on CUDA devices: the checkpoint layout to `CUDA_LAYOUT`, or back. Arguments as in `cuda_layout`.
 
     Raises:
         ValueError: if an argument has a wrong shape, dtype or device.
@@ -206,11 +206,11 @@ def repack_cuda(
         raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
     if layout == CHECKPOINT_LAYOUT:
         check_checkpoint_layout(packed, weight)
-        return cuda_layout.from_disk(packed, scale, zero, *sizes)
+        return cuda_layout.from_checkpoint(packed, scale, zero, *sizes)
     if layout != CUDA_LAYOUT:
         raise ValueError(f"layout={layout} belongs to another backend: CUDA devices have 0 (on disk) and {CUDA_LAYOUT}")
     check_cuda_layout(packed, weight)
-    return cuda_layout.to_disk(packed, scale, zero, *sizes)
+    return cuda_layout.to_checkpoint(packed, scale, zero, *sizes)
 
 
 def _check_weight(x: Tensor, weight: Weight) -> None:
@@ -232,7 +232,7 @@ def _check_weight(x: Tensor, weight: Weight) -> None:
         return
     if layout != CHECKPOINT_LAYOUT:
         raise NotImplementedError(
-            f"layout={layout} belongs to another backend: the reference reads layout 0 (the on-disk order) only. A "
+            f"layout={layout} belongs to another backend: the reference reads layout 0 (the checkpoint layout) only. A "
             "layer in a device's own order is brought to another device by `to`, which restores that order first"
         )
     check_checkpoint_layout(x, weight)

@@ -104,7 +104,7 @@ class PackedModule(nn.Module):
         Threads may call it at the same time, but not while another one computes with the layer.
 
         Nothing happens to a layer that is prepared already, that is offloaded (its tensors come and go), or for whose
-        device, bits or installation there is no such order: it computes from the on-disk order.
+        device, bits or installation there is no such order: it computes from the checkpoint layout.
 
         Returns:
             `bool`: whether the layer is prepared now.
@@ -121,7 +121,7 @@ class PackedModule(nn.Module):
 
     @_one_thread_at_a_time
     def unprepare(self) -> None:
-        """Puts the packed tensors back into the on-disk order."""
+        """Puts the packed tensors back into the checkpoint layout."""
         if self.layout != CHECKPOINT_LAYOUT:
             self._replace_packed(*self._on_disk(), CHECKPOINT_LAYOUT)
 
@@ -138,7 +138,7 @@ class PackedModule(nn.Module):
         )
 
     def _on_disk(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed words, scales and zero points of a prepared layer in the on-disk order."""
+        """Packed words, scales and zero points of a prepared layer in the checkpoint layout."""
         packed, scale, zero = torch.ops.qaig.repack(*self._weight())
         return packed, scale, zero if self.sym else pack_zero_point(zero, self.bits)
 
@@ -206,7 +206,7 @@ class PackedModule(nn.Module):
 
     @_one_thread_at_a_time
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """As in `nn.Module`, always in the on-disk order."""
+        """As in `nn.Module`, always in the checkpoint layout."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.layout != CHECKPOINT_LAYOUT:
             packed, scale, zero = self._on_disk()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.cuda.interface import MOST_COLUMNS
+from ..kernels.cuda.interface import MAX_GPTQ_COLUMNS
 from ..utils.logging import get_logger
 from .gptq_columns import round_columns
 from .hessian import Hessian
@@ -26,7 +26,7 @@ from .quant_grid import QuantGrid, QuantizedWeight
 logger = get_logger(__name__)
 
 COLUMNS = 8
-"""Columns that are rounded one by one before the others hear of it; on GPUs `MOST_COLUMNS`."""
+"""Columns that are rounded one by one before the others hear of it; on GPUs `MAX_GPTQ_COLUMNS`."""
 MAX_ELEMENTS = 2**28
 """Of weights that several grids are tried on at once."""
 
@@ -128,7 +128,7 @@ class _Columns(NamedTuple):
     def take(self, first: int, last: int) -> None:
         """Round some columns, and let what comes after them among these make up for it."""
         remaining, errors, factor = self.remaining, self.errors, self.factor
-        if last - first > (MOST_COLUMNS if remaining.is_cuda else COLUMNS):
+        if last - first > (MAX_GPTQ_COLUMNS if remaining.is_cuda else COLUMNS):
             # Halves: nearly all the arithmetic is in few large products.
             middle = (first + last) // 2
             self.take(first, middle)

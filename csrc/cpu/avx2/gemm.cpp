@@ -57,7 +57,7 @@ struct Sums {
 
 // Has the sum computed here, in a register. GCC would compute the products of all rows first, and then have no registers
 // left for the sums.
-QAIG_INLINE void keep(__m256i& sum) { __asm__("" : "+x"(sum)); }
+QAIG_INLINE void keep_in_register(__m256i& sum) { __asm__("" : "+x"(sum)); }
 
 // Sums of products of R rows with one segment.
 template <int R>
@@ -67,7 +67,7 @@ QAIG_INLINE void multiply(Pairs, const uint32_t* codes, int64_t units, const uin
         sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
             const __m256i product = _mm256_madd_epi16(pairs[h], _mm256_set1_epi32(static_cast<int>(x[m])));
             sum = _mm256_add_epi32(sum, product);
-            keep(sum);
+            keep_in_register(sum);
         });
     }
 }
@@ -81,7 +81,7 @@ QAIG_INLINE void multiply(Quads, const uint32_t* codes, int64_t units, const uin
             small.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
                 const __m256i products = _mm256_maddubs_epi16(quads[h], _mm256_set1_epi32(static_cast<int>(x[m])));
                 sum = _mm256_add_epi16(sum, products);
-                keep(sum);
+                keep_in_register(sum);
             });
         }
         sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
@@ -147,7 +147,7 @@ void gemm_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
 void gemm(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
-    share(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
+    parallel_chunks(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
         return [&, reader = std::make_shared<TileReader>(l.weight),
                 out = std::make_shared<Buffer<float>>(block * a.batch_rows * kTileRows)](int64_t begin, int64_t end) {
             for (int64_t b = 0; b < a.batches; b += block) {

@@ -60,7 +60,7 @@ QAIG_INLINE void add_pairs(const uint32_t* words, const uint32_t* x, int64_t par
 
 // R rows of P planes by a tile.
 template <int B, int R, int P>
-void decode_tile(const Linear& l, const Activations& a, int64_t t, const Tile& tile) {
+void gemv_tile(const Linear& l, const Activations& a, int64_t t, const Tile& tile) {
     constexpr bool kQuads = B <= 4;
     constexpr int kSums = kQuads ? P : parts(P), kPerUnit = kQuads ? kUnitQuads : kUnitPairs;
     constexpr int H = R * kSums <= 3 ? kHalves : 1;  // halves of the tile whose sums fit in the registers
@@ -110,32 +110,32 @@ void decode_tile(const Linear& l, const Activations& a, int64_t t, const Tile& t
     }
 }
 
-using DecodeTile = void (*)(const Linear&, const Activations&, int64_t, const Tile&);
+using GemvTile = void (*)(const Linear&, const Activations&, int64_t, const Tile&);
 
 template <int B, int R>
-DecodeTile decode_of(int planes) {
-    return planes == 1 ? decode_tile<B, R, 1> : planes == 2 ? decode_tile<B, R, 2> : decode_tile<B, R, 3>;
+GemvTile gemv_tile_of(int planes) {
+    return planes == 1 ? gemv_tile<B, R, 1> : planes == 2 ? gemv_tile<B, R, 2> : gemv_tile<B, R, 3>;
 }
 
 template <int B>
-DecodeTile decode_of(int64_t rows, int planes) {
-    return rows == 1 ? decode_of<B, 1>(planes) : rows == 2 ? decode_of<B, 2>(planes) : decode_of<B, 4>(planes);
+GemvTile gemv_tile_of(int64_t rows, int planes) {
+    return rows == 1 ? gemv_tile_of<B, 1>(planes) : rows == 2 ? gemv_tile_of<B, 2>(planes) : gemv_tile_of<B, 4>(planes);
 }
 
-DecodeTile decode_of(int bits, int64_t rows, int planes) {
+GemvTile gemv_tile_of(int bits, int64_t rows, int planes) {
     switch (bits) {
-        case 2: return decode_of<2>(rows, planes);
-        case 3: return decode_of<3>(rows, planes);
-        case 4: return decode_of<4>(rows, planes);
-        default: return decode_of<8>(rows, planes);
+        case 2: return gemv_tile_of<2>(rows, planes);
+        case 3: return gemv_tile_of<3>(rows, planes);
+        case 4: return gemv_tile_of<4>(rows, planes);
+        default: return gemv_tile_of<8>(rows, planes);
     }
 }
 
 }  // namespace
 
-void decode(const Linear& l, const Activations& a) {
-    const DecodeTile tile = decode_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0]);
-    share(l.parallel, l.weight.shape.tiles(), tiles_per_chunk(l.weight.shape, l.parallel), [&] {
+void gemv(const Linear& l, const Activations& a) {
+    const GemvTile tile = gemv_tile_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0]);
+    parallel_chunks(l.parallel, l.weight.shape.tiles(), tiles_per_chunk(l.weight.shape, l.parallel), [&] {
         return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 tile(l, a, t, reader(t));

@@ -15,8 +15,8 @@ namespace {
 constexpr int kPanelTiles = 2;
 constexpr int kPanelRows = kPanelTiles * kTileRows;
 constexpr int kSegmentQuads = kSegmentUnits * kUnitQuads;
-constexpr int64_t kBlockRows =
-    64;  // rows of x that share an unpacked panel: their planes stay in the second-level cache
+// Rows of x that share an unpacked panel: their planes stay in the second-level cache.
+constexpr int64_t kBlockRows = 64;
 
 struct Panel {
     alignas(64) uint8_t codes[kSegmentQuads][kPanelRows * 4];
@@ -52,7 +52,7 @@ void unpack(int bits, const uint32_t* words, int64_t units, uint8_t* codes) {
 }
 
 // Has the sum in a register of its own until here. GCC would begin to copy it about within the loop.
-QAIG_INLINE void keep(__m512i& sum) { __asm__("" : "+v"(sum)); }
+QAIG_INLINE void keep_in_register(__m512i& sum) { __asm__("" : "+v"(sum)); }
 
 // Adds the products of R rows with a panel of `quads` quads to out [R][32].
 template <int R, int P>
@@ -89,7 +89,7 @@ __attribute__((noinline)) void multiply(const Panel& panel, int64_t quads, const
             const __m512i minus = _mm512_set1_epi32(minus_as_pair(x_sum[part * R + m]));
             const __m512 step = _mm512_set1_ps(x_scale[part * R + m]);
             unroll<kPanelTiles>([&](auto c) QAIG_LAMBDA_INLINE {
-                keep(sum[m][c]);
+                keep_in_register(sum[m][c]);
                 const __m512 exact = _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(sum[m][c], zero[c], minus));
                 float* at = out + m * kPanelRows + c * kTileRows;
                 _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_mul_ps(scale[c], step), exact, _mm512_load_ps(at)));
@@ -165,7 +165,7 @@ void gemm(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
     const int64_t chunk = (tiles_per_chunk(s, l.parallel) + kPanelTiles - 1) / kPanelTiles * kPanelTiles;
-    share(l.parallel, s.tiles(), chunk, [&] {
+    parallel_chunks(l.parallel, s.tiles(), chunk, [&] {
         struct Scratch {
             TileReader readers[kPanelTiles];
             Buffer<float> out;

@@ -110,7 +110,7 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
 template <int B, int R, int P>
 void run(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
-    share(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
+    parallel_chunks(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
         return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 __m512 out[R];
@@ -146,7 +146,7 @@ void run(const Linear& l, const Activations& a) {
 
 }  // namespace
 
-void decode(const Linear& l, const Activations& a) {
+void gemv(const Linear& l, const Activations& a) {
     switch (kernel_bits(l.weight.shape.bits)) {
         case 2: return run<2>(l, a);
         case 3: return run<3>(l, a);

@@ -148,7 +148,7 @@ struct Values {
         return {_mm512_reduce_add_epi32(sum), planes == 3 ? _mm512_reduce_add_epi32(low_sum) : 0};
     }
 
-    static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+    static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
         const auto stored = static_cast<__mmask8>((1u << R) - 1);
         for (int64_t j = 0; j < count; j += 8) {
             __m256i a[8], b[8];

@@ -8,12 +8,12 @@ namespace {
 
 constexpr int kSegmentSlots = kSegmentUnits * kUnitSlots;
 
-struct Segment16 {
+struct UnpackedSegment {
     int32_t codes[kSegmentSlots][kTileRows];
     float scale[kTileRows];
     int32_t zero[kTileRows];
 
-    Segment16(const Weight& w, const Tile& tile, int64_t group, const Segment& s) {
+    UnpackedSegment(const Weight& w, const Tile& tile, int64_t group, const Segment& s) {
         const int bits = kernel_bits(w.shape.bits);
         uint8_t unit[kUnitSlots * kTileRows];
         for (int64_t u = 0; u < s.units; u++) {
@@ -29,7 +29,7 @@ struct Segment16 {
     }
 };
 
-void add_row(const Segment16& w, const Segment& s, int planes, const uint32_t* x, const float* x_scale,
+void add_row(const UnpackedSegment& w, const Segment& s, int planes, const uint32_t* x, const float* x_scale,
              const int32_t* x_sum, int64_t rows, float* out) {
     for (int part = 0; part < parts(planes); part++) {
         int32_t sum[kTileRows] = {};
@@ -48,9 +48,9 @@ void add_row(const Segment16& w, const Segment& s, int planes, const uint32_t* x
 
 }  // namespace
 
-void multiply(const Linear& l, const Activations& a) {
+void matmul(const Linear& l, const Activations& a) {
     const Shape& s = l.weight.shape;
-    share(l.parallel, s.tiles(), 1, [&] {
+    parallel_chunks(l.parallel, s.tiles(), 1, [&] {
         return [&, reader = std::make_shared<TileReader>(l.weight),
                 out = std::make_shared<Buffer<float>>(l.rows * kTileRows)](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
@@ -59,7 +59,7 @@ void multiply(const Linear& l, const Activations& a) {
                 std::fill_n(out->data(), l.rows * kTileRows, 0.f);
                 for (int64_t i = 0; i < s.segments(); i++) {
                     const Segment segment = segment_at(s, i);
-                    const Segment16 w(l.weight, tile, i / s.segments_per_group(), segment);
+                    const UnpackedSegment w(l.weight, tile, i / s.segments_per_group(), segment);
                     for (int64_t m = 0; m < l.rows; m++) {
                         const int64_t b = m / a.batch_rows, r = m % a.batch_rows, planes = a.planes[b];
                         const int64_t unit_words = kUnitPairs * parts(static_cast<int>(planes)) * a.batch_rows;

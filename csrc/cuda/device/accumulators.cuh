@@ -1,4 +1,4 @@
-// Sums of tensor core products: added up where several blocks have parts of them, finished and stored.
+// Accumulators of tensor core products: the split-K reduction over blocks, and the epilogue that stores y.
 #pragma once
 
 #include "cuda/device/elements.cuh"
@@ -10,42 +10,43 @@ namespace cuda {
 // Of one lane: tiles of 16 rows of the weight by 8 rows of x ("columns") as mma leaves them, rows g (0, 1) and g + 8
 // (2, 3) by columns 2 t (0, 2) and 2 t + 1 (1, 3).
 template <int count>
-struct Sums {
+struct Accumulators {
     float at[count][4];
 };
 
-// Leaves the sums of a warp to the same warps of the other blocks that have parts of the whole: blocks `first` to
-// `last`, of which this is one. Returns whether this warp is the last to do so: then `sums` are the whole.
+// Split-K reduction of one warp's sums, over the same warps of blocks `first` to `last`, of which this is one. Each warp
+// writes its sums to the workspace. Returns whether this warp is the last: then `sums` are the complete ones.
 //
-// `partials` has two places for each block, `place` float4 apart: a block may have the end of one whole and the
-// beginning of another. `counter` is zero before and after.
+// The workspace has two slots for each block, `slot_size` float4 apart: a block may have the end of one row block (or
+// output tile) and the beginning of another. `semaphore` is zero before and after.
 template <int count>
-QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int first, int last, unsigned* counter) {
+QAIG_DEVICE bool split_k_reduce(Accumulators<count>& sums, float4* workspace, int slot_size, int first, int last,
+                                unsigned* semaphore) {
     const int lane = threadIdx.x % 32, self = blockIdx.x;
-    // Only the first of the blocks begins where the whole does.
-    const auto partial = [&](int block) {
-        return partials + static_cast<long long>(2 * block + (block == first ? 1 : 0)) * place + lane;
+    // Only the first of the blocks has the beginning.
+    const auto slot_of = [&](int block) {
+        return workspace + static_cast<long long>(2 * block + (block == first ? 1 : 0)) * slot_size + lane;
     };
-    float4* own = partial(self);
+    float4* own = slot_of(self);
 #pragma unroll
     for (int i = 0; i < count; i++) {
         const float (&s)[4] = sums.at[i];
         store_global(own + i * 32, float4{s[0], s[1], s[2], s[3]});
     }
-    // The barrier first: one lane's fence then covers what all lanes stored, as its increment tells others. The same
-    // backwards for who reads: the barrier hands on what the fence after the increment made visible.
+    // The barrier comes first: one lane's fence then covers the stores of all lanes, before its increment releases them.
+    // The reader does the reverse: its fence follows the increment, and the barrier passes the order on to all lanes.
     warp_barrier();
     unsigned before = 0;
     if (lane == 0) {
         memory_fence();
-        before = atomic_increment(counter);
+        before = atomic_increment(semaphore);
     }
     if (shuffle(before, 0) != static_cast<unsigned>(last - first)) {
         return false;
     }
     if (lane == 0) {
         memory_fence();
-        store_global(counter, 0u);
+        store_global(semaphore, 0u);
     }
     warp_barrier();
     sums = {};
@@ -56,7 +57,7 @@ QAIG_DEVICE bool add_blocks(Sums<count>& sums, float4* partials, int place, int 
         for (int i = 0; i < kAtOnce * count; i++) {
             const int b = i / count;
             theirs[b][i % count] =
-                block + b <= last ? load_from_others(partial(block + b) + i % count * 32) : float4{0, 0, 0, 0};
+                block + b <= last ? load_from_others(slot_of(block + b) + i % count * 32) : float4{0, 0, 0, 0};
         }
 #pragma unroll
         for (int i = 0; i < kAtOnce * count; i++) {
@@ -108,7 +109,8 @@ QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4]
 
 // Stores the sums of `row_tiles` tiles below each other and `parts` beside each other, at r * parts + j.
 template <class T, int row_tiles, int parts>
-QAIG_DEVICE void store_sums(const QaigLayer& l, int rows, const Sums<row_tiles * parts>& sums, int row, int column) {
+QAIG_DEVICE void store_accumulators(const QaigLayer& l, int rows, const Accumulators<row_tiles * parts>& sums, int row,
+                                    int column) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float bias[2 * row_tiles];
     load_bias(l, row + g, bias);

@@ -1,4 +1,4 @@
-// Scales and zero points of a step of the kernels for many rows of x (gemm_mainloop.cuh), followed from group to group.
+// Scales and zero points of a k-step of a gemm, followed from group to group.
 #pragma once
 
 #include "cuda/device/elements.cuh"
@@ -7,8 +7,8 @@
 namespace qaig {
 namespace cuda {
 
-// Those of a step, for the lane's rows 8 h + g of the warp's row tiles r: at 2 r + h of the four.
-struct StepGroups {
+// Those of a k-step, for the lane's rows 8 h + g of the warp's row tiles r: at 2 r + h of the four.
+struct StepScales {
     uint2 scale[2];    // of each unit's group
     unsigned zero[2];  // a byte each
     bool one_group;    // both units are of one group
@@ -24,7 +24,7 @@ QAIG_DEVICE RowScales row_scales(const uint2& scale, int type) {
     return {low_float(type, scale.x), high_float(type, scale.x), low_float(type, scale.y), high_float(type, scale.y)};
 }
 
-// The group of a step's first unit, followed from step to step without divisions.
+// The group of a k-step's first unit, followed from k-step to k-step without divisions.
 struct GroupPosition {
     int group, unit;  // and which of the group's units it is
 
@@ -40,19 +40,19 @@ struct GroupPosition {
 };
 
 template <int bits>
-struct Groups {
+struct GroupScales {
     const QaigLayer& l;
     int groups, units_per_group;
     int first;  // of the lane's rows in the order of scales
 
-    QAIG_MEMBER void load_group(StepGroups& to, int unit, int row_block, int group) const {
+    QAIG_MEMBER void load_group(StepScales& to, int unit, int row_block, int group) const {
         const long long at = (static_cast<long long>(row_block) * groups + group) * kBlockRows + first;
         constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
         to.scale[unit] = load_global(reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(l.scale) + at));
         to.zero[unit] = l.zero ? load_global(reinterpret_cast<const unsigned*>(l.zero + at)) : kMiddle;
     }
 
-    QAIG_MEMBER void load(StepGroups& to, int row_block, const GroupPosition& p) const {
+    QAIG_MEMBER void load(StepScales& to, int row_block, const GroupPosition& p) const {
         // An odd last unit is followed by one of padding, which any group will do for.
         to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
         to.ends = to.one_group ? p.unit + 2 >= units_per_group : units_per_group == 1;

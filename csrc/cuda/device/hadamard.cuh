@@ -29,7 +29,7 @@ QAIG_DEVICE float rotation_scale(int block) {
 // Channels k to k + 7 of a row of x, rotated; zeros beyond its end. k is 8 lane + a multiple of kRotated that all lanes
 // of the warp share: they take part.
 template <class T>
-QAIG_DEVICE void load_rotated(T type, const QaigArrange& a, const unsigned short* x, int k, float (&v)[8]) {
+QAIG_DEVICE void load_rotated(T type, const QaigQuantizeActivations& a, const unsigned short* x, int k, float (&v)[8]) {
     uint4 words = {0, 0, 0, 0};
     if (k < a.in_features) {
         words = load_global(reinterpret_cast<const uint4*>(x + k));

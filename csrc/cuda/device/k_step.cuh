@@ -1,5 +1,4 @@
-// A step of the kernels for many rows of x (gemm_mainloop.cuh): a warp's tiles of sums, and its words and rows of x in shared
-// memory.
+// A k-step of a gemm: a warp's accumulators, and its words and rows of x in shared memory.
 #pragma once
 
 #include "cuda/device/accumulators.cuh"
@@ -10,29 +9,30 @@ namespace cuda {
 constexpr int kWarpTiles = 2;      // row tiles of a warp
 constexpr int kChunkColumns = 32;  // columns that are multiplied together, or not at all if x has none of them
 constexpr int kChunkParts = kChunkColumns / 8;
-constexpr int kColumnParts = kTiledColumns / 8;
-using TiledSums = Sums<kWarpTiles * kColumnParts>;  // of row tile r and columns from 8 j on at r * kColumnParts + j
+constexpr int kColumnParts = kGemmColumns / 8;
+// Those of row tile r and columns from 8 j on are at r * kColumnParts + j.
+using GemmAccumulators = Accumulators<kWarpTiles * kColumnParts>;
 
-// Place, in 16 bytes, of chunk `chunk` of a row of x that has `chunks` of 16 bytes a step. Rows that lie in the same
-// banks have their halves swapped, so that eight lanes that read a half of two rows each, or a quarter of four, meet in
-// no bank; and so do those that write whole rows.
+// Swizzle: where chunk `chunk` of a row of x lies, in 16 bytes. A row has `chunks` of them in a k-step. Rows in the same
+// banks have their halves swapped. So eight lanes that read a half of two rows each, or a quarter of four, have no bank
+// conflict; nor have lanes that write whole rows.
 template <int chunks>
-QAIG_BOTH int x_place(int row, int chunk) {
+QAIG_HOST_DEVICE int swizzled(int row, int chunk) {
     static_assert(chunks == 4 || chunks == 8, "rows of 64 or 128 bytes");
     return row * chunks + (chunk ^ row * chunks / 8 % 2 * (chunks / 2));
 }
 
 // One stage as a warp reads it.
 template <int bits, int element_bytes>
-struct Step {
+struct KStep {
     static constexpr int kChunks = kTileSlots * element_bytes / 16;
 
     const uint4* words;  // of the warp's row block: [bits][32]
-    const uint4* x;      // [kTiledColumns][kChunks], each at x_place
+    const uint4* x;      // [kGemmColumns][kChunks], each at swizzled()
     int half;            // the warp has row tiles 2 half and 2 half + 1
     int lane, g, t;
     int columns;  // of the output tile that x has
-    bool last;    // of the steps that this block has of the output tile
+    bool last;    // k-step that this block has of the output tile
 
     // The lane's words of the warp's row tiles.
     QAIG_MEMBER void load_words(unsigned (&to)[kWarpTiles * bits]) const {
@@ -54,7 +54,7 @@ struct Step {
 
     // Chunk `chunk` of column 8 part + g.
     QAIG_MEMBER uint4 load_x(int part, int chunk) const {
-        return load_shared(x + x_place<kChunks>(8 * part + g, chunk));
+        return load_shared(x + swizzled<kChunks>(8 * part + g, chunk));
     }
 
     // Whether x has any of the columns that begin at part `part`, a multiple of kChunkParts.

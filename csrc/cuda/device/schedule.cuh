@@ -1,11 +1,12 @@
-// How the blocks of a launch share its work.
+// Stream-K: how the blocks of a launch share its work.
 //
-// Decode: the items (64 rows by 64 slots) of all layers form one line, layer after layer and row block after row block;
-// an item of b bits is b steps long, as its bytes are. Every block has the same number of steps, the first ones one
-// more where that does not come out even, and of the items those that begin within. All of this is computed from the
-// arguments, by every block alike, in 32 bits: a division in 64 takes as long as some of the products.
+// gemv: the work items (64 rows by 64 slots) of all layers form one sequence, layer after layer and row block after row
+// block. A work item of b bits is b steps long, in proportion to its bytes. Every block has the same number of steps; the
+// first blocks have one more where that does not come out even. A block takes the work items that begin in its steps.
 //
-// Kernels for many rows: the same with output tiles in the place of row blocks, and steps of 64 slots of one tile.
+// gemm: the same with output tiles in the place of row blocks, and k-steps of 64 slots of one output tile.
+//
+// Every block computes all of this from the arguments, in 32 bits: a division in 64 bits takes as long as some products.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -13,72 +14,78 @@
 namespace qaig {
 namespace cuda {
 
-// Division by what does not change, as a product: what a compiler makes of a division takes as long as loading an item.
+// Division by a constant of the launch, as a product: a compiler's division takes as long as loading a work item.
 // Exact for numbers up to 2^24 whose product with the divisor is below 2^39. Those of units by the units of a group are:
 // of groups of one unit there are fewer than 2^24, and of all others fewer than 2^20 units, in groups of at most 2^19.
-struct Quotient {
+struct FastDivisor {
     int divisor;
     unsigned long long inverse;  // 2^39 / divisor, rounded up
 
-    QAIG_BOTH int of(int number) const { return static_cast<int>(static_cast<unsigned>(number) * inverse >> 39); }
+    QAIG_HOST_DEVICE int of(int number) const {
+        return static_cast<int>(static_cast<unsigned>(number) * inverse >> 39);
+    }
 };
 
-QAIG_BOTH Quotient quotient_of(int divisor) {
+QAIG_HOST_DEVICE FastDivisor fast_divisor(int divisor) {
     return {divisor, ((1ull << 39) + static_cast<unsigned>(divisor) - 1) / static_cast<unsigned>(divisor)};
 }
 
-struct Line {
-    unsigned share, longer;  // steps of a block, and how many blocks have one more
+struct StreamK {
+    unsigned steps_per_block;
+    unsigned remainder;  // so many blocks, the first ones, have one step more
 
-    QAIG_BOTH unsigned begin_of(unsigned block) const { return block * share + (block < longer ? block : longer); }
+    QAIG_HOST_DEVICE unsigned begin_of(unsigned block) const {
+        return block * steps_per_block + (block < remainder ? block : remainder);
+    }
     // The block that has what begins at `step`.
-    QAIG_BOTH unsigned block_at(unsigned step) const {
-        const unsigned of_longer = longer * (share + 1);
-        return step < of_longer ? step / (share + 1) : longer + (step - of_longer) / share;
+    QAIG_HOST_DEVICE unsigned block_at(unsigned step) const {
+        const unsigned steps_of_longer = remainder * (steps_per_block + 1);
+        return step < steps_of_longer ? step / (steps_per_block + 1)
+                                      : remainder + (step - steps_of_longer) / steps_per_block;
     }
 };
 
-QAIG_BOTH Line line_of(const QaigDecode& d, unsigned blocks) {
+QAIG_HOST_DEVICE StreamK gemv_schedule(const QaigMatmul& d, unsigned blocks) {
     unsigned length = 0;
     for (int i = 0; i < d.layer_count; i++) {
-        length += static_cast<unsigned>(shape_of(d.layers[i]).items()) * d.layers[i].bits;
+        length += static_cast<unsigned>(shape_of(d.layers[i]).work_items()) * d.layers[i].bits;
     }
     return {length / blocks, length % blocks};
 }
 
-QAIG_BOTH Line tiled_line(const QaigDecode& d, unsigned blocks) {
+QAIG_HOST_DEVICE StreamK gemm_schedule(const QaigMatmul& d, unsigned blocks) {
     unsigned length = 0;
     for (int i = 0; i < d.layer_count; i++) {
-        length += static_cast<unsigned>(tiled_steps(shape_of(d.layers[i]), d.rows));
+        length += static_cast<unsigned>(gemm_k_steps(shape_of(d.layers[i]), d.rows));
     }
     return {length / blocks, length % blocks};
 }
 
-// A step of a layer: one tile of slots of one output tile. Output tiles of the same rows of the weight are neighbors:
-// what one of them brings to the cache, the others find there.
+// A k-step of a layer: one tile of slots of one output tile. Output tiles of the same rows of the weight are neighbors,
+// so they find these rows in the cache.
 struct TilePosition {
     int rows, columns, tile;
 
-    QAIG_BOTH void next_tile(int column_tiles) {
+    QAIG_HOST_DEVICE void next_tile(int column_tiles) {
         tile = 0;
         if (++columns == column_tiles) {
             columns = 0, rows++;
         }
     }
-    QAIG_BOTH void advance(int tiles, int column_tiles) {
+    QAIG_HOST_DEVICE void advance(int tiles, int column_tiles) {
         if (++tile == tiles) {
             next_tile(column_tiles);
         }
     }
 };
 
-QAIG_BOTH TilePosition position_of(int step, int tiles, int column_tiles) {
+QAIG_HOST_DEVICE TilePosition position_of(int step, int tiles, int column_tiles) {
     const int output_tile = step / tiles;
     return {output_tile / column_tiles, output_tile % column_tiles, step % tiles};
 }
 
-// First item of a layer that begins at or after `step`, given the layer's first step and its number of items.
-QAIG_BOTH unsigned first_item(unsigned step, unsigned start, unsigned items, unsigned bits) {
+// First work item of a layer that begins at or after `step`, given the layer's first step and its number of work items.
+QAIG_HOST_DEVICE unsigned first_work_item(unsigned step, unsigned start, unsigned items, unsigned bits) {
     const unsigned item = step > start ? (step - start + bits - 1) / bits : 0;
     return item < items ? item : items;
 }

@@ -19,18 +19,18 @@ namespace cuda {
 // Fields of `bits` bits that the mantissa has room for. At 2 bits and float16 it would be 5, but 4 need fewer constants
 // and as many shifts.
 template <class T>
-QAIG_BOTH int fields(int bits) {
+QAIG_HOST_DEVICE int fields(int bits) {
     return bits == 2 && T::kMagicBits == 10 ? 4 : T::kMagicBits / bits;
 }
 
 constexpr int kMostFields = 4;
 
-QAIG_BOTH unsigned twice(unsigned half) { return half | half << 16; }
+QAIG_HOST_DEVICE unsigned twice(unsigned half) { return half | half << 16; }
 
 // 2^-shift and magic * (1 - 2^-shift) as two equal 16-bit floats.
-QAIG_BOTH unsigned inverse_power(F16, int shift) { return twice(static_cast<unsigned>(15 - shift) << 10); }
-QAIG_BOTH unsigned inverse_power(BF16, int shift) { return twice(static_cast<unsigned>(127 - shift) << 7); }
-QAIG_BOTH unsigned magic_less(F16, int shift) {  // 0, 1024 - 256 = 768, 896, 960, 992, 1008, 1016
+QAIG_HOST_DEVICE unsigned inverse_power(F16, int shift) { return twice(static_cast<unsigned>(15 - shift) << 10); }
+QAIG_HOST_DEVICE unsigned inverse_power(BF16, int shift) { return twice(static_cast<unsigned>(127 - shift) << 7); }
+QAIG_HOST_DEVICE unsigned magic_less(F16, int shift) {  // 0, 1024 - 256 = 768, 896, 960, 992, 1008, 1016
     return shift == 0   ? twice(0)
            : shift == 2 ? twice(0x6200)
            : shift == 3 ? twice(0x6300)
@@ -38,28 +38,28 @@ QAIG_BOTH unsigned magic_less(F16, int shift) {  // 0, 1024 - 256 = 768, 896, 96
            : shift == 6 ? twice(0x63e0)
                         : twice(0x7fff);
 }
-QAIG_BOTH unsigned magic_less(BF16, int shift) {  // 0, 128 - 32 = 96, 112, 120
+QAIG_HOST_DEVICE unsigned magic_less(BF16, int shift) {  // 0, 128 - 32 = 96, 112, 120
     return shift == 0   ? twice(0)
            : shift == 2 ? twice(0x42c0)
            : shift == 3 ? twice(0x42e0)
            : shift == 4 ? twice(0x42f0)
                         : twice(0x7fff);
 }
-QAIG_BOTH unsigned minus_one(F16) { return twice(0xbc00); }
-QAIG_BOTH unsigned minus_one(BF16) { return twice(0xbf80); }
+QAIG_HOST_DEVICE unsigned minus_one(F16) { return twice(0xbc00); }
+QAIG_HOST_DEVICE unsigned minus_one(BF16) { return twice(0xbf80); }
 
 // What is subtracted in one row: for each field -(magic * 2^-bit + zero); for 8 bits and bfloat16, whose significand
 // is too short for a magic, 2^23 + zero in float32.
 template <class T, int bits>
-struct Zero {
+struct ZeroPoint {
     unsigned minus[kMostFields];
     float wide;
 };
 
 // `zeros` has the zero points of four rows, one a byte.
 template <class T, int bits>
-QAIG_DEVICE Zero<T, bits> zero_of(unsigned zeros, unsigned byte) {
-    Zero<T, bits> z;
+QAIG_DEVICE ZeroPoint<T, bits> zero_point_of(unsigned zeros, unsigned byte) {
+    ZeroPoint<T, bits> z;
     if constexpr (bits == 8 && T::kMagicBits == 7) {
         z.wide = float_of(permute_bytes(zeros, 0x4b000000u, 0x7440u | byte));
     } else {
@@ -74,7 +74,7 @@ QAIG_DEVICE Zero<T, bits> zero_of(unsigned zeros, unsigned byte) {
 
 // Pair `p` of a row tile. `p` is known when this is compiled, once loops are unrolled.
 template <class T, int bits>
-QAIG_DEVICE unsigned pair(const unsigned* words, int p, const Zero<T, bits>& zero) {
+QAIG_DEVICE unsigned unpack_pair(const unsigned* words, int p, const ZeroPoint<T, bits>& zero) {
     if constexpr (bits == 8) {
         const unsigned word = words[p / 2];
         const unsigned low = p % 2, high = low + 2;
@@ -101,7 +101,7 @@ QAIG_DEVICE unsigned pair(const unsigned* words, int p, const Zero<T, bits>& zer
 
 // The code of pair `p`, of its first (0) or second (1) slot.
 template <int bits>
-QAIG_DEVICE unsigned code(const unsigned* words, int p, int second) {
+QAIG_DEVICE unsigned unpack_code(const unsigned* words, int p, int second) {
     if (bits == 3 && p == 15) {
         const int at = 15 + 16 * second;
         return (words[0] >> at & 1u) | (words[1] >> at & 1u) << 1 | (words[2] >> at & 1u) << 2;

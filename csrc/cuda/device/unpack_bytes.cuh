@@ -16,7 +16,7 @@ namespace cuda {
 
 constexpr unsigned kSigns = 0x80808080u;
 
-QAIG_BOTH unsigned four_times(unsigned byte) { return byte * 0x01010101u; }
+QAIG_HOST_DEVICE unsigned four_times(unsigned byte) { return byte * 0x01010101u; }
 
 // Byte `index` of `bytes` four times.
 QAIG_DEVICE unsigned repeat_byte(unsigned bytes, unsigned index) { return permute_bytes(bytes, 0, index * 0x1111u); }

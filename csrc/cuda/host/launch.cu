@@ -1,70 +1,13 @@
-// The C functions of api.h. The emulator compiles this file too.
-#include "cuda/device/intrinsics.cuh"
+// The C functions of api.h that launch kernels. The emulator compiles this file too.
 #include "cuda/geometry.h"
 #include "cuda/host/api.h"
 #include "cuda/host/errors.h"
-
-#define QAIG_DECLARE(width)                                     \
-    extern "C" {                                                \
-    __global__ void qaig_decode_##width##_f16_m8(QaigDecode);   \
-    __global__ void qaig_decode_##width##_f16_m16(QaigDecode);  \
-    __global__ void qaig_decode_##width##_bf16_m8(QaigDecode);  \
-    __global__ void qaig_decode_##width##_bf16_m16(QaigDecode); \
-    }
-#define QAIG_LIST(width)                                                 \
-    {                                                                    \
-        {qaig_decode_##width##_f16_m8, qaig_decode_##width##_f16_m16},   \
-        {qaig_decode_##width##_bf16_m8, qaig_decode_##width##_bf16_m16}, \
-    }
-
-QAIG_DECLARE(w2)
-QAIG_DECLARE(w3)
-QAIG_DECLARE(w4)
-QAIG_DECLARE(w8)
-QAIG_DECLARE(mixed)
-#define QAIG_DECLARE_TILED(width)                            \
-    extern "C" {                                             \
-    __global__ void qaig_fused_##width##_f16(QaigDecode);    \
-    __global__ void qaig_fused_##width##_bf16(QaigDecode);   \
-    __global__ void qaig_integer_##width##_f16(QaigDecode);  \
-    __global__ void qaig_integer_##width##_bf16(QaigDecode); \
-    }
-#define QAIG_LIST_TILED(kernel, width) {qaig_##kernel##_##width##_f16, qaig_##kernel##_##width##_bf16}
-
-QAIG_DECLARE_TILED(w2)
-QAIG_DECLARE_TILED(w3)
-QAIG_DECLARE_TILED(w4)
-QAIG_DECLARE_TILED(w8)
-extern "C" {
-__global__ void qaig_dequantize_w2(QaigDequantize);
-__global__ void qaig_dequantize_w3(QaigDequantize);
-__global__ void qaig_dequantize_w4(QaigDequantize);
-__global__ void qaig_dequantize_w8(QaigDequantize);
-__global__ void qaig_arrange_f16(QaigArrange);
-__global__ void qaig_arrange_bf16(QaigArrange);
-__global__ void qaig_round_columns(QaigColumns);
-}
+#include "cuda/host/kernel_table.h"
+#include "cuda/host/validate.h"
 
 namespace qaig {
 namespace cuda {
 namespace {
-
-using DecodeKernel = void (*)(QaigDecode);
-using DequantizeKernel = void (*)(QaigDequantize);
-
-constexpr DecodeKernel kDecode[5][2][2] = {QAIG_LIST(w2), QAIG_LIST(w3), QAIG_LIST(w4), QAIG_LIST(w8),
-                                           QAIG_LIST(mixed)};
-constexpr DecodeKernel kFused[4][2] = {QAIG_LIST_TILED(fused, w2), QAIG_LIST_TILED(fused, w3),
-                                       QAIG_LIST_TILED(fused, w4), QAIG_LIST_TILED(fused, w8)};
-constexpr DecodeKernel kInteger[4][2] = {QAIG_LIST_TILED(integer, w2), QAIG_LIST_TILED(integer, w3),
-                                         QAIG_LIST_TILED(integer, w4), QAIG_LIST_TILED(integer, w8)};
-constexpr DequantizeKernel kDequantize[4] = {qaig_dequantize_w2, qaig_dequantize_w3, qaig_dequantize_w4,
-                                             qaig_dequantize_w8};
-
-constexpr int index_of(int bits) { return bits == 8 ? 3 : bits - 2; }
-constexpr bool aligned(const void* p, unsigned long long bytes) {
-    return p && reinterpret_cast<unsigned long long>(p) % bytes == 0;
-}
 
 #if defined(__CUDACC__)
 
@@ -88,72 +31,31 @@ int launch(void (*kernel)(Argument), const Argument& argument, int grid_x, int g
 
 #endif
 
-bool has_sizes(int out_features, int in_features, int group_size, int bits) {
-    constexpr int kMost = 1 << 28;  // so that no number of slots overflows
-    return has_order(bits) && out_features >= 1 && out_features < kMost && in_features >= 1 && in_features < kMost &&
-           group_size >= 1 && in_features % group_size == 0 &&
-           static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
-}
-
-// Everything but the number of rows, which kernels do not agree on.
-int check_layers(const QaigDecode* d) {
-    if (!d || d->layer_count < 1 || d->layer_count > QAIG_MOST_LAYERS || d->rows < 1) {
-        return QAIG_BAD_ARGUMENT;
-    }
-    for (int i = 0; i < d->layer_count; i++) {
-        const QaigLayer& l = d->layers[i];
-        if (!has_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
-            return QAIG_BAD_ARGUMENT;
-        }
-        if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {
-            return QAIG_UNSUPPORTED;
-        }
-        if (!aligned(l.words, 16) || !aligned(l.scale, 16) || (l.zero && !aligned(l.zero, 8)) || !aligned(l.x, 16) ||
-            !aligned(l.y, 2) || l.x_stride % 8 || l.x_slots % 8 || l.x_slots < 0 || l.x_slots > l.x_stride ||
-            (l.bias && (l.bias_type < QAIG_F32 || l.bias_type > QAIG_BF16))) {
-            return QAIG_BAD_ARGUMENT;
-        }
-    }
-    return QAIG_OK;
-}
-
-int check_decode(const QaigDecode* d) {
-    const int status = check_layers(d);
-    if (status != QAIG_OK) {
-        return status;
-    }
-    long long steps = 0;
-    for (int i = 0; i < d->layer_count; i++) {
-        steps += shape_of(d->layers[i]).items() * d->layers[i].bits;
-    }
-    return d->rows > QAIG_MOST_ROWS ? QAIG_BAD_ARGUMENT : steps >= kMostSteps ? QAIG_UNSUPPORTED : QAIG_OK;
-}
-
-long long items_of(const QaigDecode& d) {
+long long work_items_of(const QaigMatmul& d) {
     long long items = 0;
     for (int i = 0; i < d.layer_count; i++) {
-        items += shape_of(d.layers[i]).items();
+        items += shape_of(d.layers[i]).work_items();
     }
     return items;
 }
 
-// Of all layers.
-struct Tiled {
-    long long steps, outputs;
+// The work of all layers.
+struct GemmWork {
+    long long steps, output_tiles;
 };
 
-Tiled tiled_of(const QaigDecode& d) {
-    Tiled t = {0, 0};
+GemmWork gemm_work(const QaigMatmul& d) {
+    GemmWork t = {0, 0};
     for (int i = 0; i < d.layer_count; i++) {
         const Shape s = shape_of(d.layers[i]);
-        t.steps += tiled_steps(s, d.rows);
-        t.outputs += tiled_outputs(s, d.rows);
+        t.steps += gemm_k_steps(s, d.rows);
+        t.output_tiles += gemm_output_tiles(s, d.rows);
     }
     return t;
 }
 
-// Of fused and of integer kernels.
-int check_tiled(const QaigDecode* d, bool integers, int* processors) {
+// Of the gemm kernels.
+int check_gemm(const QaigMatmul* d, bool i8, int* processors) {
     int status = check_layers(d);
     if (status != QAIG_OK) {
         return status;
@@ -163,8 +65,8 @@ int check_tiled(const QaigDecode* d, bool integers, int* processors) {
         if (l.bits != d->layers[0].bits) {
             return QAIG_BAD_ARGUMENT;
         }
-        if (integers && (!aligned(l.token_scale, 4) || l.x_slots != shape_of(l).slots() || l.x_stride % 16 ||
-                         l.x_stride < 2LL * l.x_slots)) {
+        if (i8 && (!aligned(l.token_scale, 4) || l.x_slots != shape_of(l).slots() || l.x_stride % 16 ||
+                   l.x_stride < 2LL * l.x_slots)) {
             return QAIG_BAD_ARGUMENT;
         }
     }
@@ -173,35 +75,35 @@ int check_tiled(const QaigDecode* d, bool integers, int* processors) {
     if (status != QAIG_OK) {
         return status;
     }
-    const bool fits = d->rows <= kMostTiledRows && tiled_of(*d).steps < kMostSteps;
-    return fits && capability >= kTiledCapability ? QAIG_OK : QAIG_UNSUPPORTED;
+    const bool fits = d->rows <= kMaxGemmRows && gemm_work(*d).steps < kMaxSteps;
+    return fits && capability >= kGemmCapability ? QAIG_OK : QAIG_UNSUPPORTED;
 }
 
-int tiled_workspace(const QaigDecode* d, bool integers, long long* partial_bytes, long long* counters) {
+int gemm_workspace(const QaigMatmul* d, bool i8, long long* workspace_bytes, long long* semaphores) {
     int processors = 0;
-    const int status = check_tiled(d, integers, &processors);
+    const int status = check_gemm(d, i8, &processors);
     if (status != QAIG_OK) {
         return status;
     }
-    const Tiled tiled = tiled_of(*d);
-    *partial_bytes = tiled_partial_bytes(tiled_grid(tiled.steps, processors));
-    *counters = tiled_counters(tiled.outputs);
+    const GemmWork work = gemm_work(*d);
+    *workspace_bytes = gemm_workspace_bytes(gemm_grid(work.steps, processors));
+    *semaphores = gemm_semaphores(work.output_tiles);
     return QAIG_OK;
 }
 
-int launch_tiled(const QaigDecode* d, bool integers, int type, void* stream) {
+int launch_gemm(const QaigMatmul* d, bool i8, int type, void* stream) {
     int processors = 0;
-    const int status = check_tiled(d, integers, &processors);
+    const int status = check_gemm(d, i8, &processors);
     if (status != QAIG_OK) {
         return status;
     }
-    if ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->partials, 16) || !aligned(d->counters, 4)) {
+    if ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->workspace, 16) || !aligned(d->semaphores, 4)) {
         return QAIG_BAD_ARGUMENT;
     }
     const int bits = d->layers[0].bits;
-    const DecodeKernel kernel = (integers ? kInteger : kFused)[index_of(bits)][type - QAIG_F16];
-    return launch(kernel, *d, tiled_grid(tiled_of(*d).steps, processors), 1, kTiledThreads,
-                  integers ? integer_shared_bytes(bits) : fused_shared_bytes(bits), stream);
+    const MatmulFunction kernel = (i8 ? kGemmI8 : kGemmF16)[index_of(bits)][type - QAIG_F16];
+    return launch(kernel, *d, gemm_grid(gemm_work(*d).steps, processors), 1, kGemmThreads,
+                  i8 ? gemm_i8_shared_bytes(bits) : gemm_f16_shared_bytes(bits), stream);
 }
 
 }  // namespace
@@ -212,29 +114,29 @@ using namespace qaig::cuda;
 
 extern "C" {
 
-int qaig_cuda_decode_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
+int qaig_cuda_gemv_workspace(const QaigMatmul* d, long long* workspace_bytes, long long* semaphores) {
     int processors = 0, capability = 0;
-    int status = check_decode(d);
+    int status = check_gemv(d);
     if (status == QAIG_OK) {
         status = qaig_cuda_device(&processors, &capability);
     }
     if (status != QAIG_OK) {
         return status;
     }
-    *partial_bytes =
-        decode_partial_bytes(decode_grid(items_of(*d), processors, decode_columns(d->rows)), decode_columns(d->rows));
-    *counters = 0;
+    *workspace_bytes =
+        gemv_workspace_bytes(gemv_grid(work_items_of(*d), processors, gemv_columns(d->rows)), gemv_columns(d->rows));
+    *semaphores = 0;
     for (int i = 0; i < d->layer_count; i++) {
-        *counters += shape_of(d->layers[i]).row_blocks();
+        *semaphores += shape_of(d->layers[i]).row_blocks();
     }
     return QAIG_OK;
 }
 
-int qaig_cuda_decode(const QaigDecode* d, int type, void* stream) {
+int qaig_cuda_gemv(const QaigMatmul* d, int type, void* stream) {
     int processors = 0, capability = 0;
-    int status = check_decode(d);
+    int status = check_gemv(d);
     if (status == QAIG_OK &&
-        ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->partials, 16) || !aligned(d->counters, 4))) {
+        ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->workspace, 16) || !aligned(d->semaphores, 4))) {
         status = QAIG_BAD_ARGUMENT;
     }
     if (status == QAIG_OK) {
@@ -245,25 +147,25 @@ int qaig_cuda_decode(const QaigDecode* d, int type, void* stream) {
     }
     int bits = d->layers[0].bits;
     for (int i = 1; i < d->layer_count; i++) {
-        bits = d->layers[i].bits == bits ? bits : kMixed;
+        bits = d->layers[i].bits == bits ? bits : kMixedBits;
     }
-    const int columns = decode_columns(d->rows);
-    return launch(kDecode[bits == kMixed ? 4 : index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d,
-                  decode_grid(items_of(*d), processors, columns), 1, kDecodeThreads, decode_shared_bytes(bits, columns),
+    const int columns = gemv_columns(d->rows);
+    return launch(kGemv[bits == kMixedBits ? 4 : index_of(bits)][type - QAIG_F16][columns / 8 - 1], *d,
+                  gemv_grid(work_items_of(*d), processors, columns), 1, kGemvThreads, gemv_shared_bytes(bits, columns),
                   stream);
 }
 
-int qaig_cuda_fused_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
-    return tiled_workspace(d, false, partial_bytes, counters);
+int qaig_cuda_gemm_f16_workspace(const QaigMatmul* d, long long* workspace_bytes, long long* semaphores) {
+    return gemm_workspace(d, false, workspace_bytes, semaphores);
 }
 
-int qaig_cuda_integer_workspace(const QaigDecode* d, long long* partial_bytes, long long* counters) {
-    return tiled_workspace(d, true, partial_bytes, counters);
+int qaig_cuda_gemm_i8_workspace(const QaigMatmul* d, long long* workspace_bytes, long long* semaphores) {
+    return gemm_workspace(d, true, workspace_bytes, semaphores);
 }
 
-int qaig_cuda_fused(const QaigDecode* d, int type, void* stream) { return launch_tiled(d, false, type, stream); }
+int qaig_cuda_gemm_f16(const QaigMatmul* d, int type, void* stream) { return launch_gemm(d, false, type, stream); }
 
-int qaig_cuda_integer(const QaigDecode* d, int type, void* stream) { return launch_tiled(d, true, type, stream); }
+int qaig_cuda_gemm_i8(const QaigMatmul* d, int type, void* stream) { return launch_gemm(d, true, type, stream); }
 
 int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
     if (!d || !has_sizes(d->out_features, d->in_features, d->group_size, d->bits) || d->start < 0 ||
@@ -290,7 +192,7 @@ int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
     return status;
 }
 
-int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
+int qaig_cuda_quantize_activations(const QaigQuantizeActivations* a, int type, void* stream) {
     if (!a || a->rows < 1 || !has_sizes(1, a->in_features, a->group_size, 2) ||
         (type != QAIG_F16 && type != QAIG_BF16) || a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() ||
         !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
@@ -300,14 +202,15 @@ int qaig_cuda_arrange(const QaigArrange* a, int type, void* stream) {
         (a->rotation_block && !has_rotation(a->rotation_block, a->in_features))) {
         return QAIG_BAD_ARGUMENT;
     }
-    return launch(type == QAIG_F16 ? qaig_arrange_f16 : qaig_arrange_bf16, *a, a->rows, 1, kArrangeThreads, 0, stream);
+    return launch(type == QAIG_F16 ? qaig_quantize_activations_f16 : qaig_quantize_activations_bf16, *a, a->rows, 1,
+                  kQuantizeThreads, 0, stream);
 }
 
-int qaig_cuda_round_columns(const QaigColumns* c, void* stream) {
-    if (!c || c->count < 1 || c->count > kMostColumns || c->size < 1 || c->size >= 1LL << 31 || c->group_count < 1 ||
+int qaig_cuda_gptq_columns(const QaigGptqColumns* c, void* stream) {
+    if (!c || c->count < 1 || c->count > kMaxGptqColumns || c->size < 1 || c->size >= 1LL << 31 || c->group_count < 1 ||
         c->max_code < 1 || c->max_code > 255 || c->factor_row < 1 || c->factor_column < 1 || !aligned(c->groups, 8)) {
         return QAIG_BAD_ARGUMENT;
     }
-    return launch(qaig_round_columns, *c, columns_grid(c->size), 1, kColumnsThreads, 0, stream);
+    return launch(qaig_gptq_columns, *c, gptq_columns_grid(c->size), 1, kGptqThreads, 0, stream);
 }
 }

@@ -1,6 +1,6 @@
-// Counters of decode launches: qaig_cuda_counters of api.h. The emulator compiles this file too.
+// The semaphores of gemv and gemm launches: qaig_cuda_semaphores of api.h. The emulator compiles this file too.
 //
-// They come from memory that is set aside once for each device, not from torch's allocator: what that gives away for
+// They lie in memory that is allocated once for each device, and not by torch's allocator. Memory that torch allocates for
 // good while a graph is recorded counts as a leak there (torch._inductor.cudagraph_trees.check_memory_pool).
 #include <algorithm>
 #include <map>
@@ -19,8 +19,8 @@ namespace qaig {
 namespace cuda {
 namespace {
 
-constexpr long long kCounters = 1 << 20;  // of each device, for all its streams and graphs: 4 MiB
-constexpr long long kLeast = 1024;        // of a part
+constexpr long long kSemaphores = 1 << 20;  // of each device, for all its streams and graphs: 4 MiB
+constexpr long long kMinPart = 1024;        // of a part
 
 #if defined(__CUDACC__)
 
@@ -51,8 +51,8 @@ cudaError_t zero_and_wait(void* memory, size_t bytes) {
 }
 
 // Zeros; null if the device has no memory left. Another thread may be capturing: that must not forbid it.
-int set_aside(unsigned** memory) {
-    constexpr size_t kBytes = sizeof(unsigned) * kCounters;
+int allocate(unsigned** memory) {
+    constexpr size_t kBytes = sizeof(unsigned) * kSemaphores;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
     if (error != cudaSuccess) {
@@ -85,8 +85,8 @@ int capture_of(void*, unsigned long long* id) {
     return QAIG_OK;
 }
 
-int set_aside(unsigned** memory) {
-    *memory = static_cast<unsigned*>(std::calloc(kCounters, sizeof(unsigned)));
+int allocate(unsigned** memory) {
+    *memory = static_cast<unsigned*>(std::calloc(kSemaphores, sizeof(unsigned)));
     return QAIG_OK;
 }
 
@@ -108,15 +108,15 @@ struct Part {
 
 using namespace qaig::cuda;
 
-extern "C" int qaig_cuda_counters(void* stream, long long count, unsigned** counters) {
+extern "C" int qaig_cuda_semaphores(void* stream, long long count, unsigned** semaphores) {
     // Never given back: a graph may be replayed as long as the process lives.
     static auto& memories = *new std::map<int, Memory>;
     static auto& parts = *new std::map<std::tuple<int, void*, unsigned long long>, Part>;
     static auto& mutex = *new std::mutex;
-    if (!counters || count < 1) {
+    if (!semaphores || count < 1) {
         return QAIG_BAD_ARGUMENT;
     }
-    *counters = nullptr;
+    *semaphores = nullptr;
     int device = 0;
     unsigned long long capture = 0;
     int status = current_device(&device);
@@ -129,7 +129,7 @@ extern "C" int qaig_cuda_counters(void* stream, long long count, unsigned** coun
     const std::lock_guard<std::mutex> lock(mutex);
     Memory& memory = memories[device];
     if (!memory.begin && capture == 0) {  // memory cannot be had while a graph is captured
-        status = set_aside(&memory.begin);
+        status = allocate(&memory.begin);
     }
     if (status != QAIG_OK || !memory.begin) {
         return status;
@@ -137,21 +137,21 @@ extern "C" int qaig_cuda_counters(void* stream, long long count, unsigned** coun
     const auto key = std::make_tuple(device, stream, capture);
     const auto known = parts.find(key);
     if (known != parts.end() && known->second.count >= count) {
-        *counters = known->second.begin;
+        *semaphores = known->second.begin;
         return QAIG_OK;
     }
-    const long long left = kCounters - memory.taken;
+    const long long left = kSemaphores - memory.taken;
     if (count > left) {
         return QAIG_OK;
     }
-    // Powers of two: what a stream leaves behind as it asks for more and more is no more than what it has.
-    long long size = kLeast;
+    // Powers of two: the parts that a growing stream leaves behind are no larger than its current part.
+    long long size = kMinPart;
     while (size < count) {
         size *= 2;
     }
     size = std::min(size, left);
-    *counters = memory.begin + memory.taken;
-    parts[key] = {*counters, size};
+    *semaphores = memory.begin + memory.taken;
+    parts[key] = {*semaphores, size};
     memory.taken += size;
     return QAIG_OK;
 }

@@ -64,8 +64,8 @@ QAIG_DEVICE void dequantize(const QaigDequantize& d) {
 #pragma unroll
             for (int e = 0; e < 8; e++) {  // slot e of 8 is in pair 4 (e / 4) + 2 (e / 2 % 2) + h of the unit's 8
                 const int first = 4 * (e / 4) + 2 * (e / 2 % 2) + h;
-                const unsigned in_first = code<bits>(words + r * bits, first, e % 2);
-                const unsigned in_second = code<bits>(words + r * bits, 8 + first, e % 2);
+                const unsigned in_first = unpack_code<bits>(words + r * bits, first, e % 2);
+                const unsigned in_second = unpack_code<bits>(words + r * bits, 8 + first, e % 2);
                 values[e] = multiply(static_cast<float>(static_cast<int>(unit ? in_second : in_first) - zero), scale);
             }
             const long long to = static_cast<long long>(row - d.start) * d.in_features +

@@ -1,5 +1,5 @@
-// y = x W' + bias for some dozens to hundreds of rows of x of 16-bit floats: the weight is unpacked in registers and
-// multiplied at once, on tensor cores, in gemm_mainloop.cuh's way.
+// gemm for 16-bit activations, some dozens to hundreds of rows of x: the weight is unpacked in registers, to 16-bit
+// floats, and multiplied on tensor cores, in the main loop of gemm_mainloop.cuh.
 //
 // As in gemv.cuh the weight is operand A, codes minus zero points are exact, and scales multiply sums in float32, group
 // by group: results are at least as exact as those of a product with the dequantized weight. Lane t of four needs slots
@@ -13,14 +13,14 @@ namespace qaig {
 namespace cuda {
 
 template <class T, int bits>
-struct FusedProduct {
+struct GemmF16 {
     using Type = T;
-    using Sums = TiledSums;
-    using FusedStep = Step<bits, 2>;
-    static constexpr int kBits = bits, kStages = fused_stages(bits), kElementBytes = 2;
+    using Accumulators = GemmAccumulators;
+    using F16Step = KStep<bits, 2>;
+    static constexpr int kBits = bits, kStages = gemm_f16_stages(bits), kElementBytes = 2;
 
     // Adds the products of the columns that begin at `part`, within one group.
-    QAIG_DEVICE void add_scaled(TiledSums& sums, int part, const float (&products)[kWarpTiles][kChunkParts][4],
+    QAIG_DEVICE void add_scaled(GemmAccumulators& sums, int part, const float (&products)[kWarpTiles][kChunkParts][4],
                                 const RowScales& scales) {
 #pragma unroll
         for (int r = 0; r < kWarpTiles; r++) {
@@ -36,7 +36,8 @@ struct FusedProduct {
         }
     }
 
-    QAIG_DEVICE void multiply(TiledSums& sums, const FusedStep& step, const StepGroups& groups, const QaigLayer& l) {
+    QAIG_DEVICE void multiply(GemmAccumulators& sums, const F16Step& step, const StepScales& groups,
+                              const QaigLayer& l) {
         if (groups.one_group) {
             multiply_step<true>(sums, step, groups, l);
         } else {
@@ -46,7 +47,7 @@ struct FusedProduct {
 
     // `same`: both units are of one group.
     template <bool same>
-    QAIG_DEVICE void multiply_step(TiledSums& sums, const FusedStep& step, const StepGroups& groups,
+    QAIG_DEVICE void multiply_step(GemmAccumulators& sums, const F16Step& step, const StepScales& groups,
                                    const QaigLayer& l) {
         const RowScales scales = row_scales(groups.scale[1], l.scale_type);
         unsigned words[kWarpTiles * bits];
@@ -54,16 +55,16 @@ struct FusedProduct {
         unsigned a[kWarpTiles][4][4];
 #pragma unroll
         for (int r = 0; r < kWarpTiles; r++) {
-            Zero<T, bits> zero[2];
+            ZeroPoint<T, bits> zero[2];
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 0 || !same) {
-                    zero[0] = zero_of<T, bits>(groups.zero[unit], 2 * r);
-                    zero[1] = zero_of<T, bits>(groups.zero[unit], 2 * r + 1);
+                    zero[0] = zero_point_of<T, bits>(groups.zero[unit], 2 * r);
+                    zero[1] = zero_point_of<T, bits>(groups.zero[unit], 2 * r + 1);
                 }
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
-                    a[r][2 * unit + j / 4][j % 4] = pair<T, bits>(words + r * bits, 8 * unit + j, zero[j % 2]);
+                    a[r][2 * unit + j / 4][j % 4] = unpack_pair<T, bits>(words + r * bits, 8 * unit + j, zero[j % 2]);
                 }
             }
         }
@@ -107,12 +108,12 @@ struct FusedProduct {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_FUSED_KERNEL(name, type, bits)                                                 \
-    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigDecode d) { \
-        qaig::cuda::multiply_tiled<qaig::cuda::FusedProduct<qaig::cuda::type, bits>>(d);    \
+#define QAIG_GEMM_F16_KERNEL(name, type, bits)                                              \
+    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigMatmul d) { \
+        qaig::cuda::gemm<qaig::cuda::GemmF16<qaig::cuda::type, bits>>(d);                   \
     }
 
-// The fused kernels of one width.
-#define QAIG_FUSED_KERNELS(bits)                           \
-    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_f16, F16, bits) \
-    QAIG_FUSED_KERNEL(qaig_fused_w##bits##_bf16, BF16, bits)
+// The gemm_f16 kernels of one width.
+#define QAIG_GEMM_F16_KERNELS(bits)                              \
+    QAIG_GEMM_F16_KERNEL(qaig_gemm_f16_w##bits##_f16, F16, bits) \
+    QAIG_GEMM_F16_KERNEL(qaig_gemm_f16_w##bits##_bf16, BF16, bits)

@@ -1,5 +1,5 @@
-// y = token_scale * (x W') + bias for many rows of x that are rounded to bytes: both factors are integers, and so are
-// their products' sums within a group, on tensor cores, in gemm_mainloop.cuh's way.
+// gemm for 8-bit activations: y = token_scale * (x W') + bias. Both factors are bytes, and tensor cores sum their products
+// in integers within a group, in the main loop of gemm_mainloop.cuh.
 //
 // Sums of 32 bits begin at kMagic, so that their bits are those of the float32 number kMagicFloat + sum, whatever sum of
 // less than 2^22: no conversion is needed. They become floats, are multiplied by the scale and added up where a group
@@ -18,17 +18,17 @@ namespace cuda {
 constexpr unsigned kMagic = 0x4b400000u;
 constexpr float kMagicFloat = 12582912;  // 1.5 * 2^23
 
-// Steps of 64 slots whose products add up to less than 2^22: |x| <= 127, and of weights |code - zero| < 2^bits, with 8
+// K-steps of 64 slots whose products add up to less than 2^22: |x| <= 127, and of weights |code - zero| < 2^bits, with 8
 // bits |code - 128| <= 128.
-QAIG_BOTH int segment_steps(int bits) { return bits == 8 ? 4 : 512 >> bits; }
+QAIG_HOST_DEVICE int segment_steps(int bits) { return bits == 8 ? 4 : 512 >> bits; }
 
-// Those of one lane: `at` as in TiledSums, and what has not been added to them yet.
-struct IntegerSums : TiledSums {
+// Those of one lane: `at` as in GemmAccumulators, and integers that have not been added to them yet.
+struct GemmI8Accumulators : GemmAccumulators {
     unsigned products[kWarpTiles * kColumnParts][4];  // kMagic + sums
     int x_sums[kColumnParts];                         // of column 8 part + g, of the lane's slots
     int steps;                                        // that are in them
 
-    QAIG_MEMBER IntegerSums() : TiledSums{} {
+    QAIG_MEMBER GemmI8Accumulators() : GemmAccumulators{} {
         clear(0, kColumnParts);
         steps = 0;
     }
@@ -45,7 +45,7 @@ struct IntegerSums : TiledSums {
     }
 };
 
-// Row `row` of the weight by row m of x, which is not rounded: value by value, as torch does it.
+// Row `row` of the weight by row m of x, which is not quantized: value by value, as torch does it.
 template <class T, int bits>
 QAIG_DEVICE float row_product(const QaigLayer& l, int row, int m) {
     const Shape s = shape_of(l);
@@ -77,7 +77,8 @@ QAIG_DEVICE float row_product(const QaigLayer& l, int row, int m) {
 #pragma unroll
             for (int second = 0; second < 2; second++) {
                 if (in_group + second < l.group_size) {
-                    const float weight = static_cast<float>(static_cast<int>(code<bits>(words, p, second)) - zero);
+                    const float weight =
+                        static_cast<float>(static_cast<int>(unpack_code<bits>(words, p, second)) - zero);
                     const int slot = tile * kTileSlots + unit * kUnitSlots + first + second;
                     sum += multiply(weight, scale) * low_float(T(), load_global(x + slot));
                 }
@@ -88,14 +89,14 @@ QAIG_DEVICE float row_product(const QaigLayer& l, int row, int m) {
 }
 
 template <class T, int bits>
-struct IntegerProduct {
+struct GemmI8 {
     using Type = T;
-    using Sums = IntegerSums;
-    using IntegerStep = Step<bits, 1>;
-    static constexpr int kBits = bits, kStages = kIntegerStages, kElementBytes = 1, kSegmentSteps = segment_steps(bits);
+    using Accumulators = GemmI8Accumulators;
+    using I8Step = KStep<bits, 1>;
+    static constexpr int kBits = bits, kStages = kGemmI8Stages, kElementBytes = 1, kSegmentSteps = segment_steps(bits);
 
     // Adds what the columns that begin at `part` have of one group.
-    QAIG_DEVICE void add_scaled(Sums& sums, int part, const StepGroups& groups, int unit, int scale_type,
+    QAIG_DEVICE void add_scaled(Accumulators& sums, int part, const StepScales& groups, int unit, int scale_type,
                                 bool has_zeros) {
         const RowScales scales = row_scales(groups.scale[unit], scale_type);
         float missing[4];  // in each product of a row and the sum of x
@@ -131,7 +132,7 @@ struct IntegerProduct {
         sums.clear(part, kChunkParts);
     }
 
-    QAIG_DEVICE void multiply(Sums& sums, const IntegerStep& step, const StepGroups& groups, const QaigLayer& l) {
+    QAIG_DEVICE void multiply(Accumulators& sums, const I8Step& step, const StepScales& groups, const QaigLayer& l) {
         const bool has_zeros = l.zero != nullptr;
         unsigned words[kWarpTiles * bits];
         step.load_words(words);
@@ -180,15 +181,14 @@ struct IntegerProduct {
         sums.steps = ends ? 0 : sums.steps;
     }
 
-    // Rows of x that are not rounded: once a tile of y is stored, whatever their bytes made of it is replaced. There
-    // hardly ever are any.
+    // Rows of x that are not quantized: once a tile of y is stored, their values in it are replaced. Such rows are rare.
     QAIG_DEVICE void finish(const QaigLayer& l, int rows, int row, int column) {
         warp_barrier();
         const int n = row + static_cast<int>(threadIdx.x) % 32;
-        const int end = column + kTiledColumns < rows ? column + kTiledColumns : rows;
+        const int end = column + kGemmColumns < rows ? column + kGemmColumns : rows;
 #pragma unroll 1
         for (int m = column; m < end; m++) {
-            if (load_float(l.token_scale, QAIG_F32, m) == kNotRounded && n < l.out_features) {
+            if (load_float(l.token_scale, QAIG_F32, m) == kNotQuantized && n < l.out_features) {
                 float bias[1];
                 load_bias(l, n, bias);
                 const auto y = static_cast<unsigned short>(rounded(T(), row_product<T, bits>(l, n, m) + bias[0]));
@@ -201,12 +201,12 @@ struct IntegerProduct {
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_INTEGER_KERNEL(name, type, bits)                                               \
-    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigDecode d) { \
-        qaig::cuda::multiply_tiled<qaig::cuda::IntegerProduct<qaig::cuda::type, bits>>(d);  \
+#define QAIG_GEMM_I8_KERNEL(name, type, bits)                                               \
+    extern "C" __global__ void __launch_bounds__(128, 2) name(QAIG_ARGUMENT QaigMatmul d) { \
+        qaig::cuda::gemm<qaig::cuda::GemmI8<qaig::cuda::type, bits>>(d);                    \
     }
 
-// The integer kernels of one width.
-#define QAIG_INTEGER_KERNELS(bits)                             \
-    QAIG_INTEGER_KERNEL(qaig_integer_w##bits##_f16, F16, bits) \
-    QAIG_INTEGER_KERNEL(qaig_integer_w##bits##_bf16, BF16, bits)
+// The gemm_i8 kernels of one width.
+#define QAIG_GEMM_I8_KERNELS(bits)                             \
+    QAIG_GEMM_I8_KERNEL(qaig_gemm_i8_w##bits##_f16, F16, bits) \
+    QAIG_GEMM_I8_KERNEL(qaig_gemm_i8_w##bits##_bf16, BF16, bits)

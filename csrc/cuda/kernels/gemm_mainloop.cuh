@@ -1,21 +1,21 @@
-// y = x W' + bias for many rows of x: what kernels of this kind share, whatever type they multiply in.
+// y = x W' + bias for many rows of x: the main loop that gemm_f16 and gemm_i8 share.
 //
 // A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its four
-// warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. Slots come 64 at a time, a
-// step: the words and x of some steps ahead travel to shared memory by asynchronous copies, through a ring of stages,
-// while tensor cores multiply what is there. One barrier a step says both that all threads' copies have arrived and
-// that the stage before is free again.
+// warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. A k-step has 64 slots.
+// Asynchronous copies bring the words and x of the next k-steps to shared memory, into a ring of stages, while tensor
+// cores multiply the current one. One barrier a k-step does two things: the copies of all threads have arrived, and the
+// stage before is free again.
 //
-// The steps of all output tiles of all layers form one line that the blocks share equally; see schedule.cuh. A warp whose
-// block has a part of an output tile adds it to the parts of others as accumulators.cuh tells.
+// The k-steps of all output tiles of all layers form one sequence, of which every block takes an equal part: stream-K
+// (schedule.cuh). Warps whose blocks have parts of one output tile add them up by a split-K reduction (accumulators.cuh).
 //
-// What is multiplied, and how, is a Product:
+// A Product says what is multiplied, and how:
 //
 //   Type             F16 or BF16: of y
 //   kBits, kStages
 //   kElementBytes    of x: 2 or 1
-//   Sums             TiledSums, or what has them as its base
-//   static void multiply(Sums&, const Step<kBits, kElementBytes>&, const StepGroups&, const QaigLayer&)
+//   Accumulators     GemmAccumulators, or a type with that base
+//   static void multiply(Accumulators&, const KStep<kBits, kElementBytes>&, const StepScales&, const QaigLayer&)
 //   static void finish(const QaigLayer&, int rows, int row, int column)    after a warp's part of y is stored
 #pragma once
 
@@ -27,33 +27,33 @@
 namespace qaig {
 namespace cuda {
 
-// One thread's share of one layer.
+// One thread's part of one layer.
 template <class Product>
-struct TiledLayer {
+struct GemmLayer {
     static constexpr int kBits = Product::kBits, kStages = Product::kStages;
-    using ProductStep = Step<kBits, Product::kElementBytes>;
+    using ProductStep = KStep<kBits, Product::kElementBytes>;
     static constexpr int kChunks = ProductStep::kChunks;
     static constexpr int kBlockWords = kBits * 32;  // of a row block, in 16 bytes
-    static constexpr int kStageSize = kTiledRowBlocks * kBlockWords + kTiledColumns * kChunks;
-    static constexpr int kWarpSums = kWarpTiles * kColumnParts * 32;  // float4
+    static constexpr int kStageSize = kGemmRowBlocks * kBlockWords + kGemmColumns * kChunks;
+    static constexpr int kWarpAccumulators = kWarpTiles * kColumnParts * 32;  // float4
 
-    const QaigDecode& d;
+    const QaigMatmul& d;
     const QaigLayer& l;
-    Line line;
-    unsigned start;      // first step of the layer
-    unsigned* counters;  // of the layer's output tiles: one for each warp
+    StreamK schedule;
+    unsigned start;        // first k-step of the layer
+    unsigned* semaphores;  // of the layer's output tiles: one for each warp
     uint4* ring;
     int row_blocks, tiles, column_tiles;
-    Groups<kBits> groups;
+    GroupScales<kBits> groups;
     int warp, lane;
 
-    // The last output tile may lack a row block: its warps multiply another one again and keep nothing of it.
-    QAIG_MEMBER bool has_rows(const TilePosition& p) const { return kTiledRowBlocks * p.rows + warp / 2 < row_blocks; }
+    // The last output tile may lack a row block: its warps multiply another one again and drop the result.
+    QAIG_MEMBER bool has_rows(const TilePosition& p) const { return kGemmRowBlocks * p.rows + warp / 2 < row_blocks; }
     QAIG_MEMBER int row_block(const TilePosition& p) const {
-        return has_rows(p) ? kTiledRowBlocks * p.rows + warp / 2 : row_blocks - 1;
+        return has_rows(p) ? kGemmRowBlocks * p.rows + warp / 2 : row_blocks - 1;
     }
 
-    // This thread's part of a step: words of its warp's row block, as any 64 threads copy theirs, and rows of x.
+    // This thread's part of a k-step: words of its warp's row block, as any 64 threads copy theirs, and rows of x.
     QAIG_MEMBER void start_copy(const TilePosition& p, int stage) {
         uint4* to = ring + stage * kStageSize;
         const long long item = static_cast<long long>(row_block(p)) * tiles + p.tile;
@@ -66,15 +66,15 @@ struct TiledLayer {
                 copy_async(to_words + at, words + at);
             }
         }
-        constexpr int kElements = 16 / Product::kElementBytes, kRows = kTiledThreads / kChunks;
+        constexpr int kElements = 16 / Product::kElementBytes, kRows = kGemmThreads / kChunks;
         const int chunk = threadIdx.x % kChunks, slot = p.tile * kTileSlots + chunk * kElements;
-        const int row = threadIdx.x / kChunks, column = p.columns * kTiledColumns + row;
+        const int row = threadIdx.x / kChunks, column = p.columns * kGemmColumns + row;
         const long long stride = l.x_stride * Product::kElementBytes;
         const char* x = static_cast<const char*>(l.x) + column * stride + slot * Product::kElementBytes;
-        uint4* to_x = to + kTiledRowBlocks * kBlockWords + x_place<kChunks>(row, chunk);  // repeats after kRows
+        uint4* to_x = to + kGemmRowBlocks * kBlockWords + swizzled<kChunks>(row, chunk);  // repeats after kRows
         const int columns = slot < l.x_slots ? d.rows : 0;
 #pragma unroll
-        for (int first = 0; first < kTiledColumns; first += kRows) {
+        for (int first = 0; first < kGemmColumns; first += kRows) {
             copy_async_or_zero(to_x + first * kChunks, reinterpret_cast<const uint4*>(x), column + first < columns);
             x += kRows * stride;
         }
@@ -82,9 +82,9 @@ struct TiledLayer {
 
     QAIG_MEMBER ProductStep step_at(const TilePosition& p, int stage, bool last) const {
         const uint4* from = ring + stage * kStageSize;
-        const int columns = d.rows - p.columns * kTiledColumns;
+        const int columns = d.rows - p.columns * kGemmColumns;
         return {from + warp / 2 * kBlockWords,
-                from + kTiledRowBlocks * kBlockWords,
+                from + kGemmRowBlocks * kBlockWords,
                 warp % 2,
                 lane,
                 lane / 4,
@@ -94,25 +94,25 @@ struct TiledLayer {
     }
 
     // Finishes an output tile, or the part of one that this block has.
-    QAIG_MEMBER void finish(TiledSums& sums, const TilePosition& p, bool whole) {
+    QAIG_MEMBER void finish(GemmAccumulators& sums, const TilePosition& p, bool whole) {
         if (!has_rows(p)) {
             return;
         }
         if (!whole) {
             const int tile = p.rows * column_tiles + p.columns;
             const unsigned first_step = start + static_cast<unsigned>(tile) * tiles;
-            auto* partials = reinterpret_cast<float4*>(d.partials) + warp * kWarpSums;
-            if (!add_blocks(sums, partials, kTiledWarps * kWarpSums, line.block_at(first_step),
-                            line.block_at(first_step + tiles - 1), counters + tile * kTiledWarps + warp)) {
+            auto* workspace = reinterpret_cast<float4*>(d.workspace) + warp * kWarpAccumulators;
+            if (!split_k_reduce(sums, workspace, kGemmWarps * kWarpAccumulators, schedule.block_at(first_step),
+                                schedule.block_at(first_step + tiles - 1), semaphores + tile * kGemmWarps + warp)) {
                 return;
             }
         }
-        const int row = row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), column = p.columns * kTiledColumns;
-        store_sums<typename Product::Type, kWarpTiles, kColumnParts>(l, d.rows, sums, row, column);
+        const int row = row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), column = p.columns * kGemmColumns;
+        store_accumulators<typename Product::Type, kWarpTiles, kColumnParts>(l, d.rows, sums, row, column);
         Product::finish(l, d.rows, row, column);
     }
 
-    // Steps [begin, end) of the layer.
+    // K-steps [begin, end) of the layer.
     QAIG_MEMBER void run(int begin, int end) {
         TilePosition now = position_of(begin, tiles, column_tiles), copied = now;
         block_barrier();  // the stages may still be in use for the layer before
@@ -125,12 +125,12 @@ struct TiledLayer {
             commit_copies();
         }
         GroupPosition group = groups.at(now.tile);
-        StepGroups here, next;
+        StepScales here, next;
         groups.load(here, row_block(now), group);
         for (int step = begin, stage = 0; step < end; now.next_tile(column_tiles)) {
             const int rest = step + tiles - now.tile, to = rest < end ? rest : end;
             const bool whole = to - step == tiles;
-            typename Product::Sums sums = {};
+            typename Product::Accumulators sums = {};
             for (; step < to; step++) {
                 TilePosition ahead = now;
                 ahead.advance(tiles, column_tiles);
@@ -160,41 +160,41 @@ struct TiledLayer {
     }
 };
 
-// A kernel's body. Empty where it is never launched, see kTiledCapability.
+// A kernel's body. Empty where it is never launched, see kGemmCapability.
 template <class Product>
-QAIG_DEVICE void multiply_tiled(const QaigDecode& d) {
+QAIG_DEVICE void gemm(const QaigMatmul& d) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     QAIG_DYNAMIC_SHARED(shared);
-    const Line line = tiled_line(d, gridDim.x);
-    const unsigned from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
-    const int column_tiles = tiled_column_tiles(d.rows);
+    const StreamK schedule = gemm_schedule(d, gridDim.x);
+    const unsigned from = schedule.begin_of(blockIdx.x), to = schedule.begin_of(blockIdx.x + 1);
+    const int column_tiles = gemm_column_tiles(d.rows);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     unsigned start = 0;
-    long long outputs = 0;  // of the layers before
+    long long output_tiles = 0;  // of the layers before
     for (int i = 0; i < d.layer_count; i++) {
         const QaigLayer& l = d.layers[i];
         const Shape s = shape_of(l);
-        const unsigned steps = static_cast<unsigned>(tiled_steps(s, d.rows));
-        const int begin = first_item(from, start, steps, 1), end = first_item(to, start, steps, 1);
+        const unsigned steps = static_cast<unsigned>(gemm_k_steps(s, d.rows));
+        const int begin = first_work_item(from, start, steps, 1), end = first_work_item(to, start, steps, 1);
         if (begin < end) {
-            const Groups<Product::kBits> groups = {l, s.groups(), s.units_per_group(),
-                                                   8 * (lane / 4) + 2 * kWarpTiles * (warp % 2)};
-            TiledLayer<Product> layer = {d,
-                                         l,
-                                         line,
-                                         start,
-                                         d.counters + tiled_counters(outputs),
-                                         shared,
-                                         s.row_blocks(),
-                                         s.tiles(),
-                                         column_tiles,
-                                         groups,
-                                         warp,
-                                         lane};
+            const GroupScales<Product::kBits> groups = {l, s.groups(), s.units_per_group(),
+                                                        8 * (lane / 4) + 2 * kWarpTiles * (warp % 2)};
+            GemmLayer<Product> layer = {d,
+                                        l,
+                                        schedule,
+                                        start,
+                                        d.semaphores + gemm_semaphores(output_tiles),
+                                        shared,
+                                        s.row_blocks(),
+                                        s.tiles(),
+                                        column_tiles,
+                                        groups,
+                                        warp,
+                                        lane};
             layer.run(begin, end);
         }
         start += steps;
-        outputs += tiled_outputs(s, d.rows);
+        output_tiles += gemm_output_tiles(s, d.rows);
     }
 #endif
 }

@@ -1,72 +1,37 @@
-// y = x W' + bias for up to 16 rows of x: what the decode kernels of all widths do.
+// gemv: y = x W' + bias for up to 16 rows of x, by weights of one width or of several.
 //
-// A warp multiplies one item (64 rows by 64 slots) at a time by all rows of x, on tensor cores: the weight is operand
-// A, so that no row of a tile is wasted however few rows x has. The warps of a block take its items in turn, add up
-// their sums in shared memory where a row block ends, and share row blocks with other blocks as arguments.h tells.
+// A warp multiplies one work item (64 rows by 64 slots) at a time by all rows of x, on tensor cores. The weight is operand
+// A, so that no row of a tile is wasted however few rows x has. The warps of a block take its work items in turn. They add
+// up their sums in shared memory where a row block ends. Blocks that meet in a row block use a split-K reduction.
 //
-// Words, scales and zero points travel to shared memory by asynchronous copies, some items ahead: nothing that comes from
-// afar is waited for where it is asked for. x is read into registers, one item ahead.
+// Global loads are issued several work items ahead, so a warp does not stall where it uses them. Asynchronous copies bring
+// words, scales and zero points to shared memory. x is read into registers, one work item ahead.
 #pragma once
 
 #include "cuda/device/accumulators.cuh"
 #include "cuda/device/unpack.cuh"
+#include "cuda/device/work_item.cuh"
 
 namespace qaig {
 namespace cuda {
 
-struct ItemPosition {
-    int row_block, tile;
-
-    QAIG_MEMBER void advance(int items, int tiles) {
-        for (tile += items; tile >= tiles; tile -= tiles) {
-            row_block++;
-        }
-    }
-};
-
-// What a lane copies of an item's groups: 16 bytes, of the scales of the first unit's group (lanes 0 to 7), of those of
-// the second unit's (8 to 15), or of their zero points (16 to 23). They lie in this order behind the item's words.
-struct GroupCopy {
-    static constexpr int kScales = kBlockRows * 2 / 16, kZeros = kBlockRows / 16;  // pieces of a group
-
-    const char* from;  // of the first group; null: nothing
-
-    QAIG_MEMBER GroupCopy(const QaigLayer& l, int lane) : from(nullptr) {
-        const int at = lane - 2 * kScales;
-        if (at < 0) {
-            from = static_cast<const char*>(l.scale) + lane % kScales * 16;
-        } else if (at < 2 * kZeros && l.zero) {
-            from = reinterpret_cast<const char*>(l.zero) + at % kZeros * 16;
-        }
-    }
-    QAIG_MEMBER static int unit(int lane) { return (lane < 2 * kScales ? lane / kScales : lane / kZeros) % 2; }
-    QAIG_MEMBER const uint4* of(long long group, int lane) const {
-        return reinterpret_cast<const uint4*>(from + group * (16 * (lane < 2 * kScales ? kScales : kZeros)));
-    }
-};
-
-// 16 bytes of x, for 8 slots of row 8 part + g, of each unit.
-template <int parts>
-struct InputOperands {
-    uint4 of[parts][2];
-};
-
-// One thread's share of one layer.
+// One thread's part of one layer.
 template <class T, int bits, int parts>
-struct LayerPart {
-    static constexpr int kStages = decode_stages(bits);
-    static constexpr int kStageSize = decode_stage_bytes(bits) / 16;
-    using RowBlockSums = Sums<kRowTiles * parts>;  // those of row tile r and eight j of x's rows at r * parts + j
+struct GemvLayer {
+    static constexpr int kStages = gemv_stages(bits);
+    static constexpr int kStageSize = gemv_stage_bytes(bits) / 16;
+    using RowBlockAccumulators =
+        Accumulators<kRowTiles * parts>;  // those of row tile r and eight j of x's rows at r * parts + j
 
-    const QaigDecode& d;
+    const QaigMatmul& d;
     const QaigLayer& l;
-    Line line;
-    unsigned start;      // first step of the layer
-    unsigned* counters;  // of the layer's row blocks
-    uint4* ring;         // this warp's stages
-    float4* shared_sums;
+    StreamK schedule;
+    unsigned start;        // first step of the layer
+    unsigned* semaphores;  // of the layer's row blocks
+    uint4* ring;           // this warp's stages
+    float4* shared_accumulators;
     int tiles, groups;
-    Quotient group_of;  // of a unit
+    FastDivisor group_of;  // of a unit
     int warp, lane, g;
     GroupCopy group_copy;
     bool has_zero;
@@ -79,7 +44,7 @@ struct LayerPart {
         return group_of.divisor % 2 == 0 || 2 * tile + 1 < (group + 1) * group_of.divisor || group + 1 == groups;
     }
 
-    QAIG_MEMBER void start_copy(int item, const ItemPosition& p, int stage) {
+    QAIG_MEMBER void start_copy(int item, const WorkItem& p, int stage) {
         const uint4* from = static_cast<const uint4*>(l.words) + static_cast<long long>(item) * (bits * 32) + lane;
         uint4* to = ring + stage * kStageSize + lane;
 #pragma unroll
@@ -106,8 +71,8 @@ struct LayerPart {
         }
     }
 
-    // Adds the products of one row tile within one group, which are integers' sums until the scale comes in here.
-    QAIG_MEMBER void add_scaled(RowBlockSums& sums, int r, const float (&products)[parts][4], unsigned scales) {
+    // Adds the products of one row tile within one group. They are sums of integers until the scale multiplies them here.
+    QAIG_MEMBER void add_scaled(RowBlockAccumulators& sums, int r, const float (&products)[parts][4], unsigned scales) {
         const float first = low_float(l.scale_type, scales), second = high_float(l.scale_type, scales);
 #pragma unroll
         for (int part = 0; part < parts; part++) {
@@ -121,10 +86,10 @@ struct LayerPart {
 
     // `same`: both units are of one group.
     template <bool same>
-    QAIG_MEMBER void multiply_item(RowBlockSums& sums, int stage, const InputOperands<parts>& x) {
+    QAIG_MEMBER void multiply_item(RowBlockAccumulators& sums, int stage, const InputOperands<parts>& x) {
         const uint4* from = ring + stage * kStageSize;
         unsigned words[4 * bits];
-        constexpr int kLast = same ? 0 : 1;  // unit whose group the item ends with
+        constexpr int kLast = same ? 0 : 1;  // unit whose group ends the work item
         const uint4* scales = from + bits * 32 + g;
         const auto* zeros = reinterpret_cast<const uint2*>(from + bits * 32 + 2 * (kBlockRows / 8)) + g;
         constexpr unsigned kMiddle = (1u << (bits - 1)) * 0x01010101u;
@@ -142,7 +107,7 @@ struct LayerPart {
                 words[4 * c] = v.x, words[4 * c + 1] = v.y, words[4 * c + 2] = v.z, words[4 * c + 3] = v.w;
             }
             float products[parts][4] = {};
-            Zero<T, bits> zero[2];
+            ZeroPoint<T, bits> zero[2];
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 0 || !same) {
@@ -154,15 +119,15 @@ struct LayerPart {
                         }
                     }
                     const unsigned of_rows = r < 2 ? zero_words[unit].x : zero_words[unit].y;
-                    zero[0] = zero_of<T, bits>(of_rows, r % 2 * 2);
-                    zero[1] = zero_of<T, bits>(of_rows, r % 2 * 2 + 1);
+                    zero[0] = zero_point_of<T, bits>(of_rows, r % 2 * 2);
+                    zero[1] = zero_point_of<T, bits>(of_rows, r % 2 * 2 + 1);
                 }
 #pragma unroll
                 for (int step = 0; step < 2; step++) {
                     unsigned a[4];
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        a[j] = pair<T, bits>(words + r * bits, 8 * unit + 4 * step + j, zero[j % 2]);
+                        a[j] = unpack_pair<T, bits>(words + r * bits, 8 * unit + 4 * step + j, zero[j % 2]);
                     }
 #pragma unroll
                     for (int part = 0; part < parts; part++) {
@@ -175,16 +140,16 @@ struct LayerPart {
         }
     }
 
-    // Adds what the warps have and leaves it with warp 0, in an order that never changes.
-    QAIG_MEMBER void add_warps(RowBlockSums& sums) {
+    // Adds up the sums of all warps in warp 0, always in the same order.
+    QAIG_MEMBER void reduce_across_warps(RowBlockAccumulators& sums) {
 #pragma unroll
-        for (int from = kDecodeWarps - 1; from >= 0; from--) {
+        for (int from = kGemvWarps - 1; from >= 0; from--) {
             if (warp == from) {
 #pragma unroll
                 for (int i = 0; i < kRowTiles * parts; i++) {
                     float (&s)[4] = sums.at[i];
-                    float4* place = shared_sums + i * 32 + lane;
-                    if (from < kDecodeWarps - 1) {
+                    float4* place = shared_accumulators + i * 32 + lane;
+                    if (from < kGemvWarps - 1) {
                         const float4 others = load_shared(place);
                         s[0] += others.x, s[1] += others.y, s[2] += others.z, s[3] += others.w;
                     }
@@ -197,40 +162,40 @@ struct LayerPart {
         }
     }
 
-    // Leaves the sums of a part of a row block to the other blocks that have parts of it; see add_blocks of accumulators.cuh.
-    QAIG_MEMBER bool add_parts(RowBlockSums& sums, int row_block) {
+    // Adds this block's part of a row block to those of other blocks; true in the block that is last.
+    QAIG_MEMBER bool reduce_across_blocks(RowBlockAccumulators& sums, int row_block) {
         const unsigned first_step = start + static_cast<unsigned>(row_block) * tiles * bits;
-        const int first = line.block_at(first_step), last = line.block_at(first_step + (tiles - 1) * bits);
-        auto* partials = reinterpret_cast<float4*>(d.partials);
-        return add_blocks(sums, partials, kRowTiles * parts * 32, first, last, counters + row_block);
+        const int first = schedule.block_at(first_step), last = schedule.block_at(first_step + (tiles - 1) * bits);
+        auto* workspace = reinterpret_cast<float4*>(d.workspace);
+        return split_k_reduce(sums, workspace, kRowTiles * parts * 32, first, last, semaphores + row_block);
     }
 
-    // Items [begin, end) of the layer. All warps meet at the end of every row block.
+    // Work items [begin, end) of the layer. All warps meet at the end of every row block.
     QAIG_MEMBER void run(int begin, int end) {
         int item = begin + warp, ahead = item, stage = 0;
-        const ItemPosition first = {item / tiles, item % tiles};
-        ItemPosition now = first, copied = first;
+        const WorkItem first = {item / tiles, item % tiles};
+        WorkItem now = first, copied = first;
         InputOperands<parts> here, next;
         load_x(here, now.tile);
-        for (int s = 0; s < kStages - 1; s++, ahead += kDecodeWarps) {
+        for (int s = 0; s < kStages - 1; s++, ahead += kGemvWarps) {
             if (ahead < end) {
                 start_copy(ahead, copied, s);
-                copied.advance(kDecodeWarps, tiles);
+                copied.advance(kGemvWarps, tiles);
             }
             commit_copies();
         }
         for (int row_block = begin / tiles, from = begin; from < end; row_block++) {
             const int row_end = (row_block + 1) * tiles, to = row_end < end ? row_end : end;
-            RowBlockSums sums = {};
-            for (; item < to; item += kDecodeWarps, ahead += kDecodeWarps) {
+            RowBlockAccumulators sums = {};
+            for (; item < to; item += kGemvWarps, ahead += kGemvWarps) {
                 const int tile = now.tile;
-                now.advance(kDecodeWarps, tiles);
+                now.advance(kGemvWarps, tiles);
                 load_x(next, now.tile);  // of some tile if there are no more
                 wait_copies<kStages - 2>();
                 warp_barrier();     // the other lanes' copies are there, too, and they are done with the stage before
                 if (ahead < end) {  // into the stage that was multiplied last time
                     start_copy(ahead, copied, stage == 0 ? kStages - 1 : stage - 1);
-                    copied.advance(kDecodeWarps, tiles);
+                    copied.advance(kGemvWarps, tiles);
                 }
                 commit_copies();
                 if (one_group(tile, group_of.of(2 * tile))) {
@@ -241,10 +206,10 @@ struct LayerPart {
                 stage = stage == kStages - 1 ? 0 : stage + 1;
                 here = next;
             }
-            add_warps(sums);
+            reduce_across_warps(sums);
             const bool from_start = from + tiles == row_end;
-            if (warp == 0 && ((from_start && to == row_end) || add_parts(sums, row_block))) {
-                store_sums<T, kRowTiles, parts>(l, d.rows, sums, row_block * kBlockRows, 0);
+            if (warp == 0 && ((from_start && to == row_end) || reduce_across_blocks(sums, row_block))) {
+                store_accumulators<T, kRowTiles, parts>(l, d.rows, sums, row_block * kBlockRows, 0);
             }
             from = to;
         }
@@ -252,25 +217,25 @@ struct LayerPart {
 };
 
 template <class T, int bits, int columns, int kernel_bits = bits>
-QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, unsigned start, int counter, int begin,
-                              int end, uint4* shared) {
+QAIG_DEVICE void gemv_layer(const QaigMatmul& d, int index, const StreamK& schedule, unsigned start, int semaphore,
+                            int begin, int end, uint4* shared) {
     const QaigLayer& l = d.layers[index];
     const Shape s = shape_of(l);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int g = lane / 4, t = lane % 4;
     uint4* sums = shared;
-    uint4* ring = shared + decode_sum_bytes(columns) / 16 + warp * (decode_warp_bytes(kernel_bits) / 16);
+    uint4* ring = shared + gemv_accumulator_bytes(columns) / 16 + warp * (gemv_warp_bytes(kernel_bits) / 16);
     const auto* x = static_cast<const unsigned short*>(l.x) + g * l.x_stride + 8 * t;
-    LayerPart<T, bits, columns / 8> part = {d,
+    GemvLayer<T, bits, columns / 8> part = {d,
                                             l,
-                                            line,
+                                            schedule,
                                             start,
-                                            d.counters + counter,
+                                            d.semaphores + semaphore,
                                             ring,
                                             reinterpret_cast<float4*>(sums),
                                             s.tiles(),
                                             s.groups(),
-                                            quotient_of(s.units_per_group()),
+                                            fast_divisor(s.units_per_group()),
                                             warp,
                                             lane,
                                             g,
@@ -285,49 +250,49 @@ QAIG_DEVICE void decode_layer(const QaigDecode& d, int index, const Line& line, 
     part.run(begin, end);
 }
 
-// The kernel's body. `bits` of kMixed: each layer tells its own.
+// The kernel's body. `bits` of kMixedBits: each layer tells its own.
 template <class T, int bits, int columns>
-QAIG_DEVICE void decode(const QaigDecode& d) {
+QAIG_DEVICE void gemv(const QaigMatmul& d) {
     QAIG_DYNAMIC_SHARED(shared);
-    const Line line = line_of(d, gridDim.x);
-    const unsigned from = line.begin_of(blockIdx.x), to = line.begin_of(blockIdx.x + 1);
+    const StreamK schedule = gemv_schedule(d, gridDim.x);
+    const unsigned from = schedule.begin_of(blockIdx.x), to = schedule.begin_of(blockIdx.x + 1);
     unsigned start = 0;
-    int counter = 0;
+    int semaphore = 0;
     for (int i = 0; i < d.layer_count; i++) {
         const QaigLayer& l = d.layers[i];
         const Shape s = shape_of(l);
-        const unsigned items = static_cast<unsigned>(s.items()), width = bits == kMixed ? l.bits : bits;
-        const int begin = first_item(from, start, items, width), end = first_item(to, start, items, width);
+        const unsigned items = static_cast<unsigned>(s.work_items()), width = bits == kMixedBits ? l.bits : bits;
+        const int begin = first_work_item(from, start, items, width), end = first_work_item(to, start, items, width);
         if (begin < end) {
-            if constexpr (bits != kMixed) {
-                decode_layer<T, bits, columns>(d, i, line, start, counter, begin, end, shared);
+            if constexpr (bits != kMixedBits) {
+                gemv_layer<T, bits, columns>(d, i, schedule, start, semaphore, begin, end, shared);
             } else if (l.bits == 2) {
-                decode_layer<T, 2, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+                gemv_layer<T, 2, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             } else if (l.bits == 3) {
-                decode_layer<T, 3, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+                gemv_layer<T, 3, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             } else if (l.bits == 4) {
-                decode_layer<T, 4, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+                gemv_layer<T, 4, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             } else {
-                decode_layer<T, 8, columns, kMixed>(d, i, line, start, counter, begin, end, shared);
+                gemv_layer<T, 8, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             }
         }
         start += items * width;
-        counter += s.row_blocks();
+        semaphore += s.row_blocks();
     }
 }
 
 }  // namespace cuda
 }  // namespace qaig
 
-#define QAIG_DECODE_KERNEL(name, type, bits, columns)                                                   \
-    extern "C" __global__ void __launch_bounds__(128, qaig::cuda::decode_blocks_per_processor(columns)) \
-        name(QAIG_ARGUMENT QaigDecode d) {                                                              \
-        qaig::cuda::decode<qaig::cuda::type, bits, columns>(d);                                         \
+#define QAIG_GEMV_KERNEL(name, type, bits, columns)                                                   \
+    extern "C" __global__ void __launch_bounds__(128, qaig::cuda::gemv_blocks_per_processor(columns)) \
+        name(QAIG_ARGUMENT QaigMatmul d) {                                                            \
+        qaig::cuda::gemv<qaig::cuda::type, bits, columns>(d);                                         \
     }
 
-// The four decode kernels of one width. `width` is how names write it: w2, w3, w4, w8 or mixed.
-#define QAIG_DECODE_KERNELS(width, bits)                             \
-    QAIG_DECODE_KERNEL(qaig_decode_##width##_f16_m8, F16, bits, 8)   \
-    QAIG_DECODE_KERNEL(qaig_decode_##width##_f16_m16, F16, bits, 16) \
-    QAIG_DECODE_KERNEL(qaig_decode_##width##_bf16_m8, BF16, bits, 8) \
-    QAIG_DECODE_KERNEL(qaig_decode_##width##_bf16_m16, BF16, bits, 16)
+// The four gemv kernels of one width. `width` is how names write it: w2, w3, w4, w8 or mixed.
+#define QAIG_GEMV_KERNELS(width, bits)                           \
+    QAIG_GEMV_KERNEL(qaig_gemv_##width##_f16_m8, F16, bits, 8)   \
+    QAIG_GEMV_KERNEL(qaig_gemv_##width##_f16_m16, F16, bits, 16) \
+    QAIG_GEMV_KERNEL(qaig_gemv_##width##_bf16_m8, BF16, bits, 8) \
+    QAIG_GEMV_KERNEL(qaig_gemv_##width##_bf16_m16, BF16, bits, 16)

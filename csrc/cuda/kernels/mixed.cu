@@ -1,4 +1,4 @@
 // The kernels of launches whose layers have several widths.
 #include "cuda/kernels/gemv.cuh"
 
-QAIG_DECODE_KERNELS(mixed, qaig::cuda::kMixed)
+QAIG_GEMV_KERNELS(mixed, qaig::cuda::kMixedBits)

@@ -21,7 +21,7 @@ QAIG_DEVICE unsigned largest_in_block(unsigned v, unsigned* of_warps) {
         store_shared(of_warps + threadIdx.x / 32, v);
     }
     block_barrier();
-    for (int warp = 0; warp < kArrangeThreads / 32; warp++) {
+    for (int warp = 0; warp < kQuantizeThreads / 32; warp++) {
         const unsigned other = load_shared(of_warps + warp);
         v = v > other ? v : other;
     }
@@ -69,7 +69,7 @@ struct Row {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float integer = round_to_integer(divide(v[i], scale));
-                v[i] = bytes ? integer : multiply(integer, 1 / kIntegers);
+                v[i] = bytes ? integer : multiply(integer, 1 / kIntegerDivisor);
             }
         }
     }
@@ -115,18 +115,18 @@ struct Row {
 // Calls use(k, v) with the values of channels k to k + 7, each eight in one of the block's threads; zeros beyond the
 // last channel. Rotated if the rows are.
 template <class T, class Use>
-QAIG_DEVICE void for_channels(const QaigArrange& a, const unsigned short* x, bool aligned, const Use& use) {
+QAIG_DEVICE void for_channels(const QaigQuantizeActivations& a, const unsigned short* x, bool aligned, const Use& use) {
     float v[8];
     if (a.rotation_block) {  // a warp takes kRotated channels at a time, all of its lanes together
         const int first = static_cast<int>(threadIdx.x) / 32 * kRotated, lane = threadIdx.x % 32;
-        for (int k = first; k < a.in_features; k += kArrangeThreads / 32 * kRotated) {
+        for (int k = first; k < a.in_features; k += kQuantizeThreads / 32 * kRotated) {
             load_rotated(T(), a, x, k + 8 * lane, v);
             if (k + 8 * lane < a.in_features) {
                 use(k + 8 * lane, v);
             }
         }
     } else {
-        for (int k = 8 * threadIdx.x; k < a.in_features; k += 8 * kArrangeThreads) {
+        for (int k = 8 * threadIdx.x; k < a.in_features; k += 8 * kQuantizeThreads) {
             load_eight(T(), x + k, a.in_features - k < 8 ? a.in_features - k : 8, aligned, v);
             use(k, v);
         }
@@ -134,8 +134,8 @@ QAIG_DEVICE void for_channels(const QaigArrange& a, const unsigned short* x, boo
 }
 
 template <class T>
-QAIG_DEVICE void arrange(const QaigArrange& a) {
-    QAIG_SHARED_ARRAY(unsigned, of_warps, kArrangeThreads / 32);
+QAIG_DEVICE void quantize_activations(const QaigQuantizeActivations& a) {
+    QAIG_SHARED_ARRAY(unsigned, of_warps, kQuantizeThreads / 32);
     const Shape s = {0, a.in_features, a.group_size, 0};
     const int group_size = a.group_size, groups = s.groups(), group_slots = s.units_per_group() * kUnitSlots;
     const long long index = blockIdx.x;
@@ -149,18 +149,18 @@ QAIG_DEVICE void arrange(const QaigArrange& a) {
         largest = largest_in_block(largest, of_warps);
         row.rounded = largest <= bits_of(kLargest);
         row.bytes = row.rounded && a.bytes;
-        float token_scale = !a.bytes ? 1.0f : largest > kInfinity ? float_of(largest) : kNotRounded;
+        float token_scale = !a.bytes ? 1.0f : largest > kInfinity ? float_of(largest) : kNotQuantized;
         if (row.rounded) {
             const float most = float_of(largest);
             row.scale = divide(most > kSmallest ? most : kSmallest, 127.0f);
-            token_scale = a.bytes ? row.scale : multiply(row.scale, kIntegers);
+            token_scale = a.bytes ? row.scale : multiply(row.scale, kIntegerDivisor);
         }
         if (threadIdx.x == 0) {
             store_global(a.token_scale + index, token_scale);
         }
     }
     // Slots by eights. Where rows are rotated, those that are no channel's: the channels come below.
-    for (int slot = 8 * threadIdx.x; slot < a.slots; slot += 8 * kArrangeThreads) {
+    for (int slot = 8 * threadIdx.x; slot < a.slots; slot += 8 * kQuantizeThreads) {
         const int group = slot / group_slots, in_group = slot - group * group_slots;
         const int rest = group < groups ? group_size - in_group : 0, count = rest < 0 ? 0 : rest < 8 ? rest : 8;
         if (a.rotation_block) {
@@ -196,10 +196,12 @@ QAIG_DEVICE void arrange(const QaigArrange& a) {
 }  // namespace cuda
 }  // namespace qaig
 
-extern "C" __global__ void __launch_bounds__(256) qaig_arrange_f16(QAIG_ARGUMENT QaigArrange a) {
-    qaig::cuda::arrange<qaig::cuda::F16>(a);
+extern "C" __global__ void __launch_bounds__(256)
+    qaig_quantize_activations_f16(QAIG_ARGUMENT QaigQuantizeActivations a) {
+    qaig::cuda::quantize_activations<qaig::cuda::F16>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(256) qaig_arrange_bf16(QAIG_ARGUMENT QaigArrange a) {
-    qaig::cuda::arrange<qaig::cuda::BF16>(a);
+extern "C" __global__ void __launch_bounds__(256)
+    qaig_quantize_activations_bf16(QAIG_ARGUMENT QaigQuantizeActivations a) {
+    qaig::cuda::quantize_activations<qaig::cuda::BF16>(a);
 }

@@ -1,4 +1,4 @@
-// x as kernels read it: as it is, or arranged, rotated and rounded by a kernel before.
+// x as the kernels read it: as it is, or in slot order, rotated and quantized by a kernel before.
 #pragma once
 
 #include <map>
@@ -27,7 +27,7 @@ public:
     Inputs(const Tensor& x, bool round, const Device& device) : x_(x), round_(round), device_(device) {}
 
     const Input& of(const Layer& l) {
-        const bool bytes = l.way == Way::kInteger;
+        const bool bytes = l.kernel == MatmulKernel::kGemmI8;
         const auto key =
             std::make_tuple(l.input_group(), l.rotation_block, l.rotation_block ? l.rotation_seed : 0, bytes);
         const auto known = inputs_.find(key);
@@ -49,17 +49,18 @@ private:
             input.token_scale = torch::stable::new_empty(x, {rows}, ScalarType::Float);
             token_scale = static_cast<float*>(input.token_scale->mutable_data_ptr());
         }
-        const QaigArrange arguments = {x.const_data_ptr(),
-                                       input.x.mutable_data_ptr(),
-                                       token_scale,
-                                       static_cast<unsigned long long>(l.rotation_seed),
-                                       static_cast<int>(l.rotation_block),
-                                       static_cast<int>(rows),
-                                       order.in_features,
-                                       order.group_size,
-                                       order.slots(),
-                                       bytes};
-        check_status(qaig_cuda_arrange(&arguments, type_of(x.scalar_type()), device_.stream), "arranging x");
+        const QaigQuantizeActivations arguments = {x.const_data_ptr(),
+                                                   input.x.mutable_data_ptr(),
+                                                   token_scale,
+                                                   static_cast<unsigned long long>(l.rotation_seed),
+                                                   static_cast<int>(l.rotation_block),
+                                                   static_cast<int>(rows),
+                                                   order.in_features,
+                                                   order.group_size,
+                                                   order.slots(),
+                                                   bytes};
+        check_status(qaig_cuda_quantize_activations(&arguments, type_of(x.scalar_type()), device_.stream),
+                     "quantizing x");
         return input;
     }
 

@@ -11,20 +11,21 @@ namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 inline void round_columns(Tensor rows, Tensor errors, Tensor codes, const Tensor& factor, const Tensor& groups,
                           const Tensor& step, const Tensor& scale, const Tensor& zero, int64_t max_code) {
     STD_TORCH_CHECK(rows.dim() == 2 && step.dim() == 2, "rows and step must have two dimensions, got ",
-                    text(shape_of(rows)), " and ", text(shape_of(step)));
+                    shape_text(shape_of(rows)), " and ", shape_text(shape_of(step)));
     const int64_t count = rows.size(0), size = rows.size(1), groups_there = step.size(0);
-    STD_TORCH_CHECK(count >= 1 && count <= cuda::kMostColumns, "rows must be 1 to ", cuda::kMostColumns, ", got ",
+    STD_TORCH_CHECK(count >= 1 && count <= cuda::kMaxGptqColumns, "rows must be 1 to ", cuda::kMaxGptqColumns, ", got ",
                     count);
     STD_TORCH_CHECK(size < int64_t{1} << 31 && groups_there >= 1 && groups_there < int64_t{1} << 31,
                     "rows and step must be shorter than 2^31, and step must have rows");
     STD_TORCH_CHECK(max_code >= 1 && max_code <= 255, "max_code must be between 1 and 255, got ", max_code);
     const Device device(rows);
     const auto check = [&](const char* name, const Tensor& t, std::initializer_list<int64_t> shape, ScalarType type) {
-        STD_TORCH_CHECK(t.scalar_type() == type, name, " must have dtype ", name_of(type), ", got ",
-                        name_of(t.scalar_type()));
-        STD_TORCH_CHECK(is_on(t, device.index), name, " is not on ", name_of_device(device.index),
+        STD_TORCH_CHECK(t.scalar_type() == type, name, " must have dtype ", dtype_name(type), ", got ",
+                        dtype_name(t.scalar_type()));
+        STD_TORCH_CHECK(is_on(t, device.index), name, " is not on ", device_name(device.index),
                         " but rows is: move both to one device");
-        STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", text(shape), ", got ", text(shape_of(t)));
+        STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", shape_text(shape), ", got ",
+                        shape_text(shape_of(t)));
         STD_TORCH_CHECK(&t == &factor ? t.stride(0) > 0 && t.stride(1) > 0 : t.is_contiguous(), name,
                         " must be contiguous, factor at least not expanded");
     };
@@ -39,21 +40,21 @@ inline void round_columns(Tensor rows, Tensor errors, Tensor codes, const Tensor
     if (size == 0) {
         return;
     }
-    const QaigColumns arguments = {static_cast<float*>(rows.mutable_data_ptr()),
-                                   static_cast<float*>(errors.mutable_data_ptr()),
-                                   static_cast<unsigned char*>(codes.mutable_data_ptr()),
-                                   static_cast<const float*>(factor.const_data_ptr()),
-                                   static_cast<const long long*>(groups.const_data_ptr()),
-                                   static_cast<const float*>(step.const_data_ptr()),
-                                   static_cast<const float*>(scale.const_data_ptr()),
-                                   static_cast<const float*>(zero.const_data_ptr()),
-                                   size,
-                                   factor.stride(0),
-                                   factor.stride(1),
-                                   static_cast<int>(count),
-                                   static_cast<int>(groups_there),
-                                   static_cast<int>(max_code)};
-    check_status(qaig_cuda_round_columns(&arguments, device.stream), "rounding columns");
+    const QaigGptqColumns arguments = {static_cast<float*>(rows.mutable_data_ptr()),
+                                       static_cast<float*>(errors.mutable_data_ptr()),
+                                       static_cast<unsigned char*>(codes.mutable_data_ptr()),
+                                       static_cast<const float*>(factor.const_data_ptr()),
+                                       static_cast<const long long*>(groups.const_data_ptr()),
+                                       static_cast<const float*>(step.const_data_ptr()),
+                                       static_cast<const float*>(scale.const_data_ptr()),
+                                       static_cast<const float*>(zero.const_data_ptr()),
+                                       size,
+                                       factor.stride(0),
+                                       factor.stride(1),
+                                       static_cast<int>(count),
+                                       static_cast<int>(groups_there),
+                                       static_cast<int>(max_code)};
+    check_status(qaig_cuda_gptq_columns(&arguments, device.stream), "rounding columns");
 }
 
 }  // namespace cuda_ops

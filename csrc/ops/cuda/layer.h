@@ -1,4 +1,4 @@
-// A layer and the way it is multiplied.
+// A layer and the kernel that multiplies it.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -8,40 +8,41 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-constexpr int64_t kMostRows = (1LL << 31) - 1;  // of x that are rounded to 8 bits: each is a block of a launch
+constexpr int64_t kMaxQuantizedRows = (1LL << 31) - 1;  // of x that are rounded to 8 bits: each is a block of a launch
 
-// How a layer is multiplied: by the kernels that read packed words, by torch with the weight unpacked, or by the plain
+// What multiplies a layer: a kernel that reads packed words (gemv, gemm), torch with the dequantized weight, or the plain
 // torch of nn/reference.py.
-enum class Way { kDecode, kFused, kInteger, kDense, kReference };
+enum class MatmulKernel { kGemv, kGemmF16, kGemmI8, kDequantize, kReference };
 
 struct Layer {
     const PackedWeight* weight;
     const Optional* bias;
     int64_t rotation_block, rotation_seed;
     Tensor y;  // [rows][out_features]
-    Way way;
+    MatmulKernel kernel;
 
     // Channels of a group in the order of slots that x is to have: all of them, unless groups are padded.
     int input_group() const {
         const cuda::Shape& s = weight->shape;
-        return way == Way::kDense || s.in_channel_order() ? s.in_features : s.group_size;
+        return kernel == MatmulKernel::kDequantize || s.in_channel_order() ? s.in_features : s.group_size;
     }
 };
 
 // Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
-inline Way way_of(const PackedWeight& w, int64_t rows, bool round, bool rotate, const cuda::Tuning& tuning) {
-    if ((rotate && !round) || (round && rows > kMostRows)) {
-        return Way::kReference;
+inline MatmulKernel choose_kernel(const PackedWeight& w, int64_t rows, bool round, bool rotate,
+                                  const cuda::Tuning& tuning) {
+    if ((rotate && !round) || (round && rows > kMaxQuantizedRows)) {
+        return MatmulKernel::kReference;
     }
     if (w.scale.scalar_type() == ScalarType::Float) {
-        return Way::kDense;
+        return MatmulKernel::kDequantize;
     }
-    if (rows <= tuning.most_decode_rows) {
-        return Way::kDecode;
+    if (rows <= tuning.max_gemv_rows) {
+        return MatmulKernel::kGemv;
     }
-    const bool fits = rows <= (round ? tuning.most_integer_rows : tuning.most_fused_rows) &&
-                      cuda::tiled_steps(w.shape, static_cast<int>(rows)) < cuda::kMostSteps / QAIG_MOST_LAYERS;
-    return !fits ? Way::kDense : round ? Way::kInteger : Way::kFused;
+    const bool fits = rows <= (round ? tuning.max_gemm_i8_rows : tuning.max_gemm_f16_rows) &&
+                      cuda::gemm_k_steps(w.shape, static_cast<int>(rows)) < cuda::kMaxSteps / QAIG_MAX_LAYERS;
+    return !fits ? MatmulKernel::kDequantize : round ? MatmulKernel::kGemmI8 : MatmulKernel::kGemmF16;
 }
 
 }  // namespace cuda_ops

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ops/cuda/gptq_columns.h"
-#include "ops/cuda/dense_matmul.h"
+#include "ops/cuda/dequantized_matmul.h"
 #include "ops/cuda/packed_matmul.h"
 #include "ops/reference.h"
 
@@ -17,7 +17,7 @@ namespace cuda_ops {
 namespace {
 
 bool has_kernels(const Tensor& x, int64_t layout) {
-    return layout == kCudaOrder && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16);
+    return layout == kCudaLayout && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16);
 }
 
 std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
@@ -37,12 +37,12 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     for (size_t i = 0; i < count; i++) {
         check_rotation(rotation_block[i], rotation_seed[i], x.size(-1));
     }
-    STD_TORCH_CHECK(layout == kOnDisk || layout == kCudaOrder, "layout=", layout,
-                    " belongs to another backend: CUDA devices read 0 (the on-disk order) and 2 (their own)");
+    STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCudaLayout, "layout=", layout,
+                    " belongs to another backend: CUDA devices read 0 (the checkpoint layout) and 2 (their own)");
     // An error within the reference would come back without its text, so what it would refuse is refused here.
     const auto by_reference = [&](size_t i) {
         const int device = x.is_cpu() ? kCpu : x.get_device();
-        if (layout == kOnDisk) {
+        if (layout == kCheckpointLayout) {
             const int64_t channels = checked_group(out_features[i], x.size(-1), bits[i], group_size[i]);
             check_checkpoint_layout(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i],
                                     x.size(-1) / channels, device);
@@ -83,8 +83,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     Inputs inputs(flat, round, device);
     std::vector<Layer> packed_layers;
     for (size_t i = 0; i < count; i++) {
-        const Way way = way_of(weights[i], rows, round, rotation_block[i] != 0, tuning);
-        if (rows > 0 && way == Way::kReference) {
+        const MatmulKernel kernel = choose_kernel(weights[i], rows, round, rotation_block[i] != 0, tuning);
+        if (rows > 0 && kernel == MatmulKernel::kReference) {
             results.push_back(by_reference(i));
             continue;
         }
@@ -98,14 +98,14 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
                              rotation_block[i],
                              rotation_seed[i],
                              torch::stable::view(results.back(), {rows, out_features[i]}),
-                             way};
-        if (way == Way::kDense) {
-            unpack_and_multiply(flat, layer, inputs, round, tuning.chunk_bytes, device);
+                             kernel};
+        if (kernel == MatmulKernel::kDequantize) {
+            dequantized_matmul(flat, layer, inputs, round, tuning.chunk_bytes, device);
         } else {
             packed_layers.push_back(layer);
         }
     }
-    multiply_packed(flat, packed_layers, inputs, device);
+    packed_matmul(flat, packed_layers, inputs, device);
     return results;
 }
 

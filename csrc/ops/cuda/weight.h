@@ -7,7 +7,7 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-constexpr int64_t kOnDisk = 0, kCudaOrder = 2;
+constexpr int64_t kCheckpointLayout = 0, kCudaLayout = 2;
 
 inline int type_of(ScalarType type) {
     return type == ScalarType::Half ? QAIG_F16 : type == ScalarType::BFloat16 ? QAIG_BF16 : QAIG_F32;
@@ -24,10 +24,11 @@ struct PackedWeight {
     PackedWeight(const Tensor& packed, const Tensor& scale_, const Optional& zero_, int64_t out_features,
                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int device) {
         const int64_t channels = checked_group(out_features, in_features, bits, group_size);
-        STD_TORCH_CHECK(layout == kCudaOrder, "layout=", layout, " is not the CUDA kernels' order, which is 2");
-        STD_TORCH_CHECK(cuda::has_order(static_cast<int>(bits)), "layout=2 is for 2, 3, 4 and 8 bits, got bits=", bits);
-        constexpr int64_t kMost = 1 << 24;
-        STD_TORCH_CHECK(out_features < kMost && in_features < kMost,
+        STD_TORCH_CHECK(layout == kCudaLayout, "layout=", layout, " is not the CUDA layout, which is 2");
+        STD_TORCH_CHECK(cuda::has_cuda_layout(static_cast<int>(bits)),
+                        "layout=2 is for 2, 3, 4 and 8 bits, got bits=", bits);
+        constexpr int64_t kMax = 1 << 24;
+        STD_TORCH_CHECK(out_features < kMax && in_features < kMax,
                         "the CUDA kernels take out_features and in_features below 2^24, got ", out_features, " and ",
                         in_features);
         shape = {static_cast<int>(out_features), static_cast<int>(in_features), static_cast<int>(channels),

@@ -1,4 +1,4 @@
-"""x as kernels read it: as it is, or arranged, rotated and rounded by a kernel before."""
+"""x as kernels read it: as it is, or in slot order, rotated and quantized by a kernel before."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ...nn.hadamard import Rotation
 from . import interface
 from .driver import Device, Driver
 from .interface import Shape
-from .layer import SUFFIX, Layer, Way, aligned, pointer
+from .layer import SUFFIX, Layer, MatmulKernel, aligned, pointer
 
 
 class Input(NamedTuple):
@@ -36,7 +36,7 @@ class Inputs:
         self._inputs: dict[tuple[int, Rotation | None, bool], Input] = {}
 
     def of(self, layer: Layer) -> Input:
-        key = (layer.input_group(), layer.rotation, layer.way is Way.INTEGER)
+        key = (layer.input_group(), layer.rotation, layer.kernel is MatmulKernel.GEMM_I8)
         if key not in self._inputs:
             self._inputs[key] = self._make(*key)
         return self._inputs[key]
@@ -50,10 +50,10 @@ class Inputs:
             return Input(aligned(x), None, in_features)
         out = x.new_empty(rows, order.slots)
         token_scale = x.new_empty(rows, dtype=torch.float32) if self.rounded else None
-        argument = interface.Arrange(
+        argument = interface.QuantizeActivations(
             x.data_ptr(), out.data_ptr(), pointer(token_scale), seed, block, rows, in_features, group, order.slots,
             as_bytes,
         )  # fmt: skip
-        name = f"qaig_arrange_{SUFFIX[x.dtype]}"
-        self._driver.launch(name, argument, (rows, 1), interface.ARRANGE_THREADS, 0, self._device)
+        name = f"qaig_quantize_activations_{SUFFIX[x.dtype]}"
+        self._driver.launch(name, argument, (rows, 1), interface.QUANTIZE_THREADS, 0, self._device)
         return Input(out, token_scale, (2 if as_bytes else 1) * order.slots)

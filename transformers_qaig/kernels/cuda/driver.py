@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-_COUNTERS = 1 << 20
-"""Of each device, 4 bytes each, for all its streams and graphs."""
+_SEMAPHORES = 1 << 20
+"""Semaphores of each device, 4 bytes each, for all its streams and graphs."""
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
@@ -66,7 +66,7 @@ class Driver:
         self._modules: list[Any] = []
         self._contexts: dict[int, Any] = {}
         self._threads = threading.local()
-        self._counters: dict[int, int] = {}  # by device: the address of all
+        self._semaphores: dict[int, int] = {}  # by device: the address of all
         self._taken: dict[int, int] = {}  # and how many of them are given away
         self._parts: dict[tuple[int, int, int], tuple[int, int]] = {}  # by device, stream, capture: address and size
 
@@ -88,7 +88,7 @@ class Driver:
             )
         self._check(result, f"launching {kernel}")
 
-    def counters(self, device: Device, count: int) -> int | None:
+    def semaphores(self, device: Device, count: int) -> int | None:
         """The address of `count` zeros that each launch leaves as zeros, or None if there are no more.
 
         Launches that may overlap in time share none: each stream has its own and, since a graph may be replayed beside
@@ -102,17 +102,17 @@ class Driver:
             status, number, *_ = self._check(self._api.cuStreamGetCaptureInfo(stream), "asking for a capture")
         key = (device.index, stream, int(number) if int(status) == 1 else 0)
         with self._lock:
-            if device.index not in self._counters and key[2] == 0:  # memory cannot be had while a graph is captured
-                self._set_counters_aside(device)
+            if device.index not in self._semaphores and key[2] == 0:  # memory cannot be had while a graph is captured
+                self._allocate_semaphores(device)
             address, size = self._parts.get(key, (0, 0))
             if size < count:
-                taken = self._taken.get(device.index, _COUNTERS)
-                if taken + count > _COUNTERS:
+                taken = self._taken.get(device.index, _SEMAPHORES)
+                if taken + count > _SEMAPHORES:
                     return None
                 # Powers of two: what a stream leaves behind as it asks for more and more is no more than what it has.
-                size = min(max(1024, 1 << (count - 1).bit_length()), _COUNTERS - taken)
+                size = min(max(1024, 1 << (count - 1).bit_length()), _SEMAPHORES - taken)
                 self._taken[device.index] = taken + size
-                address = self._counters[device.index] + 4 * taken
+                address = self._semaphores[device.index] + 4 * taken
                 self._parts[key] = (address, size)
         return address
 
@@ -139,24 +139,22 @@ class Driver:
                 self._functions[device.index, kernel] = function
         return function
 
-    def _set_counters_aside(self, device: Device) -> None:
+    def _allocate_semaphores(self, device: Device) -> None:
         """Zeros, unless the device has no memory left."""
-        doing = "setting counters aside"
+        doing = "setting semaphores aside"
         with device.current():
             self._enter_context(device)
             with self._while_others_capture(doing):
-                result = self._api.cuMemAlloc(4 * _COUNTERS)
+                result = self._api.cuMemAlloc(4 * _SEMAPHORES)
                 if int(result[0]) == _OUT_OF_MEMORY:
                     return
                 (address,) = self._check(result, doing)
                 self._zero(address)
-        self._counters[device.index], self._taken[device.index] = int(address), 0
+        self._semaphores[device.index], self._taken[device.index] = int(address), 0
 
     @contextlib.contextmanager
     def _while_others_capture(self, doing: str) -> Iterator[None]:
-        """Lets this thread do what another one's capture would forbid, and be broken by, as capturing in torch's way is
-        every thread's concern.
-        """
+        """Lets this thread do what another one's capture forbids: torch's mode concerns all threads."""
         exchange = self._api.cuThreadExchangeStreamCaptureMode
         (mode,) = self._check(exchange(self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED), doing)
         try:
@@ -166,11 +164,11 @@ class Driver:
 
     def _zero(self, address: Any) -> None:
         """On a stream of its own: the default one is off limits while another is captured."""
-        api, doing = self._api, "zeroing counters"
+        api, doing = self._api, "zeroing semaphores"
         flag = api.CUstream_flags.CU_STREAM_NON_BLOCKING
         (stream,) = self._check(api.cuStreamCreate(int(flag)), doing)
         try:
-            self._check(api.cuMemsetD32Async(address, 0, _COUNTERS, stream), doing)
+            self._check(api.cuMemsetD32Async(address, 0, _SEMAPHORES, stream), doing)
             self._check(api.cuStreamSynchronize(stream), doing)
         finally:
             self._check(api.cuStreamDestroy(stream), doing)

@@ -13,16 +13,16 @@ import torch
 from ...nn.packing import num_groups
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-MOST_LAYERS, MOST_ROWS = 8, 16
-DECODE_THREADS, DEQUANTIZE_THREADS, ARRANGE_THREADS = 128, 128, 256
-COLUMNS_THREADS, MOST_COLUMNS = 128, 32
-DECODE_WARPS = DECODE_THREADS // 32
-TILED_WARPS, TILED_THREADS, TILED_ROW_BLOCKS, TILED_COLUMNS = 4, 128, 2, 64
-TILED_BLOCKS_PER_PROCESSOR, LEAST_TILED_STEPS = 2, 16
-MOST_STEPS = 1 << 31
-MOST_GRID_Y = 65_535
-INTEGER_STAGES = 4
-MIXED = 0  # stands for the bits of the mixed kernel
+MAX_LAYERS, MAX_GEMV_ROWS = 8, 16
+GEMV_THREADS, DEQUANTIZE_THREADS, QUANTIZE_THREADS = 128, 128, 256
+GPTQ_THREADS, MAX_GPTQ_COLUMNS = 128, 32
+GEMV_WARPS = GEMV_THREADS // 32
+GEMM_WARPS, GEMM_THREADS, GEMM_ROW_BLOCKS, GEMM_COLUMNS = 4, 128, 2, 64
+GEMM_BLOCKS_PER_PROCESSOR, MIN_GEMM_STEPS = 2, 16
+MAX_STEPS = 1 << 31
+MAX_GRID_Y = 65_535
+GEMM_I8_STAGES = 4
+MIXED_BITS = 0  # stands for the bits of the mixed kernel
 BLOCK_ROWS, TILE_SLOTS, UNIT_SLOTS = 64, 64, 32
 
 
@@ -45,19 +45,18 @@ class Layer(ctypes.Structure):
         ("bits", ctypes.c_int),
         ("scale_type", ctypes.c_int),
         ("bias_type", ctypes.c_int),
-        ("reserved", ctypes.c_int),
     )
 
 
-class Decode(ctypes.Structure):
-    """`QaigDecode`."""
+class Matmul(ctypes.Structure):
+    """`QaigMatmul`."""
 
     _fields_ = (
-        ("partials", ctypes.c_void_p),
-        ("counters", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("semaphores", ctypes.c_void_p),
         ("rows", ctypes.c_int),
         ("layer_count", ctypes.c_int),
-        ("layers", Layer * MOST_LAYERS),
+        ("layers", Layer * MAX_LAYERS),
     )
 
 
@@ -80,8 +79,8 @@ class Dequantize(ctypes.Structure):
     )
 
 
-class Arrange(ctypes.Structure):
-    """`QaigArrange`."""
+class QuantizeActivations(ctypes.Structure):
+    """`QaigQuantizeActivations`."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -99,7 +98,7 @@ class Arrange(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a weight in CUDA order; `group_size` in channels, never -1."""
+    """Sizes of a weight in CUDA layout; `group_size` in channels, never -1."""
 
     out_features: int
     in_features: int
@@ -133,7 +132,7 @@ class Shape:
         return self.tiles * TILE_SLOTS
 
     @property
-    def items(self) -> int:
+    def work_items(self) -> int:
         """Row blocks by tiles."""
         return self.row_blocks * self.tiles
 
@@ -147,9 +146,9 @@ class Tuning(NamedTuple):
     """A row of `kTunings`."""
 
     capability: int
-    most_decode_rows: int
-    most_fused_rows: int
-    most_integer_rows: int
+    max_gemv_rows: int
+    max_gemm_f16_rows: int
+    max_gemm_i8_rows: int
     chunk_bytes: int
 
 
@@ -164,8 +163,8 @@ TUNINGS = (
 )
 
 
-class Columns(ctypes.Structure):
-    """`QaigColumns`."""
+class GptqColumns(ctypes.Structure):
+    """`QaigGptqColumns`."""
 
     _fields_ = (
         ("rows", ctypes.c_void_p),
@@ -185,58 +184,58 @@ class Columns(ctypes.Structure):
     )
 
 
-def columns_grid(size: int) -> int:
-    return -(-size // COLUMNS_THREADS)
+def gptq_columns_grid(size: int) -> int:
+    return -(-size // GPTQ_THREADS)
 
 
 def tuning_for(capability: int) -> Tuning:
     return [t for t in TUNINGS if t.capability <= capability][-1]
 
 
-def decode_columns(rows: int) -> int:
+def gemv_columns(rows: int) -> int:
     return 8 if rows <= 8 else 16
 
 
-def decode_shared_bytes(bits: int, columns: int) -> int:
+def gemv_shared_bytes(bits: int, columns: int) -> int:
     bits = bits or 8  # the mixed kernel has room for the most
     stages = {2: 6, 3: 4, 4: 3, 8: 2}[bits]
-    return DECODE_WARPS * stages * (bits * 512 + 2 * BLOCK_ROWS * 3) + _sum_bytes(columns)
+    return GEMV_WARPS * stages * (bits * 512 + 2 * BLOCK_ROWS * 3) + _gemv_accumulator_bytes(columns)
 
 
-def decode_grid(items: int, processors: int, columns: int) -> int:
-    return min(-(-items // DECODE_WARPS), processors * (3 if columns == 8 else 2))
+def gemv_grid(items: int, processors: int, columns: int) -> int:
+    return min(-(-items // GEMV_WARPS), processors * (3 if columns == 8 else 2))
 
 
-def decode_partial_bytes(grid: int, columns: int) -> int:
-    return 2 * grid * _sum_bytes(columns)
+def gemv_workspace_bytes(grid: int, columns: int) -> int:
+    return 2 * grid * _gemv_accumulator_bytes(columns)
 
 
-def tiled_outputs(shape: Shape, rows: int) -> int:
-    return -(-shape.row_blocks // TILED_ROW_BLOCKS) * -(-rows // TILED_COLUMNS)
+def gemm_output_tiles(shape: Shape, rows: int) -> int:
+    return -(-shape.row_blocks // GEMM_ROW_BLOCKS) * -(-rows // GEMM_COLUMNS)
 
 
-def tiled_steps(shape: Shape, rows: int) -> int:
-    return tiled_outputs(shape, rows) * shape.tiles
+def gemm_k_steps(shape: Shape, rows: int) -> int:
+    return gemm_output_tiles(shape, rows) * shape.tiles
 
 
-def tiled_grid(steps: int, processors: int) -> int:
-    return min(-(-steps // LEAST_TILED_STEPS), processors * TILED_BLOCKS_PER_PROCESSOR)
+def gemm_grid(steps: int, processors: int) -> int:
+    return min(-(-steps // MIN_GEMM_STEPS), processors * GEMM_BLOCKS_PER_PROCESSOR)
 
 
-def tiled_partial_bytes(grid: int) -> int:
-    return 2 * grid * TILED_ROW_BLOCKS * BLOCK_ROWS * TILED_COLUMNS * 4
+def gemm_workspace_bytes(grid: int) -> int:
+    return 2 * grid * GEMM_ROW_BLOCKS * BLOCK_ROWS * GEMM_COLUMNS * 4
 
 
-def tiled_counters(outputs: int) -> int:
-    return outputs * TILED_WARPS
+def gemm_semaphores(outputs: int) -> int:
+    return outputs * GEMM_WARPS
 
 
-def fused_shared_bytes(bits: int) -> int:
-    return (3 if bits == 8 else 4) * _tiled_stage_bytes(bits, 2)
+def gemm_f16_shared_bytes(bits: int) -> int:
+    return (3 if bits == 8 else 4) * _gemm_stage_bytes(bits, 2)
 
 
-def integer_shared_bytes(bits: int) -> int:
-    return INTEGER_STAGES * _tiled_stage_bytes(bits, 1)
+def gemm_i8_shared_bytes(bits: int) -> int:
+    return GEMM_I8_STAGES * _gemm_stage_bytes(bits, 1)
 
 
 def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
@@ -244,12 +243,12 @@ def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
 
 
 def dequantize_stop(start: int, stop: int) -> int:
-    return min(stop, (start // BLOCK_ROWS + MOST_GRID_Y) * BLOCK_ROWS)
+    return min(stop, (start // BLOCK_ROWS + MAX_GRID_Y) * BLOCK_ROWS)
 
 
-def _tiled_stage_bytes(bits: int, element_bytes: int) -> int:
-    return TILED_ROW_BLOCKS * bits * 512 + TILED_COLUMNS * TILE_SLOTS * element_bytes
+def _gemm_stage_bytes(bits: int, element_bytes: int) -> int:
+    return GEMM_ROW_BLOCKS * bits * 512 + GEMM_COLUMNS * TILE_SLOTS * element_bytes
 
 
-def _sum_bytes(columns: int) -> int:
+def _gemv_accumulator_bytes(columns: int) -> int:
     return BLOCK_ROWS * columns * 4

@@ -1,4 +1,4 @@
-"""A layer as the operators of `operators.py` see it: its packed weight, checked, and the way it is multiplied."""
+"""A layer as the operators of `operators.py` see it: its packed weight, checked, and the kernel that multiplies it."""
 
 from enum import Enum
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from ...nn.packing import CUDA_LAYOUT
 from . import interface
 from .interface import Shape
 
-MOST_ROUNDED_ROWS = 2**31 - 1  # each is a block of a launch
+MAX_QUANTIZED_ROWS = 2**31 - 1  # each is a block of a launch
 SUFFIX = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 class Weight(NamedTuple):
-    """A packed weight in CUDA order, checked."""
+    """A packed weight in CUDA layout, checked."""
 
     shape: Shape
     words: Tensor
@@ -26,15 +26,16 @@ class Weight(NamedTuple):
     bias: Tensor | None = None
 
 
-class Way(Enum):
-    """How a layer is multiplied: by the kernels that read packed words, by torch with the weight unpacked, or by the
-    reference.
+class MatmulKernel(Enum):
+    """What multiplies a layer.
+
+    The first three read packed words. `DEQUANTIZE` unpacks the weight for torch. `REFERENCE` is plain torch.
     """
 
-    DECODE = "decode"
-    FUSED = "fused"
-    INTEGER = "integer"
-    DENSE = "dense"
+    GEMV = "gemv"
+    GEMM_F16 = "gemm_f16"
+    GEMM_I8 = "gemm_i8"
+    DEQUANTIZE = "dequantize"
     REFERENCE = "reference"
 
 
@@ -44,12 +45,12 @@ class Layer(NamedTuple):
     weight: Weight
     y: Tensor
     rotation: Rotation | None
-    way: Way
+    kernel: MatmulKernel
 
     def input_group(self) -> int:
         """Channels of a group in the order of slots that x is to have: all of them, unless groups are padded."""
         s = self.weight.shape
-        return s.in_features if self.way is Way.DENSE or s.in_channel_order else s.group_size
+        return s.in_features if self.kernel is MatmulKernel.DEQUANTIZE or s.in_channel_order else s.group_size
 
 
 def checked_weight(
@@ -67,21 +68,21 @@ def checked_weight(
     return Weight(shape, *tensors, bias)
 
 
-def way_of(weight: Weight, rows: int, rounded: bool, rotated: bool, tuning: interface.Tuning) -> Way:
-    """How a layer is multiplied.
+def choose_kernel(weight: Weight, rows: int, rounded: bool, rotated: bool, tuning: interface.Tuning) -> MatmulKernel:
+    """The kernel for a number of rows on a GPU.
 
     Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
     """
-    if (rotated and not rounded) or (rounded and rows > MOST_ROUNDED_ROWS):
-        return Way.REFERENCE
+    if (rotated and not rounded) or (rounded and rows > MAX_QUANTIZED_ROWS):
+        return MatmulKernel.REFERENCE
     if weight.scale.dtype not in SUFFIX:
-        return Way.DENSE
-    if rows <= tuning.most_decode_rows:
-        return Way.DECODE
-    most = tuning.most_integer_rows if rounded else tuning.most_fused_rows
-    if rows > most or interface.tiled_steps(weight.shape, rows) >= interface.MOST_STEPS // interface.MOST_LAYERS:
-        return Way.DENSE
-    return Way.INTEGER if rounded else Way.FUSED
+        return MatmulKernel.DEQUANTIZE
+    if rows <= tuning.max_gemv_rows:
+        return MatmulKernel.GEMV
+    most = tuning.max_gemm_i8_rows if rounded else tuning.max_gemm_f16_rows
+    if rows > most or interface.gemm_k_steps(weight.shape, rows) >= interface.MAX_STEPS // interface.MAX_LAYERS:
+        return MatmulKernel.DEQUANTIZE
+    return MatmulKernel.GEMM_I8 if rounded else MatmulKernel.GEMM_F16
 
 
 def pointer(tensor: Tensor | None) -> int | None:

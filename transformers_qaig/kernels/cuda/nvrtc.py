@@ -132,19 +132,18 @@ def _key() -> str:
 def _source_of(kernel: str, folder: Path) -> str:
     """A program with this kernel alone: a file of `csrc/cuda` has several, and each takes seconds."""
     kernels = folder / "cuda" / "kernels"
-    if found := re.fullmatch(r"qaig_decode_(?:w([2348])|mixed)_(b?f16)_m(8|16)", kernel):
+    if found := re.fullmatch(r"qaig_gemv_(?:w([2348])|mixed)_(b?f16)_m(8|16)", kernel):
         bits, dtype, columns = found.groups()
-        width = bits or "qaig::cuda::kMixed"
-        return f"{_include('gemv')}QAIG_DECODE_KERNEL({kernel}, {_TYPES[dtype]}, {width}, {columns})\n"
-    if found := re.fullmatch(r"qaig_(fused|integer)_w([2348])_(b?f16)", kernel):
+        width = bits or "qaig::cuda::kMixedBits"
+        return f"{_include('gemv')}QAIG_GEMV_KERNEL({kernel}, {_TYPES[dtype]}, {width}, {columns})\n"
+    if found := re.fullmatch(r"qaig_(gemm_f16|gemm_i8)_w([2348])_(b?f16)", kernel):
         kind, bits, dtype = found.groups()
-        header = _include({"fused": "gemm_f16", "integer": "gemm_i8"}[kind])
-        return f"{header}QAIG_{kind.upper()}_KERNEL({kernel}, {_TYPES[dtype]}, {bits})\n"
+        return f"{_include(kind)}QAIG_{kind.upper()}_KERNEL({kernel}, {_TYPES[dtype]}, {bits})\n"
     if found := re.fullmatch(r"qaig_dequantize_w([2348])", kernel):
         return f"{_include('dequantize')}QAIG_DEQUANTIZE_KERNEL({found[1]})\n"
-    if kernel in ("qaig_arrange_f16", "qaig_arrange_bf16"):
+    if kernel in ("qaig_quantize_activations_f16", "qaig_quantize_activations_bf16"):
         return (kernels / "quantize_activations.cu").read_text()
-    if kernel == "qaig_round_columns":
+    if kernel == "qaig_gptq_columns":
         return (kernels / "gptq_columns.cu").read_text()
     raise NvrtcError(f"there is no kernel {kernel}")
 

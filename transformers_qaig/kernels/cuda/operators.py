@@ -1,8 +1,7 @@
 """`qaig::linear`, `linear_many` and `dequantize` on CUDA tensors, by kernels that NVRTC made.
 
-What `csrc/ops/cuda` does in the compiled library, done in Python, with the same checks and the same choices: few
-tokens go to the decode kernels, 16 at a time, some hundreds to the fused ones, or those of integers if they are rounded
-to 8 bits, and more to cuBLAS, by a weight that is dequantized some rows at a time.
+The same as `csrc/ops/cuda` in the compiled library, with the same checks and choices. `csrc/README.md` says which
+kernel multiplies how many tokens.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from ...nn import checks, ops
 from ...nn.packing import CUDA_LAYOUT
 from . import interface
 from .activations import Inputs
-from .dense import dequantize_rows, unpack_and_multiply
+from .dequantized_matmul import dequantize_rows, dequantized_matmul
 from .driver import Device, Driver
-from .layer import SUFFIX, Layer, Way, checked_weight, way_of
-from .packed import multiply_packed
+from .layer import SUFFIX, Layer, MatmulKernel, checked_weight, choose_kernel
+from .packed_matmul import packed_matmul
 
 
 class Operators:
@@ -74,8 +73,8 @@ class Operators:
         inputs = Inputs(self._driver, flat, rounded, device)
         results, layers = [], []
         for i, weight in enumerate(weights):
-            way = way_of(weight, rows, rounded, rotation_block[i] != 0, tuning)
-            if rows > 0 and way is Way.REFERENCE:
+            kernel = choose_kernel(weight, rows, rounded, rotation_block[i] != 0, tuning)
+            if rows > 0 and kernel is MatmulKernel.REFERENCE:
                 results.append(by_reference(i))
                 continue
             y = x.new_empty(*x.shape[:-1], weight.shape.out_features)
@@ -83,26 +82,26 @@ class Operators:
             if rows == 0:
                 continue
             rotation = checks.checked_rotation(rotation_block[i], rotation_seed[i], x.shape[-1])
-            layer = Layer(weight, y.view(rows, -1), rotation, way)
-            if way is Way.DENSE:
-                unpack_and_multiply(self._driver, flat, layer, inputs, tuning.chunk_bytes, device)
+            layer = Layer(weight, y.view(rows, -1), rotation, kernel)
+            if kernel is MatmulKernel.DEQUANTIZE:
+                dequantized_matmul(self._driver, flat, layer, inputs, tuning.chunk_bytes, device)
             else:
                 layers.append(layer)
-        multiply_packed(self._driver, flat, layers, inputs, device)
+        packed_matmul(self._driver, flat, layers, inputs, device)
         return results
 
     def dequantize(
         self, packed: Tensor, scale: Tensor, zero: Tensor | None, out_features: int, in_features: int, bits: int,
         group_size: int, layout: int, start: int, stop: int,
     ) -> Tensor:  # fmt: skip
-        """Rows [start, stop) of a weight in CUDA order, float32.
+        """Rows [start, stop) of a weight in CUDA layout, float32.
 
         Raises:
             ValueError: if a tensor does not have the shape and dtype that the sizes ask for, or rows are not there.
             NotImplementedError: for another layout.
         """
         if layout != CUDA_LAYOUT:
-            raise NotImplementedError(f"layout={layout} is not the CUDA order")
+            raise NotImplementedError(f"layout={layout} is not the CUDA layout")
         weight = checked_weight(packed, packed, scale, zero, None, out_features, in_features, bits, group_size)
         if not 0 <= start <= stop <= out_features:
             raise ValueError(f"rows {start} to {stop} are not within the {out_features} of the weight")
@@ -120,9 +119,9 @@ class Operators:
             ValueError: shapes, dtypes or devices that do not fit, or tensors that are not contiguous.
         """
         count, size = rows.shape
-        if not 1 <= count <= interface.MOST_COLUMNS or size >= 1 << 31 or not 1 <= max_code <= 255:
+        if not 1 <= count <= interface.MAX_GPTQ_COLUMNS or size >= 1 << 31 or not 1 <= max_code <= 255:
             raise ValueError(
-                f"rows must be 1 to {interface.MOST_COLUMNS} and max_code 1 to 255, got {count} and {max_code}"
+                f"rows must be 1 to {interface.MAX_GPTQ_COLUMNS} and max_code 1 to 255, got {count} and {max_code}"
             )
         of_groups = (len(step), size)
         for name, tensor, shape, dtype in (
@@ -141,9 +140,9 @@ class Operators:
         if size == 0:
             return
         pointers = (t.data_ptr() for t in (rows, errors, codes, factor, groups, step, scale, zero))
-        argument = interface.Columns(*pointers, size, *factor.stride(), count, len(step), max_code)
-        grid, device = (interface.columns_grid(size), 1), self._device(rows.device)
-        self._driver.launch("qaig_round_columns", argument, grid, interface.COLUMNS_THREADS, 0, device)
+        argument = interface.GptqColumns(*pointers, size, *factor.stride(), count, len(step), max_code)
+        grid, device = (interface.gptq_columns_grid(size), 1), self._device(rows.device)
+        self._driver.launch("qaig_gptq_columns", argument, grid, interface.GPTQ_THREADS, 0, device)
 
     def _device(self, device: torch.device) -> Device:
         found = self._devices.get(device)

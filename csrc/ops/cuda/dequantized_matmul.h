@@ -1,4 +1,4 @@
-// Products by torch, with the weight unpacked some rows at a time.
+// Products by torch, with the weight dequantized some rows at a time.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ inline Tensor detached(const Tensor& t) {
 }
 
 // y = x W' + bias by torch, into rows of y that may be apart.
-inline void dense_linear(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& y) {
+inline void torch_linear(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& y) {
     using torch::stable::detail::from;
     std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(y)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
@@ -57,10 +57,10 @@ inline void scale_rows(const Tensor& products, const Tensor& token_scale, const 
     torch::stable::copy_(out, torch::stable::subtract(scaled, *bias, -1.0));
 }
 
-// The weight is unpacked some rows at a time into one piece of memory. Rounded to 8 bits, x are
-// integers times a power of two, exact in 16 bits, and only their products are rounded to those.
-inline void unpack_and_multiply(const Tensor& x, const Layer& l, Inputs& inputs, bool round, long long chunk_bytes,
-                                const Device& device) {
+// The weight is dequantized some rows at a time, into one piece of memory. An x that is rounded to 8 bits has integers times
+// a power of two: they are exact in 16 bits, and only their products are rounded.
+inline void dequantized_matmul(const Tensor& x, const Layer& l, Inputs& inputs, bool round, long long chunk_bytes,
+                               const Device& device) {
     const PackedWeight& w = *l.weight;
     const int64_t n = w.shape.out_features, k = w.shape.in_features, blocks = cuda::kBlockRows;
     const int64_t fitting = chunk_bytes / (k * static_cast<int64_t>(x.element_size())) / blocks * blocks;
@@ -89,10 +89,10 @@ inline void unpack_and_multiply(const Tensor& x, const Layer& l, Inputs& inputs,
         dequantize_rows(w, start, start + rows, part, device);
         if (token_scale) {
             const Tensor products = torch::stable::new_empty(x, {x.size(0), rows});
-            dense_linear(input, part, std::nullopt, products);
+            torch_linear(input, part, std::nullopt, products);
             scale_rows(products, *token_scale, part_bias, y);
         } else {
-            dense_linear(input, part, part_bias, y);
+            torch_linear(input, part, part_bias, y);
         }
     }
 }

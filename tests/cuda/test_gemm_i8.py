@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated, tiled
+from tests.cuda import emulated, gemm_cases
 from tests.cuda.emulated import Weight, make_weight, random_weight
 from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import reference
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compil
 
 
 def check(emulator, x: Tensor, weights: list[Weight], launches: int = 1) -> list[Tensor]:
-    results = emulator.decode(x, weights, 8, launches, kernel="integer")
+    results = emulator.matmul(x, weights, 8, launches, kernel="gemm_i8")
     for w, y in zip(weights, results, strict=True):
         expected = exact(w, x, 8)
         assert error(y, expected) < ROUNDING[x.dtype]
@@ -35,7 +35,7 @@ def check(emulator, x: Tensor, weights: list[Weight], launches: int = 1) -> list
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sym", [False, True])
 def test_every_width(emulator, bits, dtype, sym):
-    for x, w in tiled.every_width(emulator, bits, dtype, sym):
+    for x, w in gemm_cases.every_width(emulator, bits, dtype, sym):
         check(emulator, x, [w])
 
 
@@ -43,7 +43,7 @@ def test_every_width(emulator, bits, dtype, sym):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sweep(emulator, bits, dtype):
-    for x, w in tiled.sweep(emulator, bits, dtype):
+    for x, w in gemm_cases.sweep(emulator, bits, dtype):
         check(emulator, x, [w])
 
 
@@ -75,7 +75,7 @@ def test_integers_are_multiplied_exactly(emulator, bits, group_size, sym):
     )
     x = torch.randint(-127, 128, (35, 960)).half()
     x[:, 17] = 127
-    (y,) = emulator.decode(x, [w], 8, kernel="integer")
+    (y,) = emulator.matmul(x, [w], 8, kernel="gemm_i8")
     assert torch.equal(y, exact(w, x, 8).half())
 
 
@@ -91,12 +91,12 @@ def test_largest_sums_do_not_overflow(emulator, bits):
             -1,
         )
         x = torch.full((2, 11136), sign).bfloat16()
-        (y,) = emulator.decode(x, [w], 8, kernel="integer")
+        (y,) = emulator.matmul(x, [w], 8, kernel="gemm_i8")
         assert torch.equal(y, exact(w, x, 8).bfloat16())
 
 
 def test_results_do_not_depend_on_timing(emulator):
-    """Blocks and threads in any order, to the bit; and each launch leaves the counters as the next one needs them."""
+    """Blocks and threads in any order, to the bit; and each launch leaves the semaphores as the next one needs them."""
     x = torch.randn(20, 1152).bfloat16()
     w = random_weight(8, 200, 1152, 128, dtype=torch.bfloat16)
     emulator.set_processors(3)
@@ -138,7 +138,7 @@ def test_rows_that_are_not_rounded(emulator, bits, dtype, in_features, group_siz
         x[21, 5] = -3e30
         broken += [20, 21]
     emulator.set_processors(2)
-    (y,) = emulator.decode(x, [w], 8, kernel="integer")
+    (y,) = emulator.matmul(x, [w], 8, kernel="gemm_i8")
     whole = [i for i in range(40) if i not in broken]
     assert error(y[whole], exact(w, x[whole], 8)) < ROUNDING[dtype]
     expected = torch.nn.functional.linear(x.float(), reference.dequantize(on_disk(w), torch.float32), w.bias.float())
@@ -156,7 +156,7 @@ def test_a_rotated_input(emulator, dtype, group_size):
     w = random_weight(4, 70, 160, group_size, dtype=dtype)
     x = torch.randn(20, 160).to(dtype)
     x[5, 3], x[6, 9] = torch.inf, torch.nan
-    (y,) = emulator.decode(x, [w], 8, kernel="integer", rotation=(32, 7))
+    (y,) = emulator.matmul(x, [w], 8, kernel="gemm_i8", rotation=(32, 7))
     rotated = rotate(x, Rotation(32, 7))
     whole = [i for i in range(20) if i not in (5, 6)]
     assert error(y[whole], exact(w, rotated[whole], 8)) < ROUNDING[dtype]
@@ -177,7 +177,7 @@ def in_slot_order(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize(("in_features", "group_size"), [(2304, 128), (512, 8), (256, -1), (2560, 20)])
 def test_bytes_are_the_reference_to_the_bit(emulator, rotation, dtype, in_features, group_size):
     x = (torch.randn(4, in_features) * torch.tensor([1.0, 1e-7, 30.0, 0.0])[:, None]).to(dtype)
-    stored, scale = emulator.arrange(x, group_size, 8, rotation, as_bytes=True)
+    stored, scale = emulator.quantize_activations(x, group_size, 8, rotation, as_bytes=True)
     channels = in_features if group_size == -1 else group_size
     padded = -(-channels // 32) * 32
     integers = in_slot_order(stored)
@@ -191,7 +191,7 @@ def test_bytes_are_the_reference_to_the_bit(emulator, rotation, dtype, in_featur
 def test_bytes_of_odd_and_misaligned_rows(emulator):
     for shape, offset, group_size in (((3, 57), 0, -1), ((3, 114), 0, 57), ((2, 64), 1, 32), ((5, 1), 0, -1)):
         x = torch.randn(shape[0] * shape[1] + offset).half()[offset:].view(shape)
-        stored, scale = emulator.arrange(x, group_size, 8, as_bytes=True)
+        stored, scale = emulator.quantize_activations(x, group_size, 8, as_bytes=True)
         channels = shape[1] if group_size == -1 else group_size
         slots = in_slot_order(stored)[:, : shape[1] // channels * -(-channels // 32) * 32]
         rounded = slots.view(shape[0], shape[1] // channels, -1)[..., :channels].reshape(shape) * scale[:, None]
@@ -202,7 +202,7 @@ def test_rows_that_are_no_bytes(emulator):
     """They are stored as they are, in slot order."""
     x = torch.randn(4, 100).bfloat16()
     x[1, 40], x[2, 50], x[3, 60] = torch.inf, torch.nan, 2e30
-    stored, scale = emulator.arrange(x, 50, 8, as_bytes=True)
+    stored, scale = emulator.quantize_activations(x, 50, 8, as_bytes=True)
     assert scale[0] == x[0].float().abs().max() / 127
     torch.testing.assert_close(scale[1:], torch.tensor([0, torch.nan, 0]), equal_nan=True)
     slots = stored[1:].view(3, 2, 64)
@@ -213,14 +213,14 @@ def test_rows_that_are_no_bytes(emulator):
 def test_launches_that_are_refused(emulator):
     x = torch.randn(20, 64).half()
     with pytest.raises(RuntimeError, match="status 1"):
-        emulator.decode(x, [random_weight(4, 64, 64), random_weight(3, 64, 64)], 8, kernel="integer")
+        emulator.matmul(x, [random_weight(4, 64, 64), random_weight(3, 64, 64)], 8, kernel="gemm_i8")
     with pytest.raises(RuntimeError, match="status 1"):  # no bytes, and no scales of tokens
-        emulator.decode(x, [random_weight(4, 64, 64)], 16, kernel="integer")
+        emulator.matmul(x, [random_weight(4, 64, 64)], 16, kernel="gemm_i8")
     with pytest.raises(RuntimeError, match="status 1"):
-        emulator.arrange(x, -1, 16, as_bytes=True)
+        emulator.quantize_activations(x, -1, 16, as_bytes=True)
     emulator.set_capability(75)
     try:
         with pytest.raises(RuntimeError, match="status 2"):
-            emulator.decode(x, [random_weight(4, 64, 64)], 8, kernel="integer")
+            emulator.matmul(x, [random_weight(4, 64, 64)], 8, kernel="gemm_i8")
     finally:
         emulator.set_capability(86)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda import emulated
-from tests.cuda.columns import Columns, by_reference, random_columns, same
+from tests.cuda.gptq_cases import Columns, by_reference, random_columns, same
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.rounding import gptq
 from transformers_qaig.rounding.hessian import Hessian
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compil
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 127), (7, 128), (18, 129), (31, 40), (32, 300)])
 def test_the_kernel(emulator, count, size, bits, column_major):
     arguments = random_columns(count, size, bits=bits, column_major=column_major)
-    assert same(emulator.round_columns(*arguments), by_reference(*arguments))
+    assert same(emulator.gptq_columns(*arguments), by_reference(*arguments))
 
 
 def test_nan_stays_in_its_row(emulator):
     arguments = random_columns(8, 20)
     arguments[0][3, 5] = torch.nan
-    actual, expected = emulator.round_columns(*arguments), by_reference(*arguments)
+    actual, expected = emulator.gptq_columns(*arguments), by_reference(*arguments)
     others = [i for i in range(20) if i != 5]
     assert same(tuple(t[:, others] for t in actual), tuple(t[:, others] for t in expected))
     assert actual[1][3:, 5].isnan().all()
@@ -38,9 +38,9 @@ def test_nan_stays_in_its_row(emulator):
     [("count", 0), ("count", 33), ("size", 0), ("group_count", 0), ("max_code", 256), ("factor_row", 0)],
 )
 def test_bad_arguments_are_not_launched(emulator, field, value):
-    argument = interface.Columns(*[8] * 8, 10, 3, 1, 3, 2, 7)
+    argument = interface.GptqColumns(*[8] * 8, 10, 3, 1, 3, 2, 7)
     setattr(argument, field, value)
-    assert emulator.library.qaig_cuda_round_columns(ctypes.byref(argument), None) == 1
+    assert emulator.library.qaig_cuda_gptq_columns(ctypes.byref(argument), None) == 1
 
 
 def call(operator, arguments: Columns) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +103,7 @@ def test_gptq_with_the_kernel(operators, monkeypatch):
 
     replaced = torch.library.Library("qaig", "IMPL")
     replaced.impl("round_columns", kernel, "CPU")
-    monkeypatch.setattr(gptq, "COLUMNS", interface.MOST_COLUMNS)
+    monkeypatch.setattr(gptq, "COLUMNS", interface.MAX_GPTQ_COLUMNS)
     try:
         actual = gptq.gptq_on_best_grid(weight, curvature, grids)
     finally:

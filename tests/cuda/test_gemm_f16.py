@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated, tiled
+from tests.cuda import emulated, gemm_cases
 from tests.cuda.emulated import Weight, make_weight, random_weight
 from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from transformers_qaig.nn import reference
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compil
 
 
 def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
-    results = emulator.decode(x, weights, activation_bits, launches, kernel="fused")
+    results = emulator.matmul(x, weights, activation_bits, launches, kernel="gemm_f16")
     for w, y in zip(weights, results, strict=True):
         assert error(y, exact(w, x, activation_bits)) < ROUNDING[x.dtype]
     return results
@@ -25,7 +25,7 @@ def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sym", [False, True])
 def test_every_width(emulator, bits, dtype, sym):
-    for x, w in tiled.every_width(emulator, bits, dtype, sym):
+    for x, w in gemm_cases.every_width(emulator, bits, dtype, sym):
         check(emulator, x, [w])
 
 
@@ -34,7 +34,7 @@ def test_every_width(emulator, bits, dtype, sym):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation_bits", [16, 8])
 def test_sweep(emulator, bits, dtype, activation_bits):
-    for x, w in tiled.sweep(emulator, bits, dtype):
+    for x, w in gemm_cases.sweep(emulator, bits, dtype):
         check(emulator, x, [w], activation_bits)
 
 
@@ -50,7 +50,7 @@ def test_ragged_shapes(emulator, bits, out_features, in_features, group_size):
 
 
 def test_results_do_not_depend_on_timing(emulator):
-    """Blocks and threads in any order, to the bit; and each launch leaves the counters as the next one needs them."""
+    """Blocks and threads in any order, to the bit; and each launch leaves the semaphores as the next one needs them."""
     x = torch.randn(20, 1152).bfloat16()
     w = random_weight(3, 200, 1152, 128, dtype=torch.bfloat16)
     emulator.set_processors(3)
@@ -81,7 +81,7 @@ def test_no_worse_than_a_dense_product(emulator, bits, dtype):
     w = random_weight(bits, 64, 1024, 128, dtype=dtype)
     x = torch.randn(24, 1024).to(dtype)
     dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
-    (y,) = emulator.decode(x, [w], kernel="fused")
+    (y,) = emulator.matmul(x, [w], kernel="gemm_f16")
     assert error(y, exact(w, x)) <= 1.001 * error(dense, exact(w, x))
 
 
@@ -95,7 +95,7 @@ def test_an_outlier_does_not_drown_its_neighbours(emulator, bits):
     x = torch.randn(17, 256).bfloat16()
     x[:, 5] = 1e4
     dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.bfloat16))
-    (y,) = emulator.decode(x, [w], kernel="fused")
+    (y,) = emulator.matmul(x, [w], kernel="gemm_f16")
     assert error(y, exact(w, x)) <= 1.01 * error(dense, exact(w, x))
 
 
@@ -119,7 +119,7 @@ def test_infinities_and_nans_go_through_as_in_torch(emulator, dtype):
     for value in (torch.inf, -torch.inf, torch.nan):
         x = torch.randn(18, 96).to(dtype)
         x[-1, 40] = value
-        (out,) = emulator.decode(x, [w], kernel="fused")
+        (out,) = emulator.matmul(x, [w], kernel="gemm_f16")
         expected = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
         assert torch.equal(out[-1].isnan(), expected[-1].isnan())
         assert torch.equal(out[-1].isinf(), expected[-1].isinf())
@@ -129,12 +129,12 @@ def test_infinities_and_nans_go_through_as_in_torch(emulator, dtype):
 def test_launches_that_are_refused(emulator):
     x = torch.randn(20, 64).half()
     with pytest.raises(RuntimeError, match="status 1"):
-        emulator.decode(x, [random_weight(4, 64, 64), random_weight(3, 64, 64)], kernel="fused")
+        emulator.matmul(x, [random_weight(4, 64, 64), random_weight(3, 64, 64)], kernel="gemm_f16")
     with pytest.raises(RuntimeError, match="status 1"):
-        emulator.decode(x[:0], [random_weight(4, 64, 64)], kernel="fused")
+        emulator.matmul(x[:0], [random_weight(4, 64, 64)], kernel="gemm_f16")
     emulator.set_capability(75)
     try:
         with pytest.raises(RuntimeError, match="status 2"):
-            emulator.decode(x, [random_weight(4, 64, 64)], kernel="fused")
+            emulator.matmul(x, [random_weight(4, 64, 64)], kernel="gemm_f16")
     finally:
         emulator.set_capability(86)

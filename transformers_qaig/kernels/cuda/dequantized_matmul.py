@@ -1,4 +1,4 @@
-"""Products by torch, with the weight unpacked some rows at a time."""
+"""Products by torch, with the weight dequantized some rows at a time."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .interface import TYPES
 from .layer import Layer, Weight, pointer
 
 
-def unpack_and_multiply(
+def dequantized_matmul(
     driver: Driver, x: Tensor, layer: Layer, inputs: Inputs, chunk_bytes: int, device: Device
 ) -> None:
     """y of the layer, with a chunk of the weight at a time, in one piece of memory.
