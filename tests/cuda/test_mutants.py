@@ -50,7 +50,7 @@ GEMV = [
     ("scale of the wrong group", "gemv.cuh", "products, word_of(scale[1], r)",
      "products, word_of(scale[0], r)", WRONG),
     ("groups of the wrong row block", "gemv.cuh", "(p.row_block) * groups", "(0) * groups", WRONG),
-    ("zeros in the place of scales", "gemv.cuh", "at % kZeros * 16", "(at + 1) % kZeros * 16", WRONG),
+    ("zeros in the place of scales", "work_item.cuh", "at % kZeros * 16", "(at + 1) % kZeros * 16", WRONG),
     ("second group not copied", "gemv.cuh", "(unit == 0 || !one_group(p.tile, group))", "unit == 0",
      f"before it is written|{WRONG}"),
     ("code at the wrong bit", "layout.h", "p * bits % 16;", "(p + 1) * bits % 16;", WRONG),

@@ -54,7 +54,7 @@ GemmWork gemm_work(const QaigMatmul& d) {
     return t;
 }
 
-// Of the gemm kernels.
+// Checks the arguments of both gemm kernels.
 int check_gemm(const QaigMatmul* d, bool i8, int* processors) {
     int status = check_layers(d);
     if (status != QAIG_OK) {

@@ -18,7 +18,7 @@ inline bool has_sizes(int out_features, int in_features, int group_size, int bit
            static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
 }
 
-// Everything but the number of rows, which kernels do not agree on.
+// Everything except the number of rows, whose limit depends on the kernel.
 inline int check_layers(const QaigMatmul* d) {
     if (!d || d->layer_count < 1 || d->layer_count > QAIG_MAX_LAYERS || d->rows < 1) {
         return QAIG_BAD_ARGUMENT;

@@ -20,8 +20,8 @@ template <class T, int bits, int parts>
 struct GemvLayer {
     static constexpr int kStages = gemv_stages(bits);
     static constexpr int kStageSize = gemv_stage_bytes(bits) / 16;
-    using RowBlockAccumulators =
-        Accumulators<kRowTiles * parts>;  // those of row tile r and eight j of x's rows at r * parts + j
+    // Those of row tile r and the j-th eight rows of x are at r * parts + j.
+    using RowBlockAccumulators = Accumulators<kRowTiles * parts>;
 
     const QaigMatmul& d;
     const QaigLayer& l;
