@@ -1,3 +1,4 @@
+// Conversions between float32 and the 16-bit floats, without intrinsics.
 #include "cpu/floats.h"
 
 #include <cmath>

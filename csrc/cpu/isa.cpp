@@ -1,3 +1,4 @@
+// Which instruction sets this processor has, and which one the environment asks for.
 #include "cpu/isa.h"
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// The kernels' word order ("CPU layout") of a packed weight, and where each code lies in it.
+// The CPU layout of a packed weight: the order of its words, and where each code lies.
 //
 // Rows (output channels) come in tiles of 16; input channels in units of 32 slots. A quantization group is padded to
 // whole units, so no unit holds channels of two groups. With T tiles, G groups of U units each and b bits:

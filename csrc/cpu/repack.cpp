@@ -1,3 +1,4 @@
+// Packs and unpacks the codes of a tile, in both layouts.
 #include "cpu/repack.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What a kernel is given: torch-free views of the tensors of one linear layer.
+// The arguments of a kernel: views of the tensors of one linear layer, without torch.
 #pragma once
 
 #include "cpu/layout.h"

@@ -1,7 +1,7 @@
-// The CUDA kernels' word order ("CUDA layout") of a packed weight, and where each code lies in it.
+// The CUDA layout of a packed weight: the order of its words, and where each code lies.
 //
-// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_layout.py` makes and undoes the
-// order; nothing else writes it.
+// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_layout.py` makes and undoes it;
+// nothing else writes it.
 //
 // Rows (output channels) come in blocks of 64, input channels in tiles of 64 slots, which are two units of 32. A
 // quantization group is padded to whole units, so no unit holds channels of two groups. With B row blocks, T tiles,

@@ -1,5 +1,6 @@
-// What the library was built with, where Python finds it without loading the library (transformers_qaig/kernels/extension.py):
-// the architectures whose CUDA kernels are inside, such as "80 90 120+PTX", or none.
+// The architectures whose CUDA kernels are in the library, such as "80 90 120+PTX", or none.
+//
+// Python (transformers_qaig/kernels/extension.py) finds this text in the file, without loading the library.
 
 #ifndef QAIG_CUDA_ARCHS
 #define QAIG_CUDA_ARCHS ""

@@ -1,4 +1,4 @@
-// What the operators of every device check and say, and the torch-facing parts they share.
+// The checks of an operator's arguments, with their messages, for every device.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// The CPU kernels of torch.ops.qaig, whose schemas Python defines (transformers_qaig/nn/schema.py).
+// The operators of torch.ops.qaig on the CPU. Python defines their schemas (transformers_qaig/nn/schema.py).
 //
 // It checks every argument, because packed tensors come from files that anybody may have written, and calls the kernels
 // in cpu/. Of torch it includes only the stable ABI, as the other files of this folder do, and no other file.

@@ -1,4 +1,4 @@
-// Shared by the AVX2 kernels.
+// What the AVX2 kernels share: loads, scales and zero points, codes out of words.
 #pragma once
 
 #include "cpu/kernels.h"

@@ -1,5 +1,5 @@
-// AVX2, many rows of x: the codes of a tile and a segment are unpacked once, into the first-level cache, and multiplied
-// with every batch of rows: as bytes where both sides are small, else as 16-bit integers.
+// gemm with AVX2, for many rows of x. The codes of a tile and a segment are unpacked once, into the first-level cache, and
+// multiplied by every batch of rows: as bytes where both sides are small, else as 16-bit integers.
 #include <memory>
 
 #include "cpu/avx2/common.h"

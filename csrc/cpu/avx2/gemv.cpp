@@ -1,4 +1,4 @@
-// AVX2, few rows of x: every code is used as it comes.
+// gemv with AVX2, for few rows of x: every code is used once, as it is unpacked.
 //
 // Codes of 2 to 4 bits take 8-bit products (VPMADDUBSW): two of them, and eight such sums, fit in 16 bits. Codes of 8
 // bits take 16-bit products (VPMADDWD).

@@ -1,3 +1,4 @@
+// quantize with AVX2: x becomes pairs of 16-bit integers or quads of bytes.
 #include "cpu/avx2/common.h"
 #include "cpu/quantize.h"
 #include "cpu/hadamard.h"

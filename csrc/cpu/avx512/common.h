@@ -1,4 +1,4 @@
-// Shared by the AVX-512 kernels.
+// What the AVX-512 kernels share: loads and stores, scales and zero points, codes out of words.
 #pragma once
 
 #if defined(__x86_64__)

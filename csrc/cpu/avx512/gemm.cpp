@@ -1,5 +1,5 @@
-// Many rows of x: the codes of 32 output channels and one segment are unpacked once, into the first-level cache, and
-// multiplied with every batch of rows.
+// gemm with AVX-512, for many rows of x. The codes of 32 output channels and one segment are unpacked once, into the
+// first-level cache, and multiplied by every batch of rows.
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"

@@ -1,4 +1,4 @@
-// Few rows of x: every code is read once from memory, used where it lies in its word, and not stored anywhere.
+// gemv with AVX-512, for few rows of x: every code is read once from memory, and used where it lies in its word.
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"

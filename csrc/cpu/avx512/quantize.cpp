@@ -1,3 +1,4 @@
+// quantize with AVX-512: x becomes quads of bytes.
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"
 #include "cpu/quantize.h"

@@ -1,4 +1,4 @@
-// C++ without intrinsics, for processors that have no kernels of their own.
+// gemv and gemm in C++ without intrinsics, for processors that have no kernels of their own.
 #include "cpu/activations.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"

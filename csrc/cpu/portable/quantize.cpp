@@ -1,3 +1,4 @@
+// quantize in C++ without intrinsics: x becomes pairs of 16-bit integers.
 #include <cmath>
 
 #include "cpu/kernels.h"

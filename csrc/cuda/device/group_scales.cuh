@@ -57,7 +57,7 @@ struct GroupScales {
         to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
         to.ends = to.one_group ? p.unit + 2 >= units_per_group : units_per_group == 1;
         load_group(to, 0, row_block, p.group);
-        // Twice where it is the same: to copy what is still on its way would be to wait for it.
+        // Loaded twice where the group is the same: a copy of the first load would wait for it.
         load_group(to, 1, row_block, to.one_group ? p.group : p.group + 1);
     }
 

@@ -1,4 +1,4 @@
-// Codes out of packed words: pairs of 16-bit floats `code - zero`, exactly.
+// Unpacks codes to pairs of 16-bit floats `code - zero`, exactly.
 //
 // A pair's two codes lie at the same bit of the two halves of a word. Masking them and setting the exponent of a power
 // of two (the "magic") yields two floats magic + code * 2^bit at once, without a conversion, where the code's field

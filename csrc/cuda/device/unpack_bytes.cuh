@@ -1,4 +1,4 @@
-// Codes out of packed words: four signed bytes a register, for products of integers.
+// Unpacks codes to four signed bytes a register, for products of integers.
 //
 // Masks lay bare four codes of one row at once. Their zero points are taken off in all four bytes together, where a bit
 // that is set above each code keeps borrows from its neighbour:

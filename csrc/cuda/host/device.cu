@@ -1,5 +1,5 @@
-// What the CUDA runtime says of a device, and of errors: qaig_cuda_device and qaig_cuda_message of api.h. The emulator
-// has its own.
+// Properties of the current device, and texts of errors: qaig_cuda_device and qaig_cuda_message of api.h. The emulator has
+// its own.
 #include <atomic>
 
 #include "cuda/host/errors.h"

@@ -1,4 +1,4 @@
-// Whether the CUDA runtime inside the library works on this machine, for Python (transformers_qaig/kernels/cuda/__init__.py).
+// Tells Python (transformers_qaig/kernels/cuda/__init__.py) whether the CUDA runtime inside the library works here.
 #if defined(QAIG_CUDA_ARCHS)
 
 #include "cuda/host/api.h"

@@ -1,4 +1,4 @@
-// Rows of a packed weight, unpacked: (code - zero) * scale in float32, rounded once. A warp takes one item at a time.
+// Rows of a packed weight, unpacked: (code - zero) * scale in float32, rounded once. A warp takes one work item.
 #pragma once
 
 #include "cuda/device/elements.cuh"

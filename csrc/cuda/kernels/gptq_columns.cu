@@ -1,4 +1,4 @@
-// Columns of a weight rounded one after the other, GPTQ's inner loop (transformers_qaig/rounding/gptq_columns.py): a thread
+// GPTQ's inner loop (transformers_qaig/rounding/gptq_columns.py): columns of a weight, rounded one after the other. A thread
 // has one row of the weight, and its columns in registers.
 #include "cuda/device/elements.cuh"
 #include "cuda/geometry.h"

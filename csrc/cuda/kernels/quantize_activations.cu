@@ -1,4 +1,5 @@
-// x in slot order and, for 8 activation bits, rotated if need be and rounded to integers: one block a row.
+// x in slot order. For 8 activation bits it is also rotated, where a rotation is given, and rounded to integers. One block
+// takes one row.
 #include "cuda/device/hadamard.cuh"
 #include "cuda/geometry.h"
 

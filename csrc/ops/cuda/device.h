@@ -1,4 +1,4 @@
-// torch's device and stream, and what the kernels' C functions report.
+// torch's current device and stream, and errors of the kernels' C functions.
 #pragma once
 
 #if !defined(QAIG_EMULATED)

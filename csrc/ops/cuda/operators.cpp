@@ -1,4 +1,4 @@
-// The CUDA kernels of torch.ops.qaig, as ../cpu.cpp has the CPU's. Empty in a library that is built without nvcc.
+// The operators of torch.ops.qaig on CUDA devices. Empty in a library that is built without nvcc.
 //
 // QAIG_EMULATED is how tests compile this file: the kernels then run on the emulator and the tensors are the CPU's.
 #if defined(QAIG_CUDA_ARCHS) || defined(QAIG_EMULATED)
