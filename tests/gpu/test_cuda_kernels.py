@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cuda.columns import by_reference, random_columns, same
 from torch import Tensor
 
+from tests.cuda.gptq_cases import by_reference, random_columns, same
 from tests.cuda.products import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
