@@ -40,7 +40,7 @@ struct WordByWord {
 // and, of whole rows, the rotation, to float32, and what makes a batch of R rows of `count` words each:
 //
 //   static void rotate(const Linear&, int64_t row, const uint64_t* signs, float* out)
-//   static void interleave(const uint32_t (&rows)[kMostBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out)
+//   static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out)
 template <class Values>
 void quantize_with(const Linear& l, Activations& a) {
     const Shape& shape = l.weight.shape;

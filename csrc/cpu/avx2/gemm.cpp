@@ -55,8 +55,8 @@ struct Sums {
     }
 };
 
-// Has the sum computed here, in a register. GCC would compute the products of all rows first, and then have no registers
-// left for the sums.
+// Makes GCC compute the sum here, in a register. Without it GCC computes the products of all rows first, and runs out of
+// registers for the sums.
 QAIG_INLINE void keep_in_register(__m256i& sum) { __asm__("" : "+x"(sum)); }
 
 // Sums of products of R rows with one segment.

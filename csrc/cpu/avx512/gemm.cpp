@@ -51,7 +51,7 @@ void unpack(int bits, const uint32_t* words, int64_t units, uint8_t* codes) {
     }
 }
 
-// Has the sum in a register of its own until here. GCC would begin to copy it about within the loop.
+// Keeps the sum in one register until here. Without it GCC copies it about within the loop.
 QAIG_INLINE void keep_in_register(__m512i& sum) { __asm__("" : "+v"(sum)); }
 
 // Adds the products of R rows with a panel of `quads` quads to out [R][32].
