@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from tests.lifecycle import logits, packed
 from transformers_qaig import QAIGConfig
@@ -82,19 +82,25 @@ def test_a_model_is_not_overwritten_by_itself(llava: Path, capsys: pytest.Captur
     assert "OUT is MODEL" in error_of([llava, llava, "--overwrite"], capsys)
 
 
-def test_a_save_that_fails_leaves_the_older_model(
-    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("holds_a_model", [False, True])
+def test_a_save_that_fails_leaves_the_folder_as_it_was(
+    holds_a_model: bool,
+    llava: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    assert main(["quantize", str(llava), str(out), *RTN]) == 0
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    if holds_a_model:
+        assert main(["quantize", str(llava), str(out), *RTN]) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()} if holds_a_model else {}
 
     def fail(model: nn.Module, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
+        (folder / "templates").mkdir()
         raise OSError("the disk is full")
 
-    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(recipe="rtn"))
-    monkeypatch.setattr(type(model), "save_pretrained", fail)
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", fail)
     assert main(["quantize", str(llava), str(out), *RTN, "--overwrite"]) == 1
     assert "the disk is full" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
@@ -155,8 +161,8 @@ def test_what_was_saved_is_uploaded(
 ) -> None:
     sent: dict[str, Any] = {}
     monkeypatch.setattr(quantize.HfApi, "whoami", lambda self: {"name": "me"})
-    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(recipe="rtn"))
-    monkeypatch.setattr(type(model), "push_to_hub", lambda self, repo, **given: sent.update(repo=repo, **given))
+    sends = lambda self, repo, **given: sent.update(repo=repo, **given)  # noqa: E731
+    monkeypatch.setattr(LlavaForConditionalGeneration, "push_to_hub", sends)
     options = [*RTN, "--push-to-hub", "me/w4", "--private", "--token", "secret"]
     assert main(["quantize", str(llava), str(tmp_path / "out"), *options]) == 0
     assert sent == {"repo": "me/w4", "private": True, "token": "secret"}

@@ -99,17 +99,40 @@ def check_upload(options: argparse.Namespace) -> None:
 
 @contextmanager
 def output(out: Path) -> Iterator[Path]:
-    """A folder to save in. At the end of the context `out` holds the files, and no weights of an earlier save."""
-    folder = out / f"{UNFINISHED}{secrets.token_hex(6)}-model"
-    folder.mkdir()
+    """A folder to save in. At the end of the context `out` holds the files, and no weights of an earlier save.
+
+    After an error `out` is as it was.
+    """
+    is_new = not any(out.iterdir())
+    folder = out if is_new else out / f"{UNFINISHED}{secrets.token_hex(6)}-model"
+    folder.mkdir(exist_ok=is_new)
     try:
         yield folder
-        for pattern in WEIGHTS:
-            for file in out.glob(pattern):
-                file.unlink()
-        for file in folder.iterdir():
-            if (out / file.name).is_dir():
-                shutil.rmtree(out / file.name)
-            os.replace(file, out / file.name)
+    except BaseException:
+        for file in [*folder.iterdir()]:
+            _remove(file)
+        raise
+    else:
+        if not is_new:
+            _replace_weights(folder, out)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace_weights(folder: Path, out: Path) -> None:
+    """Moves the files of `folder` to `out`, in place of the weights and of what has the same name."""
+    for pattern in WEIGHTS:
+        for file in out.glob(pattern):
+            file.unlink()
+    for file in folder.iterdir():
+        if (out / file.name).is_dir():
+            shutil.rmtree(out / file.name)
+        os.replace(file, out / file.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
