@@ -58,7 +58,7 @@ CONFIG_NAMES = (
     "plan", "bits", "group_size", "sym", "recipe", "stages", "modules_to_not_convert", "overrides", "min_coverage",
     "num_samples", "seed", "target_size", "cost", "fuse_groups", "budget", "calibration", "format", "needs_version",
     "unknown argument",
-    "quant_method", ".safetensors", "The shard",
+    "quant_method", ".safetensors", "The shard", " is missing",
 )  # fmt: skip
 
 
