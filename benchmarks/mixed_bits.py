@@ -34,6 +34,7 @@ from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
 from transformers_qaig.report.evaluate import AnswerStatistics, answer_logits, answer_statistics, encode_questions
 from transformers_qaig.report.statistics import resampled_kl
+from transformers_qaig.scheme import plan_to_dict
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
@@ -117,7 +118,7 @@ def main() -> None:
                 measuring = time.perf_counter() - start
                 for budget in options.budgets:
                     found = allocate(choices, budget * coverage.packed)
-                    given = QAIGConfig(plan=found.entries, dataset=data[first], **settings)
+                    given = QAIGConfig(plan=plan_to_dict(found.schemes), dataset=data[first], **settings)
                     statistics, bits, seconds = evaluate(given)
                     emit(
                         statistics,
@@ -128,7 +129,7 @@ def main() -> None:
                         predicted=found.cost,
                         ratio_log=ratio(statistics, bits, yardsticks[first], np.log, np.exp),
                         ratio_linear=ratio(statistics, bits, yardsticks[first], np.asarray, np.asarray),
-                        widths={path: entry["bits"] for path, entry in found.entries.items()},
+                        widths={path: scheme.bits for path, scheme in found.schemes.items()},
                         seconds=seconds,
                         seconds_measuring=measuring,
                     )

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
-from .calibration.exclusions import Exclusions
 from .config import QAIGConfig
 from .config.devices import check_device
 from .data.loader import load_inputs
+from .execution.exclusions import Exclusions
 from .execution.torch_state import default_torch_state
 from .loading.arguments import loading_arguments
 from .loading.checkpoint import check_headers, check_number
@@ -37,10 +37,11 @@ from .nn.linear import QAIGLinear
 from .nn.packed_module import PackedModule, check_finite, check_packed
 from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
 from .plan.build import budget_in_bits, list_schemes, make_plan
-from .plan.coverage import Coverage, Plan
+from .plan.coverage import Coverage
 from .saving.mark import check_one_save, save_mark
 from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
 from .saving.trial import try_saving
+from .scheme import Plan, parse_plan, plan_to_dict
 from .utils.files import require_writable
 from .utils.finite import buffers_with_nan, check_weights
 from .utils.logging import get_logger, tqdm
@@ -147,10 +148,10 @@ class QAIGHfQuantizer(HfQuantizer):
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
         """Place and save the packed model without weights: what cannot be done is said before the calibration."""
         if self.options:
-            self.plan = likely_plan(self.options, self.budget, self._fused()) | self.coverage.outside
+            self.plan = {**likely_plan(self.options, self.budget, self._fused()), **self.coverage.outside}
         settings = copy.deepcopy(self.quantization_config)
-        settings.plan = self.plan
-        skeleton = packed_skeleton(model, self.plan, settings.activation_bits)
+        settings.plan = plan_to_dict(self.plan)
+        skeleton = packed_skeleton(model, self.plan)
         self.placement.plan(skeleton)
         tensors, _ = self.get_state_dict_and_metadata(skeleton)
         try_saving(model, skeleton, tensors or {}, settings, checkpoint_files)
@@ -166,13 +167,14 @@ class QAIGHfQuantizer(HfQuantizer):
             settings = QAIGConfig.from_dict(whole_settings(files))
             assert isinstance(settings, QAIGConfig)
             self.quantization_config = settings
-        check_number(self.quantization_config.plan or {}, files)
-        local = localise(self.quantization_config.plan or {}, model, files)
-        check_rotations(local.entries, model, files)
+        config = self.quantization_config
+        check_number(config.plan or {}, files)
+        local = localise(parse_plan(config.plan, config.activation_bits), model, files)
+        check_rotations(local.plan, model, files)
         unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
-        self.plan = self.quantization_config.plan = local.entries
-        pack_modules(model, self.plan, self.quantization_config.activation_bits)
+        self.plan, config.plan = local.plan, plan_to_dict(local.plan)
+        pack_modules(model, self.plan)
         if files:
             check_one_save(files)
             # The loader casts to what it finds: scales keep their dtype whatever `dtype` the model is loaded in.
@@ -223,8 +225,8 @@ class QAIGHfQuantizer(HfQuantizer):
             )
         finally:
             self.samples, self.answers, self.options = [], [], {}
-        install_tied_embeddings(model, self.quantization_config.activation_bits)
-        self.quantization_config.plan = self.plan = report.plan
+        install_tied_embeddings(model, report.plan)
+        self.plan, self.quantization_config.plan = report.plan, plan_to_dict(report.plan)
         model.config.quantization_config = self.quantization_config
         mark_text_config(model.config)
         model.qaig_report = report  # type: ignore[assignment]
@@ -257,7 +259,7 @@ class QAIGHfQuantizer(HfQuantizer):
         fused = self._fused()
         allocation = allocate(self.options, self.budget, fused)
         logger.info("%s", describe(allocation, self.options, self.budget, fused))
-        self.plan = {path: dict(entry) for path, entry in allocation.entries.items()} | self.coverage.outside
+        self.plan = {**allocation.schemes, **self.coverage.outside}
         self.coverage.stored_bits = allocation.size
 
     # -- back to full precision, and saving

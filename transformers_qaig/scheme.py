@@ -1,87 +1,188 @@
-"""Entries of a plan, `{"bits", "group_size", "sym"}` and maybe `"rotation"`: what is valid, what it takes on disk."""
+"""How one weight is stored: `WeightScheme`; and a `Plan`, which has one for every packed weight."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from .nn.hadamard import BLOCKS, MAX_SEED
 from .utils.quote import quote
 
 BITS = tuple(range(2, 9))
 MIN_GROUP_SIZE, MAX_GROUP_SIZE = 32, 2**31 - 1
+BLOCKS = (16, 32, 64, 128, 256)
+"""Channels that a rotation may transform together."""
+MAX_SEED = (1 << 63) - 1
+_REQUIRED = {"bits", "group_size", "sym"}
 
 
-def check_plan(plan: Any) -> None:
-    """Raise `ValueError` unless `plan` maps at least one path to a whole entry, all values in range."""
+class Rotation(NamedTuple):
+    """What a layer's input is multiplied by first (`transformers_qaig.nn.hadamard`).
+
+    Attributes:
+        block: channels that are transformed together, one of `BLOCKS`, a divisor of the input channels.
+        seed: of the signs, 0 to 2^63 - 1.
+    """
+
+    block: int
+    seed: int
+
+    def check(self, in_features: int) -> None:
+        """Raises `ValueError` if this is no rotation of `in_features` channels."""
+        if self.block not in BLOCKS or in_features % self.block:
+            raise ValueError(
+                f"rotation: block must be one of {BLOCKS} that divides in_features={in_features}, got {self.block}"
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"rotation: seed must be between 0 and 2^63 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """How one weight is stored, and what happens to its layer's input.
+
+    Attributes:
+        bits: of a code, 2 to 8.
+        group_size: input channels that share one scale and zero point, at least 32; -1: all of a row.
+        sym: whether the grid is symmetric around zero, without zero points.
+        rotation: what the input is rotated by; the weight is stored rotated, too.
+        activation_bits: 8 rounds the input to 8 bits per token, 16 takes it as it is.
+    """
+
+    bits: int
+    group_size: int
+    sym: bool = False
+    rotation: Rotation | None = None
+    activation_bits: int = 16
+
+    @classmethod
+    def from_dict(cls, scheme: Any, where: str, activation_bits: int = 16) -> WeightScheme:
+        """The scheme in an entry of a plan, as config.json holds it.
+
+        Args:
+            scheme: `{"bits", "group_size", "sym"}`, and maybe `"rotation": {"block", "seed"}`.
+            where: what it belongs to, for the message: `plan['model.layers.0.mlp.up_proj']`.
+            activation_bits: of the whole model, which has its own field in config.json.
+
+        Raises:
+            ValueError: a field that is missing, unknown or out of range.
+        """
+        if not isinstance(scheme, Mapping) or set(scheme) - {"rotation"} != _REQUIRED:
+            raise ValueError(
+                f"{where} must hold bits, group_size and sym, maybe rotation, and no more, got {quote(scheme)}."
+            )
+        fields = {key: scheme[key] for key in ("bits", "group_size", "sym")}
+        check_fields(fields, where)
+        return cls(**fields, rotation=_rotation(scheme.get("rotation"), where), activation_bits=activation_bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of a plan in config.json, without `activation_bits`."""
+        fields: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "sym": self.sym}
+        return fields if self.rotation is None else {**fields, "rotation": self.rotation._asdict()}
+
+    def check(self, where: str) -> None:
+        """Raises `ValueError`, which names `where`, unless bits, group size and symmetry are in range."""
+        check_fields({"bits": self.bits, "group_size": self.group_size, "sym": self.sym}, where)
+
+    def fitted(self, in_features: int) -> WeightScheme:
+        """The scheme with a group size that a row of `in_features` channels can have, see [`fit_group_size`]."""
+        return replace(self, group_size=fit_group_size(in_features, self.group_size))
+
+    def num_groups(self, in_features: int) -> int:
+        """Quantization groups of a row of `in_features` channels."""
+        return 1 if self.group_size == -1 else in_features // self.group_size
+
+    def stored_bits(self, out_features: int, in_features: int, scale_bits: int) -> int:
+        """Bits that the codes, scales and zero points of one weight take on disk."""
+        groups = self.num_groups(in_features)
+        words = out_features * math.ceil(in_features * self.bits / 32)
+        zero_words = 0 if self.sym else groups * math.ceil(out_features * self.bits / 32)
+        return 32 * (words + zero_words) + scale_bits * out_features * groups
+
+
+Plan = Mapping[str, WeightScheme]
+"""Weight path (without the final `.weight`) → how it is stored. A value: nobody changes one."""
+
+
+def parse_plan(plan: Any, activation_bits: int = 16) -> dict[str, WeightScheme]:
+    """The plan in a mapping of weight paths to entries, as users give it and config.json holds it.
+
+    Args:
+        plan: at least one entry; see [`WeightScheme.from_dict`].
+        activation_bits: of every layer.
+
+    Raises:
+        ValueError: naming the path whose entry is wrong.
+    """
     if not isinstance(plan, Mapping) or not plan:
         raise ValueError("`plan` must map weight paths to {bits, group_size, sym}; it is empty or no mapping.")
-    for path, entry in plan.items():
-        try:
-            _check_planned(path, entry)
-        except ValueError as error:  # the path is quoted only here: there may be a million
-            raise ValueError(f"plan[{quote(path)}]{error}") from None
+    return {path: _planned(path, entry, activation_bits) for path, entry in plan.items()}
 
 
-def _check_planned(path: object, entry: Any) -> None:
-    if not isinstance(path, str):
-        raise ValueError(": a weight's path is a string.")
-    if not isinstance(entry, Mapping) or entry.keys() - {"rotation"} != {"bits", "group_size", "sym"}:
-        raise ValueError(f" must hold bits, group_size and sym, maybe rotation, and no more, got {quote(entry)}.")
-    check_entry({key: value for key, value in entry.items() if key != "rotation"}, "")
-    check_rotation(entry.get("rotation"), "")
+def _planned(path: object, entry: Any, activation_bits: int) -> WeightScheme:
+    try:
+        if not isinstance(path, str):
+            raise ValueError(": a weight's path is a string.")
+        return WeightScheme.from_dict(entry, "", activation_bits)
+    except ValueError as error:  # the path is quoted only here: there may be a million
+        raise ValueError(f"plan[{quote(path)}]{error}") from None
 
 
-def check_entry(entry: Mapping[str, Any], where: str) -> None:
-    """Raise `ValueError` unless `bits`, `group_size` and `sym`, where given, are in range."""
-    unknown = set(entry) - {"bits", "group_size", "sym"}
+def plan_to_dict(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The inverse of [`parse_plan`]: what config.json holds."""
+    return {path: scheme.to_dict() for path, scheme in plan.items()}
+
+
+def inside(plan: Plan, path: str) -> dict[str, WeightScheme]:
+    """The part of a plan below the module at `path`, by the paths within it."""
+    prefix = f"{path}."
+    return {name.removeprefix(prefix): scheme for name, scheme in plan.items() if name.startswith(prefix)}
+
+
+def check_fields(fields: Mapping[str, Any], where: str) -> None:
+    """Raises `ValueError`, which names `where`, unless `bits`, `group_size` and `sym`, where given, are in range."""
+    unknown = set(fields) - _REQUIRED
     if unknown:
         raise ValueError(f"{where}: unknown {quote(sorted(map(str, unknown)))}; known are bits, group_size and sym.")
-    if "bits" in entry and (not is_int(entry["bits"]) or entry["bits"] not in BITS):
+    if "bits" in fields and (not is_int(fields["bits"]) or fields["bits"] not in BITS):
         raise ValueError(
-            f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {quote(entry['bits'])}."
+            f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {quote(fields['bits'])}."
         )
-    if "group_size" in entry:
-        size = entry["group_size"]
+    if "group_size" in fields:
+        size = fields["group_size"]
         if not is_int(size) or (size != -1 and not MIN_GROUP_SIZE <= size <= MAX_GROUP_SIZE):
             raise ValueError(
                 f"{where}: `group_size` must be an integer from {MIN_GROUP_SIZE} to {MAX_GROUP_SIZE}, or -1 for per "
                 f"channel, got {quote(size)}."
             )
-    if "sym" in entry and not isinstance(entry["sym"], bool):
-        raise ValueError(f"{where}: `sym` must be True or False, got {quote(entry['sym'])}.")
+    if "sym" in fields and not isinstance(fields["sym"], bool):
+        raise ValueError(f"{where}: `sym` must be True or False, got {quote(fields['sym'])}.")
 
 
-def check_rotation(rotation: Any, where: str) -> None:
-    """Raise `ValueError` unless `rotation` is None or `{"block", "seed"}`, both in range."""
+def _rotation(rotation: Any, where: str) -> Rotation | None:
     if rotation is None:
-        return
+        return None
     if not isinstance(rotation, Mapping) or set(rotation) != {"block", "seed"}:
         raise ValueError(f"{where}: `rotation` must hold exactly block and seed, got {quote(rotation)}.")
     if not is_int(rotation["block"]) or rotation["block"] not in BLOCKS:
         raise ValueError(f"{where}: `rotation` must have a block of {list(BLOCKS)}, got {quote(rotation['block'])}.")
     if not is_int(rotation["seed"]) or not 0 <= rotation["seed"] <= MAX_SEED:
         raise ValueError(f"{where}: `rotation` must have a seed from 0 to 2^63 - 1, got {quote(rotation['seed'])}.")
+    return Rotation(**rotation)
 
 
 def fit_group_size(in_features: int, group_size: int) -> int:
-    """
-    The group size that is used for a width: `group_size` where it divides `in_features`, else the largest divisor of
-    `in_features` in [32, group_size], else -1 (one group per output channel).
+    """The group size that is used for a width.
+
+    Returns:
+        `group_size` where it divides `in_features`, else the largest divisor of `in_features` in [32, group_size],
+        else -1 (one group per output channel).
     """
     if group_size == -1 or group_size >= in_features:
         return -1
     divisors = (d for d in range(group_size, MIN_GROUP_SIZE - 1, -1) if in_features % d == 0)
     return next(divisors, -1)
-
-
-def stored_bits(entry: Mapping[str, Any], out_features: int, in_features: int, scale_bits: int) -> int:
-    """Bits that the codes, scales and zero points of one linear take on disk."""
-    groups = 1 if entry["group_size"] == -1 else in_features // entry["group_size"]
-    words = out_features * math.ceil(in_features * entry["bits"] / 32)
-    zero_words = 0 if entry["sym"] else groups * math.ceil(out_features * entry["bits"] / 32)
-    return 32 * (words + zero_words) + scale_bits * out_features * groups
 
 
 def is_int(value: Any) -> bool:

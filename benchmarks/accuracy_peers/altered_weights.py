@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 
-from transformers_qaig.calibration import pipeline as calibrate
-from transformers_qaig.calibration.decisions import BlockDecisions
-from transformers_qaig.calibration.steps import GroupContext
-from transformers_qaig.token_weights.weigher import TokenWeigher, _spread
+from transformers_qaig.token_weights import registry
+from transformers_qaig.token_weights.base import Stateless, SubBlock
+from transformers_qaig.token_weights.precomputed import spread
+from transformers_qaig.token_weights.qig import QIG
 
 
 def by_kind(weights: Tensor, vision: Tensor) -> Tensor:
@@ -33,28 +35,27 @@ ALTERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class Altered(Stateless):
+    """QIG's weights, altered by the pictures' tokens: bool [B, T] by sample."""
+
+    def __init__(self, kind: str, inner: QIG, pictures: Sequence[Tensor]):
+        self.kind, self.inner, self.pictures = kind, inner, pictures
+
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        found = []
+        for inputs, weights in zip(sub_block.inputs, self.inner.weigh(sub_block)):
+            rows = replace(inputs, token_weights=weights).importance().items()
+            altered = {s: ALTERATIONS[self.kind](row, self.pictures[s].reshape(-1)) for s, row in rows}
+            found.append(spread(inputs, altered))
+        return found
+
+
 @contextmanager
 def altered(kind: str) -> Iterator[None]:
     """Within the context, calibration with token weights `"qig"` alters them so."""
-    old = calibrate.precomputed_weights, calibrate.TokenWeigher
 
-    def pictures(
-        model: Any, blocks: Any, samples: Any, masks: Any, answers: Any, vision: Sequence[Tensor], *_: Any
-    ) -> Any:
-        return vision
+    def made(recipe: Any, seed: int, pictures: Any) -> Altered:
+        return Altered(kind, QIG(recipe.nodes), pictures)
 
-    class AlteredWeigher(TokenWeigher):
-        """Its `given` are the pictures' tokens, bool [B, T] by sample."""
-
-        def _attribute(self, site: GroupContext, choices: BlockDecisions) -> None:
-            super()._attribute(site, choices)
-            vision: Any = self.given
-            for piece in site.pieces:
-                found = {s: ALTERATIONS[kind](row, vision[s].reshape(-1)) for s, row in piece.importance().items()}
-                piece.weights = _spread(piece, found)
-
-    calibrate.precomputed_weights, calibrate.TokenWeigher = pictures, AlteredWeigher  # type: ignore[assignment, misc]
-    try:
+    with patch.dict(registry.PRECOMPUTED, qig=lambda data: data.pictures), patch.dict(registry.KINDS, qig=made):
         yield
-    finally:
-        calibrate.precomputed_weights, calibrate.TokenWeigher = old  # type: ignore[misc]

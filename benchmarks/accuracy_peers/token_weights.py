@@ -21,22 +21,23 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from transformers_qaig.attribution.qig import tempered, token_importance
-from transformers_qaig.calibration import pipeline as calibrate
+from transformers_qaig.attribution.qig import token_importance
 from transformers_qaig.calibration.bit_costs import answer_log_probabilities
-from transformers_qaig.calibration.decisions import BlockDecisions
-from transformers_qaig.calibration.steps import GroupContext
 from transformers_qaig.execution.block_outputs import first_tensor, forward
 from transformers_qaig.execution.interceptor import LayerInputs, map_tensors
 from transformers_qaig.rounding.quant_grid import minmax_grid
 from transformers_qaig.structure import find_decoder_blocks
-from transformers_qaig.token_weights.weigher import TokenWeigher, _spread
+from transformers_qaig.token_weights import registry
+from transformers_qaig.token_weights.base import Stateless, SubBlock
+from transformers_qaig.token_weights.data import WeightingData
+from transformers_qaig.token_weights.precomputed import spread
 
 KINDS = ("path", "downstream", "fisher")
 DRAWS = 4
@@ -46,31 +47,31 @@ Hook = Callable[[nn.Module, tuple, Any], Any]
 @contextmanager
 def weighed_by(kind: str, bits: int, group_size: int) -> Iterator[None]:
     """Within the context, calibration weighs tokens by `kind`, whatever its recipe says."""
-    old = calibrate.precomputed_weights, calibrate.TokenWeigher
 
-    def given(*arguments: Any) -> Given:
-        return Given(kind, bits, group_size, *arguments)
+    def given(data: WeightingData) -> Any:
+        return Given(kind, bits, group_size, data.model, data.blocks, data.samples, data.masks, data.answers)
 
-    calibrate.precomputed_weights, calibrate.TokenWeigher = given, GivenWeigher  # type: ignore[assignment, misc]
-    try:
+    precomputed = dict.fromkeys(registry.KINDS, given)
+    made = dict.fromkeys(registry.KINDS, lambda recipe, seed, known: GivenWeights(known))
+    with patch.dict(registry.PRECOMPUTED, precomputed), patch.dict(registry.KINDS, made):
         yield
-    finally:
-        calibrate.precomputed_weights, calibrate.TokenWeigher = old  # type: ignore[misc]
 
 
-class GivenWeigher(TokenWeigher):
-    """Asks its `given` for the weights of each group."""
+class GivenWeights(Stateless):
+    """Asks a `Given` for the weights of each group."""
 
-    given: Any
+    def __init__(self, given: Given):
+        self.given = given
 
-    def weigh(self, site: GroupContext, choices: BlockDecisions) -> None:
-        known = self.given.weights(self.block, site.members)
-        for piece in site.pieces:
-            piece.weights = tempered(_spread(piece, known))
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        block = next(i for i, block in enumerate(self.given.quantized) if block is sub_block.owner)
+        members = [name for name in sub_block.group.linears if name in sub_block.schemes]
+        known = self.given.weights(block, members)
+        return [spread(inputs, known) for inputs in sub_block.inputs]
 
 
 class Given:
-    """A kind's weights, for the tiny VLM. Arguments after the group size: those of [`precomputed_weights`]."""
+    """A kind's weights, for the tiny VLM. Arguments after the group size: those of [`WeightingData`]."""
 
     def __init__(
         self,
@@ -82,7 +83,6 @@ class Given:
         samples: Sequence[Mapping[str, Any]],
         masks: Sequence[Tensor],
         answers: Sequence[Tensor],
-        *_: Any,
     ) -> None:
         self.kind = kind.removesuffix("-shuffled")
         self.shuffles = kind.endswith("-shuffled")
@@ -107,16 +107,15 @@ class Given:
         """What every block is called with in full precision: sample → block → call."""
         self.log_p = [self._full_precision(index) for index in range(len(samples))]
         self.states = [first_tensor(calls[0].args) for calls in self.calls]
-        """Of the quantized stream, at the first block that is not quantized yet."""
+        """Of the quantized model, at the first block that is not quantized yet."""
         self.shares: dict[Any, list[Tensor]] = {}
         """Block, or block and linear → sample → [B, T]."""
         if self.kind != "downstream":
             found = [(self._path if self.kind == "path" else self._fisher)(index) for index in range(len(samples))]
             self.shares = {key: [rows[key] for rows in found] for key in self.linears}
 
-    def weights(self, block: int | None, members: Sequence[str]) -> dict[int, Tensor]:
+    def weights(self, block: int, members: Sequence[str]) -> dict[int, Tensor]:
         """Sample → λ [B, T] of a group."""
-        assert block is not None
         if self.kind == "downstream":
             if block not in self.shares:
                 self.shares[block] = [self._downstream(block, index) for index in range(len(self.samples))]
@@ -206,7 +205,7 @@ class Given:
         return total
 
     def _rest(self, block: int, states: Tensor, index: int) -> Tensor:
-        """log p at the answers' tokens from the states at a block's door on, in full precision."""
+        """log p at the answers' tokens from the states that enter a block on, in full precision."""
         for module, call in zip(self.blocks[block:], self.calls[index][block:]):
             states = first_tensor(module(states, **call.kwargs))
         asked = states[:, :-1][self.answers[index][:, 1:]]

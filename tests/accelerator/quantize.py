@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 from tests.accelerator.cases import BEST, CASES  # noqa: E402
 from tests.families import build, conversations, samples, save  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
-from transformers_qaig.execution.offload import around  # noqa: E402
+from transformers_qaig.execution.offload import offloaded  # noqa: E402
 from transformers_qaig.execution.paused_forward import PausedForwards  # noqa: E402
 from transformers_qaig.rounding import hessian as moments  # noqa: E402
 from transformers_qaig.rounding.gptq import gptq_on_best_grid  # noqa: E402
@@ -134,10 +134,10 @@ def waiting() -> dict[str, Any]:
     doors = list(model.get_decoder().layers)
     places = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
     before = pretend.bytes_in_use()
-    with around(model, doors, pretend.DEVICE) as visits, PausedForwards(model, doors, inputs) as stream:
-        calls = stream.waiting(0)
+    with offloaded(model, doors, pretend.DEVICE) as memory, PausedForwards(model, doors, inputs) as stream:
+        calls = stream.inputs(0)
         visiting = pretend.bytes_in_use() - before
-        visits.leave()
+        memory.release()
         held = pretend.bytes_in_use() - before
         devices = sorted({str(call.args[0].device) for call in calls.values()})
 
@@ -145,7 +145,7 @@ def waiting() -> dict[str, Any]:
         raise KeyboardInterrupt
 
     model.model.visual.merger.register_forward_hook(interrupt)
-    with contextlib.suppress(KeyboardInterrupt), around(model, doors, pretend.DEVICE), torch.no_grad():
+    with contextlib.suppress(KeyboardInterrupt), offloaded(model, doors, pretend.DEVICE), torch.no_grad():
         model(**inputs[0])
     after = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
     tower = sum(p.nbytes for p in model.model.visual.parameters())

@@ -1,4 +1,4 @@
-"""A block's way through the stages: what is kept, what is undone, and that the outcome is what was judged."""
+"""A block's way through the steps: what is accepted, what is rejected, and that the outcome is what was validated."""
 
 import copy
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
-from transformers_qaig.calibration import block_quantizer as treatment
+from transformers_qaig.calibration import block_quantizer
 from transformers_qaig.calibration.block_quantizer import (
     VALIDATION_EVERY,
     BlockQuantizer,
@@ -27,8 +27,9 @@ from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.rounding.hessian import second_moment
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks
-from transformers_qaig.token_weights.weigher import TokenWeigher
+from transformers_qaig.token_weights.registry import token_weights_of
 
 PATH = "model.language_model.layers.0"
 
@@ -51,11 +52,7 @@ class Case:
         self.calls = dict(enumerate(calls))
         self.calls_q = {s: self._disturbed(call, generator) for s, call in self.calls.items()}
         self.masks = [sample["attention_mask"].bool() for sample in data]
-        self.entries = {
-            name: {"bits": 2, "group_size": 32, "sym": False}
-            for name, m in self.block.named_modules()
-            if isinstance(m, nn.Linear)
-        }
+        self.schemes = {name: WeightScheme(2, 32) for name, m in self.block.named_modules() if isinstance(m, nn.Linear)}
 
     @staticmethod
     def _disturbed(call: LayerInputs, generator: torch.Generator) -> LayerInputs:
@@ -63,18 +60,18 @@ class Case:
         noise = 0.05 * x.std() * torch.randn(x.shape, generator=generator)
         return LayerInputs((x + noise, *call.args[1:]), call.kwargs)
 
-    def treatment(self, recipe: Recipe, seed: int = 0) -> BlockQuantizer:
-        return BlockQuantizer(self.block, PATH, self.entries, self.streams, self.tools(recipe, seed))
+    def quantizer(self, recipe: Recipe, seed: int = 0) -> BlockQuantizer:
+        return BlockQuantizer(self.block, PATH, self.schemes, self.inputs, self.settings(recipe, seed))
 
     def packed(self, recipe: Recipe) -> nn.Module:
-        return quantize_block(self.block, PATH, self.entries, self.streams, self.tools(recipe))[0]
+        return quantize_block(self.block, PATH, self.schemes, self.inputs, self.settings(recipe)).module
 
     @property
-    def streams(self) -> TargetInputs:
+    def inputs(self) -> TargetInputs:
         return TargetInputs(self.calls, self.calls_q, self.masks)
 
-    def tools(self, recipe: Recipe, seed: int = 0) -> QuantizerSettings:
-        return QuantizerSettings(recipe, GroupFinder(self.model, 0), TokenWeigher(recipe), seed)
+    def settings(self, recipe: Recipe, seed: int = 0) -> QuantizerSettings:
+        return QuantizerSettings(recipe, GroupFinder(self.model, 0), token_weights_of(recipe), seed)
 
     def error(self, block: nn.Module, held: bool | None = None) -> float:
         error = OutputError()
@@ -91,19 +88,19 @@ def case() -> Case:
 
 def test_default_is_far_better_than_nearest_on_samples_held_back(case: Case) -> None:
     recipe = replace(recipe_of("default"), asymmetric=0.5)
-    treated = case.treatment(recipe)
-    choices = treated.choose()
-    assert set(choices.roundings) == set(case.entries)
-    assert not treated.summary.undone
-    block = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    quantizer = case.quantizer(recipe)
+    decisions = quantizer.decide()
+    assert set(decisions.roundings) == set(case.schemes)
+    assert not quantizer.summary.rejected
+    block = rounded(in_float32(case.block), decisions, list(case.schemes), torch.float32)
     assert case.error(block, held=True) < 0.5 * case.error(case.packed(recipe_of("rtn")), held=True)
 
 
 @pytest.mark.parametrize("recipe", ["fast", "default", "best", "gptq", "mbq", "authors"])
 def test_what_is_packed_is_what_was_chosen(case: Case, recipe: str) -> None:
     chosen = recipe_of(recipe, {"steps": 10})
-    choices = case.treatment(chosen).choose()
-    dense = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    decisions = case.quantizer(chosen).decide()
+    dense = rounded(in_float32(case.block), decisions, list(case.schemes), torch.float32)
     packed = case.packed(chosen)
     for name, module in packed.named_modules():
         if isinstance(module, QAIGLinear):
@@ -113,11 +110,10 @@ def test_what_is_packed_is_what_was_chosen(case: Case, recipe: str) -> None:
 
 def test_groups_with_a_wide_weight_are_not_equalized(case: Case) -> None:
     recipe = replace(recipe_of("fast"), validate=False)
-    plain = [group.linears for group, _ in case.treatment(recipe).choose().scales]
+    plain = [group.linears for group, _ in case.quantizer(recipe).decide().scales]
     wide = copy.copy(case)
-    wide.entries = {name: dict(entry) for name, entry in case.entries.items()}
-    wide.entries["mlp.up_proj"]["bits"] = recipe.equalization_bits + 1
-    scaled = [group.linears for group, _ in wide.treatment(recipe).choose().scales]
+    wide.schemes = {**case.schemes, "mlp.up_proj": WeightScheme(recipe.equalization_bits + 1, 32)}
+    scaled = [group.linears for group, _ in wide.quantizer(recipe).decide().scales]
     assert len(plain) >= 3
     assert scaled == [linears for linears in plain if "mlp.up_proj" not in linears]
     assert len(scaled) < len(plain)
@@ -126,49 +122,52 @@ def test_groups_with_a_wide_weight_are_not_equalized(case: Case) -> None:
 def test_scales_are_folded_before_codes_are_chosen(case: Case) -> None:
     recipe = replace(recipe_of("default"), equalization="mae", equalize_gqa=True, validate=False)
     assert len(passes(recipe)) == 2
-    choices = case.treatment(recipe).choose()
-    assert choices.scales
-    assert choices.roundings
-    block = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
+    decisions = case.quantizer(recipe).decide()
+    assert decisions.scales
+    assert decisions.roundings
+    block = rounded(in_float32(case.block), decisions, list(case.schemes), torch.float32)
     assert case.error(block) < 0.6 * case.error(case.packed(recipe_of("rtn")))
     # Seen from the block as it was, the same error.
     plain = copy.deepcopy(case.block)
-    for name, error in rounding_errors(in_float32(case.block), choices, torch.float32).items():
+    for name, error in rounding_errors(in_float32(case.block), decisions, torch.float32).items():
         plain.get_submodule(name).weight.data += error
     assert case.error(plain) == pytest.approx(case.error(block), rel=1e-2)
     with pytest.raises(AssertionError):
-        choices.with_scale(choices.scales[0][0], choices.scales[0][1])
+        decisions.with_scale(decisions.scales[0][0], decisions.scales[0][1])
 
 
-def test_a_stage_that_does_harm_is_undone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ruin(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
-        roundings = {}
-        for name in site.members:
-            weight: Tensor = site.block.get_submodule(name).weight.data
-            rounding = choices.rounding(name, weight, site.dtype)
-            roundings[name] = replace(rounding, codes=3 - rounding.codes)
-        return choices.with_roundings(roundings)
+def test_a_step_that_does_harm_is_rejected(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ruin:
+        name = "ruin"
 
-    monkeypatch.setattr(treatment, "compensate", ruin)
-    treated = case.treatment(recipe_of("default"))
-    choices = treated.choose()
-    assert not choices.roundings
-    assert not treated.summary.kept
-    assert len(treated.summary.undone) == 4
-    assert "ruin" in treated.summary.undone[0]
+        def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions:
+            roundings = {}
+            for name in context.members:
+                weight: Tensor = context.block.get_submodule(name).weight.data
+                rounding = decisions.rounding(name, weight, context.dtype)
+                roundings[name] = replace(rounding, codes=3 - rounding.codes)
+            return decisions.with_roundings(roundings)
+
+    monkeypatch.setattr(block_quantizer, "gptq", Ruin())
+    quantizer = case.quantizer(recipe_of("default"))
+    decisions = quantizer.decide()
+    assert not decisions.roundings
+    assert not quantizer.summary.accepted
+    assert len(quantizer.summary.rejected) == 4
+    assert "ruin" in quantizer.summary.rejected[0]
 
 
-def test_codes_are_made_from_all_samples_once_judged(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_are_made_from_all_samples_once_validated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, moments = [], []
     real = GroupContext.measure
 
-    def measure(site: GroupContext, choices: BlockDecisions) -> tuple[Tensor, Tensor]:
-        arrived.append(sorted(s for piece in site.pieces for s in piece.samples))
-        moments.append(real(site, choices)[0])
-        return moments[-1], real(replace(site, measured={}), choices)[1]
+    def measure(context: GroupContext, decisions: BlockDecisions) -> tuple[Tensor, Tensor]:
+        arrived.append(sorted(s for one in context.inputs for s in one.samples))
+        moments.append(real(context, decisions)[0])
+        return moments[-1], real(replace(context, measured={}), decisions)[1]
 
     monkeypatch.setattr(GroupContext, "measure", measure)
-    case.treatment(recipe_of("default")).choose()
+    case.quantizer(recipe_of("default")).decide()
     held = list(range(0, 8, VALIDATION_EVERY))
     assert arrived[:2] == [[s for s in range(8) if s not in held], held]
     inputs = [(call.args[0], mask.float()) for call, mask in zip(case.calls_q.values(), case.masks)]
@@ -179,19 +178,19 @@ def test_codes_are_made_from_all_samples_once_judged(case: Case, monkeypatch: py
 
 def test_learning_keeps_what_is_better_and_is_the_same_for_a_seed(case: Case) -> None:
     recipe = replace(recipe_of("best"), steps=20)
-    one, two = (case.treatment(recipe, seed=1).choose() for _ in range(2))
-    for name in case.entries:
+    one, two = (case.quantizer(recipe, seed=1).decide() for _ in range(2))
+    for name in case.schemes:
         assert torch.equal(one.roundings[name].codes, two.roundings[name].codes)
         assert torch.equal(one.roundings[name].grid.scale, two.roundings[name].grid.scale)
-    treated = case.treatment(recipe)
-    choices = treated.choose()
-    assert sum("learned" in what for what in treated.summary.kept + treated.summary.undone) == 2
-    learned = rounded(in_float32(case.block), choices, list(case.entries), torch.float32)
-    assert choices.parameters
-    judged = case.treatment(recipe)
-    judged._learn = lambda choices: choices  # type: ignore[method-assign]
-    before = rounded(in_float32(case.block), judged.choose(), list(case.entries), torch.float32)
-    better = any("learned" in what for what in treated.summary.kept)
+    quantizer = case.quantizer(recipe)
+    decisions = quantizer.decide()
+    assert sum("learned" in what for what in quantizer.summary.accepted + quantizer.summary.rejected) == 2
+    learned = rounded(in_float32(case.block), decisions, list(case.schemes), torch.float32)
+    assert decisions.parameters
+    before_learning = case.quantizer(recipe)
+    before_learning._learn = lambda decisions: decisions  # type: ignore[method-assign]
+    before = rounded(in_float32(case.block), before_learning.decide(), list(case.schemes), torch.float32)
+    better = any("learned" in what for what in quantizer.summary.accepted)
     assert better == (case.error(learned, held=True) < 0.999 * case.error(before, held=True))
     assert case.error(learned, held=True) <= 1.001 * case.error(before, held=True)
 
@@ -216,10 +215,12 @@ class WithRouter(nn.Module):
 def test_what_a_16_bit_block_keeps_in_float32_stays_there(recipe: str) -> None:
     block = WithRouter().requires_grad_(False)
     calls = {s: LayerInputs((torch.randn(1, 64, 64).bfloat16(),), {}) for s in range(4)}
-    streams = TargetInputs(calls, calls, [torch.ones(1, 64, dtype=torch.bool)] * 4)
-    tools = QuantizerSettings(recipe_of(recipe, {"steps": 20}), GroupFinder(block, 0), TokenWeigher(recipe_of(recipe)))
-    entries = {name: {"bits": 3, "group_size": 32, "sym": False} for name in ("up", "down")}
-    result, _ = quantize_block(block, "", entries, streams, tools)
+    inputs = TargetInputs(calls, calls, [torch.ones(1, 64, dtype=torch.bool)] * 4)
+    settings = QuantizerSettings(
+        recipe_of(recipe, {"steps": 20}), GroupFinder(block, 0), token_weights_of(recipe_of(recipe))
+    )
+    schemes = dict.fromkeys(("up", "down"), WeightScheme(3, 32))
+    result = quantize_block(block, "", schemes, inputs, settings).module
     assert torch.equal(result.frequencies, block.frequencies)
     assert result.down.weight_scale.dtype == result.down.bias.dtype == torch.bfloat16
     if recipe == "best":  # learned, and not rounded to 16 bits

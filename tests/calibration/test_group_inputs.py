@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
-from transformers_qaig.calibration.group_inputs import NotReached, enter, gather_group_inputs, is_tokenwise, run
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.group_inputs import NotReached, enter, gather_group_inputs, is_tokenwise, run
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.structure import find_decoder_blocks
 
@@ -74,7 +74,7 @@ def test_run_is_the_modules_own_output(case, module: str) -> None:
         forward(block, call)
     handle.remove()
     with torch.no_grad():
-        ours = [run(block, groups[module], piece, piece.x) for piece in _pieces(case, module)]
+        ours = [run(block, groups[module], piece, piece.hidden) for piece in _pieces(case, module)]
     wanted = torch.cat([output.reshape(-1, 64) for output in outputs])
     assert_close(torch.cat([output.reshape(-1, 64) for output in ours]), wanted, terms_of(block))
 
@@ -84,8 +84,8 @@ def test_run_takes_other_weights_without_changing_the_block(case) -> None:
     piece = _pieces(case, "mlp")[0]
     before = block.mlp.up_proj.weight.clone()
     with torch.no_grad():
-        plain = run(block, groups["mlp"], piece, piece.x)
-        zeroed = run(block, groups["mlp"], piece, piece.x, {"mlp.up_proj": torch.zeros_like(before)})
+        plain = run(block, groups["mlp"], piece, piece.hidden)
+        zeroed = run(block, groups["mlp"], piece, piece.hidden, {"mlp.up_proj": torch.zeros_like(before)})
     assert (zeroed == 0).all()
     assert (plain != 0).any()
     assert torch.equal(block.mlp.up_proj.weight, before)
@@ -94,7 +94,7 @@ def test_run_takes_other_weights_without_changing_the_block(case) -> None:
 def test_importance_comes_back_by_sample(case) -> None:
     _, _, masks, _ = case
     (piece,) = _pieces(case, "mlp")
-    piece.weights = torch.arange(float(piece.real.numel())).reshape(piece.real.shape)
+    piece.weights = torch.arange(float(piece.mask.numel())).reshape(piece.mask.shape)
     importance = piece.importance()
     assert list(importance) == [0, 1, 2, 3, 4]
     assert [len(w) for w in importance.values()] == [mask.shape[1] for mask in masks]
@@ -123,10 +123,10 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
         (piece,) = gather_group_inputs(
             block, groups[name], (block, block), TargetInputs(calls, calls, [torch.ones(0, 0).bool()]), [0]
         )
-        assert piece.x.ndim == 3
+        assert piece.hidden.ndim == 3
         assert is_tokenwise(block, groups[name], piece)
         with torch.no_grad():
-            assert_close(run(block, groups[name], piece, piece.x)[0], output, terms_of(block))
+            assert_close(run(block, groups[name], piece, piece.hidden)[0], output, terms_of(block))
 
 
 def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.calibration.test_block_quantizer import PATH, Case
-from transformers_qaig.calibration import block_quantizer as treatment
-from transformers_qaig.calibration.block_quantizer import choose
+from transformers_qaig.calibration import block_quantizer
+from transformers_qaig.calibration.block_quantizer import decide
 from transformers_qaig.calibration.decisions import BlockDecisions
-from transformers_qaig.calibration.exclusions import NotFinite
 from transformers_qaig.calibration.steps import GroupContext
 from transformers_qaig.execution.block_outputs import OutputError
+from transformers_qaig.execution.exclusions import NotFinite
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.recipes import recipe_of
 from transformers_qaig.rounding.clipping import search_clipping
@@ -20,7 +20,8 @@ from transformers_qaig.rounding.hessian import Hessian
 from transformers_qaig.rounding.learned import LearnableVector, learn
 from transformers_qaig.rounding.quant_grid import QuantizedWeight, minmax_grid
 from transformers_qaig.rounding.scale_refit import refit_scales
-from transformers_qaig.token_weights.weigher import TokenWeigher
+from transformers_qaig.token_weights.base import SubBlock
+from transformers_qaig.token_weights.uniform import Uniform
 
 NAN = float("nan")
 GRID = {"bits": 2, "group_size": 32, "sym": False, "storage_dtype": torch.float32}
@@ -39,7 +40,7 @@ def spoilt(call: LayerInputs, token: int) -> LayerInputs:
 
 @pytest.mark.parametrize("recipe", ["default", "paper", "authors", "best"])
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("bad", [4, 5])  # the first of them judges
+@pytest.mark.parametrize("bad", [4, 5])  # the first of them validates
 def test_the_block_is_begun_anew_without_the_sample(case: Case, recipe: str, quantized: bool, bad: int) -> None:
     both = dict(case.calls), dict(case.calls_q)
     both[quantized][bad] = spoilt(both[quantized][bad], -1)
@@ -50,20 +51,20 @@ def test_the_block_is_begun_anew_without_the_sample(case: Case, recipe: str, qua
         for sample in samples:
             del both[0][sample], both[1][sample]
 
-    tools = case.tools(recipe_of(recipe, {"steps": 10}))
-    choices, summary = choose(case.block, PATH, case.entries, TargetInputs(*both, case.masks, leave_out), tools)
+    settings = case.settings(recipe_of(recipe, {"steps": 10}))
+    decisions, summary = decide(case.block, PATH, case.schemes, TargetInputs(*both, case.masks, leave_out), settings)
     assert list(found) == [bad]
     assert found[bad].endswith(f" in {PATH}")
     assert summary.left_out == list(found.items())
     calls, calls_q = ({s: c for s, c in each.items() if s != bad} for each in (case.calls, case.calls_q))
-    again = case.tools(tools.recipe)
-    expected, wanted = choose(case.block, PATH, case.entries, TargetInputs(calls, calls_q, case.masks), again)
-    assert tools.weigher.calls == again.weigher.calls
-    assert (summary.kept, summary.undone) == (wanted.kept, wanted.undone)
-    assert choices.roundings.keys() == expected.roundings.keys()
-    for name, rounding in choices.roundings.items():
+    again = case.settings(settings.recipe)
+    expected, wanted = decide(case.block, PATH, case.schemes, TargetInputs(calls, calls_q, case.masks), again)
+    assert settings.token_weights.state() == again.token_weights.state()
+    assert (summary.accepted, summary.rejected) == (wanted.accepted, wanted.rejected)
+    assert decisions.roundings.keys() == expected.roundings.keys()
+    for name, rounding in decisions.roundings.items():
         assert torch.equal(rounding.codes, expected.roundings[name].codes)
-    for (_, scale), (_, other) in zip(choices.scales, expected.scales, strict=True):
+    for (_, scale), (_, other) in zip(decisions.scales, expected.scales, strict=True):
         assert torch.equal(scale, other)
 
 
@@ -73,43 +74,48 @@ def test_padding_may_be_anything(case: Case, recipe: str) -> None:
     masks[5][0, 0] = False
     stages = replace(recipe_of(recipe), equalization="none", validate=False)
     # Later tokens see the first one here, whatever the mask says: so only what stands before attention is looked at.
-    entries = {name: entry for name, entry in case.entries.items() if name == "self_attn.q_proj"}
+    schemes = {name: scheme for name, scheme in case.schemes.items() if name == "self_attn.q_proj"}
     found = []
     for spoil in (lambda call: call, lambda call: spoilt(call, 0)):
         calls, calls_q = ({**each, 5: spoil(each[5])} for each in (case.calls, case.calls_q))
-        found.append(choose(case.block, PATH, entries, TargetInputs(calls, calls_q, masks), case.tools(stages))[0])
+        found.append(decide(case.block, PATH, schemes, TargetInputs(calls, calls_q, masks), case.settings(stages))[0])
     weight = case.block.get_submodule("self_attn.q_proj").weight
-    plain, padded = (choices.rounding("self_attn.q_proj", weight, torch.float32) for choices in found)
+    plain, padded = (decisions.rounding("self_attn.q_proj", weight, torch.float32) for decisions in found)
     assert torch.equal(plain.codes, padded.codes)
     assert torch.equal(plain.grid.scale, padded.grid.scale)
 
 
-def test_a_candidate_whose_output_is_not_finite_is_undone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ruin(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
-        roundings = {}
-        for name in site.members:
-            rounding = choices.rounding(name, site.block.get_submodule(name).weight.data, site.dtype)
-            roundings[name] = replace(rounding, grid=replace(rounding.grid, scale=rounding.grid.scale * NAN))
-        return choices.with_roundings(roundings)
+def test_a_candidate_whose_output_is_not_finite_is_rejected(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ruin:
+        name = "ruin"
 
-    monkeypatch.setattr(treatment, "compensate", ruin)
-    treated = case.treatment(recipe_of("default"))
-    assert not treated.choose().roundings
-    assert not treated.summary.kept
-    assert all("is not finite" in what for what in treated.summary.undone)
+        def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions:
+            roundings = {}
+            for name in context.members:
+                rounding = decisions.rounding(name, context.block.get_submodule(name).weight.data, context.dtype)
+                roundings[name] = replace(rounding, grid=replace(rounding.grid, scale=rounding.grid.scale * NAN))
+            return decisions.with_roundings(roundings)
+
+    monkeypatch.setattr(block_quantizer, "gptq", Ruin())
+    quantizer = case.quantizer(recipe_of("default"))
+    assert not quantizer.decide().roundings
+    assert not quantizer.summary.accepted
+    assert all("is not finite" in what for what in quantizer.summary.rejected)
 
 
 def test_token_weights_that_are_not_finite_name_their_sample(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weigh(weigher: TokenWeigher, site: GroupContext, choices: BlockDecisions) -> None:
-        for piece in site.pieces:
-            piece.weights = piece.real.float()
-            ends = torch.tensor(piece.lengths).cumsum(0).tolist()
-            if 6 in piece.samples:
-                piece.weights.view(-1)[ends[piece.samples.index(6)] - 1] = NAN
+    def weigh(_: Uniform, sub_block: SubBlock) -> list[Tensor]:
+        found = []
+        for inputs in sub_block.inputs:
+            weights, ends = inputs.mask.float(), torch.tensor(inputs.lengths).cumsum(0).tolist()
+            if 6 in inputs.samples:
+                weights.view(-1)[ends[inputs.samples.index(6)] - 1] = NAN
+            found.append(weights)
+        return found
 
-    monkeypatch.setattr(TokenWeigher, "weigh", weigh)
+    monkeypatch.setattr(Uniform, "weigh", weigh)
     with pytest.raises(NotFinite, match="sample 6: NaN or Inf in the token weights at self_attn"):
-        case.treatment(recipe_of("default")).choose()
+        case.quantizer(recipe_of("default")).decide()
 
 
 def test_an_error_that_is_not_finite_is_not_added() -> None:

@@ -9,16 +9,16 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration import row_chunks as slices
+from transformers_qaig.calibration import row_chunks
 from transformers_qaig.structure import find_decoder_blocks
 
 
 def test_an_interrupted_run_resumes_where_it_stopped(
     llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import transformers_qaig.calibration.pipeline as conductor
+    import transformers_qaig.calibration.target_quantizer as target_quantizer
 
-    work, real = tmp_path / "work", conductor.quantize_block
+    work, real = tmp_path / "work", target_quantizer.quantize_block
     treated = []
 
     def stop_at_second(block, path, *args):
@@ -28,7 +28,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
         return real(block, path, *args)
 
     config = QAIGConfig(bits=3, calibration={"work_dir": work}, **FAST)
-    monkeypatch.setattr(conductor, "quantize_block", stop_at_second)
+    monkeypatch.setattr(target_quantizer, "quantize_block", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert len(list(work.glob("*.safetensors"))) == 1
@@ -41,7 +41,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 
 def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last slice has fewer rows than the others."""
-    monkeypatch.setattr(slices, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
     config = QAIGConfig(bits=3, lm_head_bits=4, calibration={"work_dir": tmp_path}, recipe="rtn", group_size=32)
     first, second = (AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config) for _ in range(2))
     assert first.lm_head.out_features % 96 != 0

@@ -1,7 +1,7 @@
 """Rotated inputs, from the plan to the saved model: what is judged, kept, packed, recorded and loaded."""
 
-import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from tests.lifecycle import FAST, logits, packed
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration import decisions as choosing
-from transformers_qaig.calibration.block_quantizer import QuantizerSettings, choose
+from transformers_qaig.calibration.block_quantizer import QuantizerSettings, decide
 from transformers_qaig.calibration.decisions import BlockDecisions, RoundedLinear, rounded, rounding_errors
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.calibration.reconstruction import BlockReconstruction
@@ -27,8 +27,9 @@ from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.nn.reference import round_activations
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.recipes import Recipe, recipe_of
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks
-from transformers_qaig.token_weights.weigher import TokenWeigher
+from transformers_qaig.token_weights.registry import token_weights_of
 
 ROTATION = Rotation(32, 5)
 
@@ -50,25 +51,30 @@ def case():
     return model, path, block, calls, [sample["attention_mask"].bool() for sample in data]
 
 
-def entries(block: nn.Module, bits: int = 4, group_size: int = -1) -> dict[str, dict]:
-    entry = {"bits": bits, "group_size": group_size, "sym": False, "rotation": ROTATION._asdict()}
-    return {name: dict(entry) for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+def schemes_of(
+    block: nn.Module, bits: int = 4, activation_bits: int = 16, rotation: Rotation | None = ROTATION
+) -> dict[str, WeightScheme]:
+    scheme = WeightScheme(bits, -1, rotation=rotation, activation_bits=activation_bits)
+    return {name: scheme for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
 def rotated(block: nn.Module, activation_bits: int) -> BlockDecisions:
-    names = entries(block)
-    return BlockDecisions(names, activation_bits=activation_bits).with_rotations(dict.fromkeys(names, ROTATION))
+    return BlockDecisions(schemes_of(block, activation_bits=activation_bits))
+
+
+def rotations(decisions: BlockDecisions) -> dict[str, Rotation]:
+    return {name: scheme.rotation for name, scheme in decisions.schemes.items() if scheme.rotation is not None}
 
 
 @pytest.mark.parametrize("activation_bits", [16, 8])
 def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activation_bits) -> None:
     _, _, block, calls, _ = case
-    choices = rotated(block, activation_bits)
-    dense = rounded(block, choices, list(choices.entries), torch.float32)
-    result = choosing.packed(block, choices, torch.float32)
-    for name in choices.entries:
+    decisions = rotated(block, activation_bits)
+    dense = rounded(block, decisions, list(decisions.schemes), torch.float32)
+    result = choosing.packed(block, decisions, torch.float32)
+    for name in decisions.schemes:
         assert isinstance(dense.get_submodule(name), RoundedLinear)
-        result.get_submodule(name).activation_bits = activation_bits
+        assert result.get_submodule(name).activation_bits == activation_bits
     ours, theirs, full = (first_tensor(forward(b, calls[0])) for b in (dense, result, block))
     if activation_bits == 16:
         assert_close(ours, theirs, terms_of(block))
@@ -78,14 +84,12 @@ def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activa
 
 def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case) -> None:
     _, _, block, calls, _ = case
-    plain = BlockDecisions(entries(block), activation_bits=16)
-    eight = BlockDecisions(entries(block), activation_bits=8)
+    plain, eight = (BlockDecisions(schemes_of(block, activation_bits=bits, rotation=None)) for bits in (16, 8))
     a, b = (
         first_tensor(forward(rounded(block, c, ["mlp.down_proj"], torch.float32), calls[0])) for c in (plain, eight)
     )
     assert not torch.equal(a, b)
     result = choosing.packed(block, eight, torch.float32)
-    result.get_submodule("mlp.down_proj").activation_bits = 8
     alone = rounded(block, eight, ["mlp.down_proj"], torch.float32)
     x = torch.randn(3, 96)
     assert_close(alone.get_submodule("mlp.down_proj")(x), result.get_submodule("mlp.down_proj")(x), 96)
@@ -95,11 +99,11 @@ def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case
 def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits) -> None:
     """What it starts from is judged as the packed block would be."""
     _, _, block, calls, masks = case
-    choices = rotated(block, activation_bits)
+    decisions = rotated(block, activation_bits)
     targets = {s: first_tensor(forward(block, call)) for s, call in calls.items()}
     weights = {s: mask.float() for s, mask in enumerate(masks)}
-    _, found = BlockReconstruction(block, calls, targets, weights, [0, 4], 1, 0, torch.float32).rounding(choices)
-    dense, error, power = rounded(block, choices, list(choices.entries), torch.float32), 0.0, 0.0
+    _, found = BlockReconstruction(block, calls, targets, weights, [0, 4], 1, 0, torch.float32).rounding(decisions)
+    dense, error, power = rounded(block, decisions, list(decisions.schemes), torch.float32), 0.0, 0.0
     for s, target in targets.items():
         difference = (first_tensor(forward(dense, calls[s])) - target).square().sum(-1)
         error += float((difference * weights[s]).sum()) if s in (0, 4) else 0.0
@@ -109,24 +113,24 @@ def test_learned_rounding_sees_the_inputs_as_they_will_be(case, activation_bits)
 
 
 def test_gradients_go_straight_through_the_rounding_of_inputs(case) -> None:
-    choices, x = rotated(case[2], 8), torch.randn(3, 64, requires_grad=True)
-    inputs, grad = choices.inputs(x, "mlp.up_proj"), torch.randn(3, 64)
+    decisions, x = rotated(case[2], 8), torch.randn(3, 64, requires_grad=True)
+    inputs, grad = decisions.inputs(x, "mlp.up_proj"), torch.randn(3, 64)
     torch.testing.assert_close(inputs, round_activations(rotate(x, ROTATION)))
     torch.testing.assert_close(torch.autograd.grad(inputs, x, grad)[0], rotate_back(grad, ROTATION))
 
 
 def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> None:
     _, _, block, _, _ = case
-    choices = rotated(block, 16)
-    result = choosing.packed(block, choices, torch.float32)
-    for name, error in rounding_errors(block, choices, torch.float32).items():
+    decisions = rotated(block, 16)
+    result = choosing.packed(block, decisions, torch.float32)
+    for name, error in rounding_errors(block, decisions, torch.float32).items():
         expected = result.get_submodule(name).dequantize() - get_linear(block, name).weight
         weight = get_linear(block, name).weight
         assert_close(error, expected, 2 * ROTATION.block, magnitude=float(weight.abs().max()))
 
 
-def tools(model: nn.Module, recipe: Recipe, activation_bits: int = 16) -> QuantizerSettings:
-    return QuantizerSettings(recipe, GroupFinder(model, 0), TokenWeigher(recipe), activation_bits=activation_bits)
+def settings_for(model: nn.Module, recipe: Recipe) -> QuantizerSettings:
+    return QuantizerSettings(recipe, GroupFinder(model, 0), token_weights_of(recipe))
 
 
 def outliers(block: nn.Module) -> nn.Module:
@@ -145,41 +149,42 @@ def outliers(block: nn.Module) -> nn.Module:
 def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) -> None:
     model, path, block, calls, masks = case
     recipe = recipe_of("fast", {"rounding": rounding, "equalization": "none"})
-    streams = TargetInputs(calls, calls, masks)
-    choices, summary = choose(outliers(block), path, entries(block, bits=8), streams, tools(model, recipe, 8))
-    assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(choices.rotations)
-    assert "rotate mlp.gate_proj, mlp.up_proj" in summary.kept
-    assert choices.rotations["mlp.up_proj"] == ROTATION
-    assert set(choices.roundings) == (set(choices.entries) if rounding == "gptq" else set())
+    inputs, schemes = TargetInputs(calls, calls, masks), schemes_of(block, 8, activation_bits=8)
+    decisions, summary = decide(outliers(block), path, schemes, inputs, settings_for(model, recipe))
+    assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(rotations(decisions))
+    assert "rotate mlp.gate_proj, mlp.up_proj" in summary.accepted
+    assert rotations(decisions)["mlp.up_proj"] == ROTATION
+    assert set(decisions.roundings) == (set(decisions.schemes) if rounding == "gptq" else set())
 
 
 def test_a_rotation_that_does_harm_is_undone(case) -> None:
     """Weights that lie on their grid as they are lose nothing, and a rotation takes them off it."""
     model, path, block, calls, masks = case
     block = choosing.folded(block, BlockDecisions({}))
-    names = entries(block, bits=4)
-    for name in names:
+    schemes = schemes_of(block)
+    for name in schemes:
         weight = get_linear(block, name).weight
-        weight.data = BlockDecisions(names).grid(name, weight.data, torch.float32).quantize(weight.data)
+        weight.data = BlockDecisions(schemes).grid(name, weight.data, torch.float32).quantize(weight.data)
     recipe = recipe_of("fast", {"rounding": "nearest", "equalization": "none"})
-    choices, summary = choose(block, path, names, TargetInputs(calls, calls, masks), tools(model, recipe))
-    assert not choices.rotations
-    assert sum(what.startswith("rotate") for what in summary.undone) == 4
+    decisions, summary = decide(block, path, schemes, TargetInputs(calls, calls, masks), settings_for(model, recipe))
+    assert not rotations(decisions)
+    assert sum(what.startswith("rotate") for what in summary.rejected) == 4
 
 
 def test_without_data_the_plan_is_what_is_done(case) -> None:
     model, path, block, _, _ = case
-    choices, _ = choose(block, path, entries(block), TargetInputs({}, {}, []), tools(model, recipe_of("rtn"), 8))
-    assert choices.rotations == dict.fromkeys(choices.entries, ROTATION)
+    schemes, inputs = schemes_of(block, activation_bits=8), TargetInputs({}, {}, [])
+    decisions, _ = decide(block, path, schemes, inputs, settings_for(model, recipe_of("rtn")))
+    assert decisions.schemes == schemes
 
 
 def test_a_group_that_is_offered_different_rotations_has_none(case) -> None:
     model, path, block, calls, masks = case
-    names = entries(block)
-    names["self_attn.k_proj"]["rotation"] = {"block": 32, "seed": 6}
+    schemes = schemes_of(block, activation_bits=8)
+    schemes["self_attn.k_proj"] = replace(schemes["self_attn.k_proj"], rotation=Rotation(32, 6))
     recipe = recipe_of("gptq", {"validate": False})
-    choices, _ = choose(block, path, names, TargetInputs(calls, calls, masks), tools(model, recipe, 8))
-    assert set(choices.entries) - set(choices.rotations) == {f"self_attn.{x}_proj" for x in "qkv"}
+    decisions, _ = decide(block, path, schemes, TargetInputs(calls, calls, masks), settings_for(model, recipe))
+    assert set(decisions.schemes) - set(rotations(decisions)) == {f"self_attn.{x}_proj" for x in "qkv"}
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "default", "best"])
@@ -189,9 +194,9 @@ def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     plan = model.config.quantization_config.plan
     for path in packed(model):
-        assert Rotation.of(plan[path]) == model.get_submodule(path).rotation
+        assert plan[path] == model.get_submodule(path).scheme.to_dict()
     with_rotation = [path for path in plan if "rotation" in plan[path]]
-    kept = sum(what.startswith("rotate") for block in model.qaig_report.blocks for what in block.kept)
+    kept = sum(what.startswith("rotate") for block in model.qaig_report.blocks for what in block.accepted)
     assert bool(with_rotation) == bool(kept) if recipe != "rtn" else len(with_rotation) == len(plan)
     ours = logits(model, llava)
     model.save_pretrained(tmp_path / "q")
@@ -223,11 +228,11 @@ def test_the_plan_that_is_given_to_calibration_is_left_as_it_was(llava: Path) ->
     model = AutoModelForImageTextToText.from_pretrained(llava).requires_grad_(False)
     config = QAIGConfig(recipe={"rotation": "all"}, **FAST)
     plan, coverage = make_plan(model, config)
-    before = copy.deepcopy(plan)
+    before = dict(plan)
     report = calibrate(model, plan, coverage, load_inputs(model, config)[0], config)
     assert plan == before
-    assert all("rotation" in entry for entry in plan.values())
-    assert not all("rotation" in entry for entry in report.plan.values())
+    assert all(scheme.rotation is not None for scheme in plan.values())
+    assert not all(scheme.rotation is not None for scheme in report.plan.values())
 
 
 def test_a_plan_for_another_width_is_refused(llava: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.lifecycle import run
-from transformers_qaig.calibration import work_folder as work_folder_room
-from transformers_qaig.calibration.work_folder import RUN, WorkFolder, work_folder
+from transformers_qaig.utils import work_folder as work_folder_room
+from transformers_qaig.utils.work_folder import RUN, WorkFolder, work_folder
 
 TENSORS = {"weight": torch.arange(6, dtype=torch.int32).view(2, 3), "bias": torch.tensor(1.5, dtype=torch.bfloat16)}
 RUN_A, RUN_B = {"recipe": "rtn", "seed": 0}, {"recipe": "gptq", "seed": 0}
@@ -125,7 +125,7 @@ def test_a_folder_in_use_is_refused(saved: Path) -> None:
     """By another thread or process, whatever its run."""
     with work_folder(saved.parent, RUN_A):
         code = (
-            "from pathlib import Path; from transformers_qaig.calibration.work_folder import WorkFolder\n"
+            "from pathlib import Path; from transformers_qaig.utils.work_folder import WorkFolder\n"
             f"WorkFolder(Path({str(saved.parent)!r}), {RUN_A!r})"
         )
         done = run(code)

@@ -13,7 +13,7 @@ from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
 from transformers_qaig.config import plan_source, validation
 from transformers_qaig.config.devices import bytes_by_device
 from transformers_qaig.quantizer import QAIGHfQuantizer
-from transformers_qaig.scheme import fit_group_size, stored_bits
+from transformers_qaig.scheme import WeightScheme, fit_group_size
 
 
 def test_defaults() -> None:
@@ -92,7 +92,7 @@ def test_deepcopy_shares_runtime_objects() -> None:
 
 def test_a_plan_is_checked_once_and_copied_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     config = QAIGConfig(plan=rotated({"block": 64, "seed": 0}))
-    monkeypatch.setattr(validation, "check_plan", lambda plan: pytest.fail("checked again"))
+    monkeypatch.setattr(validation, "parse_plan", lambda plan: pytest.fail("checked again"))
     other = copy.deepcopy(config)
     assert other == config
     other.plan["layers.0.q_proj"]["rotation"]["seed"] = 1
@@ -258,9 +258,8 @@ def test_group_size_fits_the_width(width: int, wanted: int, used: int) -> None:
 
 
 def test_stored_bits_counts_scales_and_zero_points() -> None:
-    entry = {"bits": 4, "group_size": 128, "sym": False}
-    assert stored_bits(entry, 256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * (16 + 4)
-    assert stored_bits({**entry, "sym": True}, 256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * 16
+    assert WeightScheme(4, 128).stored_bits(256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * (16 + 4)
+    assert WeightScheme(4, 128, sym=True).stored_bits(256, 1024, 16) == 256 * 1024 * 4 + 256 * 8 * 16
 
 
 ENTRY = {"bits": 4, "group_size": 32, "sym": False}

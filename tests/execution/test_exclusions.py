@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformers_qaig.calibration.exclusions import Exclusions, Sample, check_inputs, numbered
-from transformers_qaig.execution.block_outputs import check_calls
+from transformers_qaig.execution.block_outputs import check_inputs_of
+from transformers_qaig.execution.exclusions import Exclusions, Sample, check_inputs, numbered
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.execution.paused_forward import PausedForwards
 
@@ -52,7 +52,7 @@ def test_only_hidden_states_at_real_tokens_count() -> None:
     full[2].args[0][0, 1, 3] = INF
     quantized[3].args[0][0, 3, 7] = NAN
     found: dict[int, str] = {}
-    check_calls(TargetInputs(full, quantized, masks, found.update), "layers.5")
+    check_inputs_of("layers.5", TargetInputs(full, quantized, masks, found.update))
     assert found == {
         2: "the full-precision hidden states that enter layers.5",
         3: "the quantized hidden states that enter layers.5",
@@ -78,12 +78,12 @@ def test_a_dropped_forward_ends_and_the_others_go_on() -> None:
     model = Model()
     with PausedForwards(model, list(model.blocks), [{"x": torch.full((1, 2), float(i))} for i in range(3)]) as stream:
         stream.drop(0)  # never starts
-        assert list(stream.waiting(0)) == [1, 2]
+        assert list(stream.inputs(0)) == [1, 2]
         stream.drop(1)
         assert ended == [1.0]
         for index, block in enumerate(model.blocks):
-            assert list(stream.waiting(index)) == [2]
-            stream.resume(2, block(*stream.waiting(index)[2].args))
+            assert list(stream.inputs(index)) == [2]
+            stream.resume(2, block(*stream.inputs(index)[2].args))
         assert [output is None for output in stream.outputs()] == [True, True, False]
 
 

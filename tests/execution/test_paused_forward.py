@@ -14,7 +14,8 @@ from torch import nn
 
 from tests.families import FAMILIES, build, samples
 from transformers_qaig.execution.interceptor import LayerInputs
-from transformers_qaig.execution.paused_forward import PausedForwards, resident
+from transformers_qaig.execution.offload import onload
+from transformers_qaig.execution.paused_forward import PausedForwards
 
 
 def blocks_of(model):
@@ -29,7 +30,7 @@ def plain(model, inputs):
 def conduct(stream, blocks, treated=None):
     """Runs the stream to its end with `treated` blocks in place of `blocks`; returns the logits."""
     for index, block in enumerate(treated or blocks):
-        for sample, call in stream.waiting(index).items():
+        for sample, call in stream.inputs(index).items():
             stream.resume(sample, block(*call.args, **call.kwargs))
     return [output.logits for output in stream.outputs()]
 
@@ -82,7 +83,7 @@ def test_two_interleaved_streams_are_exact(name):
         torch.no_grad(),
     ):
         for index, block in enumerate(blocks):
-            calls, other_calls = full.waiting(index), other.waiting(index)
+            calls, other_calls = full.inputs(index), other.inputs(index)
             assert list(calls) == list(other_calls) == [0, 1, 2]
             for sample, call in calls.items():
                 full.resume(sample, block(*call.args, **call.kwargs))
@@ -103,8 +104,8 @@ def test_a_changed_block_changes_only_its_stream():
         changed.mlp.down_proj.weight.add_(0.01)
     with PausedForwards(model, blocks, inputs) as full, PausedForwards(model, blocks, inputs) as quantized:
         for index, block in enumerate(blocks):
-            for sample, call in full.waiting(index).items():
-                call_q = quantized.waiting(index)[sample]
+            for sample, call in full.inputs(index).items():
+                call_q = quantized.inputs(index)[sample]
                 block_q = changed if index == 1 else block
                 full.resume(sample, block(*call.args, **call.kwargs))
                 quantized.resume(sample, block_q(*call_q.args, **call_q.kwargs))
@@ -124,8 +125,8 @@ def test_a_skipped_block_is_waited_for_at_a_later_door():
     with PausedForwards(model, blocks, inputs) as stream:
         stood = {}
         for index, block in enumerate(blocks):
-            stood[index] = list(stream.waiting(index))
-            for sample, call in stream.waiting(index).items():
+            stood[index] = list(stream.inputs(index))
+            for sample, call in stream.inputs(index).items():
                 stream.resume(sample, block(*call.args, **call.kwargs))
     assert stood == {0: [0, 1, 2, 3], 1: [0, 1], 2: [0, 1, 2, 3], 3: [0, 1]}
     assert_equal([output.logits for output in stream.outputs()], expected)
@@ -135,12 +136,12 @@ def test_bytes_include_the_embeddings_that_a_forward_still_holds():
     model, processor = build("llava")
     blocks = blocks_of(model)
     with PausedForwards(model, blocks, samples(processor, 1)) as stream:
-        call = stream.waiting(0)[0]
+        call = stream.inputs(0)[0]
         embeddings = call.args[0].nbytes
         assert stream.nbytes() == call.nbytes
         stream.resume(0, blocks[0](*call.args, **call.kwargs))
         del call
-        assert stream.nbytes() == stream.waiting(1)[0].nbytes + embeddings
+        assert stream.nbytes() == stream.inputs(1)[0].nbytes + embeddings
 
 
 def test_128_samples_paused_at_once():
@@ -148,7 +149,7 @@ def test_128_samples_paused_at_once():
     inputs, blocks = samples(processor, 128), blocks_of(model)
     expected = plain(model, inputs)
     with PausedForwards(model, blocks, inputs) as stream:
-        calls = stream.waiting(0)
+        calls = stream.inputs(0)
         assert len(calls) == 128
         hidden = sum(sample["input_ids"].numel() * 64 * 4 for sample in inputs)
         assert hidden < stream.nbytes() < 3 * hidden
@@ -186,7 +187,7 @@ def test_hooks_of_a_block_see_the_forward(toy):
     expected = [toy(**sample, use_cache=False) for sample in inputs]
     with PausedForwards(toy, toy.blocks, inputs) as stream:
         for index, block in enumerate(toy.blocks):
-            for sample, call in stream.waiting(index).items():
+            for sample, call in stream.inputs(index).items():
                 stream.resume(sample, block.forward(*call.args, **call.kwargs))
     assert_equal(stream.outputs(), expected)
 
@@ -198,7 +199,7 @@ def test_gradients_for_the_conductor_none_for_the_samples():
     handle = model.get_decoder().norm.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     with torch.enable_grad(), PausedForwards(model, blocks, inputs) as stream:
         for index, block in enumerate(blocks):
-            for sample, call in stream.waiting(index).items():
+            for sample, call in stream.inputs(index).items():
                 assert torch.is_grad_enabled()
                 x = call.args[0].clone().requires_grad_()
                 output = block(x, *call.args[1:], **call.kwargs)
@@ -206,7 +207,7 @@ def test_gradients_for_the_conductor_none_for_the_samples():
                 assert gradient.abs().max() > 0
                 stream.resume(sample, output)
                 if index + 1 < len(blocks):
-                    following = stream.waiting(index + 1) if sample == len(inputs) - 1 else {}
+                    following = stream.inputs(index + 1) if sample == len(inputs) - 1 else {}
                     assert not any(call.args[0].requires_grad for call in following.values())
     handle.remove()
     assert seen == [False, False]
@@ -255,19 +256,19 @@ def test_modes_are_swapped_at_every_switch(toy, inside, outside):
     seen = []
     inputs = toy_samples(2, context=MODES[inside], between=lambda index: seen.append(modes()))
     with PausedForwards(toy, toy.blocks, inputs) as stream:
-        list(stream.waiting(0))
+        list(stream.inputs(0))
         assert modes() == before
         with MODES[outside]():
             own = modes()
             for index in range(len(toy.blocks)):
-                for sample in stream.waiting(index):
+                for sample in stream.inputs(index):
                     stream.resume(sample, torch.zeros(4))
                     assert modes() == own
         assert modes() == before
     assert set(seen) == {expected}
 
     with MODES[outside](), PausedForwards(toy, toy.blocks, inputs) as stream:
-        list(stream.waiting(0))
+        list(stream.inputs(0))
         assert modes() == own
     assert modes() == before
 
@@ -276,7 +277,7 @@ def test_autocast_keeps_no_stale_weights(toy):
     block, x = nn.Linear(4, 4, bias=False), torch.ones(4)
     inputs = toy_samples(1, context=MODES["bfloat16"])
     with PausedForwards(toy, toy.blocks, inputs) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
         with MODES["bfloat16"]():
             before = block(x)
         block.weight.data.mul_(2)
@@ -287,15 +288,15 @@ def test_autocast_keeps_no_stale_weights(toy):
 
 def test_tensors_made_under_inference_mode_by_the_caller_only(toy):
     with torch.inference_mode(), PausedForwards(toy, toy.blocks, [{"x": torch.zeros(4)}]) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
         stream.resume(0, torch.ones(4))
-        stream.resume(0, toy.blocks[1](*stream.waiting(1)[0].args))
+        stream.resume(0, toy.blocks[1](*stream.inputs(1)[0].args))
         stream.resume(0, torch.ones(4))
         assert stream.outputs()[0].is_inference()  # handed over by the conductor
     made = []
     inputs = toy_samples(1, between=lambda index: made.append(torch.ones(1)))
     with torch.inference_mode(), PausedForwards(toy, toy.blocks, inputs) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
         stream.resume(0, torch.ones(4))
     assert not made[0].is_inference()
 
@@ -321,7 +322,7 @@ def test_each_forward_has_its_own_context_variables(toy):
     token = variable.set("conductor's, set")
     with PausedForwards(toy, toy.blocks, inputs) as stream:
         for index in range(3):
-            for sample in stream.waiting(index):
+            for sample in stream.inputs(index):
                 assert variable.get() == "conductor's, set"
                 stream.resume(sample, torch.zeros(4))
     variable.reset(token)
@@ -333,11 +334,11 @@ def test_the_conductor_may_itself_change_greenlets(toy):
     inputs = toy_samples(2)
     expected = [toy(**sample, use_cache=False) for sample in inputs]
     with PausedForwards(toy, toy.blocks, inputs) as stream:
-        greenlet(lambda: stream.waiting(0)).switch()
+        greenlet(lambda: stream.inputs(0)).switch()
         for index, block in enumerate(toy.blocks):
 
             def conductor(index=index, block=block):
-                for sample, call in stream.waiting(index).items():
+                for sample, call in stream.inputs(index).items():
                     stream.resume(sample, block(*call.args))
                 return "done"
 
@@ -363,7 +364,7 @@ def test_a_failing_forward_names_its_sample_and_its_cause(toy):
         pytest.raises(RuntimeError, match="sample 0 failed before the first block"),
         PausedForwards(toy, toy.blocks, [{"y": 1}]) as stream,
     ):
-        stream.waiting(0)
+        stream.inputs(0)
     assert_untouched(toy.blocks)
 
 
@@ -386,8 +387,8 @@ def test_interrupts_and_errors_restore_everything(toy, error, where):
 
     def stopped():
         with PausedForwards(toy, toy.blocks, inputs) as stream, PausedForwards(toy, toy.blocks, inputs) as second:
-            second.waiting(0)
-            stream.waiting(0)
+            second.inputs(0)
+            stream.inputs(0)
             stream.resume(0, torch.zeros(4))
             raise error
 
@@ -418,7 +419,7 @@ def test_a_forward_that_fails_to_end_does_not_leave_doors(toy):
 
     inputs = [*toy_samples(1, context=fine), *toy_samples(1, context=context), *toy_samples(1, context=fine)]
     with pytest.raises(OSError, match="while ending"), PausedForwards(toy, toy.blocks, inputs) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
     assert len(unwound) == 2
     assert_untouched(toy.blocks)
 
@@ -438,7 +439,7 @@ def test_a_forward_that_refuses_to_end_meets_no_door(toy):
 
     model = Stubborn()
     with PausedForwards(model, model.blocks, toy_samples(1)) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
     assert reached == list(model.blocks)
     assert_untouched(model.blocks)
 
@@ -456,7 +457,7 @@ def test_leaving_early_ends_forwards_and_frees_what_they_held(toy):
         yield thing
 
     with PausedForwards(toy, toy.blocks, toy_samples(4, context=context)) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
         stream.resume(1, torch.zeros(4))
         assert all(reference() is not None for reference in held)
     gc.collect()
@@ -468,13 +469,13 @@ def test_leaving_early_ends_forwards_and_frees_what_they_held(toy):
 
 def test_a_call_is_let_go_once_its_forward_is_resumed(toy):
     with PausedForwards(toy, toy.blocks, toy_samples(2)) as stream:
-        calls = stream.waiting(0)
+        calls = stream.inputs(0)
         stream.resume(0, torch.zeros(4))
         assert list(calls) == [1]
         with pytest.raises(KeyError, match="sample 0 does not wait at block 0"):
             calls[0]
         stream.resume(1, torch.zeros(4))
-        inner = weakref.ref(stream.waiting(1)[1].args[0])
+        inner = weakref.ref(stream.inputs(1)[1].args[0])
         stream.resume(1, torch.ones(4))
         assert inner() is None
         assert len(calls) == 0
@@ -483,7 +484,7 @@ def test_a_call_is_let_go_once_its_forward_is_resumed(toy):
 def test_order_of_the_blocks(toy):
     for order, message in (([0, 0], "block 0 is called a second time"), ([1, 0], "block 0 is called after block 1")):
         with PausedForwards(toy, toy.blocks, toy_samples(1, order=order)) as stream:
-            stream.waiting(0)
+            stream.inputs(0)
             with pytest.raises(RuntimeError, match=f"sample 0 failed.*{message}"):
                 stream.resume(0, torch.zeros(4))
         assert_untouched(toy.blocks)
@@ -494,18 +495,18 @@ def test_order_of_the_blocks(toy):
 def test_misuse_is_an_error(toy):
     stream = PausedForwards(toy, toy.blocks, toy_samples(2))
     with pytest.raises(RuntimeError, match="not open"):
-        stream.waiting(0)
+        stream.inputs(0)
     with stream:
         with pytest.raises(RuntimeError, match="sample 0 does not wait"):
             stream.resume(0, torch.zeros(4))
         with pytest.raises(IndexError, match="no block 3"):
-            stream.waiting(3)
+            stream.inputs(3)
         with pytest.raises(RuntimeError, match="already open"):
             stream.__enter__()
-        stream.waiting(0)
+        stream.inputs(0)
         stream.resume(1, torch.zeros(4))
         with pytest.raises(RuntimeError, match="sample 0 still waits at block 0"):
-            stream.waiting(1)
+            stream.inputs(1)
     assert_untouched(toy.blocks)
 
 
@@ -514,7 +515,7 @@ def test_on_finish_takes_the_outputs(toy):
     inputs = toy_samples(3)
     with PausedForwards(toy, toy.blocks, inputs, on_finish=taken.__setitem__) as stream:
         for index, block in enumerate(toy.blocks):
-            for sample, call in stream.waiting(index).items():
+            for sample, call in stream.inputs(index).items():
                 stream.resume(sample, block(*call.args))
     assert_equal([taken[sample] for sample in range(3)], [toy(**sample, use_cache=False) for sample in inputs])
     assert stream.outputs() == [None] * 3
@@ -522,13 +523,13 @@ def test_on_finish_takes_the_outputs(toy):
 
 def test_copies_have_no_door(toy):
     with PausedForwards(toy, toy.blocks, toy_samples(1)) as stream:
-        stream.waiting(0)
+        stream.inputs(0)
         block, model = copy.deepcopy(toy.blocks[0]), copy.deepcopy(toy)
         assert_untouched([block, *model.blocks])
         assert "forward" in vars(toy.blocks[0])
         assert block.weight is not toy.blocks[0].weight
         assert torch.equal(block(torch.ones(4)), toy.blocks[0](torch.ones(4)))
-        assert list(stream.waiting(0)) == [0]
+        assert list(stream.inputs(0)) == [0]
         assert inspect.signature(toy.blocks[0].forward) == inspect.signature(block.forward)
     assert_untouched(toy.blocks)
 
@@ -544,12 +545,12 @@ def test_a_forward_of_the_blocks_own_comes_back(toy):
     first.__enter__()
     second.__enter__()
     for index, module in enumerate(toy.blocks):
-        for sample, call in first.waiting(index).items():
+        for sample, call in first.inputs(index).items():
             first.resume(sample, module(*call.args))
     assert_equal(first.outputs(), expected)
     first.__exit__(None, None, None)
     assert block.forward is not own
-    assert list(second.waiting(0)) == [0, 1]
+    assert list(second.inputs(0)) == [0, 1]
     second.__exit__(None, None, None)
     assert block.forward is own
     assert_untouched([toy.blocks[0], toy.blocks[2]])
@@ -572,7 +573,7 @@ def test_tensors_go_to_the_door_device():
 
     model = Model()
     with PausedForwards(model, [model.block], [{}], inputs_device="meta") as stream:
-        call = stream.waiting(0)[0]
+        call = stream.inputs(0)[0]
         assert call.args[0].device.type == call.kwargs["nested"]["pair"][0].device.type == "meta"
         assert call.args[0] is call.kwargs["nested"]["again"]
         assert call.kwargs["flag"] == "text"
@@ -581,16 +582,16 @@ def test_tensors_go_to_the_door_device():
     assert stream.outputs()[0] is shared
 
     with PausedForwards(model, [model.block], [{}]) as stream:
-        call = stream.waiting(0)[0]
+        call = stream.inputs(0)[0]
         assert call.args[0] is shared
         assert call.nbytes == stream.nbytes() == shared.nbytes
 
 
 def test_resident_refuses_what_it_could_not_bring_back():
     block = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
-    with pytest.raises(ValueError, match="cpu, meta cannot be moved"), resident(block, "meta"):
+    with pytest.raises(ValueError, match="cpu, meta cannot be moved"), onload(block, "meta"):
         pass
-    with pytest.raises(ValueError, match="meta cannot be moved to cpu"), resident(block[1], "cpu"):
+    with pytest.raises(ValueError, match="meta cannot be moved to cpu"), onload(block[1], "cpu"):
         pass
 
 
@@ -598,7 +599,7 @@ def test_resident_refuses_what_it_could_not_bring_back():
 def test_resident_does_nothing_where_the_block_is_already(device):
     block = nn.Linear(2, 2)
     pointer = block.weight.data_ptr()
-    with resident(block, device) as same:
+    with onload(block, device) as same:
         assert same is block
         assert block.weight.data_ptr() == pointer
     assert block.weight.data_ptr() == pointer
@@ -612,9 +613,9 @@ def test_blocks_and_calls_on_an_accelerator():
     expected = plain(model, inputs)
     with PausedForwards(model, blocks, inputs, inputs_device="cuda") as stream:
         for index, block in enumerate(blocks):
-            with resident(block, "cuda"):
+            with onload(block, "cuda"):
                 assert {tensor.device.type for tensor in block.state_dict().values()} == {"cuda"}
-                for sample, call in stream.waiting(index).items():
+                for sample, call in stream.inputs(index).items():
                     assert call.args[0].is_cuda
                     stream.resume(sample, block(*call.args, **call.kwargs))
                 block.mlp.up_proj = copy.deepcopy(block.mlp.up_proj)
@@ -622,7 +623,7 @@ def test_blocks_and_calls_on_an_accelerator():
     for output, wanted in zip(stream.outputs(), expected):
         torch.testing.assert_close(output.logits, wanted, rtol=1e-3, atol=1e-3)
 
-    with pytest.raises(KeyboardInterrupt), resident(blocks[0], "cuda"):
+    with pytest.raises(KeyboardInterrupt), onload(blocks[0], "cuda"):
         raise KeyboardInterrupt
     assert next(blocks[0].parameters()).device.type == "cpu"
     call = LayerInputs((torch.ones(1),), {}).to("cuda")

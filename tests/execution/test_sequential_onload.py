@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
-from transformers_qaig.execution.sequential_onload import streaming
+from transformers_qaig.execution.sequential_onload import sequential_onload
 from transformers_qaig.structure import find_decoder_blocks
 
 
@@ -17,7 +17,7 @@ def _model(dtype: torch.dtype) -> tuple[nn.Module, dict[str, Tensor]]:
 def test_a_16_bit_model_computes_in_float32_and_comes_back_unchanged() -> None:
     model, sample = _model(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with streaming(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
+    with sequential_onload(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
         streamed = model(**sample, use_cache=False).logits
         assert streamed.dtype == torch.float32
         assert all(
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             if stream:
-                with streaming(model, list(find_decoder_blocks(model).values()), None):
+                with sequential_onload(model, list(find_decoder_blocks(model).values()), None):
                     loss = model(**sample, use_cache=False).logits.logsumexp(-1).sum()
                     saved.append(live)
                     (gradient,) = torch.autograd.grad(loss, embeddings.weight)
@@ -68,7 +68,7 @@ def test_a_models_own_forward_attribute_is_put_back() -> None:
         return type(block).forward(block, *args, **kwargs)
 
     block.forward = own
-    with streaming(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
+    with sequential_onload(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
         model(**sample, use_cache=False)
     assert block.forward is own
     assert calls

@@ -77,9 +77,8 @@ def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] =
     options, coverage = list_schemes(model, config)
     samples, answers = load_inputs(model, config)
     options = measure_costs(model, options, samples, answers, config)
-    chosen = allocate(options, 4.5 * coverage.packed).entries
-    plan = {path: dict(entry) for path, entry in chosen.items()} | coverage.outside
-    calibrate(model, plan, coverage, samples, config, answers)
+    chosen = allocate(options, 4.5 * coverage.packed).schemes
+    calibrate(model, {**chosen, **coverage.outside}, coverage, samples, config, answers)
     assert state() == changed
     return model.state_dict()
 

@@ -14,11 +14,12 @@ from transformers_qaig.execution.interceptor import TargetInputs
 from transformers_qaig.execution.paused_forward import PausedForwards
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import RECIPES
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks
-from transformers_qaig.token_weights.weigher import TokenWeigher
+from transformers_qaig.token_weights.registry import token_weights_of
 
 BITS, GROUP = 3, 32
-ENTRY = {"bits": BITS, "group_size": GROUP, "sym": False}
+SCHEME = WeightScheme(BITS, GROUP)
 
 
 def _round(weight: Tensor) -> Tensor:
@@ -151,29 +152,29 @@ def test_paper_recipe_equals_a_slow_reimplementation(seed: int) -> None:
     data = samples(processor, 6, seed=seed)
     masks = [sample["attention_mask"].bool() for sample in data]
     finder, recipe = GroupFinder(model, seed=0), RECIPES["paper"]
-    tools = QuantizerSettings(recipe, finder, TokenWeigher(recipe))
+    settings = QuantizerSettings(recipe, finder, token_weights_of(recipe))
 
-    def entries(block: nn.Module) -> dict:
-        return {name: ENTRY for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    def schemes(block: nn.Module) -> dict[str, WeightScheme]:
+        return {name: SCHEME for name, m in block.named_modules() if isinstance(m, nn.Linear)}
 
     with PausedForwards(model, [first, second], data) as full, PausedForwards(model, [first, second], data) as quant:
-        calls, calls_q = full.waiting(0), quant.waiting(0)
-        result, _ = quantize_block(first, path, entries(first), TargetInputs(calls, calls_q, masks), tools)
+        calls, calls_q = full.inputs(0), quant.inputs(0)
+        result = quantize_block(first, path, schemes(first), TargetInputs(calls, calls_q, masks), settings).module
         for s in range(len(data)):
             call, call_q = calls[s], calls_q[s]
             full.resume(s, forward(first, call))
             quant.resume(s, forward(result, call_q))
-        calls, calls_q = full.waiting(1), quant.waiting(1)
-        ours, summary = quantize_block(second, second_path, entries(second), TargetInputs(calls, calls_q, masks), tools)
+        calls, calls_q = full.inputs(1), quant.inputs(1)
+        ours = quantize_block(second, second_path, schemes(second), TargetInputs(calls, calls_q, masks), settings)
         slow = _slow_block(second, list(calls.values()), list(calls_q.values()), nodes=8)
-    assert len(summary.kept) >= 2  # the searches found something to do
-    for name, module in ours.named_modules():
+    assert len(ours.summary.accepted) >= 2  # the searches found something to do
+    for name, module in ours.module.named_modules():
         if isinstance(module, QAIGLinear):
             weight = slow.get_submodule(name).weight
             # Codes may differ where a value stands between two: rare, and by one step.
             differ = (module.dequantize() - weight).abs() > 1e-4
             assert differ.float().mean() < 2e-3, name
-    torch.testing.assert_close(ours.input_layernorm.weight, slow.input_layernorm.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.module.input_layernorm.weight, slow.input_layernorm.weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        ours.post_attention_layernorm.weight, slow.post_attention_layernorm.weight, rtol=1e-4, atol=1e-5
+        ours.module.post_attention_layernorm.weight, slow.post_attention_layernorm.weight, rtol=1e-4, atol=1e-5
     )

@@ -16,6 +16,7 @@ from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.config.devices import bytes_by_device
 from transformers_qaig.loading.skeleton import likely_plan, packed_skeleton
 from transformers_qaig.nn import PackedModule
+from transformers_qaig.scheme import WeightScheme, parse_plan
 
 RTN = {"bits": 4, "group_size": 32, "recipe": "rtn"}
 LAYER = "model.language_model.layers.1"
@@ -175,7 +176,7 @@ def test_a_placement_under_a_budget_is_planned_too(llava: Path, tmp_path: Path) 
 
 def test_the_skeleton_is_the_packed_model_without_content(llava: Path, in_memory: nn.Module) -> None:
     model = Auto.from_pretrained(llava)
-    skeleton = packed_skeleton(model, in_memory.config.quantization_config.plan, 16)
+    skeleton = packed_skeleton(model, parse_plan(in_memory.config.quantization_config.plan))
     described = {name: (t.shape, t.dtype) for name, t in skeleton.state_dict().items()}
     assert described == {name: (t.shape, t.dtype) for name, t in in_memory.state_dict().items()}
     assert all(t.is_meta for t in skeleton.state_dict().values())
@@ -187,11 +188,11 @@ def test_a_likely_plan_uses_up_the_budget() -> None:
     from transformers_qaig.plan.allocate import SchemeOption
 
     options = {
-        f"layers.{i}": [SchemeOption({"bits": b, "group_size": 32, "sym": True}, 1000 * b, 0.0) for b in (2, 3, 4, 8)]
+        f"layers.{i}": [SchemeOption(WeightScheme(b, 32, sym=True), 1000 * b, 0.0) for b in (2, 3, 4, 8)]
         for i in range(10)
     }
     plan = likely_plan(options, 45_000, [])
-    assert 44_000 <= sum(1000 * entry["bits"] for entry in plan.values()) <= 45_000
+    assert 44_000 <= sum(1000 * scheme.bits for scheme in plan.values()) <= 45_000
 
 
 def test_a_packed_model_names_a_device_that_is_not_there(llava: Path, tmp_path: Path) -> None:

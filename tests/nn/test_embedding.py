@@ -14,6 +14,7 @@ from transformers_qaig.nn import QAIGEmbedding, QAIGLinear, cuda_layout
 from transformers_qaig.nn.embedding import tie, why_not_packed
 from transformers_qaig.nn.ops import embedding_reference
 from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS, num_groups
+from transformers_qaig.scheme import WeightScheme
 
 N, K = 37, 96
 IDS = torch.tensor([[0, 36, 5, 5], [17, 16, 15, 31]])
@@ -32,8 +33,7 @@ def random_head(bits=3, group_size=32, sym=False, dtype=torch.float32, columns=K
 
 def packed(table, **kwargs):
     head = random_head(dtype=table.weight.dtype, columns=table.embedding_dim, **kwargs)
-    options = {"bits": head.bits, "group_size": head.group_size, "sym": head.sym}
-    return QAIGEmbedding.like(table, **options).adopt(head)
+    return QAIGEmbedding.like(table, head.scheme).adopt(head)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -54,7 +54,7 @@ def test_a_lookup_gives_the_rows_of_the_dequantized_weight(bits, sym, columns, g
 @pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (114, 57), (40, -1)])
 def test_a_tied_head_is_read_in_its_own_order(bits, sym, columns, group_size):
     head = random_head(bits, group_size, sym, columns=columns)
-    table = QAIGEmbedding.like(nn.Embedding(N, columns), bits=bits, group_size=group_size, sym=sym).adopt(head)
+    table = QAIGEmbedding.like(nn.Embedding(N, columns), WeightScheme(bits, group_size, sym)).adopt(head)
     tie(head, table)
     rows = table(IDS)
     assert head.prepare()
@@ -104,7 +104,7 @@ def test_what_cannot_be_packed_is_refused():
     assert "Bypass" in why_not_packed(Bypass(N, K))
     assert "no nn.Embedding" in why_not_packed(nn.Linear(N, K))
     with pytest.raises(ValueError, match="Bypass"):
-        QAIGEmbedding.like(Bypass(N, K), bits=3, group_size=32, sym=False)
+        QAIGEmbedding.like(Bypass(N, K), WeightScheme(3, 32))
 
 
 @pytest.mark.parametrize("bad", [[-1], [N], [2**40]])
@@ -152,7 +152,7 @@ class TiedModel(nn.Module):
 @pytest.mark.parametrize("head_first", [True, False])
 def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first):
     head = random_head(4)
-    table = QAIGEmbedding.like(nn.Embedding(N, K), bits=4, group_size=32, sym=False).adopt(head)
+    table = QAIGEmbedding.like(nn.Embedding(N, K), WeightScheme(4, 32)).adopt(head)
     tie(head, table)
     model = TiedModel(head, table, head_first)
     on_disk = {name: tensor.clone() for name, tensor in model.state_dict().items()}

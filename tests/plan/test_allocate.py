@@ -18,9 +18,14 @@ from transformers_qaig.plan.allocate import (
     knee,
     reachable,
 )
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.utils.stdout import silenced_stdout
 
 WIDTHS = (2, 3, 4, 8)
+
+
+def _scheme(bits: int) -> WeightScheme:
+    return WeightScheme(bits, 128)
 
 
 def _options(count: int, seed: int = 0, widths: tuple[int, ...] = WIDTHS) -> dict[str, list[SchemeOption]]:
@@ -29,7 +34,7 @@ def _options(count: int, seed: int = 0, widths: tuple[int, ...] = WIDTHS) -> dic
     for index in range(count):
         weights, scale = rng.choice([1000, 3000, 7777]), rng.lognormvariate(0, 2)
         options[f"layers.{index}.w"] = [
-            SchemeOption({"bits": bits}, weights * bits, scale * rng.uniform(0.5, 2) * 4.0**-bits) for bits in widths
+            SchemeOption(_scheme(bits), weights * bits, scale * rng.uniform(0.5, 2) * 4.0**-bits) for bits in widths
         ]
     return options
 
@@ -46,7 +51,7 @@ def test_equals_the_best_of_all_choices(seed: int) -> None:
         assert found.size <= budget
         assert found.cost == pytest.approx(best, rel=1e-5)
         assert found.size == sum(
-            next(o.size for o in options[path] if o.entry == entry) for path, entry in found.entries.items()
+            next(o.size for o in options[path] if o.scheme == scheme) for path, scheme in found.schemes.items()
         )
 
 
@@ -56,7 +61,7 @@ def test_as_many_linears_as_eighty_layers_have() -> None:
     least, most = reachable(options)
     budget = least + 0.2 * (most - least)
     found = allocate(options, budget)
-    assert list(found.entries) == list(options)
+    assert list(found.schemes) == list(options)
     assert found.size <= budget
     multipliers = np.geomspace(1e-12, 1, 400)
     bound = max(
@@ -75,7 +80,7 @@ def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -
     for index in range(560):
         weights, scale = shapes[index % 7][0] * shapes[index % 7][1], rng.lognormvariate(0, 0.3)
         options[str(index)] = [
-            SchemeOption({"bits": b}, weights * b + weights // 64 * (16 + b), scale * rng.uniform(0.9, 1.1) * 4.0**-b)
+            SchemeOption(_scheme(b), weights * b + weights // 64 * (16 + b), scale * rng.uniform(0.9, 1.1) * 4.0**-b)
             for b in WIDTHS
         ]
     least, most = reachable(options)
@@ -96,7 +101,7 @@ def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -
 
 
 def test_negative_costs_are_costs_like_others() -> None:
-    options = {"a": [SchemeOption({"bits": 2}, 2, 0.0), SchemeOption({"bits": 4}, 4, -1.0)]}
+    options = {"a": [SchemeOption(_scheme(2), 2, 0.0), SchemeOption(_scheme(4), 4, -1.0)]}
     assert allocate(options, 10).cost == -1.0
 
 
@@ -140,7 +145,7 @@ def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_cost_that_is_not_finite_names_its_weight() -> None:
     with pytest.raises(ValueError, match=r"'mlp\.up'"):
-        allocate({"mlp.up": [SchemeOption({"bits": 2}, 2, float("nan"))]}, 10)
+        allocate({"mlp.up": [SchemeOption(_scheme(2), 2, float("nan"))]}, 10)
 
 
 def test_fused_linears_share_a_width_and_it_costs() -> None:
@@ -152,14 +157,17 @@ def test_fused_linears_share_a_width_and_it_costs() -> None:
     free, together = allocate(options, budget), allocate(options, budget, fused)
     assert together.size <= budget
     for group in fused:
-        assert len({together.entries[path]["bits"] for path in group}) == 1
-    assert any(len({free.entries[path]["bits"] for path in group}) > 1 for group in fused)
+        assert len({together.schemes[path].bits for path in group}) == 1
+    assert any(len({free.schemes[path].bits for path in group}) > 1 for group in fused)
     assert together.cost > free.cost
     assert f"{free.cost:.3g}" in describe(together, options, budget, fused)
 
 
 def test_fused_linears_without_a_common_entry_are_refused() -> None:
-    options = {"a.gate_proj": [SchemeOption({"bits": 2}, 2, 1.0)], "a.up_proj": [SchemeOption({"bits": 3}, 3, 1.0)]}
+    options = {
+        "a.gate_proj": [SchemeOption(_scheme(2), 2, 1.0)],
+        "a.up_proj": [SchemeOption(_scheme(3), 3, 1.0)],
+    }
     with pytest.raises(ValueError, match="no option in common"):
         allocate(options, 100, fused_sets(options))
 

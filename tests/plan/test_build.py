@@ -12,6 +12,7 @@ from tests.families import FAMILIES, build
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.plan.allocate import reachable
 from transformers_qaig.plan.build import budget_in_bits, list_schemes, make_plan
+from transformers_qaig.scheme import WeightScheme, parse_plan, plan_to_dict
 from transformers_qaig.structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 
 
@@ -35,7 +36,7 @@ def test_plan_of_a_dense_model_covers_every_linear(llava: nn.Module) -> None:
                for p in [f"{b}.{n}"]]  # fmt: skip
     assert sorted(plan) == sorted(linears)
     assert coverage.share == 1
-    assert all(entry == {"bits": 3, "group_size": 32, "sym": False} for entry in plan.values())
+    assert set(plan.values()) == {WeightScheme(3, 32)}
     assert "lm_head" in coverage.elsewhere
     assert coverage.total + sum(coverage.elsewhere.values()) == sum(p.numel() for p in llava.parameters() if p.ndim > 1)
 
@@ -59,9 +60,9 @@ def test_overrides_and_exceptions(llava: nn.Module) -> None:
     )
     plan, coverage = make_plan(llava, config)
     get = {path.split("layers.")[1]: entry for path, entry in plan.items()}
-    assert get["0.mlp.down_proj"]["bits"] == 8
-    assert get["1.mlp.down_proj"] == {"bits": 2, "group_size": 32, "sym": False}
-    assert get["1.self_attn.o_proj"]["sym"] is True
+    assert get["0.mlp.down_proj"].bits == 8
+    assert get["1.mlp.down_proj"] == WeightScheme(2, 32)
+    assert get["1.self_attn.o_proj"].sym is True
     assert not any(path.startswith("0.self_attn") for path in get)
     assert sum("modules_to_not_convert" in reason for _, reason in coverage.left_out.values()) == 4
 
@@ -72,9 +73,9 @@ def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -
     )
     options, coverage = list_schemes(llava, config)
     for path, choices in options.items():
-        widths = [option.entry["bits"] for option in choices]
+        widths = [option.scheme.bits for option in choices]
         assert widths == ([4] if path.endswith("down_proj") else [2, 3, 8])
-        assert all(option.entry["sym"] is path.endswith("o_proj") for option in choices)
+        assert all(option.scheme.sym is path.endswith("o_proj") for option in choices)
         assert [option.size for option in choices] == sorted(option.size for option in choices)
     assert coverage.stored_bits == 0
     with pytest.raises(ValueError, match="several `bits`"):
@@ -105,9 +106,9 @@ def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
     path = next(iter(make_plan(llava, QAIGConfig())[0]))
     given = {path: {"bits": 5, "group_size": 32, "sym": True}}
     plan, coverage = make_plan(llava, QAIGConfig(plan=given))
-    assert plan == given
+    assert plan == parse_plan(given)
     assert "not in the given plan" in next(iter(coverage.left_out.values()))[1]
-    assert make_plan(llava, QAIGConfig(plan=given, overrides={"q_proj": 3}))[0][path]["bits"] == 3
+    assert make_plan(llava, QAIGConfig(plan=given, overrides={"q_proj": 3}))[0][path].bits == 3
     with pytest.raises(ValueError, match=r"layers\.9"):
         make_plan(llava, QAIGConfig(plan={"model.layers.9.q_proj": given[path]}))
 
@@ -115,7 +116,7 @@ def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
 def test_what_is_not_to_be_converted_is_taken_out_of_a_given_plan(llava: nn.Module) -> None:
     given, _ = make_plan(llava, QAIGConfig(vision_bits=4, embedding_bits=5))
     left = ["*.layers.0.*", "embed_tokens"]
-    plan, coverage = make_plan(llava, QAIGConfig(plan=given, modules_to_not_convert=left))
+    plan, coverage = make_plan(llava, QAIGConfig(plan=plan_to_dict(given), modules_to_not_convert=left))
     assert plan == {p: e for p, e in given.items() if ".layers.0." not in p and not p.endswith("embed_tokens")}
     reasons = {reason for _, reason in coverage.left_out.values()}
     assert reasons == {"listed in `modules_to_not_convert`"}
@@ -139,7 +140,7 @@ def test_fused_experts_count_and_stop_the_run() -> None:
 def test_group_that_does_not_divide_is_refitted_and_logged(llava: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "transformers.qaig")
     plan, _ = make_plan(llava, QAIGConfig(group_size=40))  # widths 64 and 96
-    sizes = {path.rsplit(".", 1)[1]: entry["group_size"] for path, entry in plan.items()}
+    sizes = {path.rsplit(".", 1)[1]: entry.group_size for path, entry in plan.items()}
     assert sizes["q_proj"] == 32
     assert sizes["down_proj"] == 32
     assert "does not divide" in caplog.text
@@ -228,7 +229,7 @@ def test_each_part_has_its_bits(llava: nn.Module) -> None:
     widths: dict[str, set[int]] = {}
     for path, entry in plan.items():
         widths.setdefault("blocks" if "layers" in path and "language" in path else path.split(".")[-1], set()).add(
-            entry["bits"]
+            entry.bits
         )
     assert widths.pop("blocks") == {3}
     assert widths.pop("lm_head") == {8}
@@ -236,7 +237,7 @@ def test_each_part_has_its_bits(llava: nn.Module) -> None:
     assert set.union(*widths.values()) == {6}
     assert coverage.share == 1
     assert coverage.bits_per_weight == pytest.approx(3 + (32 + 3) / 32)  # still about the blocks
-    assert plan["model.vision_tower.encoder.layers.0.mlp.fc2"]["group_size"] == -1  # 48 channels
+    assert plan["model.vision_tower.encoder.layers.0.mlp.fc2"].group_size == -1  # 48 channels
     assert list(coverage.elsewhere) == ["model.vision_tower"]  # convolution and positions
     assert coverage.whole.full == sum(8 * t.element_size() * t.numel() for t in llava.state_dict().values())
 
@@ -249,8 +250,8 @@ def test_overrides_and_exceptions_reach_outside_the_blocks(llava: nn.Module) -> 
         modules_to_not_convert=["*.vision_tower.*.layers.0.*"],
     )
     plan, _ = make_plan(llava, config)
-    assert plan["lm_head"] == {"bits": 8, "group_size": 32, "sym": False}
-    assert plan["model.vision_tower.encoder.layers.1.mlp.fc1"]["bits"] == 6
+    assert plan["lm_head"] == WeightScheme(8, 32)
+    assert plan["model.vision_tower.encoder.layers.1.mlp.fc1"].bits == 6
     assert not any("vision_tower.encoder.layers.0" in path for path in plan)
     with pytest.raises(ValueError, match="reaches no weight"):
         make_plan(llava, QAIGConfig(overrides={"lm_head": 8}))
@@ -258,9 +259,9 @@ def test_overrides_and_exceptions_reach_outside_the_blocks(llava: nn.Module) -> 
 
 def test_a_given_plan_says_what_is_packed_outside_too(llava: nn.Module) -> None:
     given, _ = make_plan(llava, QAIGConfig(vision_bits=4, embedding_bits=5))
-    assert make_plan(llava, QAIGConfig(plan=given))[0] == given
-    both, _ = make_plan(llava, QAIGConfig(plan=given, lm_head_bits=6))
-    assert both == {**given, "lm_head": {"bits": 6, "group_size": -1, "sym": False}}
+    assert make_plan(llava, QAIGConfig(plan=plan_to_dict(given)))[0] == given
+    both, _ = make_plan(llava, QAIGConfig(plan=plan_to_dict(given), lm_head_bits=6))
+    assert both == {**given, "lm_head": WeightScheme(6, -1)}
 
 
 def test_tied_tables_need_one_entry() -> None:
@@ -268,7 +269,7 @@ def test_tied_tables_need_one_entry() -> None:
     table = find_input_embeddings(model).path
     for bits in ({"embedding_bits": 4}, {"lm_head_bits": 4}, {"embedding_bits": 4, "lm_head_bits": 4}):
         plan, coverage = make_plan(model, QAIGConfig(**bits))
-        assert plan[table] == plan["lm_head"] == {"bits": 4, "group_size": -1, "sym": False}
+        assert plan[table] == plan["lm_head"] == WeightScheme(4, -1)
         assert "lm_head" not in coverage.parts  # stored once
     with pytest.raises(ValueError, match="one tensor cannot have"):
         make_plan(model, QAIGConfig(embedding_bits=4, lm_head_bits=8))

@@ -31,8 +31,8 @@ def report() -> QuantizationReport:
         unused=["LlavaModel has no module for mtp.*: not saved"],
     )
     blocks = [
-        BlockSummary("layers.0", 1e-4, kept=["gptq q", "clip k"], undone=["rotate q"], seconds=75.0),
-        BlockSummary("layers.1", 4e-4, kept=["gptq q"], resumed=True),
+        BlockSummary("layers.0", 1e-4, accepted=["gptq q", "clip k"], rejected=["rotate q"], seconds=75.0),
+        BlockSummary("layers.1", 4e-4, accepted=["gptq q"], resumed=True),
     ]
     return QuantizationReport("default", coverage, PLAN, 127, 12_345, blocks, 3700.0, 2**20, {3: "the input"})
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from tests.families import samples
 from transformers_qaig import QAIGConfig
-from transformers_qaig.token_weights import weigher as weighing
+from transformers_qaig.token_weights import data as weighting
 
 NAN = float("nan")
 BAD = 3
@@ -115,14 +115,14 @@ def test_a_model_that_overflows_stops_with_the_dtype_to_load_it_in(narrow: Path,
 def test_a_gradient_that_is_not_finite_leaves_its_sample_out(
     llava: Path, said: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = [], weighing.token_gradients
+    calls, real = [], weighting.token_gradients
 
     def gradients(model: Any, blocks: Any, sample: Any, answer: Any) -> list[Tensor]:
         calls.append(sample)
         found = real(model, blocks, sample, answer)
         return [g * NAN for g in found] if len(calls) == BAD + 1 else found
 
-    monkeypatch.setattr(weighing, "token_gradients", gradients)
+    monkeypatch.setattr(weighting, "token_gradients", gradients)
     model = quantize(llava, data(llava), **RECIPES["mbq"])
     assert said() == [f"Calibration sample {BAD} is left out: NaN or Inf in the gradient of its answers' loss."]
     assert model.qaig_report.num_samples == 6

@@ -17,23 +17,23 @@ from ..attribution.parameters import Errors, fisher_losses, losses_alone, output
 from ..config import QAIGConfig
 from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
-from ..execution.block_outputs import check_calls, forward
+from ..execution.block_outputs import check_inputs_of, forward
+from ..execution.exclusions import Exclusions, Sample, numbered, overflow_advice
 from ..execution.interceptor import TargetInputs
-from ..execution.offload import around
-from ..execution.paused_forward import PausedForwards, leaving_out, resident
-from ..execution.sequential_onload import moved, streaming
+from ..execution.offload import offloaded
+from ..execution.paused_forward import PausedForwards, leaving_out
+from ..execution.sequential_onload import moved, sequential_onload
 from ..execution.torch_state import default_torch_state
 from ..plan.allocate import SchemeOption
-from ..plan.coverage import Plan
+from ..scheme import Plan, inside
 from ..structure import find_decoder_blocks
-from ..token_weights.weigher import TokenWeigher
+from ..token_weights.registry import token_weights_of
 from ..utils.finite import is_finite
 from ..utils.hashing import digest
 from ..utils.logging import ProgressBar, tqdm
-from .block_quantizer import QuantizerSettings, choose, dtype_of, in_float32
+from ..utils.work_folder import WorkFolder, work_folder
+from .block_quantizer import QuantizerSettings, decide, dtype_of, in_float32
 from .decisions import rounding_errors
-from .exclusions import Exclusions, Sample, numbered, overflow_advice
-from .work_folder import WorkFolder, work_folder
 
 
 @default_torch_state()
@@ -45,8 +45,7 @@ def measure_costs(
     config: QAIGConfig,
     exclusions: Exclusions | None = None,
 ) -> dict[str, list[SchemeOption]]:
-    """
-    The options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
+    """The options with their costs, in nats per answer token (`cost="error"`: relative squared output error).
 
     Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
     block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
@@ -78,7 +77,7 @@ def measure_costs(
     if folder is not None:
         run = {
             "weights": digest([model.state_dict()]),
-            "options": {path: [dict(option.entry) for option in choices] for path, choices in options.items()},
+            "options": {path: [option.scheme.to_dict() for option in choices] for path, choices in options.items()},
             "samples": digest(samples),
             "answers": digest([{"a": a} for a in answers]),
             "recipe": config.recipe.to_dict(),
@@ -94,17 +93,15 @@ def measure_costs(
     ):
         for index in range(count):
             # A weight with fewer options is stored as in its last one meanwhile.
-            plan = {path: dict(choices[min(index, len(choices) - 1)].entry) for path, choices in options.items()}
-            known = _recall(store, f"{index}.costs.{budget.cost}", exclusions)
+            plan = {path: choices[min(index, len(choices) - 1)].scheme for path, choices in options.items()}
+            known = _recall(store, f"{index}.costs.{config.cost}", exclusions)
             if known is not None:
                 found = json.loads(known[1]["costs"])
                 bar.update(len(blocks) + len(samples))
             else:
                 errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
-                with streaming(model, list(blocks.values()), device):
-                    found = _costs_of(
-                        model, errors, samples, answers, config.seed, budget.cost, device, bar, exclusions
-                    )
+                with sequential_onload(model, list(blocks.values()), device):
+                    found = _costs_of(model, errors, samples, answers, config, device, bar, exclusions)
                 if store is not None:
                     facts = {"costs": json.dumps(found), "left_out": json.dumps(exclusions.where)}
                     store.save(f"{index}.costs.{budget.cost}", {}, facts)
@@ -128,47 +125,44 @@ def errors_of(
     store: WorkFolder | None = None,
     prefix: str = "",
 ) -> dict[str, Tensor]:
-    """
-    What rounding by the recipe would add to each weight: path → [N, K] in the weight's dtype, on the CPU.
+    """What rounding by the recipe would add to each weight: path → [N, K] in the weight's dtype, on the CPU.
 
-    The stream is the full-precision one for every block: what earlier blocks will be rounded to is not known yet.
+    Every block reads full-precision inputs: what earlier blocks will be rounded to is not known yet.
     What is found for a block is kept in `store`, as `prefix` and the block's path.
     """
     recipe, blocks = config.recipe, find_decoder_blocks(model)
     if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
         recipe = replace(recipe, rounding="gptq")
     masks = [token_mask(sample) for sample in samples]
-    finder, doors, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
-    inputs: Sequence[Sample] = samples if recipe.calibrates else []
+    finder, modules, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
+    read: Sequence[Sample] = samples if recipe.calibrates else []
     with (
-        around(model, doors, device if inputs else None) as visits,
-        PausedForwards(model, doors, inputs, inputs_device="cpu") as stream,
+        offloaded(model, modules, device) as memory,
+        PausedForwards(model, modules, read, inputs_device="cpu") as full,
     ):
-        leave_out = leaving_out(exclusions, inputs, overflow_advice(model.dtype), stream)
+        leave_out = leaving_out(exclusions, read, overflow_advice(model.dtype), full)
         for index, (path, block) in enumerate(blocks.items()):
-            entries = {n.removeprefix(path + "."): entry for n, entry in plan.items() if n.startswith(path + ".")}
-            calls = stream.waiting(index)
-            streams = TargetInputs(calls, calls, masks, leave_out)
-            check_calls(streams, path)
-            visits.leave()
-            with resident(block, device):
-                known = _recall(store, f"{prefix}{path}", exclusions) if entries else None
+            schemes, waiting = inside(plan, path), full.inputs(index)
+            inputs = TargetInputs(waiting, waiting, masks, leave_out)
+            check_inputs_of(path, inputs)
+            with memory.onload(block):
+                known = _recall(store, f"{prefix}{path}", exclusions) if schemes else None
                 if known is not None:
                     found = known[0]
-                    leave_out = leaving_out(exclusions, inputs, overflow_advice(model.dtype), stream)
-                elif entries:
-                    weigher = TokenWeigher(recipe, config.seed)  # one for each block, as if it stood alone
-                    tools = QuantizerSettings(recipe, finder, weigher, config.seed, config.activation_bits)
-                    choices, _ = choose(block, path, entries, streams, tools)
-                    dtype = dtype_of(block, entries)
-                    deltas = rounding_errors(in_float32(block), choices, dtype)
+                    leave_out = leaving_out(exclusions, read, overflow_advice(model.dtype), full)
+                elif schemes:
+                    token_weights = token_weights_of(recipe, config.seed)  # for each block, as if it stood alone
+                    settings = QuantizerSettings(recipe, finder, token_weights, config.seed)
+                    decisions, _ = decide(block, path, schemes, inputs, settings)
+                    dtype = dtype_of(block, schemes)
+                    deltas = rounding_errors(in_float32(block), decisions, dtype)
                     found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
                     if store is not None:
                         store.save(f"{prefix}{path}", found, {"left_out": json.dumps(exclusions.where)})
                 else:
                     found = {}
-                for sample in list(calls) if block is not doors[-1] else ():
-                    stream.resume(sample, forward(block, calls[sample]))
+                for sample in list(waiting) if block is not modules[-1] else ():
+                    full.resume(sample, forward(block, waiting[sample]))
             errors.update({f"{path}.{name}": delta for name, delta in found.items()})
             bar.update()
     return {path: errors[path] for path in plan}
@@ -239,8 +233,7 @@ def _costs_of(
 
 
 def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
-    """
-    log p at an answer's tokens, given what precedes them.
+    """log p at an answer's tokens, given what precedes them.
 
     Args:
         model: with logits.

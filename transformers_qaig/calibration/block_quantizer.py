@@ -1,264 +1,321 @@
-"""One block's treatment: its groups of linears go through the recipe's stages, and what does harm is undone."""
+"""Quantizes one block: its groups of linears go through the recipe's steps, and what does harm is rejected."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..equalization.finder import GroupFinder
 from ..equalization.fold import Group
-from ..execution.block_outputs import OutputError, first_tensor, forward
+from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where, mask_for
+from ..execution.exclusions import NotFinite
+from ..execution.group_inputs import gather_group_inputs
 from ..execution.interceptor import TargetInputs
-from ..nn.hadamard import Rotation
 from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
-from ..token_weights.weigher import TokenWeigher
+from ..scheme import Plan
+from ..token_weights.base import SubBlock, TokenWeights
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
-from .decisions import BlockDecisions, Schemes, cast_like, folded_view, packed, rounded
-from .exclusions import NotFinite
-from .group_inputs import gather_group_inputs, is_finite_where, mask_for
+from .decisions import BlockDecisions, cast_like, folded_view, packed, rounded
 from .reconstruction import BlockReconstruction
-from .steps import GroupContext, Step, clip, compensate, equalize, rotate
+from .steps import GroupContext, Step, clip, equalize, gptq, rotate
 
 logger = get_logger(__name__)
 
 VALIDATION_EVERY = 4
-"""Every fourth sample takes no part in the searches and judges them."""
+"""Every fourth sample takes no part in the searches and validates them."""
 SHOWN = 8
 """Samples whose λ is kept in the report."""
 
 
 @dataclass(frozen=True)
 class QuantizerSettings:
-    """
-    What stays the same from block to block.
+    """What stays the same from block to block.
 
     Attributes:
-        recipe: the stages.
+        recipe: the steps.
         finder: finds a block's groups.
-        weigher: of tokens.
+        token_weights: weigh the tokens in the searches.
         seed: of what is random.
-        activation_bits: 8 if the packed linears will round their inputs.
     """
 
     recipe: Recipe
     finder: GroupFinder
-    weigher: TokenWeigher
+    token_weights: TokenWeights
     seed: int = 0
-    activation_bits: int = 16
+
+
+@dataclass
+class BlockResult:
+    """What a block became.
+
+    Attributes:
+        module: with packed linears.
+        schemes: path of each of them in the block → how it is stored.
+        summary: of the decisions.
+        state: of the token weights, after the block.
+    """
+
+    module: nn.Module
+    schemes: Plan
+    summary: BlockSummary
+    state: Mapping[str, int] = field(default_factory=dict)
 
 
 def quantize_block(
-    block: nn.Module, path: str, entries: Schemes, streams: TargetInputs, tools: QuantizerSettings
-) -> tuple[nn.Module, BlockSummary]:
-    """The packed block, and what was chosen for it. Arguments as in [`choose`]."""
-    if not entries:
-        return copy.deepcopy(block), BlockSummary(path)
-    choices, summary = choose(block, path, entries, streams, tools)
-    return cast_like(packed(in_float32(block), choices, dtype_of(block, entries), path), block), summary
+    block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
+) -> BlockResult:
+    """Packs a block's linears. Arguments as in [`decide`]; the block is not changed."""
+    if not schemes:
+        return BlockResult(copy.deepcopy(block), {}, BlockSummary(path), settings.token_weights.state())
+    decisions, summary = decide(block, path, schemes, inputs, settings)
+    module = cast_like(packed(in_float32(block), decisions, dtype_of(block, schemes), path), block)
+    return BlockResult(module, decisions.schemes, summary, settings.token_weights.state())
 
 
-def choose(
-    block: nn.Module, path: str, entries: Schemes, streams: TargetInputs, tools: QuantizerSettings
+def decide(
+    block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
 ) -> tuple[BlockDecisions, BlockSummary]:
-    """
-    What follows for the block's weights, and a summary. Arguments as in [`BlockQuantizer`], but there may be no calls.
+    """Makes the decisions for a block. Arguments as in [`BlockQuantizer`], but `inputs` may hold no sample.
 
     A sample in which something is not finite on the way is left out, and the block begun anew without it.
     """
-    recipe = tools.recipe
-    searches, left_out = tools.weigher.calls, []
-    while recipe.calibrates and streams.calls:
-        tools.weigher.calls = searches
-        treatment = BlockQuantizer(block, path, entries, streams, tools)
+    recipe, token_weights = settings.recipe, settings.token_weights
+    before, left_out = token_weights.state(), []
+    while recipe.calibrates and inputs.full:
+        token_weights.restore(before)
+        quantizer = BlockQuantizer(block, path, schemes, inputs, settings)
         try:
-            choices = treatment.choose()
+            decisions = quantizer.decide()
         except NotFinite as found:
             left_out.append((found.sample, f"{found.where} in {path}"))
-            streams.leave_out(dict(left_out[-1:]))
+            inputs.leave_out(dict(left_out[-1:]))
         else:
-            treatment.summary.left_out = left_out
-            return choices, treatment.summary
-    rotations = {name: rotation for name, entry in entries.items() if (rotation := Rotation.of(entry))}
-    nothing = BlockDecisions(entries, recipe.include_zero, tools.activation_bits)
-    return nothing.with_rotations(rotations), BlockSummary(path, left_out=left_out)
+            quantizer.summary.left_out = left_out
+            return decisions, quantizer.summary
+    return BlockDecisions(schemes, recipe.include_zero), BlockSummary(path, left_out=left_out)
 
 
 class BlockQuantizer:
-    """
-    Makes the choices for one block.
+    """Makes the decisions for one block.
 
     Args:
         block: in full precision; not changed.
         path: where it is in the model.
-        entries: linears to pack, at least one.
-        streams: at least one sample at the block's door.
-        tools: recipe, and what its stages need.
+        schemes: path of a linear in the block → how the plan stores it; at least one. A rotation is an offer.
+        inputs: at least one sample at the block.
+        settings: recipe, and what its steps need.
     """
 
-    def __init__(self, block: nn.Module, path: str, entries: Schemes, streams: TargetInputs, tools: QuantizerSettings):
-        self.block, self.entries, self.streams, self.tools = block, entries, streams, tools
-        self.recipe, calls = tools.recipe, streams.calls
-        self.nothing = BlockDecisions(entries, self.recipe.include_zero, tools.activation_bits)
+    def __init__(self, block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings):
+        self.block, self.schemes, self.inputs, self.settings = block, schemes, inputs, settings
+        self.recipe = settings.recipe
+        unrotated = {name: replace(scheme, rotation=None) for name, scheme in schemes.items()}
+        self.nothing = BlockDecisions(unrotated, self.recipe.include_zero)
         self.summary = BlockSummary(path)
-        self.dtype, self.in_float32 = dtype_of(block, entries), in_float32(block)
-        self.judges = list(calls)[::VALIDATION_EVERY] if self.recipe.validate else []
-        self.learners = [sample for sample in calls if sample not in self.judges] or self.judges
+        self.dtype, self.in_float32 = dtype_of(block, schemes), in_float32(block)
+        samples = list(inputs.full)
+        self.validation = samples[::VALIDATION_EVERY] if self.recipe.validate else []
+        self.calibration = [sample for sample in samples if sample not in self.validation] or self.validation
         self.wanted: dict[int, Tensor] = {}
 
-    def choose(self) -> BlockDecisions:
-        """
-        What follows for the block's weights; `summary` tells about it.
+    def decide(self) -> BlockDecisions:
+        """Makes the decisions; `summary` tells about them.
 
         Raises:
             NotFinite: something of a sample is not finite on the way.
         """
-        before = self.tools.weigher.calls
-        self.wanted = self._targets(self.judges)
-        choices = self.nothing
-        example = self.streams.calls[self.learners[0]].to(next(self.block.parameters()).device)
-        groups = self.tools.finder.groups(self.block, example.args, example.kwargs)
-        for stages in passes(self.recipe):
-            choices = self._pass(groups, stages, choices)
-        self.summary.searches = self.tools.weigher.calls - before
+        self.wanted = self._full_outputs(self.validation)
+        decisions = self.nothing
+        example = self.inputs.full[self.calibration[0]].to(next(self.block.parameters()).device)
+        groups = self.settings.finder.groups(self.block, example.args, example.kwargs)
+        for steps in passes(self.recipe):
+            decisions = self._pass(groups, steps, decisions)
         if self.recipe.rounding == "learned":
-            choices = self._learn(choices)
-        return choices
+            decisions = self._learn(decisions)
+        return decisions
 
-    def _pass(self, groups: Sequence[Group], stages: Sequence[Step], earlier: BlockDecisions) -> BlockDecisions:
-        """Every group through the stages, in the block that has the earlier choices' scales folded."""
+    def _pass(self, groups: Sequence[Group], steps: Pass, earlier: BlockDecisions) -> BlockDecisions:
+        """Takes every group through the steps, in the block that has the earlier decisions' scales folded."""
         original = folded_view(self.in_float32, earlier)
         full = cast_like(copy.deepcopy(original), self.block) if earlier.scales else self.block
-        choices = self.nothing
+        decisions = self.nothing
         done: list[str] = []
         for group in groups:
-            members = [name for name in group.linears if name in self.entries]
-            if not members:
+            schemes = {name: self.schemes[name] for name in group.linears if name in self.schemes}
+            if not schemes:
                 continue
-            # The paper's code searches all scales of a block before it changes anything in it.
-            so_far = full if self.recipe.token_weights == "authors" else self._rounded(original, choices, done)
-            blocks = (full, so_far)
-            done += members
-            foldable = self.tools.finder.foldable(self.block, group)
-            bits = max(self.entries[name]["bits"] for name in members)
-            site = GroupContext(
-                original, group, members, [], self.recipe, self.dtype, foldable, bits, self.summary.path
+            sees_rounding = self.settings.token_weights.sees_earlier_rounding
+            blocks = full, self._rounded(original, decisions, done) if sees_rounding else full
+            done += schemes
+            context = GroupContext(
+                original,
+                group,
+                schemes,
+                [],
+                self.recipe,
+                self.dtype,
+                self.settings.finder.foldable(self.block, group),
+                self.summary.path,
+                self.settings.token_weights.counts_padding,
             )
-            site = self._arrive(site, choices, blocks, self.learners)
-            if not site.pieces:
-                logger.warning("%s.%s: not every sample gets there; rounded to nearest.", self.summary.path, members[0])
+            context = self._gather(context, decisions, blocks, self.calibration)
+            if not context.inputs:
+                logger.warning(
+                    "%s.%s: not every sample gets there; rounded to nearest.", self.summary.path, context.members[0]
+                )
                 continue
-            level = self._harm(original, choices, done)
-            for stage in stages:
-                candidate = stage(site, choices)
-                if candidate is choices:
-                    continue
-                what = f"{stage.__name__} {', '.join(members)}"
-                try:
-                    new_level = self._harm(original, candidate, done)
-                except NotFinite:
-                    self._note(False, f"{what} (its output is not finite)")
-                    continue
-                better = new_level < level or not self.judges
-                self._note(better, what)
-                if not better:
-                    continue
-                if stage in (compensate, rotate) and self.judges and self.recipe.rounding != "nearest":
-                    # They have judged: now their tokens count too.
-                    candidate = stage(self._arrive(site, choices, blocks, self.judges), choices)
-                choices, level = candidate, new_level
-        return choices.after(earlier)
+            decisions = self._group(context, decisions, steps, blocks, done)
+        return decisions.after(earlier)
 
-    def _arrive(
-        self, site: GroupContext, choices: BlockDecisions, blocks: tuple[nn.Module, nn.Module], samples: Sequence[int]
+    def _group(
+        self,
+        context: GroupContext,
+        decisions: BlockDecisions,
+        steps: Pass,
+        blocks: tuple[nn.Module, nn.Module],
+        done: list[str],
+    ) -> BlockDecisions:
+        """Takes one group through the steps, and keeps those that do not raise the validation error."""
+        level = self._validation_error(context.block, decisions, done)
+        for step in steps.steps:
+            candidate = step(context, decisions)
+            if candidate is None:
+                continue
+            what = f"{step.name} {', '.join(context.members)}"
+            try:
+                new_level = self._validation_error(context.block, candidate, done)
+            except NotFinite:
+                self._note(False, f"{what} (its output is not finite)")
+                continue
+            better = new_level < level or not self.validation
+            self._note(better, what)
+            if not better:
+                continue
+            if steps.uses_validation_samples and self.validation:
+                # Validation is over, so these samples now join the calibration data.
+                candidate = step(self._gather(context, decisions, blocks, self.validation), decisions) or decisions
+            decisions, level = candidate, new_level
+        return decisions
+
+    def _gather(
+        self,
+        context: GroupContext,
+        decisions: BlockDecisions,
+        blocks: tuple[nn.Module, nn.Module],
+        samples: Sequence[int],
     ) -> GroupContext:
-        """The site with some samples standing there, weighed."""
-        site = replace(site, pieces=gather_group_inputs(site.block, site.group, blocks, self.streams, samples))
-        if site.pieces:
-            self.tools.weigher.weigh(site, choices)
-            for piece in site.pieces:
-                if not is_finite(piece.weights):
-                    each = piece.weights_of_each().items()
-                    sample = next(sample for sample, rows in each if not all(map(is_finite, rows)))
-                    raise NotFinite(sample, f"the token weights at {site.members[0]}")
-            if self.recipe.token_weights != "uniform":
-                shown = {s: w for piece in site.pieces for s, w in piece.importance().items() if s < SHOWN}
-                self.summary.importance.setdefault(site.group.module, {}).update(shown)
-        return site
+        """The context with the inputs of some samples, weighed."""
+        inputs = gather_group_inputs(context.block, context.group, blocks, self.inputs, samples)
+        context = replace(context, inputs=inputs)
+        if not inputs:
+            return context
+        sub_block = SubBlock(
+            self.block,
+            context.block,
+            context.group,
+            inputs,
+            decisions.schemes,
+            decisions.include_zero,
+            self.dtype,
+            context.is_equalized,
+        )
+        for one, weights in zip(inputs, self.settings.token_weights.weigh(sub_block)):
+            one.token_weights = weights
+            if not is_finite(weights):
+                each = one.token_weights_by_sample().items()
+                sample = next(sample for sample, rows in each if not all(map(is_finite, rows)))
+                raise NotFinite(sample, f"the token weights at {context.members[0]}")
+        if self.recipe.token_weights != "uniform":
+            shown = {s: w for one in inputs for s, w in one.importance().items() if s < SHOWN}
+            self.summary.importance.setdefault(context.group.module, {}).update(shown)
+        return context
 
-    def _harm(self, original: nn.Module, candidate: BlockDecisions, done: list[str]) -> float:
-        """
-        Output error on the samples held back, with everything done so far rounded as `candidate` says; finite.
+    def _validation_error(self, original: nn.Module, candidate: BlockDecisions, done: list[str]) -> float:
+        """Output error on the validation samples, with the linears in `done` rounded as `candidate` says; finite.
 
         Raises:
             NotFinite: the output for one of them is not.
         """
-        if not self.judges:
+        if not self.validation:
             return float("inf")
         trial, error = self._rounded(original, candidate, done), OutputError()
-        for sample in self.judges:
-            output = first_tensor(forward(trial, self.streams.calls_q[sample]))
-            if not error.add(output, self.wanted[sample].to(output.device), self.streams.masks[sample]):
+        for sample in self.validation:
+            output = first_tensor(forward(trial, self.inputs.quantized[sample]))
+            if not error.add(output, self.wanted[sample].to(output.device), self.inputs.masks[sample]):
                 raise NotFinite(sample, f"the output with {', '.join(done)} rounded")
-        return 0.0 if math.isnan(error.value) else error.value  # no token to judge by
+        return 0.0 if math.isnan(error.value) else error.value  # no token to validate by
 
-    def _rounded(self, original: nn.Module, choices: BlockDecisions, names: list[str]) -> nn.Module:
-        return cast_like(rounded(original, choices, names, self.dtype), self.block)
+    def _rounded(self, original: nn.Module, decisions: BlockDecisions, names: list[str]) -> nn.Module:
+        return cast_like(rounded(original, decisions, names, self.dtype), self.block)
 
-    def _learn(self, choices: BlockDecisions) -> BlockDecisions:
-        """The block as a whole: rounding, then scales and what stands around the linears."""
-        streams = self.streams
-        targets = self._targets(streams.calls)
+    def _learn(self, decisions: BlockDecisions) -> BlockDecisions:
+        """Learns the block as a whole: rounding, then scales and what stands around the linears."""
+        inputs = self.inputs
+        targets = self._full_outputs(inputs.full)
         learner = BlockReconstruction(
             self.in_float32,
-            streams.calls_q,
+            inputs.quantized,
             targets,
-            {sample: mask_for(streams.masks[sample], target).float() for sample, target in targets.items()},
-            self.judges or self.learners,
+            {sample: mask_for(inputs.masks[sample], target).float() for sample, target in targets.items()},
+            self.validation or self.calibration,
             self.recipe.steps,
-            self.tools.seed,
+            self.settings.seed,
             self.dtype,
         )
-        around = {
+        others = {
             name: parameter.dtype
             for name, parameter in self.block.named_parameters()
-            if parameter.ndim == 1 and parameter.is_floating_point() and not self.tools.finder.is_shared(parameter)
+            if parameter.ndim == 1 and parameter.is_floating_point() and not self.settings.finder.is_shared(parameter)
         }
-        choices, found = learner.rounding(choices)
+        decisions, found = learner.rounding(decisions)
         self._note(found.is_better, f"learned rounding {found.start:.2e} → {found.best:.2e}")
-        choices, found = learner.scales(choices, around)
+        decisions, found = learner.scales(decisions, others)
         self._note(found.is_better, f"learned scales {found.start:.2e} → {found.best:.2e}")
-        return choices
+        return decisions
 
-    def _targets(self, samples: Iterable[int]) -> dict[int, Tensor]:
+    def _full_outputs(self, samples: Iterable[int]) -> dict[int, Tensor]:
         """What the block gives for some samples in full precision, finite at real tokens; on the CPU."""
-        targets = {}
+        outputs = {}
         for sample in samples:
-            targets[sample] = first_tensor(forward(self.block, self.streams.calls[sample])).cpu()
-            if not is_finite_where(self.streams.masks[sample], targets[sample]):
+            outputs[sample] = first_tensor(forward(self.block, self.inputs.full[sample])).cpu()
+            if not is_finite_where(self.inputs.masks[sample], outputs[sample]):
                 raise NotFinite(sample, "the full-precision output")
-        return targets
+        return outputs
 
-    def _note(self, good: bool, what: str) -> None:
-        (self.summary.kept if good else self.summary.undone).append(what)
+    def _note(self, accepted: bool, what: str) -> None:
+        (self.summary.accepted if accepted else self.summary.rejected).append(what)
 
 
-def passes(recipe: Recipe) -> list[tuple[Step, ...]]:
+@dataclass(frozen=True)
+class Pass:
+    """The steps of one pass over a block's groups.
+
+    Attributes:
+        steps: in order.
+        uses_validation_samples: whether an accepted step is made again with the validation samples' tokens, too.
     """
-    The stages of each pass over the block's groups. Rounding that is not to nearest comes in a pass of its own: its
-    codes are for weights that no later fold may change.
+
+    steps: tuple[Step, ...]
+    uses_validation_samples: bool = False
+
+
+def passes(recipe: Recipe) -> list[Pass]:
+    """The passes over the block's groups.
+
+    Rounding that is not to nearest comes in a pass of its own: its codes are for weights that no later fold may change.
     """
     if recipe.rounding == "nearest":
-        return [(equalize, clip, rotate)]
-    rounding = (compensate, rotate)
-    return [(equalize,), rounding] if recipe.equalization != "none" else [rounding]
+        return [Pass((equalize, clip, rotate))]
+    rounding = Pass((gptq, rotate), uses_validation_samples=True)
+    return [Pass((equalize,)), rounding] if recipe.equalization != "none" else [rounding]
 
 
 def in_float32(block: nn.Module) -> nn.Module:
@@ -266,6 +323,6 @@ def in_float32(block: nn.Module) -> nn.Module:
     return copy.deepcopy(block).float().requires_grad_(False)
 
 
-def dtype_of(block: nn.Module, entries: Schemes) -> torch.dtype:
+def dtype_of(block: nn.Module, schemes: Plan) -> torch.dtype:
     """What the linears to pack are stored in, and so the dtype of their scales; the narrowest if they differ."""
-    return min((get_linear(block, name).weight.dtype for name in entries), key=lambda dtype: dtype.itemsize)
+    return min((get_linear(block, name).weight.dtype for name in schemes), key=lambda dtype: dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What has been chosen for a block so far, and the block that follows from it."""
+"""What has been decided for a block so far, and the block that follows from it."""
 
 from __future__ import annotations
 
@@ -12,38 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
-from ..nn.hadamard import Rotation, rotate, rotate_back
+from ..nn.hadamard import rotate, rotate_back
 from ..nn.linear import QAIGLinear, get_linear
 from ..rounding.clipping import Clipping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, minmax_grid
-
-Schemes = Mapping[str, Mapping[str, Any]]
-"""Path of a linear within its block → its entry of the plan."""
+from ..scheme import Plan, Rotation, WeightScheme
 
 
 @dataclass(frozen=True)
 class BlockDecisions:
-    """
-    A pure description: the block is built from it and the original weights, so undoing a choice is not making it.
+    """A pure description: the block is built from it and the original weights, so a rejected decision is not made.
 
     Attributes:
-        entries: the plan of the block.
+        schemes: path of a linear in the block → how it is stored. With a rotation, its grid and codes are for the
+            rotated weight.
         include_zero: see [`minmax_grid`].
         scales: groups with the E to fold, in order.
         clippings: linear → how the range of its grid is clipped.
         roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
-        rotations: linear → what its input is rotated by; grid and codes are then for the rotated weight.
-        activation_bits: what the inputs are rounded to: 8, or 16 for not at all.
         parameters: other parameters of the block, by path → their new values, fp32.
     """
 
-    entries: Schemes
+    schemes: Plan
     include_zero: bool = False
-    activation_bits: int = 16
     scales: tuple[tuple[Group, Tensor], ...] = ()
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
     roundings: Mapping[str, QuantizedWeight] = field(default_factory=dict)
-    rotations: Mapping[str, Rotation] = field(default_factory=dict)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> BlockDecisions:
@@ -58,16 +52,17 @@ class BlockDecisions:
         return replace(self, roundings={**self.roundings, **roundings})
 
     def with_rotations(self, rotations: Mapping[str, Rotation]) -> BlockDecisions:
-        """What was chosen for their weights as they were is dropped."""
+        """Drops what was decided for their weights as they were."""
+        rotated = {name: replace(self.schemes[name], rotation=rotation) for name, rotation in rotations.items()}
         return replace(
             self,
-            rotations={**self.rotations, **rotations},
+            schemes={**self.schemes, **rotated},
             clippings={name: value for name, value in self.clippings.items() if name not in rotations},
             roundings={name: value for name, value in self.roundings.items() if name not in rotations},
         )
 
     def after(self, earlier: BlockDecisions) -> BlockDecisions:
-        """These choices for the block with the earlier ones' scales folded, as choices for the block before that."""
+        """Prepends the scales of an earlier pass, so that the result applies to the original block."""
         return replace(self, scales=(*earlier.scales, *self.scales))
 
     def weight(self, folded_block: nn.Module, name: str) -> Tensor:
@@ -76,16 +71,17 @@ class BlockDecisions:
 
     def rotated(self, x: Tensor, name: str) -> Tensor:
         """Inputs, or rows of the weight, of linear `name` in the basis in which it works."""
-        return rotate(x, self.rotations[name]) if name in self.rotations else x
+        rotation = self.schemes[name].rotation
+        return x if rotation is None else rotate(x, rotation)
 
     def inputs(self, x: Tensor, name: str) -> Tensor:
         """What linear `name` multiplies where `x` arrives; gradients go straight through the rounding."""
         x = self.rotated(x, name)
-        return fake_quantize_tokens(x) if self.activation_bits == 8 else x
+        return fake_quantize_tokens(x) if self.schemes[name].activation_bits == 8 else x
 
     def grid_arguments(self, name: str, storage_dtype: torch.dtype) -> dict[str, Any]:
-        entry = {key: value for key, value in self.entries[name].items() if key != "rotation"}
-        return {**entry, "storage_dtype": storage_dtype, "include_zero": self.include_zero}
+        """What [`minmax_grid`] takes beside the weight, before any clipping."""
+        return grid_arguments(self.schemes[name], storage_dtype, self.include_zero)
 
     def grid(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> QuantGrid:
         """The grid of linear `name` for its fp32 weight, folded and rotated."""
@@ -102,26 +98,37 @@ class BlockDecisions:
         return QuantizedWeight(grid, grid.encode(weight))
 
 
-def folded(original: nn.Module, choices: BlockDecisions) -> nn.Module:
-    """A copy of the fp32 block with every chosen scale folded: the same function, other weights."""
+def grid_arguments(scheme: WeightScheme, storage_dtype: torch.dtype, include_zero: bool) -> dict[str, Any]:
+    """What [`minmax_grid`] takes beside a weight that is stored as `scheme` says."""
+    return {
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "sym": scheme.sym,
+        "storage_dtype": storage_dtype,
+        "include_zero": include_zero,
+    }
+
+
+def folded(original: nn.Module, decisions: BlockDecisions) -> nn.Module:
+    """A copy of the fp32 block with every decided scale folded: the same function, other weights."""
     block = copy.deepcopy(original)
-    for group, scale in choices.scales:
+    for group, scale in decisions.scales:
         fold(block, group, scale)
-    for name, value in choices.parameters.items():
+    for name, value in decisions.parameters.items():
         block.get_parameter(name).data.copy_(value)
     return block
 
 
-def folded_view(original: nn.Module, choices: BlockDecisions) -> nn.Module:
+def folded_view(original: nn.Module, decisions: BlockDecisions) -> nn.Module:
     """The folded block, not to be changed: the original itself where nothing is folded (in a 7 B model, 0.9 GB)."""
-    return folded(original, choices) if choices.scales or choices.parameters else original
+    return folded(original, decisions) if decisions.scales or decisions.parameters else original
 
 
-def rounded(original: nn.Module, choices: BlockDecisions, names: list[str], dtype: torch.dtype) -> nn.Module:
+def rounded(original: nn.Module, decisions: BlockDecisions, names: list[str], dtype: torch.dtype) -> nn.Module:
     """The folded fp32 block with linears `names` rounded, scales to `dtype`, inputs included; dense, for running."""
-    block = folded(original, choices)
+    block = folded(original, decisions)
     for name in names:
-        set_weight(block, choices, name, choices.rounding(name, choices.weight(block, name), dtype).values)
+        set_weight(block, decisions, name, decisions.rounding(name, decisions.weight(block, name), dtype).values)
     return block
 
 
@@ -134,80 +141,89 @@ def cast_like(block: nn.Module, model: nn.Module) -> nn.Module:
     return block
 
 
-def set_weight(block: nn.Module, choices: BlockDecisions, name: str, weight: Tensor) -> None:
-    """Give linear `name` a weight for its inputs as `choices` treat them, and that treatment."""
+def set_weight(block: nn.Module, decisions: BlockDecisions, name: str, weight: Tensor) -> None:
+    """Gives linear `name` a weight for its inputs as `decisions` treat them, and that treatment."""
     linear = get_linear(block, name)
-    if name in choices.rotations or choices.activation_bits == 8:
-        block.set_submodule(name, RoundedLinear(weight, linear.bias, choices, name))
+    scheme = decisions.schemes[name]
+    if scheme.rotation is not None or scheme.activation_bits == 8:
+        block.set_submodule(name, RoundedLinear(weight, linear.bias, decisions, name))
     else:
         linear.weight.data = weight
 
 
 class RoundedLinear(nn.Linear):
-    """A dense linear that treats its input as `choices` say."""
+    """A dense linear that treats its input as `decisions` say."""
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, choices: BlockDecisions, name: str):
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, decisions: BlockDecisions, name: str):
         super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", bias)
-        self.choices, self.name = choices, name
+        self.decisions, self.name = decisions, name
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        inputs = self.choices.inputs(x, self.name).float()
+        inputs = self.decisions.inputs(x, self.name).float()
         return nn.functional.linear(inputs, self.weight.float(), bias).to(x.dtype)
 
 
-def packed(original: nn.Module, choices: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:
-    """Makes the folded fp32 block with a `QAIGLinear` for every entry of the plan.
+def packed(original: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:
+    """Makes the folded fp32 block with a packed layer for every linear of the plan.
 
     Args:
         original: the fp32 block; not changed.
-        choices: made for it.
+        decisions: made for it.
         dtype: of the scales.
         path: of the block, for the error.
 
     Raises:
         ValueError: a rounded weight overflows `dtype`.
     """
-    block = folded(original, choices)
-    for name, entry in choices.entries.items():
-        linear = get_linear(block, name)
-        rounding = choices.rounding(name, choices.weight(block, name), dtype)
-        rounding.check_range(dtype, f"{path}.{name}")
-        grid = rounding.grid
-        block.set_submodule(
-            name,
-            QAIGLinear.from_codes(
-                rounding.codes,
-                grid.scale.to(dtype),
-                None if grid.sym else grid.zero.to(torch.uint8),
-                linear.bias,
-                bits=entry["bits"],
-                group_size=entry["group_size"],
-                rotation=choices.rotations.get(name),
-            ),
-        )
+    block = folded(original, decisions)
+    for name, scheme in decisions.schemes.items():
+        weight = decisions.rounding(name, decisions.weight(block, name), dtype)
+        weight.check_range(dtype, f"{path}.{name}")
+        block.set_submodule(name, pack_linear(weight, get_linear(block, name).bias, scheme, dtype))
     return block
 
 
-def rounding_errors(original: nn.Module, choices: BlockDecisions, dtype: torch.dtype) -> dict[str, Tensor]:
+def pack_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme, dtype: torch.dtype) -> QAIGLinear:
+    """The packed layer of a quantized weight `[N, K]`.
+
+    Args:
+        weight: its codes and their grid.
+        bias: `[N]`, or None.
+        scheme: how it is stored, and what happens to the layer's input.
+        dtype: of the stored scales.
     """
-    What rounding adds to each linear's weight, seen from the block as it was: fp32 [N, K] by linear.
+    zero_point = None if scheme.sym else weight.grid.zero.to(torch.uint8)
+    return QAIGLinear.from_codes(
+        weight.codes,
+        weight.grid.scale.to(dtype),
+        zero_point,
+        bias,
+        bits=scheme.bits,
+        group_size=scheme.group_size,
+        activation_bits=scheme.activation_bits,
+        rotation=scheme.rotation,
+    )
+
+
+def rounding_errors(original: nn.Module, decisions: BlockDecisions, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What rounding adds to each linear's weight, seen from the block as it was: fp32 [N, K] by linear.
 
     A fold multiplies a weight by a matrix of factors, E of its input over E of its output, and leaves the block's
     function alone; so the rounding error of the folded weight, divided by those factors, is the change of the original
     weight with the same effect.
     """
-    block, factors = folded(original, choices), copy.deepcopy(original)
+    block, factors = folded(original, decisions), copy.deepcopy(original)
     for parameter in factors.parameters():
         parameter.data.fill_(1.0)
-    factors = folded(factors, replace(choices, parameters={}))
+    factors = folded(factors, replace(decisions, parameters={}))
     errors = {}
-    for name in choices.entries:
-        weight = choices.weight(block, name)
-        error = choices.rounding(name, weight, dtype).values - weight
-        if name in choices.rotations:
-            error = rotate_back(error, choices.rotations[name])
+    for name, scheme in decisions.schemes.items():
+        weight = decisions.weight(block, name)
+        error = decisions.rounding(name, weight, dtype).values - weight
+        if scheme.rotation is not None:
+            error = rotate_back(error, scheme.rotation)
         errors[name] = error / get_linear(factors, name).weight.data
     return errors

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from ..data.loader import picture_tokens
 from ..execution.block_outputs import first_tensor
-from ..execution.offload import around
+from ..execution.exclusions import overflow_advice
+from ..execution.offload import offloaded
 from ..structure import find_decoder_blocks
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
-from .exclusions import overflow_advice
 
 logger = get_logger(__name__)
 
@@ -44,9 +44,9 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> 
             found.append(path)
 
     blocks = find_decoder_blocks(model)
-    with around(model, list(blocks.values()), device) as visits:
+    with offloaded(model, list(blocks.values()), device) as memory:
         for block in blocks.values():
-            visits.watch(block, stays=False)
+            memory.watch(block, stays=False)
         handles = [block.register_forward_hook(partial(look, path)) for path, block in blocks.items()]
         try:
             logits = getattr(model(input_ids=_text(model), use_cache=False), "logits", None)

@@ -1,4 +1,4 @@
-"""Learning what a block becomes as a whole: what the conductor knows about samples, brought to `rounding.learned`."""
+"""Learns what a block becomes as a whole: brings the samples to `rounding.learned`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SCALE_RATE = 1e-3
 
 @dataclass
 class BlockReconstruction:
-    """
-    Lowers Σ λ ‖output - target‖² of a block; on the judges' samples it is never more than before.
+    """Lowers Σ λ ‖output - target‖² of a block; on the validation samples it is never more than before.
 
     Attributes:
         original: the block in fp32; not changed.
-        calls: what the block is called with in the quantized stream, per sample.
-        targets: hidden states [B, T, C] that it gives in the full-precision stream, per sample.
-        weights: λ fp32 [B, T] per sample, zero at padding.
-        judges: samples that are not learned from.
-        steps, seed: of the learning; each step draws `BATCH` samples.
+        calls: what the block is called with in the quantized model, per sample.
+        targets: hidden states `[B, T, C]` that it gives in the full-precision model, per sample.
+        weights: λ fp32 `[B, T]` per sample, zero at padding.
+        validation: samples that are not learned from.
+        steps: of the learning; each draws `BATCH` samples.
+        seed: of the draw.
         dtype: what scales are stored in.
     """
 
@@ -47,50 +47,54 @@ class BlockReconstruction:
     calls: Mapping[int, LayerInputs]
     targets: Mapping[int, Tensor]
     weights: Mapping[int, Tensor]
-    judges: Sequence[int]
+    validation: Sequence[int]
     steps: int
     seed: int
     dtype: torch.dtype
 
-    def rounding(self, choices: BlockDecisions) -> tuple[BlockDecisions, Learned]:
-        """The choices with the rounding of every linear learned."""
-        block, soft = folded(self.original, choices), {}
-        for name in choices.entries:
-            weight = choices.weight(block, name)
-            set_weight(block, choices, name, weight)
-            rounding = choices.rounding(name, weight, self.dtype)
+    def rounding(self, decisions: BlockDecisions) -> tuple[BlockDecisions, Learned]:
+        """The decisions so far with the rounding of every linear learned."""
+        block, soft = folded(self.original, decisions), {}
+        for name in decisions.schemes:
+            weight = decisions.weight(block, name)
+            set_weight(block, decisions, name, weight)
+            rounding = decisions.rounding(name, weight, self.dtype)
             source, grid = weight if rounding.source is None else rounding.source, rounding.grid
             stretch = grid.grouped(source) * (grid.scale / grid.step).unsqueeze(-1)  # the same codes without a gain
             soft[f"{name}.weight"] = LearnableRounding(
                 LearnableInit(stretch.reshape(source.shape), replace(grid, step=grid.scale), self.dtype)
             )
         found = self._learn(block, soft, ROUNDING_RATE, "rounding")
-        return choices.with_roundings({name: found.results[f"{name}.weight"] for name in choices.entries}), found
+        return decisions.with_roundings({name: found.results[f"{name}.weight"] for name in decisions.schemes}), found
 
-    def scales(self, choices: BlockDecisions, parameters: Mapping[str, torch.dtype]) -> tuple[BlockDecisions, Learned]:
-        """
-        The choices with the scales of every linear, and the block's `parameters`, learned; all codes stay.
+    def scales(
+        self, decisions: BlockDecisions, parameters: Mapping[str, torch.dtype]
+    ) -> tuple[BlockDecisions, Learned]:
+        """The decisions so far with the scales of every linear, and the block's `parameters`, learned; all codes stay.
 
         Args:
-            choices: to start from.
+            decisions: to start from.
             parameters: path → what it is stored in.
+
+        Returns:
+            the decisions, and how the error fell.
         """
-        block = folded(self.original, choices)
+        block = folded(self.original, decisions)
         soft: dict[str, Learnable] = {}
-        for name in choices.entries:
-            weight = choices.weight(block, name)
-            set_weight(block, choices, name, weight)
-            soft[f"{name}.weight"] = LearnableScales(choices.rounding(name, weight, self.dtype), self.dtype)
+        for name in decisions.schemes:
+            weight = decisions.weight(block, name)
+            set_weight(block, decisions, name, weight)
+            soft[f"{name}.weight"] = LearnableScales(decisions.rounding(name, weight, self.dtype), self.dtype)
         for name, dtype in parameters.items():
             soft[name] = LearnableVector(block.get_parameter(name).data, dtype)
         found = self._learn(block, soft, SCALE_RATE, "scales")
-        roundings = {name: found.results[f"{name}.weight"] for name in choices.entries}
+        roundings = {name: found.results[f"{name}.weight"] for name in decisions.schemes}
         changed = {name: found.results[name] for name in parameters}
-        return replace(choices.with_roundings(roundings), parameters={**choices.parameters, **changed}), found
+        return replace(decisions.with_roundings(roundings), parameters={**decisions.parameters, **changed}), found
 
     def _learn(self, block: nn.Module, soft: Mapping[str, Learnable], rate: float, what: str) -> Learned:
         device = next(block.parameters()).device
-        learners = [sample for sample in self.calls if sample not in self.judges] or list(self.judges)
+        drawn_from = [sample for sample in self.calls if sample not in self.validation] or list(self.validation)
         mass = {sample: float(weight.sum()) for sample, weight in self.weights.items()}
         power = sum(
             float((self.weights[s].unsqueeze(-1) * target.float().square()).sum()) for s, target in self.targets.items()
@@ -109,7 +113,7 @@ class BlockReconstruction:
         generator = torch.Generator().manual_seed(self.seed)
 
         def batch_loss(tensors: Mapping[str, Tensor], step: int) -> float:
-            batch = [learners[i] for i in torch.randperm(len(learners), generator=generator)[:BATCH].tolist()]
+            batch = [drawn_from[i] for i in torch.randperm(len(drawn_from), generator=generator)[:BATCH].tolist()]
             total = 0.0
             for sample in batch:
                 value = loss(tensors, sample)
@@ -120,8 +124,8 @@ class BlockReconstruction:
             bar.set_postfix(loss=f"{mean:.2e}")
             return mean
 
-        def judge(tensors: Mapping[str, Tensor]) -> float:
-            return sum(float(loss(tensors, s)) for s in self.judges) / sum(mass[s] for s in self.judges)
+        def validate(tensors: Mapping[str, Tensor]) -> float:
+            return sum(float(loss(tensors, s)) for s in self.validation) / sum(mass[s] for s in self.validation)
 
         with tqdm(total=self.steps, desc=f"Learning {what}", unit="step", leave=False) as bar:
-            return learn(soft, batch_loss, judge, steps=self.steps, rate=rate)
+            return learn(soft, batch_loss, validate, steps=self.steps, rate=rate)

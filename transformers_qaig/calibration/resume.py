@@ -7,28 +7,28 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..config import QAIGConfig
-from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
-from ..plan.coverage import Plan
 from ..report.summary import BlockSummary
+from ..scheme import Plan, Rotation, plan_to_dict
 from ..utils.hashing import digest
-from .decisions import Schemes
-from .work_folder import work_folder
+from ..utils.work_folder import work_folder
+from .block_quantizer import BlockResult
 
+FORMAT = 2
+"""Of a finished block's facts."""
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""
 
 
 class BlockStore(ExitStack):
-    """
-    The finished blocks of a run in its `work_dir`, which is the run's own until the end of this context.
+    """The finished blocks of a run in its `work_dir`, which is the run's own until the end of this context.
 
     Resuming replays the finished blocks: each forward pass runs again, and a finished block's packed weights come from
     its file instead of being searched. A replayed block must show the output error it was saved with.
@@ -49,39 +49,33 @@ class BlockStore(ExitStack):
         self.folder = None
         if config.calibration.work_dir is not None:
             run = {
+                "format": FORMAT,
                 "config": {**config.to_dict(), "plan": None},
-                "plan": plan,
+                "plan": plan_to_dict(plan),
                 "samples": digest(samples),
                 "weights": digest([model.state_dict()]),
             }
             self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir), run))
 
-    def load(self, path: str, block: nn.Module, entries: Schemes) -> tuple[nn.Module, BlockSummary] | None:
+    def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
         """The finished block at `path`, or None."""
         found = self.folder.load(path) if self.folder is not None else None
         if found is None:
             return None
         tensors, facts = found
-        result, rotations = copy.deepcopy(block), json.loads(facts["rotations"])
-        for name, entry in entries.items():
-            linear = get_linear(result, name)
-            empty = QAIGLinear(
-                linear.in_features,
-                linear.out_features,
-                linear.bias is not None,
-                bits=entry["bits"],
-                group_size=entry["group_size"],
-                sym=entry["sym"],
-                rotation=Rotation.of({"rotation": rotations.get(name)}),
-                dtype=tensors[f"{name}.weight_scale"].dtype,
-                device=linear.weight.device,
-            )
-            result.set_submodule(name, empty)
-        result.load_state_dict(tensors)
-        return result, BlockSummary(**json.loads(facts["summary"]), resumed=True)
+        module, rotations = copy.deepcopy(block), json.loads(facts["rotations"])
+        became = {}
+        for name, scheme in schemes.items():
+            rotation = Rotation(**rotations[name]) if name in rotations else None
+            became[name] = replace(scheme, rotation=rotation)
+            dtype = tensors[f"{name}.weight_scale"].dtype
+            module.set_submodule(name, QAIGLinear.like(get_linear(module, name), became[name], dtype=dtype))
+        module.load_state_dict(tensors)
+        summary = BlockSummary(**json.loads(facts["summary"]), resumed=True)
+        return BlockResult(module, became, summary, json.loads(facts["token_weights"]))
 
     def check(self, summary: BlockSummary, error: float) -> None:
-        """Raise `RuntimeError` if a resumed block does not reproduce its recorded output error."""
+        """Raises `RuntimeError` if a resumed block does not reproduce its recorded output error."""
         if not summary.resumed or math.isnan(summary.error) or math.isclose(summary.error, error, rel_tol=TOLERANCE):
             return
         raise RuntimeError(
@@ -89,15 +83,13 @@ class BlockStore(ExitStack):
             "it was finished; the forward passes are not the same as then. Start again with an empty `work_dir`."
         )
 
-    def save(self, path: str, result: nn.Module, summary: BlockSummary) -> None:
-        """Keep a finished block; nothing to do for one that was resumed."""
-        if self.folder is None or summary.resumed:
+    def save(self, path: str, result: BlockResult) -> None:
+        """Keeps a finished block; nothing to do for one that was resumed."""
+        if self.folder is None or result.summary.resumed:
             return
-        facts = {k: v for k, v in asdict(summary).items() if k not in ("importance", "resumed")}
+        summary = {k: v for k, v in asdict(result.summary).items() if k not in ("importance", "resumed")}
         rotations = {
-            name: module.rotation._asdict()
-            for name, module in result.named_modules()
-            if isinstance(module, QAIGLinear) and module.rotation is not None
+            name: scheme.rotation._asdict() for name, scheme in result.schemes.items() if scheme.rotation is not None
         }
-        kept = {"summary": json.dumps(facts), "rotations": json.dumps(rotations)}
-        self.folder.save(path, result.state_dict(), kept)
+        facts = {"summary": summary, "rotations": rotations, "token_weights": result.state}
+        self.folder.save(path, result.module.state_dict(), {name: json.dumps(fact) for name, fact in facts.items()})

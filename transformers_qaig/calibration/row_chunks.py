@@ -1,47 +1,41 @@
-"""A station in the parts that are quantized one after the other: a block whole, a single linear in slices of rows."""
+"""A target in the chunks that are quantized one after the other: a block whole, a single linear some rows at a time."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..execution.block_outputs import OutputError
-from ..execution.block_outputs import install as install_block
-from ..loading.tied_embeddings import replace
 from ..nn.linear import QAIGLinear
-from ..plan.coverage import Plan
-from ..report.summary import BlockSummary
+from ..scheme import Plan, inside
 from .targets import Target
 
 ROWS_PER_CHUNK = 4096
-"""Rows of a linear, or of embeddings, that are treated at once: a head's logits for every token would fill any memory.
-A multiple of 32, so that every slice's zero points fill whole words."""
-ALL_REAL = torch.ones(0, 0, dtype=torch.bool)
-"""A mask of no sequence's shape: where the tokens are an image's, all of them are real."""
+"""Rows of a linear, or of embeddings, that are quantized at once: a head's logits for every token would fill a memory.
+A multiple of 32, so that every chunk's zero points fill whole words."""
 
 
-@dataclass
-class Part:
-    """
+class RowChunk(NamedTuple):
+    """What is quantized at once.
+
     Attributes:
-        path: of the station; with the first row's number if it is a slice.
-        block: a block, a slice of a linear, or embeddings; in full precision.
-        entries: its linears to pack; those of embeddings under "".
-        result: what it becomes.
-        summary, error: of it.
+        path: of the target; with the first row's number if it is some rows of a linear.
+        module: a block, some rows of a linear, or embeddings; in full precision.
+        schemes: its linears to pack; those of embeddings under "".
     """
 
     path: str
-    block: nn.Module
-    entries: Plan
-    result: nn.Module = field(default_factory=nn.Identity)
-    summary: BlockSummary = field(default_factory=lambda: BlockSummary(""))
-    error: OutputError = field(default_factory=OutputError)
+    module: nn.Module
+    schemes: Plan
+
+    @property
+    def rows(self) -> str:
+        """For the report."""
+        return f"rows from {self.path.rpartition('.')[2]}"
 
 
 class LinearRows(nn.Module):
@@ -57,74 +51,45 @@ class LinearRows(nn.Module):
         return self.linear(*args, **kwargs)
 
 
-def row_chunks_of(station: Target, plan: Plan) -> list[Part]:
+def row_chunks_of(target: Target, plan: Plan) -> list[RowChunk]:
+    """The chunks of a target.
+
+    Those of one linear are validated one by one, but share one input: they are not offered a rotation that the plan may
+    have for it.
     """
-    The parts of a station, not quantized yet. Slices of one linear are judged one by one, but share one input: they are
-    not offered the rotation that its entry may hold, which is taken out of the plan.
-    """
-    path, module = station.path, station.module
+    path, module = target.path, target.module
     if isinstance(module, nn.Linear):
-        plan[path].pop("rotation", None)
-        rows = module.out_features
+        rows, scheme = module.out_features, replace(plan[path], rotation=None)
         return [
-            Part(
-                f"{path}.{start}", LinearRows(module, start, min(start + ROWS_PER_CHUNK, rows)), {"linear": plan[path]}
+            RowChunk(
+                f"{path}.{start}", LinearRows(module, start, min(start + ROWS_PER_CHUNK, rows)), {"linear": scheme}
             )
             for start in range(0, rows, ROWS_PER_CHUNK)
         ]
     if isinstance(module, nn.Embedding):
-        return [Part(path, module, {"": plan[path]})]
-    entries = {name.removeprefix(f"{path}."): entry for name, entry in plan.items() if name.startswith(f"{path}.")}
-    return [Part(path, module, entries)]
+        return [RowChunk(path, module, {"": plan[path]})]
+    return [RowChunk(path, module, inside(plan, path))]
 
 
-def together(outputs: Sequence[Any]) -> Any:
-    """A station's output from its parts'."""
+def concat_outputs(outputs: Sequence[Any]) -> Any:
+    """A target's output from its chunks'."""
     return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=-1)
 
 
-def merged(path: str, parts: list[Part]) -> BlockSummary:
-    """A station's summary from its parts'."""
-    if len(parts) == 1:
-        parts[0].summary.path = path
-        return parts[0].summary
-    error = OutputError(sum(part.error.error for part in parts), sum(part.error.power for part in parts))
-    summaries = [part.summary for part in parts]
-    return BlockSummary(
-        path,
-        error.value,
-        [f"{what}, rows from {part.path.rpartition('.')[2]}" for part in parts for what in part.summary.kept],
-        [f"{what}, rows from {part.path.rpartition('.')[2]}" for part in parts for what in part.summary.undone],
-        seconds=sum(summary.seconds for summary in summaries),
-        resumed=all(summary.resumed for summary in summaries),
-    )
-
-
-def install(model: nn.Module, station: Target, parts: list[Part]) -> None:
-    """Put what the parts became into the model, in the place of the station."""
-    if isinstance(station.module, nn.Linear):
-        linears = [part.result.get_submodule("linear") for part in parts]
-        replace(model, station.module, concat_rows(linears).cpu())  # type: ignore[arg-type]
-    elif isinstance(station.module, nn.Embedding):
-        replace(model, station.module, parts[0].result.cpu())
-    else:
-        install_block(station.module, parts[0].result)
-
-
-def concat_rows(parts: list[QAIGLinear]) -> QAIGLinear:
-    """The layer whose rows are those of `parts`, in order; all but the last hold a multiple of 32 rows."""
-    for part in parts:
-        part.unprepare()
-    layer, rows = copy.copy(parts[0]), sum(part.out_features for part in parts)
-    layer._parameters = {}
-    layer.out_features = rows
-    for name, parameter in parts[0]._parameters.items():
+def concat_rows(layers: Sequence[QAIGLinear]) -> QAIGLinear:
+    """The layer whose rows are those of `layers`, in order; all but the last hold a multiple of 32 rows."""
+    for layer in layers:
+        layer.unprepare()
+    whole, rows = copy.copy(layers[0]), sum(layer.out_features for layer in layers)
+    whole._parameters = {}
+    whole.out_features = rows
+    for name, parameter in layers[0]._parameters.items():
         if parameter is None:
-            layer.register_parameter(name, None)
+            whole.register_parameter(name, None)
             continue
         if name == "weight_shape":
-            whole = torch.tensor([rows, layer.in_features], device=parameter.device)
+            values = torch.tensor([rows, whole.in_features], device=parameter.device)
         else:
-            whole = torch.cat([part.get_parameter(name) for part in parts])
-        layer.register_parameter(name, nn.Parameter(whole, requires_grad=False))
-    return layer
+            values = torch.cat([layer.get_parameter(name) for layer in layers])
+        whole.register_parameter(name, nn.Parameter(values, requires_grad=False))
+    return whole

@@ -1,56 +1,63 @@
-"""The stages of one group of linears, as the conductor calls them: each turns what was measured into a choice."""
+"""The steps on one group of linears: each turns what is measured into a decision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group
 from ..equalization.search import search_scale
-from ..nn.hadamard import Rotation
+from ..execution.group_inputs import GroupInputs, run
 from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
-from ..rounding.gptq import gptq, gptq_on_best_grid
+from ..rounding.gptq import gptq as gptq_codes
+from ..rounding.gptq import gptq_on_best_grid
 from ..rounding.hessian import MIN_TOKENS, Hessian, HessianAccumulator
-from ..rounding.quant_grid import minmax_grid
+from ..rounding.quant_grid import QuantizedWeight, minmax_grid
 from ..rounding.scale_refit import refit_scales
+from ..scheme import Plan, Rotation
 from .decisions import BlockDecisions, folded_view
-from .group_inputs import GroupInputs, run
 
 
 @dataclass(frozen=True)
 class GroupContext:
-    """
-    Where a stage works.
+    """What a step sees.
 
     Attributes:
-        block: in fp32, before any choice of this pass; not changed.
+        block: in fp32, before any decision of this pass; not changed.
         group: the linears that read one tensor.
-        members: those of them that are in the plan.
-        pieces: the samples at their entrance, with token weights.
+        schemes: path of each of them that is in the plan → how the plan stores it, with the rotation that it offers.
+        inputs: the samples at their entrance, with token weights.
         recipe: how.
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
-        bits: what the widest of the members is stored in.
         path: of the block, for warnings.
-        measured: rotation → moments of pieces that stood here before, added to those of `pieces`: of x_q, of x_q with
-            x - x_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they wait while the block is judged.
+        counts_padding: whether padding counts when a scale is searched.
+        measured: rotation → moments of samples that were here before, added to those of `inputs`: of hidden_q, of
+            hidden_q with hidden - hidden_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they wait while
+            the block is validated.
     """
 
     block: nn.Module
     group: Group
-    members: list[str]
-    pieces: list[GroupInputs]
+    schemes: Plan
+    inputs: list[GroupInputs]
     recipe: Recipe
     dtype: torch.dtype
     foldable: bool
-    bits: int
     path: str = ""
+    counts_padding: bool = False
     measured: dict[Rotation | None, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def members(self) -> list[str]:
+        """The group's linears that are in the plan."""
+        return list(self.schemes)
 
     @property
     def device(self) -> torch.device:
@@ -60,44 +67,48 @@ class GroupContext:
     def is_equalized(self) -> bool:
         """Whether the recipe searches a scale for this group."""
         shared = len(set(self.group.channels)) < len(self.group.channels)
-        recipe = self.recipe
-        wanted = recipe.equalization != "none" and self.bits <= recipe.equalization_bits
+        recipe, bits = self.recipe, max(scheme.bits for scheme in self.schemes.values())
+        wanted = recipe.equalization != "none" and bits <= recipe.equalization_bits
         return wanted and self.foldable and (recipe.equalize_gqa or not shared)
 
     @property
     def num_tokens(self) -> int:
-        return sum(int(piece.real.sum()) for piece in self.pieces)
+        return sum(int(inputs.mask.sum()) for inputs in self.inputs)
 
     def name_of(self, member: str) -> str:
         """Where a member is in the model."""
         return f"{self.path}.{member}"
 
     def loaded(self) -> Iterator[GroupInputs]:
-        """The pieces one after the other, on the block's device."""
-        return (piece.loaded(self.device) for piece in self.pieces)
+        """The inputs one after the other, on the block's device."""
+        return (inputs.loaded(self.device) for inputs in self.inputs)
 
-    def scale(self, choices: BlockDecisions) -> Tensor:
-        """E that `choices` folds into the group; 1 if none."""
-        return next((e for g, e in choices.scales if g is self.group), torch.ones(())).to(self.device)
+    def scale(self, decisions: BlockDecisions) -> Tensor:
+        """E that `decisions` folds into the group; 1 if none."""
+        return next((e for g, e in decisions.scales if g is self.group), torch.ones(())).to(self.device)
 
-    def quantized_inputs(self, choices: BlockDecisions) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the linears multiply in the quantized stream once `choices` is folded, and the token weights."""
-        scale = self.scale(choices)
-        return ((choices.inputs(piece.x_q / scale, self.members[0]), piece.weights) for piece in self.loaded())
+    def quantized_inputs(self, decisions: BlockDecisions) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the linears multiply in the quantized model once `decisions` is folded, and the token weights."""
+        scale, name = self.scale(decisions), self.members[0]
+        return ((decisions.inputs(one.hidden_q / scale, name), one.token_weights) for one in self.loaded())
 
-    def measure(self, choices: BlockDecisions) -> tuple[Tensor, Tensor]:
+    def measure(self, decisions: BlockDecisions) -> tuple[Tensor, Tensor]:
+        """Second moments of all inputs so far.
+
+        Returns:
+            Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, both fp32 `[K, K]`. x_q is
+            what the linears multiply in the quantized model, x what they would in the full-precision one.
         """
-        Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, of all pieces so far; x_q is
-        what the linears multiply in the quantized stream, x what they would in the full-precision one.
-        """
-        scale, name, rotation = self.scale(choices), self.members[0], choices.rotations.get(self.members[0])
+        scale, name = self.scale(decisions), self.members[0]
+        rotation = decisions.schemes[name].rotation
         second, drift = HessianAccumulator(), HessianAccumulator()
-        for piece in self.loaded():
-            x, x_q, weights = piece.x / scale, choices.inputs(piece.x_q / scale, name), piece.weights
-            del piece  # 8192 tokens of 19,000 channels are 0.6 GB
+        for inputs in self.loaded():
+            x, x_q = inputs.hidden / scale, decisions.inputs(inputs.hidden_q / scale, name)
+            weights = inputs.token_weights
+            del inputs  # 8192 tokens of 19,000 channels are 0.6 GB
             second.add(x_q, x_q, weights)
             if self.recipe.asymmetric:
-                drift.add(x_q, choices.rotated(x, name).sub_(x_q), weights)
+                drift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
         sums = second.moment, drift.moment, second.mass
         for total, before in zip(sums, self.measured.get(rotation, ())):
             total += before.to(total.device)
@@ -107,114 +118,148 @@ class GroupContext:
         return second.moment.div_(divisor), drift.moment.div_(divisor) if self.recipe.asymmetric else drift.moment
 
 
-Step = Callable[[GroupContext, BlockDecisions], BlockDecisions]
+class Step(Protocol):
+    """One way to better a group of linears."""
+
+    name: str
+    """For the report."""
+
+    def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
+        """The decisions so far with the step's own added; None if it has none to make."""
+        ...
 
 
-@torch.no_grad()
-def equalize(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
+class Equalize:
+    """Searches the scale E of the group's input channels and folds it into the producer.
+
+    E has the least λ-weighted mean error of f_s(x, Q(W·E)/E) against f_s(x, W), absolute or squared as the recipe says.
+    x is the input of the full-precision model, or, where the linears round their inputs, of the quantized one.
     """
-    The choices with the group's E of least λ-weighted mean error of f_s(x, Q(W·E)/E) against f_s(x, W), absolute or
-    squared as the recipe says; x is the input of the full-precision stream, or, where the linears round their inputs,
-    of the quantized one.
 
-    The same choices if the group is not to be scaled.
+    name = "equalize"
+
+    @torch.no_grad()
+    def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
+        """None if the group is not to be scaled, or no scale lowers the error."""
+        if not context.is_equalized:
+            return None
+        group, block, recipe = context.group, context.block, context.recipe
+        activation_bits = decisions.schemes[context.members[0]].activation_bits
+        rounds_inputs = activation_bits == 8
+        weights = {name: get_linear(block, name).weight for name in context.members}
+        wanted, magnitude, count = [], torch.zeros(len(group.channels), device=context.device), 0
+        for inputs in context.loaded():
+            x = inputs.hidden_q if rounds_inputs else inputs.hidden
+            wanted.append(run(block, group, inputs, x).cpu())
+            counted = torch.ones_like(inputs.mask) if context.counts_padding else inputs.mask
+            magnitude += x[counted].abs().sum(0)
+            count += int(counted.sum())
+        magnitude /= count
+
+        def loss(scale: Tensor) -> float:
+            trial = {
+                name: decisions.grid(name, weight * scale, context.dtype).quantize(weight * scale)
+                for name, weight in weights.items()
+            }
+            if not rounds_inputs:
+                trial = {name: weight / scale for name, weight in trial.items()}
+            total, mass = 0.0, 0.0
+            for inputs, target in zip(context.loaded(), wanted):
+                x = inputs.hidden_q / scale if rounds_inputs else inputs.hidden
+                difference = run(block, group, inputs, x, trial, activation_bits) - target.to(context.device)
+                error = (difference.abs() if recipe.equalization == "mae" else difference.square()).mean(-1)
+                fits = inputs.token_weights.shape == error.shape
+                weight = inputs.token_weights if fits else torch.ones_like(error)
+                total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
+            return total / mass if mass else 0.0
+
+        layer = context.name_of(context.members[0])
+        best = search_scale(magnitude, loss, group=group, grid_points=recipe.grid_points, layer=layer)
+        return decisions.with_scale(group, best.scale) if best.rho > 0 else None
+
+
+class Clip:
+    """Clips the ranges of the group's grids where that lowers each row's own output error."""
+
+    name = "clip"
+
+    @torch.no_grad()
+    def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
+        """None with a recipe that does not clip, or with too few tokens."""
+        if not context.recipe.clipping or context.num_tokens < MIN_TOKENS:
+            return None
+        block, clippings = folded_view(context.block, decisions), {}
+        for name in context.members:
+            moments = second_moments(context.quantized_inputs(decisions), decisions.schemes[name].group_size)
+            weight = decisions.weight(block, name)
+            arguments = decisions.grid_arguments(name, context.dtype)
+            clippings[name] = search_clipping(weight, moments, layer=context.name_of(name), **arguments)
+        return decisions.with_clippings(clippings)
+
+
+class Gptq:
+    """Chooses the group's codes by GPTQ on the inputs of the quantized model.
+
+    Without clipping it works on min/max grids, as published. With clipping each row gets the range that serves it best,
+    and its scales are refitted. What a row aims at moves by the recipe's share towards the output W x of the
+    full-precision model: to W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
     """
-    if not site.is_equalized:
-        return choices
-    group, block, recipe = site.group, site.block, site.recipe
-    rounds_inputs = choices.activation_bits == 8
-    weights = {name: get_linear(block, name).weight for name in site.members}
-    wanted, magnitude, count = [], torch.zeros(len(group.channels), device=site.device), 0
-    for piece in site.loaded():
-        x = piece.x_q if rounds_inputs else piece.x
-        wanted.append(run(block, group, piece, x).cpu())
-        real = torch.ones_like(piece.real) if recipe.token_weights == "authors" else piece.real  # there padding counts
-        magnitude += x[real].abs().sum(0)
-        count += int(real.sum())
-    magnitude /= count
 
-    def loss(scale: Tensor) -> float:
-        trial = {
-            name: choices.grid(name, weight * scale, site.dtype).quantize(weight * scale)
-            for name, weight in weights.items()
-        }
-        if not rounds_inputs:
-            trial = {name: weight / scale for name, weight in trial.items()}
-        total, mass = 0.0, 0.0
-        for piece, target in zip(site.loaded(), wanted):
-            x = piece.x_q / scale if rounds_inputs else piece.x
-            difference = run(block, group, piece, x, trial, choices.activation_bits) - target.to(site.device)
-            error = (difference.abs() if recipe.equalization == "mae" else difference.square()).mean(-1)
-            weight = piece.weights if piece.weights.shape == error.shape else torch.ones_like(error)
-            total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
-        return total / mass if mass else 0.0
+    name = "gptq"
 
-    layer = site.name_of(site.members[0])
-    best = search_scale(magnitude, loss, group=group, grid_points=recipe.grid_points, layer=layer)
-    return choices.with_scale(group, best.scale) if best.rho > 0 else choices
-
-
-@torch.no_grad()
-def clip(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
-    """The choices with the ranges of the group's grids clipped where that lowers each row's own output error."""
-    if not site.recipe.clipping or site.num_tokens < MIN_TOKENS:
-        return choices
-    block, clippings = folded_view(site.block, choices), {}
-    for name in site.members:
-        moments = second_moments(site.quantized_inputs(choices), choices.entries[name]["group_size"])
-        weight = choices.weight(block, name)
-        arguments = choices.grid_arguments(name, site.dtype)
-        clippings[name] = search_clipping(weight, moments, layer=site.name_of(name), **arguments)
-    return choices.with_clippings(clippings)
-
-
-@torch.no_grad()
-def compensate(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
-    """
-    The choices with the group's codes by GPTQ on the inputs of the quantized stream.
-
-    Without clipping on min/max grids, as published. With it each row gets the range that serves it best, its scales are
-    refitted, and what it aims at moves by the recipe's share towards the output W x of the full-precision stream: to
-    W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
-    """
-    recipe = site.recipe
-    if recipe.rounding == "nearest" or (site.num_tokens < MIN_TOKENS and not site.measured):
-        return choices
-    moment, drift = site.measure(choices)
-    curvature = Hessian.of(moment)
-    block, roundings = folded_view(site.block, choices), {}
-    targets = {name: choices.weight(block, name) for name in site.members}
-    if recipe.asymmetric:
+    @torch.no_grad()
+    def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
+        """None with a recipe that rounds to nearest, or with too few tokens."""
+        recipe = context.recipe
+        if recipe.rounding == "nearest" or (context.num_tokens < MIN_TOKENS and not context.measured):
+            return None
+        moment, drift = context.measure(decisions)
+        hessian = Hessian.of(moment)
+        block, roundings = folded_view(context.block, decisions), {}
+        targets = {name: decisions.weight(block, name) for name in context.members}
+        if recipe.asymmetric:
+            for name, weight in targets.items():
+                targets[name] = weight + recipe.asymmetric * hessian.solve(drift @ weight.T).T
+        del drift  # as large as H
         for name, weight in targets.items():
-            targets[name] = weight + recipe.asymmetric * curvature.solve(drift @ weight.T).T
-    del drift  # as large as H
-    for name, weight in targets.items():
-        arguments, layer = choices.grid_arguments(name, site.dtype), site.name_of(name)
-        if recipe.clipping:
-            moments = diagonal_blocks(curvature.moment, arguments["group_size"])
-            clipping = search_clipping(weight, moments, layer=layer, **arguments)
-            grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
-            grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
-            rounding = gptq_on_best_grid(weight, curvature, grids, layer)
-            roundings[name] = refit_scales(weight, curvature, rounding, site.dtype)
-        else:
-            roundings[name] = gptq(weight, curvature, minmax_grid(weight, **arguments), layer)
-        if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight
-            roundings[name] = replace(roundings[name], source=None)
-    return choices.with_roundings(roundings)
+            rounding = self._codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
+            if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight
+                rounding = replace(rounding, source=None)
+            roundings[name] = rounding
+        return decisions.with_roundings(roundings)
+
+    @staticmethod
+    def _codes(
+        name: str, weight: Tensor, hessian: Hessian, arguments: dict[str, Any], context: GroupContext
+    ) -> QuantizedWeight:
+        layer = context.name_of(name)
+        if not context.recipe.clipping:
+            return gptq_codes(weight, hessian, minmax_grid(weight, **arguments), layer)
+        moments = diagonal_blocks(hessian.moment, arguments["group_size"])
+        clipping = search_clipping(weight, moments, layer=layer, **arguments)
+        grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
+        grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
+        return refit_scales(weight, hessian, gptq_on_best_grid(weight, hessian, grids, layer), context.dtype)
 
 
-@torch.no_grad()
-def rotate(site: GroupContext, choices: BlockDecisions) -> BlockDecisions:
+class Rotate:
+    """Rotates the group's input as the plan offers, and clips and rounds anew.
+
+    Rotation spreads a weight's outliers, and nearest rounding may well be worse for it; so it is validated together
+    with the rounding that follows.
     """
-    The choices with the group's input rotated as the plan offers, and clipped and rounded anew.
 
-    Rotation spreads a weight's outliers, and nearest rounding may well be worse for it; so it is judged together with
-    the rounding that follows. The same choices if the members are not all offered the same.
-    """
-    offers = {Rotation.of(choices.entries[name]) for name in site.members}
-    rotation = offers.pop()
-    if rotation is None or offers:
-        return choices
-    again = clip if site.recipe.rounding == "nearest" else compensate
-    return again(site, choices.with_rotations(dict.fromkeys(site.members, rotation)))
+    name = "rotate"
+
+    def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
+        """None if the members are not all offered the same rotation."""
+        offers = {scheme.rotation for scheme in context.schemes.values()}
+        rotation = offers.pop()
+        if rotation is None or offers:
+            return None
+        again: Step = clip if context.recipe.rounding == "nearest" else gptq
+        rotated = decisions.with_rotations(dict.fromkeys(context.members, rotation))
+        return again(context, rotated) or rotated
+
+
+equalize, clip, gptq, rotate = Equalize(), Clip(), Gptq(), Rotate()

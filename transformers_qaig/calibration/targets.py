@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..execution.offload import OffloadHooks, around
+from ..execution.offload import Offload, offloaded
 from ..structure import find_decoder_blocks, is_block_list
 from ..utils.logging import get_logger
 
@@ -25,11 +25,11 @@ Sample = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """
-    A module that is quantized as a whole, in one stop of every forward pass that gets there.
+    """A module that is quantized as a whole, in one stop of every forward pass that gets there.
 
     Attributes:
-        path, module: in the model: a block, another composite module, a single linear, or embeddings.
+        path: in the model.
+        module: a block, another composite module, a single linear, or embeddings.
         reads_text: whether its tokens are those of the text, so that the samples' masks hold for them.
     """
 
@@ -41,9 +41,7 @@ class Target:
 def find_targets(
     model: nn.Module, outside: Iterable[str], samples: Sequence[Sample], device: torch.device | str | None
 ) -> tuple[list[Target], list[Target]]:
-    """
-    The stations in the order in which they run, and those that no forward pass can stop at: they are called several
-    times in one pass, or never.
+    """Finds the targets in the order in which they run.
 
     The decoder's blocks are always among the first. With weights to pack outside of them, the order is taken from
     forward passes: one of the largest sample of each kind (with and without images, say).
@@ -52,7 +50,10 @@ def find_targets(
         model: in full precision.
         outside: paths of the weights to pack outside the decoder's blocks.
         samples: model inputs, on the CPU; may be empty, then no order is known or needed.
-        device: where the stations compute, one at a time.
+        device: where the targets compute, one at a time.
+
+    Returns:
+        the targets, and those that no forward pass can stop at: they are called several times in one pass, or never.
     """
     blocks = {path: Target(path, block, True) for path, block in find_decoder_blocks(model).items()}
     candidates = {path: module for wanted in _roots(model, outside) for path, module in _candidates(*wanted)}
@@ -61,8 +62,8 @@ def find_targets(
     if not others or not samples:
         return [*blocks.values(), *others.values()], []
     everything = {**blocks, **others}
-    with around(model, [station.module for station in everything.values()], device) as visits:
-        runs = [_run(model, everything, sample, visits) for sample in _one_of_each_kind(samples)]
+    with offloaded(model, [target.module for target in everything.values()], device) as memory:
+        runs = [_run(model, everything, sample, memory) for sample in _one_of_each_kind(samples)]
     counts = [Counter(run) for run in runs]
     lost = [path for path in others if any(c[path] > 1 for c in counts) or not any(path in c for c in counts)]
     order = TopologicalSorter[str]()
@@ -100,7 +101,7 @@ def _candidates(path: str, module: nn.Module, weights: list[str]) -> Iterator[tu
 
 
 def _is_divided(module: nn.Module, path: str, weights: list[str]) -> bool:
-    """Whether a list of blocks is inside, or embeddings are among the weights: both are stations of their own."""
+    """Whether a list of blocks is inside, or embeddings are among the weights: both are targets of their own."""
     return any(is_block_list(part) for part in module.modules()) or any(
         isinstance(module.get_submodule(weight[len(path) + 1 :]), nn.Embedding) for weight in weights
     )
@@ -121,11 +122,11 @@ def _elements(sample: Sample) -> int:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, stations: Mapping[str, Target], sample: Sample, visits: OffloadHooks) -> list[str]:
-    """Paths of the stations in the order in which one forward pass calls them."""
+def _run(model: nn.Module, targets: Mapping[str, Target], sample: Sample, memory: Offload) -> list[str]:
+    """Paths of the targets in the order in which one forward pass calls them."""
     called: list[str] = []
     with ExitStack() as stack:
-        for path, station in stations.items():
-            stack.enter_context(visits.watch(station.module, stays=False, on_call=partial(called.append, path)))
+        for path, target in targets.items():
+            stack.enter_context(memory.watch(target.module, stays=False, on_call=partial(called.append, path)))
         model(**sample, use_cache=False)
     return called

@@ -11,12 +11,13 @@ import numpy as np
 from transformers import AutoModelForImageTextToText
 
 from ..calibration.bit_costs import measure_costs
-from ..calibration.exclusions import Exclusions
 from ..data.loader import load_inputs
+from ..execution.exclusions import Exclusions
 from ..plan.allocate import Options, allocate, fused_sets, knee, reachable
 from ..plan.build import list_schemes
 from ..plan.coverage import Coverage
 from ..report.bit_front import Front, Point, plot, table
+from ..scheme import plan_to_dict
 from ..utils.files import write
 from ..utils.finite import check_weights
 from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         bits = found.points[found.knee].bits if options.pick is None else options.pick
         allocation = allocate(choices, bits * coverage.packed + 0.5, fused)
-        write(options.output, json.dumps(allocation.entries, indent=1) + "\n")
+        write(options.output, json.dumps(plan_to_dict(allocation.schemes), indent=1) + "\n")
         print(f"plan at {allocation.size / coverage.packed:.2f} bits: {options.output}, for QAIGConfig(plan=...)")
 
 
@@ -96,11 +97,11 @@ def front(options: Options, coverage: Coverage, budgets: list[float], fused: lis
         allocation = allocate(options, budget, fused)
         if not points or allocation.size / coverage.packed > points[-1].bits:
             points.append(Point.of(allocation, coverage))
-    widths = sorted({option.entry["bits"] for choices in options.values() for option in choices})
+    widths = sorted({option.scheme.bits for choices in options.values() for option in choices})
     uniform = []
     for width in widths:
         same = {
-            path: [o for o in choices if o.entry["bits"] == width] or choices[-1:] for path, choices in options.items()
+            path: [o for o in choices if o.scheme.bits == width] or choices[-1:] for path, choices in options.items()
         }
         uniform.append(Point.of(allocate(same, reachable(same)[1]), coverage))
     return Front(points, knee([p.bits for p in points], [p.loss for p in points]), uniform)

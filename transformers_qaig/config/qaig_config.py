@@ -14,6 +14,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..recipes import Recipe, recipe_of
+from ..scheme import WeightScheme
 from ..utils.logging import get_logger
 from .budget import BitBudget
 from .calibration import CalibrationConfig
@@ -167,13 +168,13 @@ class QAIGConfig(QuantizationConfigMixin):
         return self.budget is not None
 
     @property
-    def candidates(self) -> list[dict[str, Any]]:
-        """The entries that a weight may have in the plan, overrides apart: several only under a budget."""
-        return [self.entry(bits) for bits in ([self.bits] if self.budget is None else self.budget.candidates)]
+    def candidates(self) -> list[WeightScheme]:
+        """The schemes that a weight may have, overrides apart: several only under a budget."""
+        return [self.scheme(bits) for bits in ([self.bits] if self.budget is None else self.budget.candidates)]
 
-    def entry(self, bits: Any) -> dict[str, Any]:
-        """The plan's entry of a weight with `bits` bits, overrides apart."""
-        return {"bits": bits, "group_size": self.group_size, "sym": self.sym}
+    def scheme(self, bits: Any) -> WeightScheme:
+        """How a weight with `bits` bits is stored, overrides apart."""
+        return WeightScheme(bits, self.group_size, self.sym, activation_bits=self.activation_bits)
 
     @property
     def rotates(self) -> bool:

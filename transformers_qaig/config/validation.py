@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..nn.hadamard import MAX_SEED
-from ..scheme import BITS, check_entry, check_plan, is_int
+from ..scheme import BITS, MAX_SEED, check_fields, is_int, parse_plan
 from ..utils.quote import quote
 from .devices import bytes_by_device
 from .file_format import QUANT_METHOD
@@ -42,7 +41,7 @@ def check_settings(config: QAIGConfig) -> None:
             "budget=BitBudget(bits=..., candidates=(2, 3, 4, 8))."
         )
     for candidate in config.candidates:
-        check_entry(candidate, "QAIGConfig")
+        candidate.check("QAIGConfig")
     for name in ("lm_head_bits", "embedding_bits", "vision_bits"):
         value = getattr(config, name)
         if value is not None and (not is_int(value) or value not in BITS):
@@ -61,7 +60,7 @@ def check_settings(config: QAIGConfig) -> None:
     if config.overrides is not None:
         _check_overrides(config.overrides)
     if config.plan is not None:
-        check_plan(config.plan)
+        parse_plan(config.plan)
     _check_dataset(config.dataset)
     bytes_by_device(config.max_memory)
     if config.offload_folder is not None:
@@ -74,8 +73,8 @@ def _check_overrides(overrides: Any) -> None:
     for pattern, value in overrides.items():
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(f"`overrides` must map patterns, which are strings, to bits, got {quote(pattern)}.")
-        entry = {"bits": value} if not isinstance(value, Mapping) else value
-        check_entry(entry, f"overrides[{quote(pattern)}]")
+        fields = {"bits": value} if not isinstance(value, Mapping) else value
+        check_fields(fields, f"overrides[{quote(pattern)}]")
 
 
 def _check_dataset(dataset: object) -> None:

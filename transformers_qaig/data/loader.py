@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibration.exclusions import Exclusions, Sample, check_inputs
 from ..config import QAIGConfig
+from ..execution.exclusions import Exclusions, Sample, check_inputs
 from ..execution.torch_state import default_torch_state
 from ..loading.source import Source
 from ..rounding.hessian import MIN_TOKENS

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..calibration.exclusions import Sample
+from ..execution.exclusions import Sample
 from ..utils.logging import get_logger, tqdm
 from .columns import find_columns
 from .encode import encode

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.first_call import first_call
+
 
 @dataclass
 class Read:
@@ -28,10 +30,6 @@ class Trace:
     first_run: dict[str, int]
     ran: set[str]
     output: list[Tensor]
-
-
-class _Seen(Exception):
-    """Stops a forward pass once the wanted input is known."""
 
 
 def random_twin(block: nn.Module, generator: torch.Generator, device: torch.device) -> nn.Module:
@@ -98,20 +96,8 @@ def record(block: nn.Module, run: Callable[[], Any]) -> Trace:
 
 def input_of(linear: nn.Module, run: Callable[[], Any]) -> Tensor | None:
     """The tensor `linear` reads in this call, if it runs at all; the rest of the pass is not run."""
-    seen: list[Tensor] = []
-
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(_first(args, kwargs))
-        raise _Seen
-
-    handle = linear.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        run()
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
-    return seen[0] if seen else None
+    call = first_call(linear, run)
+    return None if call is None else _first(*call)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Running a block as a sample's forward called it, comparing outputs, and putting the packed block in place."""
+"""Running a block as a sample's forward called it, and comparing its outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..calibration.group_inputs import is_finite_where, mask_for
+from ..utils.finite import is_finite
 from .interceptor import LayerInputs, TargetInputs
 
 
@@ -32,19 +32,30 @@ def hidden_states(call: LayerInputs) -> Tensor | None:
     return next(tensors, None)
 
 
-def check_calls(streams: TargetInputs, path: str) -> None:
-    """Leave out the samples whose hidden states are not finite where they enter `path`, in either stream."""
-    both = {"full-precision": streams.calls, "quantized": streams.calls_q}
-    if streams.calls_q is streams.calls:
+def mask_for(mask: Tensor, x: Tensor) -> Tensor:
+    """The sample's token mask where `x` has its tokens, else (another sequence, say an image's states) all True."""
+    mask = mask.to(x.device)
+    return mask if mask.shape == x.shape[:2] else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+
+def is_finite_where(mask: Tensor, x: Tensor) -> bool:
+    """Whether x is finite at the sample's real tokens."""
+    return is_finite(x) or is_finite(x[mask_for(mask, x)])
+
+
+def check_inputs_of(path: str, inputs: TargetInputs) -> None:
+    """Leaves out the samples whose hidden states are not finite where they enter `path`, in either model."""
+    both = {"full-precision": inputs.full, "quantized": inputs.quantized}
+    if inputs.quantized is inputs.full:
         del both["quantized"]
     found: dict[int, str] = {}
     for name, calls in both.items():
         for sample, call in calls.items():
             x = hidden_states(call)
-            if x is not None and not is_finite_where(streams.masks[sample], x):
+            if x is not None and not is_finite_where(inputs.masks[sample], x):
                 found.setdefault(sample, f"the {name} hidden states that enter {path}")
     if found:
-        streams.leave_out(found)
+        inputs.leave_out(found)
 
 
 @dataclass
@@ -55,9 +66,15 @@ class OutputError:
     power: float = 0.0
 
     def add(self, a: Any, b: Any, mask: Tensor) -> bool:
-        """
-        Add one sample: outputs `a` and, as reference, `b`; mask bool [B, T], True at real tokens. Whether its error is
-        finite: one that is not is not added.
+        """Adds one sample, unless its error is not finite.
+
+        Args:
+            a: a block's output.
+            b: the reference.
+            mask: bool `[B, T]`, True at real tokens.
+
+        Returns:
+            whether its error is finite.
         """
         a, b = first_tensor(a), first_tensor(b)
         mask = mask_for(mask, b)
@@ -76,14 +93,3 @@ class OutputError:
         if self.power:
             return self.error / self.power
         return math.inf if self.error else math.nan
-
-
-def install(block: nn.Module, result: nn.Module) -> None:
-    """Move the packed block's contents into the model's own block object, which its parents and hooks refer to."""
-    for name, module in result.named_modules():
-        if not isinstance(module, nn.Linear) and isinstance(block.get_submodule(name), nn.Linear):
-            block.set_submodule(name, module)
-    for name, parameter in result.named_parameters():
-        target = block.get_parameter(name)
-        if target is not parameter:
-            target.data.copy_(parameter.data)

@@ -1,4 +1,4 @@
-"""A block's door: where a sample's forward pass stops until the conductor hands over the block's output.
+"""Intercepts `block.forward`: a sample's forward pass stops there until the calibration loop gives the block's output.
 
 The forward runs as a greenlet on the one OS thread, where PyTorch's modes (grad, inference, autocast) belong to the
 thread, not to the greenlet; so they are swapped at every switch.
@@ -18,7 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..calibration.exclusions import NotFinite
+from .exclusions import NotFinite
 from .torch_state import Modes
 
 
@@ -50,23 +50,23 @@ def _refuse(found: Mapping[int, str]) -> None:
 
 @dataclass(frozen=True)
 class TargetInputs:
-    """
-    The samples as they stand at a block's door.
+    """The samples as they wait at a target.
 
     Attributes:
-        calls, calls_q: what the block is called with, per sample, in the full-precision and in the quantized stream.
-        masks: bool [B, T] per sample, True at real tokens.
-        leave_out: takes samples, and where each of them is not finite, out of `calls` and `calls_q`; or raises.
+        full: what the target is called with in the full-precision model, per sample.
+        quantized: the same in the model that is quantized so far.
+        masks: bool `[B, T]` per sample, True at real tokens.
+        leave_out: takes samples, and where each of them is not finite, out of `full` and `quantized`; or raises.
     """
 
-    calls: Mapping[int, LayerInputs]
-    calls_q: Mapping[int, LayerInputs]
+    full: Mapping[int, LayerInputs]
+    quantized: Mapping[int, LayerInputs]
     masks: Sequence[Tensor]
     leave_out: Callable[[Mapping[int, str]], None] = _refuse
 
 
 class Forward(greenlet):
-    """One sample's forward pass, and the door at which it stands."""
+    """One sample's forward pass, and the block at which it waits."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class Forward(greenlet):
     ):
         super().__init__()
         self.index = -1
-        """The last door reached."""
+        """The last block reached."""
         self.call: LayerInputs | None = None
         """What waits there; None while running and after the end."""
-        self.door_of = {id(block): index for index, block in enumerate(blocks)}
+        self.index_of = {id(block): index for index, block in enumerate(blocks)}
         self.gr_context = copy_context()
-        self._model, self._inputs, self._door_device = model, inputs, inputs_device
+        self._model, self._inputs, self._inputs_device = model, inputs, inputs_device
         self._modes = Modes.now()._replace(grad=False, inference=False)
         self._ending = False
         self._seen: dict[int, weakref.ref[Tensor]] = {}
@@ -96,7 +96,7 @@ class Forward(greenlet):
         return self._model(**self._inputs)
 
     def stop_at(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Called in the forward itself: pauses it, and returns what the conductor hands over as the block's output."""
+        """Called in the forward itself: pauses it, and returns what it is resumed with as the block's output."""
         if self._ending:
             raise GreenletExit
         if index <= self.index:
@@ -108,14 +108,14 @@ class Forward(greenlet):
         device = next((tensor.device for tensor in call.tensors), None)
         alive = {key: seen for key, seen in self._seen.items() if seen() is not None}
         self._seen = alive | {id(tensor): weakref.ref(tensor) for tensor in call.tensors}
-        self.index, self.call = index, call if self._door_device is None else call.to(self._door_device)
+        self.index, self.call = index, call if self._inputs_device is None else call.to(self._inputs_device)
         del call
         assert self.parent is not None
         output = self.parent.switch()
         return output if device is None else map_tensors(lambda tensor: tensor.to(device), output)
 
     def run_on(self, switch: Callable[..., Any], *value: Any) -> Any:
-        """Called by the conductor: runs the forward to its next stop, in the forward's own modes."""
+        """Called by the calibration loop: runs the forward to its next stop, in the forward's own modes."""
         self.call = None
         self.parent = getcurrent()
         ours = Modes.now()
@@ -137,50 +137,50 @@ class Forward(greenlet):
 
 
 class ForwardInterceptor:
-    """Stands in for `block.forward` while any stream needs it; every stream over the block shares it."""
+    """Stands in for `block.forward` while any `PausedForwards` needs it; all that stop at the block share it."""
 
     NAMES = ("forward", "__deepcopy__")
 
     def __init__(self, block: nn.Module):
         self.block = block
-        self.streams = 0
+        self.users = 0
         self.__wrapped__ = block.forward  # `inspect.signature(block.forward)` stays the block's
 
     @classmethod
     def at(cls, block: nn.Module) -> ForwardInterceptor:
-        """The block's door, put up if it has none, with one stream more."""
-        door = vars(block).get("forward")
-        if not isinstance(door, cls):
-            door = cls(block)
-            door._put_up()
-        door.streams += 1
-        return door
+        """The block's interceptor, installed if it has none, with one user more."""
+        interceptor = vars(block).get("forward")
+        if not isinstance(interceptor, cls):
+            interceptor = cls(block)
+            interceptor._install()
+        interceptor.users += 1
+        return interceptor
 
-    def leave(self) -> None:
-        """One stream less; the last one takes the door down."""
-        self.streams -= 1
-        if not self.streams:
-            self._take_down()
+    def release(self) -> None:
+        """One user less; the last one removes the interceptor."""
+        self.users -= 1
+        if not self.users:
+            self._remove()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         caller = getcurrent()
-        if isinstance(caller, Forward) and id(self.block) in caller.door_of:
-            return caller.stop_at(caller.door_of[id(self.block)], args, kwargs)
+        if isinstance(caller, Forward) and id(self.block) in caller.index_of:
+            return caller.stop_at(caller.index_of[id(self.block)], args, kwargs)
         return self.__wrapped__(*args, **kwargs)
 
     def _copy_block(self, memo: dict[int, Any]) -> nn.Module:
-        self._take_down()
+        self._remove()
         try:
             return copy.deepcopy(self.block, memo)
         finally:
-            self._put_up()
+            self._install()
 
-    def _put_up(self) -> None:
+    def _install(self) -> None:
         attributes = vars(self.block)
         self._own = {name: attributes[name] for name in self.NAMES if name in attributes}
         attributes.update(forward=self, __deepcopy__=self._copy_block)
 
-    def _take_down(self) -> None:
+    def _remove(self) -> None:
         for name in self.NAMES:
             vars(self.block).pop(name, None)
         vars(self.block).update(self._own)

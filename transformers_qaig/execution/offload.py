@@ -1,9 +1,13 @@
-"""What stands around the blocks computes on a device, called by forward passes that stay on the CPU."""
+"""Offloading: the model stays on the CPU, and what computes is on the device.
+
+A target is moved there whole, for as long as it is quantized (`onload`). The modules around the targets are copied
+there when a forward pass calls them (`offloaded`), and stay until `release`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -13,13 +17,13 @@ from torch import Tensor, nn
 from .interceptor import map_tensors
 
 
-class OffloadHooks:
-    """
-    Modules of a model on the CPU that compute on a device: while a watched module runs, its weights are copies there,
-    and so are its arguments; what it returns goes to the CPU.
+class Offload:
+    """Modules of a model on the CPU that compute on a device.
+
+    While a watched module runs, its weights and arguments are copies there; what it returns goes to the CPU.
 
     So the model's own code sees a model on the CPU. A forward pass that is paused in it keeps nothing on the device,
-    however many of them wait; of weights, only those are there that were called for since the last `leave`.
+    however many of them wait; of weights, only those are there that were called for since the last `release`.
 
     Leaving the context ends all watching.
 
@@ -28,13 +32,14 @@ class OffloadHooks:
     """
 
     def __init__(self, device: torch.device | str | None):
+        self._target = device
         self._device = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
         self._copies: dict[int, Tensor] = {}  # by the id of the model's own tensor
         self._homes: dict[int, tuple[Tensor, Tensor]] = {}  # the model's own tensor, and its values on the CPU
         self._running: nn.Module | None = None
         self._watched = ExitStack()
 
-    def __enter__(self) -> OffloadHooks:
+    def __enter__(self) -> Offload:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -43,7 +48,7 @@ class OffloadHooks:
             tensor.data = home
         self._homes.clear()
         self._running = None
-        self.leave()
+        self.release()
 
     def watch(self, module: nn.Module, *, stays: bool = True, on_call: Callable[[], None] | None = None) -> ExitStack:
         """
@@ -86,25 +91,59 @@ class OffloadHooks:
         self._watched.callback(watching.close)
         return watching
 
-    def leave(self) -> None:
-        """Drop the copies on the device. Whoever is called next makes them again."""
+    def release(self) -> None:
+        """Drops the copies on the device. Whoever is called next makes them again."""
         self._copies.clear()
+
+    def onload(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within the context, `module` is on the device; the copies of others make room first. See [`onload`]."""
+        self.release()
+        return onload(module, self._target)
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
 
 
-def around(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | str | None) -> OffloadHooks:
-    """
-    Within the context, the modules around `blocks` (towers, projector, norms, head) compute on `device`.
+def offloaded(model: nn.Module, targets: Sequence[nn.Module], device: torch.device | str | None) -> Offload:
+    """Within the context, the modules around `targets` (towers, projector, norms, head) compute on `device`.
 
-    Embeddings do not: a lookup is no work, and their table may be a gigabyte. A block is moved by whoever calls it.
+    Embeddings do not: a lookup is no work, and their table may be a gigabyte. A target is moved by [`Offload.onload`].
     """
-    visits = OffloadHooks(device)
-    for module in _beside(model, {id(block) for block in blocks}):
-        visits.watch(module)
-    return visits
+    memory = Offload(device)
+    for module in _beside(model, {id(target) for target in targets}):
+        memory.watch(module)
+    return memory
+
+
+@contextmanager
+def onload(module: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """Within the context, the parameters and buffers of a module are on `device`; then whatever it holds goes back.
+
+    Args:
+        module: on one device, but for tensors that are already on `device` because they are tied to others there. It is
+            moved, not copied; nothing happens if it is already there.
+        device: None leaves the module where it is.
+
+    Raises:
+        ValueError: the module is spread over several devices, or has no data (`meta`).
+    """
+    target = None if device is None else torch.empty(0, device=device).device  # "cuda" → "cuda:0"
+    devices = {tensor.device for tensor in _weights(module)}
+    homes = devices - {target}
+    if target is None or not homes:
+        yield
+        return
+    if len(homes) > 1 or torch.device("meta") in devices:
+        raise ValueError(
+            f"a block on {', '.join(sorted(map(str, devices)))} cannot be moved to {target} and back: place each block "
+            "as a whole on one device that holds data."
+        )
+    try:
+        module.to(target)
+        yield
+    finally:
+        module.to(homes.pop())
 
 
 def _beside(module: nn.Module, blocks: set[int]) -> Iterator[nn.Module]:

@@ -1,36 +1,33 @@
-"""What to do about too little memory, in the error that says so."""
+"""Adds advice to out-of-memory errors raised during calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from ..report.summary import QuantizationReport
-
 
 @contextmanager
 def out_of_memory_explained(
-    where: str, device: torch.device | str | None, report: QuantizationReport
+    where: str, device: torch.device | str | None, samples: int, held: Callable[[], int]
 ) -> Iterator[None]:
-    """
-    Within the context, running out of memory raises a `torch.OutOfMemoryError` that names what needs less.
+    """Within the context, running out of memory raises a `torch.OutOfMemoryError` that names what needs less.
 
     Args:
         where: what was being done, for the message: "at model.layers.3".
         device: where calibration computes; None for the CPU.
-        report: of the run so far: number of samples, and what each holds while it waits.
+        samples: how many wait.
+        held: gives the bytes that all of them hold on the CPU.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        held = report.num_samples * report.bytes_per_sample * 2 / 2**30
         raise torch.OutOfMemoryError(
-            f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {report.num_samples} samples wait "
-            f"in two streams, {held:.1f} GiB on the CPU). What needs less:\n"
+            f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {samples} samples wait "
+            f"in two streams, {held() / 2**30:.1f} GiB on the CPU). What needs less:\n"
             "  QAIGConfig(num_samples=...): fewer samples wait on the CPU;\n"
             "  CalibrationConfig(processor=...): a lower `max_pixels`, a smaller image size or fewer tiles make "
             "samples shorter, which is what counts on the device: they run one at a time, so no batch size can fall;\n"

@@ -1,22 +1,21 @@
 """Every calibration sample is a paused forward pass.
 
-The model's own `forward` stops at each block's door with the block's arguments. The conductor runs the block (or what
-replaces it), hands back the output, and the model's own code carries it to the next door: what a model does between its
+The model's own `forward` stops at each block with the block's arguments. The calibration loop runs the block (or what
+replaces it) and hands back the output. The model's own code carries it to the next block: what a model does between its
 blocks needs no copy here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import chain
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..calibration.exclusions import Exclusions, Sample
 from ..utils.logging import tqdm
+from .exclusions import Exclusions, Sample
 from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, storage_bytes
 
 
@@ -49,20 +48,20 @@ class Waiting(Mapping[int, LayerInputs]):
 
 
 class PausedForwards:
-    """One stream: a forward pass of `model` for each sample, each paused at a block's door.
+    """A forward pass of `model` for each sample, each paused at a block.
 
     ```python
-    with PausedForwards(model, blocks, samples) as stream:
+    with PausedForwards(model, blocks, samples) as forwards:
         for index, block in enumerate(blocks):
-            for sample, call in stream.waiting(index).items():
-                stream.resume(sample, block(*call.args, **call.kwargs))
+            for sample, call in forwards.inputs(index).items():
+                forwards.resume(sample, block(*call.args, **call.kwargs))
     ```
 
-    Streams over the same model may be open at the same time. Outside of a sample's forward a door is transparent, and
-    a deep copy of a block has none. Hooks registered on a block itself run where it is called: in the sample's forward
-    and, with `block(...)`, in the conductor; `block.forward(...)` leaves them out.
+    Several over the same model may be open at the same time. Outside of a sample's forward an interceptor changes
+    nothing, and a deep copy of a block has none. Hooks registered on a block itself run where it is called: in the
+    sample's forward and, with `block(...)`, in the caller; `block.forward(...)` leaves them out.
 
-    Leaving the context ends every unfinished forward and takes the doors down, whatever happened. After the last
+    Leaving the context ends every unfinished forward and removes the interceptors, whatever happened. After the last
     block there is no need to resume: leaving without it saves the logits.
 
     Args:
@@ -87,11 +86,11 @@ class PausedForwards:
         on_finish: Callable[[int, Any], None] | None = None,
     ):
         if len({id(block) for block in blocks}) != len(blocks):
-            raise ValueError("`blocks` holds the same module twice: each block needs a door of its own.")
+            raise ValueError("`blocks` holds the same module twice: give each block once.")
         self._model = model
         self._blocks = list(blocks)
         self._samples = samples
-        self._door_device = inputs_device
+        self._inputs_device = inputs_device
         self._outputs: list[Any] = [None] * len(samples)
         self._on_finish = on_finish or self._outputs.__setitem__
         self._forwards: list[Forward] = []
@@ -100,23 +99,23 @@ class PausedForwards:
 
     def __enter__(self) -> PausedForwards:
         if self._open is not None:
-            raise RuntimeError("this PausedForwards is already open: make another one for a second stream.")
+            raise RuntimeError("this PausedForwards is already open: make another one for a second set of forwards.")
         with ExitStack() as stack:
             for block in self._blocks:
-                stack.callback(ForwardInterceptor.at(block).leave)
+                stack.callback(ForwardInterceptor.at(block).release)
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._open is None:
             return
-        doors, self._open = self._open, None
+        interceptors, self._open = self._open, None
         forwards, self._forwards = self._forwards, []
-        with doors:  # taken down even if a forward fails while it ends
+        with interceptors:  # removed even if a forward fails while it ends
             for forward in forwards:
-                doors.callback(forward.end)
+                interceptors.callback(forward.end)
 
-    def waiting(self, index: int) -> Waiting:
+    def inputs(self, index: int) -> Waiting:
         """The samples that stand at block `index`, with their calls. Forwards start at the first call.
 
         Raises:
@@ -126,11 +125,11 @@ class PausedForwards:
         if self._open is None:
             raise RuntimeError("PausedForwards is not open: use it in a `with` statement.")
         if not 0 <= index < len(self._blocks):
-            raise IndexError(f"there is no block {index}: this stream has {len(self._blocks)}.")
+            raise IndexError(f"there is no block {index}: there are {len(self._blocks)}.")
         unstarted = range(len(self._forwards), len(self._samples))
         for sample in tqdm(unstarted, desc="First forward passes", unit="sample", leave=False, disable=not unstarted):
             inputs = {**self._samples[sample], "use_cache": False}
-            self._forwards.append(Forward(self._model, inputs, self._blocks, self._door_device))
+            self._forwards.append(Forward(self._model, inputs, self._blocks, self._inputs_device))
             if sample not in self._dropped:
                 self._advance(sample)
         for sample, forward in enumerate(self._forwards):
@@ -141,12 +140,12 @@ class PausedForwards:
         return Waiting(self._forwards, index)
 
     def resume(self, sample: int, output: Any) -> None:
-        """Hand `sample` the output of the block it stands at; its forward runs on to its next door or to its end.
+        """Hand `sample` the output of the block it stands at; its forward runs on to its next block or to its end.
 
         `output` is detached and moved to the device of the block's input. The model may write into it.
 
         Raises:
-            RuntimeError: the sample stands at no door, or its forward failed (the cause is chained).
+            RuntimeError: the sample waits at no block, or its forward failed (the cause is chained).
         """
         if not 0 <= sample < len(self._forwards) or self._forwards[sample].call is None:
             raise RuntimeError(f"sample {sample} does not wait at any block.")
@@ -163,7 +162,7 @@ class PausedForwards:
         return list(self._outputs)
 
     def nbytes(self) -> int:
-        """Bytes of the storages that paused forwards hold, as far as they came by a door; each counted once."""
+        """Bytes of the storages that paused forwards hold, as far as they were inputs of a block; each counted once."""
         return storage_bytes(tensor for forward in self._forwards if forward.call for tensor in forward.held())
 
     def _advance(self, sample: int, *value: Any) -> None:
@@ -178,10 +177,10 @@ class PausedForwards:
 
 
 def leaving_out(
-    exclusions: Exclusions, samples: Sequence[Sample], advice: str, *streams: PausedForwards
+    exclusions: Exclusions, samples: Sequence[Sample], advice: str, *forwards: PausedForwards
 ) -> Callable[[Mapping[int, str]], None]:
     """
-    Drop the samples that are left out already from open streams.
+    Drops the samples that are left out already from open forwards.
 
     Returns:
         what drops more of them: takes position in `samples` → where NaN or Inf turned up. It raises as [`Exclusions`]
@@ -190,8 +189,8 @@ def leaving_out(
 
     def drop(gone: Iterable[int]) -> None:
         for sample in gone:
-            for stream in streams:
-                stream.drop(sample)
+            for paused in forwards:
+                paused.drop(sample)
 
     def leave_out(found: Mapping[int, str]) -> None:
         exclusions.add({samples[sample].index: where for sample, where in found.items()}, advice)
@@ -199,32 +198,3 @@ def leaving_out(
 
     drop(position for position, sample in enumerate(samples) if sample in exclusions)
     return leave_out
-
-
-@contextmanager
-def resident(block: nn.Module, device: torch.device | str | None) -> Iterator[nn.Module]:
-    """Within the context, the block's parameters and buffers are on `device`; then whatever it holds goes back.
-
-    Args:
-        block: on one device, but for tensors that are already on `device` because they are tied to others there. It is
-            moved, not copied; nothing happens if it is already there.
-        device: None leaves the block where it is.
-
-    Raises:
-        ValueError: the block is spread over several devices, or has no data (`meta`).
-    """
-    target = None if device is None else torch.empty(0, device=device).device  # "cuda" → "cuda:0"
-    devices = {tensor.device for tensor in chain(block.parameters(), block.buffers())}
-    homes = devices - {target}
-    if target is None or not homes:
-        yield block
-        return
-    if len(homes) > 1 or torch.device("meta") in devices:
-        raise ValueError(
-            f"a block on {', '.join(sorted(map(str, devices)))} cannot be moved to {target} and back: place each block "
-            "as a whole on one device that holds data."
-        )
-    try:
-        yield block.to(target)
-    finally:
-        block.to(homes.pop())

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def streaming(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | str | None) -> Iterator[None]:
+def sequential_onload(
+    model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | str | None
+) -> Iterator[None]:
     """
     Within the context the model computes in float32, and its blocks keep neither weights nor activations on `device`.
 
@@ -41,16 +43,16 @@ def streaming(model: nn.Module, blocks: Sequence[nn.Module], device: torch.devic
             _set(tensor, device or tensor.device, torch.float32)
         for block in blocks:
             stack.callback(_restore, block, vars(block).get("forward"))
-            block.forward = _Streamed(block, device)
+            block.forward = _Onloaded(block, device)
         yield
 
 
 def moved(sample: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
-    """One sample's inputs on `device`, where `streaming` has the parts that read them; None leaves them."""
+    """One sample's inputs on `device`, where `sequential_onload` has the parts that read them; None leaves them."""
     return {k: v.to(device) if isinstance(v, torch.Tensor) and device is not None else v for k, v in sample.items()}
 
 
-class _Streamed:
+class _Onloaded:
     """Stands in for `block.forward`."""
 
     def __init__(self, block: nn.Module, device: torch.device | str | None):

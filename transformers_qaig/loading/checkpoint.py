@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +12,7 @@ from transformers.core_model_loading import WeightConverter
 
 from ..nn.packed_module import PackedModule
 from ..nn.packing import SCALE_DTYPES, packed_shapes
-from ..plan.coverage import Plan
+from ..scheme import Plan
 from ..utils.quote import quote
 from .local_names import is_class_that_saved, lacks_part, loader_naming, loading_conversions, merging, packed_paths
 from .shards import StoredTensor, read_headers
@@ -22,7 +22,7 @@ MOST_SHOWN = 1000  # characters of a problem: a name in a file may be long
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-def check_number(plan: Plan, files: Sequence[str]) -> None:
+def check_number(plan: Collection[str], files: Sequence[str]) -> None:
     """
     Compare how much a plan packs with what the files hold, in a moment: a plan that anybody wrote may name millions.
 
@@ -65,11 +65,11 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
             cannot be read.
     """
     expected = {}
-    for path, entry in plan.items():
+    for path, scheme in plan.items():
         module = model.get_submodule(path)
         assert isinstance(module, PackedModule)
         sizes = module.out_features, module.in_features
-        shapes = packed_shapes(*sizes, entry["bits"], entry["group_size"], entry["sym"])
+        shapes = packed_shapes(*sizes, scheme.bits, scheme.group_size, scheme.sym)
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..plan.coverage import Plan
+from ..scheme import Plan
 from .local_names import LocalPlan
 
 NOTICE = (

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
 
-from ..plan.coverage import Plan
+from ..scheme import Plan, WeightScheme
 from ..structure import are_tied, find_input_embeddings, find_lm_head
 from .arguments import loading_arguments
 
@@ -82,12 +82,12 @@ class LocalPlan:
     A checkpoint's plan in a model's own names.
 
     Attributes:
-        entries: what this model packs.
+        plan: what this model packs.
         elsewhere: what it has no module for, as its loader would name it.
         names: every path of the checkpoint's plan → the name here.
     """
 
-    entries: Plan = field(default_factory=dict)
+    plan: dict[str, WeightScheme] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
@@ -105,7 +105,7 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
     """
     modules, table = dict(model.named_modules()), find_input_embeddings(model).module
     local = LocalPlan(names=local_paths(plan, model, files))
-    for path, entry in plan.items():
+    for path, scheme in plan.items():
         name = local.names[path]
         if not is_class_that_saved(model) and lacks_part(modules, name):
             local.elsewhere.append(name)
@@ -116,18 +116,18 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
                 f"The plan in config.json packs {path!r}, which is neither a linear layer nor the embeddings of "
                 f"{type(model).__name__}: the checkpoint is damaged or belongs to another architecture."
             )
-        if isinstance(module, nn.Embedding) and entry.get("rotation"):
+        if isinstance(module, nn.Embedding) and scheme.rotation is not None:
             raise ValueError(f"The plan in config.json rotates {path!r}, and embeddings cannot be: it is damaged.")
-        if name in local.entries:
+        if name in local.plan:
             raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
-        local.entries[name] = entry
-    if not local.entries:
+        local.plan[name] = scheme
+    if not local.plan:
         raise ValueError(
             f"{type(model).__name__} has no module for any weight that the plan in config.json packs, such as "
             f"{next(iter(plan))!r}: load the model as it was saved, with AutoModelForImageTextToText."
         )
     head = find_lm_head(model).path
-    if are_tied(model) and local.entries.get(head) != local.entries.get(find_input_embeddings(model).path):
+    if are_tied(model) and local.plan.get(head) != local.plan.get(find_input_embeddings(model).path):
         raise ValueError(
             f"The plan in config.json packs {head!r} and the embeddings that it is tied to in different ways: it is "
             "damaged."

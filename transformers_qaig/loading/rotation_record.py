@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from ..plan.coverage import Plan
+from ..scheme import Plan, WeightScheme
 from ..utils.quote import quote
 from .local_names import local_paths
 
@@ -18,7 +18,7 @@ KEY = "qaig_rotations"
 
 def record_rotations(plan: Plan) -> dict[str, str]:
     """What is written into the metadata of the files that hold the weights of `plan`."""
-    return {KEY: json.dumps({path: _pair(entry) for path, entry in plan.items() if entry.get("rotation")})}
+    return {KEY: json.dumps({path: _pair(scheme) for path, scheme in plan.items() if scheme.rotation is not None})}
 
 
 def check_rotations(plan: Plan, model: PreTrainedModel, files: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def check_rotations(plan: Plan, model: PreTrainedModel, files: Sequence[str]) ->
         recorded = _parsed(text, file)
         names = local_paths(recorded, model, files)
         saved = {names[path]: rotation for path, rotation in recorded.items()}
-        wrong = [path for path, entry in plan.items() if _pair(entry) != saved.get(path)]
+        wrong = [path for path, scheme in plan.items() if _pair(scheme) != saved.get(path)]
         if wrong:
             path = wrong[0]
             more = f" (and {len(wrong) - 1} more layers)" if len(wrong) > 1 else ""
@@ -68,9 +68,8 @@ def _parsed(text: str, file: str) -> Mapping[str, object]:
     return recorded
 
 
-def _pair(entry: Mapping[str, Mapping[str, int]]) -> list[int] | None:
-    rotation = entry.get("rotation")
-    return [rotation["block"], rotation["seed"]] if rotation else None
+def _pair(scheme: WeightScheme) -> list[int] | None:
+    return None if scheme.rotation is None else list(scheme.rotation)
 
 
 def _shown(rotation: object) -> str:

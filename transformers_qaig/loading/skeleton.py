@@ -6,54 +6,42 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as replaced
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..nn.embedding import QAIGEmbedding
-from ..nn.hadamard import Rotation
 from ..nn.linear import QAIGLinear, get_linear
 from ..plan.allocate import SchemeOption, allocate
-from ..plan.coverage import Plan
+from ..scheme import Plan, WeightScheme
 from .tied_embeddings import install_tied_embeddings, replace
 
 
-def pack_modules(model: PreTrainedModel, plan: Plan, activation_bits: int) -> None:
+def pack_modules(model: PreTrainedModel, plan: Plan) -> None:
     """
     Put packed modules without content in the places that `plan` names; tied ones are tied.
 
     Raises:
-        ValueError: an entry that its weight cannot have.
+        ValueError: a scheme that its weight cannot have.
     """
-    for path, entry in plan.items():
+    for path, scheme in plan.items():
         try:
-            _pack(model, path, entry, activation_bits)
+            _pack(model, path, scheme)
         except ValueError as error:
             raise ValueError(f"The plan does not fit {path}: {error}") from error
-    install_tied_embeddings(model)
+    install_tied_embeddings(model, plan)
 
 
-def _pack(model: PreTrainedModel, path: str, entry: Mapping[str, Any], activation_bits: int) -> None:
+def _pack(model: PreTrainedModel, path: str, scheme: WeightScheme) -> None:
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
-        replace(model, module, QAIGEmbedding.like(module, **entry, device="meta"))
+        replace(model, module, QAIGEmbedding.like(module, scheme, device="meta"))
         return
-    linear = get_linear(model, path)
-    packed = QAIGLinear(
-        linear.in_features,
-        linear.out_features,
-        linear.bias is not None,
-        **{**entry, "rotation": Rotation.of(entry)},
-        activation_bits=activation_bits,
-        dtype=linear.weight.dtype,
-        device="meta",
-    )
-    model.set_submodule(path, packed)
+    model.set_submodule(path, QAIGLinear.like(get_linear(model, path), scheme, device="meta"))
 
 
-def packed_skeleton(model: PreTrainedModel, plan: Plan, activation_bits: int) -> PreTrainedModel:
+def packed_skeleton(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """A copy of `model` on the meta device as it will be once packed; `model` stays as it is."""
     memo: dict[int, object] = {}
     for tensor in chain(model.parameters(), model.buffers()):
@@ -61,7 +49,7 @@ def packed_skeleton(model: PreTrainedModel, plan: Plan, activation_bits: int) ->
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     skeleton = copy.deepcopy(model, memo)
     skeleton.tie_weights()
-    pack_modules(skeleton, plan, activation_bits)
+    pack_modules(skeleton, plan)
     return skeleton
 
 
@@ -71,7 +59,7 @@ def likely_plan(options: Mapping[str, Sequence[SchemeOption]], budget: float, fu
     errors do, and that know nothing of the weights.
     """
     guessed = {
-        path: [replaced(option, cost=option.size * 4.0 ** -option.entry["bits"]) for option in choices]
+        path: [replaced(option, cost=option.size * 4.0**-option.scheme.bits) for option in choices]
         for path, choices in options.items()
     }
-    return {path: dict(entry) for path, entry in allocate(guessed, budget, fused).entries.items()}
+    return allocate(guessed, budget, fused).schemes

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..nn.embedding import QAIGEmbedding, tie, tied_names
 from ..nn.linear import QAIGLinear
-from ..plan.coverage import Plan
+from ..scheme import Plan
 from ..structure import are_tied, find_input_embeddings, find_lm_head
 
 
@@ -25,25 +25,22 @@ def stored_once(model: PreTrainedModel, plan: Plan) -> list[str]:
     return [path for path in plan if path != find_lm_head(model).path or not are_tied(model)]
 
 
-def install_tied_embeddings(model: PreTrainedModel, activation_bits: int = 16) -> None:
+def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
     """
     Make packed embeddings and a packed head behave as a model's should, in this one model.
 
     Tied ones hold one set of tensors from here on, which `tie_weights` and saving know about; a dense head of packed
-    embeddings becomes packed. `resize_token_embeddings` raises `NotImplementedError`.
+    embeddings becomes packed, as `plan` says. `resize_token_embeddings` raises `NotImplementedError`.
     """
     table, head = find_input_embeddings(model), find_lm_head(model)
     if not isinstance(table.module, QAIGEmbedding) and not isinstance(head.module, QAIGLinear):
         return
     if are_tied(model) and isinstance(table.module, QAIGEmbedding):
         packed = head.module
-        if not isinstance(packed, QAIGLinear):
-            rows, columns = table.module.num_embeddings, table.module.embedding_dim
-            packed = QAIGLinear(
-                columns, rows, False, bits=table.module.bits, group_size=table.module.group_size,
-                sym=table.module.sym, activation_bits=activation_bits, dtype=table.module.compute_dtype, device="meta",
-            )  # fmt: skip
+        if isinstance(packed, nn.Linear):
+            packed = QAIGLinear.like(packed, plan[head.path], device="meta")
             model.set_submodule(head.path, packed)
+        assert isinstance(packed, QAIGLinear)
         tie(packed, table.module)
         names = tied_names(model.all_tied_weights_keys, table.module.sym, head.path, table.path)
         model.all_tied_weights_keys = model._tied_weights_keys = names

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..scheme import WeightScheme
 from .packed_module import PackedModule
 
 
@@ -43,14 +44,12 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, None
 
     @classmethod
-    def like(
-        cls, table: nn.Embedding, *, bits: int, group_size: int, sym: bool, device: torch.device | str | None = None
-    ) -> QAIGEmbedding:
+    def like(cls, table: nn.Embedding, scheme: WeightScheme, device: torch.device | str | None = None) -> QAIGEmbedding:
         """An empty packed table in the place of `table`, with its class's behaviour, its attributes and its buffers.
 
         Args:
             table: `[N, K]` in float16, bfloat16 or float32, the dtype of the scales.
-            bits, group_size, sym: as in [`PackedModule`].
+            scheme: bits, groups and symmetry.
             device: of the packed tensors; None for that of the table.
 
         Raises:
@@ -59,8 +58,8 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         packed = _empty(type(table))
         device = table.weight.device if device is None else device
         QAIGEmbedding.__init__(
-            packed, *table.weight.shape, bits=bits, group_size=group_size, sym=sym, dtype=table.weight.dtype,
-            device=device,
+            packed, *table.weight.shape, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
+            dtype=table.weight.dtype, device=device,
         )  # fmt: skip
         packed.train(table.training)
         vars(packed).update(_attributes(table, besides=packed))

@@ -14,44 +14,14 @@ of a difference in the last place. Hence both parts are pinned:
   block / 2 apart, in this order; then one multiplication by 1 / √block, rounded to float32.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
-BLOCKS = (16, 32, 64, 128, 256)
+from ..scheme import BLOCKS, MAX_SEED, Rotation
+
+__all__ = ["BLOCKS", "MAX_SEED", "Rotation", "fit_block", "random_signs", "rotate", "rotate_back"]
+
 _MASK = (1 << 64) - 1
-MAX_SEED = (1 << 63) - 1
-
-
-class Rotation(NamedTuple):
-    """
-    Attributes:
-        block: channels that are transformed together, one of `BLOCKS`, a divisor of the input channels.
-        seed: of the signs, 0 to 2^63 - 1.
-    """
-
-    block: int
-    seed: int
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "Rotation | None":
-        """What an entry of the plan says: its `rotation`, `{"block", "seed"}`, if it has one."""
-        rotation = entry.get("rotation")
-        return None if rotation is None else cls(**rotation)
-
-    def check(self, in_features: int) -> None:
-        """
-        Raises:
-            ValueError: this is no rotation of `in_features` channels.
-        """
-        if self.block not in BLOCKS or in_features % self.block:
-            raise ValueError(
-                f"rotation: block must be one of {BLOCKS} that divides in_features={in_features}, got {self.block}"
-            )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"rotation: seed must be between 0 and 2^63 - 1, got {self.seed}")
 
 
 def fit_block(in_features: int, most: int) -> int | None:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from ..scheme import Rotation, WeightScheme
 from .checks import check_input
 from .forward_mode import is_active
-from .hadamard import Rotation, rotate_back
+from .hadamard import rotate_back
 from .packed_module import PackedModule, check_packed, frozen
 from .packing import num_groups, pack, pack_zero_point
 
@@ -62,6 +63,38 @@ class QAIGLinear(PackedModule):
         self.activation_bits, self.rotation = activation_bits, rotation
         self.register_parameter(
             "bias", frozen(torch.zeros(out_features, dtype=self.compute_dtype, device=device)) if bias else None
+        )
+
+    @classmethod
+    def like(
+        cls,
+        linear: nn.Linear,
+        scheme: WeightScheme,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "QAIGLinear":
+        """A layer without content in the place of `linear`, for its weight stored as `scheme` says.
+
+        Args:
+            linear (`nn.Linear`): its sizes, and its bias or none.
+            scheme (`WeightScheme`): bits, groups, rotation and activation bits.
+            device (`torch.device`, *optional*): of the packed tensors; the one of `linear` if None.
+            dtype (`torch.dtype`, *optional*): of the scales; the one of `linear` if None.
+
+        Raises:
+            ValueError: if `linear` cannot be stored so.
+        """
+        return cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            bits=scheme.bits,
+            group_size=scheme.group_size,
+            sym=scheme.sym,
+            activation_bits=scheme.activation_bits,
+            rotation=scheme.rotation,
+            dtype=dtype or linear.weight.dtype,
+            device=linear.weight.device if device is None else device,
         )
 
     @classmethod
@@ -135,6 +168,11 @@ class QAIGLinear(PackedModule):
             return torch.ops.qaig.linear.default(*arguments)
         with torch._C._AutoDispatchBelowAutograd():  # autograd's Python rule costs as much as a small layer
             return torch.ops.qaig.linear.default(*arguments)
+
+    @property
+    def scheme(self) -> WeightScheme:
+        """How this layer stores its weight and treats its input."""
+        return WeightScheme(self.bits, self.group_size, self.sym, self.rotation, self.activation_bits)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight `[out_features, in_features]` this layer stands for, in `dtype` (None: the compute dtype)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..scheme import Plan, WeightScheme
 from ..utils.stdout import silenced_stdout
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -21,12 +21,12 @@ class SchemeOption:
     One way to store one weight, or several that must be stored alike.
 
     Attributes:
-        entry: its entry of the plan.
+        scheme: how.
         size: stored bits: codes, scales and zero points.
         cost: predicted loss, in any unit that adds up.
     """
 
-    entry: Mapping[str, Any]
+    scheme: WeightScheme
     size: int
     cost: float
 
@@ -39,12 +39,12 @@ Options = Mapping[str, Sequence[SchemeOption]]
 class Allocation:
     """
     Attributes:
-        entries: weight path → chosen entry of the plan.
+        schemes: weight path → the chosen one.
         size: stored bits of all of them.
         cost: predicted loss of all of them.
     """
 
-    entries: dict[str, Mapping[str, Any]]
+    schemes: Plan
     size: int
     cost: float
 
@@ -58,14 +58,14 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
     Args:
         options: weight path → ways to store it, at least one.
         budget: stored bits.
-        fused: sets of paths that must get equal entries. Only entries that all of them have are left to choose from.
+        fused: sets of paths that must get equal schemes. Only schemes that all of them have are left to choose from.
 
     Returns:
         a choice whose cost beyond that of everyone's cheapest option is within 1e-5 of the least possible.
 
     Raises:
         ValueError: the budget is below the smallest choice (the message gives the reachable range), a cost that is not
-            finite, or fused paths without a common entry.
+            finite, or fused paths without a common scheme.
     """
     units = _units(options, fused)
     sizes = [np.array([option.size for option in choices], float) for _, choices in units]
@@ -78,9 +78,9 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
         raise ValueError(f"a budget of {budget:,.0f} stored bits cannot be met: {least:,} to {most:,} can.")
     picks = _solve(sizes, costs, budget)
     chosen = [(paths, choices[pick]) for (paths, choices), pick in zip(units, picks)]
-    entries = {path: option.entry for paths, option in chosen for path in paths}
+    schemes = {path: option.scheme for paths, option in chosen for path in paths}
     return Allocation(
-        {path: entries[path] for path in options},
+        {path: schemes[path] for path in options},
         sum(option.size for _, option in chosen),
         float(sum(option.cost for _, option in chosen)),
     )
@@ -151,9 +151,9 @@ def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[
     for group in sets:
         joint = []
         for option in options[group[0]]:
-            same = [[o for o in options[path] if o.entry == option.entry] for path in group]
+            same = [[o for o in options[path] if o.scheme == option.scheme] for path in group]
             if all(same):
-                joint.append(SchemeOption(option.entry, sum(o[0].size for o in same), sum(o[0].cost for o in same)))
+                joint.append(SchemeOption(option.scheme, sum(o[0].size for o in same), sum(o[0].cost for o in same)))
         if not joint:
             raise ValueError(f"{', '.join(group)} are to be stored alike, and have no option in common.")
         units.append((group, joint))
@@ -230,7 +230,7 @@ def _filled(picks: np.ndarray, size: np.ndarray, cost: np.ndarray, owner: np.nda
 
 def describe(allocation: Allocation, options: Options, budget: float, fused: Sequence[Sequence[str]] = ()) -> str:
     """One or two lines for the log: the widths chosen, and what fused paths cost."""
-    widths = Counter(entry["bits"] for entry in allocation.entries.values())
+    widths = Counter(scheme.bits for scheme in allocation.schemes.values())
     counts = ", ".join(f"{count} x {bits} bits" for bits, count in sorted(widths.items()))
     text = f"qaig: {counts}; {allocation.size / budget:.1%} of the budget used; predicted loss {allocation.cost:.3g}"
     if not fused:

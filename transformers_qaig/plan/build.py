@@ -9,11 +9,11 @@ from torch import nn
 from ..config import QAIGConfig
 from ..config.size import parse_size
 from ..nn.embedding import why_not_packed
-from ..scheme import MIN_GROUP_SIZE
+from ..scheme import MIN_GROUP_SIZE, Plan
 from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.logging import get_logger
 from .allocate import SchemeOption
-from .coverage import BLOCKS, Coverage, PartSize, Plan
+from .coverage import BLOCKS, Coverage, PartSize
 from .schemes import SKIPPED, SchemeResolver
 
 logger = get_logger(__name__)
@@ -34,7 +34,7 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
     if open_:
         raise ValueError(f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first.")
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
-    plan = {path: dict(choices[0].entry) for path, choices in options.items()}
+    plan = {path: choices[0].scheme for path, choices in options.items()}
     return {**plan, **coverage.outside}, coverage
 
 
@@ -67,7 +67,7 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     requests.check(example)
     if not options:
         raise ValueError("No weight of the language model's blocks can be packed.")
-    coverage.outside = {path: dict(option.entry) for path, option in outside.items()}
+    coverage.outside = {path: option.scheme for path, option in outside.items()}
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
     _measure(model, coverage, blocks, sizes)
     return options, coverage
@@ -87,7 +87,7 @@ def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
     bits = requests.config.vision_bits
     if bits is None and not requests.given:
         return {}
-    candidates = None if bits is None else [requests.config.entry(bits)]
+    candidates = None if bits is None else [requests.config.scheme(bits)]
     try:
         modules = find_vision_tower(model)
     except ValueError as error:
@@ -124,18 +124,19 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
         if reason := _why_not_table(model, found, tied):
             raise ValueError(f"`{name}`: {reason}.")
         assert found.module is not None
-        candidates = None if bits is None else [config.entry(bits)]
+        candidates = None if bits is None else [config.scheme(bits)]
         options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, is_table=True)
         if options:
             packed[found.path] = options[0]
-    entries = [packed[found.path].entry if found.path in packed else None for found in (table, head)]
-    if tied and entries[0] != entries[1]:
+    schemes = [packed[found.path].scheme if found.path in packed else None for found in (table, head)]
+    if tied and schemes[0] != schemes[1]:
+        entries = [None if scheme is None else scheme.to_dict() for scheme in schemes]
         raise ValueError(
             f"{type(model).__name__} ties its head to its embeddings: {table.path!r} and {head.path!r} are one tensor "
             f"and need one entry, got {entries[0]} and {entries[1]}."
         )
     if tied:  # stored once
-        packed = {path: SchemeOption(o.entry, o.size * (path == table.path), o.cost) for path, o in packed.items()}
+        packed = {path: SchemeOption(o.scheme, o.size * (path == table.path), o.cost) for path, o in packed.items()}
     return packed
 
 

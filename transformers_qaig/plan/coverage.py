@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from ..scheme import Plan
 
 BLOCKS = "language model's blocks"
-Plan = dict[str, dict[str, Any]]
-"""Weight path (without the final `.weight`) → `{"bits": int, "group_size": int, "sym": bool}`, and for a layer whose
-input is rotated `"rotation": {"block": int, "seed": int}` ([`transformers_qaig.nn.hadamard.Rotation`])."""
 
 
 @dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
-from ..nn.hadamard import Rotation, fit_block
-from ..scheme import fit_group_size, stored_bits
+from ..nn.hadamard import fit_block
+from ..scheme import Rotation, WeightScheme, parse_plan
 from ..utils.logging import get_logger
 from ..utils.quote import quote
 from .allocate import SchemeOption
@@ -41,7 +41,8 @@ class SchemeResolver:
         overrides = config.overrides or {}
         self.overrides = dict(zip(overrides, _matches(names, overrides, "overrides")))
         self.unused = set(overrides)
-        self.given = set(config.plan or {})
+        self.plan = {} if config.plan is None else parse_plan(config.plan, config.activation_bits)
+        self.given = set(self.plan)
         self.refitted: set[tuple[int, int]] = set()
 
     def options(
@@ -49,7 +50,7 @@ class SchemeResolver:
         path: str,
         weight: Tensor,
         reason: str,
-        candidates: list[dict[str, Any]] | None,
+        candidates: list[WeightScheme] | None,
         is_table: bool = False,
     ) -> tuple[list[SchemeOption], str]:
         """
@@ -58,15 +59,15 @@ class SchemeResolver:
         Args:
             path, weight: which.
             reason: why it cannot be packed, if so.
-            candidates: entries to choose from, unless the given plan names the weight; None if there are none.
+            candidates: schemes to choose from, unless the given plan names the weight; None if there are none.
             is_table: embeddings or a head, whose rows are looked up as they are or whose input is not rotated.
         """
         config = self.config
         if path in self.skipped:  # also of a given plan
             self.given.discard(path)
             reason = SKIPPED
-        if not reason and config.plan is not None and path in config.plan:
-            candidates = [dict(config.plan[path])]
+        if not reason and path in self.plan:
+            candidates = [self.plan[path]]
         if not reason and candidates is None:
             reason = "not in the given plan"
         if reason or candidates is None:
@@ -76,40 +77,33 @@ class SchemeResolver:
             if path in self.overrides[pattern]:
                 self.unused.discard(pattern)
                 changes = value if isinstance(value, dict) else {"bits": value}
-                candidates = [{**entry, **changes} for entry in candidates]
-        choices: dict[str, SchemeOption] = {}
+                candidates = [replace(scheme, **changes) for scheme in candidates]
         rows, columns = weight.shape
-        for entry in candidates:
-            size = self._fit(columns, entry["group_size"])
-            entry = {**entry, "group_size": size}
-            self._rotate(entry, columns, path, is_table)
-            bits = stored_bits(entry, rows, columns, 8 * weight.element_size())
-            choices[repr(entry)] = SchemeOption(entry, bits, float("nan"))
-        return list(choices.values()), ""
+        schemes = [self._rotated(self._fitted(scheme, columns), columns, path, is_table) for scheme in candidates]
+        sizes = {scheme: scheme.stored_bits(rows, columns, 8 * weight.element_size()) for scheme in schemes}
+        return [SchemeOption(scheme, size, float("nan")) for scheme, size in sizes.items()], ""
 
-    def _rotate(self, entry: dict[str, Any], columns: int, path: str, is_table: bool) -> None:
-        """Add the rotation that the configuration asks for; one of a given plan is checked and stays."""
-        rotation = Rotation.of(entry)
-        if rotation is None and self.config.plan is None and self.config.rotates and not is_table:
-            block = fit_block(columns, BLOCK)
-            if block is not None:
-                entry["rotation"] = {"block": block, "seed": self.config.seed}
-        if rotation is None:
-            return
+    def _rotated(self, scheme: WeightScheme, columns: int, path: str, is_table: bool) -> WeightScheme:
+        """The scheme with the rotation that the configuration asks for; one of a given plan is checked and stays."""
+        if scheme.rotation is None:
+            wanted = self.config.plan is None and self.config.rotates and not is_table
+            block = fit_block(columns, BLOCK) if wanted else None
+            return scheme if block is None else replace(scheme, rotation=Rotation(block, self.config.seed))
         if is_table:
             raise ValueError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
         try:
-            rotation.check(columns)
+            scheme.rotation.check(columns)
         except ValueError as error:
             raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
+        return scheme
 
-    def _fit(self, columns: int, wanted: int) -> int:
-        size = fit_group_size(columns, wanted)
-        if size != wanted and columns > wanted and (columns, wanted) not in self.refitted:
+    def _fitted(self, scheme: WeightScheme, columns: int) -> WeightScheme:
+        wanted, fitted = scheme.group_size, scheme.fitted(columns)
+        if fitted.group_size != wanted and columns > wanted and (columns, wanted) not in self.refitted:
             self.refitted.add((columns, wanted))
-            chosen = size if size > 0 else "per channel"
+            chosen = fitted.group_size if fitted.group_size > 0 else "per channel"
             logger.info("group_size %d does not divide %d input channels: %s", wanted, columns, chosen)
-        return size
+        return fitted
 
     def check(self, example: str) -> None:
         """Raises `ValueError` if an override or a path of the given plan has reached nothing that is packed."""

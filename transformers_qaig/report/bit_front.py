@@ -33,7 +33,7 @@ class Point:
 
     @classmethod
     def of(cls, allocation: Allocation, coverage: Coverage) -> Point:
-        widths = Counter(entry["bits"] for entry in allocation.entries.values())
+        widths = Counter(scheme.bits for scheme in allocation.schemes.values())
         return cls(
             allocation.size / coverage.packed,
             (allocation.size + coverage.other_bits) / 8,

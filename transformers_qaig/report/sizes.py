@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..plan.coverage import BLOCKS, Coverage, PartSize, Plan
+from ..plan.coverage import BLOCKS, Coverage, PartSize
+from ..scheme import Plan
 from ..utils.readable import readable_size
 
 SMALL = 0.01
@@ -65,4 +66,4 @@ def _widths(part: str, coverage: Coverage, plan: Plan) -> tuple[int, ...]:
         if part == BLOCKS
         else (path for path in outside if f"{path}.".startswith(f"{part}."))
     )
-    return tuple(sorted({(plan[path] if path in plan else outside[path])["bits"] for path in paths}))
+    return tuple(sorted({(plan[path] if path in plan else outside[path]).bits for path in paths}))

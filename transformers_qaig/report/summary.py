@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..plan.coverage import Coverage, Plan
+from ..plan.coverage import Coverage
+from ..scheme import Plan
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
 from .text import aligned, labelled, sparkline
@@ -22,9 +23,9 @@ class BlockSummary:
         path: where it is in the model.
         error: ‖quantized - full precision‖² / ‖full precision‖² of its output over all samples. Each of the two models
             has its own inputs. NaN if it was not measured, as by a recipe that reads no data.
-        kept, undone: steps that lowered the error on validation samples, and those that did not and were rejected.
+        accepted: steps that lowered the error on validation samples.
+        rejected: steps that did not.
         importance: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
-        searches: groups that were searched for a scale.
         seconds: wall time.
         resumed: taken from the work folder.
         left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
@@ -32,10 +33,9 @@ class BlockSummary:
 
     path: str
     error: float = float("nan")
-    kept: list[str] = field(default_factory=list)
-    undone: list[str] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
     importance: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    searches: int = 0
     seconds: float = 0.0
     resumed: bool = False
     left_out: list[tuple[int, str]] = field(default_factory=list)
@@ -83,7 +83,7 @@ class QuantizationReport:
             worst = max((block for block in self.blocks if math.isfinite(block.error)), key=lambda block: block.error)
             span = f"{min(errors):.1e} to {max(errors):.1e}, most in {worst.path}"
             facts.append(("error by block", f"{sparkline([block.error for block in self.blocks])}  {span}"))
-        accepted, rejected = (sum(len(getattr(block, kind)) for block in self.blocks) for kind in ("kept", "undone"))
+        accepted, rejected = (sum(map(len, lists)) for lists in self._steps())
         if accepted or rejected:
             why = ": no gain on validation samples" if rejected else ""
             facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
@@ -99,14 +99,14 @@ class QuantizationReport:
             (
                 block.path,
                 f"{block.error:.2e}" if math.isfinite(block.error) else "",
-                str(len(block.kept)),
-                str(len(block.undone)),
+                str(len(block.accepted)),
+                str(len(block.rejected)),
                 "from work_dir" if block.resumed else readable_time(block.seconds),
             )
             for block in self.blocks
         ]
         parts = [self._title(), self._sizes(every_part=True), labelled(self.facts()), aligned(blocks)]
-        rejected = [(block.path, ", ".join(block.undone)) for block in self.blocks if block.undone]
+        rejected = [(block.path, ", ".join(block.rejected)) for block in self.blocks if block.rejected]
         lists = {
             "rejected steps": rejected,
             "samples left out, for NaN or Inf in": [(str(index), where) for index, where in self.left_out.items()],
@@ -129,6 +129,9 @@ class QuantizationReport:
     def _sizes(self, *, every_part: bool = False) -> str:
         rows = part_rows(self.coverage, self.plan, every_part=every_part)
         return aligned([HEAD, *(row.cells() for row in rows)])
+
+    def _steps(self) -> tuple[list[list[str]], list[list[str]]]:
+        return [block.accepted for block in self.blocks], [block.rejected for block in self.blocks]
 
     def _errors(self) -> list[float]:
         return [block.error for block in self.blocks if math.isfinite(block.error)]

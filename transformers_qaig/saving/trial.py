@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from ..config import QAIGConfig
 from ..loading.arguments import loading_arguments
 from ..loading.local_names import loading_conversions
 from ..loading.text_config import mark_text_config
-from ..plan.coverage import Plan
 
 
 def try_saving(
@@ -98,7 +97,7 @@ def _try_names(
     model: PreTrainedModel,
     skeleton: PreTrainedModel,
     tensors: Mapping[str, Tensor],
-    plan: Plan,
+    plan: Collection[str],
     files: Sequence[str] | None,
 ) -> None:
     full = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}

@@ -12,14 +12,18 @@ from tests.families import build, samples
 from transformers_qaig.attribution.gradients import token_gradients
 from transformers_qaig.attribution.qig import token_importance
 from transformers_qaig.calibration.decisions import BlockDecisions
-from transformers_qaig.calibration.exclusions import Exclusions, numbered
-from transformers_qaig.calibration.group_inputs import GroupInputs, gather_group_inputs
 from transformers_qaig.calibration.steps import GroupContext, equalize
 from transformers_qaig.equalization.probe import Group, find_groups
+from transformers_qaig.execution.exclusions import Exclusions, numbered
+from transformers_qaig.execution.group_inputs import GroupInputs, gather_group_inputs
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.recipes import recipe_of
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks
-from transformers_qaig.token_weights.weigher import UNIFORM_CALLS, TokenWeigher, precomputed_weights
+from transformers_qaig.token_weights.base import SubBlock, TokenWeights
+from transformers_qaig.token_weights.data import WeightingData
+from transformers_qaig.token_weights.official_code import UNIFORM_SEARCHES
+from transformers_qaig.token_weights.registry import KINDS, precompute, token_weights_of
 
 BITS, GROUP = 3, 32
 MODULES = ["self_attn", "mlp", "mlp.down_proj"]
@@ -27,7 +31,7 @@ MODULES = ["self_attn", "mlp", "mlp.down_proj"]
 
 @pytest.fixture(scope="module")
 def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[GroupInputs]]]:
-    """A block with grouped-query attention, its groups, and pieces with padding at their ends, by f_s."""
+    """A block with grouped-query attention, its groups, and group inputs with padding at their ends, by f_s."""
     model, processor = build("llava")
     block = next(iter(find_decoder_blocks(model).values())).requires_grad_(False)
     calls: list[LayerInputs] = []
@@ -45,24 +49,47 @@ def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[GroupInputs]]]:
     handle.remove()
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
     by_index, generator = dict(enumerate(calls)), seeds.generator(3)
-    pieces, streams = {}, TargetInputs(by_index, by_index, masks)
+    gathered, inputs = {}, TargetInputs(by_index, by_index, masks)
     for module in MODULES:
-        pieces[module] = gather_group_inputs(block, groups[module], (block, block), streams, range(len(data)))
-        for piece in pieces[module]:
-            piece.x_q = piece.x + 0.1 * piece.x.std() * torch.randn(piece.x.shape, generator=generator)
-    return block, groups, pieces
+        gathered[module] = gather_group_inputs(block, groups[module], (block, block), inputs, range(len(data)))
+        for piece in gathered[module]:
+            piece.hidden_q = piece.hidden + 0.1 * piece.hidden.std() * torch.randn(
+                piece.hidden.shape, generator=generator
+            )
+    return block, groups, gathered
 
 
-def _site(case, module: str, recipe: str, activation_bits: int = 16, **stages) -> tuple[GroupContext, BlockDecisions]:
-    block, groups, pieces = case
-    per_channel = activation_bits == 8
-    entry = {"bits": 4 if per_channel else BITS, "group_size": -1 if per_channel else GROUP, "sym": per_channel}
-    entries = {name: entry for name, m in block.named_modules() if isinstance(m, nn.Linear)}
-    group = groups[module]
-    chosen = recipe_of(recipe, stages)
-    own = [replace(piece) for piece in pieces[module]]
-    site = GroupContext(block, group, list(group.linears), own, chosen, torch.float32, True, int(entry["bits"]))
-    return site, BlockDecisions(entries, activation_bits=activation_bits)
+def _context(case, module: str, recipe: str, activation_bits: int = 16) -> tuple[GroupContext, BlockDecisions]:
+    block, groups, gathered = case
+    eight = activation_bits == 8
+    scheme = WeightScheme(4 if eight else BITS, -1 if eight else GROUP, sym=eight, activation_bits=activation_bits)
+    schemes = {name: scheme for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    group, weights = groups[module], token_weights_of(recipe_of(recipe))
+    context = GroupContext(
+        block,
+        group,
+        {name: schemes[name] for name in group.linears},
+        [replace(piece) for piece in gathered[module]],
+        recipe_of(recipe),
+        torch.float32,
+        True,
+        weights.counts_padding,
+    )
+    return context, BlockDecisions(schemes)
+
+
+def _weigh(weights: TokenWeights, context: GroupContext, decisions: BlockDecisions) -> None:
+    sub_block = SubBlock(
+        context.block, context.block, context.group, context.inputs, decisions.schemes, False, torch.float32, True
+    )
+    for piece, found in zip(context.inputs, weights.weigh(sub_block)):
+        piece.token_weights = found
+
+
+def _after_the_first_searches(recipe: str) -> TokenWeights:
+    weights = token_weights_of(recipe_of(recipe))
+    weights.restore({"searches": UNIFORM_SEARCHES})
+    return weights
 
 
 def _round(weight: Tensor, activation_bits: int) -> Tensor:
@@ -113,8 +140,8 @@ def _slow_scores(case, module: str, piece: GroupInputs, activation_bits: int, au
     """mean_c |QIG| of every token, by autograd."""
     f = case[0].get_submodule(module)
     f_q = _rounded(f, activation_bits)
-    x = piece.x
-    x0 = piece.x_q
+    x = piece.hidden
+    x0 = piece.hidden_q
     if activation_bits == 8 and not authors:
         x0 = _round_tokens(x0)
     if activation_bits == 16 and authors:
@@ -142,7 +169,7 @@ def _slow_weights(
     """λ of each sequence."""
     scores = _slow_scores(case, module, piece, activation_bits, authors, nodes).reshape(-1).split(piece.lengths)
     weights = []
-    for r, real in zip(scores, piece.real.reshape(-1).split(piece.lengths)):
+    for r, real in zip(scores, piece.mask.reshape(-1).split(piece.lengths)):
         if authors:  # padding counts, the sum is 1, weights and activations: no clip
             r = r / r.sum()
             r = _clipped(r) if activation_bits == 16 else r
@@ -160,14 +187,12 @@ def _slow_weights(
 @pytest.mark.parametrize("recipe", ["paper", "authors"])
 def test_token_weights_equal_a_slow_reimplementation(case, module: str, activation_bits: int, recipe: str) -> None:
     nodes = 256 if module == "mlp.down_proj" else 8
-    site, choices = _site(case, module, recipe, activation_bits)
-    weigher = TokenWeigher(site.recipe)
-    weigher.calls = UNIFORM_CALLS
-    weigher.weigh(site, choices)
+    context, decisions = _context(case, module, recipe, activation_bits)
+    _weigh(_after_the_first_searches(recipe), context, decisions)
     # The closed form has no nodes; the reimplementation then takes many.
     tolerance = 2e-2 if nodes == 256 and recipe == "paper" and activation_bits == 16 else 1e-3
-    for piece in site.pieces:
-        ours = piece.weights.reshape(-1).split(piece.lengths)
+    for piece in context.inputs:
+        ours = piece.token_weights.reshape(-1).split(piece.lengths)
         for weight, slow in zip(ours, _slow_weights(case, module, piece, activation_bits, recipe == "authors", nodes)):
             if nodes == 256 and tolerance == 1e-3 and recipe == "paper":
                 continue  # eight nodes against 256 is no comparison: the other sub-blocks check this rule
@@ -179,21 +204,19 @@ def test_token_weights_equal_a_slow_reimplementation(case, module: str, activati
 @pytest.mark.parametrize("activation_bits", [16, 8])
 @pytest.mark.parametrize("recipe", ["paper", "authors"])
 def test_scales_equal_a_slow_search(case, module: str, activation_bits: int, recipe: str) -> None:
-    site, choices = _site(case, module, recipe, activation_bits)
-    weigher = TokenWeigher(site.recipe)
-    weigher.calls = UNIFORM_CALLS
-    weigher.weigh(site, choices)
-    found = equalize(site, choices)
-    inputs = [piece.x_q if activation_bits == 8 else piece.x for piece in site.pieces]
-    rows = [x if recipe == "authors" else x[piece.real] for x, piece in zip(inputs, site.pieces)]
+    context, decisions = _context(case, module, recipe, activation_bits)
+    _weigh(_after_the_first_searches(recipe), context, decisions)
+    found = equalize(context, decisions) or decisions
+    inputs = [piece.hidden_q if activation_bits == 8 else piece.hidden for piece in context.inputs]
+    rows = [x if recipe == "authors" else x[piece.mask] for x, piece in zip(inputs, context.inputs)]
     a = torch.cat([x.reshape(-1, x.shape[-1]) for x in rows]).abs().mean(0)
-    f = site.block.get_submodule(module)
+    f = context.block.get_submodule(module)
     best, best_loss = torch.ones_like(a), float("inf")
     for point in range(20):
         scale = a.pow(point / 20).clamp(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
         g = copy.deepcopy(f)
-        for name in site.group.linears:
+        for name in context.group.linears:
             path = name.removeprefix(module).removeprefix(".")
             linear = g.get_submodule(path)
             linear.weight.data = _round(linear.weight.data * scale, activation_bits)
@@ -204,10 +227,10 @@ def test_scales_equal_a_slow_search(case, module: str, activation_bits: int, rec
             else:
                 g = _Rounding(linear)
         total, mass = 0.0, 0.0
-        for x, piece in zip(inputs, site.pieces):
+        for x, piece in zip(inputs, context.inputs):
             y = _run(g, piece, x / scale if activation_bits == 8 else x)
-            total += float(((y - _run(f, piece, x)).abs().mean(-1) * piece.weights).sum())
-            mass += float(piece.weights.sum())
+            total += float(((y - _run(f, piece, x)).abs().mean(-1) * piece.token_weights).sum())
+            mass += float(piece.token_weights.sum())
         if total / mass < best_loss:
             best, best_loss = scale, total / mass
     ours = found.scales[0][1] if found.scales else torch.ones_like(a)
@@ -219,43 +242,59 @@ def test_the_authors_first_searches_are_uniform_over_pictures_and_answers(case) 
     vision = {
         s: torch.arange(n)[None] < 3 for piece in case[2]["self_attn"] for s, n in zip(piece.samples, piece.lengths)
     }
-    weigher = TokenWeigher(recipe, given=[{s: mask.float() for s, mask in vision.items()}])
+    block = case[0]
+    weights = token_weights_of(recipe, known={block: {s: mask.float() for s, mask in vision.items()}})
     kinds = []
-    for _ in range(UNIFORM_CALLS + 1):
-        site, choices = _site(case, "mlp", "authors")
-        weigher.weigh(site, choices)
-        kinds.append({float(w) for piece in site.pieces for w in piece.weights.flatten()} == {0.0, 1.0})
-    assert kinds == [True] * UNIFORM_CALLS + [False]
+    for _ in range(UNIFORM_SEARCHES + 1):
+        context, decisions = _context(case, "mlp", "authors")
+        _weigh(weights, context, decisions)
+        kinds.append({float(w) for piece in context.inputs for w in piece.token_weights.flatten()} == {0.0, 1.0})
+    assert kinds == [True] * UNIFORM_SEARCHES + [False]
     # Rounded inputs are weighed from the first search on.
-    site, choices = _site(case, "mlp", "authors", 8)
-    TokenWeigher(recipe).weigh(site, choices)
-    assert any(len(piece.weights.unique()) > 2 for piece in site.pieces)
+    context, decisions = _context(case, "mlp", "authors", 8)
+    _weigh(token_weights_of(recipe), context, decisions)
+    assert any(len(piece.token_weights.unique()) > 2 for piece in context.inputs)
 
 
-def test_where_the_streams_agree_the_authors_with_rounded_inputs_scale_nothing(case) -> None:
-    site, choices = _site(case, "mlp", "authors", 8)
-    for piece in site.pieces:
-        piece.x_q = piece.x
-    TokenWeigher(site.recipe).weigh(site, choices)
-    assert all((piece.weights == 0).all() for piece in site.pieces)
-    assert equalize(site, choices) is choices
+def test_where_both_models_agree_the_authors_with_rounded_inputs_scale_nothing(case) -> None:
+    context, decisions = _context(case, "mlp", "authors", 8)
+    for piece in context.inputs:
+        piece.hidden_q = piece.hidden
+    _weigh(token_weights_of(context.recipe), context, decisions)
+    assert all((piece.token_weights == 0).all() for piece in context.inputs)
+    assert equalize(context, decisions) is None
+
+
+def test_a_resumed_run_counts_the_searches_of_the_blocks_that_it_takes(case) -> None:
+    recipe = recipe_of("authors")
+    weights, again = token_weights_of(recipe), token_weights_of(recipe)
+    for _ in range(UNIFORM_SEARCHES):
+        _weigh(weights, *_context(case, "mlp", "authors"))
+    again.restore(weights.state())
+    for each in (weights, again):
+        context, decisions = _context(case, "mlp", "authors")
+        _weigh(each, context, decisions)
+        assert any(len(piece.token_weights.unique()) > 2 for piece in context.inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_token_weights_is_made_and_ignores_padding_or_says_so(case, kind: str) -> None:
+    weights = token_weights_of(recipe_of("fast", {"token_weights": kind}))
+    context, decisions = _context(case, "mlp", "fast")
+    _weigh(weights, context, decisions)
+    for piece in context.inputs:
+        assert piece.token_weights.shape == piece.mask.shape
+        assert weights.counts_padding or (piece.token_weights[~piece.mask] == 0).all()
 
 
 def test_a_picture_weighs_as_much_as_the_text_when_balanced() -> None:
     real = torch.tensor([[True] * 10 + [False] * 2])
     vision = torch.arange(12)[None] < 8
-    given = precomputed_weights(
-        nn.Linear(1, 1),
-        [nn.Identity()],
-        numbered([{}]),
-        [real],
-        [real],
-        [vision],
-        recipe_of("fast", {"token_weights": "balanced"}),
-        None,
-        Exclusions(1),
+    recipe, block = recipe_of("fast", {"token_weights": "balanced"}), nn.Identity()
+    data = WeightingData(
+        nn.Linear(1, 1), [block], numbered([{}]), [real], [real], [vision], device=None, exclusions=Exclusions(1)
     )
-    (weights,) = given[0].values()
+    (weights,) = precompute(recipe, data)[block].values()
     torch.testing.assert_close(weights[vision].sum(), weights[~vision].sum())
     assert (weights[~real] == 0).all()
     assert float(weights.sum()) == pytest.approx(10)
@@ -271,7 +310,10 @@ def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
     vision = [sample["input_ids"] == model.config.image_token_id for sample in data]
     answers = [(torch.arange(mask.shape[1]) >= mask.shape[1] - 4)[None] & ~v for mask, v in zip(masks, vision)]
     recipe = recipe_of("mbq", {"token_weights": kind})
-    given = precomputed_weights(model, blocks, numbered(data), masks, answers, vision, recipe, None, Exclusions(2))
+    given = precompute(
+        recipe,
+        WeightingData(model, blocks, numbered(data), masks, answers, vision, device=None, exclusions=Exclusions(2)),
+    )
     assert given is not None
 
     def loss(sample: dict, answer: Tensor, block: int, token: int, channel: int, step: float) -> float:
@@ -298,10 +340,10 @@ def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
         slow = torch.tensor([slope(0, block, token) for token in tokens])
         torch.testing.assert_close(gradients[block][0, tokens], slow, rtol=0.02, atol=1e-6)
     if kind == "gradient":
-        torch.testing.assert_close(given[1][0], token_importance(gradients[1].unsqueeze(-1), masks[0]))
+        torch.testing.assert_close(given[blocks[1]][0], token_importance(gradients[1].unsqueeze(-1), masks[0]))
     else:
-        for weights, v, a in zip(given[0].values(), vision, answers):
+        for weights, v, a in zip(given[blocks[0]].values(), vision, answers):
             assert (weights[a] == 1).all()
             assert len(weights[v].unique()) == 1
             assert (weights[~(v | a)] == 0).all()
-        assert float(given[0][0][vision[0]][0]) == float(given[0][1][vision[1]][0])
+        assert float(given[blocks[0]][0][vision[0]][0]) == float(given[blocks[0]][1][vision[1]][0])

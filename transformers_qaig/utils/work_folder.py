@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..utils.files import remove_unfinished, require_writable, write, written_whole
-from ..utils.hashing import digest
-from ..utils.json_file import read_json
-from ..utils.logging import get_logger
+from .files import remove_unfinished, require_writable, write, written_whole
+from .hashing import digest
+from .json_file import read_json
+from .logging import get_logger
 
 logger = get_logger(__name__)
 

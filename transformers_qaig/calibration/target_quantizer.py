@@ -1,0 +1,168 @@
+"""Quantizes one target: its chunks, what the samples become in it, and its place in the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
+from ..execution.interceptor import TargetInputs
+from ..execution.paused_forward import PausedForwards
+from ..loading.tied_embeddings import replace as replace_everywhere
+from ..nn.linear import QAIGLinear
+from ..report.summary import BlockSummary
+from ..scheme import Plan
+from .block_quantizer import BlockResult, QuantizerSettings, quantize_block
+from .embeddings import quantize_embedding
+from .resume import BlockStore
+from .row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
+from .targets import Target
+
+EVERY_TOKEN = torch.ones(0, 0, dtype=torch.bool)
+"""A mask of no sequence's shape: where the tokens are an image's, all of them are real."""
+
+
+@dataclass
+class TargetResult:
+    """What a target became.
+
+    Attributes:
+        target: in full precision.
+        chunks: in which it was quantized.
+        results: of each chunk.
+        errors: of each chunk's output; filled by [`advance`].
+        seconds: wall time, so far.
+    """
+
+    target: Target
+    chunks: Sequence[RowChunk]
+    results: Sequence[BlockResult]
+    errors: Sequence[OutputError]
+    seconds: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Of the target's output, relative; NaN if there was nothing to measure."""
+        return self._error.value
+
+    @property
+    def _error(self) -> OutputError:
+        return OutputError(sum(each.error for each in self.errors), sum(each.power for each in self.errors))
+
+    @property
+    def schemes(self) -> Plan:
+        """Path of every packed weight in the model → how it is stored."""
+        target = self.target
+        if isinstance(target.module, (nn.Linear, nn.Embedding)):
+            (scheme,) = self.results[0].schemes.values()
+            return {target.path: scheme}
+        return {f"{target.path}.{name}": scheme for name, scheme in self.results[0].schemes.items()}
+
+    @property
+    def summary(self) -> BlockSummary:
+        """Of all chunks together."""
+        summaries = [result.summary for result in self.results]
+        if len(summaries) == 1:
+            return replace(summaries[0], path=self.target.path, error=self.error, seconds=self.seconds)
+        return BlockSummary(
+            self.target.path,
+            self.error,
+            [f"{what}, {c.rows}" for c, summary in zip(self.chunks, summaries) for what in summary.accepted],
+            [f"{what}, {c.rows}" for c, summary in zip(self.chunks, summaries) for what in summary.rejected],
+            seconds=self.seconds,
+            resumed=all(summary.resumed for summary in summaries),
+        )
+
+
+def quantize_target(
+    target: Target, plan: Plan, inputs: TargetInputs, settings: QuantizerSettings, store: BlockStore
+) -> TargetResult:
+    """Quantizes a target, or takes what it became from `store`. The model stays as it is."""
+    start, chunks = time.perf_counter(), row_chunks_of(target, plan)
+    results = [_quantize_chunk(chunk, inputs, settings, store) for chunk in chunks]
+    errors = [OutputError() for _ in chunks]
+    return TargetResult(target, chunks, results, errors, time.perf_counter() - start)
+
+
+def _quantize_chunk(
+    chunk: RowChunk, inputs: TargetInputs, settings: QuantizerSettings, store: BlockStore
+) -> BlockResult:
+    if isinstance(chunk.module, nn.Embedding):
+        module = quantize_embedding(chunk.module, chunk.schemes[""], settings.recipe)
+        return BlockResult(module, chunk.schemes, BlockSummary(chunk.path))
+    known = store.load(chunk.path, chunk.module, chunk.schemes)
+    if known is None:
+        return quantize_block(chunk.module, chunk.path, chunk.schemes, inputs, settings)
+    settings.token_weights.restore(known.state)
+    if known.summary.left_out:
+        inputs.leave_out(dict(known.summary.left_out))
+    return known
+
+
+def advance(
+    result: TargetResult, inputs: TargetInputs, full: PausedForwards | None, quantized: PausedForwards | None
+) -> None:
+    """Runs the target on every sample, in full precision and quantized, and measures its output error.
+
+    Args:
+        result: of the target; gets the errors.
+        inputs: the samples that wait at the target. One whose output is not finite is left out.
+        full: forwards that go on with the full-precision output; None: they end here.
+        quantized: the same with the quantized output.
+    """
+    start = time.perf_counter()
+    for sample, call in inputs.full.items():
+        call_q, mask = inputs.quantized[sample], inputs.masks[sample]
+        outputs: list[tuple[Any, Any]] = []
+        for chunk, became, error in zip(result.chunks, result.results, result.errors):
+            output, output_q = forward(chunk.module, call), forward(became.module, call_q)
+            if not error.add(output_q, output, mask):
+                whose = "quantized" if is_finite_where(mask, first_tensor(output)) else "full-precision"
+                inputs.leave_out({sample: f"the {whose} output of {chunk.path}"})
+                break
+            if full is not None:
+                outputs.append((output, output_q))
+        else:
+            if full is not None and quantized is not None:
+                output, output_q = (concat_outputs(rows) for rows in zip(*outputs))
+                full.resume(sample, output)
+                quantized.resume(sample, output_q)
+    result.seconds += time.perf_counter() - start
+
+
+def keep(result: TargetResult, store: BlockStore) -> None:
+    """Keeps what a target became in `store`, or checks that one from there has the error that it was kept with."""
+    for chunk, became, error in zip(result.chunks, result.results, result.errors):
+        store.check(became.summary, error.value)
+        became.summary.error, became.summary.seconds = error.value, result.seconds / len(result.chunks)
+        if not isinstance(chunk.module, nn.Embedding):
+            store.save(chunk.path, became)
+
+
+def install(model: nn.Module, result: TargetResult) -> None:
+    """Puts what a target became into the model, in its place."""
+    target, modules = result.target.module, [became.module for became in result.results]
+    if isinstance(target, nn.Linear):
+        linears = [module.get_submodule("linear") for module in modules]
+        assert all(isinstance(linear, QAIGLinear) for linear in linears)
+        replace_everywhere(model, target, concat_rows(linears).cpu())  # type: ignore[arg-type]
+    elif isinstance(target, nn.Embedding):
+        replace_everywhere(model, target, modules[0].cpu())
+    else:
+        _install_block(target, modules[0])
+
+
+def _install_block(block: nn.Module, became: nn.Module) -> None:
+    """Moves the packed block's contents into the model's own block object, which its parents and hooks refer to."""
+    for name, module in became.named_modules():
+        if not isinstance(module, nn.Linear) and isinstance(block.get_submodule(name), nn.Linear):
+            block.set_submodule(name, module)
+    for name, parameter in became.named_parameters():
+        own = block.get_parameter(name)
+        if own is not parameter:
+            own.data.copy_(parameter.data)

@@ -1,0 +1,129 @@
+"""What token weights are: `TokenWeights` weigh the tokens of a `SubBlock`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..attribution.qig import tempered
+from ..equalization.fold import Group
+from ..execution.group_inputs import GroupInputs
+from ..nn.linear import get_linear
+from ..rounding.quant_grid import minmax_grid
+from ..scheme import Plan
+from ..utils.finite import is_finite
+
+BlockWeights = Mapping[nn.Module, Mapping[int, Tensor]]
+"""Block of the model → sample → λ fp32 `[B, T]`, where they are known before anything is quantized."""
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """What a search for one group of linears looks at: from the tensor that they read to where their outputs meet.
+
+    Attributes:
+        owner: the block in the model itself.
+        block: the same in fp32, with the weights as they are so far; not changed.
+        group: the linears.
+        inputs: the samples at their entrance.
+        schemes: linear's path in the block → how it will be stored.
+        include_zero: whether grids are widened to hold zero.
+        dtype: of stored scales.
+        is_searched: whether a scale is searched for the group.
+    """
+
+    owner: nn.Module
+    block: nn.Module
+    group: Group
+    inputs: Sequence[GroupInputs]
+    schemes: Plan
+    include_zero: bool
+    dtype: torch.dtype
+    is_searched: bool
+
+    @property
+    def activation_bits(self) -> int:
+        """What the linears' inputs are rounded to: 8, or 16 for not at all."""
+        return next(iter(self.schemes.values())).activation_bits
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.block.parameters()).device
+
+    def weights(self) -> dict[str, Tensor]:
+        """fp32 `[N, K]` of every linear of the sub-block that will be packed."""
+        prefix = f"{self.group.module}." if self.group.module else ""
+        inside = [name for name in self.schemes if f"{name}.".startswith(prefix)]
+        return {name: get_linear(self.block, name).weight for name in inside}
+
+    def rounded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights rounded to nearest, each on its own grid."""
+        return {name: self._rounded(name, weight) for name, weight in weights.items()}
+
+    def _rounded(self, name: str, weight: Tensor) -> Tensor:
+        scheme = self.schemes[name]
+        grid = minmax_grid(
+            weight,
+            bits=scheme.bits,
+            group_size=scheme.group_size,
+            sym=scheme.sym,
+            storage_dtype=self.dtype,
+            include_zero=self.include_zero,
+        )
+        return grid.quantize(weight)
+
+
+class TokenWeights(Protocol):
+    """Weighs tokens. One object serves a whole run, sub-block after sub-block in the order in which they run."""
+
+    sees_earlier_rounding: bool
+    """Whether the quantized block has the groups before this one rounded, when its tokens are weighed."""
+    counts_padding: bool
+    """Whether the search for a scale counts padding, too."""
+
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        """λ fp32 `[B, T]` on the CPU for each of the sub-block's inputs; zero at padding."""
+        ...
+
+    def state(self) -> dict[str, int]:
+        """What the next weights depend on, beside their sub-block: kept with a finished block."""
+        ...
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Goes on as after the block that `state` was kept with."""
+        ...
+
+
+class Stateless:
+    """The parts of `TokenWeights` that most kinds share: weights that depend on nothing but their sub-block."""
+
+    sees_earlier_rounding = True
+    counts_padding = False
+
+    def state(self) -> dict[str, int]:
+        return {}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        pass
+
+
+class Tempered:
+    """Token weights for a second moment, not only for a choice among scales: see [`tempered`]."""
+
+    def __init__(self, inner: TokenWeights):
+        self.inner = inner
+        self.sees_earlier_rounding, self.counts_padding = inner.sees_earlier_rounding, inner.counts_padding
+
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        # What is not finite stays so, for the caller to find.
+        return [tempered(weights) if is_finite(weights) else weights for weights in self.inner.weigh(sub_block)]
+
+    def state(self) -> dict[str, int]:
+        return self.inner.state()
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self.inner.restore(state)

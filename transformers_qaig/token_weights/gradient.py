@@ -1,0 +1,16 @@
+"""Gradient token weights: by the gradient of the answers' loss, clipped as QIG is."""
+
+from __future__ import annotations
+
+from ..attribution.qig import token_importance
+from .base import BlockWeights
+from .data import WeightingData
+
+
+def gradient(data: WeightingData) -> BlockWeights:
+    """Weights of every block by the gradient at its output."""
+    gradients = data.gradients()
+    return {
+        block: {s: token_importance(g[b].unsqueeze(-1), data.masks[s]) for s, g in enumerate(gradients) if g[b].numel()}
+        for b, block in enumerate(data.blocks)
+    }

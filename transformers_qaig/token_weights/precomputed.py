@@ -1,0 +1,39 @@
+"""Token weights that follow from the samples and the full-precision model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..execution.group_inputs import GroupInputs
+from .base import BlockWeights, Stateless, SubBlock
+
+
+class Precomputed(Stateless):
+    """Weights that are known by block and sample; uniform where they are not.
+
+    Args:
+        known: see [`BlockWeights`]; empty if nothing was computed.
+    """
+
+    def __init__(self, known: BlockWeights | None = None):
+        self.known = known or {}
+
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        by_sample = self.known.get(sub_block.owner, {})
+        return [spread(inputs, by_sample) for inputs in sub_block.inputs]
+
+
+def spread(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Tensor:
+    """Weights by sample as λ of some inputs; uniform where a sample's do not fit its tokens here."""
+    rows = []
+    per_sample = len(inputs.lengths) // len(inputs.samples)
+    masks = inputs.mask.reshape(-1).split(inputs.lengths)
+    for index, sample in enumerate(inputs.samples):
+        mask = torch.cat(masks[index * per_sample : (index + 1) * per_sample])
+        weights = by_sample.get(sample)
+        fits = weights is not None and weights.numel() == len(mask)
+        rows.append(weights.cpu().reshape(-1) * mask if weights is not None and fits else mask.float())
+    return torch.cat(rows).reshape(inputs.mask.shape)

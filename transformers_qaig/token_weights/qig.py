@@ -1,0 +1,84 @@
+"""QIG token weights (arXiv 2603.17809): how much of a sub-block's quantization error each token brings about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..attribution.qig import qig, qig_linear, token_importance
+from ..execution.group_inputs import GroupInputs, run
+from ..rounding.quant_grid import fake_quantize_tokens
+from .base import Stateless, SubBlock
+
+
+class QIG(Stateless):
+    """Integrated gradients of f - f^q from the quantized model's input to the full-precision one.
+
+    f^q has every linear of the sub-block rounded to nearest, and its inputs to 8 bits if activations are.
+
+    Args:
+        nodes: points of the integral, where it has no closed form.
+        from_zero: start the path at zero instead.
+    """
+
+    def __init__(self, nodes: int, from_zero: bool = False):
+        self.nodes, self.from_zero = nodes, from_zero
+
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        weights = sub_block.weights()
+        weights_q = sub_block.rounded(weights)
+        found = []
+        for waiting in sub_block.inputs:
+            inputs = waiting.loaded(sub_block.device)
+            attribution = self._attribution(sub_block, inputs, weights, weights_q)
+            rows = attribution.reshape(-1, attribution.shape[-1]).split(inputs.lengths)
+            masks = inputs.mask.reshape(-1).split(inputs.lengths)
+            importance = [token_importance(values[None], mask[None])[0] for values, mask in zip(rows, masks)]
+            found.append(torch.cat(importance).reshape(inputs.mask.shape).cpu())
+        return found
+
+    def _attribution(
+        self,
+        sub_block: SubBlock,
+        inputs: GroupInputs,
+        weights: Mapping[str, Tensor],
+        weights_q: Mapping[str, Tensor],
+    ) -> Tensor:
+        """QIG fp32 `[B, T, C]`."""
+        block, group, activation_bits = sub_block.block, sub_block.group, sub_block.activation_bits
+        baseline = torch.zeros_like(inputs.hidden) if self.from_zero else inputs.hidden_q
+        if activation_bits == 8 and not self.from_zero:
+            baseline = fake_quantize_tokens(baseline)
+        if group.linears == (group.module,) and activation_bits != 8:
+            return qig_linear(inputs.hidden, baseline, weights[group.module] - weights_q[group.module])
+
+        def difference(x: Tensor) -> Tensor:
+            rounded = run(block, group, inputs, x, weights_q, activation_bits)
+            return run(block, group, inputs, x) - rounded
+
+        return qig(difference, inputs.hidden, baseline, nodes=self.nodes)
+
+
+class Shuffled(Stateless):
+    """A control for [`QIG`]: its weights, dealt out at random among a sequence's real tokens.
+
+    Args:
+        inner: whose weights.
+        seed: of the deal, the same for every sub-block.
+    """
+
+    def __init__(self, inner: QIG, seed: int):
+        self.inner, self.seed = inner, seed
+
+    def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        found = []
+        for inputs, weights in zip(sub_block.inputs, self.inner.weigh(sub_block)):
+            rows = weights.reshape(-1).split(inputs.lengths)
+            for row, mask in zip(rows, inputs.mask.reshape(-1).split(inputs.lengths)):
+                order = torch.randperm(int(mask.sum()), generator=generator)
+                row[mask] = row[mask][order]
+            found.append(weights)
+        return found

@@ -1,0 +1,41 @@
+"""Runs a forward pass up to one module, and no further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the module is reached."""
+
+
+def first_call(module: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Runs a forward pass until it calls `module`, and ends it there.
+
+    Args:
+        module: where to stop; it does not run.
+        run: the forward pass.
+
+    Returns:
+        the arguments of the call, as they are after the module's other hooks; None if `run` never gets there.
+    """
+    reached = _Reached()
+    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal call
+        call = args, kwargs
+        raise reached
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        run()
+    except _Reached as error:
+        if error is not reached:
+            raise
+    finally:
+        handle.remove()
+    return call
