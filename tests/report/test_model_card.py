@@ -14,6 +14,7 @@ from transformers_qaig import QAIGConfig
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.model_card import MARK, attach_model_card, model_card, save_model_card
 from transformers_qaig.report.summary import BlockSummary, QuantizationReport
+from transformers_qaig.scheme import WeightScheme
 
 
 class Model(nn.Module, PushToHubMixin):
@@ -35,8 +36,7 @@ def config() -> QAIGConfig:
 
 @pytest.fixture
 def report() -> QuantizationReport:
-    entry = {"group_size": 64, "sym": False}
-    plan = {path: {"bits": bits, **entry} for path, bits in (("q", 3), ("k", 8), ("lm_head", 8))}
+    plan = {path: WeightScheme(bits, 64) for path, bits in (("q", 3), ("k", 8), ("lm_head", 8))}
     return QuantizationReport(
         recipe="paper",
         coverage=Coverage(

@@ -7,10 +7,10 @@ import pytest
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.summary import BlockSummary, QuantizationReport
 from transformers_qaig.report.text import aligned, sparkline
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.utils.readable import readable_size, readable_time
 
-ENTRY = {"group_size": 64, "sym": False}
-PLAN = {"layers.0.q": {"bits": 3, **ENTRY}, "layers.0.k": {"bits": 2, **ENTRY}, "lm_head": {"bits": 8, **ENTRY}}
+PLAN = {"layers.0.q": WeightScheme(3, 64), "layers.0.k": WeightScheme(2, 64), "lm_head": WeightScheme(8, 64)}
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def measure_costs(
     config: QAIGConfig,
     exclusions: Exclusions | None = None,
 ) -> dict[str, list[SchemeOption]]:
-    """The options with their costs, in nats per answer token (`cost="error"`: relative squared output error).
+    """The options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
 
     Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
     block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
@@ -94,14 +94,16 @@ def measure_costs(
         for index in range(count):
             # A weight with fewer options is stored as in its last one meanwhile.
             plan = {path: choices[min(index, len(choices) - 1)].scheme for path, choices in options.items()}
-            known = _recall(store, f"{index}.costs.{config.cost}", exclusions)
+            known = _recall(store, f"{index}.costs.{budget.cost}", exclusions)
             if known is not None:
                 found = json.loads(known[1]["costs"])
                 bar.update(len(blocks) + len(samples))
             else:
                 errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
                 with sequential_onload(model, list(blocks.values()), device):
-                    found = _costs_of(model, errors, samples, answers, config, device, bar, exclusions)
+                    found = _costs_of(
+                        model, errors, samples, answers, config.seed, budget.cost, device, bar, exclusions
+                    )
                 if store is not None:
                     facts = {"costs": json.dumps(found), "left_out": json.dumps(exclusions.where)}
                     store.save(f"{index}.costs.{budget.cost}", {}, facts)

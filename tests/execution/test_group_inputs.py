@@ -94,7 +94,7 @@ def test_run_takes_other_weights_without_changing_the_block(case) -> None:
 def test_importance_comes_back_by_sample(case) -> None:
     _, _, masks, _ = case
     (piece,) = _pieces(case, "mlp")
-    piece.weights = torch.arange(float(piece.mask.numel())).reshape(piece.mask.shape)
+    piece.token_weights = torch.arange(float(piece.mask.numel())).reshape(piece.mask.shape)
     importance = piece.importance()
     assert list(importance) == [0, 1, 2, 3, 4]
     assert [len(w) for w in importance.values()] == [mask.shape[1] for mask in masks]

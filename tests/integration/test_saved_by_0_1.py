@@ -1,0 +1,51 @@
+"""Models that 0.1.0 saved load as they were: the same packed bits, and logits up to the order of sums."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from tests.tolerance import assert_close, terms_of
+from transformers_qaig.nn.packed_module import PackedModule
+from transformers_qaig.scheme import parse_plan
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "saved_by_0_1"
+NAMES = ("llava-mixed", "qwen2_5_vl-a8", "gemma3-tied-budget")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_tensors_are_the_files_to_the_bit(name: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER / name)
+    packed = {path: module for path, module in model.named_modules() if isinstance(module, PackedModule)}
+    own, stored = model.state_dict(), load_file(FOLDER / name / "model.safetensors")
+    names = [key for key in stored if key.rpartition(".")[2].startswith("weight_")]
+    assert len(names) >= 3 * len({id(module.weight_packed) for module in packed.values()})
+    for key in names:
+        assert own[key].dtype == stored[key].dtype
+        assert torch.equal(own[key], stored[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_of_the_file_is_what_the_layers_are(name: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER / name)
+    config = model.config.quantization_config
+    for path, scheme in parse_plan(config.plan, config.activation_bits).items():
+        layer = model.get_submodule(path)
+        assert isinstance(layer, PackedModule)
+        assert (layer.bits, layer.group_size, layer.sym) == (scheme.bits, scheme.group_size, scheme.sym)
+        assert getattr(layer, "rotation", None) == scheme.rotation
+        assert getattr(layer, "activation_bits", config.activation_bits) == config.activation_bits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_0_1_up_to_the_order_of_sums(name: str) -> None:
+    expected = load_file(FOLDER / f"{name}.logits.safetensors")
+    model = AutoModelForImageTextToText.from_pretrained(FOLDER / name).eval()
+    with torch.no_grad():
+        logits = model(input_ids=expected["input_ids"]).logits
+    if model.config.quantization_config.activation_bits == 8:  # an input between two codes may go either way
+        assert (logits.float() - expected["logits"]).norm() < 0.05 * expected["logits"].norm()
+    else:
+        assert_close(logits, expected["logits"].to(logits.dtype), terms_of(model))
