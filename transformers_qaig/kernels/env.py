@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
+from ..utils.version import __version__
 from . import cuda, extension
 
 OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns")

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import __version__
 from .files import remove_unfinished, require_writable, write, written_whole
 from .hashing import digest
 from .json_file import read_json
 from .logging import get_logger
+from .version import __version__
 
 logger = get_logger(__name__)
 
