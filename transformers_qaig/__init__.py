@@ -10,9 +10,8 @@ from .quantizer import QAIGHfQuantizer
 from .recipes import Recipe
 from .saving.processor_and_card import extend_save_pretrained
 from .utils.logging import get_logger
-from .utils.version import __version__
+from .utils.version import __version__ as __version__
 
-__version__ = "0.2.0.dev0"
 __all__ = ["AutoModelForVision2Seq", "BitBudget", "CalibrationConfig", "QAIGConfig", "QAIGLinear", "Recipe"]
 
 _logger = get_logger(__name__)

@@ -113,10 +113,10 @@ def test_the_number_of_a_layer_is_not_the_end_of_another() -> None:
 
 def test_overrides_mean_the_same_names_and_the_last_wins(llava: nn.Module) -> None:
     plan, _ = make_plan(llava, QAIGConfig(bits=3, overrides={BLOCK: 8, "*.layers.0.*.q_proj": 5, "v_proj": 6}))
-    assert plan[f"{BLOCK}.mlp.up_proj"]["bits"] == 8
-    assert plan[f"{BLOCK}.self_attn.q_proj"]["bits"] == 5
-    assert plan[f"{BLOCK}.self_attn.v_proj"]["bits"] == 6
-    assert plan["model.language_model.layers.1.mlp.up_proj"]["bits"] == 3
+    assert plan[f"{BLOCK}.mlp.up_proj"].bits == 8
+    assert plan[f"{BLOCK}.self_attn.q_proj"].bits == 5
+    assert plan[f"{BLOCK}.self_attn.v_proj"].bits == 6
+    assert plan["model.language_model.layers.1.mlp.up_proj"].bits == 3
 
 
 def test_an_override_of_what_is_not_packed_says_how_to_pack_it(llava: nn.Module) -> None:
