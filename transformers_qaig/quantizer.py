@@ -141,7 +141,7 @@ class QAIGHfQuantizer(HfQuantizer):
     def _take_largest(self) -> None:
         """Leaves no choice where the budget has room for every weight's largest option."""
         options = largest(self.options, self._fused())
-        self.plan = {path: dict(option.entry) for path, (option,) in options.items()} | self.coverage.outside
+        self.plan = {**{path: option.scheme for path, (option,) in options.items()}, **self.coverage.outside}
         self.coverage.stored_bits = sum(option.size for (option,) in options.values())
         self.options = {}
 

@@ -115,8 +115,8 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_range() -> None:
 
 
 def test_a_budget_that_leaves_every_cheapest_option_needs_no_solver() -> None:
-    options = {name: [SchemeOption({"bits": b}, b, 0.0) for b in (2, 4)] for name in "abc"}
-    options["a"] = [SchemeOption({"bits": 2}, 2, 1.0), SchemeOption({"bits": 4}, 4, 0.0)]
+    options = {name: [SchemeOption(_scheme(b), b, 0.0) for b in (2, 4)] for name in "abc"}
+    options["a"] = [SchemeOption(_scheme(2), 2, 1.0), SchemeOption(_scheme(4), 4, 0.0)]
     assert allocate(options, 100).cost == 0.0
 
 
@@ -127,7 +127,7 @@ def test_costs_that_are_tiny_beside_others_leave_a_solution() -> None:
         units = [rng.choice([4096, 1024, 64, 96, 128]) for _ in range(28)]
         options = {
             f"{i}": [
-                SchemeOption({"bits": b}, unit * b, rng.random() * rng.choice([1, 1e-6, 1e-9, 1e-12])) for b in WIDTHS
+                SchemeOption(_scheme(b), unit * b, rng.random() * rng.choice([1, 1e-6, 1e-9, 1e-12])) for b in WIDTHS
             ]
             for i, unit in enumerate(units)
         }

@@ -99,8 +99,8 @@ def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
     """The options with nothing left to choose: each weight's largest, which needs no cost."""
     kept: dict[str, list[SchemeOption]] = {}
     for paths, choices in _units(options, fused):
-        entry = max(choices, key=lambda option: option.size).entry
-        kept |= {path: [next(o for o in options[path] if o.entry == entry)] for path in paths}
+        entry = max(choices, key=lambda option: option.size).scheme
+        kept |= {path: [next(o for o in options[path] if o.scheme == entry)] for path in paths}
     return {path: kept[path] for path in options}
 
 
