@@ -77,7 +77,7 @@ cuda: $(VENV)/.dev
 	$(BIN)/python tools/check_cuda.py
 
 nvrtc: $(VENV)/.nvrtc
-	$(BIN)/python -m pytest -q tests/cuda/test_nvrtc.py
+	$(BIN)/python -m pytest -q tests/kernels/cuda/test_nvrtc.py
 
 gpu:
 	PYTHON="$(PYTHON)" STEPS="$(STEPS)" GEMM="$(GEMM)" GENERATE="$(GENERATE)" tools/gpu.sh

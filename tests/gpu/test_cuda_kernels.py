@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.gptq_cases import by_reference, random_columns, same
-from tests.cuda.products import BITS, DTYPES, ROUNDING, error
+from tests.kernels.cuda.gptq_cases import by_reference, random_columns, same
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.nn import QAIGLinear
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation
@@ -16,7 +16,7 @@ from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
-# Sizes, which tests/cuda/test_gpu_tests.py makes small.
+# Sizes, which tests/kernels/cuda/test_gpu_tests.py makes small.
 SHAPES = ((64, 64), (1, 128), (200, 384), (1152, 4096), (577, 256), (4096, 4096), (3584, 18944))
 ROWS = (1, 2, 7, 8, 11, 16, 17, 40, 100)
 WIDE, ROTATED, LONG = 4096, 2304, 100_000

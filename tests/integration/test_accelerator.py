@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.accelerator.cases import CASES
+from tests.integration.accelerator_cases import CASES
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ SAME = 3.0
 def rows() -> dict[str, dict[str, Any]]:
     """What a process of its own found: the accelerator would be everybody's default for the rest of this one."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.accelerator.quantize", *CASES]
+    command = [sys.executable, "-m", "tests.integration.accelerator_quantize", *CASES]
     environment = {**os.environ, "PYTHONPATH": str(root), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

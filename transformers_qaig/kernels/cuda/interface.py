@@ -1,7 +1,7 @@
 """The headers of `csrc/cuda` in Python: arguments, byte by byte, and the geometry of a launch.
 
-Its names are those of `arguments.h`, `geometry.h`, `layout.h` and `tuning.h`. tests/cuda/test_interface.py compiles the
-headers and compares every size, offset and rule.
+Its names are those of `arguments.h`, `geometry.h`, `layout.h` and `tuning.h`.
+tests/kernels/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
 """
 
 import ctypes

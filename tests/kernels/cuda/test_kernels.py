@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated
-from tests.cuda.emulated import Weight, make_weight, random_weight
-from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tests import seeds
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tools.emulator import emulated
+from tools.emulator.emulated import Weight, make_weight, random_weight
 from transformers_qaig.nn import cuda_layout, reference
 from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
 
@@ -43,7 +44,7 @@ def test_sweep(emulator, bits, dtype, activation_bits):
     ):
         if k % group_size:
             continue
-        emulator.seed(number)
+        emulator.seed(seeds.seed(number))
         emulator.set_processors(1 + number % 5)
         w = random_weight(bits, n, k, group_size, sym, dtype, bias=dtype if number % 2 else None)
         check(emulator, torch.randn(rows, k).to(dtype), [w], activation_bits)
@@ -111,7 +112,7 @@ def test_results_do_not_depend_on_timing(emulator):
     emulator.set_processors(5)
     results = []
     for seed in range(6):
-        emulator.seed(seed)
+        emulator.seed(seeds.seed(seed))
         results += check(emulator, x, [w], launches=2)
     assert all(torch.equal(result, results[0]) for result in results)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated
-from tests.cuda.emulated import Weight, random_weight
-from tests.cuda.products import ROUNDING, error, exact, on_disk
+from tests.kernels.cuda.products import ROUNDING, error, exact, on_disk
 from tests.tolerance import assert_close, assert_product
+from tools.emulator import emulated
+from tools.emulator.emulated import Weight, random_weight
 from transformers_qaig.nn import packing, reference
 from transformers_qaig.nn.hadamard import Rotation, rotate
 

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tests.cuda import emulated
-from tests.cuda.emulated_driver import PROCESSORS, CpuDevice
-from tests.cuda.products import arguments, close
+from tests.kernels.cuda.products import arguments, close
+from tools.emulator import emulated
+from tools.emulator.emulated_driver import PROCESSORS, CpuDevice
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.driver import DriverError
 from transformers_qaig.nn.packing import CUDA_LAYOUT

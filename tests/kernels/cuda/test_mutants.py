@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests import seeds
-from tests.cuda import emulated
-from tests.cuda.emulated import make_weight, random_weight
-from tests.cuda.gptq_cases import by_reference, random_columns, same
-from tests.cuda.products import ROUNDING, error, exact
+from tests.kernels.cuda.gptq_cases import by_reference, random_columns, same
+from tests.kernels.cuda.products import ROUNDING, error, exact
+from tools.emulator import emulated
+from tools.emulator.emulated import make_weight, random_weight
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")]
 
@@ -230,7 +230,7 @@ def verdict(emulator: emulated.Emulator, kernel: str) -> str:
         return verdict_on_integers(emulator, int(kernel.removeprefix("gemm_i8_w")))
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS[kernel]):
         torch.manual_seed(seeds.seed(seed))
-        emulator.seed(seed)
+        emulator.seed(seeds.seed(seed))
         emulator.set_processors(processors)
         weights = [random_weight(4, 100 if kernel == "gemv" else 136, in_features, 32, bias=torch.float16)]
         if kernel == "gemm_f16":
@@ -264,7 +264,7 @@ def verdict_on_integers(emulator: emulated.Emulator, bits: int) -> str:
     """
     for seed, (rows, in_features, processors) in enumerate(ATTEMPTS["gemm_i8"]):
         torch.manual_seed(seeds.seed(seed))
-        emulator.seed(seed)
+        emulator.seed(seeds.seed(seed))
         emulator.set_processors(processors)
         large = torch.full((10, in_features), 2**bits - 1, dtype=torch.uint8)
         zero = torch.zeros(10, 1, dtype=torch.uint8)

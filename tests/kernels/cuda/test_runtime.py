@@ -11,7 +11,7 @@ import pytest
 
 from transformers_qaig.kernels import compiler
 
-CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = Path(__file__).parents[3] / "csrc"
 SOURCE = CSRC / "cuda" / "host" / "device.cu"
 CUDA_ERROR = 1000
 RUNTIME = r"""

@@ -1,6 +1,6 @@
 """Run as a process: quantizes tiny models on the pretended accelerator and on the CPU, and prints a JSON line for each.
 
-python -m tests.accelerator.quantize CASE...
+python -m tests.integration.accelerator_quantize CASE...
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from tests.accelerator import pretend
+from tools.pretend_accelerator import pretend
 
 pretend.load()
 
@@ -23,8 +23,8 @@ import tests.conftest  # noqa: E402, F401  (before Transformers: makes processor
 import torch  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
-from tests.accelerator.cases import BEST, CASES  # noqa: E402
 from tests.families import build, conversations, samples, save  # noqa: E402
+from tests.integration.accelerator_cases import BEST, CASES  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
 from transformers_qaig.execution.offload import offloaded  # noqa: E402
 from transformers_qaig.execution.paused_forward import PausedForwards  # noqa: E402

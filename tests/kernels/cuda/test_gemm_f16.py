@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated, gemm_cases
-from tests.cuda.emulated import Weight, make_weight, random_weight
-from tests.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tests import seeds
+from tests.kernels.cuda import gemm_cases
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tools.emulator import emulated
+from tools.emulator.emulated import Weight, make_weight, random_weight
 from transformers_qaig.nn import reference
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
@@ -56,7 +58,7 @@ def test_results_do_not_depend_on_timing(emulator):
     emulator.set_processors(3)
     results = []
     for seed in range(4):
-        emulator.seed(seed)
+        emulator.seed(seeds.seed(seed))
         results += check(emulator, x, [w], launches=2)
     assert all(torch.equal(result, results[0]) for result in results)
 

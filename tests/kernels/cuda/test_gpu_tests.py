@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tests.cuda import emulated
 from tests.gpu import test_cuda_kernels, test_recorded_steps
+from tools.emulator import emulated
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import ops
 from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT

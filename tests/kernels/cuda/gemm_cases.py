@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tests.cuda.emulated import Emulator, Weight, random_weight
+from tests import seeds
+from tools.emulator.emulated import Emulator, Weight, random_weight
 
 
 def every_width(emulator: Emulator, bits: int, dtype: torch.dtype, sym: bool) -> Iterator[tuple[Tensor, Weight]]:
@@ -14,7 +15,7 @@ def every_width(emulator: Emulator, bits: int, dtype: torch.dtype, sym: bool) ->
     of rows.
     """
     for number, (group_size, rows) in enumerate([(32, 40), (64, 64), (96, 17), (-1, 70), (32, 1)]):
-        emulator.seed(number)
+        emulator.seed(seeds.seed(number))
         w = random_weight(bits, 130 if rows < 64 else 64, 192, group_size, sym, dtype, bias=dtype)
         yield torch.randn(rows, 192).to(dtype), w
 
@@ -27,7 +28,7 @@ def sweep(emulator: Emulator, bits: int, dtype: torch.dtype) -> Iterator[tuple[T
     ):
         if k % group_size or number % 2:
             continue
-        emulator.seed(number)
+        emulator.seed(seeds.seed(number))
         emulator.set_processors(1 + number % 5)
         w = random_weight(bits, n, k, group_size, sym, dtype, bias=dtype if number % 3 else None)
         yield torch.randn(rows, k).to(dtype), w

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.cuda import emulated
-from tests.cuda.emulated_driver import PROCESSORS, CpuDevice
-from tests.cuda.products import arguments, close, exact
+from tests.kernels.cuda.products import arguments, close, exact
+from tools.emulator import emulated
+from tools.emulator.emulated_driver import PROCESSORS, CpuDevice
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.operators import Operators
 from transformers_qaig.nn import ops, reference

@@ -12,7 +12,7 @@ from transformers_qaig.kernels import compiler
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.nn import cuda_layout
 
-CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = Path(__file__).parents[3] / "csrc"
 STRUCTURES = {
     "QaigLayer": interface.Layer,
     "QaigMatmul": interface.Matmul,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tests.cuda.emulated import Weight
+from tools.emulator.emulated import Weight
 from transformers_qaig.nn import reference
 from transformers_qaig.nn.packing import CUDA_LAYOUT
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda import emulated
-from tests.cuda.gptq_cases import Columns, by_reference, random_columns, same
+from tests.kernels.cuda.gptq_cases import Columns, by_reference, random_columns, same
+from tools.emulator import emulated
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.rounding import gptq
 from transformers_qaig.rounding.hessian import Hessian

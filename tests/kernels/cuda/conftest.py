@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.cuda import emulated
-from tests.cuda.emulated_driver import PROCESSORS, CpuDevice, EmulatedDriver
+from tools.emulator import emulated
+from tools.emulator.emulated_driver import PROCESSORS, CpuDevice, EmulatedDriver
 from transformers_qaig.kernels.cuda.driver import Driver
 from transformers_qaig.kernels.cuda.operators import Operators
 

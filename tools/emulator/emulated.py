@@ -16,7 +16,6 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from tests import seeds
 from transformers_qaig.kernels.compiler import TORCH_TARGET
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.interface import TYPES, Shape
@@ -24,7 +23,7 @@ from transformers_qaig.nn import cuda_layout
 from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
 
 CSRC = Path(__file__).parents[2] / "csrc"
-EMULATOR = Path(__file__).parent / "emulator"
+EMULATOR = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 OPERATORS = ("linear", "linear_many", "dequantize", "round_columns")
 _FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
@@ -83,7 +82,7 @@ class Emulator:
 
     def seed(self, seed: int) -> None:
         """Of the order in which threads and blocks run."""
-        self.library.qaig_emulator_seed(ctypes.c_ulonglong(seeds.seed(seed)))
+        self.library.qaig_emulator_seed(ctypes.c_ulonglong(seed))
 
     def set_processors(self, count: int) -> None:
         ctypes.c_int.in_dll(self.library, "qaig_emulator_processors").value = count
