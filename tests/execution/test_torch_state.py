@@ -30,7 +30,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "precision of the newer interface": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"recipe": "default", "cost": "fisher"},
     "fast": {"recipe": "fast", "cost": "fisher"},
     "mbq": {"recipe": "mbq", "cost": "integrated_gradients"},
     "paper": {

@@ -58,7 +58,7 @@ def test_every_recipe_runs_and_reports(llava: Path, recipe: str) -> None:
     config = QAIGConfig(bits=3, recipe={"name": recipe, "steps": 10}, **FAST)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     report = model.qaig_report
-    assert report.recipe == recipe
+    assert report.recipe == f"{recipe} with steps=10"
     assert [block.path for block in report.blocks] == list(find_decoder_blocks(model))
     assert report.num_samples == (4 if RECIPES[recipe].calibrates else 0)
     assert recipe in str(report)
@@ -170,13 +170,13 @@ def test_processor_outputs_need_no_processor(llava: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"modules_to_not_convert": ["*.mlp.*"]}, "min_coverage"),
+        ({"modules_to_not_convert": ["*.mpl.*"]}, "matches no module"),
         ({"overrides": {"*.nothing": 4}}, "nothing"),
-        ({"processor": "/nowhere"}, "processor"),
-        ({"processor": Path("/nowhere")}, "processor"),
+        ({"calibration": {"processor": "/nowhere"}}, "processor"),
+        ({"calibration": {"processor": Path("/nowhere")}}, "processor"),
         ({"dataset": []}, "sample"),
         ({"dataset": [{"input_ids": [7]}], "recipe": "mbq"}, "answer.*recipe=.mbq"),
-        ({"dataset": [{"input_ids": [7]}], "budget": 6, "group_size": 32}, "answer.*a budget"),
+        ({"dataset": [{"input_ids": [7]}], "bits": None, "budget": 6, "group_size": 32}, "answer.*a budget"),
         ({"plan": {"a": {"bits": 4, "group_size": 32, "sym": False}}}, "plan"),
     ],
 )
