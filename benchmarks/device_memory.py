@@ -6,8 +6,8 @@ Device memory that calibrating a VLM of Qwen2.5-VL-7B's shapes takes, counted on
 A JSON line per phase: the most bytes of tensors at once on the device, and those that were there when it began. Nothing
 but the number of samples that wait, which hold nothing there, grows with the number of blocks: few do. The accelerator
 (`tools/pretend_accelerator`) computes in the CPU's memory with the CPU's kernels, so what kernels need inside is not
-counted, and attention is counted as if its matrix were stored, which a GPU's fused kernels do not. Nor is what a GPU's allocator
-loses by rounding up and by gaps.
+counted, and attention is counted as if its matrix were stored, which a GPU's fused kernels do not. Nor is what a GPU's
+allocator loses by rounding up and by gaps.
 
 Full width is too much arithmetic for a CPU. With `--shapes-only` large tensors on the device are allocated, counted and
 never written; every candidate counts as better than the one before, so that nothing is left out. At a width of 0.04

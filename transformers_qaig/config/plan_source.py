@@ -20,7 +20,7 @@ class HasPlan(Protocol):
     plan: dict[str, Any] | None
 
 
-def read_plan(source: Mapping[str, Any] | HasPlan | str | os.PathLike | None) -> Any:
+def read_plan(source: Mapping[str, Any] | HasPlan | str | os.PathLike[str] | None) -> Any:
     """Reads the plan in a mapping, a config, a JSON file or a model's folder, or in a whole config.json.
 
     Returns:

@@ -122,7 +122,7 @@ class QAIGConfig(QuantizationConfigMixin):
     ):
         written_by_us = "format_version" in other
         check_format(other.pop("format_version", 1), other.pop("needs_version", ""))
-        self.quant_method = other.pop("quant_method", QUANT_METHOD)  # type: ignore[assignment]
+        self.quant_method = other.pop("quant_method", QUANT_METHOD)
         refuse_unknown([name for name in other if name not in OLD_NAMES], argument_names())
         spelled = translate({"bits": bits, "recipe": recipe, "budget": budget, "calibration": calibration, **other})
         if not written_by_us:
@@ -249,7 +249,7 @@ class QAIGConfig(QuantizationConfigMixin):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, QAIGConfig) and self._settings() == other._settings()
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QAIGConfig:
         # from_pretrained copies the model's config several times: a plan of a million entries is not checked each time,

@@ -42,7 +42,7 @@ class GroupInputs:
     hidden_q: Tensor
     mask: Tensor
     lengths: list[int]
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     token_weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -71,7 +71,7 @@ class NotReached(RuntimeError):
     """A sample's call runs past a sub-block."""
 
 
-def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tuple, dict[str, Any]]:
+def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """Runs `block` on `call` up to the entrance of `group`'s sub-block.
 
     Returns:

@@ -65,7 +65,7 @@ class TargetInputs:
     leave_out: Callable[[Mapping[int, str]], None] = _refuse
 
 
-class Forward(greenlet):
+class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
     """One sample's forward pass, and the block at which it waits."""
 
     def __init__(

@@ -60,7 +60,7 @@ class Offload:
             on_call: called before it computes.
         """
 
-        def go(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        def go(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if on_call is not None:
                 on_call()
             if self._device is None or self._running is not None:  # in a module that is there already
@@ -73,7 +73,7 @@ class Offload:
                 tensor.data = self._copies[id(tensor)]
             return map_tensors(lambda tensor: tensor.to(self._device), (args, kwargs))
 
-        def back(module: nn.Module, args: tuple, output: Any) -> Any:
+        def back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if self._running is not module:
                 return None
             self._running = None
