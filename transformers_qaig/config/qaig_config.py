@@ -249,7 +249,7 @@ class QAIGConfig(QuantizationConfigMixin):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, QAIGConfig) and self._settings() == other._settings()
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QAIGConfig:
         # from_pretrained copies the model's config several times: a plan of a million entries is not checked each time,
