@@ -264,7 +264,7 @@ def _library(files: list[Path], sources: Path, flags: list[str], link: list[str]
     digest = hashlib.sha256("\0".join([*command, *link]).encode())
     for folder in (sources / "cuda", sources / "ops", EMULATOR):
         for path in sorted(folder.rglob("*")):
-            if path.is_file():
+            if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
                 digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
     folder = cache / "emulator" / digest.hexdigest()[:20]

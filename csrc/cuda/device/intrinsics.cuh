@@ -1,5 +1,5 @@
 // The instructions that the kernels use: one inline function each, with two bodies. The one for nvcc and NVRTC is here; the
-// other one runs on the emulator of tests/kernels/cuda. Architectures before 8.0 (no asynchronous copies, no
+// other one runs on the emulator (tools/emulator). Architectures before 8.0 (no asynchronous copies, no
 // bfloat16, half the depth of a tensor core product) get the same functions from what they have.
 //
 // Two 16-bit floats travel in one 32-bit register, the first in the low half. F16 and BF16 name their type.
