@@ -55,7 +55,7 @@ def altered(kind: str) -> Iterator[None]:
     """Within the context, calibration with token weights `"qig"` alters them so."""
 
     def made(recipe: Any, seed: int, pictures: Any) -> Altered:
-        return Altered(kind, QIG(recipe.nodes), pictures)
+        return Altered(kind, QIG(recipe.ig_steps), pictures)
 
     with patch.dict(registry.PRECOMPUTED, qig=lambda data: data.pictures), patch.dict(registry.KINDS, qig=made):
         yield

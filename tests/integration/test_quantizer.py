@@ -223,8 +223,10 @@ OFFLOADED = {
 
 def test_blocks_can_be_offloaded_to_disk(llava: Path, quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
     model, folder = quantized
-    config = QAIGConfig(bits=3, offload_folder=tmp_path / "offload", **FAST)
-    offloaded = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, device_map=OFFLOADED)
+    config = QAIGConfig(bits=3, **FAST)
+    offloaded = AutoModelForImageTextToText.from_pretrained(
+        llava, quantization_config=config, device_map=OFFLOADED, offload_folder=tmp_path / "offload"
+    )
     linear = offloaded.get_submodule("model.language_model.layers.1.mlp.up_proj")
     assert linear.weight_packed.device.type == "meta"
     assert torch.equal(logits(offloaded, llava), logits(model, llava))

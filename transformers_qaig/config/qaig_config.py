@@ -163,11 +163,6 @@ class QAIGConfig(QuantizationConfigMixin):
         check_settings(self)
 
     @property
-    def has_budget(self) -> bool:
-        """Whether widths are to be chosen under a budget."""
-        return self.budget is not None
-
-    @property
     def candidates(self) -> list[WeightScheme]:
         """The schemes that a weight may have, overrides apart: several only under a budget."""
         return [self.scheme(bits) for bits in ([self.bits] if self.budget is None else self.budget.candidates)]
