@@ -10,17 +10,15 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
-from transformers_qaig.calibration import block_quantizer
+from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.block_quantizer import (
     VALIDATION_EVERY,
     BlockQuantizer,
     QuantizerSettings,
-    in_float32,
-    passes,
     quantize_block,
 )
-from transformers_qaig.calibration.decisions import BlockDecisions, rounded, rounding_errors
-from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
+from transformers_qaig.calibration.steps import GroupContext, passes
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
@@ -148,7 +146,7 @@ def test_a_step_that_does_harm_is_rejected(case: Case, monkeypatch: pytest.Monke
                 roundings[name] = replace(rounding, codes=3 - rounding.codes)
             return decisions.with_roundings(roundings)
 
-    monkeypatch.setattr(block_quantizer, "gptq", Ruin())
+    monkeypatch.setattr(steps, "gptq", Ruin())
     quantizer = case.quantizer(recipe_of("default"))
     decisions = quantizer.decide()
     assert not decisions.roundings

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.calibration.test_block_quantizer import PATH, Case
-from transformers_qaig.calibration import block_quantizer
+from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.block_quantizer import decide
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.steps import GroupContext
@@ -96,7 +96,7 @@ def test_a_candidate_whose_output_is_not_finite_is_rejected(case: Case, monkeypa
                 roundings[name] = replace(rounding, grid=replace(rounding.grid, scale=rounding.grid.scale * NAN))
             return decisions.with_roundings(roundings)
 
-    monkeypatch.setattr(block_quantizer, "gptq", Ruin())
+    monkeypatch.setattr(steps, "gptq", Ruin())
     quantizer = case.quantizer(recipe_of("default"))
     assert not quantizer.decide().roundings
     assert not quantizer.summary.accepted

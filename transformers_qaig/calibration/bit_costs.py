@@ -32,8 +32,8 @@ from ..utils.finite import is_finite
 from ..utils.hashing import digest
 from ..utils.logging import ProgressBar, tqdm
 from ..utils.work_folder import WorkFolder, work_folder
-from .block_quantizer import QuantizerSettings, decide, dtype_of, in_float32
-from .decisions import rounding_errors
+from .block_quantizer import QuantizerSettings, decide
+from .decisions import dtype_of, in_float32, rounding_errors
 
 
 @default_torch_state()

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from ..equalization.finder import GroupFinder
@@ -16,16 +15,15 @@ from ..execution.block_outputs import OutputError, first_tensor, forward, is_fin
 from ..execution.exclusions import NotFinite
 from ..execution.group_inputs import gather_group_inputs
 from ..execution.interceptor import TargetInputs
-from ..nn.linear import get_linear
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from ..scheme import Plan
 from ..token_weights.base import SubBlock, TokenWeights
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
-from .decisions import BlockDecisions, cast_like, folded_view, packed, rounded
+from .decisions import BlockDecisions, cast_like, dtype_of, folded_view, in_float32, packed, rounded
 from .reconstruction import BlockReconstruction
-from .steps import GroupContext, Step, clip, equalize, gptq, rotate
+from .steps import GroupContext, Pass, passes
 
 logger = get_logger(__name__)
 
@@ -292,37 +290,3 @@ class BlockQuantizer:
 
     def _note(self, accepted: bool, what: str) -> None:
         (self.summary.accepted if accepted else self.summary.rejected).append(what)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The steps of one pass over a block's groups.
-
-    Attributes:
-        steps: in order.
-        uses_validation_samples: whether an accepted step is made again with the validation samples' tokens, too.
-    """
-
-    steps: tuple[Step, ...]
-    uses_validation_samples: bool = False
-
-
-def passes(recipe: Recipe) -> list[Pass]:
-    """The passes over the block's groups.
-
-    Rounding that is not to nearest comes in a pass of its own: its codes are for weights that no later fold may change.
-    """
-    if recipe.rounding == "nearest":
-        return [Pass((equalize, clip, rotate))]
-    rounding = Pass((gptq, rotate), uses_validation_samples=True)
-    return [Pass((equalize,)), rounding] if recipe.equalization != "none" else [rounding]
-
-
-def in_float32(block: nn.Module) -> nn.Module:
-    """A frozen fp32 copy of the block."""
-    return copy.deepcopy(block).float().requires_grad_(False)
-
-
-def dtype_of(block: nn.Module, schemes: Plan) -> torch.dtype:
-    """What the linears to pack are stored in, and so the dtype of their scales; the narrowest if they differ."""
-    return min((get_linear(block, name).weight.dtype for name in schemes), key=lambda dtype: dtype.itemsize)

@@ -109,6 +109,16 @@ def grid_arguments(scheme: WeightScheme, storage_dtype: torch.dtype, include_zer
     }
 
 
+def in_float32(block: nn.Module) -> nn.Module:
+    """A frozen fp32 copy of the block."""
+    return copy.deepcopy(block).float().requires_grad_(False)
+
+
+def dtype_of(block: nn.Module, schemes: Plan) -> torch.dtype:
+    """What the linears to pack are stored in, and so the dtype of their scales; the narrowest if they differ."""
+    return min((get_linear(block, name).weight.dtype for name in schemes), key=lambda dtype: dtype.itemsize)
+
+
 def folded(original: nn.Module, decisions: BlockDecisions) -> nn.Module:
     """A copy of the fp32 block with every decided scale folded: the same function, other weights."""
     block = copy.deepcopy(original)

@@ -263,3 +263,27 @@ class Rotate:
 
 
 equalize, clip, gptq, rotate = Equalize(), Clip(), Gptq(), Rotate()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The steps of one pass over a block's groups.
+
+    Attributes:
+        steps: in order.
+        uses_validation_samples: whether an accepted step is made again with the validation samples' tokens, too.
+    """
+
+    steps: tuple[Step, ...]
+    uses_validation_samples: bool = False
+
+
+def passes(recipe: Recipe) -> list[Pass]:
+    """The passes over the block's groups.
+
+    Rounding that is not to nearest comes in a pass of its own: its codes are for weights that no later fold may change.
+    """
+    if recipe.rounding == "nearest":
+        return [Pass((equalize, clip, rotate))]
+    rounding = Pass((gptq, rotate), uses_validation_samples=True)
+    return [Pass((equalize,)), rounding] if recipe.equalization != "none" else [rounding]
