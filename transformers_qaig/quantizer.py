@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
@@ -25,16 +25,14 @@ from .loading.checkpoint import check_headers, check_number
 from .loading.dispatch import Placement, check_devices
 from .loading.guard import guard_patterns, guard_tensors
 from .loading.local_names import ignored_patterns, localise
+from .loading.packed_modules import check_loaded, prepare, unpack_modules
 from .loading.rotation_record import check_rotations, record_rotations
 from .loading.shards import check_files
 from .loading.skeleton import likely_plan, pack_modules, packed_skeleton
 from .loading.source import Source
 from .loading.text_config import mark_text_config, unmark_text_config, whole_settings
-from .loading.tied_embeddings import install_tied_embeddings, replace, uninstall_tied_embeddings
+from .loading.tied_embeddings import install_tied_embeddings
 from .loading.unused_tensors import UnusedTensor, find_unused, kept, read_unused, report_unused
-from .nn.embedding import QAIGEmbedding
-from .nn.linear import QAIGLinear
-from .nn.packed_module import PackedModule, check_finite, check_packed
 from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
 from .plan.build import budget_in_bits, list_schemes, make_plan
 from .plan.coverage import Coverage
@@ -43,8 +41,8 @@ from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_sa
 from .saving.trial import try_saving
 from .scheme import Plan, parse_plan, plan_to_dict
 from .utils.files import require_writable
-from .utils.finite import buffers_with_nan, check_weights
-from .utils.logging import get_logger, tqdm
+from .utils.finite import check_weights
+from .utils.logging import get_logger
 
 logger = get_logger(__name__)
 
@@ -189,22 +187,10 @@ class QAIGHfQuantizer(HfQuantizer):
     @default_torch_state()
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
-            # Transformers 5.17 leaves what it renames in the file's dtype, whatever `dtype` is asked for.
-            for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-                if not tensor.is_meta:
-                    tensor.data = tensor.data.to(self.dtypes.get(name, tensor.dtype))
-            ties = model.all_tied_weights_keys
-            for path in sorted(self.plan, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
-                module = model.get_submodule(path)
-                assert isinstance(module, PackedModule)
-                check_packed(module, path, negative_scales=False)
-            for name, parameter in model.named_parameters():
-                check_finite(parameter, name)
-            for name in buffers_with_nan(model):
-                raise ValueError(f"{name} holds NaN: download the checkpoint or save it again")
+            check_loaded(model, self.plan, self.dtypes)
             mark_text_config(model.config)
             attach_saving(model, ProcessorToSave(None, self.source))
-            self._prepare(model)
+            prepare(model, self.plan)
             return
         from .calibration.pipeline import (
             calibrate,  # here, because all that needs greenlet comes with it, and loading does not
@@ -233,7 +219,7 @@ class QAIGHfQuantizer(HfQuantizer):
         attach_saving(model, self._processor(), base_model_id=model.name_or_path)
         logger.info("%s", report)
         self.placement.place(model)
-        self._prepare(model)
+        prepare(model, self.plan)
 
     def _processor(self) -> ProcessorToSave:
         """The processor that calibration used, or would have used."""
@@ -241,13 +227,6 @@ class QAIGHfQuantizer(HfQuantizer):
         if isinstance(given, (str, os.PathLike)):
             return ProcessorToSave(None, self.source.reach(given))
         return ProcessorToSave(given, self.source)
-
-    def _prepare(self, model: PreTrainedModel) -> None:
-        """Give the packed layers the word order of their device's kernels, one after the other."""
-        for path in tqdm(self.plan, desc="Preparing packed layers", unit="layer", leave=False):
-            module = model.get_submodule(path)
-            assert isinstance(module, PackedModule)
-            module.prepare()
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Choose the plan under the budget, by what each width would cost the answers."""
@@ -266,28 +245,9 @@ class QAIGHfQuantizer(HfQuantizer):
 
     @default_torch_state()
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-        # Before anything is changed: an offloaded module's tensors have no values here to make a weight from.
-        absent = [path for path in self.plan if model.get_submodule(path).get_parameter("weight_packed").is_meta]
-        if absent:
-            raise ValueError(
-                f"dequantize() needs all packed weights in memory, and those of {absent[0]} (and {len(absent) - 1} "
-                "others) are offloaded: load the model without offloading, as with `device_map='cpu'`."
-            )
         # A string is what the config holds once it was saved.
         wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-        for path in self.plan:
-            packed = model.get_submodule(path)
-            if isinstance(packed, QAIGEmbedding):
-                replace(model, packed, packed.to_dense(wanted))
-                continue
-            assert isinstance(packed, QAIGLinear)
-            weight = packed.dequantize(wanted)
-            linear = nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
-            linear.weight = nn.Parameter(weight)
-            if packed.bias is not None:
-                linear.bias = nn.Parameter(packed.bias.to(weight.dtype))
-            model.set_submodule(path, linear)
-        uninstall_tied_embeddings(model)
+        unpack_modules(model, self.plan, wanted)
         unmark_text_config(model.config)
         detach_saving(model)
         return model

@@ -1,0 +1,85 @@
+"""A model's packed modules once there are weights: checked, prepared for their device, turned back into dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..nn.embedding import QAIGEmbedding
+from ..nn.linear import QAIGLinear
+from ..nn.packed_module import PackedModule, check_finite, check_packed
+from ..scheme import Plan
+from ..utils.finite import buffers_with_nan
+from ..utils.logging import tqdm
+from .tied_embeddings import replace, uninstall_tied_embeddings
+
+
+def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Checks what a packed checkpoint gave a model, and puts its tensors in the dtypes that they should have.
+
+    Args:
+        model: with its weights.
+        plan: of its packed modules.
+        dtypes: name → dtype. Transformers 5.17 leaves what it renames in the file's dtype.
+
+    Raises:
+        ValueError: naming a tensor that is damaged.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if not tensor.is_meta:
+            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
+    ties = model.all_tied_weights_keys
+    for path in sorted(plan, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
+        check_packed(_packed(model, path), path, negative_scales=False)
+    for name, parameter in model.named_parameters():
+        check_finite(parameter, name)
+    for name in buffers_with_nan(model):
+        raise ValueError(f"{name} holds NaN: download the checkpoint or save it again")
+
+
+def prepare(model: nn.Module, plan: Plan) -> None:
+    """Gives the packed modules the word order of their device's kernels, one after the other."""
+    for path in tqdm(plan, desc="Preparing packed layers", unit="layer", leave=False):
+        _packed(model, path).prepare()
+
+
+def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None) -> None:
+    """Puts dense modules in the place of packed ones.
+
+    Args:
+        model: all its packed weights are in memory.
+        plan: of its packed modules.
+        dtype: of the weights; None: the dtype in which each module computes.
+
+    Raises:
+        ValueError: some weights are offloaded; nothing was changed.
+    """
+    absent = [path for path in plan if _packed(model, path).weight_packed.is_meta]
+    if absent:
+        raise ValueError(
+            f"dequantize() needs all packed weights in memory, and those of {absent[0]} (and {len(absent) - 1} "
+            "others) are offloaded: load the model without offloading, as with `device_map='cpu'`."
+        )
+    for path in plan:
+        packed = _packed(model, path)
+        if isinstance(packed, QAIGEmbedding):
+            replace(model, packed, packed.to_dense(dtype))
+            continue
+        assert isinstance(packed, QAIGLinear)
+        weight = packed.dequantize(dtype)
+        linear = nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight)
+        if packed.bias is not None:
+            linear.bias = nn.Parameter(packed.bias.to(weight.dtype))
+        model.set_submodule(path, linear)
+    uninstall_tied_embeddings(model)
+
+
+def _packed(model: nn.Module, path: str) -> PackedModule:
+    module = model.get_submodule(path)
+    assert isinstance(module, PackedModule)
+    return module
