@@ -49,6 +49,7 @@ def test_the_short_form_says_what_was_packed_and_what_was_not(report: Quantizati
     text = str(report)
     for said in (
         "stored bits     3.30 per packed weight",
+        "widths          1 × 2 bits, 1 × 3 bits\n",
         "99.0% of the blocks' 1,000 weights",
         "1 of the blocks' tensors: 1 × too small",
         "▃█  1.0e-04 to 4.0e-04, most in layers.1",

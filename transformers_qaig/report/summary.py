@@ -77,6 +77,9 @@ class QuantizationReport:
             ("stored bits", f"{self.bits_per_weight:.2f} per packed weight of the blocks, with scales and zero points"),
             ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
         ]
+        counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside)
+        if len(counts) > 1:
+            facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
         if self.coverage.left_out:
             facts.append(("not packed", self._reasons()))
         if errors := self._errors():
