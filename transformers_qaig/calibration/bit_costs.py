@@ -19,6 +19,7 @@ from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of, forward
 from ..execution.exclusions import Exclusions, Sample, numbered, overflow_advice
+from ..execution.few_rows import thread_independent
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.paused_forward import PausedForwards, leaving_out
@@ -89,6 +90,7 @@ def measure_costs(
     count = max(len(choices) for choices in options.values())
     with (
         work_folder(folder, run) as store,
+        thread_independent(model.dtype),
         tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
         for index in range(count):

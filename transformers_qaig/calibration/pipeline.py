@@ -17,6 +17,7 @@ from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of
 from ..execution.exclusions import Exclusions, numbered, overflow_advice
+from ..execution.few_rows import thread_independent
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.out_of_memory import out_of_memory_explained
@@ -73,7 +74,7 @@ def calibrate(
     masks = [token_mask(sample) for sample in samples]
     exclusions = exclusions or Exclusions(len(samples))
     device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
-    with BlockStore(config, plan, samples, model) as store:
+    with BlockStore(config, plan, samples, model) as store, thread_independent(model.dtype):
         with out_of_memory_explained("in the first forward passes", device, len(samples), held=lambda: 0):
             if not config.recipe.calibrates:
                 check_forward(model, device)

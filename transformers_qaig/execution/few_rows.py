@@ -1,0 +1,52 @@
+"""Products of few rows in float32, the same to the last bit for every number of threads."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+from torch.overrides import TorchFunctionMode
+
+ROWS = 128
+"""With this many rows threads get whole tiles: only what is left over would differ."""
+TILE = 4
+ALIGNED = 8
+
+
+def thread_independent(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """[`FewRows`] for a model in float32; nothing for one in 16 bits, where it would only cost time."""
+    return FewRows() if dtype == torch.float32 else nullcontext()
+
+
+class FewRows(TorchFunctionMode):
+    """
+    Within the context, float32 `linear` of few rows on the CPU gets rows of zeros up to a multiple of 8.
+
+    BLAS splits rows among threads, and sums the rows that do not fill a tile in another order. Which rows these are
+    then depends on the number of threads; a last bit that flips changes codes. Rows that fill tiles are safe. Products
+    in 16 bits are summed in one order already. Products that autograd records stay as they are: a checkpoint computes
+    them again during the backward pass, where torch enters no mode.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is not linear or kwargs or not _is_split(args[0]) or _is_recorded(args):
+            return func(*args, **(kwargs or {}))
+        x, *others = args
+        rows = x.reshape(-1, x.shape[-1])
+        product = func(pad(rows, (0, 0, 0, -len(rows) % ALIGNED)), *others)
+        return product[: len(rows)].reshape(*x.shape[:-1], product.shape[-1])
+
+
+def _is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _is_split(x: Tensor) -> bool:
+    """Whether the number of threads would tell which rows of `x` fill a tile."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
+        return False
+    rows = x.numel() // x.shape[-1]
+    return TILE < rows < ROWS and rows % TILE != 0
