@@ -31,7 +31,9 @@ class FewRows(TorchFunctionMode):
     them again during the backward pass, where torch enters no mode.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is not linear or kwargs or not _is_split(args[0]) or _is_recorded(args):
             return func(*args, **(kwargs or {}))
         x, *others = args
