@@ -34,7 +34,7 @@ from ..utils.logging import get_logger, tqdm
 from .block_quantizer import QuantizerSettings
 from .overflow import check_forward
 from .resume import BlockStore
-from .target_quantizer import EVERY_TOKEN, TargetResult, advance, install, keep, quantize_target
+from .target_quantizer import EVERY_TOKEN, Outcome, advance, finish, quantize_target
 from .targets import find_targets
 
 logger = get_logger(__name__)
@@ -80,7 +80,7 @@ def calibrate(
                 check_forward(model, device)
             targets, unreached = find_targets(model, stored_once(model, coverage.outside), samples, device)
             settings = _settings(model, samples, masks, answer_masks or masks, config, device, exclusions)
-        results: list[TargetResult] = []
+        outcomes: list[Outcome] = []
         modules, most_held = [target.module for target in targets], 0
         with (
             offloaded(model, modules, device) as memory,
@@ -99,25 +99,23 @@ def calibrate(
                         result = quantize_target(target, plan, inputs, settings, store)
                         last = target is targets[-1]  # what follows it is not needed
                         advance(result, inputs, *(None, None) if last else (full, quantized))
-                        keep(result, store)
-                        install(model, result)
-                results.append(result)
-                if math.isfinite(result.error):
-                    progress.set_postfix(error=f"{result.error:.2e}")
+                        outcomes.append(finish(model, result, store))
+                        del result  # it holds what the model needs no longer: dense embeddings, say
+                if math.isfinite(outcomes[-1].summary.error):
+                    progress.set_postfix(error=f"{outcomes[-1].summary.error:.2e}")
         for target in unreached:
             logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", target.path)
             result = quantize_target(target, plan, TargetInputs({}, {}, []), settings, store)
-            keep(result, store)
-            install(model, result)
-            results.append(result)
+            outcomes.append(finish(model, result, store))
+            del result
     used = [mask for sample, mask in zip(samples, masks) if sample not in exclusions]
     return QuantizationReport(
         str(config.recipe),
         coverage,
-        {**plan, **{path: scheme for result in results for path, scheme in result.schemes.items()}},
+        {**plan, **{path: scheme for outcome in outcomes for path, scheme in outcome.schemes.items()}},
         num_samples=len(used),
         num_tokens=int(sum(mask.sum() for mask in used)),
-        blocks=[result.summary for result in results],
+        blocks=[outcome.summary for outcome in outcomes],
         seconds=time.perf_counter() - start,
         bytes_per_sample=most_held / max(len(samples), 1),
         left_out=dict(exclusions.where),

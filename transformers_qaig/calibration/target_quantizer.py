@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -135,13 +135,30 @@ def advance(
     result.seconds += time.perf_counter() - start
 
 
-def keep(result: TargetResult, store: BlockStore) -> None:
-    """Keeps what a target became in `store`, or checks that one from there has the error that it was kept with."""
+class Outcome(NamedTuple):
+    """What is left to report of a target, once it is in the model.
+
+    Attributes:
+        schemes: path of every packed weight in the model → how it is stored.
+        summary: of the target.
+    """
+
+    schemes: Plan
+    summary: BlockSummary
+
+
+def finish(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome:
+    """Keeps what a target became in `store`, and puts it into the model.
+
+    One that comes from `store` must have the error that it was kept with.
+    """
     for chunk, became, error in zip(result.chunks, result.results, result.errors):
         store.check(became.summary, error.value)
         became.summary.error, became.summary.seconds = error.value, result.seconds / len(result.chunks)
         if not isinstance(chunk.module, nn.Embedding):
             store.save(chunk.path, became)
+    install(model, result)
+    return Outcome(result.schemes, result.summary)
 
 
 def install(model: nn.Module, result: TargetResult) -> None:
