@@ -48,8 +48,7 @@ logger = get_logger(__name__)
 
 
 class QAIGHfQuantizer(HfQuantizer):
-    """
-    Quantizes an unquantized model after its weights are loaded; builds a quantized one's packed modules before.
+    """Quantizes an unquantized model after its weights are loaded; builds a quantized one's packed modules before.
 
     A model to be quantized is loaded on the CPU whatever `device_map` says, calibrated block by block on an accelerator
     if there is one, and placed on `device_map` once packed.

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 
 def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """
-    The blocks of the language model, by path in `model`, in the order of their lists.
+    """The blocks of the language model, by path in `model`, in the order of their lists.
 
     They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`, but for
     those in a model of its own that embeds no text (a tower or image tokenizer that the decoder owns). If the model
@@ -69,8 +68,7 @@ def _size(module: nn.Module) -> int:
 
 
 def find_vision_tower(model: nn.Module) -> dict[str, nn.Module]:
-    """
-    The vision tower and, beside it, the projector: modules by path in `model`, none inside another.
+    """The vision tower and, beside it, the projector: modules by path in `model`, none inside another.
 
     The tower is `model.get_encoder(modality="image")`. The projector is what stands with the tower and the decoder
     below one parent. Where another model stands there (an audio tower), modules between could belong to either: none

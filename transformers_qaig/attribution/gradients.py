@@ -1,4 +1,4 @@
-"""How the loss of the answers changes with each token's hidden state: gradients of the task, block by block."""
+"""Computes the gradient of the answers' loss at every token, block by block."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 def token_gradients(
     model: nn.Module, blocks: Sequence[nn.Module], sample: Mapping[str, Any], answer: Tensor
 ) -> list[Tensor]:
-    """
-    Mean over channels of |∂L/∂h| at every token of every block's output h, L the answers' negative log likelihood.
+    """Computes the mean over channels of |∂L/∂h| at every token of every block's output h.
 
-    That is also the gradient at the output of whatever a block adds to its residual stream last.
+    L is the negative log likelihood of the answers. The gradient at h is also the gradient at the output of whatever a
+    block adds to its residual stream last.
 
     Args:
         model: with logits; its parameters need no gradients.

@@ -1,5 +1,4 @@
-"""
-What the rounding of each linear costs the answers: attribution along the weight path, and its relatives.
+"""Predicts what rounding each linear costs the answers: attribution along the weight path, and three alternatives.
 
 Notation. Linear m has weight w_m [N, K] and rounding error δ_m = w_m^q - w_m. All linears together stand on the path
 
@@ -47,8 +46,7 @@ Errors = Mapping[str, Tensor]
 
 @contextmanager
 def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[float]) -> Iterator[None]:
-    """
-    Within the context, linear m of `model` computes with the weight w_m + s_m δ_m.
+    """Makes linear m of `model` compute with the weight w_m + s_m δ_m, within the context.
 
     Args:
         model: holds an `nn.Linear` at every path of `errors`.
@@ -71,7 +69,7 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
 
 @contextmanager
 def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Callable[..., Any]]) -> Iterator[None]:
-    """Within the context, the linear at the i-th path has the forward hook `hook(i, δ)`."""
+    """Gives the linear at the i-th path the forward hook `hook(i, δ)`, within the context."""
     handles = [
         model.get_submodule(path).register_forward_hook(hook(index, error))
         for index, (path, error) in enumerate(errors.items())
@@ -84,8 +82,7 @@ def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Call
 
 
 def weight_path_shares(model: nn.Module, errors: Errors, loss: Callable[[], Tensor], nodes: int = 2) -> Tensor:
-    """
-    φ: integrated gradients of `loss` along the weight path, by Gauss-Legendre quadrature.
+    """Computes φ: integrated gradients of `loss` along the weight path, by Gauss-Legendre quadrature.
 
     Args:
         model: see [`perturbed`].
@@ -114,8 +111,9 @@ def fisher_losses(
     at: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """
-    ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²]: to second order, the loss with linear m alone rounded.
+    """Predicts, to second order, the loss with linear m alone rounded.
+
+    This is ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²], see the notes on Fisher above.
 
     Args:
         model: see [`perturbed`].
@@ -147,8 +145,7 @@ def fisher_losses(
 
 
 class _Tally(torch.autograd.Function):
-    """
-    On the way forward y + α x δᵀ; on the way back, what the rounding would do to the score, position by position.
+    """Adds α x δᵀ on the way forward; on the way back, adds up what the rounding changes in the score, per position.
 
     The input and the error are saved for that the way autograd saves tensors, so that checkpointing sees them.
     """
@@ -169,8 +166,9 @@ class _Tally(torch.autograd.Function):
 
 @torch.no_grad()
 def losses_alone(model: nn.Module, errors: Errors, loss: Callable[[], Tensor]) -> Tensor:
-    """
-    The loss with each linear alone rounded, fp32 [M] in the order of `errors`. M forward passes: the slow oracle.
+    """Measures the loss with one linear rounded at a time: fp32 [M] in the order of `errors`.
+
+    This is the slow oracle: it runs M forward passes.
     """
     losses = []
     for path, error in errors.items():
@@ -181,8 +179,9 @@ def losses_alone(model: nn.Module, errors: Errors, loss: Callable[[], Tensor]) -
 
 @torch.no_grad()
 def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object]) -> Tensor:
-    """
-    Energies of each linear's output: of what the rounding adds, Σ ‖x δ_mᵀ‖², and of the output itself, without bias.
+    """Sums the energy that rounding adds to each linear's output, and the energy of the output itself.
+
+    The first is Σ ‖x δ_mᵀ‖², the second Σ ‖x w_mᵀ‖², without bias.
 
     Args:
         model: see [`perturbed`].

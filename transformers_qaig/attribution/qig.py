@@ -1,4 +1,4 @@
-"""Token importance λ: Quantization-aware Integrated Gradients (QIG, arXiv 2603.17809) of a sub-block's inputs."""
+"""Computes token importance λ by Quantization-aware Integrated Gradients (QIG, arXiv 2603.17809)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ def qig(
     nodes: int = 8,
     both_ends: bool = False,
 ) -> Tensor:
-    """
-    QIG of a sub-block's input by the midpoint rule:
+    """Computes QIG of a sub-block's input by the midpoint rule.
 
         (x - x0) ∘ ∫₀¹ ∂/∂x_α Σ_t mean_c |f(x_α, w) - f(x_α, w^q)| dα,   x_α = x0 + α (x - x0)
 
-    Complete: summed over tokens and channels it is Σ_t F_t(x) - Σ_t F_t(x0).
+    It is complete: summed over tokens and channels it is Σ_t F_t(x) - Σ_t F_t(x0).
 
     Args:
         difference: x_α [B, T, C] → f(x_α, w) - f(x_α, w^q), [..., C'].
-        x: [B, T, C] fp32, the input in the full-precision stream.
-        baseline: [B, T, C] fp32, x0: the input in the quantized stream for the paper's own form.
+        x: [B, T, C] fp32, the input in the full-precision model.
+        baseline: [B, T, C] fp32, x0: the input in the quantized model for the paper's own form.
         nodes: number of midpoint nodes. The integrand has kinks, so a higher-order rule gains nothing.
         both_ends: the rule of the paper's code instead: `nodes` points from 0 to 1, both ends included, all of the same
             weight. Its sum is not complete.
@@ -47,9 +46,10 @@ def qig(
 
 
 def qig_linear(x: Tensor, baseline: Tensor, weight_error: Tensor) -> Tensor:
-    """
-    QIG of a single linear in closed form. Along the path the output difference u = x_α D^T is linear in α, so the mean
-    of its sign is (|u1| - |u0|) / (u1 - u0); no autograd, exact, and the bias cancels.
+    """Computes QIG of a single linear in closed form.
+
+    Along the path the output difference u = x_α Dᵀ is linear in α, so the mean of its sign is (|u1| - |u0|) / (u1 -
+    u0). This is exact and needs no autograd; the bias cancels.
 
     Args:
         x: [..., C] fp32.
@@ -67,12 +67,12 @@ def qig_linear(x: Tensor, baseline: Tensor, weight_error: Tensor) -> Tensor:
 
 
 def token_importance(attribution: Tensor, mask: Tensor, *, clip: bool = True) -> Tensor:
-    """
-    λ from an attribution: r_t = mean_c |QIG|, clipped to [q1 - 1.5 IQR, q3 + 1.5 IQR] of the sample's real tokens and
-    normalised so that a real token weighs 1 on average.
+    """Turns an attribution into token weights λ that average 1 over the real tokens.
 
-    Where there is nothing to go by, every real token weighs the same: all attributions zero (the first sub-block of a
-    model: its input is not distorted yet), or more than half of a sample's not finite.
+    r_t = mean_c |QIG| is clipped to [q1 - 1.5 IQR, q3 + 1.5 IQR] of the sample's real tokens, then normalised.
+
+    Every real token weighs the same in two cases. All attributions are zero, as at the first sub-block of a model,
+    whose input has no error yet. Or more than half of a sample's attributions are not finite.
 
     Args:
         attribution: [B, T, C].
@@ -102,9 +102,10 @@ def token_importance(attribution: Tensor, mask: Tensor, *, clip: bool = True) ->
 
 
 def tempered(weights: Tensor, effective: float = 0.5) -> Tensor:
-    """
-    w^p, normalised to mean 1 over the tokens that count, with the largest p ≤ 1 for which the effective sample size
-    (Σ w)² / Σ w² is at least `effective` of their number: a few heavy tokens must not make up a second moment alone.
+    """Flattens token weights to w^p, so that a few heavy tokens do not make up a second moment alone.
+
+    p is the largest exponent ≤ 1 for which the effective sample size (Σ w)² / Σ w² is at least `effective` of the
+    number of tokens that count. The result has mean 1 over those tokens.
 
     Args:
         weights: fp32, ≥ 0, any shape; zero where a token does not count.

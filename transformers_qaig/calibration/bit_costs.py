@@ -237,7 +237,7 @@ def _costs_of(
 
 
 def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
-    """log p at an answer's tokens, given what precedes them.
+    """Log p at an answer's tokens, given what precedes them.
 
     Args:
         model: with logits.

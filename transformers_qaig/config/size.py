@@ -11,8 +11,7 @@ _LONGEST_SIZE = 40  # characters
 
 
 def parse_size(size: int | str) -> int:
-    """
-    Bytes of `"3.5GiB"`, `"800 MB"` or a number.
+    """Bytes of `"3.5GiB"`, `"800 MB"` or a number.
 
     Raises:
         ValueError: it is none of these, not positive, or 2^63 bytes or more.

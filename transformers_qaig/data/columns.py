@@ -23,8 +23,7 @@ _LETTERS = "ABCDEFGHIJ"  # of multiple-choice sets with a column for each choice
 
 
 def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, str]:
-    """
-    Which of `record`'s keys plays which part.
+    """Which of `record`'s keys plays which part.
 
     Raises:
         ValueError: `columns` names an unknown part or a missing column, nothing usable is found, or beside an image

@@ -20,8 +20,7 @@ def encode(
     vocab_size: int | None = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> dict[str, torch.Tensor]:
-    """
-    Tokenises a whole conversation, the assistant's answers included, and its images.
+    """Tokenises a whole conversation, the assistant's answers included, and its images.
 
     Args:
         processor: the model's processor (a tokenizer will do for text).

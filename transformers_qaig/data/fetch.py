@@ -22,8 +22,7 @@ _CHUNK = 1 << 16
 
 
 def fetch(source: str, base_dir: Path | None = None, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """
-    Reads what `source` names.
+    """Reads what `source` names.
 
     Args:
         source: an address (`http:`, `https:`, `data:`, `file:`) or a path.
@@ -50,8 +49,7 @@ def fetch(source: str, base_dir: Path | None = None, max_bytes: int = MAX_IMAGE_
 
 
 def read_file(path: str | Path, base_dir: Path | None = None, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """
-    Reads one regular file.
+    """Reads one regular file.
 
     Raises:
         ValueError: there is none, it is a folder, a device, a FIFO or a socket, or it is larger than `max_bytes`.

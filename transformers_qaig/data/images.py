@@ -15,8 +15,7 @@ from .pixels import from_array, to_rgb, unreadable
 
 
 def open_image(source: Any, base_dir: Path | None = None) -> Image.Image:
-    """
-    Opens an image and returns it as RGB pixels in memory.
+    """Opens an image and returns it as RGB pixels in memory.
 
     Args:
         source: a `PIL.Image.Image`; a path; an `http(s):`, `file:` or `data:` URL; encoded `bytes`; a dict with `bytes`

@@ -10,8 +10,7 @@ from .tensors import NO_ANSWER
 
 
 def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: torch.Tensor) -> torch.Tensor:
-    """
-    Labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere. An answer begins where the conversation
+    """Labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere. An answer begins where the conversation
     so far, with the prompt to answer, parts from the whole; it ends where the conversation so far, with the answer,
     does. Each costs the processor two more runs.
 
@@ -38,8 +37,7 @@ def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: tor
 
 
 def _by_replacing(processor: Any, form: Conversation, tools: ChatTools, index: int, ids: torch.Tensor) -> slice:
-    """
-    Where the text of turn `index` is, found by another one in its place. For templates that write a turn otherwise
+    """Where the text of turn `index` is, found by another one in its place. For templates that write a turn otherwise
     once others follow (they leave out its reasoning), so that no beginning of the conversation is one of the whole.
     """
     texts = texts_of(form[index])

@@ -34,8 +34,7 @@ def load_inputs(
     source: Source | None = None,
     exclusions: Exclusions | None = None,
 ) -> tuple[list[Sample], list[Tensor]]:
-    """
-    Read the calibration set, once.
+    """Read the calibration set, once.
 
     Args:
         model: what the samples are for; may be on the meta device.

@@ -27,8 +27,7 @@ IMAGE_MARKER = "<image>"
 def to_conversation(
     record: Any, columns: Mapping[str, str] | None = None, base_dir: Path | None = None
 ) -> Conversation:
-    """
-    Turns one record into a conversation.
+    """Turns one record into a conversation.
 
     Args:
         record: a list of chat messages; a dict with messages (and images that fill the placeholders in order); a
@@ -64,8 +63,7 @@ def to_conversation(
 
 
 def tools_of(record: Any, columns: Mapping[str, str] | None = None) -> ChatTools:
-    """
-    The tools that a record offers to the assistant, for the chat template; None: no tools.
+    """The tools that a record offers to the assistant, for the chat template; None: no tools.
 
     Raises:
         ValueError: they are no list of JSON schemas or functions.

@@ -39,8 +39,7 @@ def to_rgb(image: Image.Image, what: str = "the image") -> Image.Image:
 
 
 def from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
-    """
-    Converts an array.
+    """Converts an array.
 
     Args:
         source: `[H, W]`, `[H, W, C]` or `[C, H, W]` with C in (1, 3, 4): bool; integers in 0..255, or in 0..65535

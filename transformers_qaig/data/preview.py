@@ -13,8 +13,7 @@ COLLAPSE_FROM = 4  # shorter runs of one token are ordinary text ("...", a table
 
 
 def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
-    """
-    The first row of a sample, padding left out: its text, runs of one token collapsed (`<image>×64`); its ids where
+    """The first row of a sample, padding left out: its text, runs of one token collapsed (`<image>×64`); its ids where
     nothing decodes them.
     """
     tokenizer = getattr(processor, "tokenizer", processor)

@@ -16,8 +16,7 @@ _SHOWN = 80
 
 
 def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], base_dir: Path | None) -> list[Turn]:
-    """
-    Turns of a record without a messages column. Prompt and response may each be a text or a list of messages.
+    """Turns of a record without a messages column. Prompt and response may each be a text or a list of messages.
 
     Raises:
         ValueError: a column holds what is neither; the message names it and says what it should be.

@@ -38,8 +38,7 @@ def load_samples(
     with_labels: bool = False,
     vocab_size: int | None = None,
 ) -> list[Sample]:
-    """
-    Loads calibration samples as the model's inputs.
+    """Loads calibration samples as the model's inputs.
 
     Args:
         dataset: one of

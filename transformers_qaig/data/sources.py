@@ -1,4 +1,4 @@
-"""Whatever holds calibration records (a list, a stream, a table, a file, a name on the Hub) -> records by index."""
+"""Opens whatever holds calibration records (a list, a stream, a table, a file, a name on the Hub)."""
 
 import json
 import random
@@ -21,13 +21,15 @@ MAX_FILE_BYTES = 4 << 30
 
 
 def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> tuple[Any, Path | None]:
-    """
-    The records of a dataset, and the folder that their relative image paths start from (None: the working directory).
+    """Opens a dataset, and finds the folder that its relative image paths start from.
 
     Args:
-        dataset: see [`dataset.load_samples`].
+        dataset: see [`transformers_qaig.data.samples.load_samples`].
         with_images: of the bundled set (`dataset=None`).
         token: for a gated set on the Hub.
+
+    Returns:
+        the records, and the folder; None for the working directory.
 
     Raises:
         TypeError: `dataset` is nothing that holds records.
@@ -62,8 +64,7 @@ def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> t
 
 
 def choose_records(records: Any, num_samples: int, seed: int, keep_rest: bool) -> Iterator[tuple[int, Any]]:
-    """
-    The records to use, each with its index: all in their order if they are few, else a choice by `seed`.
+    """Yields the records to use, each with its index: all in their order if they are few, else a choice by `seed`.
 
     With `keep_rest` the others follow, for the caller to replace samples that it must leave out.
 
@@ -104,7 +105,7 @@ def _unreadable(index: int, error: Exception) -> ValueError:
 
 
 def _split_of(dataset: Any) -> Any:
-    """One split of a `DatasetDict`: the only one, else `train`."""
+    """Returns one split of a `DatasetDict`: the only one, else `train`."""
     if not isinstance(dataset, Mapping) or not dataset or not all(hasattr(d, "features") for d in dataset.values()):
         return dataset
     name = next(iter(dataset)) if len(dataset) == 1 else "train"
@@ -115,7 +116,7 @@ def _split_of(dataset: Any) -> Any:
 
 
 def _rows_of_table(dataset: Any) -> Any:
-    """The rows of a pandas, polars or Arrow table, which itself gives the names of its columns or whole columns."""
+    """Returns the rows of a pandas, polars or Arrow table; iterating over it gives column names or whole columns."""
     if hasattr(dataset, "iloc") and hasattr(dataset, "columns"):
         return [_plain(row) for row in dataset.to_dict(orient="records")]
     for rows in ("to_dicts", "to_pylist"):
@@ -127,7 +128,7 @@ def _rows_of_table(dataset: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as Python has it: pandas holds lists as arrays of objects, and what is missing as NaN."""
+    """Converts a value to Python's own types: pandas holds lists as arrays of objects, and gaps as NaN."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):

@@ -25,8 +25,7 @@ def form_for_template(
     tools: ChatTools = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> Conversation:
-    """
-    The conversation in the form that this chat template renders in full.
+    """The conversation in the form that this chat template renders in full.
 
     Args:
         tell: called with a sentence for whatever else than an answer the template drops.

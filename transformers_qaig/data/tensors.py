@@ -11,8 +11,7 @@ _PER_TOKEN = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_tok
 
 
 def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[str, torch.Tensor]:
-    """
-    A processor's output as CPU tensors; what has one entry a token gets its batch axis where it is missing.
+    """A processor's output as CPU tensors; what has one entry a token gets its batch axis where it is missing.
 
     Args:
         batch: names and values of the model's inputs. `None` values are left out.
@@ -45,8 +44,7 @@ def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[
 
 
 def token_mask(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """
-    Which positions hold real tokens; padding must never count in a statistic.
+    """Which positions hold real tokens; padding must never count in a statistic.
 
     Returns:
         `torch.BoolTensor` `[B, T]`: the attention mask, or all True where the sample has none.
@@ -56,8 +54,7 @@ def token_mask(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] = ()) -> torch.Tensor:
-    """
-    Which positions hold a token of an answer, from the sample's labels. A sample without labels, or with none set,
+    """Which positions hold a token of an answer, from the sample's labels. A sample without labels, or with none set,
     has no answer told apart: there every real token but the `image_tokens` counts.
 
     Returns:

@@ -36,8 +36,7 @@ def is_messages(value: Any) -> bool:
 
 
 def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
-    """
-    Reads a list of chat messages: `role` and `content` (or `from` and `value`), or `user` and `assistant` in one.
+    """Reads a list of chat messages: `role` and `content` (or `from` and `value`), or `user` and `assistant` in one.
 
     Returns:
         Turns: `role`, `content` (a list of parts) and whatever else the message has for the chat template:

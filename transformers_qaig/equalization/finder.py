@@ -13,8 +13,7 @@ from .probe import find_groups
 
 
 class GroupFinder:
-    """
-    Blocks of one class whose parameters have the same names and shapes have the same groups.
+    """Blocks of one class whose parameters have the same names and shapes have the same groups.
 
     Args:
         model: the whole model, to see which parameters are used in several places.

@@ -39,8 +39,7 @@ class NotFinite(ArithmeticError):
 
 
 class Exclusions:
-    """
-    What is left out of a run. One for all that reads the samples, so that a sample is named once.
+    """What is left out of a run. One for all that reads the samples, so that a sample is named once.
 
     Attributes:
         total: samples that there were before any was left out.
@@ -55,8 +54,7 @@ class Exclusions:
         return sample.index in self.where
 
     def add(self, found: Mapping[int, str], advice: str) -> None:
-        """
-        Leave out some samples, with a warning for each.
+        """Leave out some samples, with a warning for each.
 
         Args:
             found: index → where.

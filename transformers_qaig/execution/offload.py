@@ -51,8 +51,7 @@ class Offload:
         self.release()
 
     def watch(self, module: nn.Module, *, stays: bool = True, on_call: Callable[[], None] | None = None) -> ExitStack:
-        """
-        Let `module` compute on the device until the context, or what is returned, is closed.
+        """Let `module` compute on the device until the context, or what is returned, is closed.
 
         Args:
             module: calls no module in which a forward pass is paused; does not change its weights.

@@ -179,8 +179,7 @@ class PausedForwards:
 def leaving_out(
     exclusions: Exclusions, samples: Sequence[Sample], advice: str, *forwards: PausedForwards
 ) -> Callable[[Mapping[int, str]], None]:
-    """
-    Drops the samples that are left out already from open forwards.
+    """Drops the samples that are left out already from open forwards.
 
     Returns:
         what drops more of them: takes position in `samples` → where NaN or Inf turned up. It raises as [`Exclusions`]

@@ -1,4 +1,4 @@
-"""A whole model forwards and backwards in float32 with one block at a time on the device."""
+"""Runs a whole model forwards and backwards in float32 with one block at a time on the device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from torch.utils.checkpoint import checkpoint
 def sequential_onload(
     model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | str | None
 ) -> Iterator[None]:
-    """
-    Within the context the model computes in float32, and its blocks keep neither weights nor activations on `device`.
+    """Makes the model compute in float32 with one block at a time on `device`, within the context.
 
-    A block's weights are copied there when it runs; for a backward pass only its inputs are kept, and it runs again.
-    What is around the blocks (embeddings, towers, head) moves to `device` and to float32 for the time of the context,
-    which a 16-bit model comes back from unchanged: the copies in between are exact. So the device holds the parts
-    around the blocks, one block, its activations for one batch, and each block's input.
+    A block's weights are copied there when it runs. For a backward pass only its inputs are kept, and it runs again.
+    What is around the blocks (embeddings, towers, head) moves to `device` and to float32 within the context. A 16-bit
+    model comes back unchanged, because the copies in between are exact. So the device holds the parts around the
+    blocks, one block, its activations for one batch, and each block's input.
 
     Args:
         model: its parameters need no gradients.
@@ -48,7 +47,12 @@ def sequential_onload(
 
 
 def moved(sample: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
-    """One sample's inputs on `device`, where `sequential_onload` has the parts that read them; None leaves them."""
+    """Copies one sample's inputs to `device`, where `sequential_onload` has the parts that read them.
+
+    Args:
+        sample: the model's inputs.
+        device: None leaves them where they are.
+    """
     return {k: v.to(device) if isinstance(v, torch.Tensor) and device is not None else v for k, v in sample.items()}
 
 

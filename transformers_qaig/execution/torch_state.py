@@ -48,8 +48,7 @@ class Modes(NamedTuple):
 
 @contextmanager
 def default_torch_state() -> Iterator[None]:
-    """
-    Within the context PyTorch computes as in a fresh process, whatever the script around has set; then its settings
+    """Within the context PyTorch computes as in a fresh process, whatever the script around has set; then its settings
     are back.
 
     Covered: default device (the CPU) and dtype (float32), autocast (off), gradients (on), deterministic algorithms

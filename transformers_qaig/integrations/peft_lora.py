@@ -1,5 +1,4 @@
-"""
-PEFT's LoRA on packed layers. PEFT has a list of layer types and no way for a package to add to it: this adds to it.
+"""PEFT's LoRA on packed layers. PEFT has a list of layer types and no way for a package to add to it: this adds to it.
 
 Nothing here is imported before PEFT is ([`transformers_qaig.integrations.when_imported`]).
 """

@@ -1,0 +1,4 @@
+"""Kernels: finds, compiles and loads native code, and launches it on CUDA.
+
+This room may import `nn`, `scheme` and `utils`; `nn` imports it, too.
+"""

@@ -1,7 +1,7 @@
-"""The folder of what is compiled at first use: where it is, whom it may belong to, and what in it is believed.
+"""The folder of what is compiled at first use: where it is, who may own it, and which files are trusted.
 
 What lies there is run as code. So every folder on the way to it, and every file taken from it, belongs to this user or
-to root, and nobody else can write there; only above the cache may a folder such as /tmp be open to all, if it is
+to root, and nobody else can write there. Only above the cache may a folder such as /tmp be open to all, if it is
 sticky. A group may write if it has no other member (a user's own group), or is root's. The rules are those of OpenSSH.
 """
 
@@ -25,11 +25,10 @@ _logger = get_logger(__name__)
 
 
 def cache_folder() -> Path:
-    """
-    `QAIG_CACHE`, default `~/.cache/transformers_qaig`; it need not be there yet.
+    """Returns `QAIG_CACHE`, by default `~/.cache/transformers_qaig`; the folder need not exist yet.
 
     Raises:
-        OSError: if there is no home folder.
+        OSError: there is no home folder.
     """
     try:
         return Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser().absolute()
@@ -38,20 +37,20 @@ def cache_folder() -> Path:
 
 
 def kept(file: Path, make: Callable[[Path], None]) -> Path:
-    """
-    A file of the cache folder, made once: also if several threads and processes ask for it at the same time, and again
-    if it is damaged.
+    """Returns a file of the cache folder, and makes it if it is missing or damaged.
+
+    It is made once, also if several threads and processes ask for it at the same time.
 
     Args:
-        file (`Path`): in a folder below the cache folder.
-        make (`Callable`): writes the file to the path it is given; an error of it is passed on, and leaves nothing.
+        file: in a folder below the cache folder.
+        make: writes the file to the path that it is called with. Its errors are passed on, and leave no file.
 
     Returns:
-        `Path`: `file`.
+        `file`.
 
     Raises:
-        PermissionError: if others could have written it, or could exchange it.
-        OSError: if it cannot be written.
+        PermissionError: others could have written it, or could exchange it.
+        OSError: it cannot be written.
     """
     require_trusted(file)
     if is_whole(file):
@@ -70,7 +69,7 @@ def kept(file: Path, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Keeps out the other threads and processes that lock the same file; the end of a process frees it, too."""
+    """Locks a file against other threads and processes that lock it; the end of a process frees it, too."""
     try:
         lock = FileLock(file)
         lock.acquire()
@@ -83,7 +82,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def why_not_trusted() -> str | None:
-    """Why nothing is taken from the cache folder, with what to do; None if it is trusted."""
+    """Returns why nothing is taken from the cache folder, with what to do; None if it is trusted."""
     try:
         require_trusted(cache_folder())
     except OSError as error:
@@ -92,10 +91,13 @@ def why_not_trusted() -> str | None:
 
 
 def require_trusted(path: Path) -> None:
-    """
+    """Checks that only this user and root can have written a path, or can exchange it.
+
+    Args:
+        path: a file or folder below the cache folder.
+
     Raises:
-        PermissionError: if anybody but this user and root could have written a file or folder below the cache folder,
-            or could put another one into its place.
+        PermissionError: somebody else could have written a file or folder on the way to it, or could exchange one.
     """
     if not hasattr(os, "geteuid"):
         return  # no POSIX permissions
@@ -111,7 +113,7 @@ def require_trusted(path: Path) -> None:
 
 
 def _way_to(path: Path) -> Iterator[Path]:
-    """Every file and folder that decides what `path` names, as far as they are there: also those that links lead to."""
+    """Yields every existing file and folder that decides what `path` names, also those that links lead to."""
     todo, seen = [path, Path(os.path.realpath(path))], set()
     while todo:
         end = todo.pop()
@@ -162,7 +164,7 @@ def _user_name(number: int) -> str:
 
 
 def _make_folder(folder: Path) -> None:
-    """With the folders above it, none of which others can write, whatever the umask."""
+    """Makes a folder and the folders above it; others cannot write to them, whatever the umask."""
     for path in (*reversed(folder.parents), folder):
         try:
             if not path.is_dir():

@@ -1,7 +1,7 @@
 """Compiles `csrc/` into one shared library: used by `setup.py`, and by `extension.py` at first use.
 
-The C++ compiler makes the operators and the CPU's kernels; nvcc, where it is found and wanted, adds CUDA's to the
-same library, with the CUDA runtime linked in, so that it loads without a GPU and without CUDA, too.
+The C++ compiler makes the operators and the CPU's kernels. nvcc, where it is found and wanted, adds CUDA's to the same
+library. The CUDA runtime is linked in, so that the library loads without a GPU and without CUDA, too.
 
 Imports nothing but the standard library: `setup.py` runs this file where neither torch nor the package can be imported.
 The library uses the stable ABI of torch and none of Python's, so one binary serves every Python and every torch from
@@ -47,17 +47,17 @@ _PASSING = (
 
 
 class CompileError(RuntimeError):
-    """The compiler refused, with what it said."""
+    """The compiler failed; the message holds its output."""
 
     @property
     def may_pass(self) -> bool:
-        """Whether another try can end otherwise: the disk or the memory was full, or the compiler was killed."""
+        """Whether another try can succeed: the disk or the memory was full, or the compiler was killed."""
         return re.search(_PASSING, str(self), re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: the words of its command, and what it says about itself (version and machine)."""
+    """A C++ compiler: the words of its command, and its version and machine as it prints them."""
 
     command: tuple[str, ...]
     identity: str
@@ -65,8 +65,10 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Nvcc:
-    """A CUDA compiler: the words of its command, what it says about itself, its toolkit's version, and for what it
-    shall compile: architectures such as "90", "90a" or, to add PTX, "90+PTX".
+    """A CUDA compiler, and what it compiles for.
+
+    It has the words of its command, its version as it prints it, its toolkit's version, and the architectures to
+    compile for, such as "90", "90a" or, to add PTX, "90+PTX".
     """
 
     command: tuple[str, ...]
@@ -76,7 +78,7 @@ class Nvcc:
 
 
 def find_compiler() -> Compiler | None:
-    """The compiler that `CXX` names or, without that variable, the first of g++, clang++, c++ that runs; or None."""
+    """Returns the compiler that `CXX` names, else the first of g++, clang++, c++ that runs, else None."""
     named = os.environ.get("CXX")
     for text in (named,) if named else ("g++", "clang++", "c++"):
         command = tuple(shlex.split(text))
@@ -91,9 +93,9 @@ def find_compiler() -> Compiler | None:
 
 
 def find_nvcc() -> Nvcc | None:
-    """The nvcc that `CUDACXX` names or, without that variable, that of `CUDA_HOME`, `PATH` or /usr/local/cuda; or None.
+    """Returns the nvcc that `CUDACXX` names, else that of `CUDA_HOME`, `PATH` or /usr/local/cuda, else None.
 
-    It is asked to compile for those of `CUDA_ARCHITECTURES` that it knows.
+    It compiles for those of `CUDA_ARCHITECTURES` that it supports.
     """
     named, home = os.environ.get("CUDACXX"), os.environ.get("CUDA_HOME")
     places = (
@@ -115,14 +117,14 @@ def find_nvcc() -> Nvcc | None:
 
 
 def cuda_request() -> tuple[str, ...] | bool | None:
-    """What the environment says about CUDA kernels.
+    """Reads what the environment says about CUDA kernels.
 
     Returns:
-        the architectures `QAIG_CUDA_ARCHS` lists ("80;90", "9.0 12.0+PTX"); without it True if `QAIG_CUDA` is set,
+        the architectures that `QAIG_CUDA_ARCHS` lists ("80;90", "9.0 12.0+PTX"); without it True if `QAIG_CUDA` is set,
         None if it is not; False if that is "0", or "nvrtc", which makes them another way (cuda/__init__.py).
 
     Raises:
-        CompileError: if an architecture cannot be read.
+        CompileError: an architecture cannot be read.
     """
     wanted = os.environ.get("QAIG_CUDA", "")
     if wanted in ("0", "nvrtc"):
@@ -140,22 +142,22 @@ def cuda_request() -> tuple[str, ...] | bool | None:
 
 
 def torch_cuda_version(torch: Path) -> str | None:
-    """The CUDA version that an installed torch was built for, such as "13.0"; None if for none."""
+    """Returns the CUDA version that an installed torch was built for, such as "13.0"; None if for none."""
     found = re.search(r"^cuda\b.*= '([\d.]+)'", (torch / "version.py").read_text(), re.MULTILINE)
     return found[1] if found else None
 
 
 def choose_nvcc(torch: Path) -> tuple[Nvcc | None, str]:
-    """The nvcc to compile CUDA kernels with, or why there shall be none.
+    """Chooses the nvcc to compile CUDA kernels with, or says why there is none.
 
     Args:
-        torch (`Path`): the folder of an installed torch.
+        torch: the folder of an installed torch.
 
     Returns:
-        `tuple`: the compiler and "", or None and the reason.
+        the compiler and "", or None and the reason.
 
     Raises:
-        CompileError: if `QAIG_CUDA_ARCHS` cannot be read.
+        CompileError: `QAIG_CUDA_ARCHS` cannot be read.
     """
     request, cuda = cuda_request(), torch_cuda_version(torch)
     if request is False:
@@ -171,10 +173,10 @@ def choose_nvcc(torch: Path) -> tuple[Nvcc | None, str]:
 
 
 def find_torch() -> Path | None:
-    """The folder of an installed torch that has the headers we need, found without importing it; or None.
+    """Finds the folder of an installed torch that has its headers, without importing it; None if there is none.
 
-    pip builds with the interpreter of the environment it installs into, but hides that environment's packages. Its
-    site-packages folder is looked into, too: headers and libraries are all that is wanted of torch.
+    pip builds with the interpreter of the environment that it installs into, but hides that environment's packages. So
+    its site-packages folder is searched, too: only headers and libraries of torch are needed.
     """
     spec = importlib.util.find_spec("torch")
     found = [Path(spec.origin).parent] if spec is not None and spec.origin else []
@@ -186,7 +188,7 @@ def find_torch() -> Path | None:
 
 
 def find_sources(package: Path) -> Path | None:
-    """The folder `csrc` of an installed package, or of the checkout that `package` lies in; or None."""
+    """Returns the folder `csrc` of an installed package, or of the checkout that `package` lies in; or None."""
     for folder in (package / "csrc", package.parent / "csrc"):
         if (folder / "ops" / "cpu.cpp").is_file():
             return folder
@@ -194,12 +196,12 @@ def find_sources(package: Path) -> Path | None:
 
 
 def extra_flags() -> tuple[str, ...]:
-    """Words of `QAIG_CXXFLAGS`, for the compiler and the linker (sanitizers, debugging)."""
+    """Returns the words of `QAIG_CXXFLAGS`, for the compiler and the linker (sanitizers, debugging)."""
     return tuple(shlex.split(os.environ.get("QAIG_CXXFLAGS", "")))
 
 
 def cache_key(sources: Path, compiler: Compiler, nvcc: Nvcc | None = None) -> str:
-    """Names a build: equal keys give equal libraries. Hex digits, from everything the library depends on."""
+    """Names a build by a hash of everything that the library depends on: equal keys give equal libraries."""
     digest = hashlib.sha256()
     for part in (compiler.identity, *compiler.command, *FLAGS, *extra_flags(), TORCH_TARGET, sys.platform):
         digest.update(part.encode() + b"\0")
@@ -221,15 +223,15 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
     The library appears under its name complete or not at all, and nothing else stays behind.
 
     Args:
-        sources (`Path`): the folder `csrc`.
-        torch (`Path`): the folder of an installed torch.
-        compiler (`Compiler`): from `find_compiler`.
-        library (`Path`): the file to write; its folder is made.
-        nvcc (`Nvcc`, *optional*): compiles every `.cu`, too; the `.cpp` files then see `QAIG_CUDA_ARCHS`.
+        sources: the folder `csrc`.
+        torch: the folder of an installed torch.
+        compiler: from `find_compiler`.
+        library: the file to write; its folder is made.
+        nvcc: compiles every `.cu`, too; the `.cpp` files then see `QAIG_CUDA_ARCHS`. None leaves CUDA out.
 
     Raises:
-        CompileError: if a file does not compile or the library does not link.
-        OSError: if the folder cannot be written.
+        CompileError: a file does not compile or the library does not link.
+        OSError: the folder cannot be written.
     """
     library.parent.mkdir(parents=True, exist_ok=True)
     flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{sources}", f"-isystem{torch / 'include'}"]
@@ -262,7 +264,7 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
 
 
 def _host_compiler(compiler: Compiler) -> list[str]:
-    """nvcc takes one word: where ours has more (`ccache g++`), it finds one by itself."""
+    """Returns nvcc's option for the host compiler. It takes one word; for more (`ccache g++`) nvcc finds one itself."""
     return [f"-ccbin={compiler.command[0]}"] if len(compiler.command) == 1 else []
 
 

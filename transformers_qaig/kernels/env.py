@@ -1,4 +1,4 @@
-"""What this installation can run, and why not more: `transformers-qaig env`."""
+"""Reports what this installation can run, and why not more: `transformers-qaig env`."""
 
 import os
 import platform
@@ -21,14 +21,14 @@ _NO_CUDA_KERNEL = {"linear_grad_input": _EXPANDED, "embedding": "no kernel of it
 
 @dataclass(frozen=True)
 class Backend:
-    """Who answers calls of one operator on one device.
+    """What runs the calls of one operator on one device.
 
     Attributes:
-        op (`str`): as in `torch.ops.qaig`.
-        device (`str`): "cpu" or "cuda".
-        case (`str`): which calls, where not all are answered alike: a choice of widths or dtypes.
-        name (`str`): "cpu (<isa>)", "cuda (library)", "cuda (NVRTC)" or "reference", the plain-torch fallback.
-        why_not_faster (`str`, *optional*): None if it is the fastest there is.
+        op: as in `torch.ops.qaig`.
+        device: "cpu" or "cuda".
+        case: which calls, where not all run alike: a choice of widths or dtypes.
+        name: "cpu (<isa>)", "cuda (library)", "cuda (NVRTC)" or "reference", the plain-torch fallback.
+        why_not_faster: None if it is the fastest there is.
     """
 
     op: str
@@ -40,7 +40,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Environment:
-    """What `collect` finds; `str()` of it is the report."""
+    """What `collect` found; `str()` of it is the report."""
 
     versions: dict[str, str]
     cpu_model: str
@@ -73,10 +73,10 @@ class Environment:
 
 
 def collect() -> Environment:
-    """Loads the compiled kernels, compiling them if need be, and looks.
+    """Loads the compiled kernels, compiling them if need be, and lists what runs on this machine.
 
     Raises:
-        ValueError: if `QAIG_CPU_ISA` names no instruction set of the kernels, or one that this processor lacks.
+        ValueError: `QAIG_CPU_ISA` names no instruction set of the kernels, or one that this processor lacks.
     """
     extension.load()
     return Environment(

@@ -2,14 +2,14 @@
 
 `load` takes the first of these that loads:
 
-1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc
-   and one with CUDA kernels can be compiled here;
+1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc and
+one with CUDA kernels can be compiled here;
 2. the library in the cache folder (`cache.py`), compiled there now if it is missing. Changed sources, flags or
-   compilers make another one;
-3. nothing: the plain-torch reference answers every call, and one warning says why.
+compilers make another one;
+3. nothing: the plain-torch reference runs every call, and one warning says why.
 
-CUDA kernels are in that library if nvcc took part (`compiler.choose_nvcc` says when); at first use they are compiled
-for this machine's GPUs only. An nvcc that fails leaves a library without them, and `why_not_cuda` tells what it said.
+The library has CUDA kernels if nvcc took part (`compiler.choose_nvcc` says when). At first use they are compiled for
+this machine's GPUs only. If nvcc fails, the library has none, and `why_not_cuda` returns its output.
 
 Neither library is opened unless it fits the checksum beside it: a process that opens a damaged one dies of SIGBUS.
 
@@ -55,11 +55,11 @@ class Extension:
     """How loading ended.
 
     Attributes:
-        library (`ctypes.CDLL`, *optional*): the compiled kernels; None if there are none.
-        path (`Path`, *optional*): where they lie.
-        origin (`str`, *optional*): how they came to be: "prebuilt" or "built at first use".
-        reason (`str`, *optional*): why there are none.
-        cuda_reason (`str`, *optional*): why there are no CUDA kernels among them.
+        library: the compiled kernels; None if there are none.
+        path: where they lie.
+        origin: how they were made: "prebuilt" or "built at first use".
+        reason: why there are none.
+        cuda_reason: why there are no CUDA kernels among them.
     """
 
     library: ctypes.CDLL | None = None
@@ -73,76 +73,82 @@ _found: Extension | None = None
 
 
 def load() -> bool:
-    """Loads the compiled kernels if that has not been tried yet in this process; compiling may take a minute, once.
+    """Loads the compiled kernels, once per process; compiling them may take a minute.
 
     Returns:
-        `bool`: whether they are there. If not, a warning said why and how to change it, once.
+        whether they are loaded. If not, one warning said why and how to change it.
 
     Raises:
-        ValueError: if `QAIG_CPU_ISA` names no instruction set of the kernels, or one that this processor lacks.
+        ValueError: `QAIG_CPU_ISA` names no instruction set of the kernels, or one that this processor lacks.
     """
     return _load().library is not None
 
 
 def why_not() -> str | None:
-    """Why there are no compiled kernels; None if there are."""
+    """Returns why there are no compiled kernels; None if there are."""
     return _load().reason
 
 
 def library_path() -> Path | None:
-    """The file of the compiled kernels, or None."""
+    """Returns the file of the compiled kernels, or None."""
     return _load().path
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, for the few C functions they export; None if there are none."""
+    """Returns the compiled kernels, for the few C functions that they export; None if there are none."""
     return _load().library
 
 
 def origin() -> str | None:
-    """How the compiled kernels came to be: "prebuilt" or "built at first use"; None without them."""
+    """Returns how the compiled kernels were made: "prebuilt" or "built at first use"; None without them."""
     return _load().origin
 
 
 def cuda_architectures() -> tuple[str, ...]:
-    """For which GPUs the library has CUDA kernels: "80", "90", or "120+PTX" where later ones can use it, too."""
+    """Lists the GPUs that the library has CUDA kernels for: "80", "90", or "120+PTX" for later GPUs, too."""
     path = library_path()
     return () if path is None else _architectures_in(path)
 
 
 def why_not_cuda() -> str | None:
-    """Why the library has no CUDA kernels; None if it has."""
+    """Returns why the library has no CUDA kernels; None if it has."""
     found = _load()
     return None if cuda_architectures() else found.cuda_reason or found.reason
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Which of the instruction sets the kernels can use this processor has; empty without the kernels."""
+    """Lists this processor's instruction sets that the kernels can use; empty without the kernels."""
     return tuple((_text("qaig_cpu_features") or "").split())
 
 
 def best_cpu_isa() -> str | None:
-    """The best instruction set of this processor: "portable", "avx2" or "avx512"; None without the kernels."""
+    """Returns the best instruction set of this processor: "portable", "avx2" or "avx512"; None without the kernels."""
     return _text("qaig_cpu_best_isa")
 
 
 def cpu_isas() -> tuple[str, ...]:
-    """The instruction sets that this processor can run, the best last; none without the kernels."""
+    """Lists the instruction sets that this processor can run, the best last; empty without the kernels."""
     best = best_cpu_isa()
     return () if best is None else CPU_ISAS[: CPU_ISAS.index(best) + 1]
 
 
 def cpu_isa() -> str | None:
-    """The instruction set in use: the best, or what `QAIG_CPU_ISA` or `set_cpu_isa` says; None without the kernels."""
+    """Returns the instruction set in use; None without the kernels.
+
+    It is the best one, unless `QAIG_CPU_ISA` or `set_cpu_isa` says otherwise.
+    """
     return _text("qaig_cpu_isa")
 
 
 def set_cpu_isa(isa: str) -> None:
     """Makes the kernels use an instruction set from the next call on, in the whole process.
 
+    Args:
+        isa: one of `CPU_ISAS`.
+
     Raises:
-        RuntimeError: without the kernels.
-        ValueError: if `isa` is not one of `CPU_ISAS`, or not one that this processor can run.
+        RuntimeError: there are no kernels.
+        ValueError: `isa` is not one of `CPU_ISAS`, or this processor cannot run it.
     """
     library = _load().library
     if library is None:
@@ -160,17 +166,17 @@ def has_kernel(op: str, device: str) -> bool:
 
 
 def build() -> Path:
-    """The library in the cache folder, compiled if it is not there yet.
+    """Returns the library in the cache folder, and compiles it if it is missing.
 
     Raises:
-        CompileError: if something that compiling needs is missing or fails.
-        OSError: if the cache folder cannot be written.
+        CompileError: something that compiling needs is missing or fails.
+        OSError: the cache folder cannot be written.
     """
     return _build()[0]
 
 
 def _build() -> tuple[Path, str | None]:
-    """As `build`; and why the library has no CUDA kernels, or None."""
+    """Does as `build`; also returns why the library has no CUDA kernels, or None."""
     sources = compiler.find_sources(_PACKAGE)
     if sources is None:
         raise compiler.CompileError(f"{_PACKAGE} has no csrc folder: reinstall transformers-qaig")
@@ -193,7 +199,7 @@ def _cuda_is_missing_in(prebuilt: Path) -> bool:
 
 
 def _choose_nvcc() -> tuple[compiler.Nvcc | None, str | None]:
-    """The nvcc for this machine's GPUs, or for what `QAIG_CUDA_ARCHS` says; or why CUDA kernels are not compiled."""
+    """Chooses the nvcc for this machine's GPUs or for `QAIG_CUDA_ARCHS`, or says why CUDA kernels are not compiled."""
     try:
         request = compiler.cuda_request()
         nvcc, reason = compiler.choose_nvcc(_TORCH)
@@ -211,7 +217,10 @@ def _choose_nvcc() -> tuple[compiler.Nvcc | None, str | None]:
 
 
 def _local_architectures() -> tuple[str, ...]:
-    """Of this machine's GPUs. Asks nvidia-smi: CUDA, once begun in a process, does not survive a fork."""
+    """Lists the architectures of this machine's GPUs.
+
+    It runs nvidia-smi, because CUDA does not survive a fork of a process that has begun to use it.
+    """
     if shutil.which("nvidia-smi") is None:
         return ()
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
@@ -221,7 +230,7 @@ def _local_architectures() -> tuple[str, ...]:
 
 
 def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc | None) -> Path:
-    """The library of this key in the cache. An nvcc that failed is not tried again: it may take minutes to fail."""
+    """Returns the library of this key in the cache. A failed nvcc is not run again: it may take minutes to fail."""
     folder = cache_folder() / compiler.cache_key(sources, found, nvcc)
     failure = folder / "failure.txt"
 
@@ -243,7 +252,7 @@ def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc |
 
 
 def _architectures_in(library: Path) -> tuple[str, ...]:
-    """What csrc/ops/build_info.cpp wrote into a library. Read from the file: loading would register its kernels."""
+    """Reads what csrc/ops/build_info.cpp wrote into a library, from the file: loading would register its kernels."""
     found = re.search(rb"qaig-cuda-architectures\[([^\]]*)\]", library.read_bytes())
     return tuple(found[1].decode().split()) if found else ()
 
@@ -287,7 +296,7 @@ def _open(path: Path) -> ctypes.CDLL:
     """Loads a library, which registers its kernels with torch.
 
     Raises:
-        OSError: if it is damaged, or does not load here.
+        OSError: it is damaged, or does not load here.
     """
     if not is_whole(path):
         raise OSError(f"it is damaged (it does not fit {path.name}.sha256 beside it): reinstall transformers-qaig")

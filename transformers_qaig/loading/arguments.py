@@ -1,4 +1,4 @@
-"""What the caller gave `from_pretrained` and Transformers passes on to no quantizer."""
+"""Reads arguments of `from_pretrained` that Transformers passes to no quantizer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ _FROM_PRETRAINED = inspect.unwrap(PreTrainedModel.from_pretrained.__func__).__co
 
 
 def loading_arguments() -> dict[str, Any]:
-    """
-    The local variables of the `from_pretrained` that is running, by name; empty if none is.
+    """Returns the local variables of the running `from_pretrained`, by name; empty if none is running.
 
-    `max_memory` is shown to a quantizer only if Transformers infers the device map, from sizes in full precision, and
-    `offload_folder` never. To look at the caller is less than to replace parts of Transformers. A name that a later
-    Transformers does not have is missing here, and a test says so.
+    Transformers shows `max_memory` to a quantizer only if it infers the device map, from sizes in full precision. It
+    never shows `offload_folder`. Looking at the caller is less intrusive than replacing parts of Transformers. A name
+    that a later Transformers lacks is missing here, and a test then fails.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not _FROM_PRETRAINED:

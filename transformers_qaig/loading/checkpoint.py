@@ -1,4 +1,4 @@
-"""What the files of a quantized checkpoint hold: checked from their headers, before any weight is read."""
+"""Checks the files of a quantized checkpoint by their headers, before any weight is read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16":
 
 
 def check_number(plan: Collection[str], files: Sequence[str]) -> None:
-    """
-    Compare how much a plan packs with what the files hold, in a moment: a plan that anybody wrote may name millions.
+    """Compares quickly how much a plan packs with what the files hold: a plan that anybody wrote may name millions.
 
     A few too many are left to the checks that name each of them.
+
+    Args:
+        plan: paths of the packed weights.
+        files: paths of the checkpoint's shards.
 
     Raises:
         ValueError: the plan names far more weights than are stored.
@@ -46,8 +49,7 @@ def _end(path: str) -> tuple[str, ...]:
 
 
 def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> dict[str, torch.dtype]:
-    """
-    Compare the headers of safetensors files with the tensors that the plan and the model ask for.
+    """Compares the headers of safetensors files with the tensors that the plan and the model ask for.
 
     Of the parameters that are not packed only their presence is checked, and only if the model is of the class that was
     saved: another one may bring a head of its own. Packed tensors of a part that it lacks are left alone.
@@ -108,8 +110,7 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
 
 
 def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Container[str]) -> list[str]:
-    """
-    Parameters that are neither packed nor stored, nor tied to a stored one, nor expected to be missing.
+    """Lists parameters that are neither packed nor stored, nor tied to a stored one, nor expected to be missing.
 
     What the loader splits from a fused tensor counts as stored: its own name is in no file.
     """
@@ -135,13 +136,13 @@ def _unpacked_missing(model: PreTrainedModel, packed: Container[str], stored: Co
 
 
 def _single_half(unpacked: Mapping[str, StoredTensor]) -> list[str]:
-    """As `_odd_halves`, of tensors that are not packed: a part of a model may have its own type, one tensor not."""
+    """Lists what `_odd_halves` lists, if only one unpacked tensor is odd: a part of a model may have its own type."""
     problems = _odd_halves(unpacked, "tensors")
     return problems if len(problems) == 1 < len(unpacked) - 1 else []
 
 
 def _odd_halves(tensors: Mapping[str, StoredTensor], what: str) -> list[str]:
-    """Tensors in another 16-bit type than most: a model is saved in one, and other numbers are read in another."""
+    """Lists tensors in another 16-bit type than most: a model is saved in one, and others would be read wrongly."""
     halves = {key: tensor for key, tensor in tensors.items() if tensor.dtype in ("F16", "BF16")}
     counts = Counter(tensor.dtype for tensor in halves.values())
     if len(counts) < 2:

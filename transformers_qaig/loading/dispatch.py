@@ -1,4 +1,4 @@
-"""Where a model goes once it is packed: it is calibrated on the CPU, whatever `device_map` says."""
+"""Plans where a model goes once it is packed: it is calibrated on the CPU, whatever `device_map` says."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def check_devices(device_map: Any) -> None:
 
 @dataclass
 class Placement:
-    """
-    Where the packed model is to go.
+    """Where the packed model goes.
 
     Attributes:
         device_map: module path → device; a name in `INFERRED` until [`plan`] has decided; None: it stays on the CPU.
@@ -56,11 +55,16 @@ class Placement:
 
     @classmethod
     def requested(cls, device_map: Any, config: QAIGConfig) -> Placement:
-        """
-        What the caller of `from_pretrained` asks for. Its `max_memory` and `offload_folder` come before the config's.
+        """Reads what the caller of `from_pretrained` asks for.
+
+        The caller's `max_memory` and `offload_folder` come before the config's.
+
+        Args:
+            device_map: as `from_pretrained` takes it.
+            config: its `max_memory` and `offload_folder`.
 
         Raises:
-            ValueError: a `device_map` that is none, a device that is not there, or sizes that cannot be read.
+            ValueError: a `device_map` that is none, a device that does not exist, or sizes that cannot be read.
         """
         given = loading_arguments()
         memory = bytes_by_device(given.get("max_memory") or config.max_memory)
@@ -78,8 +82,7 @@ class Placement:
         return cls(device_map, memory, folder)
 
     def plan(self, skeleton: PreTrainedModel) -> None:
-        """
-        Decide where everything goes, by the packed sizes.
+        """Decides where everything goes, by the packed sizes.
 
         Args:
             skeleton: the packed model, on meta.
@@ -110,10 +113,9 @@ class Placement:
             self._prepare_disk(sizes[DISK], sizes.total())
 
     def place(self, model: PreTrainedModel) -> None:
-        """
-        Put the packed model, which is on the CPU, where it was planned to go.
+        """Moves the packed model from the CPU to where it was planned to go.
 
-        A disk or device that turns out too small costs nothing but a logged error: the model stays on the CPU.
+        If a disk or device turns out too small, an error is logged and the model stays on the CPU.
         """
         from accelerate.hooks import remove_hook_from_submodules
 
@@ -153,14 +155,14 @@ class Placement:
         )
 
     def _device_of(self, name: str) -> Device | None:
-        """Of a tensor: what its own path says, else the nearest one around it; None if nothing does."""
+        """Returns the device of a tensor: that of its own path, else of the nearest path around it, else None."""
         assert isinstance(self.device_map, dict)
         while name and name not in self.device_map:
             name = name.rpartition(".")[0]
         return self.device_map.get(name)
 
     def _disjoint(self, module: nn.Module, path: str) -> Iterator[tuple[str, Device]]:
-        """The same map with no module inside another: Accelerate would treat such a one as two."""
+        """Yields the same map with no module inside another: Accelerate would treat such a module as two."""
         prefix = f"{path}." if path else ""
         names = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
         devices = {str(device): device for name in names if (device := self._device_of(prefix + name)) is not None}
@@ -193,7 +195,7 @@ class Placement:
 
 
 def _checked(device_map: Any) -> dict[str, Device]:
-    """The map as a dict, its devices all there."""
+    """Returns the map as a dict, with existing devices only."""
     if isinstance(device_map, (str, int, torch.device)):
         device_map = {"": device_map}
     if not isinstance(device_map, Mapping) or not device_map:
@@ -225,7 +227,7 @@ def _infer(skeleton: PreTrainedModel, how: str, max_memory: Mapping[int | str, i
 
 
 def _check_accelerators(sizes: Mapping[str, int]) -> None:
-    """Raise `ValueError` if what a GPU is to hold is larger than its memory."""
+    """Raises `ValueError` if what a GPU is to hold is larger than its memory."""
     for name, size in sizes.items():
         device = torch.device(int(name) if name.isdecimal() else name) if name != DISK else torch.device("cpu")
         if device.type != "cuda":
@@ -239,7 +241,7 @@ def _check_accelerators(sizes: Mapping[str, int]) -> None:
 
 
 def _check_paths(device_map: Mapping[str, Device], skeleton: nn.Module) -> None:
-    """Every path of a device map is one of the model: the rest of the map would hide that another one is not."""
+    """Checks that every path of a device map is in the model: the rest of the map would hide a missing one."""
     known = {name for name, _ in chain(skeleton.named_modules(), skeleton.named_parameters(), skeleton.named_buffers())}
     for path in device_map:
         if path not in known:
@@ -249,5 +251,5 @@ def _check_paths(device_map: Mapping[str, Device], skeleton: nn.Module) -> None:
 
 
 def _move(model: Any, device: Device) -> None:
-    """`model.to`, whose decorator in Transformers hides its type."""
+    """Calls `model.to`, whose decorator in Transformers hides its type."""
     model.to(device)

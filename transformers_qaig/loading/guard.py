@@ -1,4 +1,4 @@
-"""The guard: empty tensors in a checkpoint that stop Transformers without this package, and say what is missing."""
+"""The guard: empty tensors in a checkpoint that stop a Transformers without this package, with a message."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ old rotary embeddings, which vLLM and SGLang leave out.
 
 
 def guard_key(plan: Iterable[str]) -> str:
-    """
-    Name of the guard: an empty tensor `<linear>.weight` beside the packed tensors of one linear.
+    """Returns the name of the guard: an empty tensor `<linear>.weight` beside the packed tensors of one linear.
 
-    Without this package Transformers only warns about the unknown quantization method and would answer from random
-    weights; the empty tensor does not fit the linear it then builds, so loading stops.
+    Without this package Transformers only warns of the unknown quantization method, and would generate from random
+    weights. The empty tensor does not fit the linear that it then builds, so loading stops.
     """
     # Deep in the model: neither a head, which a base model does not have, nor a tensor that may be tied to another.
     return f"{min(plan, key=lambda path: (-path.count('.'), path))}.weight"
 
 
 def guard_tensors(plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What is saved beside the packed tensors: the guard, and the notice that the table of its error then shows."""
+    """Returns what is saved beside the packed tensors: the guard, and the notice that its error then shows."""
     return {guard_key(plan): torch.empty(0, dtype=dtype), NOTICE: torch.empty(0, dtype=dtype)}
 
 
 def guard_patterns(local: LocalPlan) -> set[str]:
-    """Regular expressions of both names as the loader sees them; files of 0.1.0 hold the guard alone."""
+    """Returns regular expressions of both names as the loader sees them; files of 0.1.0 hold the guard alone."""
     path = guard_key(local.names).removesuffix(".weight")
     return {rf"(^|\.){re.escape(local.names[path])}\.weight$", re.escape(NOTICE) + "$"}

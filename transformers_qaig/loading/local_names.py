@@ -1,4 +1,7 @@
-"""The names that a checkpoint's tensors and plan have in the class that loads them, be it the one that saved or not."""
+"""Translates the names of a checkpoint's tensors and plan to the class that loads them.
+
+That class may be another one than the class that saved.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,21 @@ from .arguments import loading_arguments
 
 
 def loading_conversions(model: PreTrainedModel) -> list[WeightTransform]:
-    """What the loader does to the names and tensors of `model`: first the caller's `key_mapping`, then its own."""
+    """Lists what the loader does to the names and tensors of `model`: the caller's `key_mapping`, then its own."""
     return get_model_conversion_mapping(model, loading_arguments().get("key_mapping"))
 
 
 def loader_naming(
     model: PreTrainedModel, convert: bool = True, conversions: Sequence[WeightTransform] | None = None
 ) -> Callable[[str], str]:
-    """
-    The name in `model` of a tensor that is stored as `key`, as Transformers' loader gives it.
+    """Returns the function from a stored name to the name in `model`, as Transformers' loader has it.
 
-    Old names become new ones, prefixes come and go between a composite, its text model and their base models. The
+    Old names become new ones. Prefixes come and go between a composite, its text model and their base models. The
     tensors that `model` has now count: a name is looked up among them.
 
     Args:
         model: that is being loaded.
-        convert: give a tensor that is stacked or split on loading the name of what it becomes a part of.
+        convert: whether a tensor that is stacked or split on loading gets the name of what it becomes a part of.
         conversions: by default those of [`loading_conversions`].
     """
     conversions = loading_conversions(model) if conversions is None else conversions
@@ -52,7 +54,7 @@ def loader_naming(
 
 
 def merging(model: PreTrainedModel) -> Callable[[str], bool]:
-    """Whether the loader makes one tensor of what is stored as `key` and of others: experts, fused projections."""
+    """Returns the test whether the loader merges a stored tensor with others: experts, fused projections."""
     conversions = loading_conversions(model)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
@@ -60,15 +62,14 @@ def merging(model: PreTrainedModel) -> Callable[[str], bool]:
 
 
 def is_class_that_saved(model: PreTrainedModel) -> bool:
-    """Whether the checkpoint was saved by a model of this class: then it has a module for all that is packed."""
+    """Whether a model of this class saved the checkpoint: then it has a module for all that is packed."""
     return type(model).__name__ in (model.config.architectures or ())
 
 
 def lacks_part(model_modules: Mapping[str, nn.Module], path: str) -> bool:
-    """
-    Whether the model has no module for the part that `path` belongs to: a tower, a head.
+    """Whether the model has no module for the part that `path` belongs to, such as a tower or a head.
 
-    What is missing inside a list of layers is no part: it is damaged, or belongs to another model.
+    A gap inside a list of layers is no missing part: that checkpoint is damaged, or belongs to another model.
     """
     parts = path.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
@@ -78,8 +79,7 @@ def lacks_part(model_modules: Mapping[str, nn.Module], path: str) -> bool:
 
 @dataclass
 class LocalPlan:
-    """
-    A checkpoint's plan in a model's own names.
+    """A checkpoint's plan in a model's own names.
 
     Attributes:
         plan: what this model packs.
@@ -93,11 +93,12 @@ class LocalPlan:
 
 
 def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> LocalPlan:
-    """
-    Put a plan into the names of `model`, which is on the meta device and has nothing packed yet.
+    """Translates a plan to the names of `model`.
 
     Args:
-        files: the checkpoint's shards; their names tell what the plan means where a renaming of its paths does not.
+        plan: of the checkpoint's config.json.
+        model: on the meta device, with nothing packed yet.
+        files: the checkpoint's shards; their names show what the plan means where renaming its paths does not.
 
     Raises:
         ValueError: a path that is no linear of this model and not its embeddings, two that are the same one, or none
@@ -136,7 +137,7 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
 
 
 def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[str] = ()) -> dict[str, str]:
-    """Every path of modules in a checkpoint → its name in `model`. Arguments as in [`localise`]."""
+    """Returns every path of modules in a checkpoint → its name in `model`. Arguments as in [`localise`]."""
     modules = dict(model.named_modules())
     name_of = loader_naming(model)
     names = {path: path if path in modules else _weight_name(name_of, path) for path in paths}
@@ -155,7 +156,7 @@ def _weight_name(name_of: Callable[[str], str], path: str) -> str:
 
 
 def packed_paths(files: Sequence[str]) -> list[str]:
-    """What is packed, by its names in the files."""
+    """Lists what is packed, by its names in the files."""
     ending = ".weight_packed"
     paths = []
     for file in files:
@@ -165,7 +166,7 @@ def packed_paths(files: Sequence[str]) -> list[str]:
 
 
 def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
-    """A model of the class that saved the checkpoint, on the meta device; None if it is not one of Transformers."""
+    """Makes a model of the class that saved the checkpoint, on the meta device; None if it is not Transformers' own."""
     if not files:
         return None
     try:
@@ -185,14 +186,14 @@ def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
 
 
 def ignored_patterns(model: PreTrainedModel, elsewhere: list[str]) -> set[str]:
-    """Regular expressions of the packed tensors of parts that `model` lacks: the loader tells nothing about them."""
+    """Returns regular expressions of the packed tensors of missing parts, so that the loader ignores them."""
     modules = dict(model.named_modules())
     parts = {_missing_part(modules, path) for path in elsewhere}
     return {rf"(^|\.){re.escape(part)}\.(.*\.)?weight_(packed|scale|zero_point|shape)$" for part in parts}
 
 
 def _missing_part(modules: Mapping[str, nn.Module], path: str) -> str:
-    """`model.visual.blocks.0.attn.qkv` → `model.visual`: the first module on the way that is not there."""
+    """Returns the first missing module on a path: `model.visual.blocks.0.attn.qkv` → `model.visual`."""
     parts = path.split(".")
     above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
     return next(name for name in above if name not in modules)

@@ -1,4 +1,4 @@
-"""Packed tensors on disk: in a folder of one run's own, which goes when the last module that reads it goes."""
+"""Stores packed tensors on disk in a folder of one run, which is removed with the last module that reads it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ PREFIX = "transformers-qaig-"
 
 
 class OffloadFolder:
-    """
-    A new folder below the one the user named, so that no run finds another's tensors.
+    """A new folder below the one that the user named, so that runs do not share tensors.
 
-    A lock beside it tells that its process lives. Folders of processes that were killed are removed by the next run.
+    A lock beside it shows that its process is alive. Each run removes the folders of processes that were killed.
+
+    Args:
+        parent: the folder that the user named.
+
+    Raises:
+        ValueError: nothing can be written below `parent`.
     """
 
     def __init__(self, parent: str | os.PathLike[str]):
-        """
-        Raises:
-            ValueError: nothing can be written below `parent`.
-        """
+        """Makes the folder and its lock."""
         folder = Path(parent).expanduser()
         require_writable(folder, "offload_folder")
         _remove_leftovers(folder)
@@ -46,7 +48,7 @@ class OffloadFolder:
         return self  # a copy of a module reads the same files
 
     def store(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Write the tensors; returns the index by which Accelerate finds them."""
+        """Writes the tensors; returns the index by which Accelerate finds them."""
         from accelerate.utils import offload_weight
 
         index: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A model's packed modules once there are weights: checked, prepared for their device, turned back into dense ones."""
+"""Checks packed modules after loading, prepares them for their device, and turns them back into dense ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tied_embeddings import replace, uninstall_tied_embeddings
 
 
 def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Checks what a packed checkpoint gave a model, and puts its tensors in the dtypes that they should have.
+    """Checks what a packed checkpoint loaded into a model, and casts its tensors to the right dtypes.
 
     Args:
         model: with its weights.
@@ -42,13 +42,13 @@ def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.
 
 
 def prepare(model: nn.Module, plan: Plan) -> None:
-    """Gives the packed modules the word order of their device's kernels, one after the other."""
+    """Converts the packed modules to the layout of their device's kernels, one after the other."""
     for path in tqdm(plan, desc="Preparing packed layers", unit="layer", leave=False):
         _packed(model, path).prepare()
 
 
 def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None) -> None:
-    """Puts dense modules in the place of packed ones.
+    """Replaces packed modules by dense ones.
 
     Args:
         model: all its packed weights are in memory.

@@ -1,4 +1,4 @@
-"""The record of rotated layers in the weights' files: config.json alone cannot change how a weight is read."""
+"""Records the rotated layers in the weights' files, so that config.json alone cannot change how a weight is read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ KEY = "qaig_rotations"
 
 
 def record_rotations(plan: Plan) -> dict[str, str]:
-    """What is written into the metadata of the files that hold the weights of `plan`."""
+    """Returns what is written into the metadata of the files that hold the weights of `plan`."""
     return {KEY: json.dumps({path: _pair(scheme) for path, scheme in plan.items() if scheme.rotation is not None})}
 
 
 def check_rotations(plan: Plan, model: PreTrainedModel, files: Sequence[str]) -> None:
-    """
-    Compare the rotations in a plan with those that the weights were saved with.
+    """Compares the rotations in a plan with those that the weights were saved with.
 
     Args:
         plan: from config.json, in the names of `model`.
@@ -48,7 +47,7 @@ def check_rotations(plan: Plan, model: PreTrainedModel, files: Sequence[str]) ->
 
 
 def _records(files: Sequence[str]) -> dict[str, str]:
-    """The records that the files hold → the last file with that one; a checkpoint has one record, in every file."""
+    """Returns the files' records → the last file with that one; a checkpoint has one record, in every file."""
     records = {}
     for file in files:
         with safe_open(file, "pt") as stored:

@@ -17,7 +17,8 @@ LARGEST_INDEX = 256 << 20
 
 
 class StoredTensor(NamedTuple):
-    """
+    """A tensor in a shard, as its header describes it.
+
     Attributes:
         key: its name in the file.
         shape: its shape.
@@ -32,8 +33,7 @@ class StoredTensor(NamedTuple):
 
 
 def check_files(files: Sequence[str], folder: str) -> None:
-    """
-    Check that every shard is a safetensors file of the checkpoint's own.
+    """Checks that every shard is a safetensors file in the checkpoint's own folder.
 
     Args:
         files: paths of the shards; an index.json, which anybody may have written, names them.
@@ -53,7 +53,7 @@ def check_files(files: Sequence[str], folder: str) -> None:
 
 
 def _tensors_of(file: str, files: Sequence[str]) -> str:
-    """Which tensors an index looks for in a file."""
+    """Returns which tensors an index looks for in a file."""
     for index, where in _indexes(files):
         for name, keys in where.items():
             if os.path.abspath(index.parent / name) == os.path.abspath(file):
@@ -77,8 +77,7 @@ def _problem(file: str, folder: str) -> str:
 def read_headers(
     files: Sequence[str], name_of: Callable[[str], str], merges: Callable[[str], bool]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """
-    The headers of all shards together.
+    """Reads the headers of all shards together.
 
     Args:
         files: paths of the shards, which [`check_files`] has seen.
@@ -112,7 +111,7 @@ def _twice(name: str, one: StoredTensor, other: StoredTensor) -> str:
 
 
 def _index_problems(files: Sequence[str], held: Mapping[str, set[str]]) -> list[str]:
-    """What an index beside the shards says of them that is not so."""
+    """Lists what an index beside the shards says of them that is not true."""
     for index, where in _indexes(files):
         names = {os.path.basename(file): keys for file, keys in where.items()}
         if set(names) == set(held):
@@ -126,7 +125,7 @@ def _index_problems(files: Sequence[str], held: Mapping[str, set[str]]) -> list[
 
 
 def _indexes(files: Sequence[str]) -> Iterator[tuple[Path, dict[str, list[str]]]]:
-    """Every index in a folder of the shards: its path, and file → tensors."""
+    """Yields every index in a folder of the shards: its path, and file → tensors."""
     for folder in sorted({os.path.dirname(file) for file in files}):
         for index in sorted(Path(folder).glob("*.safetensors.index.json")):
             where: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A model's packed modules before there are weights: on the meta device, as quantizing or loading will have them."""
+"""Puts packed modules without weights into a model on the meta device, for quantizing or loading."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from .tied_embeddings import install_tied_embeddings, replace
 
 
 def pack_modules(model: PreTrainedModel, plan: Plan) -> None:
-    """
-    Put packed modules without content in the places that `plan` names; tied ones are tied.
+    """Puts packed modules without content in the places that `plan` names; tied ones are tied.
 
     Raises:
         ValueError: a scheme that its weight cannot have.
@@ -42,7 +41,7 @@ def _pack(model: PreTrainedModel, path: str, scheme: WeightScheme) -> None:
 
 
 def packed_skeleton(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """A copy of `model` on the meta device as it will be once packed; `model` stays as it is."""
+    """Returns a copy of `model` on the meta device as it will be once packed; `model` stays as it is."""
     memo: dict[int, object] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
@@ -54,9 +53,14 @@ def packed_skeleton(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
 
 
 def likely_plan(options: Mapping[str, Sequence[SchemeOption]], budget: float, fused: Sequence[Sequence[str]]) -> Plan:
-    """
-    A plan that uses up the budget as the one to be chosen will: by costs that halve with every half bit, as rounding
-    errors do, and that know nothing of the weights.
+    """Makes a plan that uses up the budget, before any weight is read.
+
+    Its costs are halved with every half bit, as rounding errors are, and do not depend on the weights.
+
+    Args:
+        options: weight path → ways to store it.
+        budget: stored bits.
+        fused: sets of paths that must get equal schemes.
     """
     guessed = {
         path: [replaced(option, cost=option.size * 4.0**-option.scheme.bits) for option in choices]

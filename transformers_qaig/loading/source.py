@@ -1,4 +1,4 @@
-"""Where a model's weights came from, and the processor's files that lie beside them."""
+"""Finds where a model's weights came from, and the processor's files beside them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ PROCESSOR_FILES = (
 
 @dataclass(frozen=True)
 class Source:
-    """
-    A folder, or one commit of a repository on the Hub.
+    """A folder, or one commit of a repository on the Hub.
 
     Attributes:
         name: path of the folder, or the repository's id.
@@ -53,8 +52,7 @@ class Source:
         checkpoint_files: Sequence[str] | None = None,
         local_files_only: bool = False,
     ) -> Source:
-        """
-        The source of what `from_pretrained(name_or_path)` loads.
+        """Returns the source of what `from_pretrained(name_or_path)` loads.
 
         Args:
             name_or_path: a folder or a repository's id.
@@ -75,12 +73,11 @@ class Source:
         return cls(str(folder), local_files_only=local_files_only)
 
     def reach(self, name_or_path: str | os.PathLike[str]) -> Source:
-        """Another folder or repository, with the same cache and the same leave to download."""
+        """Returns another folder or repository, with the same cache and the same permission to download."""
         return Source(os.fspath(name_or_path), cache_dir=self.cache_dir, local_files_only=self.local_files_only)
 
     def load_processor(self, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
-        """
-        The processor beside the weights, or else that of the whole repository.
+        """Loads the processor beside the weights, or else that of the whole repository.
 
         Raises:
             Exception: whatever `AutoProcessor.from_pretrained` raises.
@@ -102,14 +99,17 @@ class Source:
         raise AssertionError("unreachable")
 
     def fetch(self, token: str | bool | None) -> None:
-        """Download the processor's files now, for saving: the token is not kept. If that fails, saving says so."""
+        """Downloads the processor's files now, for saving: the token is not kept. If that fails, saving says so."""
         with contextlib.suppress(Exception):
             self.processor_files(token=token)
 
     def processor_files(self, *, token: str | bool | None = None) -> dict[str, Path]:
-        """
-        The processor's files beside the weights, or else those of the whole repository, by name. Of a repository on the
-        Hub, they are downloaded into the cache that its weights lie in.
+        """Returns the processor's files beside the weights, or else those of the whole repository, by name.
+
+        Files of a repository on the Hub are downloaded into the cache that its weights lie in.
+
+        Args:
+            token: for a gated repository.
 
         Raises:
             OSError: the Hub cannot be reached and the cache holds nothing of this commit.
@@ -138,7 +138,7 @@ def _below(folder: Path, root: Path) -> str:
 
 
 def _matching(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The processor's files, and the code that they name."""
+    """Yields the processor's files, and the code that they name."""
     files = sorted(file for pattern in PROCESSOR_FILES for file in folder.glob(pattern) if file.is_file())
     if any(b'"auto_map"' in file.read_bytes() for file in files if file.name.endswith("config.json")):
         files += sorted(folder.glob("*.py"))

@@ -1,4 +1,4 @@
-"""A composite's text config says that the weights are packed, too: a class of text alone reads nothing else."""
+"""Marks a composite's text config as packed, too: a class of text alone reads nothing else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ LARGEST_CONFIG = 256 << 20
 
 
 def mark_text_config(config: PreTrainedConfig) -> None:
-    """
-    Make the text config below `config` name this quantization method.
+    """Makes the text config below `config` name this quantization method.
 
     `Qwen3_5ForCausalLM.from_pretrained` reads the text config of a composite's config.json, and would take packed
     weights for damaged ones. The settings stay in one place, where [`whole_settings`] finds them.
@@ -28,15 +27,14 @@ def mark_text_config(config: PreTrainedConfig) -> None:
 
 
 def unmark_text_config(config: PreTrainedConfig) -> None:
-    """Undo [`mark_text_config`], for a model whose weights are no longer packed."""
+    """Undoes [`mark_text_config`], for a model whose weights are no longer packed."""
     text = config.get_text_config(decoder=True)
     if text is not config:
         vars(text).pop("quantization_config", None)
 
 
 def whole_settings(checkpoint_files: Sequence[str] | None) -> dict[str, Any]:
-    """
-    The quantization settings in the config.json beside the weights, for a model that was built from a part of it.
+    """Reads the quantization settings in the config.json beside the weights, for a model built from a part of it.
 
     Raises:
         ValueError: there is none that holds any.

@@ -1,4 +1,4 @@
-"""A model's embeddings and head once they are packed: in its places, tied, and refusing to be resized."""
+"""Installs packed embeddings and a packed head in a model: in all their places, tied, and refusing to be resized."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from ..structure import are_tied, find_input_embeddings, find_lm_head
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` everywhere in `model` where `old` is: some models hold their embeddings in two places."""
+    """Puts `new` everywhere in `model` where `old` is: some models hold their embeddings in two places."""
     for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
         model.set_submodule(path, new)
 
 
 def stored_once(model: PreTrainedModel, plan: Plan) -> list[str]:
-    """The paths in `plan`, without a head that is tied to the embeddings."""
+    """Lists the paths in `plan`, without a head that is tied to the embeddings."""
     return [path for path in plan if path != find_lm_head(model).path or not are_tied(model)]
 
 
 def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
-    """
-    Make packed embeddings and a packed head behave as a model's should, in this one model.
+    """Makes packed embeddings and a packed head behave as a model's own, in this one model.
 
-    Tied ones hold one set of tensors from here on, which `tie_weights` and saving know about; a dense head of packed
-    embeddings becomes packed, as `plan` says. `resize_token_embeddings` raises `NotImplementedError`.
+    Tied ones share one set of tensors from here on, and `tie_weights` and saving treat them as tied. A dense head of
+    packed embeddings becomes packed, as `plan` says. `resize_token_embeddings` raises `NotImplementedError`.
     """
     table, head = find_input_embeddings(model), find_lm_head(model)
     if not isinstance(table.module, QAIGEmbedding) and not isinstance(head.module, QAIGLinear):
@@ -50,7 +49,7 @@ def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
 
 
 def uninstall_tied_embeddings(model: PreTrainedModel) -> None:
-    """Undo [`install_tied_embeddings`] once embeddings and head are dense again; tied ones become one tensor again."""
+    """Undoes [`install_tied_embeddings`] once embeddings and head are dense; tied ones share a tensor again."""
     for owner in _owners(model, find_input_embeddings(model).module):
         vars(owner).pop("resize_token_embeddings", None)
     if vars(model).pop("_tied_weights_keys", None) is not None:

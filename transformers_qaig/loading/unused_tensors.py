@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that the model's class has no module for, such as heads for multi-token prediction."""
+"""Finds the tensors of a checkpoint that the model's class lacks, such as heads for multi-token prediction."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class UnusedTensor:
-    """
-    A tensor that is stored and that the model does not have.
+    """A tensor that is stored and that the model does not have.
 
     Attributes:
         name: as it would be called in the model; saving turns it into `key` again.
         key, file: where it is stored.
         shape: of its values.
-        nbytes: their size.
+        nbytes: their size in bytes.
     """
 
     name: str
@@ -46,8 +45,7 @@ class UnusedTensor:
 def find_unused(
     model: PreTrainedModel, files: Sequence[str] | None, ignored: Collection[str] = ()
 ) -> list[UnusedTensor]:
-    """
-    What the checkpoint holds beside the model's tensors.
+    """Lists what the checkpoint holds beside the model's tensors.
 
     Args:
         model: may be on the meta device; with packed modules in place for a packed checkpoint.
@@ -65,7 +63,7 @@ def find_unused(
 
 
 def _stored(file: str) -> list[tuple[str, tuple[int, ...], int]]:
-    """Name, shape and bytes of every tensor in a file; none of a format that is not known here."""
+    """Lists name, shape and bytes of every tensor in a file; empty for an unknown format."""
     if file.endswith(".bin"):
         return [(key, tuple(t.shape), t.nbytes) for key, t in load_state_dict(file, map_location="meta").items()]
     if not file.endswith(".safetensors"):
@@ -79,14 +77,13 @@ def _stored(file: str) -> list[tuple[str, tuple[int, ...], int]]:
 
 
 def _nbytes(shape: Sequence[int], dtype: str) -> int:
-    """Of a safetensors type: its name ends with the bits of a value (F32, BF16, F8_E4M3), or is BOOL."""
+    """Returns the bytes of a safetensors type: its name ends with the bits of a value (F32, F8_E4M3), or is BOOL."""
     bits = 8 if dtype == "BOOL" else int(re.findall(r"\d+", dtype)[0])
     return math.prod(shape) * bits // 8
 
 
 def kept(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> list[UnusedTensor]:
-    """
-    What is saved with the quantized model: all that lies in safetensors, if the checkpoint was saved by this class.
+    """Lists what is saved with the quantized model: all that lies in safetensors, if this class saved the checkpoint.
 
     Another class was asked to leave parts of a composite out.
     """
@@ -94,8 +91,7 @@ def kept(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> list[UnusedT
 
 
 def report_unused(model: PreTrainedModel, unused: Sequence[UnusedTensor], coverage: Coverage) -> list[UnusedTensor]:
-    """
-    Tell in the log and in `coverage` what becomes of unused tensors: how many, their size, their names.
+    """Reports in the log and in `coverage` what becomes of unused tensors: how many, their size, their names.
 
     Returns:
         those that are saved with the model; `coverage` counts their size.
@@ -116,13 +112,13 @@ def report_unused(model: PreTrainedModel, unused: Sequence[UnusedTensor], covera
 
 
 def _prefixes(tensors: Sequence[UnusedTensor]) -> str:
-    """`mtp.*`, `model.visual.*`: the parts that the names begin with, eight at most."""
+    """Returns `mtp.*`, `model.visual.*`: the parts that the names begin with, eight at most."""
     parts = sorted({".".join(u.name.split(".")[: 2 if u.name.startswith("model.") else 1]) for u in tensors})
     return ", ".join(f"{part}.*" for part in parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "")
 
 
 def read_unused(unused: Sequence[UnusedTensor]) -> dict[str, Tensor]:
-    """Their values, read from the file as they are written; what cannot be read any more is told and left out."""
+    """Reads their values from the file, for saving; what cannot be read any more is logged and left out."""
     tensors = {}
     for u in unused:
         try:

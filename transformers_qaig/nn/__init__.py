@@ -1,4 +1,7 @@
-"""Packed modules, `QAIGLinear` and `QAIGEmbedding`, the `torch.ops.qaig` operators they call, and their layout."""
+"""Packed modules, the `torch.ops.qaig` operators that they call, their layouts, and the reference in plain torch.
+
+The modules are `QAIGLinear` and `QAIGEmbedding`. This room may import `scheme`, `utils` and `kernels`.
+"""
 
 from .embedding import QAIGEmbedding
 from .linear import QAIGLinear

@@ -1,4 +1,4 @@
-"""What every operator checks of its arguments in Python: packed tensors come from files that anybody may have written.
+"""Checks the arguments of every operator in Python: packed tensors come from files that anybody may have written.
 
 The compiled kernels check the same (`csrc/ops/checks.h`). Errors name the argument.
 """
@@ -18,11 +18,21 @@ _MOST_FEATURES = 1 << 24  # so that kernels can count in 32 bits, padding includ
 
 
 def check_activation_bits(activation_bits: int) -> None:
+    """Raises `NotImplementedError` unless `activation_bits` is 8 or 16."""
     if activation_bits not in (8, 16):
         raise NotImplementedError(f"activation_bits={activation_bits} has no kernel here: use 16 or 8")
 
 
 def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
+    """Checks that every list has one entry per layer.
+
+    Args:
+        packed: packed words, one tensor a layer.
+        others: the other arguments, as lists.
+
+    Raises:
+        ValueError: a list has another length than `packed`.
+    """
     if any(len(other) != len(packed) for other in others):
         raise ValueError(
             "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have one "
@@ -31,10 +41,16 @@ def check_lists(packed: list[Tensor], *others: list[Any]) -> None:
 
 
 def check_input(x: Tensor, in_features: int) -> None:
-    """Checks what a layer is called with: operators read the width off x, and words of a packed row may end anywhere.
+    """Checks the input of a layer.
+
+    Operators read the width off x, and the words of a packed row may end anywhere. So a wrong width must be found here.
+
+    Args:
+        x: `[..., in_features]`, floating.
+        in_features: of the layer.
 
     Raises:
-        ValueError: if x is no tensor, nested, or not `[..., in_features]`.
+        ValueError: x is no tensor, nested, or not `[..., in_features]`.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"the layer's input must be a tensor, got {type(x).__name__}")
@@ -50,13 +66,12 @@ def check_dispatchable(name: str, x: Tensor, **others: Tensor | None) -> None:
     """Checks that torch dispatches a call with these tensors to the kernels of x's device.
 
     Args:
-        name (`str`): of x, as in the operator.
-        x (`Tensor`): the input.
-        others (`Tensor`, *optional*): the operator's other tensors, by their names.
+        name: of x, as in the operator.
+        x: the input.
+        others: the operator's other tensors, by their names; None is allowed.
 
     Raises:
-        ValueError: for a tensor on another device, or one that is sparse, nested, in oneDNN's layout or quantized by
-            torch.
+        ValueError: a tensor on another device, or one that is sparse, nested, in oneDNN's layout or quantized by torch.
     """
     check_dense(name, x)
     for other, tensor in others.items():
@@ -66,7 +81,7 @@ def check_dispatchable(name: str, x: Tensor, **others: Tensor | None) -> None:
 
 
 def check_dense(name: str, tensor: Tensor | None) -> None:
-    """Checks that a tensor is one whose elements lie in memory of its own; torch passes None for a tensor, too."""
+    """Raises `ValueError` unless the tensor's elements lie in memory of its own; None passes."""
     if tensor is None:
         raise ValueError(f"{name} must be a tensor, got None")
     if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
@@ -81,11 +96,13 @@ def check_dense(name: str, tensor: Tensor | None) -> None:
 
 
 def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Raises `ValueError` unless `tensor` is on the device of `x`."""
     if tensor.device != x.device:
         raise ValueError(f"{name} is on {tensor.device} but the input is on {x.device}: move both to one device")
 
 
 def check_activation(name: str, x: Tensor) -> None:
+    """Raises `ValueError` unless `x` is dense, floating and has at least one dimension."""
     check_dense(name, x)
     if x.dim() == 0 or x.dtype not in ACTIVATION_DTYPES:
         raise ValueError(
@@ -94,6 +111,19 @@ def check_activation(name: str, x: Tensor) -> None:
 
 
 def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None:
+    """Returns the rotation that an operator's arguments describe.
+
+    Args:
+        block: channels that are transformed together; 0 for no rotation.
+        seed: of the signs.
+        in_features: channels of the input.
+
+    Returns:
+        the rotation; None if `block` is 0.
+
+    Raises:
+        ValueError: this is no rotation of `in_features` channels.
+    """
     if block == 0:
         return None
     rotation = Rotation(block, seed)
@@ -102,6 +132,15 @@ def checked_rotation(block: int, seed: int, in_features: int) -> Rotation | None
 
 
 def check_checkpoint_layout(x: Tensor, weight: Weight) -> None:
+    """Checks a weight in the checkpoint layout.
+
+    Args:
+        x: the input, whose device the weight must be on.
+        weight: its tensors and sizes.
+
+    Raises:
+        ValueError: a tensor has a wrong shape, dtype or device.
+    """
     packed, scale, zero, out_features, in_features, bits, group_size, _ = weight
     shapes = packed_shapes(out_features, in_features, bits, group_size, sym=zero is None)
     check_tensor("packed", packed, shapes["weight_packed"][0], (torch.int32,), x)
@@ -113,8 +152,12 @@ def check_checkpoint_layout(x: Tensor, weight: Weight) -> None:
 def check_cuda_layout(x: Tensor, weight: Weight) -> None:
     """Checks a weight in CUDA layout, as csrc/ops/cuda does.
 
+    Args:
+        x: the input, whose device the weight must be on.
+        weight: its tensors and sizes.
+
     Raises:
-        ValueError: if an argument has a wrong shape, dtype or device.
+        ValueError: a size or a width is out of range, or a tensor has a wrong shape, dtype or device.
     """
     packed, scale, zero, out_features, in_features, bits, group_size, _ = weight
     if bits not in KERNEL_BITS:
@@ -132,6 +175,18 @@ def check_cuda_layout(x: Tensor, weight: Weight) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
+    """Checks one packed tensor.
+
+    Args:
+        name: of the argument, for the message.
+        tensor: to check.
+        shape: that it must have.
+        dtypes: that it may have.
+        x: the input, whose device it must be on.
+
+    Raises:
+        ValueError: another shape, dtype or device.
+    """
     check_dense(name, tensor)
     if tensor.dtype not in dtypes:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

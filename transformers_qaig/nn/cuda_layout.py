@@ -1,4 +1,4 @@
-"""The CUDA kernels' layout, made from the checkpoint layout and undone, in plain torch on any device.
+"""Converts the checkpoint layout to the CUDA kernels' layout and back, in plain torch on any device.
 
 `csrc/cuda/layout.h` describes the layout; the names here are its.
 """
@@ -16,10 +16,10 @@ _PAIRS = 16  # of one lane in one row tile
 def shapes(
     out_features: int, in_features: int, bits: int, group_size: int
 ) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int]]:
-    """Shape of the words, and shape of scales and zero points.
+    """Returns the shape of the packed words, and the shape of scales and zero points.
 
     Raises:
-        ValueError: if `group_size` does not divide `in_features`.
+        ValueError: `group_size` does not divide `in_features`.
     """
     blocks, groups, units_per_group = _sizes(out_features, in_features, group_size)
     tiles = -(-groups * units_per_group // 2)
@@ -29,19 +29,19 @@ def shapes(
 def from_checkpoint(
     packed: Tensor, scale: Tensor, zero: Tensor | None, out_features: int, in_features: int, bits: int, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed tensors in the checkpoint layout, to the CUDA layout.
+    """Converts packed tensors from the checkpoint layout to the CUDA layout.
 
     Args:
-        packed (`Tensor`): int32 `[N, ceil(K * bits / 32)]`.
-        scale (`Tensor`): floating `[N, G]`.
-        zero (`Tensor`, *optional*): int32 `[ceil(N * bits / 32), G]`.
-        out_features (`int`): N.
-        in_features (`int`): K.
-        bits (`int`): 2, 3, 4 or 8.
-        group_size (`int`): a divisor of K, or -1.
+        packed: int32 `[N, ceil(K * bits / 32)]`.
+        scale: floating `[N, G]`.
+        zero: int32 `[ceil(N * bits / 32), G]`.
+        out_features: N.
+        in_features: K.
+        bits: 2, 3, 4 or 8.
+        group_size: a divisor of K, or -1.
 
     Returns:
-        `tuple[Tensor, Tensor, Tensor]`: words int32 `[B, T, bits, 32, 4]`, scale `[B, G, 64]` in its dtype, zero uint8
+        words int32 `[B, T, bits, 32, 4]`, scale `[B, G, 64]` in its dtype, zero uint8
         `[B, G, 64]`, or empty without one. B and T count row blocks and tiles.
     """
     words_shape, rows_shape = shapes(out_features, in_features, bits, group_size)
@@ -59,7 +59,7 @@ def from_checkpoint(
 def to_checkpoint(
     words: Tensor, scale: Tensor, zero: Tensor | None, out_features: int, in_features: int, bits: int, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse of `from_checkpoint`, except that zero points come as uint8 `[N, G]`. Arguments as it returns them."""
+    """Inverts `from_checkpoint`, except that zero points come as uint8 `[N, G]`. Arguments as it returns them."""
     packed = []
     for start, stop in _block_chunks(tuple(words.shape)):
         last = min(stop * _BLOCK_ROWS, out_features)
@@ -72,14 +72,19 @@ def to_checkpoint(
 def read_rows(
     words: Tensor, scale: Tensor, zero: Tensor | None, rows: Tensor, in_features: int, bits: int, group_size: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Some rows of a weight in CUDA layout. Waits for nothing, so a CUDA graph can record it.
+    """Reads some rows of a weight in CUDA layout. It waits for nothing, so a CUDA graph can record it.
 
     Args:
-        words, scale, zero: as `from_checkpoint` returns them.
-        rows (`Tensor`): int64 `[n]`, each of them a row of the weight: not checked.
+        words: int32 `[B, T, bits, 32, 4]`, as `from_checkpoint` returns them.
+        scale: floating `[B, G, 64]`.
+        zero: uint8 `[B, G, 64]`, or None.
+        rows: int64 `[n]`, each of them a row of the weight: not checked.
+        in_features: K.
+        bits: 2, 3, 4 or 8.
+        group_size: a divisor of K, or -1.
 
     Returns:
-        `tuple[Tensor, Tensor, Tensor | None]`: codes uint8 `[n, K]`, scale `[n, G]`, zero uint8 `[n, G]` or None.
+        codes uint8 `[n, K]`, scale `[n, G]`, zero uint8 `[n, G]` or None.
     """
     block, row = rows // _BLOCK_ROWS, rows % _BLOCK_ROWS
     r, h, g = row // 16, row // 8 % 2, row % 8
@@ -106,7 +111,7 @@ def _block_chunks(words_shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _to_slots(codes: Tensor, words_shape: tuple[int, ...], group_size: int) -> Tensor:
-    """uint8 `[rows, K]` to `[whole row blocks, T * 64]`, padded with zeros."""
+    """Arranges codes uint8 `[rows, K]` as `[whole row blocks, T * 64]`, padded with zeros."""
     rows, in_features = codes.shape
     groups = num_groups(in_features, group_size)
     by_group = codes.view(rows, groups, -1)
@@ -132,7 +137,7 @@ _FROM_LANES = tuple(_TO_LANES.index(i) for i in range(10))
 
 
 def _to_words(slots: Tensor, bits: int) -> Tensor:
-    """uint8 `[64 B, 64 T]` to int32 `[B, T, bits, 32, 4]`."""
+    """Packs slots uint8 `[64 B, 64 T]` into words int32 `[B, T, bits, 32, 4]`."""
     blocks, tiles = slots.shape[0] // _BLOCK_ROWS, slots.shape[1] // _TILE_SLOTS
     lanes = slots.view(blocks, 4, 2, 8, tiles, 2, 4, 2, 2, 2).permute(_TO_LANES)
     pairs = lanes.reshape(-1, _PAIRS, 2).to(torch.int32)
@@ -152,7 +157,7 @@ def _from_words(words: Tensor, bits: int) -> Tensor:
 
 
 def _from_pairs(words: Tensor, bits: int) -> Tensor:
-    """Words of a lane's row tiles, int32 `[n, bits]`, to the codes of their pairs, uint8 `[n, 16, 2]`."""
+    """Unpacks the words of a lane's row tiles, int32 `[n, bits]`, into codes of pairs, uint8 `[n, 16, 2]`."""
     pairs = torch.zeros(words.shape[0], _PAIRS, dtype=torch.int32, device=words.device)
     for pair in range(_PAIRS):
         for word, mask, left in _places(bits, pair):
@@ -162,7 +167,7 @@ def _from_pairs(words: Tensor, bits: int) -> Tensor:
 
 
 def _places(bits: int, pair: int) -> list[tuple[int, int, int]]:
-    """(word, mask, shift): the masked bits of a pair (codes at bits 0 and 16) go to a word, so much further left."""
+    """Lists (word, mask, shift): the masked bits of a pair (codes at bits 0 and 16) go to a word, shifted left."""
     if bits == 3 and pair == 15:
         return [(bit, 0x00010001 << bit, 15 - bit) for bit in range(3)]
     mask = 2**bits - 1
@@ -171,7 +176,7 @@ def _places(bits: int, pair: int) -> list[tuple[int, int, int]]:
 
 
 def _sort_rows(values: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """`[N, G]` to `[B, G, 64]`: row 16 r + 8 h + g goes to 8 g + 2 r + h."""
+    """Reorders `[N, G]` to `[B, G, 64]`: row 16 r + 8 h + g goes to 8 g + 2 r + h."""
     blocks, groups, _ = shape
     padded = F.pad(values, (0, 0, 0, blocks * _BLOCK_ROWS - values.shape[0]))
     return padded.view(blocks, 8, 8, groups).permute(0, 3, 2, 1).reshape(shape)

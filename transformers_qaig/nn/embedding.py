@@ -1,4 +1,4 @@
-"""`QAIGEmbedding`: the module that stands where an `nn.Embedding` stood, holding packed rows instead of a weight."""
+"""`QAIGEmbedding`: replaces an `nn.Embedding`; it holds packed rows instead of a weight."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .packed_module import PackedModule
 
 
 class QAIGEmbedding(PackedModule, nn.Embedding):
-    """A table of embeddings whose rows are packed; a lookup dequantizes the rows it asks for.
+    """Embeddings whose rows are packed; a lookup dequantizes only the rows that it reads.
 
     The packed tensors are those of [`PackedModule`], with N = `num_embeddings` rows of K = `embedding_dim`. They stay
-    in the checkpoint layout, in which single rows are read fastest. A table that is tied to a head (`tie`) holds the
-    same tensors as the head, in the layout of the head.
+    in the checkpoint layout, from which single rows are read fastest. Embeddings that are tied to a head (`tie`) hold
+    the same tensors as the head, in the layout of the head.
 
-    What a model's own class does around the lookup (Gemma scales the result) stays: [`like`] makes a subclass of it,
-    in which this class takes the place of `nn.Embedding`.
+    What a model's own class does around the lookup stays, such as Gemma's scaling of the result. For that, [`like`]
+    makes a subclass of it, in which this class takes the place of `nn.Embedding`.
     """
 
     num_embeddings: int
@@ -45,7 +45,7 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
 
     @classmethod
     def like(cls, table: nn.Embedding, scheme: WeightScheme, device: torch.device | str | None = None) -> QAIGEmbedding:
-        """An empty packed table in the place of `table`, with its class's behaviour, its attributes and its buffers.
+        """Makes empty packed embeddings in the place of `table`, with its class's behaviour, attributes and buffers.
 
         Args:
             table: `[N, K]` in float16, bfloat16 or float32, the dtype of the scales.
@@ -71,10 +71,13 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         return packed
 
     def adopt(self, packed: PackedModule) -> QAIGEmbedding:
-        """Take over the packed tensors of a layer of the same shape and format; gives back itself.
+        """Takes over the packed tensors of a layer of the same shape and format, and returns itself.
+
+        Args:
+            packed: the layer.
 
         Raises:
-            ValueError: it has another shape or format.
+            ValueError: the layer has another shape or format.
         """
         _check_alike(packed, self)
         for name in self._packed_names():
@@ -83,6 +86,14 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
+        """Looks up rows.
+
+        Args:
+            input: ids, int32 or int64, any shape, values 0 to `num_embeddings` - 1.
+
+        Returns:
+            `[*input.shape, embedding_dim]` in the compute dtype.
+        """
         tensors = self._parameters
         rows = torch.ops.qaig.embedding.default(
             input,
@@ -98,19 +109,23 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         return rows.to(self.compute_dtype)
 
     def prepare(self) -> bool:
-        """As a tied head asks for; else nothing, rows are read fastest in the checkpoint layout."""
+        """Prepares a tied head; otherwise does nothing, because rows are read fastest in the checkpoint layout."""
         return any(other.prepare() for other in self._sharing() if other is not self)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """An empty tensor `[num_embeddings, 0]` that tells number of rows, compute dtype and device.
+        """An empty tensor `[num_embeddings, 0]` that shows the number of rows, the compute dtype and the device.
 
-        It has no elements, so code that would look up in it fails at once. `dequantize` gives the values.
+        It has no elements, so code that looks up rows in it fails at once. `dequantize` returns the values.
         """
         return self._stand_in(self.num_embeddings, 0)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Embedding:
-        """An embedding of the model's own class with the dequantized weight, in `dtype` (None: the compute dtype)."""
+        """Makes embeddings of the model's own class from the dequantized weight.
+
+        Args:
+            dtype: of the weight; None for the compute dtype.
+        """
         dense = _original(type(self)).__new__(_original(type(self)))
         nn.Module.__init__(dense)
         dense.weight = nn.Parameter(self.dequantize(dtype))
@@ -120,6 +135,7 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
+        """Sizes and format, for `print(model)`."""
         return (
             f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}, group_size={self.group_size}, "
             f"sym={self.sym}, tied={bool(self.tied_to)}"
@@ -133,7 +149,7 @@ _OWN = ("in_features", "out_features", "bits", "group_size", "sym", "compute_dty
 
 
 def why_not_packed(table: nn.Module) -> str:
-    """Why `table` cannot become a [`QAIGEmbedding`]; empty if it can. Works on the meta device."""
+    """Returns why `table` cannot become a [`QAIGEmbedding`]; empty if it can. Works on the meta device."""
     name = type(table).__name__
     if not isinstance(table, nn.Embedding):
         return f"{name} is no nn.Embedding"
@@ -157,13 +173,17 @@ def why_not_packed(table: nn.Module) -> str:
 
 
 def _attributes(module: nn.Module, besides: nn.Module) -> dict[str, Any]:
-    """What a module's class has set on it, but for what `besides` has. A `forward` there is a hook's wrapper."""
+    """Returns what a module's class has set on it, except what `besides` has. A `forward` there is a hook's wrapper."""
     found = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "forward"}
     return {name: value for name, value in found.items() if name not in vars(besides)}
 
 
 def tie(head: PackedModule, table: QAIGEmbedding) -> None:
-    """Make `head` hold the very tensors of `table`. From now on a change of their order or device reaches both.
+    """Makes `head` hold the very tensors of `table`. Later changes of their layout or device reach both.
+
+    Args:
+        head: a packed head.
+        table: packed embeddings.
 
     Raises:
         ValueError: they are not made for the same tensors.
@@ -177,7 +197,7 @@ def tie(head: PackedModule, table: QAIGEmbedding) -> None:
 
 
 def tied_names(ties: Mapping[str, str], sym: bool, head: str, table: str) -> dict[str, str]:
-    """The mapping of tied weights `ties` (target → source) with the packed tensors in the place of the weights."""
+    """Returns the tied weights `ties` (target → source) with packed tensors in the place of the weights."""
     names = ["weight_packed", "weight_scale", *([] if sym else ["weight_zero_point"]), "weight_shape"]
     rest = {target: source for target, source in ties.items() if target != f"{head}.weight"}
     return {**rest, **{f"{head}.{name}": f"{table}.{name}" for name in names}}
@@ -194,7 +214,7 @@ def _check_alike(one: PackedModule, other: PackedModule) -> None:
 
 @cache
 def _packed_class(original: type[nn.Embedding]) -> type[QAIGEmbedding]:
-    """`original` with `QAIGEmbedding` between it and `nn.Embedding`: what calls `super().forward` reads packed rows."""
+    """Makes `original` with `QAIGEmbedding` between it and `nn.Embedding`: `super().forward` then reads packed rows."""
     if original is nn.Embedding:
         return QAIGEmbedding
     return type(f"QAIG{original.__name__}", (original, QAIGEmbedding), {"__doc__": QAIGEmbedding.__doc__})

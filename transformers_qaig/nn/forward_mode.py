@@ -16,10 +16,9 @@ BIAS = 4
 
 
 class ForwardModeLibrary(torch.library.Library):
-    """
-    A library whose autograd kernels carry tangents along.
+    """A library whose autograd kernels carry tangents along.
 
-    `torch.library.register_autograd` has no place for a forward-mode rule: its kernels drop tangents without a word,
+    `torch.library.register_autograd` has no place for a forward-mode rule. Its kernels drop tangents without a message,
     so that derivatives are zero.
     """
 
@@ -31,7 +30,7 @@ class ForwardModeLibrary(torch.library.Library):
 
 
 def is_active() -> bool:
-    """Whether dual tensors may be about."""
+    """Whether dual tensors may be in use."""
     return forward_ad._current_level >= 0
 
 

@@ -1,17 +1,17 @@
-"""The local rotation of a linear layer's input: random signs, then a Hadamard transform of each block of channels.
+"""Rotates a linear layer's input: random signs, then a Hadamard transform of each block of channels.
 
     x W' = (x R)(W R)',   R = D H / √block,   D diagonal with entries ±1,   H block-diagonal of Sylvester's matrices
 
-R is orthogonal, so the layer's function stays; what is rounded (W R, and x R where activations are rounded) no longer
-has channels far larger than their neighbours.
+R is orthogonal, so the layer's function stays. But what is rounded (W R, and x R where activations are rounded) no
+longer has channels far larger than their neighbours.
 
-Two implementations with the same `(block, seed)` must agree to the bit, for rounding x R to 8 bits makes a whole step
-of a difference in the last place. Hence both parts are pinned:
+Two implementations with the same `(block, seed)` must agree to the bit. Otherwise rounding x R to 8 bits turns a
+difference in the last place into a whole step. Hence both parts are pinned:
 
 - **Signs.** Channel k is multiplied by -1 if bit k mod 64 of output k div 64 of SplitMix64 (Steele, Lea and Flood,
-  2014), started at `seed`, is set. Outputs of that generator can be had in any order.
-- **Transform.** In float32 (float64 for float64), butterflies (a, b) → (a + b, a - b) over channels 1, 2, 4, …,
-  block / 2 apart, in this order; then one multiplication by 1 / √block, rounded to float32.
+2014), started at `seed`, is set. Outputs of that generator can be computed in any order.
+- **Transform.** In float32 (float64 for float64), butterflies (a, b) → (a + b, a - b) over channels 1, 2, 4, …, block /
+2 apart, in this order; then one multiplication by 1 / √block, rounded to float32.
 """
 
 import torch
@@ -25,12 +25,12 @@ _MASK = (1 << 64) - 1
 
 
 def fit_block(in_features: int, most: int) -> int | None:
-    """The largest block of at most `most` channels that divides `in_features`; None if not even the smallest does."""
+    """Returns the largest block of at most `most` channels that divides `in_features`, or None if there is none."""
     return next((block for block in reversed(BLOCKS) if block <= most and in_features % block == 0), None)
 
 
 def random_signs(in_features: int, seed: int, device: torch.device | str | None = None) -> Tensor:
-    """The diagonal of D: int8 `[in_features]` of ±1."""
+    """Returns the diagonal of D: int8 `[in_features]` of ±1."""
     words = [_splitmix64(seed, i) for i in range(-(-in_features // 64))]
     signed = torch.tensor([word - (word >> 63 << 64) for word in words], dtype=torch.int64, device=device)
     bits = signed[:, None] >> torch.arange(64, device=device) & 1
@@ -38,13 +38,13 @@ def random_signs(in_features: int, seed: int, device: torch.device | str | None 
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x R for x `[..., K]`, floating: float32, or float64 if x is."""
+    """Computes X R for x `[..., K]`, floating: in float32, or float64 if x is."""
     x = _at_least_float32(x)
     return _transform(x * random_signs(x.shape[-1], rotation.seed, x.device), rotation.block)
 
 
 def rotate_back(y: Tensor, rotation: Rotation) -> Tensor:
-    """y R', the inverse of `rotate`."""
+    """Computes Y R', the inverse of `rotate`."""
     y = _at_least_float32(y)
     return _transform(y, rotation.block) * random_signs(y.shape[-1], rotation.seed, y.device)
 
@@ -62,7 +62,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _splitmix64(seed: int, index: int) -> int:
-    """Output `index` of SplitMix64 started at `seed`."""
+    """Returns output `index` of SplitMix64 started at `seed`."""
     z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK

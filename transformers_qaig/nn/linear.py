@@ -1,4 +1,4 @@
-"""`QAIGLinear`: the module that stands where an `nn.Linear` stood, holding packed integers instead of a weight."""
+"""`QAIGLinear`: replaces an `nn.Linear`; it holds packed integers instead of a weight."""
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +18,23 @@ class QAIGLinear(PackedModule):
     dtype, or None. `requires_grad_` and a dtype cast reach the bias alone.
 
     With a `rotation` R the packed weight is W R, for the rotated input: the layer computes x R (W R)', and `dequantize`
-    gives W.
+    returns W.
 
     Args:
-        in_features (`int`): K.
-        out_features (`int`): N.
-        bias (`bool`): whether the layer has a bias.
-        bits (`int`): 2 to 8.
-        group_size (`int`): input channels that share one scale and zero point (a divisor of K), or -1: one per row.
-        sym (`bool`, *optional*, defaults to `False`): no zero points.
-        activation_bits (`int`, *optional*, defaults to 16): 8 rounds the input to 8 bits per token, on the fly: faster
-            with many tokens, less accurate. May be changed at any time.
-        rotation (`Rotation`, *optional*): block and seed of what the input is multiplied by first, see `hadamard.py`.
-        dtype (`torch.dtype`, *optional*): of scales and bias; the default dtype of torch if None.
-        device (`torch.device`, *optional*): where the tensors are made; `"meta"` works.
+        in_features: K.
+        out_features: N.
+        bias: whether the layer has a bias.
+        bits: 2 to 8.
+        group_size: input channels that share one scale and zero point (a divisor of K), or -1: one per row.
+        sym: whether the grid is symmetric, without zero points.
+        activation_bits: 8 rounds the input to 8 bits per token on the fly, which is faster with many tokens and less
+            accurate; 16 does not. May be changed at any time.
+        rotation: block and seed of the rotation of the input, see `hadamard.py`; None for no rotation.
+        dtype: of scales and bias; None for torch's default dtype.
+        device: where the tensors are made; `"meta"` works.
 
     Raises:
-        ValueError: if a size, `bits`, `group_size`, `rotation` or `dtype` is out of range.
+        ValueError: a size, `bits`, `group_size`, `rotation` or `dtype` is out of range.
     """
 
     bias: nn.Parameter | None
@@ -73,16 +73,16 @@ class QAIGLinear(PackedModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "QAIGLinear":
-        """A layer without content in the place of `linear`, for its weight stored as `scheme` says.
+        """Makes a layer without content in the place of `linear`, for its weight stored as `scheme` says.
 
         Args:
-            linear (`nn.Linear`): its sizes, and its bias or none.
-            scheme (`WeightScheme`): bits, groups, rotation and activation bits.
-            device (`torch.device`, *optional*): of the packed tensors; the one of `linear` if None.
-            dtype (`torch.dtype`, *optional*): of the scales; the one of `linear` if None.
+            linear: its sizes, and its bias or none.
+            scheme: bits, groups, rotation and activation bits.
+            device: of the packed tensors; None for that of `linear`.
+            dtype: of the scales; None for that of `linear`.
 
         Raises:
-            ValueError: if `linear` cannot be stored so.
+            ValueError: `linear` cannot be stored so.
         """
         return cls(
             linear.in_features,
@@ -113,13 +113,14 @@ class QAIGLinear(PackedModule):
         """Builds a layer from quantized values.
 
         Args:
-            codes (`Tensor`): uint8 `[N, K]`, values 0 .. 2^bits - 1.
-            scale (`Tensor`): float16, bfloat16 or float32 `[N, G]`; its dtype is the one that is stored.
-            zero (`Tensor`, *optional*): uint8 `[N, G]`, values 0 .. 2^bits - 1; None for a symmetric layer.
-            bias (`Tensor`, *optional*): floating `[N]`.
-            bits (`int`): 2 to 8.
-            group_size (`int`): a divisor of K, or -1.
-            activation_bits (`int`, *optional*, defaults to 16), rotation (`Rotation`, *optional*): see the class.
+            codes: uint8 `[N, K]`, values 0 to 2^bits - 1.
+            scale: float16, bfloat16 or float32 `[N, G]`, stored in this dtype.
+            zero: uint8 `[N, G]`, values 0 to 2^bits - 1; None for a symmetric layer.
+            bias: floating `[N]`, or None.
+            bits: 2 to 8.
+            group_size: a divisor of K, or -1.
+            activation_bits: 8 or 16, see the class.
+            rotation: of the input, see the class; None for no rotation.
 
         Raises:
             ValueError: naming the tensor whose dtype, shape or values do not fit.
@@ -148,6 +149,17 @@ class QAIGLinear(PackedModule):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiplies the input by the packed weight and adds the bias.
+
+        Args:
+            x: `[..., in_features]`, float16, bfloat16, float32 or float64.
+
+        Returns:
+            `[..., out_features]` in the dtype of x.
+
+        Raises:
+            ValueError: x is no tensor, or has another width.
+        """
         if type(x) is not Tensor or x.is_nested or x.shape[-1:] != (self.in_features,):
             check_input(x, self.in_features)  # a call costs as much as all that is above
         tensors = self._parameters  # attributes of a module are found slowly
@@ -175,7 +187,7 @@ class QAIGLinear(PackedModule):
         return WeightScheme(self.bits, self.group_size, self.sym, self.rotation, self.activation_bits)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight `[out_features, in_features]` this layer stands for, in `dtype` (None: the compute dtype)."""
+        """Returns the dequantized weight `[out_features, in_features]` in `dtype` (None: the compute dtype)."""
         if self.rotation is None:
             return super().dequantize(dtype)
         dtype = dtype or self.compute_dtype
@@ -183,6 +195,7 @@ class QAIGLinear(PackedModule):
         return rotate_back(rotated, self.rotation).to(dtype)
 
     def extra_repr(self) -> str:
+        """Sizes and format, for `print(model)`."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"bits={self.bits}, group_size={self.group_size}, sym={self.sym}, activation_bits={self.activation_bits}"
@@ -197,7 +210,11 @@ class QAIGLinear(PackedModule):
 
 
 def get_linear(module: nn.Module, path: str) -> nn.Linear:
-    """The `nn.Linear` at `path`.
+    """Returns the `nn.Linear` at `path`.
+
+    Args:
+        module: that holds it.
+        path: of the linear in `module`.
 
     Raises:
         TypeError: something else is there.

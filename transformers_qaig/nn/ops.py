@@ -1,4 +1,4 @@
-"""Who answers `torch.ops.qaig.*`: a device's kernels or, wherever there are none, the reference in plain torch.
+"""Implements `torch.ops.qaig.*`: with a device's kernels or, where there are none, the reference in plain torch.
 
 A backend adds its kernel for a device with `TORCH_LIBRARY_IMPL(qaig, <device>, m)`. The CPU's are compiled (`csrc/`)
 and loaded when they are first needed.
@@ -29,7 +29,7 @@ from .schema import LIBRARY
 
 
 def linear(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, *sizes: int) -> Tensor:
-    """`qaig::linear` where no kernel is registered: the device's if they can be loaded now, else the reference."""
+    """Runs `qaig::linear` where no kernel is registered: by the device's kernel if it loads now, else the reference."""
     # What torch does not dispatch to the device's kernels would come back here without end.
     check_dispatchable("x", x, packed=packed, scale=scale, zero=zero, bias=bias)
     if load_kernels(x.device) and extension.has_kernel("linear", x.device.type):
@@ -51,29 +51,29 @@ def linear_reference(
     activation_bits: int,
     layout: int,
 ) -> Tensor:
-    """`qaig::linear` in plain torch: x @ W.T + bias, with W as in `reference.dequantize`.
+    """Computes `qaig::linear` in plain torch: x @ W.T + bias, with W as in `reference.dequantize`.
 
     Args:
-        x (`Tensor`): `[..., K]`, float16, bfloat16, float32 or float64; K is read off this tensor.
-        packed (`Tensor`): int32 `[N, ceil(K * bits / 32)]`.
-        scale (`Tensor`): `[N, G]`, float16, bfloat16 or float32; G = K / group_size, or 1.
-        zero (`Tensor`, *optional*): int32 `[ceil(N * bits / 32), G]`; None means 2^(bits - 1) everywhere (symmetric).
-        bias (`Tensor`, *optional*): floating `[N]`.
-        rotation_block (`int`), rotation_seed (`int`): x is rotated first, as in `hadamard.rotate`, and W is a weight
-            for such an x: `linear` computes (x R) @ W.T + bias. Block 0: x is taken as it is, whatever the seed.
-        out_features (`int`): N.
-        bits (`int`): 2 to 8.
-        group_size (`int`): input channels per group, or -1 for one group per row.
-        activation_bits (`int`): 16: x is used as it is; 8: each token is rounded to 8 bits, as in
-            `reference.round_activations`.
-        layout (`int`): `CHECKPOINT_LAYOUT`, or `CPU_LAYOUT` or `CUDA_LAYOUT` with the shapes that `repack` gives.
+        x: `[..., K]`, float16, bfloat16, float32 or float64; K is read off this tensor.
+        packed: int32 `[N, ceil(K * bits / 32)]`.
+        scale: `[N, G]`, float16, bfloat16 or float32; G = K / group_size, or 1.
+        zero: int32 `[ceil(N * bits / 32), G]`; None means 2^(bits - 1) everywhere (symmetric).
+        bias: floating `[N]`, or None.
+        rotation_block: channels that are rotated together; 0 for no rotation. With one, x is rotated first, as in
+            `hadamard.rotate`, and W is a weight for such an x: `linear` computes (x R) @ W.T + bias.
+        rotation_seed: of the rotation's signs; not read if `rotation_block` is 0.
+        out_features: N.
+        bits: 2 to 8.
+        group_size: input channels per group, or -1 for one group per row.
+        activation_bits: 16 uses x as it is; 8 rounds each token to 8 bits, as in `reference.round_activations`.
+        layout: `CHECKPOINT_LAYOUT`, or `CPU_LAYOUT` or `CUDA_LAYOUT` with the shapes that `repack` makes.
 
     Returns:
-        `Tensor`: `[..., N]`, contiguous, dtype of x.
+        `[..., N]`, contiguous, in the dtype of x.
 
     Raises:
-        ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
-        NotImplementedError: for an `activation_bits` or `layout` the reference cannot handle.
+        ValueError: an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
+        NotImplementedError: an `activation_bits` or `layout` that the reference cannot handle.
     """
     check_activation_bits(activation_bits)
     check_activation("x", x)
@@ -86,10 +86,10 @@ def linear_reference(
 
 
 def linear_many(x: Tensor, *args: Any) -> list[Tensor]:
-    """`qaig::linear_many` where no kernel is registered: `qaig::linear` of one x by several layers, of any widths.
+    """Runs `qaig::linear_many` where no kernel is registered: `qaig::linear` of one x by several layers, of any widths.
 
-    Not differentiable. Arguments as in `linear_reference`, but for lists with an entry for each layer; x must not be
-    float64 where compiled kernels answer.
+    It is not differentiable. Arguments as in `linear_reference`, except that they are lists with an entry for each
+    layer. Compiled kernels refuse a float64 x.
     """
     check_lists(*args[:-2])
     check_dense("x", x)
@@ -117,7 +117,10 @@ def linear_grad_input(
     group_size: int,
     layout: int,
 ) -> Tensor:
-    """`qaig::linear_grad_input`, reference kernel: grad @ W R', `[..., N]` to `[..., K]`. Arguments as in `linear`."""
+    """Computes `qaig::linear_grad_input` in plain torch: grad @ W R', `[..., N]` to `[..., K]`.
+
+    Arguments as in `linear_reference`.
+    """
     check_activation("grad", grad)
     weight = Weight(packed, scale, zero, grad.shape[-1], in_features, bits, group_size, layout)
     _check_weight(grad, weight)
@@ -126,7 +129,7 @@ def linear_grad_input(
 
 
 def embedding(ids: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, *sizes: int) -> Tensor:
-    """`qaig::embedding` where no kernel is registered: the CPU's if they can be loaded now, else the reference."""
+    """Runs `qaig::embedding` where no kernel is registered: by the CPU's if it loads now, else the reference."""
     check_dispatchable("ids", ids, packed=packed, scale=scale, zero=zero)
     if load_kernels(ids.device) and extension.has_kernel("embedding", ids.device.type):
         return torch.ops.qaig.embedding(ids, packed, scale, zero, *sizes)
@@ -144,20 +147,26 @@ def embedding_reference(
     group_size: int,
     layout: int,
 ) -> Tensor:
-    """`qaig::embedding` in plain torch: the rows W[ids] of a packed weight.
+    """Computes `qaig::embedding` in plain torch: the rows W[ids] of a packed weight.
 
     Args:
-        ids (`Tensor`): int32 or int64, any shape, values 0 .. N - 1.
-        packed, scale, zero, out_features, bits, group_size, layout: the weight `[N, K]`, as in `linear_reference`.
-        in_features (`int`): K.
+        ids: int32 or int64, any shape, values 0 to N - 1.
+        packed: int32 `[N, ceil(K * bits / 32)]`.
+        scale: `[N, G]`, float16, bfloat16 or float32; G = K / group_size, or 1.
+        zero: int32 `[ceil(N * bits / 32), G]`; None means 2^(bits - 1) everywhere (symmetric).
+        out_features: N.
+        in_features: K.
+        bits: 2 to 8.
+        group_size: columns per group, or -1 for one group per row.
+        layout: as in `linear_reference`; other layouts have other shapes.
 
     Returns:
-        `Tensor`: float32 `[*ids.shape, K]`, exact: what `reference.dequantize` gives before it is rounded.
+        float32 `[*ids.shape, K]`, exact: what `reference.dequantize` computes before it rounds.
 
     Raises:
-        ValueError: if an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
+        ValueError: an argument has a wrong shape, dtype or device (compiled kernels: RuntimeError).
         IndexError: an id that is no row (compiled kernels: RuntimeError; CUDA: an assertion on the device).
-        NotImplementedError: for a `layout` the reference cannot read.
+        NotImplementedError: a `layout` that the reference cannot read.
     """
     check_dense("ids", ids)
     if ids.dtype not in (torch.int32, torch.int64):
@@ -171,7 +180,7 @@ def embedding_reference(
 
 
 def kernel_layout(device: torch.device, bits: int) -> int:
-    """The layout that a device's kernels read: `CPU_LAYOUT`, `CUDA_LAYOUT`, or `CHECKPOINT_LAYOUT` without kernels."""
+    """Returns the layout that a device's kernels read; without kernels, `CHECKPOINT_LAYOUT`."""
     layout = {"cpu": CPU_LAYOUT, "cuda": CUDA_LAYOUT}.get(device.type, CHECKPOINT_LAYOUT)
     if layout == CHECKPOINT_LAYOUT or bits not in KERNEL_BITS or not load_kernels(device):
         return CHECKPOINT_LAYOUT
@@ -179,7 +188,7 @@ def kernel_layout(device: torch.device, bits: int) -> int:
 
 
 def load_kernels(device: torch.device) -> bool:
-    """Whether a device has kernels, which are loaded if they can be; compiling them may take a minute, once."""
+    """Loads a device's kernels if it can, and returns whether there are any; compiling may take a minute, once."""
     if device.type == "cuda":
         return cuda.load(device)
     return device.type == "cpu" and extension.load()
@@ -195,10 +204,12 @@ def repack_cuda(
     group_size: int,
     layout: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`qaig::repack` on CUDA devices: the checkpoint layout to `CUDA_LAYOUT`, or back. Arguments as in `cuda_layout`.
+    """Computes `qaig::repack` on CUDA devices: from the checkpoint layout to `CUDA_LAYOUT`, or back.
+
+    Arguments as in `cuda_layout`.
 
     Raises:
-        ValueError: if an argument has a wrong shape, dtype or device.
+        ValueError: an argument has a wrong shape, dtype or device.
     """
     sizes = (out_features, in_features, bits, group_size)
     weight = Weight(packed, scale, zero, *sizes, layout)

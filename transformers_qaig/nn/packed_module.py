@@ -1,4 +1,4 @@
-"""`PackedModule`: what holds a weight as packed integers, and keeps them whole through moves, casts and files."""
+"""`PackedModule`: holds a weight as packed integers, and preserves them through moves, casts and files."""
 
 import functools
 import threading
@@ -17,7 +17,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _one_thread_at_a_time(method: _Method) -> _Method:
-    """For what changes the order of packed tensors, or reads them together with `layout`."""
+    """Locks a method that changes the layout of packed tensors, or reads them together with `layout`."""
 
     @functools.wraps(method)
     def locked(*args: Any, **kwargs: Any) -> Any:
@@ -38,33 +38,34 @@ class PackedModule(nn.Module):
 
     | tensor              | dtype                   | shape               | holds                                      |
     | ------------------- | ----------------------- | ------------------- | ------------------------------------------ |
-    | `weight_packed`     | int32                   | [N, ceil(K b / 32)] | codes 0 .. 2^b - 1, a bit stream along K   |
+    | `weight_packed`     | int32                   | [N, ceil(K b / 32)] | codes 0 to 2^b - 1, a bit stream along K   |
     | `weight_scale`      | float16 / bfloat16 / 32 | [N, G]              | step of each group                         |
     | `weight_zero_point` | int32                   | [ceil(N b / 32), G] | the code of 0, packed along N; None if sym |
     | `weight_shape`      | int64                   | [2]                 | (N, K)                                     |
 
     The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`.
 
-    That is how they are made, saved and loaded. `prepare` puts the first three into the order the kernels of their
-    device read fastest (`layout` tells it; shapes change, values do not), `unprepare` puts them back. A prepared module
-    saves and loads as any other, and follows moves to another device by itself.
+    This is the checkpoint layout, in which they are made, saved and loaded. `prepare` converts the first three to the
+    layout that their device's kernels read fastest. Then `layout` and the shapes change, but not the values.
+    `unprepare` converts them back. A prepared module saves and loads as any other, and follows moves to another device
+    by itself.
 
     All of them are Parameters, integers included, because offloading moves parameters but not buffers. They are frozen
     when set, and never trainable. A dtype cast (`.to(dtype)`, `.half()`, ...) does not reach them: casting scales would
-    change the weight. `requires_grad_(True)` on a *parent* module is refused by torch itself, at the first integer it
-    meets: enable gradients on the modules that can have them.
+    change the weight. torch itself refuses `requires_grad_(True)` on a *parent* module, at the first integer it meets.
+    Enable gradients on the modules that can have them.
 
     Args:
-        in_features (`int`): K.
-        out_features (`int`): N.
-        bits (`int`): 2 to 8.
-        group_size (`int`): columns that share one scale and zero point (a divisor of K), or -1: one per row.
-        sym (`bool`): no zero points.
-        dtype (`torch.dtype`, *optional*): of the scales; the default dtype of torch if None.
-        device (`torch.device`, *optional*): where the tensors are made; `"meta"` works.
+        in_features: K.
+        out_features: N.
+        bits: 2 to 8.
+        group_size: columns that share one scale and zero point (a divisor of K), or -1: one per row.
+        sym: whether the grid is symmetric, without zero points.
+        dtype: of the scales; None for torch's default dtype.
+        device: where the tensors are made; `"meta"` works.
 
     Raises:
-        ValueError: if a size, `bits`, `group_size` or `dtype` is out of range.
+        ValueError: a size, `bits`, `group_size` or `dtype` is out of range.
     """
 
     weight_packed: nn.Parameter
@@ -99,15 +100,15 @@ class PackedModule(nn.Module):
 
     @_one_thread_at_a_time
     def prepare(self) -> bool:
-        """Puts the packed tensors into the order of the fastest kernels for their device, one layer's worth of memory.
+        """Converts the packed tensors to the layout of the device's fastest kernels; needs memory for one more layer.
 
         Threads may call it at the same time, but not while another one computes with the layer.
 
-        Nothing happens to a layer that is prepared already, that is offloaded (its tensors come and go), or for whose
-        device, bits or installation there is no such order: it computes from the checkpoint layout.
+        Nothing happens in three cases, in which the layer computes from its present layout. It is prepared already; it
+        is offloaded, so that its tensors come and go; or its device, bits or installation have no kernel layout.
 
         Returns:
-            `bool`: whether the layer is prepared now.
+            whether the layer is prepared now.
         """
         if self.layout != CHECKPOINT_LAYOUT:
             return True
@@ -121,7 +122,7 @@ class PackedModule(nn.Module):
 
     @_one_thread_at_a_time
     def unprepare(self) -> None:
-        """Puts the packed tensors back into the checkpoint layout."""
+        """Converts the packed tensors back to the checkpoint layout."""
         if self.layout != CHECKPOINT_LAYOUT:
             self._replace_packed(*self._on_disk(), CHECKPOINT_LAYOUT)
 
@@ -138,7 +139,7 @@ class PackedModule(nn.Module):
         )
 
     def _on_disk(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed words, scales and zero points of a prepared layer in the checkpoint layout."""
+        """Returns packed words, scales and zero points of a prepared layer in the checkpoint layout."""
         packed, scale, zero = torch.ops.qaig.repack(*self._weight())
         return packed, scale, zero if self.sym else pack_zero_point(zero, self.bits)
 
@@ -151,41 +152,41 @@ class PackedModule(nn.Module):
             module.layout = layout
 
     def _sharing(self) -> list["PackedModule"]:
-        """This module and those that still hold the same tensors: offloading may have parted them."""
+        """Returns this module and those that still hold the same tensors: offloading may have parted them."""
         return [self, *(other for other in self.tied_to if other.weight_packed is self.weight_packed)]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight `[out_features, in_features]` this module stands for, in `dtype` (None: the compute dtype)."""
+        """Returns the dequantized weight `[out_features, in_features]` in `dtype` (None: the compute dtype)."""
         return dequantize(self._weight(), dtype or self.compute_dtype)
 
     @property
     def weight(self) -> Tensor:
-        """An empty tensor that tells the compute dtype and the device: some models cast their input to `weight.dtype`.
+        """An empty tensor that shows the compute dtype and the device: some models cast their input to `weight.dtype`.
 
-        It has no elements, so code that would compute with it fails at once. `dequantize` gives the values.
+        It has no elements, so code that computes with it fails at once. `dequantize` returns the values.
         """
         return self._stand_in(0)
 
     def _stand_in(self, *shape: int) -> Tensor:
-        """A tensor without elements, marked so that a model's `_init_weights` leaves it alone."""
+        """Makes a tensor without elements, marked so that a model's `_init_weights` leaves it alone."""
         tensor = torch.empty(shape, dtype=self.compute_dtype, device=self.weight_packed.device)
         if not torch.compiler.is_compiling():
             tensor._is_hf_initialized = True  # type: ignore[attr-defined]
         return tensor
 
     def requires_grad_(self, requires_grad: bool = True) -> "PackedModule":
-        """Leaves the packed tensors as they are: they are never trainable."""
+        """Does nothing: packed tensors are never trainable."""
         return self
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Freezes what it registers: Transformers' loader hands over every floating tensor as trainable."""
+        """Freezes the parameter that it registers: Transformers' loader passes every floating tensor as trainable."""
         if param is not None:
             param.requires_grad_(False)
         super().register_parameter(name, param)
 
     @_one_thread_at_a_time
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModule":
-        """Lets `fn` move the packed tensors, but not cast them. Another device gets the order of its own kernels."""
+        """Applies `fn` to move the packed tensors but not to cast them; a new device gets its kernels' layout."""
         probe = fn(self.weight)
         prepared = self.layout != CHECKPOINT_LAYOUT
         if prepared and probe.device != self.weight_packed.device:
@@ -206,7 +207,7 @@ class PackedModule(nn.Module):
 
     @_one_thread_at_a_time
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """As in `nn.Module`, always in the checkpoint layout."""
+        """Saves as `nn.Module` does, always in the checkpoint layout."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.layout != CHECKPOINT_LAYOUT:
             packed, scale, zero = self._on_disk()
@@ -219,7 +220,7 @@ class PackedModule(nn.Module):
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """As in `nn.Module`, but a packed tensor of another dtype is an error: copying would cast it silently.
+        """Loads as `nn.Module` does, but a packed tensor of another dtype is an error: copying would cast it silently.
 
         A prepared layer is prepared again afterwards.
         """
@@ -240,14 +241,14 @@ class PackedModule(nn.Module):
 
 
 def check_packed(module: PackedModule, name: str, *, negative_scales: bool = True) -> None:
-    """Checks a loaded layer before it is prepared: dtypes, shapes and, where it can be read, content of its tensors.
+    """Checks a loaded layer before it is prepared: the dtypes, shapes and content of its tensors.
 
     Tensors on the meta device (offloaded) have no content to check; their shapes and dtypes are checked.
 
     Args:
-        module (`PackedModule`): a linear layer or embeddings.
-        name (`str`): its name in the model, for the message.
-        negative_scales (`bool`): whether scales may be negative. Kernels take them, and no quantizer here makes them.
+        module: a linear layer or embeddings.
+        name: its name in the model, for the message.
+        negative_scales: whether scales may be negative. Kernels accept them, but no quantizer here makes them.
 
     Raises:
         ValueError: naming the first tensor that is missing, misshapen, wrongly typed, not finite, or inconsistent.
@@ -305,5 +306,5 @@ def _is_offloaded(module: nn.Module) -> bool:
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
-    """A Parameter without a gradient: integers cannot have one."""
+    """Makes a Parameter without a gradient: integers cannot have one."""
     return nn.Parameter(tensor, requires_grad=False)

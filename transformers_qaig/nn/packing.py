@@ -1,11 +1,11 @@
-"""Codes to 32-bit words and back: the on-disk layout of a packed weight.
+"""Packs codes into 32-bit words and unpacks them: the checkpoint layout of a packed weight.
 
 The layout is the one compressed-tensors calls `pack-quantized`. A row of K codes of `bits` bits is one dense bit
 stream: code i takes the bits [i * bits, (i + 1) * bits), least significant bit first, and a code may straddle two
 words. Words are int32; a row ends with zero bits up to the next full word. Zero points are packed the same way, but
 along the output channels (N).
 
-Codes are unsigned, 0 .. 2^bits - 1. compressed-tensors speaks of signed values and stores value + 2^(bits - 1): the
+Codes are unsigned, 0 to 2^bits - 1. compressed-tensors speaks of signed values and stores value + 2^(bits - 1): the
 same bits.
 
 Everything here works on bytes instead of words: 8 codes fill exactly `bits` bytes, so a code touches at most two bytes
@@ -30,12 +30,12 @@ def check_bits(bits: int) -> None:
 
 
 def num_words(num_codes: int, bits: int) -> int:
-    """Words that hold `num_codes` codes: ceil(num_codes * bits / 32)."""
+    """Returns the number of words that hold `num_codes` codes: ceil(num_codes * bits / 32)."""
     return -(-num_codes * bits // 32)
 
 
 def num_groups(in_features: int, group_size: int) -> int:
-    """Quantization groups in a row; `group_size` -1 means one group per row (per channel).
+    """Returns the number of quantization groups in a row; `group_size` -1 means one group per row (per channel).
 
     Raises:
         ValueError: if `group_size` is neither -1 nor a positive divisor of `in_features`.
@@ -53,7 +53,7 @@ def num_groups(in_features: int, group_size: int) -> int:
 def packed_shapes(
     out_features: int, in_features: int, bits: int, group_size: int, sym: bool
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-    """Shape and dtype of every packed tensor of a linear layer, by its name in the checkpoint.
+    """Returns shape and dtype of every packed tensor of a linear layer, by its name in the checkpoint.
 
     The dtype of `weight_scale` is None: any of `SCALE_DTYPES`. `weight_zero_point` is absent when `sym`.
 
@@ -78,11 +78,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Packs codes along their last dimension.
 
     Args:
-        codes (`Tensor`): uint8 `[N, K]`, values 0 .. 2^bits - 1.
-        bits (`int`): 2 to 8.
+        codes: uint8 `[N, K]`, values 0 .. 2^bits - 1.
+        bits: 2 to 8.
 
     Returns:
-        `Tensor`: int32 `[N, ceil(K * bits / 32)]`, on the device of `codes`.
+        int32 `[N, ceil(K * bits / 32)]`, on the device of `codes`.
 
     Raises:
         ValueError: on a wrong dtype, rank or width, or a code that does not fit in `bits`.
@@ -102,15 +102,15 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(words: Tensor, bits: int, in_features: int) -> Tensor:
-    """Inverse of `pack`.
+    """Unpacks words, as the inverse of `pack`.
 
     Args:
-        words (`Tensor`): int32 `[N, ceil(in_features * bits / 32)]`.
-        bits (`int`): 2 to 8.
-        in_features (`int`): K, the number of codes per row.
+        words: int32 `[N, ceil(in_features * bits / 32)]`.
+        bits: 2 to 8.
+        in_features: K, the number of codes per row.
 
     Returns:
-        `Tensor`: uint8 `[N, in_features]`.
+        uint8 `[N, in_features]`.
 
     Raises:
         ValueError: on a wrong dtype, shape or width.
@@ -138,13 +138,13 @@ def pack_zero_point(zero: Tensor, bits: int) -> Tensor:
 
 
 def unpack_zero_point(words: Tensor, bits: int, out_features: int) -> Tensor:
-    """Inverse of `pack_zero_point`: int32 `[ceil(out_features * bits / 32), G]` to uint8 `[out_features, G]`."""
+    """Inverts `pack_zero_point`: int32 `[ceil(out_features * bits / 32), G]` to uint8 `[out_features, G]`."""
     _check_matrix("words", words, torch.int32)
     return unpack(words.t(), bits, out_features).t().contiguous()
 
 
 def row_chunks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Consecutive `(start, stop)` row ranges of about `_CHUNK_CODES` elements each, at least one row."""
+    """Splits rows into consecutive `(start, stop)` ranges of about `_CHUNK_CODES` elements each, at least one row."""
     step = max(1, _CHUNK_CODES // max(1, columns))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
@@ -155,12 +155,12 @@ def _check_matrix(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 def _byte_pattern(bits: int) -> list[tuple[int, int]]:
-    """(byte, shift) at which each of 8 consecutive codes begins in its `bits` bytes."""
+    """Lists the (byte, shift) at which each of 8 consecutive codes begins in its `bits` bytes."""
     return [divmod(i * bits, 8) for i in range(8)]
 
 
 def _codes_to_bytes(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes `[n, K]` to the bytes of their bit stream, `[n, ceil(K / 8) * bits]`."""
+    """Packs uint8 codes `[n, K]` into the bytes of their bit stream, `[n, ceil(K / 8) * bits]`."""
     rows, columns = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -columns % 8)).reshape(rows, -1, 8)
     out = torch.zeros(rows, padded.shape[1], bits, dtype=torch.uint8, device=codes.device)
@@ -172,7 +172,7 @@ def _codes_to_bytes(codes: Tensor, bits: int) -> Tensor:
 
 
 def _bytes_to_codes(row_bytes: Tensor, bits: int, in_features: int) -> Tensor:
-    """Inverse of `_codes_to_bytes`; `row_bytes` may be longer or shorter than a multiple of `bits` by padding."""
+    """Inverts `_codes_to_bytes`; `row_bytes` may be longer or shorter than a multiple of `bits` by padding."""
     rows, length = row_bytes.shape
     units = -(-in_features // 8)
     padded = torch.nn.functional.pad(row_bytes, (0, units * bits - length)).view(rows, units, bits)

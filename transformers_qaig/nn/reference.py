@@ -1,9 +1,9 @@
-"""What a packed linear layer computes, in plain torch: the oracle of every kernel and the fallback on every device.
+"""Computes packed linear layers in plain torch: the oracle of every kernel and the fallback on every device.
 
     W[n, k] = (code[n, k] - zero[n, k // group_size]) * scale[n, k // group_size]
 
-evaluated in float32 and then rounded once to the requested dtype. Without zero points (symmetric) zero is 2^(bits - 1).
-Nothing here checks its arguments: `ops.py` does, before it calls.
+This is evaluated in float32 and then rounded once to the requested dtype. Without zero points (symmetric) zero is
+2^(bits - 1). Nothing here checks its arguments: `ops.py` does, before it calls.
 
 `linear` expands the weight a few rows at a time: less than 64 MB of it exists at once, whatever the size of the layer.
 The chunks depend only on the shape of the weight, so equal arguments give equal bits.
@@ -24,7 +24,7 @@ LARGEST_8_BIT = 1e30  # a token with a larger value, or one that is not finite, 
 
 
 class Weight(NamedTuple):
-    """The tensors of a packed weight and what it takes to read them, as in `ops.linear_reference`."""
+    """The tensors of a packed weight and the sizes needed to read them, as in `ops.linear_reference`."""
 
     packed: Tensor
     scale: Tensor
@@ -36,7 +36,7 @@ class Weight(NamedTuple):
     layout: int
 
     def rows(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
-        """Yields `(start, stop, W[start:stop])` in `dtype` until every row has come."""
+        """Yields `(start, stop, W[start:stop])` in `dtype`, for all rows in order."""
         chunks = row_chunks(self.out_features, self.in_features)
         if self.layout != CHECKPOINT_LAYOUT:
             for start, stop in chunks:
@@ -53,7 +53,7 @@ class Weight(NamedTuple):
 
 
 def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """The weight `[N, K]` that `weight` stands for, in `dtype`; the arithmetic is float32 either way."""
+    """Returns the weight `[N, K]` in `dtype`; the arithmetic is float32 for every dtype."""
     out = torch.empty(weight.out_features, weight.in_features, dtype=dtype, device=weight.packed.device)
     for start, stop, rows in weight.rows(dtype):
         out[start:stop] = rows
@@ -61,7 +61,7 @@ def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def round_activations(x: Tensor) -> Tensor:
-    """x `[..., K]` with each token rounded to 8 bits: s * round(x / s), s = max(|x|, 1e-5) / 127, in float32.
+    """Rounds each token of x `[..., K]` to 8 bits: s * round(x / s), s = max(|x|, 1e-5) / 127, in float32.
 
     A token that holds a NaN, an infinity or a value beyond 1e30 stays as it is.
     """
@@ -73,10 +73,10 @@ def round_activations(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None, rotation: Rotation | None, activation_bits: int) -> Tensor:
-    """(x R) @ W.T + bias for x `[..., K]`: `[..., N]` in the dtype of x. Without a rotation R is the identity.
+    """Computes (x R) @ W.T + bias for x `[..., K]`: `[..., N]` in the dtype of x. Without a rotation R is the identity.
 
-    W and the bias are first rounded to the dtype of x. Where x is rotated, or rounded to 8 bits, it is made float32 for
-    that (rotated only: float64 stays) and the product is float32.
+    W and the bias are first rounded to the dtype of x. Where x is rotated or rounded to 8 bits, it is made float32
+    first, and the product is float32. A float64 x that is only rotated stays float64.
     """
     flat = x.reshape(-1, weight.in_features)
     if rotation is not None:
@@ -92,7 +92,10 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, rotation: Rotation | 
 
 
 def linear_grad_input(grad: Tensor, weight: Weight, rotation: Rotation | None) -> Tensor:
-    """grad @ W R' for grad `[..., N]`: `[..., K]` in the dtype of grad. Sums over chunks of N stay in >= float32."""
+    """Computes grad @ W R' for grad `[..., N]`: `[..., K]` in the dtype of grad.
+
+    Sums over chunks of N stay in float32 or wider.
+    """
     flat = grad.reshape(-1, grad.shape[-1])
     total = torch.zeros(
         flat.shape[0],
@@ -108,7 +111,7 @@ def linear_grad_input(grad: Tensor, weight: Weight, rotation: Rotation | None) -
 
 
 def embedding(ids: Tensor, weight: Weight) -> Tensor:
-    """W[ids], float32 `[*ids.shape, K]`, read at those rows only."""
+    """Returns W[ids], float32 `[*ids.shape, K]`; only those rows are read."""
     flat = ids.reshape(-1).long()
     zero: Tensor | None
     if weight.layout == CHECKPOINT_LAYOUT:
@@ -131,7 +134,7 @@ def embedding(ids: Tensor, weight: Weight) -> Tensor:
 
 
 def _zero_rows(words: Tensor, rows: Tensor, bits: int) -> Tensor:
-    """Zero points of some rows: int64 `[n, G]` from int32 `[ceil(N * bits / 32), G]`, packed along N."""
+    """Reads the zero points of some rows: int64 `[n, G]` from int32 `[ceil(N * bits / 32), G]`, packed along N."""
     first, shift = rows * bits // 32, (rows * bits % 32)[:, None]
     low, high = (words.index_select(0, i.clamp(max=len(words) - 1)).long() & 0xFFFFFFFF for i in (first, first + 1))
     return (low | high << 32) >> shift & (2**bits - 1)

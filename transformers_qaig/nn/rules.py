@@ -1,4 +1,4 @@
-"""What `torch.compile`, autograd and autocast know of the operators `torch.ops.qaig.*`; it holds for any backend."""
+"""Registers how `torch.compile`, autograd and autocast treat `torch.ops.qaig.*`; the rules hold for any backend."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def _embedding_fake(ids: Tensor, packed: Tensor, *args: Any) -> Tensor:
 
 
 def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:
-    """One meta tensor routes a call here: without this, weights never loaded would answer with uninitialised memory."""
+    """Refuses meta tensors beside others: otherwise weights that were never loaded give uninitialised memory."""
     for tensor in tensors:
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"a packed tensor is on {tensor.device} but the input is on {x.device}")
@@ -57,7 +57,7 @@ def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of x and bias. The packed weight is a constant: neither its integers nor its scales have one."""
+    """Computes the gradients of x and bias; the packed weight is a constant."""
     packed, scale, zero = ctx.saved_tensors
     if ctx.needs_input_grad[2]:
         raise NotImplementedError(
@@ -82,7 +82,7 @@ def _save_for_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """grad @ W R' is linear in grad, so its own gradient (second derivatives) is the forward map without a bias."""
+    """Computes second derivatives: grad @ W R' is linear in grad, so its gradient is the forward map without a bias."""
     packed, scale, zero = ctx.saved_tensors
     out = torch.ops.qaig.linear(
         grad, packed, scale, zero, None, *ctx.rotation, ctx.out_features, ctx.bits, ctx.group_size, 16, ctx.layout

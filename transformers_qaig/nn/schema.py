@@ -1,4 +1,4 @@
-"""The operators `torch.ops.qaig.*` and their arguments, which every backend shares.
+"""Declares the operators `torch.ops.qaig.*` and their arguments, which every backend shares.
 
 `layout` says how the packed tensors are laid out: `CHECKPOINT_LAYOUT`, `CPU_LAYOUT` or `CUDA_LAYOUT`. The last two are
 described in `csrc/cpu/layout.h` and `csrc/cuda/layout.h`; `repack` makes and undoes them.

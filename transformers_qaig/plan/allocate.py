@@ -17,8 +17,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True)
 class SchemeOption:
-    """
-    One way to store one weight, or several that must be stored alike.
+    """One way to store one weight, or several that must be stored alike.
 
     Attributes:
         scheme: how.
@@ -37,11 +36,10 @@ Options = Mapping[str, Sequence[SchemeOption]]
 
 @dataclass(frozen=True)
 class Allocation:
-    """
-    Attributes:
-        schemes: weight path → the chosen one.
-        size: stored bits of all of them.
-        cost: predicted loss of all of them.
+    """Attributes:
+    schemes: weight path → the chosen one.
+    size: stored bits of all of them.
+    cost: predicted loss of all of them.
     """
 
     schemes: Plan
@@ -50,8 +48,7 @@ class Allocation:
 
 
 def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = ()) -> Allocation:
-    """
-    The choice of least total cost whose total size does not exceed the budget.
+    """The choice of least total cost whose total size does not exceed the budget.
 
         min Σ_m Σ_o cost_mo z_mo   with   Σ_o z_mo = 1,   Σ_m Σ_o size_mo z_mo ≤ budget,   z binary
 
@@ -105,8 +102,7 @@ def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
 
 
 def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 33) -> list[Allocation]:
-    """
-    The Pareto front, sampled: the optimal allocations at `points` budgets evenly from the smallest choice to the
+    """The Pareto front, sampled: the optimal allocations at `points` budgets evenly from the smallest choice to the
     largest, without those that an earlier one matches in cost. Sizes rise, costs fall.
     """
     fused = list(fused)
@@ -120,8 +116,7 @@ def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 3
 
 
 def knee(sizes: Sequence[float], costs: Sequence[float]) -> int:
-    """
-    Index of the point where the log of a falling, convex front lies furthest below the line between its ends: before
+    """Index of the point where the log of a falling, convex front lies furthest below the line between its ends: before
     it a bit buys more than on average, after it less. Costs of zero or less count as the smallest positive one.
     """
     x, y = np.asarray(sizes, float), np.asarray(costs, float)

@@ -1,4 +1,4 @@
-"""The plan: which weights of a model get packed and how, decided on the meta model before any weight is read."""
+"""Makes the plan: which weights are packed and how, decided on the meta model before any weight is read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ SHAPE_BITS = 2 * 64
 
 
 def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
-    """
-    Decide bits and group size for everything that is packed. Works on the meta device.
+    """Decides bits and group size for everything that is packed. Works on the meta device.
 
     Raises:
         ValueError: what [`list_schemes`] raises, or some weight has several widths to choose from.
@@ -39,15 +38,15 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
 
 
 def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
-    """
-    The ways in which every linear of the language model's blocks may be stored, with their sizes; costs are not known
-    yet. One way each, unless `bits` are to be chosen from. What is packed outside the blocks has one way, which is in
-    the coverage. Works on the meta device.
+    """Lists the ways in which every linear of the language model's blocks may be stored, with their sizes.
+
+    Each has one way, unless `bits` are to be chosen from. What is packed outside the blocks has one way, which is in
+    the coverage. Costs are not known yet. Works on the meta device.
 
     Raises:
         ValueError: a name or pattern in `modules_to_not_convert` or `overrides` that matches nothing, a given plan with
-            a path that cannot be packed, a part that was asked for and is not there or cannot be packed, tied
-            embeddings and head with different bits, or nothing to pack.
+            a path that cannot be packed, a part that was asked for and is missing or cannot be packed, tied embeddings
+            and head with different bits, or nothing to pack.
     """
     requests, coverage = SchemeResolver(config, model), Coverage()
     options: dict[str, list[SchemeOption]] = {}
@@ -74,7 +73,7 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
 
 
 def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """Every parameter of two or more dims in `modules`: its path, and why it cannot be packed as a linear, if so."""
+    """Yields every parameter of two or more dims in `modules`: its path, and why it cannot be packed, if so."""
     for prefix, module in modules.items():
         for name, parameter in module.named_parameters():
             if parameter.ndim >= 2:
@@ -83,7 +82,7 @@ def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Paramet
 
 
 def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOption]:
-    """The tower's and the projector's linears that are to be packed."""
+    """Lists the tower's and the projector's linears that are to be packed."""
     bits = requests.config.vision_bits
     if bits is None and not requests.given:
         return {}
@@ -107,7 +106,7 @@ def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
 
 
 def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOption]:
-    """Embeddings and head, if they are to be packed."""
+    """Lists embeddings and head, if they are to be packed."""
     config, table, head, tied = requests.config, find_input_embeddings(model), find_lm_head(model), are_tied(model)
     asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
     if tied and None not in asked.values() and len(set(asked.values())) > 1:
@@ -141,7 +140,7 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
 
 
 def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
-    """Why embeddings or a head cannot be packed; empty if they can."""
+    """Returns why embeddings or a head cannot be packed; empty if they can."""
     if found.module is None:
         return f"{type(model).__name__} has none"
     if isinstance(found.module, nn.Embedding):
@@ -161,7 +160,7 @@ def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
 
 
 def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes: Mapping[str, int]) -> None:
-    """Fill in what each part takes; `sizes` are the saved bits of each packed weight, codes of the blocks' left out."""
+    """Fills in the size of each part; `sizes` are the saved bits of each packed weight, without the blocks' codes."""
     tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
     inside = tuple(f"{path}." for path in blocks)
     tables = (find_input_embeddings(model).path, find_lm_head(model).path)
@@ -180,7 +179,7 @@ def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes:
 
 
 def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:
-    """The stored bits that the packed weights may take.
+    """Computes the stored bits that the packed weights may take.
 
     Args:
         config: has a budget.
@@ -217,7 +216,7 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
 
 
 def _why_not(owner: nn.Module, name: str) -> str:
-    """Why this weight cannot be packed; empty if it can."""
+    """Returns why this weight cannot be packed; empty if it can."""
     if type(owner) is not nn.Linear:
         return f"a parameter of {type(owner).__name__}, not of nn.Linear"
     if not name.endswith("weight"):
@@ -228,6 +227,6 @@ def _why_not(owner: nn.Module, name: str) -> str:
 
 
 def _part(name: str) -> str:
-    """`model.vision_tower.encoder.…` → `model.vision_tower`; `lm_head.weight` → `lm_head`."""
+    """Returns the part of a name: `model.vision_tower.encoder.…` → `model.vision_tower`; `lm_head.weight` → `lm_head`."""
     path = name.split(".")[:-1]
     return ".".join(path[:2]) if path and path[0] == "model" else path[0] if path else name

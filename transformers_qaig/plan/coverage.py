@@ -1,4 +1,4 @@
-"""How much of a model a plan packs, and what each part of it takes."""
+"""Counts how much of a model a plan packs, and how many bits each part takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLOCKS = "language model's blocks"
 
 @dataclass
 class PartSize:
-    """Bits that a part of the model takes: `full` before, `saved` in the quantized file."""
+    """The bits of a part of the model: `full` before, `saved` in the quantized file."""
 
     full: int = 0
     saved: int = 0
@@ -19,19 +19,19 @@ class PartSize:
 
 @dataclass
 class Coverage:
-    """
-    How much of the language model's blocks a plan packs, in weights (elements of parameters with two or more dims), and
-    what the whole model takes.
+    """How much of the language model's blocks a plan packs, and how much the whole model takes.
+
+    Weights are counted as elements of parameters with two or more dims.
 
     Attributes:
         packed, total: elements packed, elements in all blocks (3-D expert stacks included).
         excluded: of `total`, elements that `modules_to_not_convert` lists.
-        stored_bits: what the packed weights take: codes, scales and zero points; 0 until their widths are chosen.
+        stored_bits: of the packed weights: codes, scales and zero points; 0 until their widths are chosen.
         left_out: path of every block weight that stays as it is → (elements, reason).
         elsewhere: elements outside the blocks that stay as they are, by the path of the part.
         outside: plan of what is packed outside the blocks: tower and projector, embeddings, head.
-        parts: what each part takes, by its path; the blocks (under `BLOCKS`) without their packed weights.
-        unused: what the checkpoint holds and the model's class has no module for, and what becomes of it, to be read.
+        parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights.
+        unused: sentences about what the checkpoint holds and the model's class has no module for.
     """
 
     packed: int = 0
@@ -46,6 +46,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
+        """The share of the blocks' elements that are packed, 0 to 1."""
         return self.packed / self.total if self.total else 0.0
 
     @property
@@ -55,12 +56,12 @@ class Coverage:
 
     @property
     def other_bits(self) -> int:
-        """What the saved model takes beside the blocks' packed weights: every other tensor, and their shapes."""
+        """The bits of the saved model beside the blocks' packed weights: every other tensor, and their shapes."""
         return sum(part.saved for part in self.parts.values())
 
     @property
     def sizes(self) -> dict[str, PartSize]:
-        """What each part takes, the blocks with their packed weights; largest first."""
+        """The size of each part, the blocks with their packed weights; largest first."""
         sizes = {
             name: PartSize(part.full, part.saved + round(self.stored_bits) * (name == BLOCKS))
             for name, part in self.parts.items()
@@ -69,12 +70,12 @@ class Coverage:
 
     @property
     def whole(self) -> PartSize:
-        """What the whole model takes, without the few kB of its file's header."""
+        """The size of the whole model, without the few kB of its file's header."""
         sizes = self.sizes.values()
         return PartSize(sum(size.full for size in sizes), sum(size.saved for size in sizes))
 
     def require(self, min_coverage: float) -> None:
-        """Raises `ValueError`, saying what would be left out, if too few weights are packed.
+        """Raises `ValueError`, which names what would be left out, if too few weights are packed.
 
         Args:
             min_coverage: the share of the weights, without those that the user excluded, that must be packed.

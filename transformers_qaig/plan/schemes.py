@@ -53,8 +53,7 @@ class SchemeResolver:
         candidates: list[WeightScheme] | None,
         is_table: bool = False,
     ) -> tuple[list[SchemeOption], str]:
-        """
-        The ways to store one weight, or none and why it stays as it is.
+        """The ways to store one weight, or none and why it stays as it is.
 
         Args:
             path, weight: which.

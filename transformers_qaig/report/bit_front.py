@@ -18,12 +18,11 @@ BAR = 32
 
 @dataclass(frozen=True)
 class Point:
-    """
-    Attributes:
-        bits: stored bits per packed weight.
-        size: of all weights of the saved model, in bytes.
-        loss: predicted; in nats per answer token, but for the cost `"error"`.
-        widths: bits → how many linears have them.
+    """Attributes:
+    bits: stored bits per packed weight.
+    size: of all weights of the saved model, in bytes.
+    loss: predicted; in nats per answer token, but for the cost `"error"`.
+    widths: bits → how many linears have them.
     """
 
     bits: float
@@ -44,11 +43,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """
-    Attributes:
-        points: the best plans, sizes rising.
-        knee: index of the point after which a bit buys less than on average.
-        uniform: every linear at one width, for comparison.
+    """Attributes:
+    points: the best plans, sizes rising.
+    knee: index of the point after which a bit buys less than on average.
+    uniform: every linear at one width, for comparison.
     """
 
     points: Sequence[Point]
@@ -69,8 +67,7 @@ def table(front: Front) -> str:
 
 
 def plot(front: Front, path: str | Path) -> None:
-    """
-    Draw the front to a picture file, loss on a logarithmic axis.
+    """Draw the front to a picture file, loss on a logarithmic axis.
 
     Raises:
         ImportError: matplotlib is not installed.

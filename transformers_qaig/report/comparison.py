@@ -19,8 +19,7 @@ from .statistics import AnswerStatistics, paired_ratio
 
 @dataclass(frozen=True)
 class Row:
-    """
-    One quantized model.
+    """One quantized model.
 
     Attributes:
         name: of the method; rows of one name become one line in the picture.
@@ -38,8 +37,7 @@ class Row:
 
 
 def as_json(rows: Sequence[Row], baseline: str | None = None) -> list[dict[str, Any]]:
-    """
-    One dict per row: what `AnswerStatistics.summary` says, tasks included, and sizes.
+    """One dict per row: what `AnswerStatistics.summary` says, tasks included, and sizes.
 
     Args:
         rows: measured on the same questions.
@@ -88,8 +86,7 @@ def table(rows: Sequence[Row], baseline: str | None = None) -> str:
 
 
 def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """
-    Draw KL, logarithmic, with standard errors, against stored bits per weight and against the file's size.
+    """Draw KL, logarithmic, with standard errors, against stored bits per weight and against the file's size.
 
     Raises:
         ValueError: no row has a KL above 0.

@@ -202,8 +202,7 @@ def _messages_of(
 
 
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
-    """
-    (prompt, assistant message) of each answer; a prompt is system messages, all pictures so far, one question, and
+    """(prompt, assistant message) of each answer; a prompt is system messages, all pictures so far, one question, and
     the tools' calls and results since then.
     """
     system = [message for message in conversation if message["role"] == "system"]

@@ -24,8 +24,7 @@ INK, MUTED = "#222222", "#8a8a8a"
 
 @dataclass(frozen=True)
 class TokenMap:
-    """
-    One sample's λ.
+    """One sample's λ.
 
     Attributes:
         image: the picture.
@@ -58,8 +57,7 @@ class TokenMap:
 
 
 def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> None:
-    """
-    Draw every item as its picture under λ, with λ of its words in bars below, into one PNG.
+    """Draw every item as its picture under λ, with λ of its words in bars below, into one PNG.
 
     All pictures share one colour scale, which spans 96 % of the tokens. An item whose picture tokens do not fill one
     grid gets the plain picture.

@@ -1,4 +1,4 @@
-"""The model card of a quantized model: what was done to it and how to load it."""
+"""Writes the model card of a quantized model: what was done to it and how to load it."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def model_card(
     size_in_bytes: int | None = None,
     tags: Iterable[str] = (),
 ) -> str:
-    """
-    Markdown of a README.md, with the Hub's metadata in front.
+    """Returns the Markdown of a README.md, with the Hub's metadata in front.
 
     Args:
         config: the `QAIGConfig`, or its dict from config.json.
@@ -88,7 +87,7 @@ def model_card(
 
 
 def save_model_card(model: Any, directory: str | os.PathLike[str], base_model_id: str | None = None) -> Path:
-    """Write the card of a quantized `model`, saved in `directory`, to README.md there; gives back that path."""
+    """Writes the card of a quantized `model`, saved in `directory`, to README.md there; returns that path."""
     directory = Path(directory)
     card = model_card(
         model.config.quantization_config,
@@ -101,13 +100,11 @@ def save_model_card(model: Any, directory: str | os.PathLike[str], base_model_id
 
 
 def attach_model_card(model: Any, base_model_id: str | None = None, processor: Writable | None = None) -> None:
-    """
-    Make `model.push_to_hub` upload this package's card where Transformers would upload its unfilled template, and the
-    model's processor.
+    """Makes `model.push_to_hub` upload this package's card, and the model's processor.
 
-    Both ways to the Hub, `push_to_hub` and `save_pretrained(push_to_hub=True)`, write a README.md beside the weights
-    and then call `model._upload_modified_files`. There is no public hook between the two, so this one object gets a
-    method that writes the card and goes on. A card that somebody else wrote is kept.
+    Both ways to the Hub, `push_to_hub` and `save_pretrained(push_to_hub=True)`, write an unfilled template to README.md
+    beside the weights, and then call `model._upload_modified_files`. There is no public hook between the two. So this
+    one object gets a method that writes the card and goes on. A card that somebody else wrote is kept.
 
     Args:
         model: quantized; its class is left alone.
@@ -124,21 +121,24 @@ def attach_model_card(model: Any, base_model_id: str | None = None, processor: W
 
 
 def detach_model_card(model: Any) -> None:
-    """Undoes [`attach_model_card`] but for the processor: the model is no longer what the card says."""
+    """Undoes [`attach_model_card`] except for the processor: the card no longer describes the model."""
     upload = vars(model).get("_upload_modified_files")
     if isinstance(upload, _UploadWithCard):
         model._upload_modified_files = replace(upload, config=None, report=None, base_model_id=None)
 
 
 class Writable(Protocol):
-    """What writes files of its own into a folder."""
+    """Something that writes files of its own into a folder."""
 
     def write(self, folder: str | os.PathLike[str]) -> None: ...
 
 
 @dataclass
 class _UploadWithCard:
-    """Holds no model: the model that it is attached to can be copied, pickled and freed as before."""
+    """Writes the card before an upload.
+
+    It holds no model: the model that it is attached to can be copied, pickled and freed as before.
+    """
 
     class_name: str
     config: Any  # None: no card is due
@@ -169,7 +169,7 @@ class _UploadWithCard:
 
 
 def is_replaceable(readme: Path, *, ours_too: bool) -> bool:
-    """Whether a README.md is missing, the Hub's template that nobody has filled in, or (if `ours_too`) ours."""
+    """Whether a README.md is missing, the Hub's unfilled template, or (if `ours_too`) ours."""
     if not readme.is_file():
         return not readme.exists()
     try:
@@ -212,7 +212,7 @@ def _sizes(report: QuantizationReport) -> str:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, the first row its head."""
+    """Makes a table, the first row its head."""
     head, *others = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *others])
 
@@ -224,7 +224,7 @@ def _parts(settings: QAIGConfig) -> str:
 
 
 def _widths(settings: QAIGConfig) -> str:
-    """`3 bits`, or of a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
+    """Returns `3 bits`, or for a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
     widths = Counter(entry["bits"] for entry in (settings.plan or {}).values())
     if len(widths) < 2:
         return f"{next(iter(widths), settings.bits)} bits"

@@ -1,4 +1,4 @@
-"""The inverse of a Cholesky factor, on CPUs the same to the last bit for every number of threads."""
+"""Inverts a Cholesky factor; on CPUs the bits are the same for every number of threads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ BLOCK = 128
 
 
 def inverse_root(matrix: Tensor) -> Tensor | None:
-    """
-    L⁻¹ for matrix = L Lᵀ, or None if it is not positive definite.
+    """Computes L⁻¹ for matrix = L Lᵀ, or None if it is not positive definite.
 
-    On CPUs in blocks of rows: all sums that are long are products of matrices, which threads divide by their rows and
-    columns, not along the sums. With the blocks' own L_ii⁻¹, from the top, L_ji = A_ji L_ii⁻ᵀ and A -= L_i L_iᵀ; then
-    L⁻¹ row by row: -L_jj⁻¹ (L_j L⁻¹).
+    On CPUs it works in blocks of rows, so that all long sums are matrix products: threads divide those by rows and
+    columns, not along the sums. With the blocks' own L_ii⁻¹, from the top, L_ji = A_ji L_ii⁻ᵀ and A -= L_i L_iᵀ. Then
+    L⁻¹ follows row by row: -L_jj⁻¹ (L_j L⁻¹).
 
     Args:
         matrix: [K, K], symmetric; overwritten. At most one more of its size is made.
@@ -45,6 +44,6 @@ def inverse_root(matrix: Tensor) -> Tensor | None:
 
 
 def _triangular_inverse(root: Tensor) -> Tensor:
-    """The inverse is written over the unit matrix, which has the strides that it would have by itself."""
+    """Inverts a triangular matrix into the unit matrix, which has the strides that it would have by itself."""
     unit = torch.eye(len(root), dtype=root.dtype, device=root.device).T
     return torch.linalg.solve_triangular(root, unit, upper=False, out=unit)

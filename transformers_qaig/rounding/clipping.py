@@ -1,4 +1,4 @@
-"""Clipping: how far each group's range may shrink, chosen on the layer's own inputs, without shrinking its output."""
+"""Chooses how far to shrink each group's range, by the output error on the layer's own inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ GAINS = (0.8, 1.25)
 
 @dataclass(frozen=True)
 class Clipping:
-    """
+    """How the groups of a weight are clipped.
+
     Attributes:
         shrink: fp32 [N, G], factor on each group's range.
         gain: fp32 [N, G], factor on each group's scale after rounding.
@@ -33,8 +34,7 @@ class Clipping:
 
 
 def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> Tensor:
-    """
-    λ-weighted second moments of the input channels, one block per quantization group.
+    """Computes λ-weighted second moments of the input channels, one block per quantization group.
 
     Args:
         inputs: (x fp32 [B, T, K], λ fp32 [B, T]), at least one.
@@ -54,7 +54,7 @@ def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> 
 
 
 def diagonal_blocks(moment: Tensor, group_size: int) -> Tensor:
-    """The blocks of H [K, K] that [`second_moments`] gives: [G, g, g]."""
+    """Cuts the blocks that [`second_moments`] gives, [G, g, g], out of H [K, K]."""
     columns = moment.shape[0]
     size = columns if group_size == -1 else group_size
     groups = moment.view(columns // size, size, columns // size, size)

@@ -1,12 +1,11 @@
-"""
-GPTQ: columns rounded one after the other, the error of each made up for by those still to come (arXiv 2210.17323).
+"""GPTQ: rounds columns one after the other, and lets later columns compensate for each error (arXiv 2210.17323).
 
-With H = Σ λ x xᵀ the output error of a row is e H eᵀ. H⁻¹ = Uᵀ U with U upper triangular; after column j was rounded
+With H = Σ λ x xᵀ the output error of a row is e H eᵀ. H⁻¹ = Uᵀ U with U upper triangular. After column j was rounded
 with error e_j, the change of the later columns that lowers the output error most is -e_j U_j,>j / U_jj.
 
-Columns are taken in falling order of H_jj (the largest first, while there is still freedom to make up for them), each
-on the grid of the quantization group that it is stored in, which is fixed beforehand: nothing but the codes changes,
-and no index of the order needs to be stored.
+Columns are taken in falling order of H_jj: the largest first, while there is still freedom to compensate for them. Each
+is rounded on the grid of its own quantization group, which is fixed beforehand. So nothing but the codes changes, and
+no index of the order needs to be stored.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MAX_ELEMENTS = 2**28
 def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a weight") -> QuantizedWeight:
     """Finds codes of `weight` on `grid` with little output error e H eᵀ per row.
 
-    An input channel that was never seen (H_jj = 0) is rounded to nearest: it may be used elsewhere. So is the whole
+    An input channel that was never active (H_jj = 0) is rounded to nearest: it may be used elsewhere. So is the whole
     weight if H has no inverse.
 
     Args:
@@ -45,7 +44,7 @@ def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a we
         layer: what the warning about an H without inverse calls the weight.
 
     Returns:
-        the rounding; its source is each column as it was when it was rounded, what it makes up for included.
+        the rounding; its source is each column just before it was rounded, compensation included.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -57,15 +56,15 @@ def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a we
 def gptq_on_best_grid(
     weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid], layer: str = "a weight"
 ) -> QuantizedWeight:
-    """Runs [`gptq`] for every row on the grid of `grids` with which it ends up with the least output error.
+    """Runs [`gptq`] on several grids and keeps, for every row, the grid with the least output error.
 
-    A row's grid is judged by what GPTQ makes of it: what clips well when each weight is rounded to nearest need not
-    leave room to make up for errors. All grids of some rows run at once, as rows of one weight.
+    A grid is measured by its result after GPTQ. One that clips well for nearest rounding need not leave room to
+    compensate for errors. All grids of some rows run at once, as rows of one weight.
 
     Args:
         weight: fp32 [N, K], finite.
         curvature: H of its inputs.
-        grids: for `weight`, at least one, alike but for scales and zero points.
+        grids: for `weight`, at least one, alike except for scales and zero points.
         layer: as in [`gptq`].
 
     Returns:
@@ -86,11 +85,10 @@ def gptq_on_best_grid(
 
 
 def _rounded(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> QuantizedWeight:
-    """
-    Every row on the grid of least e H eᵀ with the damped H: the sum of (e_j / U_jj)² as each column was rounded.
+    """Rounds every row on the grid of least e H eᵀ with the damped H: the sum of (e_j / U_jj)² over columns.
 
-    At `MAX_ELEMENTS` what all grids need is 1 GB each of weights and errors, so it is made once, and only what is kept
-    of it is brought back to the order of the columns.
+    At `MAX_ELEMENTS` all grids need 1 GB each for weights and errors. So both are made once, and only what is kept is
+    brought back to the order of the columns.
     """
     columns, order, factor, grid = weight.shape[-1], curvature.order, curvature.factor, QuantGrid.cat(grids)
     if factor is None:
@@ -110,9 +108,9 @@ def _rounded(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> 
 
 
 class _Columns(NamedTuple):
-    """
-    What rounding column by column works on; the first index is the column's, in order. (No function within a function:
-    one that calls itself keeps what it works on alive until Python looks for cycles, and that is gigabytes.)
+    """The tensors that rounding column by column works on; the first index is the column's, in order.
+
+    Not a nested function: one that calls itself keeps its tensors, gigabytes of them, until Python looks for cycles.
     """
 
     remaining: Tensor
@@ -126,7 +124,7 @@ class _Columns(NamedTuple):
     max_code: int
 
     def take(self, first: int, last: int) -> None:
-        """Round some columns, and let what comes after them among these make up for it."""
+        """Rounds columns `first` to `last`, and lets the later ones among them compensate."""
         remaining, errors, factor = self.remaining, self.errors, self.factor
         if last - first > (MAX_GPTQ_COLUMNS if remaining.is_cuda else COLUMNS):
             # Halves: nearly all the arithmetic is in few large products.
@@ -140,6 +138,6 @@ class _Columns(NamedTuple):
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:
-    """Index of each row on its best grid, where a loss that is not finite is never it: [grids * N] → int64 [N]."""
+    """Returns the index of each row on its best grid, [grids * N] → int64 [N]. A loss that is not finite never wins."""
     loss = loss.view(grids, -1).nan_to_num(torch.inf)
     return loss.argmin(0) * loss.shape[1] + torch.arange(loss.shape[1], device=loss.device)

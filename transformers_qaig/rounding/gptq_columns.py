@@ -1,4 +1,4 @@
-"""GPTQ's inner loop: some columns of a weight, rounded one after the other."""
+"""GPTQ's inner loop: rounds some columns of a weight one after the other."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..nn.schema import LIBRARY
 
 
 def _by_kernel_or_reference(rows: Tensor, *args: Any) -> None:
-    """`qaig::round_columns` where no kernel is registered: the GPU's if it can be loaded now, else the reference."""
+    """Runs `qaig::round_columns` where no kernel is registered: by the GPU's if it loads now, else the reference."""
     check_dense("rows", rows)
     if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
         torch.ops.qaig.round_columns(rows, *args)
@@ -31,22 +31,25 @@ def round_columns_reference(
     zero: Tensor,
     max_code: int,
 ) -> None:
-    """`qaig::round_columns` in plain torch, with few operations a column: being told of one takes an accelerator longer
-    than doing it.
+    """Computes `qaig::round_columns` in plain torch.
+
+    It uses few operations a column, because launch overhead dominates on an accelerator.
 
     Args:
-        rows (`Tensor`): float32 `[C, N]`, the columns, each lying together. Each is left as it was when it was rounded:
-            what it makes up for of those before it is in it.
-        errors (`Tensor`): float32 `[C, N]`, written: what rounding changed of each, divided by U_jj.
-        codes (`Tensor`): uint8 `[C, N]`, written.
-        factor (`Tensor`): float32 `[C, C]`, U of these columns (see `gptq.py`); the upper triangle is read.
-        groups (`Tensor`): int64 `[C]`, the quantization group of each column.
-        step, scale, zero (`Tensor`): float32 `[G, N]`, those of each group: codes are chosen by step, read by scale.
-        max_code (`int`): codes are 0 to max_code.
+        rows: float32 `[C, N]`, the columns, each contiguous. Each is left as it was just before it was rounded, with
+            the compensation for earlier columns included.
+        errors: float32 `[C, N]`, written: the change that rounding made to each, divided by U_jj.
+        codes: uint8 `[C, N]`, written.
+        factor: float32 `[C, C]`, U of these columns (see `gptq.py`); the upper triangle is read.
+        groups: int64 `[C]`, the quantization group of each column.
+        step: float32 `[G, N]`, what a weight of each group is divided by to choose its code.
+        scale: float32 `[G, N]`, what a code of each group is multiplied by.
+        zero: float32 `[G, N]`, the zero point of each group.
+        max_code: codes are 0 to max_code.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or a group that is not there (a kernel: RuntimeError,
-            for too many columns, too).
+        ValueError: shapes, dtypes or devices that do not fit, or a group that does not exist (a kernel raises
+            RuntimeError, also for too many columns).
     """
     check_dense("rows", rows)
     _check(rows, errors, codes, factor, groups, step, scale, zero)

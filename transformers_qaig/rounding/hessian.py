@@ -1,4 +1,4 @@
-"""Second moments of what a group of linears reads, and how far an error in one column can be made up for by others."""
+"""Accumulates second moments of a layer's inputs, and factors their inverse for GPTQ."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ STRIPE = 4096
 
 
 def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """
-    H = Σ λ x xᵀ / Σ λ over tokens. A token whose input is not finite counts for nothing.
+    """Computes H = Σ λ x xᵀ / Σ λ over tokens. Tokens whose input is not finite are skipped.
 
     Args:
         inputs: (x fp32 [B, T, K], λ fp32 [B, T]), at least one.
@@ -36,8 +35,7 @@ def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """
-    Σ λ x yᵀ and Σ λ over tokens, as a [`HessianAccumulator`] adds them.
+    """Computes Σ λ x yᵀ and Σ λ over tokens, as a [`HessianAccumulator`] adds them.
 
     Args:
         inputs: (x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]), at least one.
@@ -53,16 +51,16 @@ def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
 
 @dataclass
 class HessianAccumulator:
-    """
-    Σ λ x yᵀ (fp32 [K, K]) and Σ λ (fp32 []) over tokens; sums of several sets of tokens may be added. A token that is
-    not finite counts for nothing.
+    """Adds up Σ λ x yᵀ (fp32 [K, K]) and Σ λ (fp32 []) over tokens.
+
+    Sums of several sets of tokens may be added. Tokens that are not finite are skipped.
     """
 
     moment: Tensor = field(default_factory=lambda: torch.zeros(()))
     mass: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
-        """Add some tokens: x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]."""
+        """Adds some tokens: x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]."""
         x, y, weight = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight.reshape(-1)
         if not (is_finite(x) and is_finite(y)):
             bad = ~(_finite_rows(x) & _finite_rows(y))
@@ -84,13 +82,12 @@ def _finite_rows(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hessian:
-    """
-    H, and H⁻¹ = Uᵀ U with U upper triangular, once for all linears that read the same.
+    """H and the factor of its inverse, H⁻¹ = Uᵀ U with U upper triangular, once for all linears that share an input.
 
     Attributes:
         moment: H, fp32 [K, K].
         order: int64 [K], the columns in the order in which U has them.
-        factor: U, fp32 [K, K], of the damped H; None where H says nothing or has no inverse even when damped.
+        factor: U, fp32 [K, K], of the damped H; None where H is zero or has no inverse even when damped.
     """
 
     moment: Tensor
@@ -99,7 +96,8 @@ class Hessian:
 
     @classmethod
     def of(cls, moment: Tensor, *, act_order: bool = True, damping: float = DAMPING) -> Hessian:
-        """
+        """Factors a second moment.
+
         Args:
             moment: H, fp32 [K, K], symmetric; from [`second_moment`].
             act_order: columns in falling order of H_jj, else in theirs.
@@ -112,11 +110,11 @@ class Hessian:
         return cls(moment, order, inverse_factor(moment, damping, order))
 
     def loss(self, error: Tensor) -> Tensor:
-        """e H eᵀ per row: [N, K] → [N]."""
+        """Computes e H eᵀ per row: [N, K] → [N]."""
         return (error @ self.moment * error).sum(-1)
 
     def solve(self, right: Tensor) -> Tensor:
-        """H⁻¹ · right, [K, N]; zeros where there is no H⁻¹, and at channels that were never seen."""
+        """Computes H⁻¹ · right, [K, N]; zeros where there is no H⁻¹, and at channels that were never active."""
         if self.factor is None:
             return torch.zeros_like(right)
         solved = torch.empty_like(right)
@@ -125,16 +123,18 @@ class Hessian:
 
 
 def inverse_factor(moment: Tensor, damping: float, order: Tensor | None = None) -> Tensor | None:
-    """
-    Upper triangular U with Uᵀ U = (H + damping · mean(diag H) · 1)⁻¹, fp32 [K, K]; None if there is none.
+    """Computes the upper triangular U with Uᵀ U = (H + damping · mean(diag H) · 1)⁻¹, fp32 [K, K].
 
-    From the Cholesky factor of H with rows and columns reversed: H = R Rᵀ with R upper triangular, U = R⁻¹. A channel
-    that was never seen (H_jj = 0) stands alone in it.
+    It comes from the Cholesky factor of H with rows and columns reversed: H = R Rᵀ with R upper triangular, U = R⁻¹. A
+    channel that was never active (H_jj = 0) stands alone in it.
 
     Args:
         moment: H, fp32 [K, K], symmetric; not changed.
         damping: see above.
-        order: int64 [K], the order in which U has H's columns; theirs if there is none.
+        order: int64 [K], the order in which U has H's columns; None keeps theirs.
+
+    Returns:
+        U, or None if the damped H is not positive definite.
     """
     # At 19,000 channels a matrix is 1.4 GB: at most two stand beside H at any time.
     backwards = torch.arange(len(moment), device=moment.device) if order is None else order

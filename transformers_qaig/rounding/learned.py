@@ -1,10 +1,9 @@
-"""
-Learned rounding: offsets of the codes and ends of the grids, by the sign of the gradient (arXiv 2309.05516).
+"""Learned rounding: moves code offsets and grid ends by the sign of the gradient (arXiv 2309.05516).
 
-Every weight of a block is rounded as code = round(w / s + v) + z, with an offset v in [-½, ½] of its own and a grid
-whose two ends are moved by factors of their own. All are moved at once against the gradient's sign, straight through
-the rounding, so that what the block puts out comes close to what it did in full precision. The step is the same for
-all, and shrinks linearly to nothing. With the codes settled, scales and the parameters around them follow by Adam.
+Every weight of a block is rounded as code = round(w / s + v) + z. Each weight has its own offset v in [-½, ½], and each
+grid has a factor on either end. All move at once against the gradient's sign, straight through the rounding, so that
+the block's output approaches its output in full precision. The step is the same for all and shrinks linearly to zero.
+With the codes settled, Adam trains the scales and the parameters around them.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ RANGE_BOUNDS = (0.5, 1.25)
 
 @dataclass(frozen=True)
 class LearnableInit:
-    """
-    Where one weight's learning starts from.
+    """The weight and grid that learning starts from.
 
     Attributes:
-        weight: fp32 [N, K]: what `grid` rounds, with v = 0, to the codes to start from. GPTQ's second result, say.
+        weight: fp32 [N, K]: what `grid` rounds, with v = 0, to the codes to start from, such as the source of a GPTQ
+            result.
         grid: without a gain.
         storage_dtype: of the scale.
     """
@@ -41,13 +40,12 @@ class LearnableInit:
 
 @dataclass
 class Learned:
-    """
-    Outcome of [`learn`].
+    """The outcome of [`learn`].
 
     Attributes:
-        results: the best seen, what each module's `result` gave.
-        start, best: what `judge` gave at the start, and for the best.
-        history: (step, loss of its batch, what `judge` gave) each time that was asked.
+        results: the best found: what each module's `result` returned.
+        start, best: what `judge` returned at the start, and for the best.
+        history: (step, loss of its batch, what `judge` returned) at each check.
     """
 
     results: dict[str, Any]
@@ -62,17 +60,26 @@ class Learned:
 
 
 class Learnable(nn.Module):
-    """Something that can be learned: gives a fp32 tensor, moves by its gradient, and tells what is to be stored."""
+    """A tensor that can be learned.
+
+    Calling it returns the tensor in fp32. `move` trains it, and `result` returns what is stored.
+    """
 
     def move(self, step: float) -> None:
+        """Takes one step with the gradients that were accumulated, and clears them.
+
+        Args:
+            step: its size, 0 to 1, relative to the range of what is learned.
+        """
         raise NotImplementedError
 
     def result(self) -> Any:
+        """Returns what is to be stored."""
         raise NotImplementedError
 
 
 class LearnableRounding(Learnable):
-    """A weight whose rounding can be learned; gives fp32 [N, K], on the grid."""
+    """A weight whose rounding can be learned."""
 
     def __init__(self, start: LearnableInit):
         super().__init__()
@@ -84,6 +91,7 @@ class LearnableRounding(Learnable):
         self.high = nn.Parameter(torch.ones_like(start.grid.scale))
 
     def forward(self) -> Tensor:
+        """Returns the rounded weight, fp32 [N, K], on the grid; gradients go straight through the rounding."""
         scale, zero = self._scale_and_zero()
         scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
         grid, weight = self._start.grid, self._start.weight
@@ -91,6 +99,7 @@ class LearnableRounding(Learnable):
         return ((codes.clamp(0, grid.max_code) - zero) * scale).reshape(weight.shape)
 
     def result(self) -> QuantizedWeight:
+        """Returns the codes and the grid that were learned."""
         with torch.no_grad():
             scale, zero = self._scale_and_zero()
             start, grid = self._start, self._start.grid
@@ -100,7 +109,7 @@ class LearnableRounding(Learnable):
         return QuantizedWeight(QuantGrid(scale, zero, grid.bits, grid.sym, scale), codes)
 
     def move(self, step: float) -> None:
-        """One step against the gradient's sign."""
+        """Takes one step against the gradient's sign."""
         with torch.no_grad():
             for parameter, (low, high) in (
                 (self.offset, (-0.5, 0.5)),
@@ -133,14 +142,17 @@ class LearnableScales(Learnable):
         self._adam = torch.optim.Adam([self.factor])
 
     def forward(self) -> Tensor:
+        """Returns the weight with the learned scales, fp32 [N, K]."""
         return (self._levels * self._scale().unsqueeze(-1)).reshape(self._rounding.codes.shape)
 
     def result(self) -> QuantizedWeight:
+        """Returns the same codes with the learned scales."""
         with torch.no_grad():
             grid = replace(self._rounding.grid, scale=self._scale())
         return replace(self._rounding, grid=grid)
 
     def move(self, step: float) -> None:
+        """Takes one step of Adam with learning rate `step`."""
         _adam_step(self._adam, step)
 
     def _scale(self) -> Tensor:
@@ -149,7 +161,10 @@ class LearnableScales(Learnable):
 
 
 class LearnableVector(Learnable):
-    """A parameter that is stored as it is: a norm's weight, a bias. Steps are in units of its mean magnitude."""
+    """A parameter that is stored as it is, such as a norm's weight or a bias.
+
+    Steps are in units of its mean magnitude.
+    """
 
     def __init__(self, start: Tensor, storage_dtype: torch.dtype):
         super().__init__()
@@ -158,12 +173,15 @@ class LearnableVector(Learnable):
         self._adam = torch.optim.Adam([self.change])
 
     def forward(self) -> Tensor:
+        """Returns the parameter in fp32, rounded to its storage dtype."""
         return _through(lambda x: x.to(self._dtype).float(), self._start + self._unit * self.change)
 
     def result(self) -> Tensor:
+        """Returns the learned parameter in fp32, without a gradient."""
         return self().detach()
 
     def move(self, step: float) -> None:
+        """Takes one step of Adam with learning rate `step`."""
         _adam_step(self._adam, step)
 
 
@@ -176,16 +194,15 @@ def learn(
     rate: float,
     checks: int = 10,
 ) -> Learned:
-    """
-    Learn several tensors at once.
+    """Learns several tensors at once, and returns the best found on held-back data.
 
     Args:
         soft: name → what is learned; changed.
         batch_loss: (name → tensor, step) → loss of that step's batch, its gradient added to the tensors' `.grad`.
         judge: name → tensor → loss on data that no batch holds; what is best by it is returned.
         steps: at most.
-        rate: size of the first step; it falls linearly to nothing.
-        checks: how often `judge` is asked, spread evenly; learning stops when more than half of them in a row found
+        rate: size of the first step; it falls linearly to zero.
+        checks: how often `judge` is called, spread evenly. Learning stops when more than half of them in a row found
             nothing better (a falling step makes most of the gain at the end).
 
     Returns:
@@ -235,5 +252,5 @@ def _adam_step(adam: torch.optim.Adam, step: float) -> None:
 
 
 def _through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x) to the last bit, with the gradient of x."""
+    """Returns function(x) to the last bit, with the gradient of x."""
     return function(x).detach() + (x - x.detach())

@@ -1,4 +1,4 @@
-"""The integer grid of a weight: scales and zero points, per group of input channels."""
+"""The integer grid of a weight: scales and zero points per group of input channels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class QuantGrid:
-    """
-    Values a weight [N, K] may take: `(code - zero) * scale` with `code` in 0 … 2^bits - 1.
+    """The values that a weight [N, K] may take: `(code - zero) * scale` with `code` in 0 … 2^bits - 1.
 
     Attributes:
         scale: fp32 [N, G], positive, each value exactly representable in the dtype it will be stored in.
         zero: fp32 [N, G] of integers in 0 … 2^bits - 1; 2^(bits-1) everywhere if the grid is symmetric.
         bits: bits per code.
         sym: whether the zero point is the fixed middle.
-        step: fp32 [N, G], what a weight is divided by when it is rounded: `scale`, but for a gain.
+        step: fp32 [N, G], what a weight is divided by when it is rounded: `scale`, unless there is a gain.
     """
 
     scale: Tensor
@@ -36,33 +35,34 @@ class QuantGrid:
 
     @property
     def max_code(self) -> int:
+        """The largest code: 2^bits - 1."""
         return 2**self.bits - 1
 
     def grouped(self, weight: Tensor) -> Tensor:
-        """View [N, K] as [N, G, K/G]."""
+        """Views [N, K] as [N, G, K/G]."""
         return weight.reshape(weight.shape[0], self.scale.shape[1], -1)
 
     def encode(self, weight: Tensor) -> Tensor:
-        """Round a weight [N, K] (fp32) to its nearest code: uint8 [N, K]."""
+        """Rounds a weight [N, K] (fp32) to its nearest code: uint8 [N, K]."""
         return self._codes(weight).to(torch.uint8).reshape(weight.shape)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Values of codes [N, K]: fp32 [N, K]."""
+        """Returns the values of codes [N, K]: fp32 [N, K]."""
         values = (self.grouped(codes.float()) - self.zero.unsqueeze(-1)) * self.scale.unsqueeze(-1)
         return values.reshape(codes.shape)
 
     def quantize(self, weight: Tensor) -> Tensor:
-        """Round to nearest and back: fp32 [N, K]."""
+        """Rounds to nearest and back: fp32 [N, K]."""
         values = self._codes(weight).sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
         return values.reshape(weight.shape)
 
     def rows(self, index: Any) -> QuantGrid:
-        """The grid of some rows."""
+        """Returns the grid of the rows in `index`."""
         return replace(self, scale=self.scale[index], zero=self.zero[index], step=self.step[index])
 
     @staticmethod
     def cat(grids: Sequence[QuantGrid]) -> QuantGrid:
-        """One grid of the rows of several, which agree in bits and symmetry."""
+        """Joins the rows of several grids, which agree in bits and symmetry."""
         scale, zero, step = (torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero", "step"))
         return replace(grids[0], scale=scale, zero=zero, step=step)
 
@@ -73,8 +73,7 @@ class QuantGrid:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """
-    A weight [N, K] as it is stored.
+    """A weight [N, K] as it is stored.
 
     Attributes:
         grid: its values.
@@ -88,11 +87,11 @@ class QuantizedWeight:
 
     @property
     def values(self) -> Tensor:
-        """fp32 [N, K]."""
+        """Returns the dequantized weight, fp32 [N, K]."""
         return self.grid.decode(self.codes)
 
     def rows(self, index: Any) -> QuantizedWeight:
-        """Of some rows."""
+        """Returns the rows in `index`."""
         return QuantizedWeight(
             self.grid.rows(index), self.codes[index], None if self.source is None else self.source[index]
         )
@@ -112,7 +111,7 @@ class QuantizedWeight:
 
     @staticmethod
     def cat(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-        """The rows of several, all with a source or all without."""
+        """Joins the rows of several weights, all with a source or all without."""
         sources = [part.source for part in parts if part.source is not None]
         return QuantizedWeight(
             QuantGrid.cat([part.grid for part in parts]),
@@ -132,9 +131,10 @@ def minmax_grid(
     shrink: Tensor | float = 1.0,
     gain: Tensor | None = None,
 ) -> QuantGrid:
-    """
-    Grid that spans each group's range (notes of the paper's code, weight-only): scale = (max - min) / (2^b - 1), zero =
-    clamp(-round(min / scale)); symmetric: scale = max|w| / (2^(b-1) - 1).
+    """Makes the grid that spans each group's range.
+
+    scale = (max - min) / (2^b - 1) and zero = clamp(-round(min / scale)); symmetric: scale = max|w| / (2^(b-1) - 1).
+    These are the formulas of the paper's code for weights alone.
 
     Args:
         weight: fp32 [N, K], finite.
@@ -172,16 +172,15 @@ def minmax_grid(
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
-    """x `[..., K]` rounded as packed layers round 8-bit inputs; with the gradient of x."""
+    """Rounds x `[..., K]` to 8 bits per token as packed layers do; the gradient is that of x."""
     return x + (round_activations(x) - x).detach()
 
 
 def storable(scale: Tensor, dtype: torch.dtype, *, up: bool = False) -> Tensor:
-    """
-    Round to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly.
+    """Rounds scales to the storage dtype, away from zero and infinity: fp32 values that the dtype holds exactly.
 
-    Subnormal ones are taken: float16 has 2^-14 as its smallest other, too much for 8 bits of a weight below 0.01. They
-    are coarse; with `up` they are rounded up, so that the range that they span does not shrink.
+    Subnormal values are used: the smallest other value of float16, 2^-14, is too large for 8 bits of a weight below
+    0.01. They are coarse. With `up` they are rounded up, so that the range that they span does not shrink.
     """
     limits = torch.finfo(dtype)
     unit = limits.tiny * limits.eps

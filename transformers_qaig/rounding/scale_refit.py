@@ -1,4 +1,4 @@
-"""Scales chosen after the codes: least output error, then outputs as large as they were."""
+"""Refits scales to fixed codes by least squares, then removes the bias in output magnitude."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ RANGE = (0.5, 2.0)
 def refit_scales(
     weight: Tensor, curvature: Hessian, rounding: QuantizedWeight, storage_dtype: torch.dtype
 ) -> QuantizedWeight:
-    """
-    The same codes with other scales: per row, those of its groups that minimize e H eᵀ with e = Σ_g s_g (codes_g -
-    zero_g) - w (G equations), times one gain that makes the result unbiased, Q H wᵀ = w H wᵀ: see [`search_clipping`].
+    """Returns the same codes with the scales of least output error e H eᵀ per row.
 
-    A row keeps its scales where that does not lower its error.
+    e = Σ_g s_g (codes_g - zero_g) - w, which gives G equations a row. One gain a row then makes the result unbiased, Q
+    H wᵀ = w H wᵀ: see [`search_clipping`]. A row keeps its scales where the new ones do not lower its error.
 
     Args:
         weight: fp32 [N, K].

@@ -1,4 +1,7 @@
-"""One mark in the header of every shard of a save: shards of two saves, which a killed save leaves, are told apart."""
+"""Marks every shard of a save in its header, so that shards of two saves can be told apart.
+
+A save that is killed half-way leaves shards of two saves in one folder.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,24 @@ _SAMPLED = 1 << 14
 
 
 def save_mark(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """
-    Metadata for each shard of these tensors: a hash of all names and of some 16,000 values of each tensor. The same
-    model gets the same mark whenever it is saved. Offloaded tensors count by their names.
+    """Makes the metadata for each shard: a hash of all names and of some 16,000 values of each tensor.
+
+    The same model gets the same mark whenever it is saved. Offloaded tensors count by their names.
     """
     sampled = {name: _sampled(tensor) for name, tensor in tensors.items() if not tensor.is_meta}
     return {KEY: digest([{**dict.fromkeys(tensors), **sampled}])}
 
 
 def check_one_save(files: Sequence[str]) -> None:
-    """
+    """Checks that the shards of a checkpoint come from one save.
+
+    Files that cannot be read are skipped: whatever reads them reports that.
+
     Args:
-        files: the shards of a checkpoint. Those that have no mark, as of version 0.1.0 or of other tools, fit any.
+        files: paths of the shards. A shard without a mark, as of version 0.1.0 or of other tools, fits any.
 
     Raises:
-        ValueError: two of them are of different saves. What cannot be read is left to who reads it.
+        ValueError: two of them are of different saves.
     """
     first: tuple[str, str] | None = None
     for file in files:

@@ -1,4 +1,4 @@
-"""What is saved with a quantized model's weights: its processor, and its card."""
+"""Saves a quantized model's processor and model card beside its weights."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ logger = get_logger(__name__)
 
 @dataclass
 class ProcessorToSave:
-    """
-    The processor that goes with a model's weights.
+    """The processor that is saved with a model's weights.
 
     Attributes:
         given: the object that calibration used; None: its files are copied from `source`.
         source: where its files lie.
-        told: whether it was said that there are none.
+        told: whether a message said that there are none.
     """
 
     given: Any
@@ -37,7 +36,7 @@ class ProcessorToSave:
     told: bool = False
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write its files into `folder`, unless somebody's processor is there. That there is none is told once."""
+        """Writes its files into `folder`, unless a processor is there. Warns once if there is none to write."""
         folder = Path(folder)
         if any((folder / name).is_file() for name in PROCESSOR_CONFIGS):
             return
@@ -65,8 +64,7 @@ class ProcessorToSave:
 
 @dataclass
 class _Beside:
-    """
-    What is written beside the weights of one model.
+    """Writes the processor and the card of one model.
 
     Attributes:
         processor: of the model.
@@ -79,7 +77,7 @@ class _Beside:
     is_packed: bool = True
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes into `folder`. A card that somebody wrote stays; one of an earlier save is replaced."""
+        """Writes into `folder`. A card that somebody wrote stays; a card of an earlier save is replaced."""
         self.processor.write(folder)
         readme = folder / "README.md"
         if not is_replaceable(readme, ours_too=True):
@@ -97,13 +95,13 @@ class _Beside:
 
 
 def attach_saving(model: PreTrainedModel, processor: ProcessorToSave, base_model_id: str | None = None) -> None:
-    """Make `save_pretrained` and `push_to_hub` of `model` write its processor and its card beside the weights."""
+    """Makes `save_pretrained` and `push_to_hub` of `model` write its processor and its card beside the weights."""
     attach_model_card(model, base_model_id, processor)
     model._qaig_beside = _Beside(processor, base_model_id)  # type: ignore[assignment]
 
 
 def detach_saving(model: PreTrainedModel) -> None:
-    """Undoes [`attach_saving`] but for the processor: the model is an ordinary one again, and has one."""
+    """Undoes [`attach_saving`] except for the processor, which the dense model still has."""
     detach_model_card(model)
     beside = vars(model).get("_qaig_beside")
     if isinstance(beside, _Beside):
@@ -111,7 +109,7 @@ def detach_saving(model: PreTrainedModel) -> None:
 
 
 def _remove_older_whole_file(folder: Path) -> None:
-    """Remove model.safetensors beside the index of newer shards: it would be loaded in their place."""
+    """Removes model.safetensors beside the index of newer shards: it would be loaded in their place."""
     whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if whole.is_file() and index.is_file() and index.stat().st_mtime_ns > whole.stat().st_mtime_ns:
         whole.unlink()
@@ -119,11 +117,10 @@ def _remove_older_whole_file(folder: Path) -> None:
 
 
 def extend_save_pretrained() -> None:
-    """
-    Let Transformers' `save_pretrained` write what [`attach_saving`] asks for; of other models it does what it did.
+    """Makes Transformers' `save_pretrained` write what [`attach_saving`] asks for; other models are saved as before.
 
-    Transformers offers a quantizer no hook that knows the folder. A method of the one object instead would have to hold
-    that object, which then lives on until the next garbage collection.
+    Transformers has no hook that tells a quantizer the folder. A method on the one object instead would hold that
+    object, which would then live until the next garbage collection.
     """
     save = PreTrainedModel.save_pretrained
 

@@ -1,4 +1,4 @@
-"""What `save_pretrained` will write, tried on the meta device: a calibration is not lost to a file that fails."""
+"""Tries on the meta device what `save_pretrained` will write, so that no calibration is lost to a file that fails."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def try_saving(
     settings: QAIGConfig,
     files: Sequence[str] | None,
 ) -> None:
-    """
-    Do what `save_pretrained` does, but for writing tensors, and look whether it can be loaded again.
+    """Does what `save_pretrained` does without writing tensors, and checks that the result can be loaded again.
 
     Args:
         model: before it is packed.
@@ -80,7 +79,7 @@ def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
 
 
 def _take_generation_config(skeleton: PreTrainedModel) -> None:
-    """The generation config that from_pretrained will give the model, which it does after the weights are read."""
+    """Sets the generation config that from_pretrained will give the model after the weights are read."""
     given = loading_arguments()
     adjust: Any = getattr(skeleton, "adjust_generation_fn", None)
     if not skeleton.can_generate() or adjust is None:
@@ -133,7 +132,7 @@ def _try_names(
 def _shapes_saved(
     skeleton: PreTrainedModel, used: list[WeightTransform], tensors: dict[str, Tensor]
 ) -> dict[str, torch.Size]:
-    """What Transformers makes of the tensors for the file; nothing if the meta device cannot do it."""
+    """Returns the shapes that Transformers would write for the tensors; empty if the meta device cannot do it."""
     skeleton._weight_conversions = used  # type: ignore[assignment]
     try:
         return {name: tensor.shape for name, tensor in revert_weight_conversion(skeleton, tensors).items()}
@@ -147,7 +146,7 @@ def _shapes_saved(
 
 
 def _used_conversions(model: PreTrainedModel, files: Sequence[str] | None) -> list[WeightTransform]:
-    """Of Transformers' conversions those that something in the files needs: saving reverts these."""
+    """Returns those of Transformers' conversions that something in the files needs: saving reverts these."""
     names = _names_in(files or ())
     if not names:  # what Transformers assumes of a model that was not loaded
         assumed = get_model_conversion_mapping(model, add_legacy=False)
@@ -173,7 +172,7 @@ def _names_in(files: Iterable[str]) -> list[str]:
 def _renamed(
     name: str, conversions: Sequence[WeightTransform], prefix: str | None = None, own: dict[str, Any] | None = None
 ) -> tuple[str, str | None]:
-    """The name after `conversions` (from the model to the file without `own`), and the converter that takes it."""
+    """Applies `conversions` to a name, from the model to the file without `own`; returns it and its converter."""
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     return rename_source_key(name, renamings, converters, prefix, own, reverse=own is None)

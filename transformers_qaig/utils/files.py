@@ -20,8 +20,7 @@ UNFINISHED = ".unfinished-"
 
 @contextmanager
 def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
-    """
-    A path to write to, in the folder of `file` and with its suffix. It takes the place of `file` at the end of the
+    """A path to write to, in the folder of `file` and with its suffix. It takes the place of `file` at the end of the
     context, once the disk has it; what an error leaves is removed, and `file` is as it was.
 
     Raises:
@@ -64,8 +63,7 @@ def is_whole(file: Path) -> bool:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """
-    Remove what killed writers left in `folder`, of files called `name`. Only for one who keeps all writers out, by a
+    """Remove what killed writers left in `folder`, of files called `name`. Only for one who keeps all writers out, by a
     lock.
     """
     for path in folder.glob(f"{UNFINISHED}*-{name}"):
@@ -76,8 +74,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 
 def require_writable(folder: Path, name: str) -> None:
-    """
-    Make `folder` if need be, and try to write there.
+    """Make `folder` if need be, and try to write there.
 
     Args:
         folder: any path.

@@ -29,8 +29,7 @@ def buffers_with_nan(model: nn.Module) -> list[str]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """
-    Raise `ValueError` with the names of the parameters that hold NaN or Inf, and of the saved buffers that hold NaN
+    """Raise `ValueError` with the names of the parameters that hold NaN or Inf, and of the saved buffers that hold NaN
     (a mask may hold Inf). Reads everything once.
     """
     found = [name for name, parameter in model.named_parameters() if not parameter.is_meta and not is_finite(parameter)]

@@ -1,4 +1,4 @@
-"""A run's folder of finished pieces: each file says to which run it belongs, and shows when it is damaged."""
+"""A run's folder of finished pieces: each file names its run by a fingerprint, and has a checksum."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ _RUN_KEY, _CHECKSUM_KEY = "run", "checksum"
 
 
 class WorkFolder:
-    """
-    Tensors and facts of one run, by name, in a file each. `run.json` describes the run for people; what decides whether
-    a file is taken is in the file: a fingerprint of the run, and a checksum.
+    """Stores tensors and facts of one run by name, one file each.
+
+    `run.json` describes the run for people. Whether a file is used depends on the file itself: it holds a fingerprint
+    of the run, and a checksum.
 
     Args:
         folder: made if need be.
@@ -56,12 +57,11 @@ class WorkFolder:
             raise
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Unlocks the folder for others."""
         self._lock.release()
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """
-        The piece with this name: tensors on the CPU and facts; None if there is none.
+        """Reads the piece with this name: tensors on the CPU and facts; None if there is none.
 
         A file that is damaged, or from another run, counts as none: a warning names it.
         """
@@ -87,8 +87,7 @@ class WorkFolder:
         return tensors, facts
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        """
-        Keep a piece.
+        """Writes a piece.
 
         Raises:
             OSError: it cannot be written; the message names the file.
@@ -132,7 +131,7 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(folder: Path | None, run: Mapping[str, Any]) -> Iterator[WorkFolder | None]:
-    """A [`WorkFolder`] for the length of a context; None without a folder."""
+    """Opens a [`WorkFolder`] for the length of a context; None without a folder."""
     store = None if folder is None else WorkFolder(folder, run)
     try:
         yield store

@@ -8,8 +8,7 @@ FOLDER = Path(__file__).parent
 
 
 def load_default_set(with_images: bool = True) -> list[list[dict[str, Any]]]:
-    """
-    The bundled conversations, their images as paths.
+    """The bundled conversations, their images as paths.
 
     Args:
         with_images: `False` leaves the images out, for a model that takes text only.

@@ -1,11 +1,11 @@
-"""Who answers on a CUDA device: the compiled library, kernels that NVRTC makes, or plain torch.
+"""Chooses what runs on a CUDA device: the compiled library, kernels that NVRTC makes, or plain torch.
 
-`load` takes the first of these that works for the GPU at hand:
+`load` takes the first of these that works for the present GPU:
 
 1. the library of `extension.py` (prebuilt, or compiled at first use), if it has kernels for this GPU;
 2. NVRTC, through cuda-bindings (`pip install "transformers-qaig[cuda]"`): the same kernels, each compiled when it is
-   first needed, launched from Python;
-3. nothing: the plain-torch reference answers, and one warning says why.
+first needed, launched from Python;
+3. nothing: the plain-torch reference runs, and one warning says why.
 
 `QAIG_CUDA=nvrtc` asks for the second, `QAIG_CUDA=0` and `QAIG_DISABLE_EXTENSION=1` for the third. Nothing here imports
 cuda-python before it is needed.
@@ -34,8 +34,8 @@ class Choice:
     """What `load` found for one compute capability.
 
     Attributes:
-        origin (`str`, *optional*): `LIBRARY`, `NVRTC`, or None for plain torch.
-        reasons (`dict[str, str]`): for each better one, why it was not taken.
+        origin: `LIBRARY`, `NVRTC`, or None for plain torch.
+        reasons: for each better one, why it was not taken.
     """
 
     origin: str | None
@@ -47,10 +47,13 @@ _registered: torch.library.Library | None = None
 
 
 def load(device: torch.device) -> bool:
-    """Loads the kernels for a device, if that has not been tried yet; compiling the library may take a minute, once.
+    """Loads the kernels for a device, once per process; compiling the library may take a minute.
+
+    Args:
+        device: a CUDA device.
 
     Returns:
-        `bool`: whether there are any. If not, a warning said why and how to change it, once.
+        whether there are any. If not, one warning said why and how to change it.
     """
     capability = _capability(device)
     if capability not in _choices:
@@ -61,7 +64,7 @@ def load(device: torch.device) -> bool:
 
 
 def choice(capability: int) -> Choice:
-    """What `load` would find for a GPU of this compute capability (90 for 9.0), which need not be here."""
+    """Returns what `load` would find for a GPU of this compute capability (90 for 9.0); the GPU need not be here."""
     return _choices.get(capability) or _look(capability)
 
 
@@ -124,7 +127,7 @@ def _why_not_library(capability: int) -> str | None:
 
 
 def _library_refuses() -> str | None:
-    """Why the CUDA runtime inside the library does not work here: a driver that is too old for it, say."""
+    """Returns why the CUDA runtime inside the library does not work here, such as a driver that is too old."""
     library = extension.library()
     if library is None:
         return extension.why_not()
@@ -154,7 +157,7 @@ def _switched_off() -> str | None:
 
 
 def _register() -> None:
-    """Makes NVRTC's kernels those of torch.ops.qaig for CUDA tensors."""
+    """Registers NVRTC's kernels as those of torch.ops.qaig for CUDA tensors."""
     global _registered
     from cuda.bindings import driver as api
 

@@ -1,4 +1,4 @@
-"""x as kernels read it: as it is, or in slot order, rotated and quantized by a kernel before."""
+"""Makes the inputs that kernels read: x itself, or x in slot order, rotated and quantized by a kernel."""
 
 from typing import NamedTuple
 
@@ -21,13 +21,13 @@ class Input(NamedTuple):
 
 
 class Inputs:
-    """x `[rows, K]` for each layer, made once for all that read it alike.
+    """Makes x `[rows, K]` for each layer, once for all layers that read it alike.
 
     Args:
-        driver (`Driver`): launches.
-        x (`Tensor`): contiguous.
-        rounded (`bool`): to 8 bits.
-        device (`Device`): of x.
+        driver: launches kernels.
+        x: contiguous.
+        rounded: whether to round it to 8 bits.
+        device: of x.
     """
 
     def __init__(self, driver: Driver, x: Tensor, rounded: bool, device: Device) -> None:
@@ -36,6 +36,7 @@ class Inputs:
         self._inputs: dict[tuple[int, Rotation | None, bool], Input] = {}
 
     def of(self, layer: Layer) -> Input:
+        """Returns the input that a layer's kernel reads."""
         key = (layer.input_group(), layer.rotation, layer.kernel is MatmulKernel.GEMM_I8)
         if key not in self._inputs:
             self._inputs[key] = self._make(*key)

@@ -1,4 +1,4 @@
-"""Products by torch, with the weight dequantized some rows at a time."""
+"""Multiplies with torch, with the weight dequantized some rows at a time."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,18 @@ from .layer import Layer, Weight, pointer
 def dequantized_matmul(
     driver: Driver, x: Tensor, layer: Layer, inputs: Inputs, chunk_bytes: int, device: Device
 ) -> None:
-    """y of the layer, with a chunk of the weight at a time, in one piece of memory.
+    """Computes the product of one layer, with one chunk of the weight in memory at a time.
 
-    Rounded to 8 bits, x are integers times a power of two, exact in 16 bits, and only their products are rounded to
-    those.
+    If x is rounded to 8 bits, its values are integers times a power of two. They are exact in 16 bits, and only their
+    products are rounded to 16 bits.
+
+    Args:
+        driver: launches kernels.
+        x: the input, `[rows, K]`.
+        layer: weight, result and rotation.
+        inputs: makes x as the layer reads it.
+        chunk_bytes: size of the memory for the dequantized rows.
+        device: of x.
     """
     weight, y = layer.weight, layer.y
     s, block = weight.shape, interface.BLOCK_ROWS
@@ -46,7 +54,7 @@ def dequantized_matmul(
 
 
 def dequantize_rows(driver: Driver, weight: Weight, start: int, stop: int, out: Tensor, device: Device) -> None:
-    """Rows [start, stop) of the weight in the dtype of `out`."""
+    """Writes rows [start, stop) of the weight into `out`, in its dtype."""
     s, first = weight.shape, start
     while first < stop:
         last = interface.dequantize_stop(first, stop)

@@ -20,7 +20,7 @@ _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, as far as a launch wants to know it."""
+    """A GPU: its index, compute capability and number of multiprocessors."""
 
     index: int
     capability: int
@@ -28,12 +28,13 @@ class Device:
 
     @classmethod
     def of(cls, device: torch.device) -> "Device":
+        """Returns the `Device` of a CUDA `torch.device`."""
         index = torch.cuda.current_device() if device.index is None else device.index
         properties = torch.cuda.get_device_properties(index)
         return cls(index, properties.major * 10 + properties.minor, properties.multi_processor_count)
 
     def stream(self) -> int:
-        """The handle of torch's current stream there."""
+        """Returns the handle of torch's current stream on the device."""
         return torch.cuda.current_stream(self.index).cuda_stream
 
     def is_capturing(self) -> bool:
@@ -42,21 +43,21 @@ class Device:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Makes it the current device."""
+        """Makes it the current device, within the context."""
         with torch.cuda.device(self.index):
             yield
 
 
 class DriverError(RuntimeError):
-    """The driver's answer, by its name."""
+    """An error of the driver, by its name."""
 
 
 class Driver:
-    """Kernels by device.
+    """Loads kernels and launches them, on each device.
 
     Args:
         api: `cuda.bindings.driver`.
-        cubin (`Callable`): a kernel's binary, by name and compute capability.
+        cubin: returns a kernel's binary, by name and compute capability.
     """
 
     def __init__(self, api: Any, cubin: Callable[[str, int], bytes]) -> None:
@@ -75,9 +76,17 @@ class Driver:
     ) -> None:
         """Launches `kernel(argument)` on torch's current stream of `device`.
 
+        Args:
+            kernel: its name in `csrc/cuda/arguments.h`.
+            argument: the struct that the kernel reads.
+            grid: blocks, along x and y.
+            threads: per block.
+            shared: bytes of dynamic shared memory.
+            device: to launch on.
+
         Raises:
-            DriverError: if the driver refuses.
-            RuntimeError: if the kernel is used for the first time while a CUDA graph is captured.
+            DriverError: the driver refuses.
+            RuntimeError: the kernel is used for the first time while a CUDA graph is captured.
         """
         function = self._functions.get((device.index, kernel)) or self._load(kernel, device)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))  # the driver copies the argument
@@ -89,12 +98,12 @@ class Driver:
         self._check(result, f"launching {kernel}")
 
     def semaphores(self, device: Device, count: int) -> int | None:
-        """The address of `count` zeros that each launch leaves as zeros, or None if there are no more.
+        """Returns the address of `count` zeros that each launch leaves as zeros, or None if there are no more.
 
-        Launches that may overlap in time share none: each stream has its own and, since a graph may be replayed beside
-        other work of the stream it was captured on, each part of a graph. They are taken from memory that is set aside
-        at the first call, not from torch's: what torch allocates for good while a graph is recorded counts as a leak
-        there (torch._inductor.cudagraph_trees.check_memory_pool).
+        Launches that may overlap in time share none. Each stream has its own. So has each part of a graph, since a
+        graph may be replayed beside other work of the stream that it was captured on. The memory is set aside at the
+        first call, and is not torch's: what torch allocates for good while a graph is recorded counts as a leak there
+        (torch._inductor.cudagraph_trees.check_memory_pool).
         """
         stream = device.stream()
         with device.current():
@@ -140,7 +149,7 @@ class Driver:
         return function
 
     def _allocate_semaphores(self, device: Device) -> None:
-        """Zeros, unless the device has no memory left."""
+        """Allocates zeros, unless the device has no memory left."""
         doing = "setting semaphores aside"
         with device.current():
             self._enter_context(device)
@@ -154,7 +163,7 @@ class Driver:
 
     @contextlib.contextmanager
     def _while_others_capture(self, doing: str) -> Iterator[None]:
-        """Lets this thread do what another one's capture forbids: torch's mode concerns all threads."""
+        """Lets this thread do what another thread's capture forbids: torch's mode concerns all threads."""
         exchange = self._api.cuThreadExchangeStreamCaptureMode
         (mode,) = self._check(exchange(self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED), doing)
         try:
@@ -163,7 +172,7 @@ class Driver:
             self._check(exchange(mode), doing)
 
     def _zero(self, address: Any) -> None:
-        """On a stream of its own: the default one is off limits while another is captured."""
+        """Zeroes memory on a stream of its own: the default stream is off limits while another is captured."""
         api, doing = self._api, "zeroing semaphores"
         flag = api.CUstream_flags.CU_STREAM_NON_BLOCKING
         (stream,) = self._check(api.cuStreamCreate(int(flag)), doing)
@@ -174,7 +183,7 @@ class Driver:
             self._check(api.cuStreamDestroy(stream), doing)
 
     def _enter_context(self, device: Device) -> None:
-        """A thread of its own (a text streamer's, autograd's) has no context until the CUDA runtime gives it one."""
+        """Enters the device's context, which a new thread (a text streamer's, autograd's) does not have yet."""
         known = self._threads.__dict__.setdefault("devices", set())
         if device.index not in known:
             if device.index not in self._contexts:
@@ -185,7 +194,7 @@ class Driver:
             known.add(device.index)
 
     def _check(self, result: tuple[Any, ...], doing: str) -> list[Any]:
-        """The values of a call, without its status."""
+        """Returns the values of a call, without its status."""
         status, *values = result
         if int(status) != 0:
             _, name = self._api.cuGetErrorName(status)

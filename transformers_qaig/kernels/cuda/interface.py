@@ -1,7 +1,7 @@
-"""The headers of `csrc/cuda` in Python: arguments, byte by byte, and the geometry of a launch.
+"""Mirrors the headers of `csrc/cuda` in Python: arguments, byte by byte, and the geometry of a launch.
 
-Its names are those of `arguments.h`, `geometry.h`, `layout.h` and `tuning.h`.
-tests/kernels/cuda/test_interface.py compiles the headers and compares every size, offset and rule.
+Its names are those of `arguments.h`, `geometry.h`, `layout.h` and `tuning.h`. tests/kernels/cuda/test_interface.py
+compiles the headers and compares every size, offset and rule.
 """
 
 import ctypes
@@ -107,33 +107,37 @@ class Shape:
 
     @classmethod
     def of(cls, out_features: int, in_features: int, group_size: int, bits: int) -> "Shape":
-        """With `group_size` as a layer has it, -1 included.
+        """Makes the sizes from a layer's `group_size`, which may be -1.
 
         Raises:
-            ValueError: if `group_size` does not divide `in_features`.
+            ValueError: `group_size` does not divide `in_features`.
         """
         return cls(out_features, in_features, in_features // num_groups(in_features, group_size), bits)
 
     @property
     def row_blocks(self) -> int:
+        """Blocks of `BLOCK_ROWS` rows, the last one padded."""
         return -(-self.out_features // BLOCK_ROWS)
 
     @property
     def groups(self) -> int:
+        """Quantization groups of a row."""
         return self.in_features // self.group_size
 
     @property
     def tiles(self) -> int:
+        """Tiles of `TILE_SLOTS` slots in a row, with each group padded to whole units."""
         units = self.groups * -(-self.group_size // UNIT_SLOTS)
         return (units + 1) // 2
 
     @property
     def slots(self) -> int:
+        """Slots of a row: input channels with the padding of groups."""
         return self.tiles * TILE_SLOTS
 
     @property
     def work_items(self) -> int:
-        """Row blocks by tiles."""
+        """Work items of a gemv: row blocks times tiles."""
         return self.row_blocks * self.tiles
 
     @property
@@ -185,64 +189,79 @@ class GptqColumns(ctypes.Structure):
 
 
 def gptq_columns_grid(size: int) -> int:
+    """Returns the blocks of a launch that rounds columns of `size` rows."""
     return -(-size // GPTQ_THREADS)
 
 
 def tuning_for(capability: int) -> Tuning:
+    """Returns the tuning of the latest listed compute capability up to this one."""
     return [t for t in TUNINGS if t.capability <= capability][-1]
 
 
 def gemv_columns(rows: int) -> int:
+    """Returns how many columns a gemv computes for a number of rows of x: 8 or 16."""
     return 8 if rows <= 8 else 16
 
 
 def gemv_shared_bytes(bits: int, columns: int) -> int:
+    """Returns the bytes of shared memory of a gemv; `bits` 0 is the kernel for mixed widths."""
     bits = bits or 8  # the mixed kernel has room for the most
     stages = {2: 6, 3: 4, 4: 3, 8: 2}[bits]
     return GEMV_WARPS * stages * (bits * 512 + 2 * BLOCK_ROWS * 3) + _gemv_accumulator_bytes(columns)
 
 
 def gemv_grid(items: int, processors: int, columns: int) -> int:
+    """Returns the blocks of a gemv launch."""
     return min(-(-items // GEMV_WARPS), processors * (3 if columns == 8 else 2))
 
 
 def gemv_workspace_bytes(grid: int, columns: int) -> int:
+    """Returns the bytes of workspace for a gemv's split-K reduction."""
     return 2 * grid * _gemv_accumulator_bytes(columns)
 
 
 def gemm_output_tiles(shape: Shape, rows: int) -> int:
+    """Returns how many tiles the output of a gemm has."""
     return -(-shape.row_blocks // GEMM_ROW_BLOCKS) * -(-rows // GEMM_COLUMNS)
 
 
 def gemm_k_steps(shape: Shape, rows: int) -> int:
+    """Returns the k-steps of a gemm over all output tiles."""
     return gemm_output_tiles(shape, rows) * shape.tiles
 
 
 def gemm_grid(steps: int, processors: int) -> int:
+    """Returns the blocks of a gemm launch."""
     return min(-(-steps // MIN_GEMM_STEPS), processors * GEMM_BLOCKS_PER_PROCESSOR)
 
 
 def gemm_workspace_bytes(grid: int) -> int:
+    """Returns the bytes of workspace for a gemm's split-K reduction."""
     return 2 * grid * GEMM_ROW_BLOCKS * BLOCK_ROWS * GEMM_COLUMNS * 4
 
 
 def gemm_semaphores(outputs: int) -> int:
+    """Returns how many semaphores a gemm needs for a number of output tiles."""
     return outputs * GEMM_WARPS
 
 
 def gemm_f16_shared_bytes(bits: int) -> int:
+    """Returns the bytes of shared memory of a gemm with 16-bit activations."""
     return (3 if bits == 8 else 4) * _gemm_stage_bytes(bits, 2)
 
 
 def gemm_i8_shared_bytes(bits: int) -> int:
+    """Returns the bytes of shared memory of a gemm with 8-bit activations."""
     return GEMM_I8_STAGES * _gemm_stage_bytes(bits, 1)
 
 
 def dequantize_grid(shape: Shape, start: int, stop: int) -> tuple[int, int]:
+    """Returns the grid of a launch that dequantizes rows [start, stop)."""
     return -(-shape.tiles // 4), -(-stop // BLOCK_ROWS) - start // BLOCK_ROWS
 
 
 def dequantize_stop(start: int, stop: int) -> int:
+    """Returns the last row, exclusive, that one launch can dequantize from `start` on."""
     return min(stop, (start // BLOCK_ROWS + MAX_GRID_Y) * BLOCK_ROWS)
 
 

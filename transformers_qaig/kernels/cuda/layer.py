@@ -1,4 +1,4 @@
-"""A layer as the operators of `operators.py` see it: its packed weight, checked, and the kernel that multiplies it."""
+"""A layer as `operators.py` uses it: its checked packed weight, and the kernel that multiplies it."""
 
 from enum import Enum
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Weight(NamedTuple):
 
 
 class MatmulKernel(Enum):
-    """What multiplies a layer.
+    """The kernel that multiplies a layer.
 
     The first three read packed words. `DEQUANTIZE` unpacks the weight for torch. `REFERENCE` is plain torch.
     """
@@ -48,7 +48,7 @@ class Layer(NamedTuple):
     kernel: MatmulKernel
 
     def input_group(self) -> int:
-        """Channels of a group in the order of slots that x is to have: all of them, unless groups are padded."""
+        """Returns the channels of a group in the slot order of x: all channels, unless groups are padded."""
         s = self.weight.shape
         return s.in_features if self.kernel is MatmulKernel.DEQUANTIZE or s.in_channel_order else s.group_size
 
@@ -57,7 +57,7 @@ def checked_weight(
     x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None,
     out_features: int, in_features: int, bits: int, group_size: int,
 ) -> Weight:  # fmt: skip
-    """The weight of an argument list, whose tensors must be on the device of x. Raises as `ops.linear` does."""
+    """Checks the weight in an argument list, whose tensors must be on the device of x. Raises as `ops.linear` does."""
     stored = reference.Weight(packed, scale, zero, out_features, in_features, bits, group_size, CUDA_LAYOUT)
     checks.check_cuda_layout(x, stored)
     if bias is not None:
@@ -69,7 +69,7 @@ def checked_weight(
 
 
 def choose_kernel(weight: Weight, rows: int, rounded: bool, rotated: bool, tuning: interface.Tuning) -> MatmulKernel:
-    """The kernel for a number of rows on a GPU.
+    """Chooses the kernel for a number of rows on a GPU.
 
     Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
     """
@@ -86,10 +86,11 @@ def choose_kernel(weight: Weight, rows: int, rounded: bool, rotated: bool, tunin
 
 
 def pointer(tensor: Tensor | None) -> int | None:
+    """Returns the address of a tensor's first element; None for None."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, and where kernels can read 16 bytes at once."""
+    """Returns the tensor contiguous, and at an address where kernels can read 16 bytes at once."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor

@@ -1,4 +1,4 @@
-"""Cubins of the kernels, made by NVRTC (cuda-bindings) at first use, one kernel at a time, and kept.
+"""Compiles the kernels with NVRTC (cuda-bindings) at first use, one kernel at a time, and keeps the cubins.
 
 NVRTC needs no GPU, no CUDA toolkit and no host compiler. A cubin lies in the cache folder (`cache.py`) under a name
 made of the sources, NVRTC's version, the options and the architecture; another process finds it there.
@@ -23,19 +23,19 @@ _logger = get_logger(__name__)
 
 
 class NvrtcError(RuntimeError):
-    """Why NVRTC cannot make the kernels."""
+    """The reason why NVRTC cannot make the kernels."""
 
 
 def cubin(kernel: str, capability: int) -> bytes:
-    """The binary of one kernel.
+    """Returns the binary of one kernel.
 
     Args:
-        kernel (`str`): its name, as in `csrc/cuda/arguments.h`.
-        capability (`int`): the GPU's compute capability, 90 for 9.0.
+        kernel: its name, as in `csrc/cuda/arguments.h`.
+        capability: the GPU's compute capability, 90 for 9.0.
 
     Raises:
-        NvrtcError: if NVRTC is not there, does not know the architecture, or refuses the source.
-        OSError: if the cache folder cannot be written, or others can write it.
+        NvrtcError: NVRTC is missing, does not support the architecture, or refuses the source.
+        OSError: the cache folder cannot be written, or others can write it.
     """
     folder, key = _sources(), _key()
     architecture = choose_architecture(capability, supported_architectures())
@@ -51,10 +51,12 @@ def cubin(kernel: str, capability: int) -> bytes:
 
 
 def choose_architecture(capability: int, supported: tuple[int, ...]) -> int:
-    """The architecture to compile for: the GPU's, or the latest before it in its generation, which it runs as well.
+    """Chooses the architecture to compile for: the GPU's, or the latest before it in its generation.
+
+    The GPU runs code for earlier architectures of its generation, too.
 
     Raises:
-        NvrtcError: if there is none.
+        NvrtcError: there is none.
     """
     fitting = [a for a in supported if a <= capability and a // 10 == capability // 10]
     if not fitting:
@@ -66,7 +68,7 @@ def choose_architecture(capability: int, supported: tuple[int, ...]) -> int:
 
 
 def why_not() -> str | None:
-    """Why NVRTC cannot be used here, with what to do; None if it can. Compiles nothing."""
+    """Returns why NVRTC cannot be used here, with what to do; None if it can. Compiles nothing."""
     try:
         _nvrtc()
         _sources()
@@ -76,13 +78,13 @@ def why_not() -> str | None:
 
 
 def supported_architectures() -> tuple[int, ...]:
-    """What NVRTC compiles for. Raises `NvrtcError` without it."""
+    """Lists the architectures that NVRTC compiles for. Raises `NvrtcError` without it."""
     nvrtc = _nvrtc()
     return tuple(_check(nvrtc, nvrtc.nvrtcGetSupportedArchs())[0])
 
 
 def version() -> tuple[int, int]:
-    """NVRTC's. Raises `NvrtcError` without it."""
+    """Returns NVRTC's version. Raises `NvrtcError` without it."""
     nvrtc = _nvrtc()
     major, minor = _check(nvrtc, nvrtc.nvrtcVersion())
     return major, minor
@@ -90,7 +92,7 @@ def version() -> tuple[int, int]:
 
 @functools.cache
 def _nvrtc() -> Any:
-    """The bindings, once they have found a library that fits torch."""
+    """Returns the bindings, once they have found a library that fits torch."""
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
@@ -130,7 +132,7 @@ def _key() -> str:
 
 
 def _source_of(kernel: str, folder: Path) -> str:
-    """A program with this kernel alone: a file of `csrc/cuda` has several, and each takes seconds."""
+    """Makes a program with this kernel alone: a file of `csrc/cuda` has several, and each takes seconds."""
     kernels = folder / "cuda" / "kernels"
     if found := re.fullmatch(r"qaig_gemv_(?:w([2348])|mixed)_(b?f16)_m(8|16)", kernel):
         bits, dtype, columns = found.groups()
@@ -172,7 +174,7 @@ def _compile(source: str, kernel: str, architecture: int, folder: Path) -> bytes
 
 
 def _check(nvrtc: Any, result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of a call, without its status."""
+    """Returns the values of a call, without its status."""
     status, *values = result
     if int(status) != 0:
         raise NvrtcError(f"NVRTC: {nvrtc.nvrtcGetErrorString(status)[1].decode()}")

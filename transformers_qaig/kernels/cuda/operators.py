@@ -1,7 +1,7 @@
-"""`qaig::linear`, `linear_many` and `dequantize` on CUDA tensors, by kernels that NVRTC made.
+"""Runs `qaig::linear`, `linear_many` and `dequantize` on CUDA tensors, with kernels that NVRTC made.
 
-The same as `csrc/ops/cuda` in the compiled library, with the same checks and choices. `csrc/README.md` says which
-kernel multiplies how many tokens.
+Checks and choices are the same as in `csrc/ops/cuda` in the compiled library. `csrc/README.md` says which kernel
+multiplies how many tokens.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from .packed_matmul import packed_matmul
 
 
 class Operators:
-    """The operators.
+    """The operators on CUDA tensors.
 
     Args:
-        driver (`Driver`): launches.
-        device_of (`Callable`): the `Device` of a `torch.device`.
+        driver: launches kernels.
+        device_of: returns the `Device` of a `torch.device`.
     """
 
     def __init__(self, driver: Driver, device_of: Callable[[torch.device], Device] = Device.of) -> None:
@@ -37,7 +37,7 @@ class Operators:
         rotation_block: int, rotation_seed: int, out_features: int, bits: int, group_size: int, activation_bits: int,
         layout: int,
     ) -> Tensor:  # fmt: skip
-        """`ops.linear_reference` says what; raises as it does."""
+        """Computes what `ops.linear_reference` describes, and raises as it does."""
         tensors, rotation = ([packed], [scale], [zero], [bias]), ([rotation_block], [rotation_seed])
         return self.linear_many(x, *tensors, *rotation, [out_features], [bits], [group_size], activation_bits, layout)[
             0
@@ -48,7 +48,7 @@ class Operators:
         bias: list[Tensor | None], rotation_block: list[int], rotation_seed: list[int], out_features: list[int],
         bits: list[int], group_size: list[int], activation_bits: int, layout: int,
     ) -> list[Tensor]:  # fmt: skip
-        """`ops.linear_many` says what; raises as it does."""
+        """Computes what `ops.linear_many` describes, and raises as it does."""
         lists = (packed, scale, zero, bias, out_features, bits, group_size)
         checks.check_activation("x", x)
         checks.check_activation_bits(activation_bits)
@@ -94,11 +94,11 @@ class Operators:
         self, packed: Tensor, scale: Tensor, zero: Tensor | None, out_features: int, in_features: int, bits: int,
         group_size: int, layout: int, start: int, stop: int,
     ) -> Tensor:  # fmt: skip
-        """Rows [start, stop) of a weight in CUDA layout, float32.
+        """Dequantizes rows [start, stop) of a weight in CUDA layout, to float32.
 
         Raises:
-            ValueError: if a tensor does not have the shape and dtype that the sizes ask for, or rows are not there.
-            NotImplementedError: for another layout.
+            ValueError: a tensor does not have the shape and dtype that the sizes ask for, or the rows do not exist.
+            NotImplementedError: another layout.
         """
         if layout != CUDA_LAYOUT:
             raise NotImplementedError(f"layout={layout} is not the CUDA layout")
@@ -113,7 +113,7 @@ class Operators:
         self, rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, step: Tensor,
         scale: Tensor, zero: Tensor, max_code: int,
     ) -> None:  # fmt: skip
-        """`rounding.columns.round_columns_reference` says what.
+        """Computes what `rounding.gptq_columns.round_columns_reference` describes.
 
         Raises:
             ValueError: shapes, dtypes or devices that do not fit, or tensors that are not contiguous.

@@ -1,4 +1,4 @@
-"""Products by kernels that read packed words: how they are planned and launched."""
+"""Plans and launches the products by kernels that read packed words."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from .layer import SUFFIX, Layer, MatmulKernel, pointer
 
 
 class LaunchPlan(NamedTuple):
-    """A launch of kernels that read packed words."""
+    """How one launch of a kernel that reads packed words is laid out."""
 
     kernel: str  # with a place for the type of x
     grid: int
