@@ -227,6 +227,6 @@ def _why_not(owner: nn.Module, name: str) -> str:
 
 
 def _part(name: str) -> str:
-    """Returns the part of a name: `model.vision_tower.encoder.…` → `model.vision_tower`; `lm_head.weight` → `lm_head`."""
+    """Returns the part that a name is in: `model.vision_tower.encoder.…` → `model.vision_tower`."""
     path = name.split(".")[:-1]
     return ".".join(path[:2]) if path and path[0] == "model" else path[0] if path else name

@@ -130,7 +130,9 @@ def detach_model_card(model: Any) -> None:
 class Writable(Protocol):
     """Something that writes files of its own into a folder."""
 
-    def write(self, folder: str | os.PathLike[str]) -> None: ...
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Writes its files into `folder`."""
+        ...
 
 
 @dataclass
