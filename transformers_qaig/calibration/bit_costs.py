@@ -1,4 +1,4 @@
-"""What each way to store each weight would cost the answers, measured before anything is quantized."""
+"""Measures what each way to store each weight costs the answers, before anything is quantized."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_costs(
     config: QAIGConfig,
     exclusions: Exclusions | None = None,
 ) -> dict[str, list[SchemeOption]]:
-    """The options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
+    """Returns the options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
 
     Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
     block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
@@ -129,10 +129,10 @@ def errors_of(
     store: WorkFolder | None = None,
     prefix: str = "",
 ) -> dict[str, Tensor]:
-    """What rounding by the recipe would add to each weight: path → [N, K] in the weight's dtype, on the CPU.
+    """Computes the rounding error of each weight by the recipe: path → [N, K] in the weight's dtype, on the CPU.
 
-    Every block reads full-precision inputs: what earlier blocks will be rounded to is not known yet.
-    What is found for a block is kept in `store`, as `prefix` and the block's path.
+    Every block reads full-precision inputs, because the rounding of earlier blocks is not decided yet. The errors of a
+    block are kept in `store`, as `prefix` and the block's path.
     """
     recipe, blocks = config.recipe, find_decoder_blocks(model)
     if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
@@ -175,7 +175,7 @@ def errors_of(
 def _recall(
     store: WorkFolder | None, name: str, exclusions: Exclusions
 ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """What is kept in a work folder, with the samples left out that it was measured without."""
+    """Reads a piece of the work folder, and leaves out the samples that it was measured without."""
     found = store.load(name) if store is not None else None
     if found is not None:
         left_out = json.loads(found[1]["left_out"])
@@ -194,7 +194,7 @@ def _costs_of(
     bar: ProgressBar,
     exclusions: Exclusions,
 ) -> dict[str, float]:
-    """The cost of each error, over all samples that are not left out."""
+    """Computes the cost of each error, over all samples that are not left out."""
     generator = torch.Generator().manual_seed(seed)
     total: Tensor = torch.zeros(())
     tokens = 0
@@ -237,7 +237,7 @@ def _costs_of(
 
 
 def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
-    """Log p at an answer's tokens, given what precedes them.
+    """Computes log p at an answer's tokens, given the tokens before them.
 
     Args:
         model: with logits.

@@ -1,4 +1,4 @@
-"""Quantizes one block: its groups of linears go through the recipe's steps, and what does harm is rejected."""
+"""Quantizes one block: its groups of linears go through the recipe's steps, and steps that do harm are rejected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class QuantizerSettings:
-    """What stays the same from block to block.
+    """The settings that stay the same from block to block.
 
     Attributes:
         recipe: the steps.
@@ -52,7 +52,7 @@ class QuantizerSettings:
 
 @dataclass
 class BlockResult:
-    """What a block became.
+    """A quantized block.
 
     Attributes:
         module: with packed linears.
@@ -83,7 +83,7 @@ def decide(
 ) -> tuple[BlockDecisions, BlockSummary]:
     """Makes the decisions for a block. Arguments as in [`BlockQuantizer`], but `inputs` may hold no sample.
 
-    A sample in which something is not finite on the way is left out, and the block begun anew without it.
+    If a sample is not finite on the way, it is left out, and the block is begun again without it.
     """
     recipe, token_weights = settings.recipe, settings.token_weights
     before, left_out = token_weights.state(), []
@@ -107,7 +107,7 @@ class BlockQuantizer:
     Args:
         block: in full precision; not changed.
         path: where it is in the model.
-        schemes: path of a linear in the block → how the plan stores it; at least one. A rotation is an offer.
+        schemes: path of a linear in the block → how the plan stores it; at least one. A rotation is only an offer.
         inputs: at least one sample at the block.
         settings: recipe, and what its steps need.
     """
@@ -125,10 +125,10 @@ class BlockQuantizer:
         self.wanted: dict[int, Tensor] = {}
 
     def decide(self) -> BlockDecisions:
-        """Makes the decisions; `summary` tells about them.
+        """Makes the decisions, and describes them in `summary`.
 
         Raises:
-            NotFinite: something of a sample is not finite on the way.
+            NotFinite: a sample is not finite on the way.
         """
         self.wanted = self._full_outputs(self.validation)
         decisions = self.nothing
@@ -210,7 +210,7 @@ class BlockQuantizer:
         blocks: tuple[nn.Module, nn.Module],
         samples: Sequence[int],
     ) -> GroupContext:
-        """The context with the inputs of some samples, weighed."""
+        """Returns the context with the inputs of some samples and their token weights."""
         inputs = gather_group_inputs(context.block, context.group, blocks, self.inputs, samples)
         context = replace(context, inputs=inputs)
         if not inputs:
@@ -237,10 +237,10 @@ class BlockQuantizer:
         return context
 
     def _validation_error(self, original: nn.Module, candidate: BlockDecisions, done: list[str]) -> float:
-        """Output error on the validation samples, with the linears in `done` rounded as `candidate` says; finite.
+        """Computes the output error on the validation samples, with the linears in `done` rounded as `candidate` says.
 
         Raises:
-            NotFinite: the output for one of them is not.
+            NotFinite: the output for one of them is not finite.
         """
         if not self.validation:
             return float("inf")
@@ -255,7 +255,7 @@ class BlockQuantizer:
         return cast_like(rounded(original, decisions, names, self.dtype), self.block)
 
     def _learn(self, decisions: BlockDecisions) -> BlockDecisions:
-        """Learns the block as a whole: rounding, then scales and what stands around the linears."""
+        """Learns the block as a whole: its rounding, then its scales and the other parameters around the linears."""
         inputs = self.inputs
         targets = self._full_outputs(inputs.full)
         learner = BlockReconstruction(
@@ -280,7 +280,7 @@ class BlockQuantizer:
         return decisions
 
     def _full_outputs(self, samples: Iterable[int]) -> dict[int, Tensor]:
-        """What the block gives for some samples in full precision, finite at real tokens; on the CPU."""
+        """Computes the block's outputs for some samples in full precision, finite at real tokens; on the CPU."""
         outputs = {}
         for sample in samples:
             outputs[sample] = first_tensor(forward(self.block, self.inputs.full[sample])).cpu()

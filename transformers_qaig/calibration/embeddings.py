@@ -18,8 +18,8 @@ from .row_chunks import ROWS_PER_CHUNK, concat_rows
 def quantize_embedding(embeddings: nn.Embedding, scheme: WeightScheme, recipe: Recipe) -> QAIGEmbedding:
     """Packs embeddings: every row is rounded to nearest on its own grid.
 
-    With a recipe that clips, ranges are clipped where that lowers the row's own squared error: which rows a text will
-    ask for, and what becomes of them, is not known.
+    With a recipe that clips, ranges are clipped where that lowers the row's own squared error. How often a text uses a
+    row is not known, so rows are not weighted.
     """
     dtype, chunks = embeddings.weight.dtype, []
     for start in range(0, embeddings.num_embeddings, ROWS_PER_CHUNK):

@@ -1,4 +1,4 @@
-"""A look for overflow in float16, for recipes that read no data and so run no forward pass of their own."""
+"""Checks for overflow in float16, for recipes that read no data and so run no forward pass of their own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> 
 
 
 def _text(model: PreTrainedModel) -> Tensor:
-    """Ids from all over the vocabulary, int64 [1, TOKENS], without those that stand for pictures."""
+    """Returns ids from all over the vocabulary, int64 [1, TOKENS], without those that stand for pictures."""
     ids = torch.arange(len(model.get_input_embeddings().get_parameter("weight")))
     ids = ids[~torch.isin(ids, torch.tensor(picture_tokens(model), dtype=torch.long))]
     return ids[torch.linspace(0, len(ids) - 1, TOKENS).long()].unsqueeze(0)

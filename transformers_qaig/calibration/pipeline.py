@@ -50,7 +50,7 @@ def calibrate(
     answer_masks: Sequence[Tensor] | None = None,
     exclusions: Exclusions | None = None,
 ) -> QuantizationReport:
-    """Quantizes `model` in place, as `plan` and the recipe say: target by target, in the order in which they run.
+    """Quantizes `model` in place, as `plan` and the recipe say: target by target, in execution order.
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
@@ -131,7 +131,7 @@ def _settings(
     device: torch.device | str | None,
     exclusions: Exclusions,
 ) -> QuantizerSettings:
-    """What stays the same from target to target."""
+    """Returns the settings that stay the same from target to target."""
     recipe, blocks = config.recipe, list(find_decoder_blocks(model).values())
     pictures = picture_masks(model, samples)
     data = WeightingData(model, blocks, samples, masks, answer_masks, pictures, device, exclusions)

@@ -1,4 +1,4 @@
-"""Learns what a block becomes as a whole: brings the samples to `rounding.learned`."""
+"""Learns the rounding and scales of a whole block, with `rounding.learned`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCALE_RATE = 1e-3
 
 @dataclass
 class BlockReconstruction:
-    """Lowers Σ λ ‖output - target‖² of a block; on the validation samples it is never more than before.
+    """Lowers Σ λ ‖output - target‖² of a block; the error on the validation samples never rises.
 
     Attributes:
         original: the block in fp32; not changed.
@@ -53,7 +53,7 @@ class BlockReconstruction:
     dtype: torch.dtype
 
     def rounding(self, decisions: BlockDecisions) -> tuple[BlockDecisions, Learned]:
-        """The decisions so far with the rounding of every linear learned."""
+        """Returns the decisions so far with the rounding of every linear learned, and how the error fell."""
         block, soft = folded(self.original, decisions), {}
         for name in decisions.schemes:
             weight = decisions.weight(block, name)
@@ -70,7 +70,7 @@ class BlockReconstruction:
     def scales(
         self, decisions: BlockDecisions, parameters: Mapping[str, torch.dtype]
     ) -> tuple[BlockDecisions, Learned]:
-        """The decisions so far with the scales of every linear, and the block's `parameters`, learned; all codes stay.
+        """Returns the decisions with the scales of every linear, and the block's `parameters`, learned; all codes stay.
 
         Args:
             decisions: to start from.

@@ -1,4 +1,4 @@
-"""Finished blocks in a work folder, so that an interrupted run goes on where it stopped."""
+"""Keeps finished blocks in a work folder, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = 1e-2
 
 
 class BlockStore(ExitStack):
-    """The finished blocks of a run in its `work_dir`, which is the run's own until the end of this context.
+    """The finished blocks of a run in its `work_dir`, which is locked until the end of this context.
 
     Resuming replays the finished blocks: each forward pass runs again, and a finished block's packed weights come from
     its file instead of being searched. A replayed block must show the output error it was saved with.
@@ -58,7 +58,7 @@ class BlockStore(ExitStack):
             self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir), run))
 
     def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
-        """The finished block at `path`, or None."""
+        """Returns the finished block at `path`, or None."""
         found = self.folder.load(path) if self.folder is not None else None
         if found is None:
             return None
@@ -84,7 +84,7 @@ class BlockStore(ExitStack):
         )
 
     def save(self, path: str, result: BlockResult) -> None:
-        """Keeps a finished block; nothing to do for one that was resumed."""
+        """Keeps a finished block, unless it was resumed."""
         if self.folder is None or result.summary.resumed:
             return
         summary = {k: v for k, v in asdict(result.summary).items() if k not in ("importance", "resumed")}

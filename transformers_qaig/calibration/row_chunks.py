@@ -1,4 +1,4 @@
-"""A target in the chunks that are quantized one after the other: a block whole, a single linear some rows at a time."""
+"""Divides a target into chunks that are quantized one by one: a block whole, a single linear some rows at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ A multiple of 32, so that every chunk's zero points fill whole words."""
 
 
 class RowChunk(NamedTuple):
-    """What is quantized at once.
+    """A part of a target that is quantized at once.
 
     Attributes:
         path: of the target; with the first row's number if it is some rows of a linear.
@@ -34,12 +34,12 @@ class RowChunk(NamedTuple):
 
     @property
     def rows(self) -> str:
-        """For the report."""
+        """The rows of the linear, for the report."""
         return f"rows from {self.path.rpartition('.')[2]}"
 
 
 class LinearRows(nn.Module):
-    """A block of one linear: some rows of the one in the model."""
+    """A block of one linear, which has some rows of the linear in the model."""
 
     def __init__(self, linear: nn.Linear, start: int, stop: int):
         super().__init__()
@@ -48,14 +48,15 @@ class LinearRows(nn.Module):
             setattr(self.linear, name, nn.Parameter(parameter.data[start:stop], requires_grad=False))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Multiplies the input by these rows."""
         return self.linear(*args, **kwargs)
 
 
 def row_chunks_of(target: Target, plan: Plan) -> list[RowChunk]:
-    """The chunks of a target.
+    """Returns the chunks of a target.
 
-    Those of one linear are validated one by one, but share one input: they are not offered a rotation that the plan may
-    have for it.
+    Those of one linear are validated one by one, but share one input. So they are not offered a rotation that the plan
+    may have for it.
     """
     path, module = target.path, target.module
     if isinstance(module, nn.Linear):
@@ -72,12 +73,12 @@ def row_chunks_of(target: Target, plan: Plan) -> list[RowChunk]:
 
 
 def concat_outputs(outputs: Sequence[Any]) -> Any:
-    """A target's output from its chunks'."""
+    """Joins the outputs of a target's chunks."""
     return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=-1)
 
 
 def concat_rows(layers: Sequence[QAIGLinear]) -> QAIGLinear:
-    """The layer whose rows are those of `layers`, in order; all but the last hold a multiple of 32 rows."""
+    """Joins the rows of `layers`, in order; all but the last hold a multiple of 32 rows."""
     for layer in layers:
         layer.unprepare()
     whole, rows = copy.copy(layers[0]), sum(layer.out_features for layer in layers)

@@ -1,4 +1,4 @@
-"""The steps on one group of linears: each turns what is measured into a decision."""
+"""The steps on one group of linears: each one measures the inputs and makes a decision."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .decisions import BlockDecisions, folded_view
 
 @dataclass(frozen=True)
 class GroupContext:
-    """What a step sees.
+    """The inputs of a step.
 
     Attributes:
         block: in fp32, before any decision of this pass; not changed.
         group: the linears that read one tensor.
         schemes: path of each of them that is in the plan → how the plan stores it, with the rotation that it offers.
         inputs: the samples at their entrance, with token weights.
-        recipe: how.
+        recipe: the settings of the steps.
         dtype: what the scales are stored in.
         foldable: whether a scale on the tensor can be folded away.
         path: of the block, for warnings.
         counts_padding: whether padding counts when a scale is searched.
-        measured: rotation → moments of samples that were here before, added to those of `inputs`: of hidden_q, of
-            hidden_q with hidden - hidden_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they wait while
-            the block is validated.
+        measured: rotation → moments of earlier samples, which are added to those of `inputs`: of hidden_q, of hidden_q
+            with hidden - hidden_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they are idle while the
+            block is validated.
     """
 
     block: nn.Module
@@ -61,6 +61,7 @@ class GroupContext:
 
     @property
     def device(self) -> torch.device:
+        """The device of the block."""
         return next(self.block.parameters()).device
 
     @property
@@ -73,27 +74,28 @@ class GroupContext:
 
     @property
     def num_tokens(self) -> int:
+        """The number of real tokens in the inputs."""
         return sum(int(inputs.mask.sum()) for inputs in self.inputs)
 
     def name_of(self, member: str) -> str:
-        """Where a member is in the model."""
+        """Returns a member's path in the model."""
         return f"{self.path}.{member}"
 
     def loaded(self) -> Iterator[GroupInputs]:
-        """The inputs one after the other, on the block's device."""
+        """Yields the inputs one after the other, on the block's device."""
         return (inputs.loaded(self.device) for inputs in self.inputs)
 
     def scale(self, decisions: BlockDecisions) -> Tensor:
-        """E that `decisions` folds into the group; 1 if none."""
+        """Returns E that `decisions` folds into the group; 1 if none."""
         return next((e for g, e in decisions.scales if g is self.group), torch.ones(())).to(self.device)
 
     def quantized_inputs(self, decisions: BlockDecisions) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the linears multiply in the quantized model once `decisions` is folded, and the token weights."""
+        """Yields what the linears multiply in the quantized model once `decisions` is folded, and the token weights."""
         scale, name = self.scale(decisions), self.members[0]
         return ((decisions.inputs(one.hidden_q / scale, name), one.token_weights) for one in self.loaded())
 
     def measure(self, decisions: BlockDecisions) -> tuple[Tensor, Tensor]:
-        """Second moments of all inputs so far.
+        """Computes second moments of all inputs so far.
 
         Returns:
             Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, both fp32 `[K, K]`. x_q is
@@ -119,13 +121,13 @@ class GroupContext:
 
 
 class Step(Protocol):
-    """One way to better a group of linears."""
+    """One way to lower the error of a group of linears."""
 
     name: str
     """For the report."""
 
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
-        """The decisions so far with the step's own added; None if it has none to make."""
+        """Returns the decisions so far with the step's own added; None if it makes none."""
         ...
 
 
@@ -140,7 +142,7 @@ class Equalize:
 
     @torch.no_grad()
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
-        """None if the group is not to be scaled, or no scale lowers the error."""
+        """Returns None if the group is not to be scaled, or no scale lowers the error."""
         if not context.is_equalized:
             return None
         group, block, recipe = context.group, context.block, context.recipe
@@ -185,7 +187,7 @@ class Clip:
 
     @torch.no_grad()
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
-        """None with a recipe that does not clip, or with too few tokens."""
+        """Returns None with a recipe that does not clip, or with too few tokens."""
         if not context.recipe.clipping or context.num_tokens < MIN_TOKENS:
             return None
         block, clippings = folded_view(context.block, decisions), {}
@@ -200,8 +202,8 @@ class Clip:
 class Gptq:
     """Chooses the group's codes by GPTQ on the inputs of the quantized model.
 
-    Without clipping it works on min/max grids, as published. With clipping each row gets the range that serves it best,
-    and its scales are refitted. What a row aims at moves by the recipe's share towards the output W x of the
+    Without clipping it works on min/max grids, as published. With clipping each row gets the range with the least
+    error, and its scales are refitted. The target of a row moves by the recipe's share towards the output W x of the
     full-precision model: to W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
     """
 
@@ -209,7 +211,7 @@ class Gptq:
 
     @torch.no_grad()
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
-        """None with a recipe that rounds to nearest, or with too few tokens."""
+        """Returns None with a recipe that rounds to nearest, or with too few tokens."""
         recipe = context.recipe
         if recipe.rounding == "nearest" or (context.num_tokens < MIN_TOKENS and not context.measured):
             return None
@@ -243,16 +245,16 @@ class Gptq:
 
 
 class Rotate:
-    """Rotates the group's input as the plan offers, and clips and rounds anew.
+    """Rotates the group's input as the plan offers, then clips and rounds again.
 
-    Rotation spreads a weight's outliers, and nearest rounding may well be worse for it; so it is validated together
-    with the rounding that follows.
+    Rotation spreads a weight's outliers, so nearest rounding may be worse for it. Hence it is validated together with
+    the rounding that follows.
     """
 
     name = "rotate"
 
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
-        """None if the members are not all offered the same rotation."""
+        """Returns None if the members are not all offered the same rotation."""
         offers = {scheme.rotation for scheme in context.schemes.values()}
         rotation = offers.pop()
         if rotation is None or offers:
@@ -271,7 +273,7 @@ class Pass:
 
     Attributes:
         steps: in order.
-        uses_validation_samples: whether an accepted step is made again with the validation samples' tokens, too.
+        uses_validation_samples: whether an accepted step is repeated with the validation samples' tokens included.
     """
 
     steps: tuple[Step, ...]
@@ -279,9 +281,9 @@ class Pass:
 
 
 def passes(recipe: Recipe) -> list[Pass]:
-    """The passes over the block's groups.
+    """Returns the passes over the block's groups.
 
-    Rounding that is not to nearest comes in a pass of its own: its codes are for weights that no later fold may change.
+    Rounding other than to nearest has a pass of its own: its codes are for weights that no later fold may change.
     """
     if recipe.rounding == "nearest":
         return [Pass((equalize, clip, rotate))]

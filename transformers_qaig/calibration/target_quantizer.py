@@ -1,4 +1,4 @@
-"""Quantizes one target: its chunks, what the samples become in it, and its place in the model."""
+"""Quantizes one target: its chunks, its outputs for the samples, and its place in the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVERY_TOKEN = torch.ones(0, 0, dtype=torch.bool)
 
 @dataclass
 class TargetResult:
-    """What a target became.
+    """A quantized target.
 
     Attributes:
         target: in full precision.
@@ -47,7 +47,7 @@ class TargetResult:
 
     @property
     def error(self) -> float:
-        """Of the target's output, relative; NaN if there was nothing to measure."""
+        """The relative error of the target's output; NaN if there was nothing to measure."""
         return self._error.value
 
     @property
@@ -65,7 +65,7 @@ class TargetResult:
 
     @property
     def summary(self) -> BlockSummary:
-        """Of all chunks together."""
+        """The summary of all chunks together."""
         summaries = [result.summary for result in self.results]
         if len(summaries) == 1:
             return replace(summaries[0], path=self.target.path, error=self.error, seconds=self.seconds)
@@ -82,7 +82,7 @@ class TargetResult:
 def quantize_target(
     target: Target, plan: Plan, inputs: TargetInputs, settings: QuantizerSettings, store: BlockStore
 ) -> TargetResult:
-    """Quantizes a target, or takes what it became from `store`. The model stays as it is."""
+    """Quantizes a target, or reads it from `store`. The model stays as it is."""
     start, chunks = time.perf_counter(), row_chunks_of(target, plan)
     results = [_quantize_chunk(chunk, inputs, settings, store) for chunk in chunks]
     errors = [OutputError() for _ in chunks]
@@ -136,7 +136,7 @@ def advance(
 
 
 class Outcome(NamedTuple):
-    """What is left to report of a target, once it is in the model.
+    """The schemes and the summary of a target, once it is in the model.
 
     Attributes:
         schemes: path of every packed weight in the model → how it is stored.
@@ -148,7 +148,7 @@ class Outcome(NamedTuple):
 
 
 def finish(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome:
-    """Keeps what a target became in `store`, and puts it into the model.
+    """Keeps a quantized target in `store`, and puts it into the model.
 
     One that comes from `store` must have the error that it was kept with.
     """
@@ -162,7 +162,7 @@ def finish(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome
 
 
 def install(model: nn.Module, result: TargetResult) -> None:
-    """Puts what a target became into the model, in its place."""
+    """Puts a quantized target into the model, in its place."""
     target, modules = result.target.module, [became.module for became in result.results]
     if isinstance(target, nn.Linear):
         linears = [module.get_submodule("linear") for module in modules]

@@ -1,4 +1,7 @@
-"""Where the forward passes stop, and in which order: embeddings, a tower's blocks, projector, decoder blocks, head."""
+"""Finds the targets, at which forward passes stop, in execution order.
+
+They are embeddings, a tower's blocks, projector, decoder blocks and head.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ Sample = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A module that is quantized as a whole, in one stop of every forward pass that gets there.
+    """A module that is quantized as a whole, in one stop of every forward pass that calls it.
 
     Attributes:
         path: in the model.
@@ -81,7 +84,7 @@ def find_targets(
 
 
 def _roots(model: nn.Module, outside: Iterable[str]) -> Iterator[tuple[str, nn.Module, list[str]]]:
-    """The children of the model's root that hold the weights, with the paths of those."""
+    """Yields the children of the model's root that hold the weights, with the paths of those."""
     paths = list(outside)
     for name, child in model.named_children():
         inside = [path for path in paths if f"{path}.".startswith(f"{name}.")]
@@ -90,7 +93,7 @@ def _roots(model: nn.Module, outside: Iterable[str]) -> Iterator[tuple[str, nn.M
 
 
 def _candidates(path: str, module: nn.Module, weights: list[str]) -> Iterator[tuple[str, nn.Module]]:
-    """The largest modules that hold some of `weights`, and no list of blocks or decoder beside them."""
+    """Yields the largest modules that hold some of `weights`, and no list of blocks or decoder beside them."""
     if isinstance(module, (nn.Linear, nn.Embedding)) or not _is_divided(module, path, weights):
         yield path, module
         return
@@ -108,7 +111,7 @@ def _is_divided(module: nn.Module, path: str, weights: list[str]) -> bool:
 
 
 def _one_of_each_kind(samples: Sequence[Sample]) -> list[Sample]:
-    """The largest sample of every set of inputs."""
+    """Returns the largest sample of every set of inputs."""
     largest: dict[frozenset[str], Sample] = {}
     for sample in samples:
         kind = frozenset(key for key, value in sample.items() if value is not None)
@@ -123,7 +126,7 @@ def _elements(sample: Sample) -> int:
 
 @torch.no_grad()
 def _run(model: nn.Module, targets: Mapping[str, Target], sample: Sample, memory: Offload) -> list[str]:
-    """Paths of the targets in the order in which one forward pass calls them."""
+    """Runs one forward pass, and returns the targets' paths in the order in which it calls them."""
     called: list[str] = []
     with ExitStack() as stack:
         for path, target in targets.items():

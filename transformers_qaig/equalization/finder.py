@@ -1,4 +1,4 @@
-"""The groups of every block of a model, probed once per kind of block."""
+"""Finds the groups of every block of a model, probing once per kind of block."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .probe import find_groups
 
 
 class GroupFinder:
-    """Blocks of one class whose parameters have the same names and shapes have the same groups.
+    """Finds a block's groups. Blocks of one class whose parameters have the same names and shapes share them.
 
     Args:
-        model: the whole model, to see which parameters are used in several places.
+        model: the whole model, to find which parameters are used in several places.
         seed: of the probe's random weights.
     """
 
@@ -27,7 +27,7 @@ class GroupFinder:
         self._shared = {parameter for parameter, count in uses.items() if count > 1}
 
     def groups(self, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Group]:
-        """The block's groups in execution order, given one call of it; the probe runs where its tensors are."""
+        """Returns the block's groups in execution order, given one call of it; the probe runs where its tensors are."""
         key = (type(block), *((name, p.shape) for name, p in block.named_parameters()))
         if key not in self._found:
             self._found[key] = find_groups(block, args, kwargs, seed=self._seed)

@@ -36,6 +36,7 @@ def tie(statistic: Tensor, group: Group) -> Tensor:
 
     Args:
         statistic: [in_features], for example the mean magnitude of each input column, or a scale.
+        group: its `channels` say which columns share a producer channel.
 
     Returns:
         [in_features], dtype of `statistic`: its mean over the columns that share a producer channel, and 1 where
@@ -56,11 +57,12 @@ def tie(statistic: Tensor, group: Group) -> Tensor:
 def fold(block: nn.Module, group: Group, scale: Tensor, *, skip: Collection[str] = ()) -> None:
     """Folds E in place: columns of the group's linears *= E, channels of its producer /= E.
 
-    A `Parameter` that is also used elsewhere in the model (tied, or shared by two blocks) changes there too: the
-    caller leaves such groups out.
+    A `Parameter` that is also used elsewhere in the model (tied, or shared by two blocks) changes there too. The caller
+    leaves such groups out.
 
     Args:
         block: The module that the group's names are relative to.
+        group: The linears, and the producer that absorbs 1/E.
         scale: E, [in_features], positive and finite; equal on columns of one channel, 1 where the channel is -1.
         skip: Names of modules to leave as they are, such as linears whose weights already hold W·E.
 

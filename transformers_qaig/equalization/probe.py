@@ -1,10 +1,10 @@
 """Finds foldable groups of a block by running it: which linears share an input, and what can absorb 1/E.
 
-Nothing is read from class names, attribute names or the config. A copy of the block gets random weights (structure
-does not depend on them, and a zero gate or a dead channel of the trained ones would hide it), each candidate
-producer's channels are scaled by known factors, and the ratio of the linears' input to its former value says which
-channel every column comes from. A hypothesis counts only if folding a fresh random E leaves unchanged what the block
-returns (and what it leaves in its arguments), while scaling the linears alone changes it.
+Nothing is read from class names, attribute names or the config. A copy of the block gets random weights, because
+structure does not depend on them, and a zero gate or a dead channel of the trained ones would hide it. Each candidate
+producer's channels are scaled by known factors. The ratio of the linears' input to its former value shows which channel
+every column comes from. A hypothesis counts if folding a fresh random E leaves unchanged what the block returns (and
+what it leaves in its arguments), while scaling the linears alone changes it.
 """
 
 import math
@@ -30,12 +30,14 @@ def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
     Args:
         block: A decoder or encoder layer. It is not touched; its parameters may even be on the meta device.
-        args, kwargs: One call of `block`; floating tensors are used as fp32 copies. 20 to 300 tokens will do.
+        args: Positional arguments of one call of `block`; floating tensors are used as fp32 copies. 20 to 300 tokens
+            will do.
+        kwargs: Its arguments by name.
         seed: Of the random weights and scales.
 
     Returns:
-        Groups in execution order. A linear that this call does not run, or runs more than once, is in none of them.
-        A group that nothing can absorb a scale for has `producer=None`.
+        Groups in execution order. A linear that this call does not run, or runs more than once, is in none of them. A
+        group that nothing can absorb a scale for has `producer=None`.
     """
     device = next((t.device for t in tensors((args, dict(kwargs)))), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)  # the CPU's: the same groups on every device
@@ -51,7 +53,7 @@ def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def _group_of(read: Read, trace: Trace, block: nn.Module, run: Callable[[], Any], generator: torch.Generator) -> Group:
-    """Tries producers from the nearest backwards; the first that feeds every column wins, else the one with most."""
+    """Tries producers from the nearest backwards; takes the first that feeds every column, else the one with most."""
     in_features = read.x.shape[-1]
     names = tuple(read.linears)
     best = Group(names, _common_ancestor(names, trace.ran), None, (-1,) * in_features)
@@ -73,7 +75,7 @@ def _group_of(read: Read, trace: Trace, block: nn.Module, run: Callable[[], Any]
 
 
 def _hypotheses(producer: nn.Module, in_features: int) -> Iterator[tuple[Tensor, bool]]:
-    """Sets of output rows that may be the source of a tensor with `in_features` columns, likeliest first."""
+    """Yields sets of output rows that may be the source of a tensor with `in_features` columns, likeliest first."""
     size = len(producer.get_parameter("weight"))
     rows = torch.arange(size)
     if in_features % size == 0:
@@ -108,10 +110,10 @@ def _channel_map(
     run: Callable[[], Any],
     generator: torch.Generator,
 ) -> tuple[int, ...] | None:
-    """For each column of `linear`'s input the row of `producer` it is proportional to (-1: none of `rows`).
+    """Maps each column of `linear`'s input to the row of `producer` it is proportional to (-1: none of `rows`).
 
-    Each row gets a code of two digits; in run d its factor is the level of digit d, and no level is 1. Levels are
-    far apart compared with rounding errors, which two random factors per row would not be at 20,000 rows.
+    Each row gets a code of two digits; in run d its factor is the level of digit d, and no level is 1. Levels are far
+    apart compared with rounding errors, which two random factors per row would not be at 20,000 rows.
 
     Returns None if a column is neither proportional to one of the rows nor untouched by all, or none is touched.
     """
@@ -149,7 +151,7 @@ def _channel_map(
 
 
 def _ratio(x: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Least-squares ratio of `scaled` to `x` per column over tokens, its relative residual, and the zero columns."""
+    """Computes the least-squares ratio of `scaled` to `x` per column, its relative residual, and the zero columns."""
     x, scaled = (t.reshape(-1, t.shape[-1]).double() for t in (x, scaled))
     rows = torch.isfinite(x).all(-1) & torch.isfinite(scaled).all(-1)  # fully masked tokens can be NaN
     x, scaled = x[rows], scaled[rows]
@@ -200,7 +202,7 @@ def _holds(
 
 
 def _distance(new: list[Tensor], old: list[Tensor]) -> float:
-    """Largest change of an element, relative to its size plus the mean size of its tensor."""
+    """Returns the largest change of an element, relative to its size plus the mean size of its tensor."""
     worst = 0.0
     for a, b in zip(new, old, strict=True):
         if b.is_floating_point() and b.numel():
@@ -210,7 +212,7 @@ def _distance(new: list[Tensor], old: list[Tensor]) -> float:
 
 
 def _common_ancestor(names: tuple[str, ...], ran: set[str]) -> str:
-    """The lowest module above (or at) all `names` that has a forward of its own: a ModuleList never runs."""
+    """Returns the lowest module above (or at) all `names` that has a forward of its own: a ModuleList never runs."""
     paths = [name.split(".") for name in names]
     shared = []
     for parts in zip(*paths):

@@ -1,4 +1,4 @@
-"""Channel-wise equalization (CWE): search the scale E of a group's input channels."""
+"""Searches the scale E of a group's input channels: channel-wise equalization (CWE, arXiv 2603.17809)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ DEAD = 1e-8
 
 @dataclass(frozen=True)
 class Equalization:
-    """Outcome of a search: `scale` E fp32 [C], the exponent `rho` it comes from, the losses at rho = 0 and at it."""
+    """The outcome of a search.
+
+    It has `scale` E fp32 [C], the exponent `rho` that it comes from, and the losses at rho = 0 and at `rho`.
+    """
 
     scale: Tensor
     rho: float
@@ -73,7 +76,7 @@ def search_scale(
 
 
 def scale_at(magnitude: Tensor, rho: float) -> Tensor:
-    """E = a^ρ, centred so that max · min = 1; dead channels keep 1."""
+    """Computes E = a^ρ, centred so that max · min = 1; dead channels keep 1."""
     alive = magnitude > DEAD * magnitude.max()
     scale = magnitude.clamp(min=torch.finfo(torch.float32).tiny).pow(rho).clamp(min=MIN_SCALE)
     if not alive.any():

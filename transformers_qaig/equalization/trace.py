@@ -1,4 +1,4 @@
-"""Runs a block on a captured call and notes what its linears read."""
+"""Runs a block on a captured call and records what its linears read."""
 
 import copy
 from collections import OrderedDict
@@ -24,7 +24,7 @@ class Read:
 
 @dataclass
 class Trace:
-    """What a call did: reads in order, when each norm and linear first ran, every module that ran, all its results."""
+    """The record of a call: reads in order, when each norm and linear first ran, every module that ran, all results."""
 
     reads: list[Read]
     first_run: dict[str, int]
@@ -33,7 +33,7 @@ class Trace:
 
 
 def random_twin(block: nn.Module, generator: torch.Generator, device: torch.device) -> nn.Module:
-    """An fp32 copy without hooks, with random weights that keep activations of order one and no gate shut."""
+    """Makes an fp32 copy without hooks, with random weights that keep activations of order one and no gate shut."""
     memo: dict[int, Any] = {}  # by id, what deepcopy is to use instead of a copy
     for p in block.parameters():
         memo[id(p)] = nn.Parameter(_random_like(p, generator, device), requires_grad=False)
@@ -60,7 +60,7 @@ def _random_like(p: Tensor, generator: torch.Generator, device: torch.device) ->
 
 
 def record(block: nn.Module, run: Callable[[], Any]) -> Trace:
-    """Runs the block once, noting the order of norms and linears and which tensor each linear reads."""
+    """Runs the block once; records the order of norms and linears and which tensor each linear reads."""
     reads: dict[tuple[Any, ...], Read] = {}
     calls: dict[str, list[int]] = {}
     alive: list[Tensor] = []  # so that no data pointer is used again
@@ -95,14 +95,14 @@ def record(block: nn.Module, run: Callable[[], Any]) -> Trace:
 
 
 def input_of(linear: nn.Module, run: Callable[[], Any]) -> Tensor | None:
-    """The tensor `linear` reads in this call, if it runs at all; the rest of the pass is not run."""
+    """Returns the tensor that `linear` reads in this call, if it runs at all; the rest of the pass is not run."""
     call = first_call(linear, run)
     return None if call is None else _first(*call)
 
 
 @contextmanager
 def restored(*modules: nn.Module) -> Iterator[None]:
-    """Puts the modules' parameters back at the end."""
+    """Restores the modules' parameters at the end of the context."""
     saved = [(p, p.clone()) for module in modules for p in module.parameters()]
     try:
         yield
@@ -112,7 +112,7 @@ def restored(*modules: nn.Module) -> Iterator[None]:
 
 
 def _can_absorb(module: nn.Module) -> bool:
-    """A linear, or a leaf with a 1-D weight: a norm, as far as can be told without its name."""
+    """Whether this is a linear, or a leaf with a 1-D weight: a norm, as far as can be told without its name."""
     weight = getattr(module, "weight", None)
     is_norm = isinstance(weight, nn.Parameter) and weight.dim() == 1 and not any(module.children())
     return is_norm or isinstance(module, nn.Linear)
@@ -123,7 +123,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def fresh(tree: Any) -> Any:
-    """A copy whose floating tensors are fp32, so that no run sees what another did to its inputs in place."""
+    """Returns a copy whose floating tensors are fp32, so that runs do not share changes in place."""
     return copy.deepcopy(tree, {id(t): _fresh_tensor(t) for t in tensors(tree)})
 
 
@@ -132,7 +132,7 @@ def _fresh_tensor(t: Tensor) -> Tensor:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and dicts, in order."""
+    """Returns every tensor in nested tuples, lists and dicts, in order."""
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, Mapping):

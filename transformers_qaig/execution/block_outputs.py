@@ -1,4 +1,4 @@
-"""Running a block as a sample's forward called it, and comparing its outputs."""
+"""Runs a block as a sample's forward called it, and compares its outputs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .interceptor import LayerInputs, TargetInputs
 
 @torch.no_grad()
 def forward(block: nn.Module, call: LayerInputs) -> Any:
-    """The block's output, whatever its form, on the block's device."""
+    """Returns the block's output, whatever its form, on the block's device."""
     call = call.to(next(block.parameters()).device)
     return block(*call.args, **call.kwargs)
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden states in a block's output: its first tensor."""
+    """Returns the hidden states in a block's output: its first tensor."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def hidden_states(call: LayerInputs) -> Tensor | None:
-    """What a block is called with: the first floating tensor of at most three dimensions (a mask has four)."""
+    """Returns the hidden states in a call: the first floating tensor of at most three dimensions (a mask has four)."""
     tensors = (tensor for tensor in call.tensors if tensor.is_floating_point() and tensor.ndim <= 3)
     return next(tensors, None)
 
 
 def mask_for(mask: Tensor, x: Tensor) -> Tensor:
-    """The sample's token mask where `x` has its tokens, else (another sequence, say an image's states) all True."""
+    """Returns the sample's token mask where `x` has its tokens, else (an image's states, say) all True."""
     mask = mask.to(x.device)
     return mask if mask.shape == x.shape[:2] else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
@@ -60,7 +60,7 @@ def check_inputs_of(path: str, inputs: TargetInputs) -> None:
 
 @dataclass
 class OutputError:
-    """Σ ‖a - b‖² / Σ ‖b‖² over the real tokens of all samples added."""
+    """Adds up Σ ‖a - b‖² / Σ ‖b‖² over the real tokens of all samples."""
 
     error: float = 0.0
     power: float = 0.0
@@ -89,7 +89,7 @@ class OutputError:
 
     @property
     def value(self) -> float:
-        """NaN if there is nothing to compare."""
+        """The relative error; NaN if there is nothing to compare."""
         if self.power:
             return self.error / self.power
         return math.inf if self.error else math.nan

@@ -1,4 +1,4 @@
-"""Calibration samples that are left out, because NaN or Inf turned up in them."""
+"""Leaves out calibration samples in which NaN or Inf turned up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 0.05
 
 
 class Sample(dict[str, Tensor]):
-    """A sample's model inputs, and the index of the record in the data set that they were made from."""
+    """A sample's model inputs, with the index of its record in the data set."""
 
     def __init__(self, inputs: Mapping[str, Tensor], index: int):
         super().__init__(inputs)
@@ -26,12 +26,12 @@ class Sample(dict[str, Tensor]):
 
 
 def numbered(samples: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """The samples with their indices; those that have none are counted."""
+    """Returns the samples with their indices; samples without one are numbered in order."""
     return [sample if isinstance(sample, Sample) else Sample(sample, i) for i, sample in enumerate(samples)]
 
 
 class NotFinite(ArithmeticError):
-    """Something of a sample is not finite, and what was being computed needs to do without the sample."""
+    """A sample is not finite, and the computation must be repeated without it."""
 
     def __init__(self, sample: int, where: str):
         super().__init__(f"sample {sample}: NaN or Inf in {where}")
@@ -39,7 +39,7 @@ class NotFinite(ArithmeticError):
 
 
 class Exclusions:
-    """What is left out of a run. One for all that reads the samples, so that a sample is named once.
+    """The samples that are left out of a run. All readers of the samples share it, so that a sample is named once.
 
     Attributes:
         total: samples that there were before any was left out.
@@ -54,7 +54,7 @@ class Exclusions:
         return sample.index in self.where
 
     def add(self, found: Mapping[int, str], advice: str) -> None:
-        """Leave out some samples, with a warning for each.
+        """Leaves out some samples, with a warning for each.
 
         Args:
             found: index → where.
@@ -78,7 +78,7 @@ class Exclusions:
 
 
 def check_inputs(samples: Sequence[Sample], exclusions: Exclusions) -> list[bool]:
-    """Leave out the samples with an input that is not finite; which ones stay."""
+    """Leaves out the samples with an input that is not finite; returns which ones stay."""
     exclusions.total = len(samples)
     found = {}
     for sample in samples:
@@ -91,7 +91,7 @@ def check_inputs(samples: Sequence[Sample], exclusions: Exclusions) -> list[bool
 
 
 def overflow_advice(dtype: torch.dtype) -> str:
-    """What to do about a forward pass that is not finite, though its inputs are."""
+    """Returns what to do about a forward pass that is not finite, though its inputs are."""
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float16:
         return f"The forward pass overflows in {name}: load the model with dtype=torch.bfloat16 or dtype=torch.float32."

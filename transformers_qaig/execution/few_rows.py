@@ -1,4 +1,4 @@
-"""Products of few rows in float32, the same to the last bit for every number of threads."""
+"""Makes float32 products of few rows the same to the last bit for every number of threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ ALIGNED = 8
 
 
 def thread_independent(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """[`FewRows`] for a model in float32; nothing for one in 16 bits, where it would only cost time."""
+    """Returns [`FewRows`] for a model in float32; an empty context for 16 bits, where it would only cost time."""
     return FewRows() if dtype == torch.float32 else nullcontext()
 
 
 class FewRows(TorchFunctionMode):
-    """
-    Within the context, float32 `linear` of few rows on the CPU gets rows of zeros up to a multiple of 8.
+    """Pads few rows of a float32 `linear` on the CPU with zeros to a multiple of 8, within the context.
 
     BLAS splits rows among threads, and sums the rows that do not fill a tile in another order. Which rows these are
     then depends on the number of threads; a last bit that flips changes codes. Rows that fill tiles are safe. Products
@@ -47,7 +46,7 @@ def _is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _is_split(x: Tensor) -> bool:
-    """Whether the number of threads would tell which rows of `x` fill a tile."""
+    """Whether the number of threads decides which rows of `x` fill a tile."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
         return False
     rows = x.numel() // x.shape[-1]

@@ -1,4 +1,4 @@
-"""A sub-block f_s: what happens from the tensor that a group of linears reads to where their outputs meet again."""
+"""Runs a sub-block f_s: from the tensor that a group of linears reads to where their outputs meet again."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ MAX_TOKENS = 8192
 
 @dataclass
 class GroupInputs:
-    """One sample at a sub-block's entrance, or several in a row. They wait on the CPU; `loaded` gives one to work with.
+    """One sample at a sub-block's entrance, or several in a row. They are kept on the CPU; `loaded` copies one.
 
     Attributes:
         samples: which ones.
-        hidden: `[B, T, C]`, what the group's linears read in the full-precision model. Waiting in the model's dtype.
+        hidden: `[B, T, C]`, what the group's linears read in the full-precision model; in the model's dtype until
+            loaded.
         hidden_q: `[B, T, C]`, the same in the quantized model.
         mask: bool `[B, T]`, True at real tokens.
         lengths: tokens of each sequence, in the order in which they stand in `[B * T]`.
@@ -47,7 +48,7 @@ class GroupInputs:
     token_weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def loaded(self, device: torch.device) -> GroupInputs:
-        """The same inputs on `device`, all their floats in fp32."""
+        """Copies the inputs to `device`, all their floats in fp32."""
         hidden, hidden_q, mask, args, kwargs, token_weights = map_tensors(
             lambda t: t.to(device, torch.float32) if t.is_floating_point() else t.to(device),
             (self.hidden, self.hidden_q, self.mask, self.args, self.kwargs, self.token_weights),
@@ -57,18 +58,18 @@ class GroupInputs:
         )
 
     def importance(self) -> dict[int, Tensor]:
-        """λ `[T]` of each sample's first sequence."""
+        """Returns λ `[T]` of each sample's first sequence."""
         return {sample: rows[0] for sample, rows in self.token_weights_by_sample().items()}
 
     def token_weights_by_sample(self) -> dict[int, Sequence[Tensor]]:
-        """λ `[T]` of every sequence of each sample."""
+        """Returns λ `[T]` of every sequence of each sample."""
         per_sample = len(self.lengths) // len(self.samples)
         rows = self.token_weights.reshape(-1).split(self.lengths)
         return {sample: rows[i * per_sample : (i + 1) * per_sample] for i, sample in enumerate(self.samples)}
 
 
 class NotReached(RuntimeError):
-    """A sample's call runs past a sub-block."""
+    """A sample's call does not reach a sub-block."""
 
 
 def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -103,7 +104,7 @@ def run(
     weights: Mapping[str, Tensor] | None = None,
     activation_bits: int = 16,
 ) -> Tensor:
-    """f_s(x, w): the sub-block's output with `x` where its linears read their input.
+    """Computes f_s(x, w): the sub-block's output with `x` where its linears read their input.
 
     Args:
         block: the block in fp32; not changed.
@@ -148,7 +149,7 @@ def gather_group_inputs(
     inputs: TargetInputs,
     samples: Sequence[int],
 ) -> list[GroupInputs]:
-    """The samples at a sub-block's entrance, in both models.
+    """Collects the samples at a sub-block's entrance, in both models.
 
     Args:
         original: the block in fp32.
@@ -183,7 +184,7 @@ def gather_group_inputs(
 
 
 def _rank(call: LayerInputs) -> int:
-    """Dimensions of the hidden states that a block is called with."""
+    """Returns the number of dimensions of the hidden states that a block is called with."""
     leaves = tree_leaves((call.args, call.kwargs))
     return next((leaf.ndim for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), 3)
 
@@ -197,7 +198,7 @@ def _finite(x: Tensor, mask: Tensor, sample: int, where: str) -> Tensor:
 
 
 def merge(block: nn.Module, group: Group, gathered: Sequence[GroupInputs]) -> list[GroupInputs]:
-    """Fewer, longer inputs if the sub-block treats each token by itself, so that it runs on many at once."""
+    """Joins inputs into fewer, longer ones if the sub-block treats each token by itself; it runs faster on many."""
     device = next(block.parameters()).device
     if not gathered or not is_tokenwise(block, group, gathered[0].loaded(device)):
         return list(gathered)
@@ -217,7 +218,7 @@ def merge(block: nn.Module, group: Group, gathered: Sequence[GroupInputs]) -> li
 
 @torch.no_grad()
 def is_tokenwise(block: nn.Module, group: Group, inputs: GroupInputs) -> bool:
-    """Whether the output at a token depends on the input at that token alone: tried on a changed first and last."""
+    """Whether the output at a token depends on the input at that token alone: tested by changing the first and last."""
     if isinstance(block.get_submodule(group.module), nn.Linear):
         return True
     tensors = [leaf for leaf in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]

@@ -1,7 +1,7 @@
-"""Intercepts `block.forward`: a sample's forward pass stops there until the calibration loop gives the block's output.
+"""Intercepts `block.forward`: a sample's forward pass stops there until the calibration loop passes in an output.
 
-The forward runs as a greenlet on the one OS thread, where PyTorch's modes (grad, inference, autocast) belong to the
-thread, not to the greenlet; so they are swapped at every switch.
+The forward runs as a greenlet on the one OS thread. PyTorch's modes (grad, inference, autocast) belong to the thread,
+not to the greenlet, so they are swapped at every switch.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from .torch_state import Modes
 
 @dataclass
 class LayerInputs:
-    """What one sample's forward called one block with."""
+    """The arguments with which one sample's forward called one block."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def to(self, device: torch.device | str) -> LayerInputs:
-        """The same call with its tensors on `device`; one tensor passed twice stays one tensor."""
+        """Returns the same call with its tensors on `device`; one tensor passed twice stays one tensor."""
         args, kwargs = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
         return LayerInputs(args, kwargs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the storages behind the tensors of this call, each counted once."""
+        """Returns the bytes of the storages behind the tensors of this call, each counted once."""
         return storage_bytes(self.tensors)
 
     @property
     def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, nested ones included."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
 
@@ -50,13 +51,13 @@ def _refuse(found: Mapping[int, str]) -> None:
 
 @dataclass(frozen=True)
 class TargetInputs:
-    """The samples as they wait at a target.
+    """The inputs with which the samples are paused at a target.
 
     Attributes:
         full: what the target is called with in the full-precision model, per sample.
         quantized: the same in the model that is quantized so far.
         masks: bool `[B, T]` per sample, True at real tokens.
-        leave_out: takes samples, and where each of them is not finite, out of `full` and `quantized`; or raises.
+        leave_out: removes samples, given with where each is not finite, from `full` and `quantized`; or raises.
     """
 
     full: Mapping[int, LayerInputs]
@@ -66,7 +67,7 @@ class TargetInputs:
 
 
 class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
-    """One sample's forward pass, and the block at which it waits."""
+    """One sample's forward pass, and the block at which it is paused."""
 
     def __init__(
         self,
@@ -88,15 +89,19 @@ class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
         self._seen: dict[int, weakref.ref[Tensor]] = {}
 
     def held(self) -> list[Tensor]:
-        """What the call holds, and what earlier ones did and the model's own code still does: embeddings, masks."""
+        """Lists the tensors of the present call, and those of earlier calls that the model still holds.
+
+        Those are embeddings and masks, say.
+        """
         kept = [tensor for seen in self._seen.values() if (tensor := seen()) is not None]
         return kept if self.call is None else kept + self.call.tensors
 
     def run(self) -> Any:
+        """Runs the model on the sample's inputs, as the body of the greenlet."""
         return self._model(**self._inputs)
 
     def stop_at(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Called in the forward itself: pauses it, and returns what it is resumed with as the block's output."""
+        """Pauses the forward, from within; returns what it is resumed with as the block's output."""
         if self._ending:
             raise GreenletExit
         if index <= self.index:
@@ -115,7 +120,7 @@ class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
         return output if device is None else map_tensors(lambda tensor: tensor.to(device), output)
 
     def run_on(self, switch: Callable[..., Any], *value: Any) -> Any:
-        """Called by the calibration loop: runs the forward to its next stop, in the forward's own modes."""
+        """Runs the forward to its next stop, in its own modes; called by the calibration loop."""
         self.call = None
         self.parent = getcurrent()
         ours = Modes.now()
@@ -137,7 +142,7 @@ class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
 
 
 class ForwardInterceptor:
-    """Stands in for `block.forward` while any `PausedForwards` needs it; all that stop at the block share it."""
+    """Replaces `block.forward` while any `PausedForwards` needs it; all that stop at the block share it."""
 
     NAMES = ("forward", "__deepcopy__")
 
@@ -148,7 +153,7 @@ class ForwardInterceptor:
 
     @classmethod
     def at(cls, block: nn.Module) -> ForwardInterceptor:
-        """The block's interceptor, installed if it has none, with one user more."""
+        """Returns the block's interceptor, installed if it has none, with one user more."""
         interceptor = vars(block).get("forward")
         if not isinstance(interceptor, cls):
             interceptor = cls(block)
@@ -157,12 +162,13 @@ class ForwardInterceptor:
         return interceptor
 
     def release(self) -> None:
-        """One user less; the last one removes the interceptor."""
+        """Removes one user; the last one removes the interceptor."""
         self.users -= 1
         if not self.users:
             self._remove()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Pauses a sample's forward; calls from elsewhere run the block."""
         caller = getcurrent()
         if isinstance(caller, Forward) and id(self.block) in caller.index_of:
             return caller.stop_at(caller.index_of[id(self.block)], args, kwargs)
@@ -199,6 +205,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind tensors, each counted once."""
+    """Returns the bytes of the storages behind tensors, each counted once."""
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())

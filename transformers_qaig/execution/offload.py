@@ -1,7 +1,7 @@
-"""Offloading: the model stays on the CPU, and what computes is on the device.
+"""Offloading: keeps the model on the CPU, and moves to the device what computes.
 
-A target is moved there whole, for as long as it is quantized (`onload`). The modules around the targets are copied
-there when a forward pass calls them (`offloaded`), and stay until `release`.
+A target is moved there whole, while it is quantized (`onload`). The modules around the targets are copied there when a
+forward pass calls them (`offloaded`), and stay until `release`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from .interceptor import map_tensors
 class Offload:
     """Modules of a model on the CPU that compute on a device.
 
-    While a watched module runs, its weights and arguments are copies there; what it returns goes to the CPU.
+    While a watched module runs, its weights and arguments are copies there; its output goes to the CPU.
 
-    So the model's own code sees a model on the CPU. A forward pass that is paused in it keeps nothing on the device,
-    however many of them wait; of weights, only those are there that were called for since the last `release`.
-
-    Leaving the context ends all watching.
+    So the model's own code runs as on the CPU. A paused forward pass keeps nothing on the device, however many are
+    paused. Only weights used since the last `release` stay on the device. Leaving the context ends all watching.
 
     Args:
         device: None, or the CPU, moves nothing.
@@ -51,11 +49,11 @@ class Offload:
         self.release()
 
     def watch(self, module: nn.Module, *, stays: bool = True, on_call: Callable[[], None] | None = None) -> ExitStack:
-        """Let `module` compute on the device until the context, or what is returned, is closed.
+        """Makes `module` compute on the device until the context, or the returned stack, is closed.
 
         Args:
             module: calls no module in which a forward pass is paused; does not change its weights.
-            stays: whether their copies wait there for the next call, or are dropped after each one.
+            stays: whether the copies stay there for the next call, or are dropped after each one.
             on_call: called before it computes.
         """
 
@@ -91,11 +89,11 @@ class Offload:
         return watching
 
     def release(self) -> None:
-        """Drops the copies on the device. Whoever is called next makes them again."""
+        """Drops the copies on the device; the next call makes them again."""
         self._copies.clear()
 
     def onload(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Within the context, `module` is on the device; the copies of others make room first. See [`onload`]."""
+        """Moves `module` to the device within the context, after dropping the copies of others. See [`onload`]."""
         self.release()
         return onload(module, self._target)
 
@@ -105,7 +103,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def offloaded(model: nn.Module, targets: Sequence[nn.Module], device: torch.device | str | None) -> Offload:
-    """Within the context, the modules around `targets` (towers, projector, norms, head) compute on `device`.
+    """Makes the modules around `targets` (towers, projector, norms, head) compute on `device`, within the context.
 
     Embeddings do not: a lookup is no work, and their table may be a gigabyte. A target is moved by [`Offload.onload`].
     """
@@ -117,11 +115,11 @@ def offloaded(model: nn.Module, targets: Sequence[nn.Module], device: torch.devi
 
 @contextmanager
 def onload(module: nn.Module, device: torch.device | str | None) -> Iterator[None]:
-    """Within the context, the parameters and buffers of a module are on `device`; then whatever it holds goes back.
+    """Moves the parameters and buffers of a module to `device` within the context, and back at its end.
 
     Args:
-        module: on one device, but for tensors that are already on `device` because they are tied to others there. It is
-            moved, not copied; nothing happens if it is already there.
+        module: on one device, except for tensors that are already on `device` because they are tied to others there. It
+            is moved, not copied; nothing happens if it is already there.
         device: None leaves the module where it is.
 
     Raises:
@@ -146,7 +144,7 @@ def onload(module: nn.Module, device: torch.device | str | None) -> Iterator[Non
 
 
 def _beside(module: nn.Module, blocks: set[int]) -> Iterator[nn.Module]:
-    """The modules with weights, large and small, that neither are in a block nor hold one."""
+    """Yields the modules with weights, large and small, that neither are in a block nor hold one."""
     if id(module) in blocks:
         return
     has_weights = any(True for _ in _weights(module)) and not isinstance(module, nn.Embedding)

@@ -12,13 +12,13 @@ import torch
 def out_of_memory_explained(
     where: str, device: torch.device | str | None, samples: int, held: Callable[[], int]
 ) -> Iterator[None]:
-    """Within the context, running out of memory raises a `torch.OutOfMemoryError` that names what needs less.
+    """Turns running out of memory into a `torch.OutOfMemoryError` that says what to reduce, within the context.
 
     Args:
         where: what was being done, for the message: "at model.layers.3".
         device: where calibration computes; None for the CPU.
-        samples: how many wait.
-        held: gives the bytes that all of them hold on the CPU.
+        samples: how many are paused.
+        held: returns the bytes that all of them hold on the CPU.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Every calibration sample is a paused forward pass.
+"""Pauses a forward pass for every calibration sample.
 
-The model's own `forward` stops at each block with the block's arguments. The calibration loop runs the block (or what
-replaces it) and hands back the output. The model's own code carries it to the next block: what a model does between its
-blocks needs no copy here.
+The model's own `forward` stops at each block with the block's arguments. The calibration loop runs the block (or its
+replacement) and passes the output back. The model's own code carries it to the next block. So what a model does between
+its blocks needs no copy here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, 
 
 
 class Waiting(Mapping[int, LayerInputs]):
-    """The samples whose forward stands at one block, in order.
+    """The samples whose forward is paused at one block, in order.
 
     A live view: a sample leaves it when its forward is resumed, so that nothing here keeps its tensors alive.
     """
@@ -116,7 +116,7 @@ class PausedForwards:
                 interceptors.callback(forward.end)
 
     def inputs(self, index: int) -> Waiting:
-        """The samples that stand at block `index`, with their calls. Forwards start at the first call.
+        """Returns the samples that are paused at block `index`, with their calls. Forwards start at the first call.
 
         Raises:
             IndexError: there is no such block.
@@ -140,19 +140,19 @@ class PausedForwards:
         return Waiting(self._forwards, index)
 
     def resume(self, sample: int, output: Any) -> None:
-        """Hand `sample` the output of the block it stands at; its forward runs on to its next block or to its end.
+        """Passes the block's output to `sample`; its forward runs on to its next block or to its end.
 
         `output` is detached and moved to the device of the block's input. The model may write into it.
 
         Raises:
-            RuntimeError: the sample waits at no block, or its forward failed (the cause is chained).
+            RuntimeError: the sample is paused at no block, or its forward failed (the cause is chained).
         """
         if not 0 <= sample < len(self._forwards) or self._forwards[sample].call is None:
             raise RuntimeError(f"sample {sample} does not wait at any block.")
         self._advance(sample, map_tensors(lambda t: t.detach() if t.requires_grad else t, output))
 
     def drop(self, sample: int) -> None:
-        """End `sample`'s forward where it stands, or never start it: it waits at no block any more."""
+        """Ends `sample`'s forward, or never starts it: it is paused at no block any more."""
         self._dropped.add(sample)
         if sample < len(self._forwards):
             self._forwards[sample].end()
@@ -162,7 +162,7 @@ class PausedForwards:
         return list(self._outputs)
 
     def nbytes(self) -> int:
-        """Bytes of the storages that paused forwards hold, as far as they were inputs of a block; each counted once."""
+        """Returns the bytes of the storages that paused forwards hold as inputs of a block; each counted once."""
         return storage_bytes(tensor for forward in self._forwards if forward.call for tensor in forward.held())
 
     def _advance(self, sample: int, *value: Any) -> None:
@@ -182,8 +182,8 @@ def leaving_out(
     """Drops the samples that are left out already from open forwards.
 
     Returns:
-        what drops more of them: takes position in `samples` → where NaN or Inf turned up. It raises as [`Exclusions`]
-        does, with `advice`.
+        a function that drops more of them: it takes position in `samples` → where NaN or Inf turned up. It raises as
+        [`Exclusions`] does, with `advice`.
     """
 
     def drop(gone: Iterable[int]) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's global state: what a script sets for itself, and what quantization computes under instead."""
+"""PyTorch's global state: saves what a script has set, and sets what quantization computes under."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Modes(NamedTuple):
 
     @classmethod
     def now(cls) -> Modes:
+        """Returns the present modes."""
         accelerator = torch.accelerator.current_accelerator()
         devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
         return cls(
@@ -31,7 +32,7 @@ class Modes(NamedTuple):
         )
 
     def set(self) -> None:
-        """Sets all but inference mode, which has no setter: `torch.inference_mode(...)` must be entered."""
+        """Sets all modes except inference mode, which has no setter: `torch.inference_mode(...)` must be entered."""
         torch.set_grad_enabled(self.grad)
         torch.set_default_dtype(self.dtype)
         torch.set_autocast_cache_enabled(self.autocast_cache)
@@ -41,19 +42,18 @@ class Modes(NamedTuple):
         torch.clear_autocast_cache()  # it may hold casts of weights that are about to change
 
     def as_in_a_fresh_process(self) -> Modes:
-        """Gradients on, float32 by default, no autocast."""
+        """Returns the modes of a fresh process: gradients on, float32 by default, no autocast."""
         autocast = tuple((device, False, dtype) for device, _, dtype in self.autocast)
         return self._replace(grad=True, dtype=torch.float32, autocast=autocast)
 
 
 @contextmanager
 def default_torch_state() -> Iterator[None]:
-    """Within the context PyTorch computes as in a fresh process, whatever the script around has set; then its settings
-    are back.
+    """Makes PyTorch compute as in a fresh process, within the context; then the script's settings are back.
 
-    Covered: default device (the CPU) and dtype (float32), autocast (off), gradients (on), deterministic algorithms
-    (not asked for: some operations of a model raise under them, others give other bits), the precision of float32
-    products (full).
+    Covered: default device (the CPU) and dtype (float32), autocast (off), gradients (on), the precision of float32
+    products (full), and deterministic algorithms (not asked for). Under the last, some operations of a model raise, and
+    others give other bits.
 
     The number of threads stays what it is. It changes neither our own sums nor, with [`FewRows`], the products of
     linear layers. In float32, sums inside other operators of the model's forward pass may differ in their last bits.
@@ -82,7 +82,7 @@ def _no_deterministic_algorithms() -> Iterator[None]:
 
 @contextmanager
 def _full_float32_products() -> Iterator[None]:
-    """Two settings must agree, for all backends and for each: CUDA's products raise where they do not."""
+    """Sets full precision for all backends and for each: CUDA's products raise where the two settings do not agree."""
     mkldnn: Any = torch.backends.mkldnn  # matmul and conv are made when it is imported: mypy does not see them
     backends = (mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul)
     of_each = [backend.fp32_precision for backend in backends]

@@ -9,13 +9,13 @@ from .data import WeightingData
 
 
 def balanced(data: WeightingData) -> BlockWeights:
-    """The same weights for every block."""
+    """Returns the same weights for every block: a picture's tokens and the others have the same sum."""
     by_sample = {s: _balanced(mask, v) for s, (mask, v) in enumerate(zip(data.masks, data.pictures))}
     return dict.fromkeys(data.blocks, by_sample)
 
 
 def _balanced(mask: Tensor, picture: Tensor) -> Tensor:
-    """Mean 1 over real tokens, half of it at the picture's."""
+    """Returns weights of mean 1 over real tokens, half of their sum at the picture's."""
     at_picture, other = mask & picture, mask & ~picture
     if not at_picture.any() or not other.any():
         return mask.float()

@@ -1,4 +1,4 @@
-"""What token weights are: `TokenWeights` weigh the tokens of a `SubBlock`."""
+"""Defines `TokenWeights`, which weigh the tokens of a `SubBlock`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BlockWeights = Mapping[nn.Module, Mapping[int, Tensor]]
 
 @dataclass(frozen=True)
 class SubBlock:
-    """What a search for one group of linears looks at: from the tensor that they read to where their outputs meet.
+    """The part of a block that a search runs: from the tensor that a group reads to where its outputs meet.
 
     Attributes:
         owner: the block in the model itself.
@@ -47,21 +47,22 @@ class SubBlock:
 
     @property
     def activation_bits(self) -> int:
-        """What the linears' inputs are rounded to: 8, or 16 for not at all."""
+        """The bits that the linears' inputs are rounded to: 8, or 16 for no rounding."""
         return next(iter(self.schemes.values())).activation_bits
 
     @property
     def device(self) -> torch.device:
+        """The device of the block."""
         return next(self.block.parameters()).device
 
     def weights(self) -> dict[str, Tensor]:
-        """fp32 `[N, K]` of every linear of the sub-block that will be packed."""
+        """Returns fp32 `[N, K]` of every linear of the sub-block that will be packed."""
         prefix = f"{self.group.module}." if self.group.module else ""
         inside = [name for name in self.schemes if f"{name}.".startswith(prefix)]
         return {name: get_linear(self.block, name).weight for name in inside}
 
     def rounded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights rounded to nearest, each on its own grid."""
+        """Rounds the weights to nearest, each on its own grid."""
         return {name: self._rounded(name, weight) for name, weight in weights.items()}
 
     def _rounded(self, name: str, weight: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class SubBlock:
 
 
 class TokenWeights(Protocol):
-    """Weighs tokens. One object serves a whole run, sub-block after sub-block in the order in which they run."""
+    """Weighs tokens. One object serves a whole run, sub-block after sub-block in execution order."""
 
     sees_earlier_rounding: bool
     """Whether the quantized block has the groups before this one rounded, when its tokens are weighed."""
@@ -86,44 +87,49 @@ class TokenWeights(Protocol):
     """Whether the search for a scale counts padding, too."""
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
-        """λ fp32 `[B, T]` on the CPU for each of the sub-block's inputs; zero at padding."""
+        """Computes λ fp32 `[B, T]` on the CPU for each of the sub-block's inputs; zero at padding."""
         ...
 
     def state(self) -> dict[str, int]:
-        """What the next weights depend on, beside their sub-block: kept with a finished block."""
+        """Returns what the next weights depend on, beside their sub-block: kept with a finished block."""
         ...
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Goes on as after the block that `state` was kept with."""
+        """Continues as after the block that `state` was kept with."""
         ...
 
 
 class Stateless:
-    """The parts of `TokenWeights` that most kinds share: weights that depend on nothing but their sub-block."""
+    """Parts of `TokenWeights` that most kinds share: weights that depend on nothing but their sub-block."""
 
     sees_earlier_rounding = True
     counts_padding = False
 
     def state(self) -> dict[str, int]:
+        """Returns an empty state."""
         return {}
 
     def restore(self, state: Mapping[str, int]) -> None:
+        """Does nothing: there is no state."""
         pass
 
 
 class Tempered:
-    """Token weights for a second moment, not only for a choice among scales: see [`tempered`]."""
+    """Token weights flattened for a second moment: see [`transformers_qaig.attribution.qig.tempered`]."""
 
     def __init__(self, inner: TokenWeights):
         self.inner = inner
         self.sees_earlier_rounding, self.counts_padding = inner.sees_earlier_rounding, inner.counts_padding
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        """Computes the inner weights and flattens them."""
         # What is not finite stays so, for the caller to find.
         return [tempered(weights) if is_finite(weights) else weights for weights in self.inner.weigh(sub_block)]
 
     def state(self) -> dict[str, int]:
+        """Returns the state of the inner weights."""
         return self.inner.state()
 
     def restore(self, state: Mapping[str, int]) -> None:
+        """Restores the inner weights."""
         self.inner.restore(state)

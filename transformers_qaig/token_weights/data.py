@@ -1,4 +1,4 @@
-"""What token weights may be computed from before anything is quantized: samples, masks, gradients."""
+"""The data that token weights are computed from before anything is quantized: samples, masks, gradients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WeightingData:
     exclusions: Exclusions
 
     def gradients(self) -> list[list[Tensor]]:
-        """Size of the answers' loss gradient at every token: sample → block → fp32 `[B, T]`.
+        """Computes the size of the answers' loss gradient at every token: sample → block → fp32 `[B, T]`.
 
         It is empty for a sample that is left out.
         """

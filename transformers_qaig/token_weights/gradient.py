@@ -1,4 +1,4 @@
-"""Gradient token weights: by the gradient of the answers' loss, clipped as QIG is."""
+"""Gradient token weights: the size of the gradient of the answers' loss, clipped as QIG is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .data import WeightingData
 
 
 def gradient(data: WeightingData) -> BlockWeights:
-    """Weights of every block by the gradient at its output."""
+    """Computes the weights of every block from the gradient at its output."""
     gradients = data.gradients()
     return {
         block: {s: token_importance(g[b].unsqueeze(-1), data.masks[s]) for s, g in enumerate(gradients) if g[b].numel()}

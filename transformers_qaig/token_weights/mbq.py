@@ -1,4 +1,4 @@
-"""MBQ token weights (arXiv 2412.19509): answers and pictures, balanced by their gradients."""
+"""MBQ token weights (arXiv 2412.19509): balances answers and pictures by their gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .data import WeightingData
 
 
 def mbq(data: WeightingData) -> BlockWeights:
-    """1 at the answers, at the pictures the mean gradient there over that at the answers; 0 elsewhere.
+    """Weighs answers 1, pictures by the mean gradient there over that at the answers, and other tokens 0.
 
     A block's ratio is at least the median over blocks.
     """

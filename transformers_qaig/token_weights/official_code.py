@@ -1,4 +1,4 @@
-"""The token weights of the paper's script, where that differs from the paper: for reproduction (recipe "authors").
+"""The token weights of the paper's script, which differs from the paper: for reproduction (recipe "authors").
 
 Compared with [`QIG`](qig.py):
 
@@ -8,7 +8,7 @@ Compared with [`QIG`](qig.py):
 - with rounded inputs the quantized output counts as a constant, and outliers are not clipped;
 - the integral has 32 nodes, both ends among them, and no closed form is used;
 - padding counts;
-- a sequence's weights sum up to 1, however long it is; they are 0 where there is nothing to go by.
+- a sequence's weights sum up to 1, however long it is; they are 0 where all attributions are zero.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NODES = 32
 
 
 def pictures_and_answers(data: WeightingData) -> BlockWeights:
-    """1 at the pictures' and the answers' tokens, for the first searches."""
+    """Weighs the pictures' and the answers' tokens 1, for the first searches."""
     by_sample = {s: (v | a).float() for s, (v, a) in enumerate(zip(data.pictures, data.answers))}
     return dict.fromkeys(data.blocks, by_sample)
 
@@ -50,6 +50,7 @@ class OfficialCode:
         """Groups that were searched for a scale so far."""
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        """Computes λ fp32 `[B, T]` on the CPU for each of the sub-block's inputs."""
         self.searches += sub_block.is_searched
         if sub_block.activation_bits == 16 and self.searches <= UNIFORM_SEARCHES:
             return self.first.weigh(sub_block)
@@ -57,9 +58,11 @@ class OfficialCode:
         return [self._weights(sub_block, inputs.loaded(sub_block.device), weights_q) for inputs in sub_block.inputs]
 
     def state(self) -> dict[str, int]:
+        """Returns the number of searches so far."""
         return {"searches": self.searches}
 
     def restore(self, state: Mapping[str, int]) -> None:
+        """Continues the count of searches from `state`."""
         self.searches = state["searches"]
 
     def _weights(self, sub_block: SubBlock, inputs: GroupInputs, weights_q: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Token weights that follow from the samples and the full-precision model alone."""
+"""Token weights that depend on the samples and the full-precision model alone."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ class Precomputed(Stateless):
         self.known = known or {}
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        """Looks up λ fp32 `[B, T]` for each of the sub-block's inputs; uniform where nothing was computed."""
         by_sample = self.known.get(sub_block.owner, {})
         return [spread(inputs, by_sample) for inputs in sub_block.inputs]
 
 
 def spread(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Tensor:
-    """Weights by sample as λ of some inputs; uniform where a sample's do not fit its tokens here."""
+    """Returns weights by sample as λ of some inputs; uniform where a sample's do not fit its tokens here."""
     rows = []
     per_sample = len(inputs.lengths) // len(inputs.samples)
     masks = inputs.mask.reshape(-1).split(inputs.lengths)

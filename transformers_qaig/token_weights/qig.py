@@ -1,4 +1,4 @@
-"""QIG token weights (arXiv 2603.17809): how much of a sub-block's quantization error each token brings about."""
+"""QIG token weights (arXiv 2603.17809): how much of a sub-block's quantization error comes from each token."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from .base import Stateless, SubBlock
 class QIG(Stateless):
     """Integrated gradients of f - f^q from the quantized model's input to the full-precision one.
 
-    f^q has every linear of the sub-block rounded to nearest, and its inputs to 8 bits if activations are.
+    f^q has every linear of the sub-block rounded to nearest. Its inputs are rounded to 8 bits if activations are.
 
     Args:
         nodes: points of the integral, where it has no closed form.
-        from_zero: start the path at zero instead.
+        from_zero: whether the path starts at zero instead.
     """
 
     def __init__(self, nodes: int, from_zero: bool = False):
         self.nodes, self.from_zero = nodes, from_zero
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        """Computes λ fp32 `[B, T]` on the CPU for each of the sub-block's inputs; zero at padding."""
         weights = sub_block.weights()
         weights_q = sub_block.rounded(weights)
         found = []
@@ -46,7 +47,7 @@ class QIG(Stateless):
         weights: Mapping[str, Tensor],
         weights_q: Mapping[str, Tensor],
     ) -> Tensor:
-        """QIG fp32 `[B, T, C]`."""
+        """Computes QIG fp32 `[B, T, C]`."""
         block, group, activation_bits = sub_block.block, sub_block.group, sub_block.activation_bits
         baseline = torch.zeros_like(inputs.hidden) if self.from_zero else inputs.hidden_q
         if activation_bits == 8 and not self.from_zero:
@@ -62,17 +63,18 @@ class QIG(Stateless):
 
 
 class Shuffled(Stateless):
-    """A control for [`QIG`]: its weights, dealt out at random among a sequence's real tokens.
+    """A control for [`QIG`]: its weights, shuffled among a sequence's real tokens.
 
     Args:
-        inner: whose weights.
-        seed: of the deal, the same for every sub-block.
+        inner: computes the weights.
+        seed: of the shuffle, the same for every sub-block.
     """
 
     def __init__(self, inner: QIG, seed: int):
         self.inner, self.seed = inner, seed
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
+        """Computes the inner weights and shuffles them among real tokens."""
         generator = torch.Generator().manual_seed(self.seed)
         found = []
         for inputs, weights in zip(sub_block.inputs, self.inner.weigh(sub_block)):

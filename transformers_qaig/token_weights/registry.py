@@ -1,4 +1,4 @@
-"""Token weights by the name that a recipe gives."""
+"""Makes token weights by the name that a recipe has."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KINDS: dict[str, Callable[[Recipe, int, BlockWeights | None], TokenWeights]] = {
 
 
 def precompute(recipe: Recipe, data: WeightingData) -> BlockWeights | None:
-    """What `recipe`'s token weights need to have computed before; None if nothing, or if there are no samples."""
+    """Computes what `recipe`'s token weights need in advance; None if nothing, or if there are no samples."""
     kind = recipe.token_weights
     if kind not in PRECOMPUTED or not data.samples:
         return None
@@ -50,10 +50,10 @@ def precompute(recipe: Recipe, data: WeightingData) -> BlockWeights | None:
 
 
 def token_weights_of(recipe: Recipe, seed: int = 0, known: BlockWeights | None = None) -> TokenWeights:
-    """The token weights that a recipe names.
+    """Makes the token weights that a recipe names.
 
     Args:
-        recipe: says the kind, and whether they are for second moments too.
+        recipe: its kind of weights, and whether they are for second moments too.
         seed: of what is random.
         known: from [`precompute`].
     """

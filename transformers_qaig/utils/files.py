@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a kill or a power loss, and that show when they are damaged.
+"""Writes files that are complete or absent, also after a kill or a power loss, and that reveal damage by a checksum.
 
 Imports nothing but the standard library: `setup.py` runs this file where the package cannot be imported.
 """
@@ -20,11 +20,13 @@ UNFINISHED = ".unfinished-"
 
 @contextmanager
 def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, in the folder of `file` and with its suffix. It takes the place of `file` at the end of the
-    context, once the disk has it; what an error leaves is removed, and `file` is as it was.
+    """Yields a path to write to, which replaces `file` at the end of the context.
+
+    The path is in the folder of `file` and has its suffix. It replaces `file` once the disk has it. After an error the
+    path is removed, and `file` is as it was.
 
     Raises:
-        OSError: the disk is full, say; it names `file` if it names none.
+        OSError: for example, the disk is full; it names `file` if it names none.
     """
     file = Path(file)
     temporary = file.with_name(f"{UNFINISHED}{secrets.token_hex(6)}-{file.name}")
@@ -42,14 +44,14 @@ def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write(file: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole."""
+    """Writes a text file whole."""
     with written_whole(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def written_with_checksum(file: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `written_whole`, with a checksum beside the file for `is_whole`. Only its owner can write the file."""
+    """Does as `written_whole`, with a checksum beside the file for `is_whole`. Only its owner can write the file."""
     with written_whole(file) as temporary:
         yield temporary
         temporary.chmod(temporary.stat().st_mode & 0o755)
@@ -57,14 +59,15 @@ def written_with_checksum(file: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether this is a file that `written_with_checksum` wrote, unchanged."""
+    """Whether `written_with_checksum` wrote this file and it is unchanged."""
     beside = _checksum_file(file)
     return file.is_file() and beside.is_file() and beside.read_bytes() == _checksum(file).encode()
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove what killed writers left in `folder`, of files called `name`. Only for one who keeps all writers out, by a
-    lock.
+    """Removes what killed writers left in `folder`, of files called `name`.
+
+    Call it only under a lock that keeps all writers out.
     """
     for path in folder.glob(f"{UNFINISHED}*-{name}"):
         if path.is_dir() and not path.is_symlink():
@@ -74,7 +77,7 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
 
 def require_writable(folder: Path, name: str) -> None:
-    """Make `folder` if need be, and try to write there.
+    """Makes `folder` if need be, and tries to write there.
 
     Args:
         folder: any path.
@@ -108,7 +111,7 @@ def _sync(file: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the new name survives a power loss, too. Not every system can."""
+    """Syncs the folder, so that a new name survives a power loss, too. Not every system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Whether numbers are finite: of a tensor, of an error that is about to decide something, of a model's weights."""
+"""Checks whether numbers are finite: of a tensor, of an error, of a model's weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def is_lower(new: Tensor, old: Tensor) -> Tensor:
-    """Where an error is lower than another, elementwise: one that is not finite never is, and any other is lower."""
+    """Compares errors elementwise: one that is not finite is never lower, and any other is lower than it."""
     return torch.isfinite(new) & ~(old <= new)
 
 
 def buffers_with_nan(model: nn.Module) -> list[str]:
-    """Names of the saved buffers that hold NaN; Inf is right in a mask. Those on the meta device have no values."""
+    """Lists the saved buffers that hold NaN; Inf is right in a mask. Those on the meta device have no values."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = ((name, tensor) for name, tensor in model.state_dict().items() if name not in parameters)
     return [name for name, b in buffers if b.is_floating_point() and not b.is_meta and bool(b.isnan().any())]
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise `ValueError` with the names of the parameters that hold NaN or Inf, and of the saved buffers that hold NaN
-    (a mask may hold Inf). Reads everything once.
+    """Raises `ValueError` if a parameter holds NaN or Inf, or a saved buffer NaN; the message names them.
+
+    A mask may hold Inf. All weights are read once.
     """
     found = [name for name, parameter in model.named_parameters() if not parameter.is_meta and not is_finite(parameter)]
     found += buffers_with_nan(model)

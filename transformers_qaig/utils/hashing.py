@@ -1,4 +1,4 @@
-"""A hash of tensors: what tells two models, or two sets of samples, apart."""
+"""Hashes tensors, to tell two models or two sets of samples apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """Hash of all tensors in a list of mappings."""
+    """Returns a hash of all tensors in a list of mappings."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
         for name in sorted(item):

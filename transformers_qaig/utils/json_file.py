@@ -1,4 +1,4 @@
-"""Reads JSON files that anybody may have put where they are: no device, no pipe, no file without end."""
+"""Reads JSON files that anybody may have written: only regular files of limited size."""
 
 from __future__ import annotations
 

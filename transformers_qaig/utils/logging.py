@@ -1,4 +1,4 @@
-"""Loggers and progress bars that Transformers' own switches reach."""
+"""Makes loggers and progress bars that follow Transformers' own switches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = "transformers.qaig"
 def get_logger(name: str) -> logging.Logger:
     """Returns the logger of a module of this package.
 
-    It lies below Transformers' own logger and so takes its handler, its format and its level:
+    It lies below Transformers' own logger and so uses its handler, its format and its level:
     `transformers.logging.set_verbosity_error()` and `TRANSFORMERS_VERBOSITY` hold here too.
 
     Args:
@@ -30,4 +30,6 @@ def get_logger(name: str) -> logging.Logger:
 class ProgressBar(Protocol):
     """What `tqdm(...)` returns, or its stand-in after `transformers.logging.disable_progress_bar()`."""
 
-    def update(self, n: float = 1) -> object: ...
+    def update(self, n: float = 1) -> object:
+        """Advances the bar by `n` steps."""
+        ...

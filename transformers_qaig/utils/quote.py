@@ -1,4 +1,4 @@
-"""How a value that a user or a file gave is shown in an error: short, whatever its size or depth."""
+"""Shortens a value that a user or a file gave, to be shown in an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 
 def quote(value: object) -> str:
-    """`repr(value)`, with the middle of long parts and what is nested deeply left out."""
+    """Returns `repr(value)`, with the middle of long parts and deeply nested parts left out."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits

@@ -1,8 +1,12 @@
-"""Sizes and times as people read them."""
+"""Formats sizes and times for people."""
 
 
 def readable_size(bits: float) -> str:
-    """Bytes, with the unit that leaves a number below 1,000."""
+    """Returns bytes, with the unit that leaves a number below 1,000.
+
+    Args:
+        bits: the size in bits.
+    """
     value, unit = bits / 8, "bytes"
     for larger in ("kB", "MB", "GB"):
         if value >= 1000:
@@ -11,7 +15,7 @@ def readable_size(bits: float) -> str:
 
 
 def readable_time(seconds: float) -> str:
-    """`48 s`, `12 min 5 s` or `3 h 20 min`."""
+    """Returns `48 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)

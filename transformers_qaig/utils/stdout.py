@@ -1,4 +1,4 @@
-"""Keeps what a C library prints out of a user's standard output."""
+"""Keeps the output of a C library out of a user's standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 def silenced_stdout() -> Iterator[None]:
     """Drops what the process writes to file descriptor 1 within the context.
 
-    C code does not know of `sys.stdout`. The descriptor belongs to the whole process: keep the context short.
+    C code bypasses `sys.stdout`. The descriptor belongs to the whole process: keep the context short.
     """
     sys.stdout.flush()
     try:
@@ -34,6 +34,6 @@ def silenced_stdout() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Writes out what C's own buffers hold, so that it goes where its writer meant it to."""
+    """Writes out what C's own buffers hold, before the descriptor changes."""
     if os.name == "posix":
         ctypes.CDLL(None).fflush(None)
