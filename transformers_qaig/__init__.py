@@ -1,4 +1,7 @@
-"""Vision-language models, quantized inside Transformers and guided by Quantization-aware Integrated Gradients."""
+"""Quantizes vision-language models inside Transformers, with calibration on images and text, and packed kernels.
+
+Importing it registers the quantization method in Transformers.
+"""
 
 from transformers.quantizers import register_quantization_config, register_quantizer
 

@@ -1,4 +1,4 @@
-"""`python -m transformers_qaig COMMAND`, as `transformers-qaig COMMAND`."""
+"""Runs `python -m transformers_qaig COMMAND` as `transformers-qaig COMMAND`."""
 
 import sys
 

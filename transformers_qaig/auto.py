@@ -1,4 +1,4 @@
-"""AutoModelForVision2Seq: the name that Transformers 5 removed."""
+"""Restores `AutoModelForVision2Seq`, the name that Transformers 5 removed."""
 
 import sys
 
@@ -15,9 +15,9 @@ _MODULES = (transformers, sys.modules["transformers"], modeling_auto)
 class AutoModelForVision2Seq(AutoModelForImageTextToText):
     """The former name of [`~transformers.AutoModelForImageTextToText`], with the same `from_pretrained`.
 
-    Transformers 5.0 removed it. Scripts written for version 4 import it from `transformers`, so importing
-    `transformers_qaig` puts it back there, unless Transformers has a class of that name. This adds a name, and changes
-    none. New code has no need of it.
+    Transformers 5.0 removed it. Scripts written for version 4 import it from `transformers`. So importing
+    `transformers_qaig` adds it there, unless Transformers has a class of that name. No other name changes. New code
+    does not need it.
     """
 
 

@@ -1,4 +1,7 @@
-"""QAIGHfQuantizer: the only file that knows Transformers' loading lifecycle."""
+"""QAIGHfQuantizer: the hooks that Transformers calls while it loads and saves a model.
+
+No other file depends on the order of Transformers' loading.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +51,10 @@ logger = get_logger(__name__)
 
 
 class QAIGHfQuantizer(HfQuantizer):
-    """Quantizes an unquantized model after its weights are loaded; builds a quantized one's packed modules before.
+    """Quantizes a model after its weights are loaded, or builds packed modules before packed weights are loaded.
 
-    A model to be quantized is loaded on the CPU whatever `device_map` says, calibrated block by block on an accelerator
-    if there is one, and placed on `device_map` once packed.
+    A model to be quantized is loaded on the CPU whatever `device_map` says. It is calibrated block by block on an
+    accelerator if there is one, and placed on `device_map` once packed.
     """
 
     quantization_config: QAIGConfig
@@ -76,6 +79,7 @@ class QAIGHfQuantizer(HfQuantizer):
     # -- before the model exists
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Raises `RuntimeError` in inference mode, and `ValueError` for a calibration device that does not exist."""
         if not self.pre_quantized and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
@@ -86,6 +90,10 @@ class QAIGHfQuantizer(HfQuantizer):
             check_device(device, "CalibrationConfig(device=...)")
 
     def update_device_map(self, device_map: Any) -> Any:
+        """Checks `device_map`, and returns the map to load with: the CPU for a model to be quantized.
+
+        Such a model is placed on `device_map` once it is packed.
+        """
         if self.pre_quantized:
             check_devices(device_map)
             return device_map
@@ -143,7 +151,7 @@ class QAIGHfQuantizer(HfQuantizer):
         self.options = {}
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None) -> None:
-        """Place and save the packed model without weights: what cannot be done is said before the calibration."""
+        """Places and saves the packed model without weights, so that errors are raised before the calibration."""
         if self.options:
             self.plan = {**likely_plan(self.options, self.budget, self._fused()), **self.coverage.outside}
         settings = copy.deepcopy(self.quantization_config)
@@ -221,14 +229,14 @@ class QAIGHfQuantizer(HfQuantizer):
         prepare(model, self.plan)
 
     def _processor(self) -> ProcessorToSave:
-        """The processor that calibration used, or would have used."""
+        """Returns the processor that calibration used, or would have used."""
         given = self.quantization_config.calibration.processor
         if isinstance(given, (str, os.PathLike)):
             return ProcessorToSave(None, self.source.reach(given))
         return ProcessorToSave(given, self.source)
 
     def _allocate(self, model: PreTrainedModel) -> None:
-        """Choose the plan under the budget, by what each width would cost the answers."""
+        """Chooses the plan under the budget, by what each width costs the answers."""
         from .calibration.bit_costs import measure_costs  # here for the same reason as `calibrate`
 
         self.options = measure_costs(
@@ -252,6 +260,7 @@ class QAIGHfQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """Returns the tensors and the files' metadata that `save_pretrained` writes, in the checkpoint layout."""
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}  # only the adapter is saved
         # A tied head and its embeddings give two copies of what they hold in the kernels' order.
@@ -260,14 +269,17 @@ class QAIGHfQuantizer(HfQuantizer):
         return tensors, record_rotations(self.plan) | save_mark(tensors)
 
     def is_serializable(self) -> bool:
+        """Returns True: packed models can be saved."""
         return True
 
     @property
     def is_trainable(self) -> bool:
+        """True: adapters can be trained on top of packed weights."""
         return True  # adapters on top; the packed weights themselves never are
 
     @property
     def is_compileable(self) -> bool:
+        """True: packed models can be compiled."""
         return True
 
 

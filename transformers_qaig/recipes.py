@@ -1,4 +1,4 @@
-"""Recipes: names for frozen sets of choices, so that a comparison is one word."""
+"""Recipes: names for fixed sets of quantization settings."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a block, group of linears by group of linears: token weights, equalization, grid, rounding.
+    """How a block is quantized, group of linears by group of linears: token weights, equalization, grid, rounding.
 
     Attributes:
         name: of the recipe in `RECIPES` that this one starts from; `"custom"`: from round-to-nearest.
-        token_weights: who says how much a token counts in the searches; `"uniform"`; `"qig"` (arXiv 2603.17809, from
-            the quantized stream's input), `"qig-zero"` (the same from zero); `"shuffled"`, QIG's weights dealt out at
-            random among a sample's tokens, the control for it; `"authors"`, QIG as in the paper's code; `"balanced"`,
-            picture and text alike in sum; `"gradient"`, by the gradient of the answers' loss; `"mbq"`, answers 1,
-            pictures by the ratio of gradients, others nothing.
+        token_weights: how much each token counts in the searches. `"uniform"`: the same; `"qig"`: arXiv 2603.17809,
+            from the quantized model's input; `"qig-zero"`: QIG from zero; `"shuffled"`: QIG's weights shuffled among a
+            sample's tokens, as its control; `"authors"`: QIG as in the paper's code; `"balanced"`: picture and text
+            alike in sum; `"gradient"`: by the gradient of the answers' loss; `"mbq"`: answers 1, pictures by the ratio
+            of gradients, others 0.
         ig_steps: points of QIG's integral on the path, where it has no closed form.
         equalization: search a channel-wise scale on a `grid_points` grid and fold it into the producer, by mean
-            absolute (`"mae"`) or squared error (`"mse"`) of the sub-block's output.
+            absolute (`"mae"`) or squared error (`"mse"`) of the sub-block's output; `"none"`: do not.
         equalization_bits: weights that are stored in more bits are not equalized.
         grid_points: candidates of that search.
-        equalize_gqa: also equalize where several input columns come from one channel of the producer (GQA: a value
-            head is read by many query heads); the paper leaves those groups alone.
-        clipping: search per group of weights how far the range of the grid may shrink.
+        equalize_gqa: also equalize where several input columns come from one channel of the producer (GQA: many query
+            heads read one value head); the paper leaves those groups alone.
+        clipping: search how far to shrink the grid's range, per quantization group.
         include_zero: widen the grid's range so that it always holds zero.
-        rounding: `"nearest"`; `"gptq"`, column by column, each making up for those before; `"learned"`, from there on
-            by gradients of the block's output error.
-        asymmetric: share, 0 to 1, of the shift between full-precision and quantized inputs that GPTQ's target makes up
-            for (asymmetric calibration, GPTAQ, arXiv 2504.02692).
+        rounding: `"nearest"`; `"gptq"`: column by column, with compensation; `"learned"`: from GPTQ's result on by
+            gradients of the block's output error.
+        asymmetric: share, 0 to 1, of the shift between full-precision and quantized inputs that GPTQ's target
+            compensates (asymmetric calibration, GPTAQ, arXiv 2504.02692).
         steps: of learned rounding.
         rotation: rotate the linears' inputs (`transformers_qaig.nn.hadamard`): `"none"`, `"all"`, or `"a8"`: where they
             are rounded to 8 bits.
@@ -82,7 +82,7 @@ class Recipe:
 
     @property
     def calibrates(self) -> bool:
-        """Whether the recipe looks at data at all."""
+        """Whether the recipe reads calibration data."""
         return self.equalization != "none" or self.clipping or self.rounding != "nearest"
 
     @property
@@ -92,7 +92,7 @@ class Recipe:
         return {name: getattr(self, name) for name in _TYPES if getattr(self, name) != getattr(base, name)}
 
     def to_dict(self) -> str | dict[str, Any]:
-        """What config.json holds: the name, or a dict of the name and what differs."""
+        """Returns what config.json holds: the name, or a dict of the name and what differs."""
         name = self.name if self.name in RECIPES else CUSTOM
         changes = self.changes
         return {"name": name, **changes} if changes or name == CUSTOM else name
@@ -167,7 +167,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(recipe: str | Mapping[str, Any] | Recipe, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe that a configuration asks for.
+    """Returns the recipe that a configuration asks for.
 
     Args:
         recipe: a key of `RECIPES`, a [`Recipe`], or a mapping of attributes to change, with the `"name"` of the recipe
@@ -190,7 +190,7 @@ def recipe_of(recipe: str | Mapping[str, Any] | Recipe, changes: Mapping[str, An
 
 
 def _known(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes by today's names.
+    """Returns the changes by today's names.
 
     Raises:
         ValueError: an attribute that no recipe has, or an old and a new name of one.
@@ -208,7 +208,7 @@ def _known(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(changes: object) -> dict[str, str]:
-    """The old names among the keys of a mapping, each with the new one."""
+    """Returns the old names among the keys of a mapping, each with the new one."""
     return {key: RENAMED[key] for key in changes if key in RENAMED} if isinstance(changes, Mapping) else {}
 
 

@@ -1,4 +1,4 @@
-"""How one weight is stored: `WeightScheme`; and a `Plan`, which has one for every packed weight."""
+"""`WeightScheme`: how one weight is stored. `Plan`: a scheme for every packed weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REQUIRED = {"bits", "group_size", "sym"}
 
 
 class Rotation(NamedTuple):
-    """What a layer's input is multiplied by first (`transformers_qaig.nn.hadamard`).
+    """The rotation of a layer's input (`transformers_qaig.nn.hadamard`).
 
     Attributes:
         block: channels that are transformed together, one of `BLOCKS`, a divisor of the input channels.
@@ -58,7 +58,7 @@ class WeightScheme:
 
     @classmethod
     def from_dict(cls, scheme: Any, where: str, activation_bits: int = 16) -> WeightScheme:
-        """The scheme in an entry of a plan, as config.json holds it.
+        """Reads the scheme in an entry of a plan, as config.json holds it.
 
         Args:
             scheme: `{"bits", "group_size", "sym"}`, and maybe `"rotation": {"block", "seed"}`.
@@ -77,7 +77,7 @@ class WeightScheme:
         return cls(**fields, rotation=_rotation(scheme.get("rotation"), where), activation_bits=activation_bits)
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of a plan in config.json, without `activation_bits`."""
+        """Returns the entry of a plan in config.json, without `activation_bits`."""
         fields: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "sym": self.sym}
         return fields if self.rotation is None else {**fields, "rotation": self.rotation._asdict()}
 
@@ -86,15 +86,15 @@ class WeightScheme:
         check_fields({"bits": self.bits, "group_size": self.group_size, "sym": self.sym}, where)
 
     def fitted(self, in_features: int) -> WeightScheme:
-        """The scheme with a group size that a row of `in_features` channels can have, see [`fit_group_size`]."""
+        """Returns the scheme with a group size that fits a row of `in_features` channels, see [`fit_group_size`]."""
         return replace(self, group_size=fit_group_size(in_features, self.group_size))
 
     def num_groups(self, in_features: int) -> int:
-        """Quantization groups of a row of `in_features` channels."""
+        """Returns the number of quantization groups of a row of `in_features` channels."""
         return 1 if self.group_size == -1 else in_features // self.group_size
 
     def stored_bits(self, out_features: int, in_features: int, scale_bits: int) -> int:
-        """Bits that the codes, scales and zero points of one weight take on disk."""
+        """Returns the bits that the codes, scales and zero points of one weight take on disk."""
         groups = self.num_groups(in_features)
         words = out_features * math.ceil(in_features * self.bits / 32)
         zero_words = 0 if self.sym else groups * math.ceil(out_features * self.bits / 32)
@@ -106,7 +106,7 @@ Plan = Mapping[str, WeightScheme]
 
 
 def parse_plan(plan: Any, activation_bits: int = 16) -> dict[str, WeightScheme]:
-    """The plan in a mapping of weight paths to entries, as users give it and config.json holds it.
+    """Reads a plan in a mapping of weight paths to entries, as users give it and config.json holds it.
 
     Args:
         plan: at least one entry; see [`WeightScheme.from_dict`].
@@ -130,12 +130,12 @@ def _planned(path: object, entry: Any, activation_bits: int) -> WeightScheme:
 
 
 def plan_to_dict(plan: Plan) -> dict[str, dict[str, Any]]:
-    """The inverse of [`parse_plan`]: what config.json holds."""
+    """Inverts [`parse_plan`]: returns what config.json holds."""
     return {path: scheme.to_dict() for path, scheme in plan.items()}
 
 
 def inside(plan: Plan, path: str) -> dict[str, WeightScheme]:
-    """The part of a plan below the module at `path`, by the paths within it."""
+    """Returns the part of a plan below the module at `path`, by the paths within it."""
     prefix = f"{path}."
     return {name.removeprefix(prefix): scheme for name, scheme in plan.items() if name.startswith(prefix)}
 
@@ -173,7 +173,7 @@ def _rotation(rotation: Any, where: str) -> Rotation | None:
 
 
 def fit_group_size(in_features: int, group_size: int) -> int:
-    """The group size that is used for a width.
+    """Returns the group size that is used for a width.
 
     Returns:
         `group_size` where it divides `in_features`, else the largest divisor of `in_features` in [32, group_size],
@@ -186,5 +186,5 @@ def fit_group_size(in_features: int, group_size: int) -> int:
 
 
 def is_int(value: Any) -> bool:
-    """Whether it is an integer, which True and False are not meant to be."""
+    """Whether it is an integer; True and False do not count."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The parts of a vision-language model, found by its structure: blocks, vision tower, projector, embeddings, head."""
+"""Finds the parts of a vision-language model by its structure: blocks, tower, projector, embeddings, head."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 
 def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of the language model, by path in `model`, in the order of their lists.
+    """Finds the blocks of the language model, by path in `model`, in the order of their lists.
 
-    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`, but for
-    those in a model of its own that embeds no text (a tower or image tokenizer that the decoder owns). If the model
-    does not tell its decoder apart (towers would be found too), the list with the most weights is taken.
+    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`. Lists in a
+    model of its own that embeds no text do not count (a tower or image tokenizer that the decoder owns). If the model
+    does not tell its decoder apart, towers would be found too; then the list with the most weights is taken.
 
     Raises:
         ValueError: no such list.
@@ -45,7 +45,7 @@ def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _embeds_text(module: nn.Module, embeddings: nn.Module | None) -> bool:
-    """Whether `module` holds the text embeddings, or a table of their shape that is to be tied to them."""
+    """Whether `module` holds the text embeddings, or a table of their shape that will be tied to them."""
     shape = getattr(getattr(embeddings, "weight", None), "shape", None)
     tables = (m.weight.shape for m in module.modules() if isinstance(m, nn.Embedding))
     return shape is None or shape in tables or any(m is embeddings for m in module.modules())
@@ -68,14 +68,14 @@ def _size(module: nn.Module) -> int:
 
 
 def find_vision_tower(model: nn.Module) -> dict[str, nn.Module]:
-    """The vision tower and, beside it, the projector: modules by path in `model`, none inside another.
+    """Finds the vision tower and, beside it, the projector: modules by path in `model`, none inside another.
 
-    The tower is `model.get_encoder(modality="image")`. The projector is what stands with the tower and the decoder
-    below one parent. Where another model stands there (an audio tower), modules between could belong to either: none
+    The tower is `model.get_encoder(modality="image")`. The projector is what has one parent with the tower and the
+    decoder. Where that parent has another model, such as an audio tower, modules between could belong to either: none
     is taken.
 
     Raises:
-        ValueError: no tower that stands apart from the decoder.
+        ValueError: no tower that is separate from the decoder.
     """
     tower = model.get_encoder(modality="image") if isinstance(model, PreTrainedModel) else model
     decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
@@ -109,12 +109,12 @@ class Found:
 
 
 def find_input_embeddings(model: nn.Module) -> Found:
-    """The input embeddings of the text."""
+    """Finds the input embeddings of the text."""
     return _found(model, model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None)
 
 
 def find_lm_head(model: nn.Module) -> Found:
-    """The output head; a base model has none."""
+    """Finds the output head; a base model has none."""
     return _found(model, model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None)
 
 

@@ -1,4 +1,4 @@
-"""Command-line arguments, checked and in the form that the package takes."""
+"""Checks command-line arguments and converts them for the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATA_FILES = (".json", ".jsonl")
 
 
 class UsageError(ValueError):
-    """An argument is wrong: nothing was begun."""
+    """An argument is wrong; no work was started."""
 
     exit_code = 2
 
@@ -30,7 +30,7 @@ def set_loudness(options: argparse.Namespace) -> None:
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for MODEL."""
+    """Returns the arguments of `from_pretrained` for MODEL."""
     return {
         "revision": options.revision or "main",
         "token": options.token,
@@ -48,7 +48,7 @@ def require_unquantized(options: argparse.Namespace) -> None:
 
 
 def data_source(name: str | None) -> str | None:
-    """A dataset for `QAIGConfig`: the one file of a folder, else what was given.
+    """Returns a dataset for `QAIGConfig`: the one file of a folder, else the given name.
 
     Raises:
         UsageError: there is no such file, or the folder does not hold exactly one.
@@ -69,7 +69,7 @@ def data_source(name: str | None) -> str | None:
 
 
 def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGConfig:
-    """The configuration that the arguments describe.
+    """Returns the configuration that the arguments describe.
 
     Args:
         options: of `plan` or `quantize`.
@@ -99,7 +99,7 @@ def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGCon
 
 
 def bit_budget(options: argparse.Namespace, limit: float | str) -> BitBudget:
-    """The budget that the arguments describe.
+    """Returns the budget that the arguments describe.
 
     Args:
         options: of `plan` or `quantize`.

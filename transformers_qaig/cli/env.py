@@ -1,4 +1,4 @@
-"""`transformers-qaig env`: what this installation runs, and why not faster."""
+"""Runs `transformers-qaig env`: which kernels this installation uses, and why not faster ones."""
 
 from __future__ import annotations
 

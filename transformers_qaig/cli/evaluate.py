@@ -1,4 +1,4 @@
-"""`transformers-qaig evaluate MODEL DATA`: how many answers survive."""
+"""Runs `transformers-qaig evaluate MODEL DATA`: compares a model's answers with given ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The figures of [`AnswerStatistics.summary`] as text, with exact matches of each task if there are any."""
+    """Formats the figures of [`AnswerStatistics.summary`] as text, with exact matches of each task if there are any."""
     rows = [("", "mean", "± standard error")]
     rows += [(label, *_cells(summary[name])) for name, label in FIGURES.items() if name in summary]
     for task, figures in summary["tasks"].items():
@@ -91,7 +91,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _records(options: argparse.Namespace) -> Records:
-    """The conversations to use, and the folder that relative image paths start from."""
+    """Returns the conversations to use, and the folder that relative image paths start from."""
     records, folder = open_records(data_source(options.data), with_images=True, token=options.token)
     return [record for _, record in choose_records(records, options.num_samples, options.seed, False)], folder
 

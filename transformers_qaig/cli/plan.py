@@ -1,4 +1,4 @@
-"""`transformers-qaig plan MODEL`: what a bit buys, before paying for it. Nothing is quantized."""
+"""Runs `transformers-qaig plan MODEL`: predicts the loss at each size, and quantizes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .arguments import UsageError, bit_budget, loading, quantization_config, req
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises `UsageError` for arguments that would be found unusable only after the model is loaded and measured."""
+    """Raises `UsageError` for arguments whose errors would otherwise show only after the measurements."""
     if options.points < 2:
         raise UsageError(f"--points must be at least 2, got {options.points}.")
     if options.pick is not None and options.output is None:
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def budgets_between(low: float, high: float, points: int, coverage: Coverage, limits: tuple[int, int]) -> list[float]:
-    """Budgets in stored bits, evenly from `low` to `high` stored bits per weight, within what can be reached.
+    """Returns budgets in stored bits, evenly from `low` to `high` stored bits per weight, within what can be reached.
 
     Raises:
         ValueError: nothing in the range can be reached.
@@ -91,7 +91,7 @@ def budgets_between(low: float, high: float, points: int, coverage: Coverage, li
 
 
 def front(options: Options, coverage: Coverage, budgets: list[float], fused: list[list[str]]) -> Front:
-    """The best plan within each budget, and the uniform plans to compare them with."""
+    """Returns the best plan within each budget, and the uniform plans to compare them with."""
     points: list[Point] = []
     for budget in budgets:
         allocation = allocate(options, budget, fused)

@@ -1,4 +1,4 @@
-"""`transformers-qaig quantize MODEL OUT`: one model, quantized, saved and reported."""
+"""Runs `transformers-qaig quantize MODEL OUT`: quantizes a model, saves it and prints a report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def configuration(options: argparse.Namespace) -> QAIGConfig:
-    """The configuration that the arguments describe."""
+    """Returns the configuration that the arguments describe."""
     settings: dict[str, Any] = {"plan": options.plan}
     if options.budget is not None:
         settings["budget"] = bit_budget(options, options.budget)
@@ -85,7 +85,7 @@ def check_output(options: argparse.Namespace) -> None:
 
 
 def check_upload(options: argparse.Namespace) -> None:
-    """Raises `UsageError` unless somebody is logged in who could upload, if that is asked for."""
+    """Raises `UsageError` if an upload is asked for and nobody is logged in."""
     if options.private and not options.push_to_hub:
         raise UsageError("--private is for --push-to-hub: give both.")
     if not options.push_to_hub:
@@ -99,9 +99,9 @@ def check_upload(options: argparse.Namespace) -> None:
 
 @contextmanager
 def output(out: Path) -> Iterator[Path]:
-    """A folder to save in. At the end of the context `out` holds the files, and no weights of an earlier save.
+    """Yields a folder to save in, whose files are in `out` at the end of the context.
 
-    After an error `out` is as it was.
+    Then `out` holds no weights of an earlier save. After an error `out` is as it was.
     """
     is_new = not any(out.iterdir())
     folder = out if is_new else out / f"{UNFINISHED}{secrets.token_hex(6)}-model"

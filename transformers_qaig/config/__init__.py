@@ -1,4 +1,7 @@
-"""`QAIGConfig`: how to quantize a model, and how it was quantized."""
+"""Configuration: `QAIGConfig`, `BitBudget` and `CalibrationConfig`, their checks, config.json and older spellings.
+
+This room may import `recipes` and the rooms below it in docs/concepts/architecture.md.
+"""
 
 from .budget import CANDIDATES, COSTS, DEFAULT_COST, BitBudget
 from .calibration import CalibrationConfig

@@ -1,4 +1,4 @@
-"""A budget: how much the packed weights may take, and how a width is chosen for each of them."""
+"""`BitBudget`: how much the packed weights may take, and how a width is chosen for each of them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,19 @@ MOST_BITS = 64
 
 @dataclass(frozen=True)
 class BitBudget:
-    """How much the packed weights may take. Every layer gets its own width within that.
+    """A limit on the packed weights' size, within which every layer gets its own width.
 
     Give `bits` or `size`.
 
     Args:
-        bits (`float`, *optional*):
-            Stored bits per packed weight of the language model's blocks, on average and at most. Codes, scales and zero
-            points count. What is packed outside the blocks has the bits given for it.
-        size (`int` or `str`, *optional*):
-            Size of all weights of the saved model, packed or not: bytes, or `"3.5GiB"`.
-        candidates (`tuple[int, ...]`, *optional*, defaults to `(2, 3, 4, 8)`):
-            Widths to choose from, each 2 to 8.
-        cost (`str`, *optional*, defaults to `"fisher"`):
-            How the loss of a width is predicted: `"fisher"`, by the squared gradient along the rounding error;
-            `"one_at_a_time"`, the true loss with one layer rounded (slow); `"output_error"` of the layer;
-            `"integrated_gradients"` along the path of the weights.
-        fuse (`bool`, *optional*, defaults to `False`):
-            Give q, k and v one width, and gate and up one: engines that merge them need that.
+        bits: Stored bits per packed weight of the language model's blocks, on average and at most. Codes, scales and
+            zero points count. What is packed outside the blocks has the bits given for it.
+        size: Size of all weights of the saved model, packed or not: bytes, or `"3.5GiB"`.
+        candidates: Widths to choose from, each 2 to 8.
+        cost: How the loss of a width is predicted. `"fisher"`: by the squared gradient along the rounding error;
+            `"one_at_a_time"`: the true loss with one layer rounded (slow); `"output_error"`: of the layer;
+            `"integrated_gradients"`: along the path of the weights.
+        fuse: Whether q, k and v get one width, and gate and up one: engines that merge them need that.
 
     Raises:
         ValueError: a value out of its range, or both or neither of `bits` and `size`.
@@ -65,7 +60,10 @@ class BitBudget:
 
     @classmethod
     def of(cls, budget: float | str | Mapping[str, Any] | BitBudget | None) -> BitBudget | None:
-        """The budget in what a user gives: bits, a size, a mapping of the arguments, or one itself.
+        """Makes a budget from what a user gives: bits, a size, a mapping of the arguments, or a budget.
+
+        Args:
+            budget: one of these; None for no budget.
 
         Raises:
             ValueError: it is none of these, or has an unknown key.
@@ -85,7 +83,7 @@ class BitBudget:
         return cls(**budget)
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Returns what config.json holds."""
         kept = {name: value for name, value in asdict(self).items() if value is not None}
         return {**kept, "candidates": list(self.candidates)}
 
@@ -109,7 +107,7 @@ def _check_target(bits: object, size: Any) -> None:
 
 
 def _checked_candidates(candidates: object) -> tuple[int, ...]:
-    """The widths, in order and each once."""
+    """Returns the widths, in order and each once."""
     if not isinstance(candidates, list) or not candidates or not all(is_int(b) and b in BITS for b in candidates):
         raise ValueError(
             f"`budget`: `candidates` must be integers from {BITS[0]} to {BITS[-1]} to choose from, such as "
@@ -119,7 +117,7 @@ def _checked_candidates(candidates: object) -> tuple[int, ...]:
 
 
 def _checked_cost(cost: Any) -> str:
-    """The cost by today's name."""
+    """Returns the cost by today's name."""
     name = RENAMED_COSTS.get(cost, cost) if isinstance(cost, str) else cost
     if name not in COSTS:
         near = difflib.get_close_matches(str(cost)[:40], COSTS, n=1)

@@ -1,4 +1,4 @@
-"""What steers a calibration run and says nothing about the result: never saved."""
+"""`CalibrationConfig`: how calibration reads its data and where it runs; never saved."""
 
 from __future__ import annotations
 
@@ -20,21 +20,14 @@ class CalibrationConfig:
     """How calibration reads its data and where it runs. It is for one run, and never saved.
 
     Args:
-        columns (`dict[str, str]`, *optional*):
-            Which columns of `dataset` hold what, when their names are not the usual ones: `{"image": "picture"}`.
-        processor (*optional*):
-            The model's processor, or where to load it from; by default the model's own repository.
-        token (`str` or `bool`, *optional*):
-            For the processor and the data set; by default the one given to `from_pretrained`.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            For the processor; also on if `from_pretrained` has it on.
-        device (*optional*):
-            Where blocks are calibrated, such as `"cuda:0"`; by default the first accelerator, else the CPU.
-        work_dir (`str`, *optional*):
-            Folder in which every finished block is kept, so that an interrupted run resumes there.
-        min_coverage (`float`, *optional*, defaults to 0.9):
-            Share of the weights in the language model's blocks that must get packed; below it quantization stops before
-            any weight is read. Weights that `modules_to_not_convert` lists do not count.
+        columns: Which columns of `dataset` hold what, when their names are not the usual ones: `{"image": "picture"}`.
+        processor: The model's processor, or where to load it from; by default the model's own repository.
+        token: For the processor and the data set; by default the one given to `from_pretrained`.
+        trust_remote_code: For the processor; also on if `from_pretrained` has it on.
+        device: Where blocks are calibrated, such as `"cuda:0"`; by default the first accelerator, else the CPU.
+        work_dir: Folder in which every finished block is kept, so that an interrupted run resumes there.
+        min_coverage: Share of the weights in the language model's blocks that must get packed. Below it quantization
+            stops before any weight is read. Weights that `modules_to_not_convert` lists do not count.
 
     Raises:
         ValueError: a value out of its range.
@@ -62,7 +55,10 @@ class CalibrationConfig:
 
     @classmethod
     def of(cls, calibration: Mapping[str, Any] | CalibrationConfig | None) -> CalibrationConfig:
-        """The settings in what a user gives: None, a mapping of the arguments, or an object.
+        """Makes the settings from what a user gives: None, a mapping of the arguments, or an object.
+
+        Args:
+            calibration: one of these.
 
         Raises:
             ValueError: it is none of these, or has an unknown key.

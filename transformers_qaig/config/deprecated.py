@@ -1,4 +1,4 @@
-"""The spelling of release 0.1: read for one more release by name, and always from files."""
+"""Translates the spelling of release 0.1: read for one more release by name, and always from files."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _only_one(new: object, name: str, old: list[str]) -> None:
 
 
 def _shown(budget: BitBudget, given: Mapping[str, Any]) -> str:
-    """The shortest way to write a budget."""
+    """Returns the shortest way to write a budget."""
     if set(given) <= {"bits"}:
         return repr(budget.bits)
     if set(given) <= {"size"}:

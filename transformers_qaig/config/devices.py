@@ -1,4 +1,4 @@
-"""Devices and memory sizes as users name them: found wrong before anything is read."""
+"""Checks devices and memory sizes that users name, before anything is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_MEMORY = 2**63
 
 
 def check_device(device: Any, where: str) -> None:
-    """Raise `ValueError`, beginning with `where`, unless tensors can be put on `device`."""
+    """Raises `ValueError`, beginning with `where`, unless tensors can be put on `device`."""
     named = isinstance(device, (str, int, torch.device)) and not isinstance(device, bool)
     try:
         found = torch.device(device) if named else None
@@ -33,7 +33,7 @@ def check_device(device: Any, where: str) -> None:
 
 
 def _available() -> list[str]:
-    """The kinds of devices that this machine has and this PyTorch can use."""
+    """Lists the kinds of devices that this machine has and this PyTorch can use."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
 

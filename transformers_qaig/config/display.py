@@ -1,4 +1,4 @@
-"""A configuration for people to read: without defaults, the plan in one line."""
+"""Formats a configuration for people: without defaults, with the plan in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEEPEST = 8  # frames between a model's config that is printed and ours
 
 
 def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that say something: how wide weights are, and what differs from the defaults.
+    """Returns how wide weights are, and the settings that differ from the defaults.
 
     Args:
         settings: as config.json holds them.
@@ -36,7 +36,7 @@ def _flat(value: Any) -> Any:
 
 
 def _plan(plan: Mapping[str, Mapping[str, Any]]) -> str:
-    """`42 layers, 3 bits`; of a mixed plan `42 layers, 3.30 bits on average (30 of 3, 12 of 4)`."""
+    """Returns `42 layers, 3 bits`; for a mixed plan `42 layers, 3.30 bits on average (30 of 3, 12 of 4)`."""
     widths = Counter(entry["bits"] for entry in plan.values())
     layers = f"{len(plan)} layer{'s' if len(plan) != 1 else ''}"
     if len(widths) == 1:

@@ -1,4 +1,4 @@
-"""What config.json holds of a configuration, and what may be taken from there: anybody may have written it."""
+"""Reads and writes the settings in config.json, which anybody may have written."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def check_format(version: Any, needs: Any = FORMATS[1]) -> None:
 
 
 def format_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The oldest version that can say these settings, so that releases which understand them read the file."""
+    """Returns the oldest format version that can hold these settings, so that older releases can read the file."""
     version = 2 if "budget" in settings or isinstance(settings["recipe"], Mapping) else 1
     return {"format_version": version, "needs_version": FORMATS[version]}
 
 
 def read_settings(config_dict: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments in a mapping: a checkpoint's config.json, or one of the user's own.
+    """Reads the arguments in a mapping: a checkpoint's config.json, or one of the user's own.
 
     Returns:
         today's arguments, and the names of those for one run that a checkpoint holds and that are left out.

@@ -1,4 +1,4 @@
-"""Folders as users name them: found wrong before anything is read."""
+"""Checks folders that users name, before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of other libraries' configurations, and what to write here instead."""
+"""Arguments of other libraries' configurations, each with what to write here instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings as JSON holds them: what goes into config.json comes back equal."""
+"""Converts settings to JSON's own types, so that what goes into config.json comes back equal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plain(value: Any, where: Where, levels: int = DEEPEST) -> Any:
 
 
 def _listed(value: Any, where: Where) -> Any:
-    """What an array or a tensor holds, if it holds something."""
+    """Returns the values of an array or a tensor, if it has any."""
     try:
         return value.tolist()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:  # on the meta device, nested, sparse

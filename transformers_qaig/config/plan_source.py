@@ -1,4 +1,4 @@
-"""Where a given plan comes from: a mapping, another configuration, or a JSON file of the user's."""
+"""Reads a given plan: from a mapping, another configuration, or a JSON file of the user's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_PLAN = 256 << 20
 
 @runtime_checkable
 class HasPlan(Protocol):
-    """A `QAIGConfig`."""
+    """A configuration with a plan, such as `QAIGConfig`."""
 
     plan: dict[str, Any] | None
 
@@ -48,7 +48,7 @@ def copy_plan(plan: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _read_json(file: Path) -> Any:
-    """What a JSON file of the user's holds, or the config.json of a folder."""
+    """Reads a JSON file of the user's, or the config.json of a folder."""
     file = file / "config.json" if file.is_dir() else file
     try:
         return read_json(file, LARGEST_PLAN)

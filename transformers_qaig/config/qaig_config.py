@@ -1,4 +1,4 @@
-"""QAIGConfig: every setting of the quantizer in one place, with a JSON round trip."""
+"""`QAIGConfig`: every setting of the quantizer in one place, with a JSON round trip."""
 
 from __future__ import annotations
 
@@ -38,55 +38,40 @@ class QAIGConfig(QuantizationConfigMixin):
     """How to quantize a vision-language model, and, in a saved model, how it was quantized.
 
     Args:
-        bits (`int`, *optional*, defaults to 4):
-            Bits per weight, 2 to 8. Under a `budget` there is none.
-        group_size (`int`, *optional*, defaults to 128):
-            Consecutive input channels that share one scale and zero point; at least 32, or -1 for one group per output
-            channel. Where it does not divide a layer's input width, the largest divisor of that width between 32 and
-            `group_size` is used instead, else one group per channel; the plan says which.
-        sym (`bool`, *optional*, defaults to `False`):
-            Symmetric grid around zero, without zero points.
-        recipe (`str`, [`Recipe`] or `dict`, *optional*, defaults to `"default"`):
-            How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`; or attributes to change,
-            with the name of the recipe that they change: `{"name": "default", "rotation": "all"}`.
-        activation_bits (`int`, *optional*, defaults to 16):
-            8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many tokens are
-            computed at once, at a cost in accuracy. 16 takes it as it is.
-        modules_to_not_convert (`list[str]`, *optional*):
-            What stays in full precision: names of modules or parameters, regular expressions, or shell patterns
-            (`"*.layers.0.*"`). A name reaches all that is below it. See [`transformers_qaig.plan.patterns`].
-        overrides (`dict[str, int | dict]`, *optional*):
-            Such a name or pattern to bits (`{"*.down_proj": 4}`) or to any of `bits`, `group_size`, `sym`
+        bits: Bits per weight, 2 to 8; by default 4. Under a `budget` there is none.
+        group_size: Consecutive input channels that share one scale and zero point; at least 32, or -1 for one group per
+            output channel. Where it does not divide a layer's input width, the largest divisor of that width between 32
+            and `group_size` is used instead, else one group per channel; the plan says which.
+        sym: Whether the grid is symmetric around zero, without zero points.
+        recipe: How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`; or attributes to
+            change, with the name of the recipe that they change: `{"name": "default", "rotation": "all"}`.
+        activation_bits: 8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many
+            tokens are computed at once, at a cost in accuracy. 16 does not.
+        modules_to_not_convert: What stays in full precision: names of modules or parameters, regular expressions, or
+            shell patterns (`"*.layers.0.*"`). A name reaches all that is below it. See
+            [`transformers_qaig.plan.patterns`].
+        overrides: Such a name or pattern to bits (`{"*.down_proj": 4}`) or to any of `bits`, `group_size`, `sym`
             (`{"*.o_proj": {"bits": 8, "group_size": -1}}`). Of several matches the last one wins.
-        vision_bits (`int`, *optional*):
-            Bits, 2 to 8, of the vision tower's and the projector's linears; in full precision if not given. They are
-            calibrated like the language model's, which then sees the quantized tower's features. Group size and grid
-            are those above; `overrides` reach these weights and those of the next two, too.
-        lm_head_bits (`int`, *optional*):
-            Bits of the output head.
-        embedding_bits (`int`, *optional*):
-            Bits of the input embeddings, whose rows are dequantized on lookup. Where they are tied to the head, both
-            are one packed tensor: give one of the two, or both the same.
-        budget (`float`, `str`, [`BitBudget`] or `dict`, *optional*):
-            Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`), or a
+        vision_bits: Bits, 2 to 8, of the vision tower's and the projector's linears; in full precision if not given.
+            They are calibrated like the language model's, which then reads the quantized tower's features. Group size
+            and grid are those above; `overrides` reach these weights and those of the next two, too.
+        lm_head_bits: Bits of the output head.
+        embedding_bits: Bits of the input embeddings, whose rows are dequantized on lookup. Where they are tied to the
+            head, both are one packed tensor: give one of the two, or both the same.
+        budget: Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`), or a
             [`BitBudget`]. Every layer gets the width with which the answers are predicted to lose least.
-        plan (`dict` or `str`, *optional*):
-            Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan that
-            is given: where it is if that lowers the error). The quantizer writes here what it did. Given to quantize a
-            model, it is what is done, but for `overrides` and `modules_to_not_convert`; a weight that it does not name
-            stays as it is, unless it belongs to a part whose own bits (`vision_bits`, ...) are given. May be a JSON
-            file that holds a plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
-        dataset (*optional*):
-            Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
+        plan: Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan
+            that is given: where it is if that lowers the error). The quantizer writes here what it did. A plan that is
+            given to quantize a model is carried out, except for `overrides` and `modules_to_not_convert`. A weight that
+            it does not name stays as it is, unless it belongs to a part whose own bits (`vision_bits`, ...) are given.
+            May be a JSON file that holds a plan or a whole config.json, a folder with a config.json, or another
+            `QAIGConfig`.
+        dataset: Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
             bundled image+text set. See [`transformers_qaig.data.samples.load_samples`]. Never saved.
-        num_samples (`int`, *optional*, defaults to 128):
-            Calibration samples taken from `dataset`.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of everything random: which samples are taken, probing.
-        calibration ([`CalibrationConfig`] or `dict`, *optional*):
-            How the data are read and where calibration runs. Never saved.
-        other:
-            The arguments of release 0.1, with a warning that shows the new spelling.
+        num_samples: Calibration samples taken from `dataset`.
+        seed: Seed of everything random: which samples are taken, probing.
+        calibration: How the data are read and where calibration runs. Never saved.
+        other: The arguments of release 0.1, with a warning that shows the new spelling.
 
     Raises:
         ValueError: a value out of its range.
@@ -164,11 +149,11 @@ class QAIGConfig(QuantizationConfigMixin):
 
     @property
     def candidates(self) -> list[WeightScheme]:
-        """The schemes that a weight may have, overrides apart: several only under a budget."""
+        """Returns the schemes that a weight may have, overrides apart: several only under a budget."""
         return [self.scheme(bits) for bits in ([self.bits] if self.budget is None else self.budget.candidates)]
 
     def scheme(self, bits: Any) -> WeightScheme:
-        """How a weight with `bits` bits is stored, overrides apart."""
+        """Returns how a weight with `bits` bits is stored, overrides apart."""
         return WeightScheme(bits, self.group_size, self.sym, activation_bits=self.activation_bits)
 
     @property
@@ -183,10 +168,10 @@ class QAIGConfig(QuantizationConfigMixin):
     def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> QAIGConfig | tuple[QAIGConfig, dict[str, Any]]:
-        """The configuration in a mapping: a checkpoint's config.json, which anybody may have written.
+        """Reads the configuration in a mapping: a checkpoint's config.json, which anybody may have written.
 
-        No file is opened for its `plan`. What is for the run only (`dataset`, `calibration`, ...) is not taken: it
-        would reach whoever quantizes with this configuration next. From a checkpoint it is dropped, with a warning.
+        No file is opened for its `plan`. Settings for one run (`dataset`, `calibration`, ...) are not taken: they would
+        reach whoever quantizes with this configuration next. Those in a checkpoint are dropped, with a warning.
 
         Args:
             config_dict: as [`to_dict`] makes it, or as release 0.1 did.
@@ -215,7 +200,10 @@ class QAIGConfig(QuantizationConfigMixin):
         return {name: value for name, value in kwargs.items() if name not in known}
 
     def to_dict(self) -> dict[str, Any]:
-        """What belongs in config.json: all that describes the result. While a model's config is printed, a summary."""
+        """Returns what config.json holds: all that describes the result.
+
+        While a model's config is printed, it returns a summary.
+        """
         settings = self._settings()
         return summary(settings, _defaults()) if is_being_printed() else settings
 
@@ -230,7 +218,7 @@ class QAIGConfig(QuantizationConfigMixin):
         return {"quant_method": QUANT_METHOD, **format_of(settings), **settings}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As [`to_dict`], without the defaults of today's release."""
+        """Returns what [`to_dict`] does, without the defaults of today's release."""
         always = ("quant_method", "format_version", "needs_version")
         defaults = _defaults()
         return {k: v for k, v in self._settings().items() if k in always or v != defaults.get(k)}
@@ -276,7 +264,7 @@ class QAIGConfig(QuantizationConfigMixin):
 
 @functools.cache
 def argument_names() -> tuple[str, ...]:
-    """The arguments of `QAIGConfig`, without those of release 0.1."""
+    """Returns the arguments of `QAIGConfig`, without those of release 0.1."""
     parameters = inspect.signature(QAIGConfig.__init__).parameters
     return tuple(name for name in parameters if name not in ("self", "other"))
 

@@ -1,4 +1,4 @@
-"""Sizes that people write: `"3.5GiB"` in bytes."""
+"""Parses sizes that people write, such as `"3.5GiB"`, as bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST_SIZE = 40  # characters
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of `"3.5GiB"`, `"800 MB"` or a number.
+    """Returns the bytes of `"3.5GiB"`, `"800 MB"` or a number.
 
     Raises:
         ValueError: it is none of these, not positive, or 2^63 bytes or more.

@@ -1,4 +1,4 @@
-"""What a configuration may hold: every setting is checked before anything is read."""
+"""Checks every setting of a configuration before anything is read."""
 
 from __future__ import annotations
 

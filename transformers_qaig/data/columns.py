@@ -1,4 +1,4 @@
-"""Which column of a record plays which part."""
+"""Finds which column of a record plays which part."""
 
 import difflib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _LETTERS = "ABCDEFGHIJ"  # of multiple-choice sets with a column for each choice
 
 
 def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Which of `record`'s keys plays which part.
+    """Returns the part that each key of `record` plays: part → key.
 
     Raises:
         ValueError: `columns` names an unknown part or a missing column, nothing usable is found, or beside an image
@@ -58,7 +58,7 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
 
 
 def choices_of(record: Mapping[str, Any], found: Mapping[str, str]) -> Any:
-    """The choices of a multiple-choice question: a column, or the columns "A", "B" and so on; None: there are none."""
+    """Returns the choices of a multiple-choice question: a column, or the columns "A", "B" and so on; None without."""
     if "choices" in found:
         return record[found["choices"]]
     lettered = {letter: record[letter] for letter in _LETTERS if record.get(letter) is not None}

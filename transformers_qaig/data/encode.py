@@ -1,4 +1,4 @@
-"""One conversation -> the model's inputs, through the model's own processor."""
+"""Encodes one conversation as the model's inputs, with the model's own processor."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

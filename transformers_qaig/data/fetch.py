@@ -78,7 +78,7 @@ def read_file(path: str | Path, base_dir: Path | None = None, max_bytes: int = M
 
 
 def _download(url: str, max_bytes: int) -> bytes:
-    """Downloads in a thread: a server that sends a byte now and then never meets the socket's own timeout."""
+    """Downloads in a thread, because a server that sends a byte now and then never meets the socket's own timeout."""
     outcome: list[bytes | Exception] = []
     deadline = time.monotonic() + DOWNLOAD_DEADLINE_S
 
@@ -122,7 +122,7 @@ class _FewRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Speaks HTTP and HTTPS only: the standard opener follows redirects to FTP, too."""
+    """Makes an opener for HTTP and HTTPS only: the standard one follows redirects to FTP, too."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

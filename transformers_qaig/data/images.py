@@ -1,4 +1,4 @@
-"""Opening one calibration image, whatever form the user has it in."""
+"""Opens one calibration image, whatever form the user has it in."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Which tokens of a rendered conversation are the assistant's."""
+"""Finds which tokens of a rendered conversation are the assistant's."""
 
 from typing import Any
 
@@ -10,15 +10,16 @@ from .tensors import NO_ANSWER
 
 
 def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: torch.Tensor) -> torch.Tensor:
-    """Labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere. An answer begins where the conversation
-    so far, with the prompt to answer, parts from the whole; it ends where the conversation so far, with the answer,
-    does. Each costs the processor two more runs.
+    """Makes the labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere.
+
+    An answer begins where the conversation so far, with the prompt to answer, differs from the whole. It ends where the
+    conversation so far, with the answer, differs. Each answer costs the processor two more runs.
 
     Args:
         processor: what wrote `ids`.
         form: the conversation as its chat template takes it.
         tools: the tools it was rendered with.
-        ids: `[1, T]`.
+        ids: int64 `[1, T]`.
 
     Returns:
         int64 `[1, T]`.
@@ -37,8 +38,10 @@ def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: tor
 
 
 def _by_replacing(processor: Any, form: Conversation, tools: ChatTools, index: int, ids: torch.Tensor) -> slice:
-    """Where the text of turn `index` is, found by another one in its place. For templates that write a turn otherwise
-    once others follow (they leave out its reasoning), so that no beginning of the conversation is one of the whole.
+    """Finds the text of turn `index` by rendering another text in its place.
+
+    This is for templates that write a turn otherwise once others follow, for example without its reasoning. Then no
+    beginning of the conversation is a beginning of the whole.
     """
     texts = texts_of(form[index])
     other = next(digit for digit in "012" if digit not in (texts[0].strip()[0], texts[-1].strip()[-1]))
@@ -53,7 +56,7 @@ def _ids(processor: Any, form: Conversation, tools: ChatTools, **options: Any) -
 
 
 def _shared(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Length of the longest common beginning of two rows of ids."""
+    """Returns the length of the longest common beginning of two rows of ids."""
     length = min(len(a), len(b))
     differs = (a[:length] != b[:length]).nonzero()
     return int(differs[0]) if len(differs) else length

@@ -1,4 +1,4 @@
-"""The calibration set that a config asks for, as one model's inputs."""
+"""Loads the calibration set that a config asks for, as one model's inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_inputs(
     source: Source | None = None,
     exclusions: Exclusions | None = None,
 ) -> tuple[list[Sample], list[Tensor]]:
-    """Read the calibration set, once.
+    """Reads the calibration set, once.
 
     Args:
         model: what the samples are for; may be on the meta device.
@@ -92,13 +92,13 @@ def load_inputs(
 
 
 def picture_tokens(model: nn.Module) -> list[int]:
-    """Ids of the tokens that stand for pieces of pictures and videos, as the model's config names them."""
+    """Returns the ids of the tokens that stand for pieces of pictures and videos, as the model's config names them."""
     config = getattr(model, "config", None)
     return [token for name in IMAGE_TOKENS if isinstance(token := getattr(config, name, None), int)]
 
 
 def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-    """Bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
+    """Returns bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
     ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
     return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
 
@@ -117,7 +117,7 @@ def _tell_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
 
 
 def _tell_few(samples: Sequence[Sample]) -> None:
-    """Warns of a set that is too small to go by."""
+    """Warns of a set that is too small."""
     tokens = sum(int(token_mask(sample).sum()) for sample in samples)
     if tokens < MIN_TOKENS:
         logger.warning(
@@ -132,7 +132,10 @@ def _tell_few(samples: Sequence[Sample]) -> None:
 
 
 def _vocab_size(model: PreTrainedModel) -> int | None:
-    """Token ids are below: rows of the embedding, and ids of placeholders that the model replaces before it looks."""
+    """Returns the limit of token ids.
+
+    It covers the rows of the embedding, and ids of placeholders that the model replaces before a lookup.
+    """
     embeddings = model.get_input_embeddings()
     weight = getattr(embeddings, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:

@@ -1,8 +1,8 @@
-"""One record of a calibration set -> one conversation, with every image opened.
+"""Turns one record of a calibration set into one conversation, with every image opened.
 
-A conversation is a list of `{"role": str, "content": list}`; the content's parts are `{"type": "image", "image":
-PIL.Image}` and `{"type": "text", "text": str}`: the one form that every processor's chat template understands. What
-else a turn has for the template (`tool_calls`, `reasoning_content`, `name` ...) stays in it.
+A conversation is a list of `{"role": str, "content": list}`. The content's parts are `{"type": "image", "image":
+PIL.Image}` and `{"type": "text", "text": str}`: the one form that every processor's chat template reads. What else a
+turn has for the template (`tool_calls`, `reasoning_content`, `name` ...) stays in it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ def to_conversation(
 
 
 def tools_of(record: Any, columns: Mapping[str, str] | None = None) -> ChatTools:
-    """The tools that a record offers to the assistant, for the chat template; None: no tools.
+    """Returns the tools that a record offers to the assistant, for the chat template; None: no tools.
 
     Raises:
         ValueError: they are no list of JSON schemas or functions.
@@ -80,12 +80,12 @@ def tools_of(record: Any, columns: Mapping[str, str] | None = None) -> ChatTools
 
 
 def text_of(conversation: Conversation) -> list[str]:
-    """Every text part, in order."""
+    """Returns every text part, in order."""
     return [part["text"] for message in conversation for part in message["content"] if part["type"] == "text"]
 
 
 def images_of(conversation: Conversation) -> list[Image.Image]:
-    """Every image, in order."""
+    """Returns every image, in order."""
     return [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
 
 

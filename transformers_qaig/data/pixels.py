@@ -1,4 +1,4 @@
-"""Pixels in any form (8 or 16 bits, floating point, palette, transparent, CMYK) -> 8-bit RGB."""
+"""Converts pixels of any form (8 or 16 bits, floating point, palette, transparent, CMYK) to 8-bit RGB."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ _TRANSPARENT_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 
 
 def to_rgb(image: Image.Image, what: str = "the image") -> Image.Image:
-    """Converts a PIL image of any mode.
+    """Converts a PIL image of any mode to RGB.
 
     Args:
         image: may not be decoded yet.
@@ -39,7 +39,7 @@ def to_rgb(image: Image.Image, what: str = "the image") -> Image.Image:
 
 
 def from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
-    """Converts an array.
+    """Converts an array to an RGB image.
 
     Args:
         source: `[H, W]`, `[H, W, C]` or `[C, H, W]` with C in (1, 3, 4): bool; integers in 0..255, or in 0..65535
@@ -66,7 +66,7 @@ def from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
 
 
 def unreadable(what: str, error: Exception) -> ValueError:
-    """The error to raise where PIL raised `error` at `what`."""
+    """Makes the error to raise where PIL raised `error` at `what`."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ValueError(
             f"{what} has more pixels than PIL allows ({error}): scale it down beforehand, or raise "
@@ -76,7 +76,10 @@ def unreadable(what: str, error: Exception) -> ValueError:
 
 
 def _scaled(array: np.ndarray, white: float | None = None) -> np.ndarray:
-    """`array` as uint8, `white` becoming 255; None: the smallest of 1 (floats only), 255 and 65535 (integers only)."""
+    """Scales `array` to uint8, so that `white` becomes 255.
+
+    Without `white` it is the smallest of 1 (floats only), 255 and 65535 (integers only) that no value exceeds.
+    """
     if array.dtype.kind not in "biuf":
         raise ValueError(f"an image array must hold integers, floats or bools, not {array.dtype}")
     if array.dtype.kind == "b":

@@ -1,4 +1,4 @@
-"""A sample as text to read: what the model will see."""
+"""Shows a sample as text, as the model reads it."""
 
 import itertools
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ COLLAPSE_FROM = 4  # shorter runs of one token are ordinary text ("...", a table
 
 
 def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
-    """The first row of a sample, padding left out: its text, runs of one token collapsed (`<image>×64`); its ids where
-    nothing decodes them.
+    """Returns the first row of a sample as text, without padding.
+
+    Runs of one token are collapsed (`<image>×64`). Without a decoder the text is the ids.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = sample["input_ids"][0][token_mask(sample)[0]].tolist()

@@ -1,4 +1,7 @@
-"""Question and answer columns -> turns: plain text, several annotators, SQuAD, multiple choice, TRL's preferences."""
+"""Converts question and answer columns to turns.
+
+It reads plain text, several annotators, SQuAD, multiple choice and TRL's preferences.
+"""
 
 import ast
 import math
@@ -16,7 +19,14 @@ _SHOWN = 80
 
 
 def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], base_dir: Path | None) -> list[Turn]:
-    """Turns of a record without a messages column. Prompt and response may each be a text or a list of messages.
+    """Returns the turns of a record without a messages column.
+
+    Prompt and response may each be a text or a list of messages.
+
+    Args:
+        record: with the columns.
+        found: part → column, from [`transformers_qaig.data.columns.find_columns`].
+        base_dir: the folder that relative image paths start from.
 
     Raises:
         ValueError: a column holds what is neither; the message names it and says what it should be.
@@ -51,7 +61,7 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
 
 
 def response_of(record: Mapping[str, Any], found: Mapping[str, str], base_dir: Path | None) -> list[Turn]:
-    """Turns of a record's response, which continues a column of messages; none if it has no such column."""
+    """Returns the turns of a record's response, which continues a column of messages; none if it has no such column."""
     return _response(record[found["response"]], found, {}, base_dir) if "response" in found else []
 
 
@@ -60,7 +70,7 @@ def _user(text: str) -> Turn:
 
 
 def _question(record: Mapping[str, Any], found: Mapping[str, str], question: str, choices: str | dict[str, str]) -> str:
-    """The question with what belongs to it: the passage before it; Alpaca's input or the choices after it."""
+    """Returns the question with what belongs to it: the passage before it, Alpaca's input or the choices after it."""
     parts = [question]
     if "context" in found:
         context = record[found["context"]]
@@ -93,7 +103,7 @@ def _response(value: Any, found: Mapping[str, str], choices: str | dict[str, str
 
 
 def _answer(value: Any, name: str) -> str | None:
-    """One answer out of a text, several annotators' or a nested column such as SQuAD's; None: there is none."""
+    """Returns one answer from a text, several annotators or a nested column such as SQuAD's; None: there is none."""
     if isinstance(value, Mapping):
         key = next((key for key in _ANSWER_KEYS if key in value), None)
         if key is None:
@@ -115,7 +125,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _lettered(choices: Any) -> str | dict[str, str]:
-    """The choices under their letters, empty if there are none; a `str` that is no list stays as it is."""
+    """Returns the choices under their letters, empty if there are none; a `str` that is no list stays as it is."""
     if isinstance(choices, str):  # some sets store the list as Python or JSON writes it
         try:
             choices = ast.literal_eval(choices)
@@ -133,7 +143,7 @@ def _lettered(choices: Any) -> str | dict[str, str]:
 
 
 def _chosen(answer: str, choices: dict[str, str], name: str) -> str:
-    """The choice that `answer` names by its text, its letter or its index from 0; another text stays as it is."""
+    """Returns the choice that `answer` names by text, letter or index from 0; another text stays as it is."""
     bare = answer.strip("().: \n")
     letters, texts = list(choices), [text.strip().casefold() for text in choices.values()]
     if answer.strip().casefold() in texts:

@@ -1,4 +1,4 @@
-"""Calibration data: whatever the user has -> a list of model inputs."""
+"""Loads calibration data of any form as a list of model inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +106,7 @@ def _is_encoded(record: Any) -> bool:
 
 @dataclass
 class _Encoder:
-    """Records -> samples; whatever goes wrong on the way names the record."""
+    """Converts records to samples; its errors name the record."""
 
     processor: Any
     columns: Mapping[str, str] | None
@@ -117,6 +117,7 @@ class _Encoder:
     notes: dict[str, list[int]] = field(default_factory=dict)  # what was dropped, and of which samples
 
     def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor]:
+        """Converts one record."""
         if _is_encoded(record):
             try:
                 return as_tensors(record, self.vocab_size)

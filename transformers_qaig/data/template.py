@@ -1,8 +1,8 @@
-"""Which form of a conversation a chat template writes in full, found by trying; what it drops is told or refused.
+"""Finds, by trying, the form of a conversation that a chat template writes in full; reports or refuses what it drops.
 
-Templates disagree: some read a list of parts only (and skip a plain string without a word), some read plain strings.
-So each form is first rendered with a word of its own in place of every text: a word that is missing was dropped.
-A short answer such as "2" would be found in the markup or the question, too.
+Templates differ: some read a list of parts only (and skip a plain string without a message), some read plain strings.
+So each form is first rendered with a unique word in place of every text: a missing word was dropped. A short answer
+such as "2" would be found in the markup or the question, too.
 """
 
 import json
@@ -25,9 +25,12 @@ def form_for_template(
     tools: ChatTools = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> Conversation:
-    """The conversation in the form that this chat template renders in full.
+    """Returns the conversation in the form that this chat template renders in full.
 
     Args:
+        processor: whose chat template it is.
+        conversation: as `messages.to_conversation` returns it.
+        tools: as `messages.tools_of` returns them.
         tell: called with a sentence for whatever else than an answer the template drops.
 
     Raises:
@@ -62,7 +65,7 @@ def form_for_template(
 
 
 def render(processor: Any, form: Conversation, tools: ChatTools = None, **options: Any) -> Any:
-    """What the chat template makes of `form`: text, or with `tokenize=True` what the processor makes of that."""
+    """Renders `form` with the chat template: text, or with `tokenize=True` the processor's output."""
     options = {"add_generation_prompt": False, "tokenize": False, **options}
     if tools:  # not handed on where there are none: a processor of the user's own may not know the argument
         options["tools"] = tools
@@ -79,7 +82,7 @@ def _check_roles(processor: Any, conversation: Conversation) -> None:
 
 
 def _plain_strings(conversation: Conversation) -> Conversation:
-    """Messages without an image, with their parts joined to one string."""
+    """Returns messages without an image with their parts joined to one string."""
     return [
         message
         if any(part["type"] == "image" for part in message["content"])
@@ -97,7 +100,7 @@ class _Word(NamedTuple):
 
 
 def _probe(form: Conversation) -> tuple[Conversation, list[_Word]]:
-    """`form` with a word of its own in place of each text, each called tool's name and each reasoning."""
+    """Returns `form` with a unique word in place of each text, each called tool's name and each reasoning."""
     words: list[_Word] = []
 
     def word(turn: int, what: str) -> str:
@@ -125,7 +128,7 @@ def _replaced(content: str | list[dict[str, Any]], word: Callable[[], str]) -> s
 
 
 def texts_of(turn: Turn) -> list[str]:
-    """The texts of a turn that are not blank."""
+    """Returns the texts of a turn that are not blank."""
     content = turn["content"]
     texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
     return [text for text in texts if text.strip()]
@@ -149,7 +152,7 @@ def _report_dropped(form: Conversation, missing: list[_Word], tell: Callable[[st
 
 
 def _check_answers(form: Conversation, rendered: str) -> None:
-    """Some templates drop a text for what it holds: the real ones are looked for, too."""
+    """Checks that the real answers are rendered: some templates drop a text because of its content."""
     written = _squeezed(rendered)
     for index, turn in enumerate(form):
         if turn["role"] != "assistant":
@@ -173,5 +176,5 @@ def _name_of(tool: dict[str, Any] | Callable[..., Any]) -> str:
 
 
 def _squeezed(text: str) -> str:
-    """Without white space, which templates strip and join as they like."""
+    """Removes white space, which templates strip and join as they like."""
     return "".join(text.split())

@@ -1,4 +1,4 @@
-"""One calibration sample as tensors: what a processor gave, checked, and the masks that are read from it."""
+"""One calibration sample as tensors: checks a processor's output, and reads masks from it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _PER_TOKEN = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_tok
 
 
 def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[str, torch.Tensor]:
-    """A processor's output as CPU tensors; what has one entry a token gets its batch axis where it is missing.
+    """Converts a processor's output to CPU tensors; adds the batch axis to entries with one value a token.
 
     Args:
         batch: names and values of the model's inputs. `None` values are left out.
@@ -44,21 +44,27 @@ def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[
 
 
 def token_mask(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Which positions hold real tokens; padding must never count in a statistic.
+    """Returns which positions hold real tokens; padding must never count in a statistic.
 
     Returns:
-        `torch.BoolTensor` `[B, T]`: the attention mask, or all True where the sample has none.
+        bool `[B, T]`: the attention mask, or all True where the sample has none.
     """
     mask = sample.get("attention_mask")
     return torch.ones_like(sample["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] = ()) -> torch.Tensor:
-    """Which positions hold a token of an answer, from the sample's labels. A sample without labels, or with none set,
-    has no answer told apart: there every real token but the `image_tokens` counts.
+    """Returns which positions hold a token of an answer, from the sample's labels.
+
+    A sample without labels, or with none set, does not mark its answers. There every real token counts, except
+    `image_tokens`.
+
+    Args:
+        sample: the model's inputs, with `labels` int64 `[B, T]` or without.
+        image_tokens: ids that stand for pieces of pictures.
 
     Returns:
-        `torch.BoolTensor` `[B, T]`; False at the first position, which nothing predicts.
+        bool `[B, T]`; False at the first position, which nothing predicts.
     """
     real = token_mask(sample)
     if marks_answers(sample):
@@ -71,13 +77,13 @@ def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] 
 
 
 def marks_answers(sample: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the labels of a sample tell its answers from the rest."""
+    """Whether the labels of a sample mark its answers."""
     real, labels = token_mask(sample), sample.get("labels")
     return labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any())
 
 
 def has_image(sample: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a sample brings pixels: whatever a family calls them, only they are floating point."""
+    """Whether a sample has pixels: whatever a model family calls them, only they are floating point."""
     return any(value.is_floating_point() and value.numel() > 0 for value in sample.values())
 
 

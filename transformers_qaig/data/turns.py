@@ -1,4 +1,4 @@
-"""Chat messages in the forms that public sets use -> turns: roles, parts, tool calls and reasoning in one form."""
+"""Converts chat messages in the forms of public sets to turns: roles, parts, tool calls and reasoning in one form."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
 
 
 def text_part(text: str) -> dict[str, Any]:
+    """Makes the content part of a text."""
     return {"type": "text", "text": text}
 
 
@@ -63,7 +64,7 @@ def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
 
 
 def parse_json(value: Any, what: str) -> Any:
-    """`value`, parsed if it is a JSON string: sets with a fixed schema store what has none in that way."""
+    """Returns `value`, parsed if it is a JSON string: sets with a fixed schema store free-form values in that way."""
     if not isinstance(value, str):
         return value
     try:
@@ -73,7 +74,7 @@ def parse_json(value: Any, what: str) -> Any:
 
 
 def without_none(value: Any) -> Any:
-    """`value` without its entries that are None: Arrow gives every dict of a column the keys of all the others."""
+    """Returns `value` without its entries that are None: Arrow gives every dict of a column the keys of all others."""
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""PEFT's LoRA on packed layers. PEFT has a list of layer types and no way for a package to add to it: this adds to it.
+"""Adds packed layers to PEFT's LoRA, whose list of layer types a package cannot extend.
 
 Nothing here is imported before PEFT is ([`transformers_qaig.integrations.when_imported`]).
 """
@@ -27,7 +27,10 @@ REMEDY = "Leave it out, or train on `model.dequantize()`."
 
 
 class QAIGLoraLinear(Linear):
-    """Low-rank adapters beside a packed layer: PEFT's own forward pass; what reads or changes the weight is refused."""
+    """Low-rank adapters beside a packed layer.
+
+    PEFT's own forward pass computes them. Whatever reads or changes the weight is refused.
+    """
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         assert isinstance(module, QAIGLinear)
@@ -35,9 +38,19 @@ class QAIGLoraLinear(Linear):
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:
+        """The variants of LoRA that do not read the weight."""
         return {(): None, ("alora_invocation_tokens",): ALoraLinearVariant}
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
+        """Returns the variant that the configuration asks for.
+
+        Args:
+            config: of the adapter.
+            kwargs: as PEFT passes them.
+
+        Raises:
+            ValueError: the variant or the initialization reads the weight.
+        """
         if config.init_lora_weights not in INITS_WITHOUT_WEIGHT:
             raise ValueError(
                 f"`init_lora_weights={config.init_lora_weights!r}` reads the weight, which is packed. {REMEDY}"
@@ -50,13 +63,14 @@ class QAIGLoraLinear(Linear):
             raise ValueError(f"This kind of LoRA is not supported on packed layers: {error}. {REMEDY}") from error
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raises `NotImplementedError`: an adapter cannot be merged into a packed weight."""
         raise NotImplementedError(
             "An adapter cannot be merged into a packed weight. Load it on `model.dequantize()` and merge it there."
         )
 
 
 def support_packed_layers() -> None:
-    """Let PEFT put adapters on packed layers, by name and by `target_modules="all-linear"`."""
+    """Makes PEFT put adapters on packed layers, by name and by `target_modules="all-linear"`."""
     make_default = lora_model.dispatch_default
 
     @functools.wraps(make_default)
@@ -103,7 +117,7 @@ def _refuse_to_train_packed_weights() -> None:
 
 
 def packed_names(model: nn.Module) -> set[str]:
-    """The packed linears that "all-linear" means: not the output head, and not what has an adapter already."""
+    """Lists the packed linears that "all-linear" means: not the output head, and none that has an adapter already."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return {

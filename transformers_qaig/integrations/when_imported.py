@@ -1,4 +1,4 @@
-"""Something to do once another package is imported, without importing it."""
+"""Runs an action once another package is imported, without importing it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Call `action` right after the module `name` is imported, or now if it is."""
+    """Calls `action` right after the module `name` is imported, or now if it is imported already."""
     if name in sys.modules:
         action()
     else:
@@ -18,7 +18,7 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Finds nothing itself: it adds the action to how one module is loaded, once."""
+    """Adds the action to how one module is loaded, once; it finds no module itself."""
 
     def __init__(self, name: str, action: Callable[[], None]):
         self.name, self.action = name, action

@@ -1,4 +1,4 @@
-"""Which weight gets how many bits: a multiple-choice knapsack under a budget of stored bits, solved exactly."""
+"""Chooses how many bits each weight gets: a multiple-choice knapsack under a budget of stored bits, solved exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SchemeOption:
     """One way to store one weight, or several that must be stored alike.
 
     Attributes:
-        scheme: how.
+        scheme: how it is stored.
         size: stored bits: codes, scales and zero points.
         cost: predicted loss, in any unit that adds up.
     """
@@ -36,10 +36,12 @@ Options = Mapping[str, Sequence[SchemeOption]]
 
 @dataclass(frozen=True)
 class Allocation:
-    """Attributes:
-    schemes: weight path → the chosen one.
-    size: stored bits of all of them.
-    cost: predicted loss of all of them.
+    """A scheme for every weight.
+
+    Attributes:
+        schemes: weight path → the chosen one.
+        size: stored bits of all of them.
+        cost: predicted loss of all of them.
     """
 
     schemes: Plan
@@ -48,7 +50,7 @@ class Allocation:
 
 
 def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = ()) -> Allocation:
-    """The choice of least total cost whose total size does not exceed the budget.
+    """Finds the choice of least total cost whose total size does not exceed the budget.
 
         min Σ_m Σ_o cost_mo z_mo   with   Σ_o z_mo = 1,   Σ_m Σ_o size_mo z_mo ≤ budget,   z binary
 
@@ -84,7 +86,7 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
 
 
 def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[int, int]:
-    """Stored bits of the smallest and of the largest choice."""
+    """Returns the stored bits of the smallest and of the largest choice."""
     units = _units(options, fused)
     return (
         sum(min(option.size for option in choices) for _, choices in units),
@@ -93,7 +95,7 @@ def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[in
 
 
 def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
-    """The options with nothing left to choose: each weight's largest, which needs no cost."""
+    """Returns the options with nothing left to choose: each weight's largest, which needs no cost."""
     kept: dict[str, list[SchemeOption]] = {}
     for paths, choices in _units(options, fused):
         entry = max(choices, key=lambda option: option.size).scheme
@@ -102,8 +104,14 @@ def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
 
 
 def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 33) -> list[Allocation]:
-    """The Pareto front, sampled: the optimal allocations at `points` budgets evenly from the smallest choice to the
-    largest, without those that an earlier one matches in cost. Sizes rise, costs fall.
+    """Samples the Pareto front: optimal allocations at `points` budgets, evenly from smallest to largest.
+
+    Allocations that an earlier one matches in cost are left out. Sizes rise, costs fall.
+
+    Args:
+        options: weight path → ways to store it.
+        fused: sets of paths that must get equal schemes.
+        points: budgets to try.
     """
     fused = list(fused)
     least, most = reachable(options, fused)
@@ -116,8 +124,14 @@ def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 3
 
 
 def knee(sizes: Sequence[float], costs: Sequence[float]) -> int:
-    """Index of the point where the log of a falling, convex front lies furthest below the line between its ends: before
-    it a bit buys more than on average, after it less. Costs of zero or less count as the smallest positive one.
+    """Returns the index of the point after which a bit buys less than on average.
+
+    There the log of a falling, convex front is furthest below the line between its ends. Costs of zero or less count as
+    the smallest positive one.
+
+    Args:
+        sizes: rising.
+        costs: falling.
     """
     x, y = np.asarray(sizes, float), np.asarray(costs, float)
     if len(x) < 3 or not (y > 0).any():
@@ -128,7 +142,10 @@ def knee(sizes: Sequence[float], costs: Sequence[float]) -> int:
 
 
 def fused_sets(paths: Iterable[str]) -> list[list[str]]:
-    """The paths that serving engines merge, by name: siblings q, k, v and gate, up. Only sets of two or more."""
+    """Returns the sets of paths that serving engines merge, by name: siblings q, k, v and gate, up.
+
+    Only sets of two or more are returned.
+    """
     groups: dict[tuple[str, int], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
@@ -139,7 +156,7 @@ def fused_sets(paths: Iterable[str]) -> list[list[str]]:
 
 
 def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[str], list[SchemeOption]]]:
-    """Paths that are decided together, with the sums of their options."""
+    """Groups paths that are decided together, with the sums of their options."""
     sets = [list(group) for group in fused]
     member = {path: number for number, group in enumerate(sets) for path in group}
     units = [([path], list(choices)) for path, choices in options.items() if path not in member]
@@ -159,7 +176,7 @@ def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[
 
 
 def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> list[int]:
-    """Index of the chosen option per unit; some choice is known to fit."""
+    """Returns the index of the chosen option per unit; some choice is known to fit."""
     from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # slow to import, and seldom needed
     from scipy.sparse import csr_array
 
@@ -214,7 +231,7 @@ def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> l
 
 
 def _filled(picks: np.ndarray, size: np.ndarray, cost: np.ndarray, owner: np.ndarray, room: float) -> np.ndarray:
-    """A choice that fits, bettered while one unit can be: each time the step that gains most, of those that fit."""
+    """Improves a choice that fits, step by step: each time by the step that gains most, of those that fit."""
     while True:
         gain = np.where(size - size[picks][owner] <= room - size[picks].sum(), cost[picks][owner] - cost, 0.0)
         step = int(np.argmax(gain))
@@ -224,7 +241,7 @@ def _filled(picks: np.ndarray, size: np.ndarray, cost: np.ndarray, owner: np.nda
 
 
 def describe(allocation: Allocation, options: Options, budget: float, fused: Sequence[Sequence[str]] = ()) -> str:
-    """One or two lines for the log: the widths chosen, and what fused paths cost."""
+    """Describes an allocation in one or two lines for the log: the widths chosen, and what fused paths cost."""
     widths = Counter(scheme.bits for scheme in allocation.schemes.values())
     counts = ", ".join(f"{count} x {bits} bits" for bits, count in sorted(widths.items()))
     text = f"qaig: {counts}; {allocation.size / budget:.1%} of the budget used; predicted loss {allocation.cost:.3g}"

@@ -1,4 +1,4 @@
-"""Which parts of a model a name or a pattern in the configuration means.
+"""Finds the parts of a model that a name or a pattern in the configuration means.
 
 A pattern is read in this order:
 
@@ -34,7 +34,7 @@ class ModelNames:
         self.paths = list(dict.fromkeys([*modules, *parameters]))
 
     def matching(self, pattern: str) -> set[str]:
-        """All paths that a pattern reaches; empty if it means nothing in this model."""
+        """Returns all paths that a pattern reaches; empty if it matches nothing in this model."""
         pattern = pattern.removesuffix(".weight")
         if globbed := self._globbed(pattern):
             return self._with_children(globbed)
@@ -43,7 +43,7 @@ class ModelNames:
         return self._with_children(whole | self._as_transformers(pattern)) | ends
 
     def nearest(self, pattern: str) -> str:
-        """`" Did you mean ...?"` with the nearest path or end of a path; empty if none is near."""
+        """Returns `" Did you mean ...?"` with the nearest path or end of a path; empty if none is near."""
         pattern = pattern.removesuffix(".weight")
         for wanted in dict.fromkeys((pattern, pattern.lstrip("*."), pattern.rpartition(".")[2])):
             ends = {path if "." in wanted else path.rpartition(".")[2]: None for path in self.paths}

@@ -1,4 +1,4 @@
-"""How a configuration lets one weight be stored: bits, overrides, a given plan, a group size that fits, a rotation."""
+"""Resolves how a configuration stores one weight: bits, overrides, a given plan, a fitting group size, a rotation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ SKIPPED = "listed in `modules_to_not_convert`"
 
 
 class SchemeResolver:
-    """Answers for one weight after the other, and remembers which overrides and paths have matched nothing yet."""
+    """Resolves the schemes of one weight after the other.
+
+    It remembers which overrides and paths have matched nothing yet.
+    """
 
     def __init__(self, config: QAIGConfig, model: nn.Module):
-        """Finds what the patterns of the configuration mean.
+        """Finds the modules and parameters that the configuration's patterns mean.
 
         Args:
             config: how to quantize.
@@ -53,13 +56,15 @@ class SchemeResolver:
         candidates: list[WeightScheme] | None,
         is_table: bool = False,
     ) -> tuple[list[SchemeOption], str]:
-        """The ways to store one weight, or none and why it stays as it is.
+        """Returns the ways to store one weight, or none and why it stays as it is.
 
         Args:
-            path, weight: which.
-            reason: why it cannot be packed, if so.
+            path: of the weight, in the model.
+            weight: `[N, K]`, may be on the meta device.
+            reason: why it cannot be packed; empty if it can.
             candidates: schemes to choose from, unless the given plan names the weight; None if there are none.
-            is_table: embeddings or a head, whose rows are looked up as they are or whose input is not rotated.
+            is_table: whether it is embeddings, whose rows are looked up as they are, or a head, whose input is not
+                rotated.
         """
         config = self.config
         if path in self.skipped:  # also of a given plan
@@ -83,7 +88,7 @@ class SchemeResolver:
         return [SchemeOption(scheme, size, float("nan")) for scheme, size in sizes.items()], ""
 
     def _rotated(self, scheme: WeightScheme, columns: int, path: str, is_table: bool) -> WeightScheme:
-        """The scheme with the rotation that the configuration asks for; one of a given plan is checked and stays."""
+        """Returns the scheme with the configuration's rotation; one of a given plan is checked and stays."""
         if scheme.rotation is None:
             wanted = self.config.plan is None and self.config.rotates and not is_table
             block = fit_block(columns, BLOCK) if wanted else None
@@ -120,7 +125,7 @@ class SchemeResolver:
 
 
 def _matches(names: ModelNames, patterns: Iterable[str], argument: str) -> list[set[str]]:
-    """The paths that each pattern reaches."""
+    """Returns the paths that each pattern reaches."""
     found = [names.matching(pattern) for pattern in patterns]
     for pattern, paths in zip(patterns, found):
         if not paths:

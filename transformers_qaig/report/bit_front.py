@@ -1,4 +1,4 @@
-"""The Pareto front of a model under a budget of bits: predicted loss against size, as a table and as a picture."""
+"""Shows the Pareto front of a model under a budget of bits: predicted loss against size, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ BAR = 32
 
 @dataclass(frozen=True)
 class Point:
-    """Attributes:
-    bits: stored bits per packed weight.
-    size: of all weights of the saved model, in bytes.
-    loss: predicted; in nats per answer token, but for the cost `"error"`.
-    widths: bits → how many linears have them.
+    """One plan on the front.
+
+    Attributes:
+        bits: stored bits per packed weight.
+        size: of all weights of the saved model, in bytes.
+        loss: predicted; in nats per answer token, except for the cost `"output_error"`.
+        widths: bits → how many linears have them.
     """
 
     bits: float
@@ -32,6 +34,7 @@ class Point:
 
     @classmethod
     def of(cls, allocation: Allocation, coverage: Coverage) -> Point:
+        """Makes the point of an allocation; `coverage` has the size of the rest of the model."""
         widths = Counter(scheme.bits for scheme in allocation.schemes.values())
         return cls(
             allocation.size / coverage.packed,
@@ -43,10 +46,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """Attributes:
-    points: the best plans, sizes rising.
-    knee: index of the point after which a bit buys less than on average.
-    uniform: every linear at one width, for comparison.
+    """The best plans at several sizes, and uniform plans to compare them with.
+
+    Attributes:
+        points: the best plans, sizes rising.
+        knee: index of the point after which a bit buys less than on average.
+        uniform: every linear at one width, for comparison.
     """
 
     points: Sequence[Point]
@@ -55,7 +60,7 @@ class Front:
 
 
 def table(front: Front) -> str:
-    """Plain text: a row for each point, with a bar as long as its loss against the largest."""
+    """Formats the front as plain text: a row for each point, with a bar as long as its loss against the largest."""
     most = max(point.loss for point in front.points)
     lines = [f"{'bits':>6}  {'model':>10}  {'predicted loss':>14}  widths (linears)"]
     for index, point in enumerate(front.points):
@@ -67,7 +72,7 @@ def table(front: Front) -> str:
 
 
 def plot(front: Front, path: str | Path) -> None:
-    """Draw the front to a picture file, loss on a logarithmic axis.
+    """Draws the front to a picture file, with loss on a logarithmic axis.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Several quantized models against one full-precision model: as JSON, as a Markdown table, as a picture.
+"""Compares quantized models with one full-precision model: as JSON, as a Markdown table, as a picture.
 
 rows = [Row("fast", 3, answer_statistics(...), bits_per_weight=3.3, file_bytes=8_000_000), ...]
 json.dumps(as_json(rows, baseline="rtn"))
@@ -37,7 +37,7 @@ class Row:
 
 
 def as_json(rows: Sequence[Row], baseline: str | None = None) -> list[dict[str, Any]]:
-    """One dict per row: what `AnswerStatistics.summary` says, tasks included, and sizes.
+    """Returns one dict per row: the figures of `AnswerStatistics.summary`, tasks included, and sizes.
 
     Args:
         rows: measured on the same questions.
@@ -64,7 +64,7 @@ def as_json(rows: Sequence[Row], baseline: str | None = None) -> list[dict[str, 
 
 
 def table(rows: Sequence[Row], baseline: str | None = None) -> str:
-    """The same as Markdown, tasks left out; ± is one standard error."""
+    """Formats the same as Markdown, without tasks; ± is one standard error."""
     head = ["method", "setting", "bits", "MB", "KL", "top-1 agreement", "perplexity", "exact match"]
     lines = [[*head, f"KL / {baseline} (95 %)"] if baseline else head]
     lines.append(["---"] * len(lines[0]))
@@ -86,7 +86,7 @@ def table(rows: Sequence[Row], baseline: str | None = None) -> str:
 
 
 def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Draw KL, logarithmic, with standard errors, against stored bits per weight and against the file's size.
+    """Draws KL, logarithmic, with standard errors, against stored bits per weight and against the file's size.
 
     Raises:
         ValueError: no row has a KL above 0.

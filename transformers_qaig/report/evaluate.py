@@ -1,4 +1,4 @@
-"""How much of a model's answers survives: KL to a reference, agreement, likelihood and exact match, per answer.
+"""Measures how much of a model's answers survives: KL to a reference, agreement, likelihood, exact match.
 
 Everything is teacher-forced: one forward pass over question and answer, read at the answer's positions.
 
@@ -72,20 +72,20 @@ def encode_questions(
     columns: Mapping[str, str] | None = None,
     base_dir: Path | None = None,
 ) -> list[Question]:
-    """Every assistant turn of ``conversations`` as a question of its own.
+    """Encodes every assistant turn of ``conversations`` as a question of its own.
 
-    Each answer is asked alone: system messages and all pictures seen so far stay, earlier questions and answers do not.
-    The answer's tokens are found by rendering the chat twice, without and with the answer: they start where the two
-    token sequences part, and end after the first of ``eos_token_ids`` (what a template writes after it is never
-    generated).
+    Each answer is asked alone: system messages and all pictures so far stay, earlier questions and answers do not. The
+    answer's tokens are found by rendering the chat twice, without and with the answer. They start where the two token
+    sequences differ, and end after the first of ``eos_token_ids``. What a template writes after that is never
+    generated.
 
     Args:
-        processor: what ``AutoProcessor.from_pretrained`` gives; its chat template is used.
+        processor: what ``AutoProcessor.from_pretrained`` returns; its chat template is used.
         conversations: chat messages, where an assistant's message may carry ``"task"``, a name to report it under; or
             records such as ``{"image": …, "question": …, "answer": …, "task": …}``: a ``datasets.Dataset`` will do.
         eos_token_ids: tokens that end a generation.
-        columns: what records call their ``messages``, ``image``, ``prompt``, ``response`` and ``tools``
-            (default: found by name).
+        columns: what records call their ``messages``, ``image``, ``prompt``, ``response`` and ``tools`` (default: found
+            by name).
         base_dir: the folder that relative image paths start from, for conversations from a file.
 
     Raises:
@@ -118,9 +118,9 @@ def encode_questions(
 
 
 def answer_logits(model: torch.nn.Module, questions: Sequence[Question], *, batch_size: int = 32) -> list[Tensor]:
-    """Logits that predict each answer's tokens: one ``[A, V]`` CPU tensor per question, in the model's dtype.
+    """Computes the logits that predict each answer's tokens: ``[A, V]`` per question, on the CPU, in the model's dtype.
 
-    Kept for reuse as ``reference=`` when several models are compared with one, at A·V values per question.
+    Pass them as ``reference=`` when several models are compared with one. They take A·V values per question.
     """
     logits: list[Tensor] = [torch.empty(0)] * len(questions)
     for batch in tqdm(_equal_shape_batches(questions, batch_size), desc="Predictions", unit="batch"):
@@ -137,7 +137,7 @@ def answer_statistics(
     reference: torch.nn.Module | Sequence[Tensor] | None = None,
     batch_size: int = 32,
 ) -> AnswerStatistics:
-    """Teacher-forced statistics of every answer in ``conversations``.
+    """Computes teacher-forced statistics of every answer in ``conversations``.
 
     Questions whose tensors have equal shapes share a batch, so nothing is ever padded.
 
@@ -190,7 +190,7 @@ def _as_questions(model: Any, processor: Any, conversations: Sequence[Any]) -> l
 def _messages_of(
     record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, base_dir: Path | None, index: int
 ) -> tuple[Sequence[Message], ChatTools]:
-    """A record's messages, and the tools that it offers."""
+    """Returns a record's messages, and the tools that it offers."""
     if not isinstance(record, Mapping) and base_dir is None:
         return record, None
     try:
@@ -202,8 +202,9 @@ def _messages_of(
 
 
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
-    """(prompt, assistant message) of each answer; a prompt is system messages, all pictures so far, one question, and
-    the tools' calls and results since then.
+    """Yields (prompt, assistant message) of each answer.
+
+    A prompt is system messages, all pictures so far, one question, and the tools' calls and results since then.
     """
     system = [message for message in conversation if message["role"] == "system"]
     pictures: list[Any] = []
@@ -231,7 +232,7 @@ def _render(processor: Any, messages: Sequence[Message], tools: ChatTools = None
 
 
 def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> list[list[int]]:
-    """Indices of questions that can be concatenated along the batch dimension without padding."""
+    """Groups the indices of questions that can be concatenated along the batch dimension without padding."""
     shapes = [tuple((name, tuple(value.shape)) for name, value in question.inputs.items()) for question in questions]
     order = sorted(range(len(questions)), key=shapes.__getitem__)
     alike = [list(group) for _, group in groupby(order, key=shapes.__getitem__)]
@@ -241,7 +242,7 @@ def _equal_shape_batches(questions: Sequence[Question], batch_size: int) -> list
 def _logits_of(
     model: torch.nn.Module | Sequence[Tensor], questions: Sequence[Question], batch: list[int]
 ) -> Sequence[Tensor]:
-    """Logits ``[A, V]`` of the questions in ``batch``, computed or looked up."""
+    """Returns logits ``[A, V]`` of the questions in ``batch``, computed or looked up."""
     if isinstance(model, torch.nn.Module):
         return _forward(model, [questions[i] for i in batch])
     return [model[i] for i in batch]
@@ -249,7 +250,7 @@ def _logits_of(
 
 @torch.no_grad()
 def _forward(model: torch.nn.Module, questions: Sequence[Question]) -> list[Tensor]:
-    """Logits ``[A, V]`` at the positions that predict each answer, from one forward pass."""
+    """Returns logits ``[A, V]`` at the positions that predict each answer, from one forward pass."""
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     batch: dict[str, Any] = {}
     for name in questions[0].inputs:
@@ -264,7 +265,7 @@ def _forward(model: torch.nn.Module, questions: Sequence[Question]) -> list[Tens
 
 
 def _answer_figures(logits: Tensor, answer: Tensor, reference: Tensor | None) -> tuple[float, float, float, float]:
-    """(exact, NLL, KL(reference ‖ model), agreement) of one answer from logits ``[A, V]``, in float32."""
+    """Computes (exact, NLL, KL(reference ‖ model), agreement) of one answer from logits ``[A, V]``, in float32."""
     log_p = log_softmax(logits.float(), dim=-1)
     answer = answer.to(log_p.device)
     if len(log_p) != len(answer):

@@ -1,4 +1,4 @@
-"""Token importance made visible: λ laid over the pictures, and as bars over the words. Needs matplotlib."""
+"""Draws token importance λ over the pictures, and as bars over the words. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INK, MUTED = "#222222", "#8a8a8a"
 
 @dataclass(frozen=True)
 class TokenMap:
-    """One sample's λ.
+    """The token weights λ of one sample.
 
     Attributes:
         image: the picture.
@@ -43,7 +43,7 @@ class TokenMap:
     title: str = ""
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """λ float32 `[T]` and the picture's positions bool `[T]`, checked against each other."""
+        """Returns λ float32 `[T]` and the picture's positions bool `[T]`, checked against each other."""
         weights, positions = (_numpy(array) for array in (self.weights, self.image_positions))
         weights, positions = weights.astype(np.float32), positions.astype(bool)
         if not weights.shape == positions.shape == (len(self.tokens),):
@@ -57,7 +57,7 @@ class TokenMap:
 
 
 def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> None:
-    """Draw every item as its picture under λ, with λ of its words in bars below, into one PNG.
+    """Draws every item as its picture under λ, with λ of its words in bars below, into one PNG.
 
     All pictures share one colour scale, which spans 96 % of the tokens. An item whose picture tokens do not fill one
     grid gets the plain picture.
@@ -112,7 +112,7 @@ def _draw_picture(axes: Any, item: TokenMap, values: np.ndarray, scale: Any) -> 
 
 
 def _tinted(image: Image, heat: np.ndarray, scale: Any) -> np.ndarray:
-    """The picture in light grey times the colour of λ, float `[H, W, 3]`; λ is smoothed between tokens."""
+    """Returns the picture in light grey times the colour of λ, float `[H, W, 3]`; λ is smoothed between tokens."""
     from matplotlib import colormaps
     from PIL import Image as Pillow
     from PIL import ImageOps

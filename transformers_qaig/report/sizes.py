@@ -1,4 +1,4 @@
-"""What each part of a quantized model takes, before and after, as rows of a table."""
+"""Lists the size of each part of a quantized model, before and after, as rows of a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE = "whole model"
 
 @dataclass(frozen=True)
 class PartRow:
-    """One row.
+    """The size of one part.
 
     Attributes:
         name: path of the part.
@@ -30,7 +30,7 @@ class PartRow:
     size: PartSize
 
     def cells(self) -> tuple[str, ...]:
-        """The row's text under `HEAD`."""
+        """Returns the row's text under `HEAD`."""
         shrinks = self.size.full != self.size.saved and self.size.saved
         return (
             self.name,
@@ -42,7 +42,7 @@ class PartRow:
 
 
 def part_rows(coverage: Coverage, plan: Plan, *, every_part: bool = False) -> list[PartRow]:
-    """The parts of a model, largest first, then the whole of it.
+    """Returns the parts of a model, largest first, then the whole of it.
 
     Args:
         coverage: of the run.
@@ -59,7 +59,7 @@ def part_rows(coverage: Coverage, plan: Plan, *, every_part: bool = False) -> li
 
 
 def _widths(part: str, coverage: Coverage, plan: Plan) -> tuple[int, ...]:
-    """The widths of a part's packed weights; the blocks have all that are not planned outside of them."""
+    """Returns the widths of a part's packed weights; the blocks have all that are not planned outside of them."""
     outside = coverage.outside
     paths: Iterable[str] = (
         (path for path in plan if path not in outside)

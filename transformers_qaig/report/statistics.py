@@ -1,4 +1,4 @@
-"""Figures per answer, and what can be said from them: means, standard errors, paired comparisons."""
+"""Figures per answer, and statistics of them: means, standard errors, paired comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,12 +41,12 @@ class AnswerStatistics:
         return len(self.exact)
 
     def select(self, mask: Array) -> "AnswerStatistics":
-        """The questions where ``mask`` (bool ``[Q]``) holds."""
+        """Returns the questions where ``mask`` (bool ``[Q]``) holds."""
         chosen: dict[str, Any] = {name: None if value is None else value[mask] for name, value in vars(self).items()}
         return AnswerStatistics(**chosen)
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """Means with bootstrap standard errors, over all questions and (under ``"tasks"``) per task.
+        """Computes means with bootstrap standard errors, over all questions and (under ``"tasks"``) per task.
 
         ``exact_match`` is a mean over questions; ``kl``, ``agreement`` and ``nll`` are means over answer tokens, and
         ``perplexity`` is exp of the mean ``nll``. The bootstrap resamples whole conversations.
@@ -75,7 +75,7 @@ class AnswerStatistics:
 
 
 def pooled(statistics: Sequence[AnswerStatistics]) -> AnswerStatistics:
-    """One method measured several times on the same questions (with several calibration sets, say): means per question.
+    """Averages one method's results per question over several runs, such as runs with several calibration sets.
 
     Raises:
         ValueError: nothing to pool, or other questions.
@@ -93,16 +93,19 @@ def pooled(statistics: Sequence[AnswerStatistics]) -> AnswerStatistics:
 
 
 def require_same_questions(a: AnswerStatistics, b: AnswerStatistics) -> None:
-    """Raise `ValueError` unless both were measured on the same questions in the same order."""
+    """Raises `ValueError` unless both were measured on the same questions in the same order."""
     for name in ("conversation", "tokens", "task"):
         if not np.array_equal(getattr(a, name), getattr(b, name)):
             raise ValueError(f"both statistics must be of the same questions in the same order; their {name} differs.")
 
 
 def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tuple[float, float, float]:
-    """Mean KL of ``a`` over mean KL of ``b`` on the same questions: (ratio, lower, upper) of the 95 % interval.
+    """Computes mean KL of ``a`` over mean KL of ``b`` on the same questions, with its 95 % interval.
 
-    Percentile bootstrap over conversations; both models are seen on the same resampled conversations.
+    Percentile bootstrap over conversations; both models are measured on the same resampled conversations.
+
+    Returns:
+        (ratio, lower, upper).
 
     Raises:
         ValueError: a KL is missing, or the two were not measured on the same questions.
@@ -119,9 +122,9 @@ def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tup
 
 
 def resampled_kl(statistics: AnswerStatistics, seed: int = 0) -> Array:
-    """Mean KL per answer token in each bootstrap resample of the conversations, float64 ``[RESAMPLES]``.
+    """Computes mean KL per answer token in each bootstrap resample of the conversations, float64 ``[RESAMPLES]``.
 
-    The resamples are the same for all models on the same questions, so that what is computed from several is paired.
+    The resamples are the same for all models on the same questions, so results of several models are paired.
 
     Raises:
         ValueError: there is no KL.
@@ -137,13 +140,13 @@ def _figure(mean: Any, resampled: Array) -> dict[str, float]:
 
 
 def _resampled_counts(conversation: Array, seed: int) -> Array:
-    """How often each conversation appears in each bootstrap resample, int ``[RESAMPLES, conversations]``."""
+    """Counts how often each conversation is in each bootstrap resample, int ``[RESAMPLES, conversations]``."""
     number = len(np.unique(conversation))
     return np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
 
 
 def _mean(values: Array, weights: Array, conversation: Array, counts: Array) -> Array:
-    """Weighted mean of ``values`` in each resample, ``[RESAMPLES]``."""
+    """Computes the weighted mean of ``values`` in each resample, ``[RESAMPLES]``."""
     _, position = np.unique(conversation, return_inverse=True)
     total = np.bincount(position, weights=values * weights)
     weight = np.bincount(position, weights=weights)

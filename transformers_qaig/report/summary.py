@@ -1,4 +1,4 @@
-"""What a quantization run did: a few lines to print, and kept on the model as `qaig_report`."""
+"""Summarises a quantization run: a few lines to print, kept on the model as `qaig_report`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .text import aligned, labelled, sparkline
 
 @dataclass
 class BlockSummary:
-    """What became of one block, or of one projector, head or embeddings.
+    """The summary of one block, or of one projector, head or embeddings.
 
     Attributes:
         path: where it is in the model.
@@ -43,7 +43,7 @@ class BlockSummary:
 
 @dataclass
 class QuantizationReport:
-    """What a run did. `print(report)` shows a few lines, `print(report.details())` all of it.
+    """The report of a run. `print(report)` shows a few lines, `print(report.details())` all of it.
 
     Attributes:
         recipe: its name.
@@ -72,7 +72,7 @@ class QuantizationReport:
         return self.coverage.bits_per_weight
 
     def facts(self) -> list[tuple[str, str]]:
-        """Name and value of what was done, one line each, without the sizes; also for the model card."""
+        """Returns name and value of what was done, one line each, without the sizes; also for the model card."""
         facts = [
             ("stored bits", f"{self.bits_per_weight:.2f} per packed weight of the blocks, with scales and zero points"),
             ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
@@ -96,7 +96,7 @@ class QuantizationReport:
         return facts + [("checkpoint", line) for line in self.coverage.unused]
 
     def details(self) -> str:
-        """The long form: every part, every block, and what was left out, with reasons."""
+        """Returns the long form: every part, every block, and what was left out, with reasons."""
         blocks = [("block", "error", "accepted", "rejected", "time")]
         blocks += [
             (
@@ -140,7 +140,7 @@ class QuantizationReport:
         return [block.error for block in self.blocks if math.isfinite(block.error)]
 
     def _reasons(self) -> str:
-        """Why weights of the blocks stay as they are, with how many, in one line."""
+        """Returns in one line why weights of the blocks stay as they are, with how many."""
         counts = Counter(reason for _, reason in self.coverage.left_out.values())
         shown = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(3))
         return f"{len(self.coverage.left_out)} of the blocks' tensors: {shown}" + ("; …" if len(counts) > 3 else "")

@@ -1,4 +1,4 @@
-"""Plain text for terminals: tables with aligned columns, and bars in a line."""
+"""Formats plain text for terminals: tables with aligned columns, and bars in a line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNKNOWN = "·"
 
 
 def aligned(rows: Sequence[Sequence[str]], gap: str = "  ") -> str:
-    """Rows as lines with aligned columns: the first to the left, the others to the right."""
+    """Formats rows as lines with aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for first, *others in rows:
@@ -20,13 +20,13 @@ def aligned(rows: Sequence[Sequence[str]], gap: str = "  ") -> str:
 
 
 def labelled(facts: Sequence[tuple[str, str]]) -> str:
-    """Names and values as lines, the values in one column."""
+    """Formats names and values as lines, the values in one column."""
     width = max((len(name) for name, _ in facts), default=0)
     return "\n".join(f"{name:{width}}  {value}" for name, value in facts)
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A bar for each value, from 0 to the largest; a dot for one that is not finite."""
+    """Draws a bar for each value, from 0 to the largest; a dot for one that is not finite."""
     most = max((value for value in values if math.isfinite(value)), default=0.0)
     if most <= 0:
         return "".join(_BARS[0] if math.isfinite(value) else _UNKNOWN for value in values)

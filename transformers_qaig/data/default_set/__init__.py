@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent
 
 
 def load_default_set(with_images: bool = True) -> list[list[dict[str, Any]]]:
-    """The bundled conversations, their images as paths.
+    """Returns the bundled conversations, with their images as paths.
 
     Args:
         with_images: `False` leaves the images out, for a model that takes text only.
@@ -18,7 +18,7 @@ def load_default_set(with_images: bool = True) -> list[list[dict[str, Any]]]:
 
 
 def _conversation(record: dict[str, Any], with_images: bool) -> list[dict[str, Any]]:
-    """`{"image": file name, "turns": [[question, answer], ...]}` as chat messages, the image before the question."""
+    """Turns `{"image": file name, "turns": [[question, answer], ...]}` into chat messages, the image first."""
     messages = []
     image = [{"type": "image", "path": FOLDER / record["image"]}] if with_images else []
     for question, answer in record["turns"]:
