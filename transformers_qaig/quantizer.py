@@ -61,7 +61,7 @@ class QAIGHfQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: QAIGConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
-        if not self.pre_quantized:  # what was done is written into it, and the caller may use theirs again
+        if not self.pre_quantized:  # the plan is written into it, and the caller may reuse theirs
             self.quantization_config = copy.deepcopy(quantization_config)
             self.quantization_config.validate()
         self.placement = Placement()
@@ -130,7 +130,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.coverage.require(run.min_coverage)
             self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
         self._rehearse(model, checkpoint_files)
-        access = copy.deepcopy(config)  # what opens the weights opens the processor, and is not kept
+        access = copy.deepcopy(config)  # the token for the weights is used for the processor too, and not kept
         access.calibration = run = replaced(
             run,
             token=download.get("token") if run.token is None else run.token,

@@ -121,9 +121,9 @@ def _check(name: str, value: object, kind: Any) -> None:
 RECIPES: dict[str, Recipe] = {
     # Round to nearest on min/max grids: the baseline of every comparison; reads no data.
     "rtn": Recipe("rtn"),
-    # The paper to the letter: QIG with the quantized stream as baseline, IQR clip, 20-point MAE grid, nearest.
+    # The paper's method: QIG with the quantized model's input as baseline, IQR clip, 20-point MAE grid, nearest.
     "paper": Recipe("paper", token_weights="qig", equalization="mae"),
-    # What the paper's code does, where that is something else: for reproduction.
+    # The paper's code, where it differs from the paper: for reproduction.
     "authors": Recipe("authors", token_weights="authors", equalization="mae"),
     # Baselines from the literature on the same grids.
     "awq": Recipe("awq", equalization="mse"),

@@ -102,7 +102,7 @@ class WeightScheme:
 
 
 Plan = Mapping[str, WeightScheme]
-"""Weight path (without the final `.weight`) → how it is stored. A value: nobody changes one."""
+"""Weight path (without the final `.weight`) → how it is stored. It is never changed in place."""
 
 
 def parse_plan(plan: Any, activation_bits: int = 16) -> dict[str, WeightScheme]:

@@ -48,7 +48,7 @@ def qig(
 def qig_linear(x: Tensor, baseline: Tensor, weight_error: Tensor) -> Tensor:
     """Computes QIG of a single linear in closed form.
 
-    Along the path the output difference u = x_α Dᵀ is linear in α, so the mean of its sign is (|u1| - |u0|) / (u1 -
+    Along the path the output difference u = x_α Dᵀ is linear in α. So the mean of its sign is (|u1| - |u0|) / (u1 -
     u0). This is exact and needs no autograd; the bias cancels.
 
     Args:
@@ -104,8 +104,8 @@ def token_importance(attribution: Tensor, mask: Tensor, *, clip: bool = True) ->
 def tempered(weights: Tensor, effective: float = 0.5) -> Tensor:
     """Flattens token weights to w^p, so that a few heavy tokens do not make up a second moment alone.
 
-    p is the largest exponent ≤ 1 for which the effective sample size (Σ w)² / Σ w² is at least `effective` of the
-    number of tokens that count. The result has mean 1 over those tokens.
+    p is the largest exponent ≤ 1 with an effective sample size (Σ w)² / Σ w² of at least `effective` tokens, as a share
+    of those that count. The result has mean 1 over those tokens.
 
     Args:
         weights: fp32, ≥ 0, any shape; zero where a token does not count.

@@ -28,7 +28,7 @@ from .steps import GroupContext, Pass, passes
 logger = get_logger(__name__)
 
 VALIDATION_EVERY = 4
-"""Every fourth sample takes no part in the searches and validates them."""
+"""Every fourth sample is held back from the searches, for validation."""
 SHOWN = 8
 """Samples whose λ is kept in the report."""
 

@@ -100,7 +100,7 @@ def calibrate(
                         last = target is targets[-1]  # what follows it is not needed
                         advance(result, inputs, *(None, None) if last else (full, quantized))
                         outcomes.append(finish(model, result, store))
-                        del result  # it holds what the model needs no longer: dense embeddings, say
+                        del result  # it holds what the model does not need any more, such as dense embeddings
                 if math.isfinite(outcomes[-1].summary.error):
                     progress.set_postfix(error=f"{outcomes[-1].summary.error:.2e}")
         for target in unreached:

@@ -22,7 +22,7 @@ from ..utils.work_folder import work_folder
 from .block_quantizer import BlockResult
 
 FORMAT = 2
-"""Of a finished block's facts."""
+"""Version of a finished block's facts."""
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""
 

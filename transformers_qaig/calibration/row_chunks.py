@@ -15,7 +15,7 @@ from ..scheme import Plan, inside
 from .targets import Target
 
 ROWS_PER_CHUNK = 4096
-"""Rows of a linear, or of embeddings, that are quantized at once: a head's logits for every token would fill a memory.
+"""Rows of a linear, or of embeddings, that are quantized at once: a head's logits for every token would fill memory.
 A multiple of 32, so that every chunk's zero points fill whole words."""
 
 

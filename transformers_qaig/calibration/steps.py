@@ -124,7 +124,7 @@ class Step(Protocol):
     """One way to lower the error of a group of linears."""
 
     name: str
-    """For the report."""
+    """The step's name in the report."""
 
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
         """Returns the decisions so far with the step's own added; None if it makes none."""
@@ -225,7 +225,7 @@ class Gptq:
         del drift  # as large as H
         for name, weight in targets.items():
             rounding = self._codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
-            if recipe.rounding != "learned":  # nobody goes on from there, and it is as large as the weight
+            if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight
                 rounding = replace(rounding, source=None)
             roundings[name] = rounding
         return decisions.with_roundings(roundings)

@@ -24,7 +24,7 @@ from .row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
 from .targets import Target
 
 EVERY_TOKEN = torch.ones(0, 0, dtype=torch.bool)
-"""A mask of no sequence's shape: where the tokens are an image's, all of them are real."""
+"""A mask that fits no sequence, for tokens of an image: all of them are real."""
 
 
 @dataclass

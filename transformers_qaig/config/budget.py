@@ -19,7 +19,7 @@ DEFAULT_COST = "fisher"
 RENAMED_COSTS = {"path": "integrated_gradients", "alone": "one_at_a_time", "error": "output_error"}
 """Costs as release 0.1 called and saved them."""
 MOST_BITS = 64
-"""Bits per weight that a budget may allow: nothing is stored wider."""
+"""The most bits per weight that a budget may allow: nothing is stored wider."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..utils.quote import quote
 
 Device = str | int | torch.device
 MEMORIES = ("cpu", "disk", "mps")
-"""What `max_memory` may name beside the numbers of accelerators."""
+"""Devices that `max_memory` may name beside the numbers of accelerators."""
 LARGEST_MEMORY = 2**63
 
 

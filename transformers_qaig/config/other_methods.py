@@ -75,4 +75,4 @@ ADVICE = {
 """Argument → what to write in `QAIGConfig` instead."""
 
 TEXT_SETS = ("wikitext2", "c4", "c4-new", "ptb", "ptb-new")
-"""Names that GPTQConfig knows as data sets of text."""
+"""Names of GPTQConfig's data sets of text."""

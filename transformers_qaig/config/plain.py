@@ -11,7 +11,7 @@ from typing import Any
 from ..utils.quote import quote
 
 DEEPEST = 8
-"""Levels of dicts and lists; no setting needs more than four."""
+"""The most levels of dicts and lists; no setting needs more than four."""
 
 
 Where = str | tuple["Where", object]

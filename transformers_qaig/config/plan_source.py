@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from ..utils.json_file import read_json
 
 LARGEST_PLAN = 256 << 20
-"""Bytes of a plan's file: room for two million weights."""
+"""The most bytes of a plan's file: room for two million weights."""
 
 
 @runtime_checkable

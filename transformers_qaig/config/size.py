@@ -17,7 +17,7 @@ def parse_size(size: int | str) -> int:
         ValueError: it is none of these, not positive, or 2^63 bytes or more.
     """
     value: float = 0
-    if isinstance(size, str) and len(size) <= _LONGEST_SIZE:  # what is longer may take a regular expression for ever
+    if isinstance(size, str) and len(size) <= _LONGEST_SIZE:  # on longer text a regular expression may take for ever
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?)?B?\s*", size)
         value = float(match[1]) * UNITS[match[2] or ""] if match else 0
     elif isinstance(size, (int, float)) and not isinstance(size, bool):

@@ -21,7 +21,10 @@ MOST_SAMPLES = 2**31 - 1
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `TypeError` for the first of `names`: it says what to write here, or names the nearest of `known`."""
+    """Raises `TypeError` for the first of `names`, if there is one.
+
+    The message says what to write instead, or names the nearest of `known`.
+    """
     for name in names:
         if name in ADVICE:
             raise TypeError(f"QAIGConfig has no `{name}`. {ADVICE[name]}")

@@ -85,7 +85,7 @@ def _download(url: str, max_bytes: int) -> bytes:
     def work() -> None:
         try:
             outcome.append(_receive(url, max_bytes, deadline))
-        except Exception as error:  # handed to the caller below
+        except Exception as error:  # raised in the caller below
             outcome.append(error)
 
     thread = threading.Thread(target=work, name="image download", daemon=True)
@@ -112,7 +112,7 @@ def _receive(url: str, max_bytes: int, deadline: float) -> bytes:
                 raise _too_large("the answer", max_bytes)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not done after {DOWNLOAD_DEADLINE_S:g} s")
-        if response.length:  # bytes that were promised and did not come
+        if response.length:  # bytes that the header announced did not come
             raise http.client.IncompleteRead(bytes(data), response.length)
     return bytes(data)
 

@@ -24,7 +24,7 @@ from .tensors import NO_ANSWER, marks_answers
 logger = get_logger(__name__)
 
 FEW = 8
-"""With fewer conversations every eighth, held back to judge by, is one or none."""
+"""With fewer conversations, one or none is held back for validation."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -56,7 +56,7 @@ def load_inputs(
             "'sdpa' or 'eager', and load the saved model with any."
         )
     needs_answers = config.budget is not None or config.recipe.reads_answers
-    # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors want neither.
+    # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors need neither.
     with default_torch_state():
         samples = load_samples(
             config.dataset,

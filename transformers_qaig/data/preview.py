@@ -21,7 +21,7 @@ def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
     ids = sample["input_ids"][0][token_mask(sample)[0]].tolist()
     try:
         text = _decoded(tokenizer, ids)
-    except Exception:  # no tokenizer, or ids of another one: a log line must never be what fails
+    except Exception:  # no tokenizer, or ids of another one: a log line must not fail the run
         text = str(ids)
     half = MAX_CHARS // 2
     return text if len(text) <= MAX_CHARS else f"{text[:half]} […] {text[-half:]}"

@@ -124,7 +124,9 @@ class _Encoder:
             except ValueError as error:
                 raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
         if self.columns is not None and isinstance(record, Mapping):
-            find_columns(record, self.columns)  # a wrong column map is no fault of this sample: it speaks for itself
+            find_columns(
+                record, self.columns
+            )  # a wrong column map is no fault of this sample: its message needs no index
         try:
             conversation = to_conversation(record, self.columns, self.base_dir)
             tools = tools_of(record, self.columns)

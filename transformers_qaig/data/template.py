@@ -67,7 +67,7 @@ def form_for_template(
 def render(processor: Any, form: Conversation, tools: ChatTools = None, **options: Any) -> Any:
     """Renders `form` with the chat template: text, or with `tokenize=True` the processor's output."""
     options = {"add_generation_prompt": False, "tokenize": False, **options}
-    if tools:  # not handed on where there are none: a processor of the user's own may not know the argument
+    if tools:  # not passed where there are none: a processor of the user's own may not have the argument
         options["tools"] = tools
     return processor.apply_chat_template(form, **options)
 

@@ -1,10 +1,11 @@
 """Finds foldable groups of a block by running it: which linears share an input, and what can absorb 1/E.
 
-Nothing is read from class names, attribute names or the config. A copy of the block gets random weights, because
-structure does not depend on them, and a zero gate or a dead channel of the trained ones would hide it. Each candidate
-producer's channels are scaled by known factors. The ratio of the linears' input to its former value shows which channel
-every column comes from. A hypothesis counts if folding a fresh random E leaves unchanged what the block returns (and
-what it leaves in its arguments), while scaling the linears alone changes it.
+Nothing is read from class names, attribute names or the config. A copy of the block gets random weights. Structure does
+not depend on them, and a zero gate or a dead channel of the trained ones would hide it.
+
+Each candidate producer's channels are scaled by known factors. The ratio of the linears' input to its former value
+shows which channel every column comes from. A hypothesis is tested by folding a fresh random E. That must leave
+unchanged what the block returns (and what it leaves in its arguments), while scaling the linears alone must change it.
 """
 
 import math

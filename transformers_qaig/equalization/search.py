@@ -42,8 +42,8 @@ def search_scale(
 ) -> Equalization:
     """Finds the scale with the smallest loss.
 
-    Try E = a^ρ / sqrt(max · min) for ρ = 0, 1/n, …, (n-1)/n and keep the first with the smallest loss, so the result is
-    never worse than no scaling on the data of `loss` (arXiv 2603.17809, channel-wise equalization).
+    It tries E = a^ρ / sqrt(max · min) for ρ = 0, 1/n, …, (n-1)/n and keeps the first with the smallest loss. So the
+    result is never worse than no scaling on the data of `loss` (arXiv 2603.17809, channel-wise equalization).
 
     Args:
         magnitude: a, fp32 [C]: mean over real tokens of |x_c|.

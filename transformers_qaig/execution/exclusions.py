@@ -14,7 +14,7 @@ from ..utils.logging import get_logger
 logger = get_logger(__name__)
 
 MOST = 0.05
-"""Share of the samples that may be left out; one always may."""
+"""The largest share of the samples that may be left out; a single sample always may."""
 
 
 class Sample(dict[str, Tensor]):

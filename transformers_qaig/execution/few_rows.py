@@ -11,7 +11,7 @@ from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
 ROWS = 128
-"""With this many rows threads get whole tiles: only what is left over would differ."""
+"""From this many rows on each thread gets whole tiles, and only leftover rows would differ."""
 TILE = 4
 ALIGNED = 8
 

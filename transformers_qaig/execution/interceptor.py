@@ -80,7 +80,7 @@ class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
         self.index = -1
         """The last block reached."""
         self.call: LayerInputs | None = None
-        """What waits there; None while running and after the end."""
+        """The call that is paused there; None while running and after the end."""
         self.index_of = {id(block): index for index, block in enumerate(blocks)}
         self.gr_context = copy_context()
         self._model, self._inputs, self._inputs_device = model, inputs, inputs_device

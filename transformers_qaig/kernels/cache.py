@@ -1,8 +1,8 @@
 """The folder of what is compiled at first use: where it is, who may own it, and which files are trusted.
 
 What lies there is run as code. So every folder on the way to it, and every file taken from it, belongs to this user or
-to root, and nobody else can write there. Only above the cache may a folder such as /tmp be open to all, if it is
-sticky. A group may write if it has no other member (a user's own group), or is root's. The rules are those of OpenSSH.
+to root. Nobody else can write there. Only above the cache may a folder such as /tmp be open to all, if it is sticky. A
+group may write if it has no other member (a user's own group), or is root's. The rules are those of OpenSSH.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..utils.files import is_whole, remove_unfinished, written_with_checksum
 from ..utils.logging import get_logger
 
 _UNMAPPED = 65534
-"""What the owner of a folder shows as who is not known in a container: root, outside of it."""
+"""The user id that a container shows for an unmapped owner of a folder, such as root outside of it."""
 
 _logger = get_logger(__name__)
 
@@ -132,7 +132,7 @@ def _why_not_trusted(part: Path, above: bool) -> str | None:
     if status.st_uid not in {0, os.geteuid(), *([_UNMAPPED] if above else [])}:
         return f"belongs to another user ({_user_name(status.st_uid)})"
     if above and status.st_mode & stat.S_ISVTX:
-        return None  # only the owner of what is in there can exchange it, and that is looked at for itself
+        return None  # only the owner of an entry can exchange it, and each entry is checked by itself
     if status.st_mode & stat.S_IWOTH:
         return f"can be written by everybody (`chmod go-w {part}` changes that)"
     if status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid):

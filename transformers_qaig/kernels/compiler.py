@@ -38,7 +38,7 @@ FLAGS = (
 )
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120+PTX")
-"""What a library to be given away holds: a binary for each of these, and PTX for what comes after the last."""
+"""Architectures of a library for distribution: a binary for each, and PTX for those after the last."""
 
 _PASSING = (
     "no space left|quota exceeded|file too large|read-only file system|out of memory|cannot allocate memory"
@@ -67,8 +67,11 @@ class Compiler:
 class Nvcc:
     """A CUDA compiler, and what it compiles for.
 
-    It has the words of its command, its version as it prints it, its toolkit's version, and the architectures to
-    compile for, such as "90", "90a" or, to add PTX, "90+PTX".
+    Attributes:
+        command: the words of its command.
+        identity: its version as it prints it.
+        version: of its toolkit.
+        architectures: to compile for, such as "90", "90a" or, to add PTX, "90+PTX".
     """
 
     command: tuple[str, ...]
@@ -238,7 +241,7 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
     if nvcc is not None:
         flags.append(f'-DQAIG_CUDA_ARCHS="{" ".join(nvcc.architectures)}"')
     jobs = [([*compiler.command, *flags, *extra_flags()], file) for file in sorted(sources.rglob("*.cpp"))]
-    # torch is already loaded when this library is, so it needs the name of torch's library, not the way to it.
+    # torch is already loaded when this library is, so it needs the name of torch's library, not its path.
     link, torch_libraries = (
         [*compiler.command, "-shared", "-pthread", *extra_flags()],
         [f"-L{torch / 'lib'}", "-ltorch_cpu"],

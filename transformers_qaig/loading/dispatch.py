@@ -208,7 +208,7 @@ def _checked(device_map: Any) -> dict[str, Device]:
             raise ValueError(f"`device_map` must have paths of modules as keys, got {quote(path)}.")
         if device != DISK:
             check_device(device, f"`device_map[{quote(path)}]`")
-        # Accelerate knows the CPU by this name only.
+        # Accelerate accepts only this name for the CPU.
         checked[path] = "cpu" if not isinstance(device, int) and str(device) in ("cpu", "cpu:0") else device
     return checked
 
@@ -218,7 +218,7 @@ def _infer(skeleton: PreTrainedModel, how: str, max_memory: Mapping[int | str, i
     from accelerate.utils import get_balanced_memory
 
     whole = list(skeleton._no_split_modules or ())
-    # Accelerate takes a disk for endless, or for a device that torch does not know.
+    # Accelerate treats a disk as endless, or as a device that torch does not have.
     memory = {device: size for device, size in (max_memory or {}).items() if device != DISK} or None
     if how != "sequential":
         low_zero = how == "balanced_low_0"

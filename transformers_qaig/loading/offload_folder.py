@@ -40,7 +40,7 @@ class OffloadFolder:
         _remove_leftovers(folder)
         self.path = folder / f"{PREFIX}{uuid.uuid4().hex}"
         lock = _lock_of(self.path)
-        lock.acquire(blocking=False)  # before the folder is there: who cleans up only looks at folders
+        lock.acquire(blocking=False)  # before the folder exists: a clean-up looks at folders only
         self.path.mkdir()
         self.remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
@@ -58,7 +58,7 @@ class OffloadFolder:
 
 
 def _lock_of(folder: Path) -> FileLock:
-    return FileLock(f"{folder}.lock", thread_local=False)  # garbage is collected in any thread
+    return FileLock(f"{folder}.lock", thread_local=False)  # any thread may collect garbage
 
 
 def _remove_leftovers(parent: Path) -> None:

@@ -13,7 +13,7 @@ from ..utils.quote import quote
 from .local_names import local_paths
 
 KEY = "qaig_rotations"
-"""Under this name in the metadata of every safetensors file: JSON, path → [block, seed]. 0.1.0 wrote none."""
+"""Key in the metadata of every safetensors file. It holds JSON, path → [block, seed]. 0.1.0 wrote none."""
 
 
 def record_rotations(plan: Plan) -> dict[str, str]:

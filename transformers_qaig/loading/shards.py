@@ -13,7 +13,7 @@ from ..utils.json_file import read_json
 from ..utils.quote import quote
 
 LARGEST_INDEX = 256 << 20
-"""Bytes of an index.json: room for two million tensors."""
+"""The most bytes of an index.json: room for two million tensors."""
 
 
 class StoredTensor(NamedTuple):

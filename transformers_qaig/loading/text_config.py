@@ -12,7 +12,7 @@ from ..utils.json_file import read_json
 
 QUANT_METHOD = "qaig"
 LARGEST_CONFIG = 256 << 20
-"""Bytes of a config.json, which holds the plan: room for two million weights."""
+"""The most bytes of a config.json, which holds the plan: room for two million weights."""
 
 
 def mark_text_config(config: PreTrainedConfig) -> None:

@@ -19,7 +19,7 @@ from ..utils.readable import readable_size
 from .local_names import is_class_that_saved, loader_naming
 
 OBSOLETE = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
-"""What Transformers itself drops from old checkpoints: models compute it."""
+"""Patterns of tensors that Transformers drops from old checkpoints: models compute them."""
 
 logger = get_logger(__name__)
 
@@ -72,7 +72,7 @@ def _stored(file: str) -> list[tuple[str, tuple[int, ...], int]]:
         with safe_open(file, "pt") as stored:
             slices = {key: stored.get_slice(key) for key in stored.keys()}
             return [(key, tuple(s.get_shape()), _nbytes(s.get_shape(), s.get_dtype())) for key, s in slices.items()]
-    except (SafetensorError, OSError):  # the loader, which comes next, says what is wrong with it
+    except (SafetensorError, OSError):  # the loader, which runs next, reports what is wrong with it
         return []
 
 

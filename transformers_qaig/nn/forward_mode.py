@@ -54,5 +54,5 @@ def _with_tangents(
     arguments = [torch.zeros_like(primals[0]) if tangents[0] is None else tangents[0], *primals[1:]]
     if with_bias:
         arguments[BIAS] = tangents[BIAS]
-        arguments[ACTIVATION_BITS] = 16  # gradients, too, go straight through the rounding
+        arguments[ACTIVATION_BITS] = 16  # as gradients do, tangents go straight through the rounding
     return forward_ad.make_dual(op(*primals), op(*arguments))

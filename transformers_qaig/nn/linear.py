@@ -161,8 +161,8 @@ class QAIGLinear(PackedModule):
             ValueError: x is no tensor, or has another width.
         """
         if type(x) is not Tensor or x.is_nested or x.shape[-1:] != (self.in_features,):
-            check_input(x, self.in_features)  # a call costs as much as all that is above
-        tensors = self._parameters  # attributes of a module are found slowly
+            check_input(x, self.in_features)  # a call costs as much as the whole condition
+        tensors = self._parameters  # attribute lookup on a module is slow
         arguments = (
             x,
             tensors["weight_packed"],

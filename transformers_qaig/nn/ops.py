@@ -30,7 +30,7 @@ from .schema import LIBRARY
 
 def linear(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, *sizes: int) -> Tensor:
     """Runs `qaig::linear` where no kernel is registered: by the device's kernel if it loads now, else the reference."""
-    # What torch does not dispatch to the device's kernels would come back here without end.
+    # Calls that torch does not dispatch to the device's kernels would come back here without end.
     check_dispatchable("x", x, packed=packed, scale=scale, zero=zero, bias=bias)
     if load_kernels(x.device) and extension.has_kernel("linear", x.device.type):
         return torch.ops.qaig.linear(x, packed, scale, zero, bias, *sizes)

@@ -28,7 +28,7 @@ def _one_thread_at_a_time(method: _Method) -> _Method:
 
 
 LARGEST_WEIGHT = 2.0**60
-"""What no weight exceeds: sums of products of such numbers overflow float32."""
+"""The largest magnitude of a weight: sums of products of larger numbers overflow float32."""
 
 
 class PackedModule(nn.Module):

@@ -177,7 +177,7 @@ def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[
 
 def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> list[int]:
     """Returns the index of the chosen option per unit; some choice is known to fit."""
-    from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # slow to import, and seldom needed
+    from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # slow to import and seldom needed
     from scipy.sparse import csr_array
 
     counts = [len(size) for size in sizes]
@@ -197,7 +197,7 @@ def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> l
         raise RuntimeError(f"the solver found no allocation: {relaxed.message}")
     fitting = _filled(np.lexsort((size, relaxed.x < 1e-9, owner))[starts], size, cost, owner, room)
     if not cost[fitting].any():
-        return list(fitting - starts)  # every unit has its cheapest: there is nothing to gain
+        return list(fitting - starts)  # every unit has its cheapest option: nothing can improve
     # An option is out of the question if, at the relaxation's price of size, it is dearer than its unit's best by more
     # than what lies between that choice and the relaxation's bound (Lagrange; most options of most units are).
     price = max(-relaxed.ineqlin.marginals[0], 0.0)  # where costs are tiny, its tolerance leaves it below zero

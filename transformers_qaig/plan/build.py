@@ -43,10 +43,17 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     Each has one way, unless `bits` are to be chosen from. What is packed outside the blocks has one way, which is in
     the coverage. Costs are not known yet. Works on the meta device.
 
+    Args:
+        model: may be on the meta device.
+        config: bits, group size, overrides and parts to pack.
+
+    Returns:
+        weight path → ways to store it, and the coverage.
+
     Raises:
-        ValueError: a name or pattern in `modules_to_not_convert` or `overrides` that matches nothing, a given plan with
-            a path that cannot be packed, a part that was asked for and is missing or cannot be packed, tied embeddings
-            and head with different bits, or nothing to pack.
+        ValueError: one of these: a name or pattern in `modules_to_not_convert` or `overrides` matches nothing; a given
+            plan has a path that cannot be packed; a part that was asked for is missing or cannot be packed; tied
+            embeddings and head have different bits; or there is nothing to pack.
     """
     requests, coverage = SchemeResolver(config, model), Coverage()
     options: dict[str, list[SchemeOption]] = {}

@@ -22,7 +22,7 @@ from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
-"""Transformers 5.17 has none: `"layers.1"` would reach `"layers.11"` there."""
+"""A boundary of names. Transformers 5.17 has none: there `"layers.1"` would reach `"layers.11"`."""
 
 
 class ModelNames:

@@ -18,7 +18,7 @@ from .patterns import ModelNames
 logger = get_logger(__name__)
 
 BLOCK = 128
-"""Channels that are rotated together, at most."""
+"""The most channels that are rotated together."""
 SKIPPED = "listed in `modules_to_not_convert`"
 
 

@@ -278,6 +278,6 @@ def _answer_figures(logits: Tensor, answer: Tensor, reference: Tensor | None) ->
     if reference.shape != logits.shape:
         raise ValueError(f"reference logits are {tuple(reference.shape)}, the model's are {tuple(logits.shape)}.")
     log_q = log_softmax(reference.to(log_p.device).float(), dim=-1)
-    # 0·(−inf) is 0 here: a token the reference rules out costs nothing.
+    # 0·(−inf) is 0 here: a token with probability 0 in the reference costs nothing.
     terms = torch.where(log_q.isneginf(), 0.0, log_q.exp() * (log_q - log_p))
     return exact, nll, terms.sum(dim=-1).mean().item(), (first == log_q.argmax(dim=-1)).float().mean().item()

@@ -23,7 +23,7 @@ def inverse_root(matrix: Tensor) -> Tensor | None:
         root, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             return None
-        kept = matrix.T  # with the strides of `root`, which goes before the inverse comes
+        kept = matrix.T  # with the strides of `root`, which is freed before the inverse is made
         kept.copy_(root)
         del root
         return _triangular_inverse(kept)

@@ -25,9 +25,9 @@ from .quant_grid import QuantGrid, QuantizedWeight
 logger = get_logger(__name__)
 
 COLUMNS = 8
-"""Columns that are rounded one by one before the others hear of it; on GPUs `MAX_GPTQ_COLUMNS`."""
+"""Columns that are rounded one by one before the later ones are updated; on GPUs `MAX_GPTQ_COLUMNS`."""
 MAX_ELEMENTS = 2**28
-"""Of weights that several grids are tried on at once."""
+"""The most elements of the weights that several grids are tried on at once."""
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def _rounded(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> 
         source = weight.repeat(len(grids), 1)
         tried = QuantizedWeight(grid, grid.encode(source), source)
         return tried.rows(_least((tried.values - source).square().sum(-1), len(grids)))
-    # Rows of what follows are the weight's columns, in order, so that each lies together in memory.
+    # The rows below are the weight's columns, in order, so that each is contiguous in memory.
     group_of = order // (columns // grid.scale.shape[1])
     step, scale, zero = (t.T.contiguous() for t in (grid.step, grid.scale, grid.zero))
     remaining = weight.T[order].repeat(1, len(grids))

@@ -14,7 +14,7 @@ from .cholesky import inverse_root
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean."""
 MIN_TOKENS = 64
-"""With fewer real tokens the second moments say too little to clip or to round by."""
+"""With fewer real tokens the second moments are too uncertain to clip or to round by."""
 RETRIES = 3
 """Times that the damping is raised tenfold when H cannot be factorized."""
 STRIPE = 4096

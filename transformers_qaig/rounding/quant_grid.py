@@ -12,7 +12,7 @@ from torch import Tensor
 from ..nn.reference import round_activations
 
 SMALLEST = 1e-12
-"""Of the scales: a group without any weight must have one, too."""
+"""The smallest scale: a group of zeros must have one, too."""
 
 
 @dataclass(frozen=True)

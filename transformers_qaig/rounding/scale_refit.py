@@ -13,9 +13,9 @@ from .hessian import Hessian
 from .quant_grid import QuantizedWeight, storable
 
 RIDGE = 1e-3
-"""What holds the scales where they are, as a share of the system's mean diagonal."""
+"""Ridge that keeps the scales near their old values, as a share of the system's mean diagonal."""
 RANGE = (0.5, 2.0)
-"""Bounds of a refitted scale over what it was."""
+"""Bounds of a refitted scale over the old one."""
 
 
 @torch.no_grad()

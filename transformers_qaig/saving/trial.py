@@ -110,7 +110,7 @@ def _try_names(
         again = key if again not in own and key in own else again  # as the loader does
         taken = taken or taken_again
         of_packing = name not in full or full[name].shape != tensors[name].shape  # a bias may be joined with others
-        lost = taken is not None or (name in own and again != name)  # a guard is known by its ending
+        lost = taken is not None or (name in own and again != name)  # a guard is recognised by its ending
         if of_packing and lost and name.rpartition(".")[0] in plan:
             raise ValueError(
                 f"{name} would not come back from a saved file: Transformers' conversion of {type(skeleton).__name__} "
@@ -165,7 +165,7 @@ def _names_in(files: Iterable[str]) -> list[str]:
             with safe_open(file, "pt") as stored:
                 names += stored.keys()
         except (SafetensorError, OSError):
-            return []  # of another kind: its names are not to be had without its tensors
+            return []  # of another kind: its names cannot be read without its tensors
     return sorted(names)
 
 

@@ -18,7 +18,7 @@ from ..scheme import Plan
 from ..utils.finite import is_finite
 
 BlockWeights = Mapping[nn.Module, Mapping[int, Tensor]]
-"""Block of the model → sample → λ fp32 `[B, T]`, where they are known before anything is quantized."""
+"""Block of the model → sample → λ fp32 `[B, T]`, where they can be computed before anything is quantized."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TokenWeights(Protocol):
     """Weighs tokens. One object serves a whole run, sub-block after sub-block in execution order."""
 
     sees_earlier_rounding: bool
-    """Whether the quantized block has the groups before this one rounded, when its tokens are weighed."""
+    """Whether earlier groups of the quantized block are rounded when this group's tokens are weighed."""
     counts_padding: bool
     """Whether the search for a scale counts padding, too."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
-"""How the names of files and folders begin that a writer has not finished. What a killed one leaves has no owner."""
+"""Prefix of files and folders that are not finished. A killed writer leaves them behind."""
 
 
 @contextmanager

@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 RUN = "run.json"
 LARGEST_RUN = 256 << 20
-"""Bytes of a run.json, which holds the plan."""
+"""The most bytes of a run.json, which holds the plan."""
 _RUN_KEY, _CHECKSUM_KEY = "run", "checksum"
 
 

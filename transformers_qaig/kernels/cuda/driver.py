@@ -68,7 +68,7 @@ class Driver:
         self._contexts: dict[int, Any] = {}
         self._threads = threading.local()
         self._semaphores: dict[int, int] = {}  # by device: the address of all
-        self._taken: dict[int, int] = {}  # and how many of them are given away
+        self._taken: dict[int, int] = {}  # and how many of them are in use
         self._parts: dict[tuple[int, int, int], tuple[int, int]] = {}  # by device, stream, capture: address and size
 
     def launch(
@@ -111,14 +111,16 @@ class Driver:
             status, number, *_ = self._check(self._api.cuStreamGetCaptureInfo(stream), "asking for a capture")
         key = (device.index, stream, int(number) if int(status) == 1 else 0)
         with self._lock:
-            if device.index not in self._semaphores and key[2] == 0:  # memory cannot be had while a graph is captured
+            if (
+                device.index not in self._semaphores and key[2] == 0
+            ):  # memory cannot be allocated while a graph is captured
                 self._allocate_semaphores(device)
             address, size = self._parts.get(key, (0, 0))
             if size < count:
                 taken = self._taken.get(device.index, _SEMAPHORES)
                 if taken + count > _SEMAPHORES:
                     return None
-                # Powers of two: what a stream leaves behind as it asks for more and more is no more than what it has.
+                # Powers of two, so that a growing stream leaves behind no more semaphores than it has.
                 size = min(max(1024, 1 << (count - 1).bit_length()), _SEMAPHORES - taken)
                 self._taken[device.index] = taken + size
                 address = self._semaphores[device.index] + 4 * taken

@@ -205,7 +205,7 @@ def gemv_columns(rows: int) -> int:
 
 def gemv_shared_bytes(bits: int, columns: int) -> int:
     """Returns the bytes of shared memory of a gemv; `bits` 0 is the kernel for mixed widths."""
-    bits = bits or 8  # the mixed kernel has room for the most
+    bits = bits or 8  # the mixed kernel has room for the widest
     stages = {2: 6, 3: 4, 4: 3, 8: 2}[bits]
     return GEMV_WARPS * stages * (bits * 512 + 2 * BLOCK_ROWS * 3) + _gemv_accumulator_bytes(columns)
 
