@@ -170,8 +170,8 @@ def recipe_of(recipe: str | Mapping[str, Any] | Recipe, changes: Mapping[str, An
     """Returns the recipe that a configuration asks for.
 
     Args:
-        recipe: a key of `RECIPES`, a [`Recipe`], or a mapping of attributes to change, with the `"name"` of the recipe
-            that they change (`"default"` if there is none).
+        recipe: a key of `RECIPES`, a [`Recipe`], or a mapping of attributes to change. A mapping may have the `"name"`
+            of the recipe that they change; `"default"` if not.
         changes: more attributes to change.
 
     Raises:

@@ -2,31 +2,32 @@
 
 Notation. Linear m has weight w_m [N, K] and rounding error δ_m = w_m^q - w_m. All linears together stand on the path
 
-    w(α) = w + α δ,   α from 0 (full precision) to 1 (everything rounded),
+    w(α) = w + α δ,   α from 0 (full precision) to 1 (everything rounded).
 
-and L(w) = Σ_t KL(p_t ‖ p_t(w)) is the loss: over the answers' tokens t, how far the model's distribution has moved from
-full precision's p_t, in nats. L(w) = 0, and L is never negative.
+The loss is L(w) = Σ_t KL(p_t ‖ p_t(w)), in nats, over the answers' tokens t. It measures how far the model's
+distribution has moved from full precision's p_t. L(w) = 0, and L is never negative.
 
 **Weight-path integrated gradients** give linear m the share
 
     φ_m = ∫₀¹ ⟨∂L/∂w_m (w(α)), δ_m⟩ dα.
 
-Complete: Σ_m φ_m = L(w^q) - L(w) = L(w^q), because the integrand summed over m is dL(w(α))/dα. To second order in δ,
-with H the Hessian of L, φ_m = ½ Σ_k δ_mᵀ H_mk δ_k: a linear's own loss plus half of what it shares with every other.
-The integrand is then linear in α, so few Gauss-Legendre nodes do.
+They are complete: Σ_m φ_m = L(w^q) - L(w) = L(w^q), because the integrand summed over m is dL(w(α))/dα. To second order
+in δ, with H the Hessian of L, φ_m = ½ Σ_k δ_mᵀ H_mk δ_k. That is a linear's own loss plus half of what it shares with
+every other. The integrand is then linear in α, so few Gauss-Legendre nodes do.
 
-No gradient of a weight is ever held. With y_m = x w_mᵀ + s_m · x δ_mᵀ and one number s_m per linear, ∂L/∂s_m at
-s = α·1 **is** the integrand: autograd needs the activations only, and those block by block (`streaming.py`).
+No gradient of a weight is ever held. With y_m = x w_mᵀ + s_m · x δ_mᵀ and one number s_m per linear, ∂L/∂s_m at s = α·1
+**is** the integrand. So autograd needs the activations only, and those block by block
+(`transformers_qaig.execution.sequential_onload`).
 
 **Fisher.** H at w is the Fisher information E[g gᵀ], g = ∂ log p(ŷ)/∂w with ŷ drawn from the model itself. So L with
-linear m alone rounded is about ½ E[⟨g_m, δ_m⟩²], with ⟨g_m, δ_m⟩ = Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩ over the positions
-u of a sample. Here each position is squared by itself, ½ E[Σ_u ⟨·⟩_u²]: a few hundred answers are too few to tell the
-cross terms between positions from noise (on the one set tried, plans chosen with them lost more at 2.5 and 3 bits).
-Taking g halfway along the weight path instead, at w(½), made plans that were as good and no better.
+linear m alone rounded is about ½ E[⟨g_m, δ_m⟩²]. Over the positions u of a sample, ⟨g_m, δ_m⟩ = Σ_u ⟨∂ log p(ŷ)/∂y_mu,
+x_mu δ_mᵀ⟩. Here each position is squared by itself, ½ E[Σ_u ⟨·⟩_u²]: a few hundred answers are too few to separate the
+cross terms between positions from noise. On the one set tried, plans chosen with the cross terms lost more at 2.5 and 3
+bits. Taking g halfway along the weight path instead, at w(½), made plans that were as good and no better.
 
 **Relative output error** looks no further than the linear: Σ ‖x δ_mᵀ‖² / Σ ‖x w_mᵀ‖².
 
-**Alone** is the oracle: L with only linear m rounded, one forward pass per linear.
+**One at a time** is the oracle: L with only linear m rounded, one forward pass per linear.
 """
 
 from __future__ import annotations

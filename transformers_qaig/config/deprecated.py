@@ -105,7 +105,10 @@ def _budget(old: Mapping[str, Any], done: Translation) -> None:
 
 
 def _without_budget(old: Mapping[str, Any], given: Mapping[str, Any], done: Translation) -> None:
-    """Several widths are an error; a cost has no effect, as in 0.1, but is checked."""
+    """Translates a width and a cost without a budget.
+
+    Several widths are an error. A cost has no effect, as in 0.1, but is checked.
+    """
     if "bits" in old:
         raise ValueError(
             f"`bits={quote(old['bits'])}` are several to choose from, which needs a budget: write "

@@ -31,7 +31,7 @@ def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 
 
 def _flat(value: Any) -> Any:
-    """`name='default', rotation='all'`."""
+    """Formats a nested setting as `name='default', rotation='all'`."""
     return ", ".join(f"{name}={item!r}" for name, item in value.items()) if isinstance(value, Mapping) else value
 
 

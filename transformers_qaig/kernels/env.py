@@ -21,7 +21,7 @@ _NO_CUDA_KERNEL = {"linear_grad_input": _EXPANDED, "embedding": "no kernel of it
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the calls of one operator on one device.
+    """The implementation that runs one operator on one device.
 
     Attributes:
         op: as in `torch.ops.qaig`.
@@ -40,7 +40,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Environment:
-    """What `collect` found; `str()` of it is the report."""
+    """The findings of `collect`; `str()` of it is the report."""
 
     versions: dict[str, str]
     cpu_model: str

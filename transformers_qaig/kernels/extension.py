@@ -2,8 +2,8 @@
 
 `load` takes the first of these that loads:
 
-1. the library inside the package (a wheel built where a compiler and torch were), unless it was built without nvcc and
-one with CUDA kernels can be compiled here;
+1. the library inside the package, from a wheel that was built where a compiler and torch were. It is passed over if it
+was built without nvcc and one with CUDA kernels can be compiled here;
 2. the library in the cache folder (`cache.py`), compiled there now if it is missing. Changed sources, flags or
 compilers make another one;
 3. nothing: the plain-torch reference runs every call, and one warning says why.
@@ -52,7 +52,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Extension:
-    """How loading ended.
+    """The outcome of loading the compiled kernels.
 
     Attributes:
         library: the compiled kernels; None if there are none.

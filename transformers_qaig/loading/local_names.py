@@ -101,8 +101,8 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
         files: the checkpoint's shards; their names show what the plan means where renaming its paths does not.
 
     Raises:
-        ValueError: a path that is no linear of this model and not its embeddings, two that are the same one, or none
-            that this class has a module for.
+        ValueError: a path is neither a linear nor the embeddings of this model; two paths are the same one; or this
+            class has a module for none.
     """
     modules, table = dict(model.named_modules()), find_input_embeddings(model).module
     local = LocalPlan(names=local_paths(plan, model, files))

@@ -8,10 +8,10 @@ longer has channels far larger than their neighbours.
 Two implementations with the same `(block, seed)` must agree to the bit. Otherwise rounding x R to 8 bits turns a
 difference in the last place into a whole step. Hence both parts are pinned:
 
-- **Signs.** Channel k is multiplied by -1 if bit k mod 64 of output k div 64 of SplitMix64 (Steele, Lea and Flood,
-2014), started at `seed`, is set. Outputs of that generator can be computed in any order.
-- **Transform.** In float32 (float64 for float64), butterflies (a, b) → (a + b, a - b) over channels 1, 2, 4, …, block /
-2 apart, in this order; then one multiplication by 1 / √block, rounded to float32.
+- **Signs.** SplitMix64 (Steele, Lea and Flood, 2014) starts at `seed`. Channel k is multiplied by -1 if bit k mod 64 of
+its output k div 64 is set. Outputs of that generator can be computed in any order.
+- **Transform.** It is computed in float32, or float64 for float64. Butterflies (a, b) → (a + b, a - b) go over channels
+1, 2, 4, …, block / 2 apart, in this order. Then one multiplication by 1 / √block, rounded to float32, follows.
 """
 
 import torch

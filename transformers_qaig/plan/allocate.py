@@ -60,11 +60,11 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
         fused: sets of paths that must get equal schemes. Only schemes that all of them have are left to choose from.
 
     Returns:
-        a choice whose cost beyond that of everyone's cheapest option is within 1e-5 of the least possible.
+        a choice whose excess cost is within 1e-5 of the least possible. Excess is over every weight's cheapest option.
 
     Raises:
-        ValueError: the budget is below the smallest choice (the message gives the reachable range), a cost that is not
-            finite, or fused paths without a common scheme.
+        ValueError: the budget is below the smallest choice (the message gives the reachable range); a cost is not
+            finite; or fused paths have no common scheme.
     """
     units = _units(options, fused)
     sizes = [np.array([option.size for option in choices], float) for _, choices in units]

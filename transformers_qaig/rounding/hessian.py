@@ -75,7 +75,7 @@ class HessianAccumulator:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Bool [T]: which rows of x [T, K] are finite, without a copy of x."""
+    """Returns which rows of x [T, K] are finite, bool [T], without a copy of x."""
     low, high = x.aminmax(dim=-1)  # NaN wins both
     return torch.isfinite(low) & torch.isfinite(high)
 

@@ -28,7 +28,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 class ProgressBar(Protocol):
-    """What `tqdm(...)` returns, or its stand-in after `transformers.logging.disable_progress_bar()`."""
+    """The result of `tqdm(...)`, or its stand-in after `transformers.logging.disable_progress_bar()`."""
 
     def update(self, n: float = 1) -> object:
         """Advances the bar by `n` steps."""

@@ -31,7 +31,7 @@ EXECUTED_ON = ("sm_90 (H200)",)
 
 @dataclass(frozen=True)
 class Choice:
-    """What `load` found for one compute capability.
+    """The kernels that `load` found for one compute capability.
 
     Attributes:
         origin: `LIBRARY`, `NVRTC`, or None for plain torch.
