@@ -13,6 +13,7 @@ import transformers_qaig.calibration.bit_costs as sensitivity
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.config import COSTS
+from transformers_qaig.scheme import plan_to_dict
 
 
 def _quantize(folder: Path, **settings) -> nn.Module:
@@ -99,7 +100,7 @@ def test_the_callers_config_may_be_used_again(llava: Path) -> None:
     before = copy.deepcopy(config)
     first = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert config == before
-    assert first.config.quantization_config.plan == first.qaig_report.plan
+    assert first.config.quantization_config.plan == plan_to_dict(first.qaig_report.plan)
     second = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert torch.equal(logits(second, llava), logits(first, llava))
 
@@ -113,7 +114,7 @@ def test_an_interrupted_measurement_resumes(
     llava: Path, mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, measured, chosen = sensitivity._costs_of, [], []
-    choose = sensitivity.choose
+    decide = sensitivity.decide
 
     def stop_at_second(*args):
         measured.append(1)
@@ -123,7 +124,7 @@ def test_an_interrupted_measurement_resumes(
 
     monkeypatch.setattr(sensitivity, "_costs_of", stop_at_second)
     monkeypatch.setattr(
-        sensitivity, "choose", lambda *args, **options: (chosen.append(args[1]), choose(*args, **options))[1]
+        sensitivity, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
     )
     settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     with pytest.raises(KeyboardInterrupt):

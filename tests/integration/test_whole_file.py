@@ -17,8 +17,7 @@ from tests.lifecycle import FAST, inputs, logits, logits_in_a_new_process, packe
 from tests.tolerance import assert_close, rounding, terms_of
 from transformers_qaig import BitBudget, QAIGConfig, QAIGLinear
 from transformers_qaig.calibration import embeddings as table
-from transformers_qaig.calibration import pipeline as calibrate
-from transformers_qaig.calibration import row_chunks as slices
+from transformers_qaig.calibration import row_chunks, target_quantizer
 from transformers_qaig.execution import out_of_memory as memory
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGEmbedding
@@ -286,13 +285,13 @@ def test_a_plan_that_packs_other_tables_is_refused(tied: tuple[nn.Module, Path],
 def test_the_language_model_is_calibrated_on_the_quantized_towers_features(
     llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, real = {}, calibrate.quantize_block
+    seen, real = {}, target_quantizer.quantize_block
 
-    def spy(block, path, entries, streams, tools):
-        seen[path] = [(call.args, streams.calls_q[sample].args) for sample, call in streams.calls.items()]
-        return real(block, path, entries, streams, tools)
+    def spy(block, path, schemes, inputs, settings):
+        seen[path] = [(call.args, inputs.quantized[sample].args) for sample, call in inputs.full.items()]
+        return real(block, path, schemes, inputs, settings)
 
-    monkeypatch.setattr(calibrate, "quantize_block", spy)
+    monkeypatch.setattr(target_quantizer, "quantize_block", spy)
     model = quantize(llava, bits=8, vision_bits=2, embedding_bits=2, lm_head_bits=8)
     arrived = []
     for one in (AutoModelForImageTextToText.from_pretrained(llava), model):
@@ -323,7 +322,7 @@ def test_token_weights_and_8_bit_activations_reach_a_tower_without_a_batch_dimen
 def test_an_interrupted_run_resumes(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"bits": 3, "vision_bits": 3, "lm_head_bits": 3, "embedding_bits": 3}
     whole = quantize(llava, **settings)
-    real, paths = calibrate.quantize_block, []
+    real, paths = target_quantizer.quantize_block, []
 
     def stop(block, path, *rest):
         paths.append(path)
@@ -331,7 +330,7 @@ def test_an_interrupted_run_resumes(llava: Path, tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         return real(block, path, *rest)
 
-    monkeypatch.setattr(calibrate, "quantize_block", stop)
+    monkeypatch.setattr(target_quantizer, "quantize_block", stop)
     with pytest.raises(KeyboardInterrupt):
         quantize(llava, calibration={"work_dir": tmp_path}, **settings)
     before = list(paths)
@@ -343,7 +342,7 @@ def test_an_interrupted_run_resumes(llava: Path, tmp_path: Path, monkeypatch: py
 def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"bits": 4, "lm_head_bits": 3, "embedding_bits": 3, "recipe": "rtn"}
     whole = quantize(llava, **settings)
-    monkeypatch.setattr(slices, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
     monkeypatch.setattr(table, "ROWS_PER_CHUNK", 96)
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())
@@ -358,7 +357,7 @@ def test_too_little_memory_names_the_levers(llava: Path, monkeypatch: pytest.Mon
     def fail(*_):
         raise RuntimeError("the forward of sample 3 failed") from error
 
-    monkeypatch.setattr(calibrate, "quantize_block", fail)
+    monkeypatch.setattr(target_quantizer, "quantize_block", fail)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         quantize(llava, bits=4)
     for lever in (
@@ -372,7 +371,10 @@ def test_too_little_memory_names_the_levers(llava: Path, monkeypatch: pytest.Mon
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes") as caught, memory.out_of_memory_explained("here", None, None):
+    with (
+        pytest.raises(RuntimeError, match="shapes") as caught,
+        memory.out_of_memory_explained("here", None, 0, lambda: 0),
+    ):
         raise RuntimeError("shapes differ")
     assert not isinstance(caught.value, torch.OutOfMemoryError)
 

@@ -73,7 +73,7 @@ def _context(case, module: str, recipe: str, activation_bits: int = 16) -> tuple
         recipe_of(recipe),
         torch.float32,
         True,
-        weights.counts_padding,
+        counts_padding=weights.counts_padding,
     )
     return context, BlockDecisions(schemes)
 
