@@ -7,9 +7,9 @@ import sys
 
 import torch
 
+from transformers_qaig.formats.packing import CUDA_LAYOUT
 from transformers_qaig.kernels import cuda, extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 if not torch.cuda.is_available():
     sys.exit("check_gpu: torch sees no CUDA device")

@@ -18,6 +18,7 @@ ONEDNN_ISAS = ("AVX2", "AVX512_CORE", "DEFAULT")
 DRAWS = ("1", "2", "3")
 TESTS = (
     "tests/nn",
+    "tests/formats",
     "tests/rounding",
     "tests/attribution",
     "tests/equalization",

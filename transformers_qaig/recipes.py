@@ -46,8 +46,8 @@ class Recipe:
         asymmetric: share, 0 to 1, of the shift between full-precision and quantized inputs that GPTQ's target
             compensates (asymmetric calibration, GPTAQ, arXiv 2504.02692).
         steps: of learned rounding.
-        rotation: rotate the linears' inputs (`transformers_qaig.nn.hadamard`): `"none"`, `"all"`, or `"a8"`: where they
-            are rounded to 8 bits.
+        rotation: rotate the linears' inputs (`transformers_qaig.formats.hadamard`): `"none"`, `"all"`, or `"a8"`: where
+            they are rounded to 8 bits.
         validate: keep a choice only if the block's output error falls on samples held back from the search.
 
     Raises:

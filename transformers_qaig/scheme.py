@@ -18,7 +18,7 @@ _REQUIRED = {"bits", "group_size", "sym"}
 
 
 class Rotation(NamedTuple):
-    """The rotation of a layer's input (`transformers_qaig.nn.hadamard`).
+    """The rotation of a layer's input (`transformers_qaig.formats.hadamard`).
 
     Attributes:
         block: channels that are transformed together, one of `BLOCKS`, a divisor of the input channels.

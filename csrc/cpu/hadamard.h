@@ -1,4 +1,4 @@
-// The rotation of x, described in `nn/hadamard.py`: the same to the bit in every instruction set and in plain torch.
+// The rotation of x, described in `formats/hadamard.py`: the same to the bit in every instruction set and in plain torch.
 #pragma once
 
 #include <cmath>

@@ -9,7 +9,7 @@ enum class Scalar : int { f32, f16, bf16 };
 
 constexpr int64_t size_of(Scalar type) { return type == Scalar::f32 ? 4 : 2; }
 
-// A packed weight, in CPU layout or in the checkpoint layout of compressed-tensors (`nn/packing.py`).
+// A packed weight, in CPU layout or in the checkpoint layout of compressed-tensors (`formats/packing.py`).
 struct Weight {
     Shape shape;
     bool in_checkpoint_layout;

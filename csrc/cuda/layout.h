@@ -1,6 +1,6 @@
 // The CUDA layout of a packed weight: the order of its words, and where each code lies.
 //
-// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/nn/cuda_layout.py` makes and undoes it;
+// Plain C++ without includes: g++, nvcc and NVRTC compile it. `transformers_qaig/formats/cuda_layout.py` makes and undoes it;
 // nothing else writes it.
 //
 // Rows (output channels) come in blocks of 64, input channels in tiles of 64 slots, which are two units of 32. A

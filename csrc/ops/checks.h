@@ -126,7 +126,7 @@ inline void check_activation(const char* name, const Tensor& x) {
                     " of shape ", shape_text(shape_of(x)));
 }
 
-// A rotation of x (nn/hadamard.py); block 0 is none.
+// A rotation of x (formats/hadamard.py); block 0 is none.
 inline void check_rotation(int64_t block, int64_t seed, int64_t in_features) {
     constexpr int64_t kLeast = 16, kLargest = 256;
     STD_TORCH_CHECK(

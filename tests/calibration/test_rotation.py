@@ -22,9 +22,9 @@ from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import first_tensor, forward
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
-from transformers_qaig.nn.hadamard import Rotation, rotate, rotate_back
+from transformers_qaig.formats.hadamard import Rotation, rotate, rotate_back
+from transformers_qaig.formats.reference import round_activations
 from transformers_qaig.nn.linear import get_linear
-from transformers_qaig.nn.reference import round_activations
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.scheme import WeightScheme

@@ -10,9 +10,9 @@ from torch import Tensor
 from tests.kernels.cuda.gptq_cases import by_reference, random_columns, same
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error
 from tests.nn.test_cpu_kernels import exact, random_layer
+from transformers_qaig.formats.hadamard import BLOCKS, Rotation
+from transformers_qaig.formats.packing import CUDA_LAYOUT
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.hadamard import BLOCKS, Rotation
-from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

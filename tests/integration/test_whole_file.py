@@ -19,9 +19,9 @@ from transformers_qaig import BitBudget, QAIGConfig, QAIGLinear
 from transformers_qaig.calibration import embeddings as table
 from transformers_qaig.calibration import row_chunks, target_quantizer
 from transformers_qaig.execution import out_of_memory as memory
+from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGEmbedding
-from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT
 from transformers_qaig.structure import find_input_embeddings, find_lm_head, find_vision_tower
 
 WHOLE = {"vision_bits": 8, "embedding_bits": 8, "lm_head_bits": 8}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from transformers_qaig.formats.hadamard import BLOCKS, Rotation, rotate
+from transformers_qaig.formats.reference import dequantize, round_activations
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
-from transformers_qaig.nn.reference import dequantize, round_activations
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 

@@ -9,11 +9,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
+from transformers_qaig.formats import cuda_layout
+from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS, num_groups
 from transformers_qaig.kernels import extension
-from transformers_qaig.nn import QAIGEmbedding, QAIGLinear, cuda_layout
+from transformers_qaig.nn import QAIGEmbedding, QAIGLinear
 from transformers_qaig.nn.embedding import tie, why_not_packed
 from transformers_qaig.nn.ops import embedding_reference
-from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS, num_groups
 from transformers_qaig.scheme import WeightScheme
 
 N, K = 37, 96

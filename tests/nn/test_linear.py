@@ -7,8 +7,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from tests.tolerance import assert_close, assert_product
+from transformers_qaig.formats.hadamard import Rotation, rotate
 from transformers_qaig.nn import QAIGLinear, check_packed, unpack, unpack_zero_point
-from transformers_qaig.nn.hadamard import Rotation, rotate
 
 N, K, GROUP = 24, 64, 32
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.tolerance import assert_close, assert_product
+from transformers_qaig.formats.hadamard import Rotation, rotate_back
+from transformers_qaig.formats.packing import pack, pack_zero_point
+from transformers_qaig.formats.reference import Weight, dequantize
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.hadamard import Rotation, rotate_back
-from transformers_qaig.nn.packing import pack, pack_zero_point
-from transformers_qaig.nn.reference import Weight, dequantize
 
 N, K, GROUP = 40, 96, 32
 

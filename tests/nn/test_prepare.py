@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.nn.test_cpu_kernels import random_layer
 from tests.tolerance import assert_close
+from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, KERNEL_BITS, unpack, unpack_zero_point
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, KERNEL_BITS, unpack, unpack_zero_point
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 

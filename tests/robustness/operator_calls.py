@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.robustness.odd_arguments import changed
+from transformers_qaig.formats.packing import CPU_LAYOUT, KERNEL_BITS, num_groups, pack, pack_zero_point
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.packing import CPU_LAYOUT, KERNEL_BITS, num_groups, pack, pack_zero_point
 from transformers_qaig.rounding.gptq_columns import round_columns_reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)

@@ -16,11 +16,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from transformers_qaig.formats import cuda_layout
+from transformers_qaig.formats.packing import num_groups, pack, pack_zero_point
 from transformers_qaig.kernels.compiler import TORCH_TARGET
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.interface import TYPES, Shape
-from transformers_qaig.nn import cuda_layout
-from transformers_qaig.nn.packing import num_groups, pack, pack_zero_point
 
 CSRC = Path(__file__).parents[2] / "csrc"
 EMULATOR = Path(__file__).parent

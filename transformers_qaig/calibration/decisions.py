@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
-from ..nn.hadamard import rotate, rotate_back
+from ..formats.hadamard import rotate, rotate_back
 from ..nn.linear import QAIGLinear, get_linear
 from ..rounding.clipping import Clipping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, minmax_grid

@@ -1,4 +1,4 @@
 """Kernels: finds, compiles and loads native code, and launches it on CUDA.
 
-This room may import `nn`, `scheme` and `utils`; `nn` imports it, too.
+This room may import `formats`, `scheme` and `utils`.
 """

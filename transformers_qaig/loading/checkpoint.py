@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
+from ..formats.packing import SCALE_DTYPES, packed_shapes
 from ..nn.packed_module import PackedModule
-from ..nn.packing import SCALE_DTYPES, packed_shapes
 from ..scheme import Plan
 from ..utils.quote import quote
 from .local_names import is_class_that_saved, lacks_part, loader_naming, loading_conversions, merging, packed_paths

@@ -1,12 +1,12 @@
-"""Packed modules, the `torch.ops.qaig` operators that they call, their layouts, and the reference in plain torch.
+"""Packed modules, and the `torch.ops.qaig` operators that they call.
 
-The modules are `QAIGLinear` and `QAIGEmbedding`. This room may import `scheme`, `utils` and `kernels`.
+The modules are `QAIGLinear` and `QAIGEmbedding`. This room may import `kernels`, `formats`, `scheme` and `utils`.
 """
 
+from ..formats.packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
 from .embedding import QAIGEmbedding
 from .linear import QAIGLinear
 from .packed_module import PackedModule, check_packed
-from .packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
 
 __all__ = [
     "PackedModule",

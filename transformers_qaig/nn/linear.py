@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from ..formats.checks import check_input
+from ..formats.hadamard import rotate_back
+from ..formats.packing import num_groups, pack, pack_zero_point
 from ..scheme import Rotation, WeightScheme
-from .checks import check_input
 from .forward_mode import is_active
-from .hadamard import rotate_back
 from .packed_module import PackedModule, check_packed, frozen
-from .packing import num_groups, pack, pack_zero_point
 
 
 class QAIGLinear(PackedModule):

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import cuda, extension
-from . import cuda_layout, reference, rules  # noqa: F401  (registers the rules)
-from .checks import (
+from ..formats import cuda_layout, reference
+from ..formats.checks import (
     ACTIVATION_DTYPES,
     check_activation,
     check_activation_bits,
@@ -23,8 +22,10 @@ from .checks import (
     check_tensor,
     checked_rotation,
 )
-from .packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS
-from .reference import Weight
+from ..formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS
+from ..formats.reference import Weight
+from ..kernels import cuda, extension
+from . import rules  # noqa: F401  (registers the rules)
 from .schema import LIBRARY
 
 

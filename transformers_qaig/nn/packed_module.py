@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..formats.packing import CHECKPOINT_LAYOUT, SCALE_DTYPES, pack_zero_point, packed_shapes
+from ..formats.reference import Weight, dequantize
 from . import ops
-from .packing import CHECKPOINT_LAYOUT, SCALE_DTYPES, pack_zero_point, packed_shapes
-from .reference import Weight, dequantize
 
 _order_lock = threading.RLock()  # one for all modules: some share their tensors, and a module's own could not be copied
 _Method = TypeVar("_Method", bound=Callable[..., Any])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_dense
+from ..formats.checks import check_dense
 from .forward_mode import ForwardModeLibrary
 from .schema import LIBRARY
 

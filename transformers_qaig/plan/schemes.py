@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
-from ..nn.hadamard import fit_block
+from ..formats.hadamard import fit_block
 from ..scheme import Rotation, WeightScheme, parse_plan
 from ..utils.logging import get_logger
 from ..utils.quote import quote

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..formats.checks import check_dense, check_device
 from ..kernels import extension
 from ..nn import ops
-from ..nn.checks import check_dense, check_device
 from ..nn.schema import LIBRARY
 
 

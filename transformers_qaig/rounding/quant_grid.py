@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nn.reference import round_activations
+from ..formats.reference import round_activations
 
 SMALLEST = 1e-12
 """The smallest scale: a group of zeros must have one, too."""

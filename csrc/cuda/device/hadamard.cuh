@@ -1,4 +1,4 @@
-// The rotation of x, the same to the bit as `nn/hadamard.py`. A warp has 256 channels, every lane eight of them.
+// The rotation of x, the same to the bit as `formats/hadamard.py`. A warp has 256 channels, every lane eight of them.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"

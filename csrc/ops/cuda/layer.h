@@ -11,7 +11,7 @@ namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 constexpr int64_t kMaxQuantizedRows = (1LL << 31) - 1;  // of x that are rounded to 8 bits: each is a block of a launch
 
 // What multiplies a layer: a kernel that reads packed words (gemv, gemm), torch with the dequantized weight, or the plain
-// torch of nn/reference.py.
+// torch of formats/reference.py.
 enum class MatmulKernel { kGemv, kGemmF16, kGemmI8, kDequantize, kReference };
 
 struct Layer {

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from tools.emulator.emulated import Weight
-from transformers_qaig.nn import reference
-from transformers_qaig.nn.packing import CUDA_LAYOUT
+from transformers_qaig.formats import reference
+from transformers_qaig.formats.packing import CUDA_LAYOUT
 
 BITS = (2, 3, 4, 8)
 DTYPES = (torch.float16, torch.bfloat16)

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
+from transformers_qaig.formats.packing import CUDA_LAYOUT
 from transformers_qaig.kernels import cuda, extension
 from transformers_qaig.kernels.cuda import nvrtc
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 H100 = torch.device("cuda", 0)
 WHY_NOT_CUDA, ARCHITECTURES = extension.why_not_cuda, extension.cuda_architectures

@@ -8,9 +8,9 @@ import torch
 from tests.kernels.cuda.products import arguments, close
 from tools.emulator import emulated
 from tools.emulator.emulated_driver import PROCESSORS, CpuDevice
+from transformers_qaig.formats.packing import CUDA_LAYOUT
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.driver import DriverError
-from transformers_qaig.nn.packing import CUDA_LAYOUT
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
 

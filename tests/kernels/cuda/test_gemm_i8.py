@@ -18,8 +18,8 @@ from tests.kernels.cuda import gemm_cases
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, make_weight, random_weight
-from transformers_qaig.nn import reference
-from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
+from transformers_qaig.formats import reference
+from transformers_qaig.formats.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 

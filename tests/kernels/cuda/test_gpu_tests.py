@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from tests.gpu import test_cuda_kernels, test_recorded_steps
 from tools.emulator import emulated
+from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import ops
-from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 
 pytestmark = [
     pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler"),

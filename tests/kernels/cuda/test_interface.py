@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from transformers_qaig.formats import cuda_layout
 from transformers_qaig.kernels import compiler
 from transformers_qaig.kernels.cuda import interface
-from transformers_qaig.nn import cuda_layout
 
 CSRC = Path(__file__).parents[3] / "csrc"
 STRUCTURES = {

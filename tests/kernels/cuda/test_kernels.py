@@ -10,8 +10,8 @@ from tests import seeds
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, make_weight, random_weight
-from transformers_qaig.nn import cuda_layout, reference
-from transformers_qaig.nn.hadamard import BLOCKS, Rotation, rotate
+from transformers_qaig.formats import cuda_layout, reference
+from transformers_qaig.formats.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
 

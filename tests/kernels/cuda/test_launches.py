@@ -6,11 +6,12 @@ import torch
 from tests.kernels.cuda.products import arguments, close, exact
 from tools.emulator import emulated
 from tools.emulator.emulated_driver import PROCESSORS, CpuDevice
+from transformers_qaig.formats import reference
+from transformers_qaig.formats.hadamard import Rotation, rotate
+from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.operators import Operators
-from transformers_qaig.nn import ops, reference
-from transformers_qaig.nn.hadamard import Rotation, rotate
-from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
+from transformers_qaig.nn import ops
 
 QUANTIZE = "qaig_quantize_activations_f16"
 

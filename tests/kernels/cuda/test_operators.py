@@ -12,8 +12,8 @@ from tests.kernels.cuda.products import ROUNDING, error, exact, on_disk
 from tests.tolerance import assert_close, assert_product
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, random_weight
-from transformers_qaig.nn import packing, reference
-from transformers_qaig.nn.hadamard import Rotation, rotate
+from transformers_qaig.formats import packing, reference
+from transformers_qaig.formats.hadamard import Rotation, rotate
 
 pytestmark = [
     pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler"),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...nn.hadamard import Rotation
+from ...formats.hadamard import Rotation
 from . import interface
 from .driver import Device, Driver
 from .interface import Shape

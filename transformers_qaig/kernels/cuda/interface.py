@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...nn.packing import num_groups
+from ...formats.packing import num_groups
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MAX_LAYERS, MAX_GEMV_ROWS = 8, 16

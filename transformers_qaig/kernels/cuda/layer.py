@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...nn import checks, reference
-from ...nn.hadamard import Rotation
-from ...nn.packing import CUDA_LAYOUT
+from ...formats import checks, reference
+from ...formats.hadamard import Rotation
+from ...formats.packing import CUDA_LAYOUT
 from . import interface
 from .interface import Shape
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...nn import checks, ops
-from ...nn.packing import CUDA_LAYOUT
+from ...formats import checks
+from ...formats.packing import CUDA_LAYOUT
 from . import interface
 from .activations import Inputs
 from .dequantized_matmul import dequantize_rows, dequantized_matmul
@@ -37,7 +37,7 @@ class Operators:
         rotation_block: int, rotation_seed: int, out_features: int, bits: int, group_size: int, activation_bits: int,
         layout: int,
     ) -> Tensor:  # fmt: skip
-        """Computes what `ops.linear_reference` describes, and raises as it does."""
+        """Computes what `qaig::linear_reference` describes, and raises as it does."""
         tensors, rotation = ([packed], [scale], [zero], [bias]), ([rotation_block], [rotation_seed])
         return self.linear_many(x, *tensors, *rotation, [out_features], [bits], [group_size], activation_bits, layout)[
             0
@@ -48,7 +48,7 @@ class Operators:
         bias: list[Tensor | None], rotation_block: list[int], rotation_seed: list[int], out_features: list[int],
         bits: list[int], group_size: list[int], activation_bits: int, layout: int,
     ) -> list[Tensor]:  # fmt: skip
-        """Computes what `ops.linear_many` describes, and raises as it does."""
+        """Computes what `qaig::linear_many` describes, and raises as it does."""
         lists = (packed, scale, zero, bias, out_features, bits, group_size)
         checks.check_activation("x", x)
         checks.check_activation_bits(activation_bits)
@@ -59,7 +59,7 @@ class Operators:
         def by_reference(i: int) -> Tensor:
             tensors, sizes = (packed[i], scale[i], zero[i], bias[i]), (out_features[i], bits[i], group_size[i])
             rotation = rotation_block[i], rotation_seed[i]
-            return ops.linear_reference(x, *tensors, *rotation, *sizes, activation_bits, layout)
+            return torch.ops.qaig.linear_reference(x, *tensors, *rotation, *sizes, activation_bits, layout)
 
         if layout != CUDA_LAYOUT or x.dtype not in SUFFIX:
             return [by_reference(i) for i in range(len(packed))]

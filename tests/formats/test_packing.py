@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from transformers_qaig.nn import packing
-from transformers_qaig.nn.packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
+from transformers_qaig.formats import packing
+from transformers_qaig.formats.packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
 
 ALL_BITS = range(2, 9)
 

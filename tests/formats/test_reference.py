@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from tests.tolerance import assert_close, assert_product
-from transformers_qaig.nn import packing, reference
-from transformers_qaig.nn.packing import CHECKPOINT_LAYOUT, pack, pack_zero_point
-from transformers_qaig.nn.reference import Weight
+from transformers_qaig.formats import packing, reference
+from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, pack, pack_zero_point
+from transformers_qaig.formats.reference import Weight
 
 
 def random_weight(out_features, in_features, bits, group_size, sym, scale_dtype=torch.float32):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tolerance import assert_close
-from transformers_qaig.nn.hadamard import BLOCKS, Rotation, fit_block, random_signs, rotate, rotate_back
+from transformers_qaig.formats.hadamard import BLOCKS, Rotation, fit_block, random_signs, rotate, rotate_back
 
 
 def matrix(in_features: int, rotation: Rotation) -> torch.Tensor:
