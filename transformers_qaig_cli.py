@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     root = argparse.ArgumentParser(
         prog="transformers-qaig",
+        allow_abbrev=False,
         description="Quantize vision-language models to 2-8 bits. Each command has a --help with examples.",
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -85,6 +86,7 @@ def _add(
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     added.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return added

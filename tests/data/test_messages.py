@@ -156,6 +156,7 @@ def test_what_belongs_to_a_question_is_read_with_it() -> None:
         ({"question": "what ?", "context": {"title": []}}, r"'context' must be .*\['title'\].*columns="),
         ({"question": "what ?", "choices": ["a", "b"], "answer": 7}, "'7', which is neither a choice"),
         ({"prompt": "what ?", "chosen": [USER, USER]}, "repeat it"),
+        ({"prompt": "what ?", "completion": "a cat", "label": False}, "'label' is False.*Leave such records out"),
         ({"messages": [USER], "system": 3}, "'system' must be a str"),
         ([USER, {"role": "assistant", "content": None}], "only an assistant that calls a tool.*'role'"),
         ([USER, {"role": "user", "tool_calls": [CALL]}], "needs 'role' and 'content'"),

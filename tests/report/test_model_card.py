@@ -104,6 +104,13 @@ def test_card_says_what_was_done(config: QAIGConfig, report: QuantizationReport)
     assert card.text.index("import transformers_qaig") < card.text.index('model="me/vlm-w3"')
 
 
+def test_card_tells_the_group_sizes_that_were_stored(config: QAIGConfig) -> None:
+    plan = {f"layers.{i}": {"bits": 3, "group_size": size, "sym": False} for i, size in enumerate((96, 96, -1))}
+    stored = QAIGConfig(**{**config.to_dict(), "plan": plan})
+    scales = "one per 96 input channels, asymmetric (2 layers); one per output channel, asymmetric (1 layers)"
+    assert f"| Scales | {scales} |" in model_card(stored)
+
+
 def test_card_from_config_json_alone(config: QAIGConfig, tmp_path: Path) -> None:
     card = ModelCard(model_card(config.to_dict(), base_model_id=str(tmp_path)))
     assert card.data.base_model is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -66,11 +67,16 @@ class BitBudget:
             budget: one of these; None for no budget.
 
         Raises:
-            ValueError: it is none of these, or has an unknown key.
+            ValueError: it is none of these, a size without a unit, or has an unknown key.
         """
         if budget is None or isinstance(budget, BitBudget):
             return budget
         if isinstance(budget, str):
+            if re.fullmatch(r"\s*[0-9]{0,9}\.?[0-9]{1,9}\s*", budget):
+                raise ValueError(
+                    f"`budget={budget!r}` has no unit. Write budget={budget.strip()} for bits per weight, or a size "
+                    "such as '3.5GiB'."
+                )
             return cls(size=budget)
         if not isinstance(budget, Mapping):
             return cls(bits=budget)

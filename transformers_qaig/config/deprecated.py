@@ -109,6 +109,11 @@ def _without_budget(old: Mapping[str, Any], given: Mapping[str, Any], done: Tran
 
     Several widths are an error. A cost has no effect, as in 0.1, but is checked.
     """
+    if "bits" in old and done.settings.get("budget") is not None:
+        raise ValueError(
+            f"`bits={quote(old['bits'])}` belongs into the budget: write budget=BitBudget(bits=..., "
+            "candidates=(2, 3, 4)) and leave out `bits`."
+        )
     if "bits" in old:
         raise ValueError(
             f"`bits={quote(old['bits'])}` are several to choose from, which needs a budget: write "

@@ -44,6 +44,11 @@ def to_conversation(
     if isinstance(record, (Image.Image, np.ndarray, torch.Tensor)):
         record = {"image": record}
     if isinstance(record, Mapping):
+        if "completion" in record and record.get("label") is False:  # TRL's unpaired preferences
+            raise ValueError(
+                "its 'label' is False, so its completion is a rejected one. Leave such records out: "
+                "dataset.filter(lambda record: record['label'])"
+            )
         found = find_columns(record, columns)
         images = _images_of(record[found["image"]], base_dir) if "image" in found else []
         if "messages" in found:

@@ -191,12 +191,7 @@ def _facts(
     changed = ", ".join(f"`{name}={value!r}`" for name, value in settings.recipe.changes.items())
     yield "Recipe", f"`{settings.recipe.name}`" + (f" with {changed}" if changed else "")
     yield "Weights", _widths(settings)
-    group = settings.group_size
-    yield (
-        "Scales",
-        f"one per {f'{group} input channels' if group > 0 else 'output channel'}, "
-        + ("symmetric" if settings.sym else "asymmetric"),
-    )
+    yield "Scales", _scales(settings)
     if settings.plan:
         yield "Packed layers", str(len(settings.plan))
     if report is not None:
@@ -223,6 +218,18 @@ def _parts(settings: QAIGConfig) -> str:
     names = {"vision_bits": "vision tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
     *others, last = ["language model", *(name for key, name in names.items() if getattr(settings, key))]
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def _scales(settings: QAIGConfig) -> str:
+    """Returns `one per 64 input channels, asymmetric`; where layers differ, each kind with its number of layers."""
+    chosen = (settings.plan or {"": vars(settings)}).values()
+    kinds = Counter((entry["group_size"], entry["sym"]) for entry in chosen)
+    texts = []
+    for (group, sym), count in kinds.most_common():
+        text = f"one per {f'{group} input channels' if group > 0 else 'output channel'}"
+        text += ", symmetric" if sym else ", asymmetric"
+        texts.append(text if len(kinds) == 1 else f"{text} ({count} layers)")
+    return "; ".join(texts)
 
 
 def _widths(settings: QAIGConfig) -> str:
