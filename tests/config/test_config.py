@@ -13,6 +13,7 @@ from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
 from transformers_qaig.config import plan_source, validation
 from transformers_qaig.config.devices import bytes_by_device
 from transformers_qaig.quantizer import QAIGHfQuantizer
+from transformers_qaig.recipes import RECIPES
 from transformers_qaig.scheme import WeightScheme, fit_group_size
 
 
@@ -346,3 +347,28 @@ def test_what_a_caller_set_in_a_config_is_checked_before_quantizing() -> None:
     config.bits = 99
     with pytest.raises(ValueError, match=r"`bits` .*99"):
         QAIGHfQuantizer(config, pre_quantized=False)
+
+
+SCHEME = {"bits": 3, "group_size": -1, "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("recipe", "gptq", RECIPES["gptq"]),
+        ("budget", 3.5, BitBudget(bits=3.5)),
+        ("calibration", {"min_coverage": 0.5}, CalibrationConfig(min_coverage=0.5)),
+        ("plan", QAIGConfig(plan={"a.b": SCHEME}), {"a.b": SCHEME}),
+    ],
+)
+def test_an_attribute_takes_what_the_argument_takes(name: str, given: object, kept: object) -> None:
+    config = QAIGConfig()
+    setattr(config, name, given)
+    assert getattr(config, name) == kept
+    assert copy.deepcopy(config) == config
+    assert repr(config)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_old_names_beside_a_mapping_are_used() -> None:
+    assert QAIGConfig.from_dict({}, target_bits=3.0).budget == BitBudget(bits=3.0)

@@ -27,6 +27,8 @@ BUDGET = {"target_bits": "bits", "target_size": "size", "cost": "cost", "fuse_gr
 PLACEMENT = ("max_memory", "offload_folder")
 """Arguments that belong to `from_pretrained`."""
 OLD_NAMES = (*CALIBRATION, *BUDGET, *PLACEMENT, "stages")
+ONLY_OURS = tuple(name for name in OLD_NAMES if name not in ("token", "trust_remote_code", *PLACEMENT))
+"""Old names that no other receiver of keyword arguments knows, such as `from_pretrained`."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..scheme import WeightScheme
 from ..utils.logging import get_logger
 from .budget import BitBudget
 from .calibration import CalibrationConfig
-from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, translate
+from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate
 from .display import is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings
 from .plain import plain
@@ -133,14 +133,11 @@ class QAIGConfig(QuantizationConfigMixin):
         self.validate()
 
     def validate(self) -> None:
-        """Brings every setting to its one form and checks it. Call it after setting attributes.
+        """Checks every setting. Call it after setting attributes.
 
         Raises:
             ValueError: a value out of its range.
         """
-        self.recipe = recipe_of(self.recipe if isinstance(self.recipe, Recipe) else plain(self.recipe, "recipe"))
-        self.budget = BitBudget.of(self.budget)
-        self.calibration = CalibrationConfig.of(self.calibration)
         if self.bits is None and self.budget is None:
             self.bits = 4
         for name in _PLAIN:
@@ -186,7 +183,7 @@ class QAIGConfig(QuantizationConfigMixin):
         if dropped:
             names = ", ".join(f"`{name}`" for name in dropped)
             logger.warning("config.json sets %s, for one run only: ignored.", names)
-        known = {name: value for name, value in kwargs.items() if name in argument_names()}
+        known = {name: value for name, value in kwargs.items() if name in (*argument_names(), *ONLY_OURS)}
         config = cls(**{**settings, **known})
         unused = {name: value for name, value in kwargs.items() if name not in known}
         return (config, unused) if return_unused_kwargs else config
@@ -195,7 +192,7 @@ class QAIGConfig(QuantizationConfigMixin):
         """Sets the arguments among `kwargs`, checks them, and returns the others."""
         known = {name: value for name, value in kwargs.items() if name in argument_names()}
         for name, value in known.items():
-            setattr(self, name, read_plan(value) if name == "plan" else value)
+            setattr(self, name, value)
         self.validate()
         return {name: value for name, value in kwargs.items() if name not in known}
 
@@ -259,7 +256,20 @@ class QAIGConfig(QuantizationConfigMixin):
             name, value = "calibration", replace(self.calibration, **{CALIBRATION[name]: value})
         elif name in BUDGET or name == "stages":
             raise AttributeError(f"QAIGConfig has no `{name}`: set `{'recipe' if name == 'stages' else 'budget'}`.")
-        super().__setattr__(name, value)
+        super().__setattr__(name, _FORMS[name](value) if name in _FORMS else value)
+
+
+def _recipe(value: Any) -> Recipe:
+    return recipe_of(value if isinstance(value, Recipe) else plain(value, "recipe"))
+
+
+_FORMS: dict[str, Callable[[Any], Any]] = {
+    "recipe": _recipe,
+    "budget": BitBudget.of,
+    "calibration": CalibrationConfig.of,
+    "plan": read_plan,
+}
+"""Setting → what brings each value that a user may give to the one form in which it is kept."""
 
 
 @functools.cache
