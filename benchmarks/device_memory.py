@@ -50,6 +50,8 @@ HEAD_DIM, GROUP_SIZE, PATCH, VISION_HEAD_DIM = 128, 128, 14, 80
 IDS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
 LARGE = 2**15
 """Elements of a tensor from which `--shapes-only` leaves it unwritten."""
+REUSED = 2**25
+"""Bytes of a tensor below which its memory may have been used before."""
 aten = torch.ops.aten
 AS_IT_IS = (aten.detach.default, aten._unsafe_view.default, aten._local_scalar_dense.default)
 
@@ -158,7 +160,7 @@ def build(options: argparse.Namespace) -> nn.Module:
     pool = torch.randn(1 << 20) * 0.02
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            value = torch.empty(tensor.shape, dtype=tensor.dtype)
+            value = unwritten(tensor, "cpu")
             flat = value.view(-1)
             written = 0 if options.shapes_only and flat.numel() >= LARGE else flat.numel()
             for start in range(0, written, pool.numel()):
@@ -232,10 +234,16 @@ class ShapesOnly(TorchDispatchMode):
 
         def made(like: Tensor) -> Tensor:
             if like.numel() >= LARGE and home.type != "cpu":
-                return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=home)
+                return unwritten(like, home)
             return torch.full(like.shape, func.overloadpacket is aten.all, dtype=like.dtype, device=home)
 
         return tree_map_only(Tensor, made, found)
+
+
+def unwritten(like: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor as `like`. Large memory is new, hence zero; what is small may have been used, and hold NaN."""
+    tensor = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
+    return tensor if tensor.nbytes >= REUSED else tensor.zero_()
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
