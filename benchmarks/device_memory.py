@@ -11,7 +11,7 @@ allocator loses by rounding up and by gaps.
 
 Full width is too much arithmetic for a CPU. With `--shapes-only` large tensors on the device are allocated, counted and
 never written; every candidate counts as better than the one before, so that nothing is left out. At a width of 0.04
-some peaks are up to 12 % above those of a true run, for a reason that is not known; older ledger rows were within 5 %.
+peaks are above those of a true run while something holds memory beyond its use (see the test); before, within 5 %.
 """
 
 from __future__ import annotations
