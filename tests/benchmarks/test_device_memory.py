@@ -37,9 +37,6 @@ def test_a_tiny_model():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="device memory is held beyond its use since the calibration was rewritten: peaks rose from 19.6 to 22.4 MB"
-)
 def test_shapes_alone_count_the_same_bytes():
     rows, by_shapes = counted(), counted("--shapes-only")
     assert [row["phase"] for row in by_shapes] == [row["phase"] for row in rows]

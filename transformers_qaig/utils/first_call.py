@@ -9,7 +9,7 @@ from torch import nn
 
 
 class _Reached(Exception):
-    """Ends a forward pass once the module is reached."""
+    """Ends a forward pass once the module is reached. `args[0]` is the list that the call was put into."""
 
 
 def first_call(module: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -22,20 +22,19 @@ def first_call(module: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ..
     Returns:
         the arguments of the call, as they are after the module's other hooks; None if `run` never gets there.
     """
-    reached = _Reached()
-    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal call
-        call = args, kwargs
-        raise reached
+        calls.append((args, kwargs))
+        # A new exception: one that this function held would hold its traceback, and so every tensor of the forward.
+        raise _Reached(calls)
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         run()
     except _Reached as error:
-        if error is not reached:
+        if error.args[0] is not calls:
             raise
     finally:
         handle.remove()
-    return call
+    return calls[0] if calls else None
