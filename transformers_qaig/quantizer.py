@@ -275,7 +275,7 @@ class QAIGHfQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         """True: adapters can be trained on top of packed weights."""
-        return True  # adapters on top; the packed weights themselves never are
+        return True
 
     @property
     def is_compileable(self) -> bool:

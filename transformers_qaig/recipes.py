@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from .utils.quote import quote
+from .utils.suggestion import did_you_mean
 
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 CUSTOM = "custom"
@@ -185,7 +185,9 @@ def recipe_of(recipe: str | Mapping[str, Any] | Recipe, changes: Mapping[str, An
     if not isinstance(recipe, str):
         raise ValueError(f"`recipe` must be a name, a Recipe or a mapping, got {quote(recipe)}.")
     if recipe not in RECIPES and recipe != CUSTOM:
-        raise ValueError(f"`recipe` must be one of {sorted(RECIPES)}, got {quote(recipe)}.{_hint(recipe, RECIPES)}")
+        raise ValueError(
+            f"`recipe` must be one of {sorted(RECIPES)}, got {quote(recipe)}.{did_you_mean(recipe, RECIPES)}"
+        )
     return replace(RECIPES.get(recipe, Recipe()), **_known(changes or {}))
 
 
@@ -198,7 +200,7 @@ def _known(changes: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for key, value in changes.items():
         if key not in _TYPES and key not in RENAMED:
-            hint = _hint(key, [*_TYPES, *RENAMED])
+            hint = did_you_mean(key, [*_TYPES, *RENAMED])
             raise ValueError(f"`recipe` has no {quote(key)}; known are {', '.join(_TYPES)}.{hint}")
         name = RENAMED.get(key, key)
         if name in known:
@@ -210,8 +212,3 @@ def _known(changes: Mapping[str, Any]) -> dict[str, Any]:
 def renamed(changes: object) -> dict[str, str]:
     """Returns the old names among the keys of a mapping, each with the new one."""
     return {key: RENAMED[key] for key in changes if key in RENAMED} if isinstance(changes, Mapping) else {}
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(word), known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

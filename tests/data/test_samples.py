@@ -386,7 +386,7 @@ def test_bad_datasets(processor: Any, dataset: Any, error: type[Exception], mess
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"imge": "picture"}, "unknown part 'imge'.*did you mean 'image'"),
+        ({"imge": "picture"}, "unknown part 'imge'.*Did you mean 'image'"),
         ({"image": "foto"}, r"columns\['image'\] is 'foto', but the sample has only \['picture'\]"),
     ],
 )

@@ -160,9 +160,9 @@ class BlockQuantizer:
                 [],
                 self.recipe,
                 self.dtype,
-                self.settings.finder.foldable(self.block, group),
-                self.summary.path,
-                self.settings.token_weights.counts_padding,
+                foldable=self.settings.finder.foldable(self.block, group),
+                path=self.summary.path,
+                counts_padding=self.settings.token_weights.counts_padding,
             )
             context = self._gather(context, decisions, blocks, self.calibration)
             if not context.inputs:

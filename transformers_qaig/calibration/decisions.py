@@ -15,7 +15,7 @@ from ..equalization.fold import Group, fold
 from ..formats.hadamard import rotate, rotate_back
 from ..nn.linear import QAIGLinear, get_linear
 from ..rounding.clipping import Clipping
-from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, minmax_grid
+from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
 from ..scheme import Plan, Rotation, WeightScheme
 
 
@@ -100,17 +100,6 @@ class BlockDecisions:
             return self.roundings[name]
         grid = self.grid(name, weight, storage_dtype)
         return QuantizedWeight(grid, grid.encode(weight))
-
-
-def grid_arguments(scheme: WeightScheme, storage_dtype: torch.dtype, include_zero: bool) -> dict[str, Any]:
-    """Returns what [`minmax_grid`] takes beside a weight that is stored as `scheme` says."""
-    return {
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "sym": scheme.sym,
-        "storage_dtype": storage_dtype,
-        "include_zero": include_zero,
-    }
 
 
 def in_float32(block: nn.Module) -> nn.Module:

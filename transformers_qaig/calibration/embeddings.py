@@ -8,9 +8,9 @@ from torch import nn
 from ..nn.embedding import QAIGEmbedding
 from ..recipes import Recipe
 from ..rounding.clipping import search_clipping
-from ..rounding.quant_grid import QuantizedWeight, minmax_grid
+from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
 from ..scheme import WeightScheme
-from .decisions import grid_arguments, pack_linear
+from .decisions import pack_linear
 from .row_chunks import ROWS_PER_CHUNK, concat_rows
 
 

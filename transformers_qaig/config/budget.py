@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..scheme import BITS, is_int
 from ..utils.quote import quote
+from ..utils.suggestion import did_you_mean
 from .plain import plain
 from .size import parse_size
 
@@ -83,8 +83,7 @@ class BitBudget:
         known = [field.name for field in fields(cls)]
         for key in budget:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(key, known)
                 raise ValueError(f"`budget` has no {quote(key)}; known are {', '.join(known)}.{hint}")
         return cls(**budget)
 
@@ -126,7 +125,6 @@ def _checked_cost(cost: Any) -> str:
     """Returns the cost by today's name."""
     name = RENAMED_COSTS.get(cost, cost) if isinstance(cost, str) else cost
     if name not in COSTS:
-        near = difflib.get_close_matches(str(cost)[:40], COSTS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(cost, COSTS)
         raise ValueError(f"`budget`: `cost` must be one of {list(COSTS)}, got {quote(cost)}.{hint}")
     return name

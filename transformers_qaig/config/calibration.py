@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..utils.quote import quote
+from ..utils.suggestion import did_you_mean
 from .folder import check_folder
 from .plain import plain
 
@@ -70,8 +70,7 @@ class CalibrationConfig:
         known = [field.name for field in fields(cls)]
         for key in calibration or {}:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(key, known)
                 raise ValueError(f"`calibration` has no {quote(key)}; known are {', '.join(known)}.{hint}")
         return cls(**(calibration or {}))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..scheme import BITS, MAX_SEED, check_fields, is_int, parse_plan
 from ..utils.quote import quote
+from ..utils.suggestion import did_you_mean
 from .devices import bytes_by_device
 from .file_format import QUANT_METHOD
 from .folder import check_folder
@@ -29,8 +29,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
         if name in ADVICE:
             raise TypeError(f"QAIGConfig has no `{name}`. {ADVICE[name]}")
         known = list(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}."
+        hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
         raise TypeError(f"QAIGConfig got an unknown argument {quote(name)}.{hint}")
 
 

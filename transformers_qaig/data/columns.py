@@ -1,8 +1,9 @@
 """Finds which column of a record plays which part."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from ..utils.suggestion import did_you_mean
 
 # What a column may be called when the user does not say: the names that public VLM sets use, the likeliest first.
 COLUMN_NAMES: dict[str, tuple[str, ...]] = {
@@ -32,9 +33,8 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
     if columns is not None:
         for part, name in columns.items():
             if part not in COLUMN_NAMES:
-                near = difflib.get_close_matches(str(part), COLUMN_NAMES, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}{hint}")
+                hint = did_you_mean(part, COLUMN_NAMES)
+                raise ValueError(f"columns: unknown part {part!r}, it must be one of {sorted(COLUMN_NAMES)}.{hint}")
             if name not in record:
                 raise ValueError(f"columns[{part!r}] is {name!r}, but the sample has only {_keys(record)}")
         return dict(columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from ..config.devices import Device, bytes_by_device, check_device
 from ..config.folder import check_folder
 from ..utils.logging import get_logger
 from ..utils.quote import quote
+from ..utils.suggestion import did_you_mean
 from .arguments import loading_arguments
 from .offload_folder import OffloadFolder
 
@@ -245,8 +245,7 @@ def _check_paths(device_map: Mapping[str, Device], skeleton: nn.Module) -> None:
     known = {name for name, _ in chain(skeleton.named_modules(), skeleton.named_parameters(), skeleton.named_buffers())}
     for path in device_map:
         if path not in known:
-            near = difflib.get_close_matches(path, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(path, known)
             raise ValueError(f"`device_map` names {quote(path)}, and the model has no such module.{hint}")
 
 

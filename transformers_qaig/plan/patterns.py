@@ -13,13 +13,14 @@ What it matches brings all that is below it. The end of a path does so only afte
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from fnmatch import translate
 
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
+
+from ..utils.suggestion import did_you_mean
 
 BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 """A boundary of names. Transformers 5.17 has none: there `"layers.1"` would reach `"layers.11"`."""
@@ -47,8 +48,8 @@ class ModelNames:
         pattern = pattern.removesuffix(".weight")
         for wanted in dict.fromkeys((pattern, pattern.lstrip("*."), pattern.rpartition(".")[2])):
             ends = {path if "." in wanted else path.rpartition(".")[2]: None for path in self.paths}
-            if near := difflib.get_close_matches(wanted[:200], ends, n=1):
-                return f" Did you mean {near[0]!r}?"
+            if hint := did_you_mean(wanted, ends):
+                return hint
         return ""
 
     def _globbed(self, pattern: str) -> set[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formats.reference import round_activations
+from ..scheme import WeightScheme
 
 SMALLEST = 1e-12
 """The smallest scale: a group of zeros must have one, too."""
@@ -118,6 +119,17 @@ class QuantizedWeight:
             torch.cat([part.codes for part in parts]),
             torch.cat(sources) if sources else None,
         )
+
+
+def grid_arguments(scheme: WeightScheme, storage_dtype: torch.dtype, include_zero: bool) -> dict[str, Any]:
+    """Returns what [`minmax_grid`] takes beside a weight that is stored as `scheme` says."""
+    return {
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "sym": scheme.sym,
+        "storage_dtype": storage_dtype,
+        "include_zero": include_zero,
+    }
 
 
 def minmax_grid(

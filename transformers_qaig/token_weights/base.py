@@ -13,7 +13,7 @@ from ..attribution.qig import tempered
 from ..equalization.fold import Group
 from ..execution.group_inputs import GroupInputs
 from ..nn.linear import get_linear
-from ..rounding.quant_grid import minmax_grid
+from ..rounding.quant_grid import grid_arguments, minmax_grid
 from ..scheme import Plan
 from ..utils.finite import is_finite
 
@@ -67,14 +67,7 @@ class SubBlock:
 
     def _rounded(self, name: str, weight: Tensor) -> Tensor:
         scheme = self.schemes[name]
-        grid = minmax_grid(
-            weight,
-            bits=scheme.bits,
-            group_size=scheme.group_size,
-            sym=scheme.sym,
-            storage_dtype=self.dtype,
-            include_zero=self.include_zero,
-        )
+        grid = minmax_grid(weight, **grid_arguments(scheme, self.dtype, self.include_zero))
         return grid.quantize(weight)
 
 
