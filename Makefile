@@ -63,7 +63,7 @@ oldest:
 
 # The library is built before ASan is preloaded: the compiler needs no watching.
 sanitize: $(VENV)/.test
-	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig.kernels import extension; extension.build()"
+	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig.kernels import compilation; compilation.build()"
 	$(SANITIZED) $(BIN)/python -c "from transformers_qaig.kernels import extension; assert extension.load()"
 	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py tests/nn/test_prepare.py
 	$(SANITIZED) $(BIN)/python -m pytest -q tests/robustness/test_operators.py

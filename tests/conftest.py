@@ -16,7 +16,7 @@ torchvision_on_cpu.make_importable()
 
 from transformers.utils.logging import enable_propagation  # noqa: E402
 
-from transformers_qaig.kernels import compiler, extension  # noqa: E402  (imports Transformers, which looks for torchvision once)
+from transformers_qaig.kernels import compilation, compiler, extension  # noqa: E402  (imports Transformers, which looks for torchvision once)
 from transformers_qaig.utils.files import written_with_checksum  # noqa: E402
 
 enable_propagation()  # `caplog` listens at the root logger, and Transformers' own keeps to itself
@@ -70,7 +70,7 @@ def package(tmp_path, monkeypatch):
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CSRC / name, copy)
     (folder / "csrc" / "ops" / "cpu.cpp").write_text("static int nothing() { return 0; }\nint qaig_stub = nothing();\n")
-    monkeypatch.setattr(extension, "_PACKAGE", folder)
+    monkeypatch.setattr(compilation, "PACKAGE", folder)
     monkeypatch.setattr(extension, "_found", None)
     monkeypatch.setenv("QAIG_CACHE", str(tmp_path / "cache"))
     for name in (

@@ -12,9 +12,9 @@
 #   gemm      benchmarks/gpu_gemm.py, with the options in GEMM
 #   generate  benchmarks/gpu_generate.py, with the options in GENERATE; needs greenlet, to calibrate
 #
-# QAIG_CUDA_LIBRARY: a library built elsewhere (on a machine with nvcc: QAIG_CUDA_ARCHS=90 python -c "from
-# transformers_qaig.kernels import extension; print(extension.build())"), used as a prebuilt one. Without it one is compiled here
-# if nvcc is. The first failure of a check ends it; figures go to dated files under RESULTS.
+# QAIG_CUDA_LIBRARY: a library built elsewhere, used as a prebuilt one (on a machine with nvcc: QAIG_CUDA_ARCHS=90
+# python -c "from transformers_qaig.kernels import compilation; print(compilation.build())"). Without it one is compiled
+# here if nvcc is. The first failure of a check ends it; figures go to dated files under RESULTS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} RESULTS=${RESULTS:-benchmarks/results}

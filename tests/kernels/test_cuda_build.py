@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_qaig.kernels import compiler, extension
+from transformers_qaig.kernels import compilation, compiler, extension
 
 # The fixture's package has no kernels; this stands for them.
 KERNEL = """
@@ -30,8 +30,8 @@ def machine(monkeypatch, tmp_path):
 
     def set_up(cuda: str | None, gpus: tuple[str, ...] = ()):
         (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\ncuda: Optional[str] = {cuda!r}\nhip = None\n")
-        monkeypatch.setattr(extension, "_TORCH", tmp_path)
-        monkeypatch.setattr(extension, "_local_architectures", lambda: gpus)
+        monkeypatch.setattr(compilation, "_TORCH", tmp_path)
+        monkeypatch.setattr(compilation, "_local_architectures", lambda: gpus)
 
     return set_up
 
@@ -73,14 +73,14 @@ def test_an_architecture_that_is_none(monkeypatch, caplog):
         monkeypatch.setenv("QAIG_CUDA_ARCHS", text)
         with pytest.raises(compiler.CompileError, match='is no architecture: write "80;90"'):
             compiler.cuda_request()
-    nvcc, reason = extension._choose_nvcc()
+    nvcc, reason = compilation.choose_nvcc()
     assert nvcc is None
     assert "QAIG_CUDA_ARCHS" in reason
 
 
 def test_when_nvcc_is_asked(machine, nvcc_13, monkeypatch):
     def chosen():
-        nvcc, reason = extension._choose_nvcc()
+        nvcc, reason = compilation.choose_nvcc()
         return nvcc.architectures if nvcc else reason
 
     machine(cuda=None, gpus=("90",))
@@ -121,11 +121,11 @@ def test_gpus_of_this_machine(monkeypatch, tmp_path):
     smi.write_text("#!/bin/sh\nprintf '9.0\\n8.9\\n9.0\\n'\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert extension._local_architectures() == ("89", "90")
+    assert compilation._local_architectures() == ("89", "90")
     smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed: no driver'; exit 9\n")
-    assert extension._local_architectures() == ()
+    assert compilation._local_architectures() == ()
     smi.write_text("#!/bin/sh\necho '[N/A]'\n")
-    assert extension._local_architectures() == ()
+    assert compilation._local_architectures() == ()
 
 
 def test_the_key_names_what_nvcc_depends_on(tmp_path):
@@ -176,7 +176,7 @@ def test_an_nvcc_that_fails(package, monkeypatch, caplog, compilations):
 @needs_nvcc
 def test_a_prebuilt_library_without_cuda(package, prebuild, monkeypatch):
     """It is used, unless one with CUDA kernels can be compiled."""
-    prebuild(extension.build())
+    prebuild(compilation.build())
     assert extension.load()
     assert (extension.origin(), extension.why_not_cuda()) == ("prebuilt", "it was built without nvcc")
     (package / "csrc" / "kernel.cu").write_text(KERNEL)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from transformers_qaig.kernels import compiler, extension
+from transformers_qaig.kernels import compilation, compiler, extension
 
 TORCH = Path(torch.__file__).parent
 
@@ -52,7 +52,7 @@ def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, cap
 def test_threads_and_processes_compile_once(package, compilations):
     """`build` locks a file, as between processes; `load` has a lock for the threads of one."""
     with ThreadPoolExecutor(4) as pool:
-        assert len(set(pool.map(lambda _: extension.build(), range(4)))) == 1
+        assert len(set(pool.map(lambda _: compilation.build(), range(4)))) == 1
         assert all(pool.map(lambda _: extension.load(), range(4)))
     assert len(compilations) == 1
 
@@ -123,7 +123,7 @@ def test_disabled(package, monkeypatch, caplog, compilations):
 
 
 def test_prebuilt_comes_first(package, prebuild, compilations):
-    prebuild(extension.build())
+    prebuild(compilation.build())
     assert extension.load()
     assert extension.origin() == "prebuilt"
     assert extension.library_path() == package / compiler.LIBRARY_NAME
@@ -145,7 +145,7 @@ def test_a_prebuilt_library_that_does_not_load(package, prebuild, tmp_path, capl
 
 
 def test_a_damaged_prebuilt_library_is_not_opened(package, prebuild, caplog):
-    file = prebuild(extension.build())
+    file = prebuild(compilation.build())
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert extension.load()
     assert extension.origin() == "built at first use"
@@ -170,7 +170,7 @@ def emptied(raw: bytes) -> bytes:
     ("damage", "checksum"), [(cut, "there"), (with_a_hole, "there"), (cut, "missing"), (emptied, "damaged")]
 )
 def test_a_damaged_library_in_the_cache_is_compiled_again(package, compilations, monkeypatch, caplog, damage, checksum):
-    file = extension.build()
+    file = compilation.build()
     raw, beside = file.read_bytes(), file.with_name(f"{file.name}.sha256")
     file.write_bytes(damage(raw))
     if checksum == "missing":
@@ -188,13 +188,13 @@ def test_a_damaged_library_in_the_cache_is_compiled_again(package, compilations,
 
 
 def test_what_killed_builds_left_is_removed(package, tmp_path):
-    file = extension.build()
+    file = compilation.build()
     file.unlink()
     (file.parent / f".unfinished-0123-{file.name}").write_bytes(b"half")
     folder = file.parent / f".unfinished-4567-{file.name}"
     folder.mkdir()
     (folder / "0.o").touch()
-    extension.build()
+    compilation.build()
     assert leftovers(tmp_path / "cache") == [file.name, f"{file.name}.sha256"]
     assert not folder.exists()
 
@@ -214,7 +214,7 @@ def test_which_failures_of_a_compiler_may_pass(said, may_pass):
 
 def test_an_nvcc_that_had_no_room_is_tried_again(package, compilations, monkeypatch, tmp_path):
     nvcc = fake_compiler(tmp_path / "nvcc", "echo 'No space left on device' >&2; exit 1")
-    monkeypatch.setattr(extension, "_choose_nvcc", lambda: (compiler.Nvcc((nvcc,), "nvcc", "13.0"), None))
+    monkeypatch.setattr(compilation, "choose_nvcc", lambda: (compiler.Nvcc((nvcc,), "nvcc", "13.0"), None))
     (package / "csrc" / "kernel.cu").touch()
     for _ in range(2):
         restart(monkeypatch)
@@ -224,7 +224,7 @@ def test_an_nvcc_that_had_no_room_is_tried_again(package, compilations, monkeypa
 
 def test_a_cache_that_others_can_write_is_refused_with_what_to_do(package, compilations, tmp_path, caplog):
     """A library in there would be anybody's code."""
-    file = extension.build()
+    file = compilation.build()
     (tmp_path / "cache").chmod(0o777)
     assert not extension.load()
     assert len(warnings(caplog)) == 1
@@ -233,7 +233,7 @@ def test_a_cache_that_others_can_write_is_refused_with_what_to_do(package, compi
         assert words in extension.why_not()
     assert file.exists()
     with pytest.raises(PermissionError, match="QAIG_CACHE"):
-        extension.build()
+        compilation.build()
 
 
 def test_no_sources(package):

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from tests.lifecycle import FAST, logits
 from tests.robustness.kills import error_with_a_full_disk, killed
 from transformers_qaig import QAIGConfig
-from transformers_qaig.kernels import compiler, extension
+from transformers_qaig.kernels import compilation, compiler, extension
 
 RUNS: dict[str, dict[str, Any]] = {
     "default": {"bits": 3},
@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_while_the_kernels_are_compiled_is_an_error_and_leav
     package: Path, tmp_path: Path
 ) -> None:
     for size in (0, 3_000, 12_000):
-        assert error_with_a_full_disk(extension.build, size)
+        assert error_with_a_full_disk(compilation.build, size)
         assert [path.name for path in (tmp_path / "cache").rglob("*.so*") if path.suffix != ".lock"] == []
     assert extension.load()
 
@@ -164,10 +164,10 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_believed(
     package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    _, seconds = timed(extension.build)
+    _, seconds = timed(compilation.build)
     shutil.rmtree(tmp_path / "cache")
     for _ in range(4):
-        killed(extension.build, rng.uniform(0.2, 1.1) * seconds)
+        killed(compilation.build, rng.uniform(0.2, 1.1) * seconds)
     assert extension.load()
     assert extension.cpu_isa() == extension.best_cpu_isa()
     assert not list((tmp_path / "cache").rglob(".unfinished*"))

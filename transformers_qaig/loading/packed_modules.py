@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..nn.checks import check_finite, check_packed
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
-from ..nn.packed_module import PackedModule, check_finite, check_packed
+from ..nn.packed_module import PackedModule
 from ..scheme import Plan
 from ..utils.finite import buffers_with_nan
 from ..utils.logging import tqdm

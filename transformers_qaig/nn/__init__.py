@@ -4,9 +4,10 @@ The modules are `QAIGLinear` and `QAIGEmbedding`. This room may import `kernels`
 """
 
 from ..formats.packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
+from .checks import check_packed
 from .embedding import QAIGEmbedding
 from .linear import QAIGLinear
-from .packed_module import PackedModule, check_packed
+from .packed_module import PackedModule
 
 __all__ = [
     "PackedModule",

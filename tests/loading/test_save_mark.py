@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.saving.mark import save_mark
+from transformers_qaig.loading.save_mark import save_mark
 
 
 @pytest.fixture(scope="module")

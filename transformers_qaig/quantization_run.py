@@ -1,0 +1,186 @@
+"""`QuantizationRun`: what becomes of an unquantized model, from the checks before loading to the packed model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import replace as replaced
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .config import QAIGConfig
+from .data.loader import load_inputs
+from .execution.exclusions import Exclusions
+from .loading.arguments import loading_arguments
+from .loading.dispatch import Placement
+from .loading.skeleton import likely_plan, packed_skeleton
+from .loading.source import Source
+from .loading.tied_embeddings import install_tied_embeddings
+from .loading.unused_tensors import UnusedTensor, find_unused, report_unused
+from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
+from .plan.build import budget_in_bits, list_schemes, make_plan
+from .plan.coverage import Coverage
+from .report.summary import QuantizationReport
+from .saving.processor_and_card import ProcessorToSave
+from .saving.state_dict import checkpoint_tensors
+from .saving.trial import try_saving
+from .scheme import Plan, plan_to_dict
+from .utils.files import require_writable
+from .utils.finite import check_weights
+from .utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+class QuantizationRun:
+    """One model's way from full precision to packed: `prepare` before its weights are read, `quantize` after.
+
+    Args:
+        config: a copy of the user's, validated.
+        placement: where the packed model goes.
+        source: where the weights come from.
+
+    Attributes:
+        plan: weight path to scheme; under a budget it is chosen in `quantize`.
+        unused: stored tensors that the model has no place for, to be saved again.
+    """
+
+    def __init__(self, config: QAIGConfig, placement: Placement, source: Source):
+        self.config, self.placement, self.source = config, placement, source
+        self.plan: Plan = {}
+        self.unused: list[UnusedTensor] = []
+        self._coverage = Coverage()
+        self._samples: Sequence[dict[str, Tensor]] = []
+        self._answers: Sequence[Tensor] = []
+        self._exclusions = Exclusions()
+        self._options: dict[str, list[SchemeOption]] = {}
+        self._budget = 0.0
+
+    def prepare(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
+        """Plans, tries placement and saving without weights, and loads the samples: what fails, fails here.
+
+        Args:
+            model: on the meta device.
+            checkpoint_files: paths of the shards.
+
+        Raises:
+            ValueError: a setting, the coverage, the budget, the placement or the data is wrong; the message says which.
+            OSError: a folder cannot be written.
+        """
+        run = self.config.calibration
+        if run.work_dir is not None:
+            require_writable(Path(run.work_dir), "work_dir")
+        self._make_plan(model, checkpoint_files)
+        self._rehearse(model, checkpoint_files)
+        access = self._with_access()
+        if self.config.recipe.calibrates or self._options:
+            self._samples, self._answers = load_inputs(model, access, self.source, self._exclusions)
+        else:
+            _tell_unread(self.config)
+            if run.processor is None:
+                self.source.fetch(access.calibration.token)
+
+    def quantize(self, model: PreTrainedModel) -> QuantizationReport:
+        """Calibrates `model` and packs it in place; its config then holds the plan.
+
+        Raises:
+            ValueError: a weight is not finite, or too many samples are not.
+            torch.OutOfMemoryError: the message says what would need less memory.
+        """
+        from .calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
+
+        check_weights(model)
+        try:
+            if self._options:
+                self._allocate(model)
+            report = calibrate(
+                model, self.plan, self._coverage, self._samples, self.config, self._answers, self._exclusions
+            )
+        finally:
+            self._samples, self._answers, self._options = [], [], {}
+        install_tied_embeddings(model, report.plan)
+        self.plan, self.config.plan = report.plan, plan_to_dict(report.plan)
+        model.config.quantization_config = self.config
+        return report
+
+    def processor(self) -> ProcessorToSave:
+        """Returns the processor that calibration used, or would have used."""
+        given = self.config.calibration.processor
+        if isinstance(given, (str, os.PathLike)):
+            return ProcessorToSave(None, self.source.reach(given))
+        return ProcessorToSave(given, self.source)
+
+    def _make_plan(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
+        """Makes the plan, or lists the options that a budget chooses from."""
+        config = self.config
+        if config.plan is not None and config.budget is not None:
+            raise ValueError("`plan` says every width already: leave out `budget`.")
+        if config.budget is None:
+            self.plan, self._coverage = make_plan(model, config)
+        else:
+            self._options, self._coverage = list_schemes(model, config)
+        self._coverage.require(config.calibration.min_coverage)
+        self.unused = report_unused(model, find_unused(model, checkpoint_files), self._coverage)
+        if config.budget is not None:
+            least, most = reachable(self._options, self._fused())
+            self._budget = budget_in_bits(config, self._coverage, (least, most))
+            if self._budget >= most:
+                self._take_largest()
+
+    def _take_largest(self) -> None:
+        """Leaves no choice where the budget has room for every weight's largest option."""
+        options = largest(self._options, self._fused())
+        self.plan = {**{path: option.scheme for path, (option,) in options.items()}, **self._coverage.outside}
+        self._coverage.stored_bits = sum(option.size for (option,) in options.values())
+        self._options = {}
+
+    def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
+        """Places and saves the packed model without weights, so that errors are raised before the calibration."""
+        if self._options:
+            self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.outside}
+        settings = copy.deepcopy(self.config)
+        settings.plan = plan_to_dict(self.plan)
+        skeleton = packed_skeleton(model, self.plan)
+        self.placement.plan(skeleton)
+        tensors, _ = checkpoint_tensors(skeleton, self.plan, self.unused)
+        try_saving(model, skeleton, tensors, settings, checkpoint_files)
+
+    def _with_access(self) -> QAIGConfig:
+        """Returns the settings with what `from_pretrained` may use: the weights' token serves the processor, too."""
+        given, config = loading_arguments(), copy.deepcopy(self.config)  # a copy: the token is not kept
+        run = config.calibration
+        config.calibration = replaced(
+            run,
+            token=(given.get("download_kwargs") or {}).get("token") if run.token is None else run.token,
+            trust_remote_code=run.trust_remote_code or given.get("trust_remote_code") is True,
+        )
+        return config
+
+    def _fused(self) -> list[list[str]]:
+        budget = self.config.budget
+        return fused_sets(self._options) if budget is not None and budget.fuse else []
+
+    def _allocate(self, model: PreTrainedModel) -> None:
+        """Chooses the plan under the budget, by what each width costs the answers."""
+        from .calibration.bit_costs import measure_costs  # here for the same reason as `calibrate`
+
+        self._options = measure_costs(model, self._options, self._samples, self._answers, self.config, self._exclusions)
+        fused = self._fused()
+        allocation = allocate(self._options, self._budget, fused)
+        logger.info("%s", describe(allocation, self._options, self._budget, fused))
+        self.plan = {**allocation.schemes, **self._coverage.outside}
+        self._coverage.stored_bits = allocation.size
+
+
+def _tell_unread(config: QAIGConfig) -> None:
+    """Warns of settings for calibration data that the recipe does not read."""
+    settings = {"dataset": config.dataset, "columns": config.calibration.columns}
+    given = [name for name, value in settings.items() if value is not None]
+    if given:
+        logger.warning(
+            "%s ignored: `recipe=%r` reads no data. Leave it out, or choose a recipe that calibrates, such as "
+            "'default'.", " and ".join(f"`{name}`" for name in given), config.recipe.name,
+        )  # fmt: skip
