@@ -7,7 +7,7 @@ Token weights that the package does not have, for the second moments of a recipe
   rounding to nearest; the share of token u is Σ_m ∫₀¹ ⟨∂L/∂y_mu, x_mu δ_mᵀ⟩ dα over the group's linears m. The shares
   of all groups add up to L at α = 1.
 - `downstream`: the same asked of hidden states. h is a block's output in full precision, h^q what the block rounded to
-  nearest gives in the quantized stream; the blocks behind it are in full precision. The share of token u is
+  nearest gives in the quantized model; the blocks behind it are in full precision. The share of token u is
   ∫₀¹ ⟨∂L/∂h_u, h^q_u - h_u⟩ dα on the straight path from h to h^q. They add up to L at h^q.
 - `fisher`: E‖∂ log p(ŷ)/∂y_u‖² over a group's outputs y in full precision, answers ŷ drawn from the model.
 - any of these with `-shuffled`: dealt out at random among a sample's tokens, the control for it.

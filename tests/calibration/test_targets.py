@@ -7,7 +7,7 @@ from torch import nn
 from tests.families import build, samples
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration.targets import find_targets
-from transformers_qaig.loading.tied_embeddings import stored_once
+from transformers_qaig.loading.tied_embeddings import without_tied_head
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.structure import find_decoder_blocks
 
@@ -17,7 +17,7 @@ EVERYTHING = QAIGConfig(vision_bits=4, embedding_bits=4, lm_head_bits=4, calibra
 def stations_of(family: str, *, text: bool = False):
     model, processor = build(family)
     inputs = samples(processor, 2) + (samples(processor, 1, image=False) if text else [])
-    outside = stored_once(model, make_plan(model, EVERYTHING)[1].outside)
+    outside = without_tied_head(model, make_plan(model, EVERYTHING)[1].extra_plan)
     found, lost = find_targets(model, outside, inputs, None)
     return model, [station.path for station in found], [station.path for station in lost]
 
@@ -70,7 +70,7 @@ def test_what_runs_twice_in_a_forward_pass_is_left_out(monkeypatch: pytest.Monke
         return once(self, pixel_values, *args, **kwargs)
 
     monkeypatch.setattr(type(model.model), "get_image_features", by_image)
-    outside = make_plan(model, EVERYTHING)[1].outside
+    outside = make_plan(model, EVERYTHING)[1].extra_plan
     found, lost = find_targets(model, outside, samples(processor, 2), None)
     assert [station.path for station in found] == [
         "model.language_model.embed_tokens",
@@ -84,6 +84,6 @@ def test_what_runs_twice_in_a_forward_pass_is_left_out(monkeypatch: pytest.Monke
 def test_the_order_run_leaves_the_model_as_it_was() -> None:
     model, processor = build("llava")
     before = {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()}
-    find_targets(model, make_plan(model, EVERYTHING)[1].outside, samples(processor, 1), "cpu")
+    find_targets(model, make_plan(model, EVERYTHING)[1].extra_plan, samples(processor, 1), "cpu")
     assert {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()} == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))

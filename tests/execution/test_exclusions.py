@@ -76,15 +76,15 @@ def test_a_dropped_forward_ends_and_the_others_go_on() -> None:
                 ended.append(float(x.mean()))
 
     model = Model()
-    with PausedForwards(model, list(model.blocks), [{"x": torch.full((1, 2), float(i))} for i in range(3)]) as stream:
-        stream.drop(0)  # never starts
-        assert list(stream.inputs(0)) == [1, 2]
-        stream.drop(1)
+    with PausedForwards(model, list(model.blocks), [{"x": torch.full((1, 2), float(i))} for i in range(3)]) as forwards:
+        forwards.drop(0)  # never starts
+        assert list(forwards.inputs(0)) == [1, 2]
+        forwards.drop(1)
         assert ended == [1.0]
         for index, block in enumerate(model.blocks):
-            assert list(stream.inputs(index)) == [2]
-            stream.resume(2, block(*stream.inputs(index)[2].args))
-        assert [output is None for output in stream.outputs()] == [True, True, False]
+            assert list(forwards.inputs(index)) == [2]
+            forwards.resume(2, block(*forwards.inputs(index)[2].args))
+        assert [output is None for output in forwards.outputs()] == [True, True, False]
 
 
 def test_samples_without_an_index_are_counted() -> None:

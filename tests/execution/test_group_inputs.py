@@ -141,8 +141,8 @@ def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:
 
     block, group = Routed(), Group(("expert",), "expert", None, (-1,) * 8)
     calls = {0: LayerInputs((torch.randn(1, 6, 8),), {})}
-    streams = TargetInputs(calls, calls, [torch.ones(1, 6, dtype=torch.bool)])
-    assert gather_group_inputs(block, group, (block, block), streams, [0]) == []
+    inputs = TargetInputs(calls, calls, [torch.ones(1, 6, dtype=torch.bool)])
+    assert gather_group_inputs(block, group, (block, block), inputs, [0]) == []
 
 
 def test_output_error_counts_real_tokens_only() -> None:

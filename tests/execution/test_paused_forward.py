@@ -27,12 +27,12 @@ def plain(model, inputs):
     return [model(**sample, use_cache=False).logits for sample in inputs]
 
 
-def conduct(stream, blocks, treated=None):
-    """Runs the stream to its end with `treated` blocks in place of `blocks`; returns the logits."""
+def run_blocks(forwards, blocks, treated=None):
+    """Runs the forwards to their end with `treated` blocks in place of `blocks`; returns the logits."""
     for index, block in enumerate(treated or blocks):
-        for sample, call in stream.inputs(index).items():
-            stream.resume(sample, block(*call.args, **call.kwargs))
-    return [output.logits for output in stream.outputs()]
+        for sample, call in forwards.inputs(index).items():
+            forwards.resume(sample, block(*call.args, **call.kwargs))
+    return [output.logits for output in forwards.outputs()]
 
 
 def assert_equal(actual, expected):
@@ -122,40 +122,40 @@ def test_a_skipped_block_is_waited_for_at_a_later_door():
     inputs = [*samples(processor, 2), *samples(processor, 2, image=False)]
     blocks = blocks_of(model)
     expected = plain(model, inputs)
-    with PausedForwards(model, blocks, inputs) as stream:
+    with PausedForwards(model, blocks, inputs) as forwards:
         stood = {}
         for index, block in enumerate(blocks):
-            stood[index] = list(stream.inputs(index))
-            for sample, call in stream.inputs(index).items():
-                stream.resume(sample, block(*call.args, **call.kwargs))
+            stood[index] = list(forwards.inputs(index))
+            for sample, call in forwards.inputs(index).items():
+                forwards.resume(sample, block(*call.args, **call.kwargs))
     assert stood == {0: [0, 1, 2, 3], 1: [0, 1], 2: [0, 1, 2, 3], 3: [0, 1]}
-    assert_equal([output.logits for output in stream.outputs()], expected)
+    assert_equal([output.logits for output in forwards.outputs()], expected)
 
 
 def test_bytes_include_the_embeddings_that_a_forward_still_holds():
     model, processor = build("llava")
     blocks = blocks_of(model)
-    with PausedForwards(model, blocks, samples(processor, 1)) as stream:
-        call = stream.inputs(0)[0]
+    with PausedForwards(model, blocks, samples(processor, 1)) as forwards:
+        call = forwards.inputs(0)[0]
         embeddings = call.args[0].nbytes
-        assert stream.nbytes() == call.nbytes
-        stream.resume(0, blocks[0](*call.args, **call.kwargs))
+        assert forwards.nbytes() == call.nbytes
+        forwards.resume(0, blocks[0](*call.args, **call.kwargs))
         del call
-        assert stream.nbytes() == stream.inputs(1)[0].nbytes + embeddings
+        assert forwards.nbytes() == forwards.inputs(1)[0].nbytes + embeddings
 
 
 def test_128_samples_paused_at_once():
     model, processor = build("llava")
     inputs, blocks = samples(processor, 128), blocks_of(model)
     expected = plain(model, inputs)
-    with PausedForwards(model, blocks, inputs) as stream:
-        calls = stream.inputs(0)
+    with PausedForwards(model, blocks, inputs) as forwards:
+        calls = forwards.inputs(0)
         assert len(calls) == 128
         hidden = sum(sample["input_ids"].numel() * 64 * 4 for sample in inputs)
-        assert hidden < stream.nbytes() < 3 * hidden
-        assert stream.nbytes() == sum(call.nbytes for call in calls.values())
-        assert_equal(conduct(stream, blocks), expected)
-        assert stream.nbytes() == 0
+        assert hidden < forwards.nbytes() < 3 * hidden
+        assert forwards.nbytes() == sum(call.nbytes for call in calls.values())
+        assert_equal(run_blocks(forwards, blocks), expected)
+        assert forwards.nbytes() == 0
 
 
 def test_the_models_own_collectors_still_work():
@@ -163,9 +163,9 @@ def test_the_models_own_collectors_still_work():
     inputs, blocks = samples(processor, 2), blocks_of(model)
     with torch.no_grad():
         expected = [model(**sample, use_cache=False, output_hidden_states=True).hidden_states for sample in inputs]
-    with PausedForwards(model, blocks, [{**sample, "output_hidden_states": True} for sample in inputs]) as stream:
-        conduct(stream, blocks)
-    for output, states in zip(stream.outputs(), expected):
+    with PausedForwards(model, blocks, [{**sample, "output_hidden_states": True} for sample in inputs]) as forwards:
+        run_blocks(forwards, blocks)
+    for output, states in zip(forwards.outputs(), expected):
         assert_equal(output.hidden_states, states)
 
 
@@ -175,8 +175,8 @@ def test_gradient_checkpointing_layers_stop_too():
     model.gradient_checkpointing_enable()
     model.train()
     inputs, blocks = samples(processor, 2), blocks_of(model)
-    with PausedForwards(model, blocks, inputs) as stream:
-        assert_equal(conduct(stream, blocks), plain(model, inputs))
+    with PausedForwards(model, blocks, inputs) as forwards:
+        assert_equal(run_blocks(forwards, blocks), plain(model, inputs))
     assert_untouched(blocks)
 
 
@@ -185,34 +185,34 @@ def test_hooks_of_a_block_see_the_forward(toy):
     toy.blocks[1].register_forward_hook(lambda module, args, output: output + 1)
     inputs = toy_samples(3)
     expected = [toy(**sample, use_cache=False) for sample in inputs]
-    with PausedForwards(toy, toy.blocks, inputs) as stream:
+    with PausedForwards(toy, toy.blocks, inputs) as forwards:
         for index, block in enumerate(toy.blocks):
-            for sample, call in stream.inputs(index).items():
-                stream.resume(sample, block.forward(*call.args, **call.kwargs))
-    assert_equal(stream.outputs(), expected)
+            for sample, call in forwards.inputs(index).items():
+                forwards.resume(sample, block.forward(*call.args, **call.kwargs))
+    assert_equal(forwards.outputs(), expected)
 
 
-def test_gradients_for_the_conductor_none_for_the_samples():
+def test_gradients_for_the_loop_none_for_the_samples():
     model, processor = build("qwen2_5_vl")
     inputs, blocks = samples(processor, 2), blocks_of(model)
     seen = []
     handle = model.get_decoder().norm.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-    with torch.enable_grad(), PausedForwards(model, blocks, inputs) as stream:
+    with torch.enable_grad(), PausedForwards(model, blocks, inputs) as forwards:
         for index, block in enumerate(blocks):
-            for sample, call in stream.inputs(index).items():
+            for sample, call in forwards.inputs(index).items():
                 assert torch.is_grad_enabled()
                 x = call.args[0].clone().requires_grad_()
                 output = block(x, *call.args[1:], **call.kwargs)
                 (gradient,) = torch.autograd.grad(output.square().sum(), x, retain_graph=True)
                 assert gradient.abs().max() > 0
-                stream.resume(sample, output)
+                forwards.resume(sample, output)
                 if index + 1 < len(blocks):
-                    following = stream.inputs(index + 1) if sample == len(inputs) - 1 else {}
+                    following = forwards.inputs(index + 1) if sample == len(inputs) - 1 else {}
                     assert not any(call.args[0].requires_grad for call in following.values())
     handle.remove()
     assert seen == [False, False]
-    assert not any(output.logits.requires_grad for output in stream.outputs())
-    assert_equal([output.logits for output in stream.outputs()], plain(model, inputs))
+    assert not any(output.logits.requires_grad for output in forwards.outputs())
+    assert_equal([output.logits for output in forwards.outputs()], plain(model, inputs))
 
 
 def modes():
@@ -255,20 +255,20 @@ def test_modes_are_swapped_at_every_switch(toy, inside, outside):
         expected = modes()
     seen = []
     inputs = toy_samples(2, context=MODES[inside], between=lambda index: seen.append(modes()))
-    with PausedForwards(toy, toy.blocks, inputs) as stream:
-        list(stream.inputs(0))
+    with PausedForwards(toy, toy.blocks, inputs) as forwards:
+        list(forwards.inputs(0))
         assert modes() == before
         with MODES[outside]():
             own = modes()
             for index in range(len(toy.blocks)):
-                for sample in stream.inputs(index):
-                    stream.resume(sample, torch.zeros(4))
+                for sample in forwards.inputs(index):
+                    forwards.resume(sample, torch.zeros(4))
                     assert modes() == own
         assert modes() == before
     assert set(seen) == {expected}
 
-    with MODES[outside](), PausedForwards(toy, toy.blocks, inputs) as stream:
-        list(stream.inputs(0))
+    with MODES[outside](), PausedForwards(toy, toy.blocks, inputs) as forwards:
+        list(forwards.inputs(0))
         assert modes() == own
     assert modes() == before
 
@@ -276,38 +276,38 @@ def test_modes_are_swapped_at_every_switch(toy, inside, outside):
 def test_autocast_keeps_no_stale_weights(toy):
     block, x = nn.Linear(4, 4, bias=False), torch.ones(4)
     inputs = toy_samples(1, context=MODES["bfloat16"])
-    with PausedForwards(toy, toy.blocks, inputs) as stream:
-        stream.inputs(0)
+    with PausedForwards(toy, toy.blocks, inputs) as forwards:
+        forwards.inputs(0)
         with MODES["bfloat16"]():
             before = block(x)
         block.weight.data.mul_(2)
-        stream.resume(0, torch.zeros(4))
+        forwards.resume(0, torch.zeros(4))
         with MODES["bfloat16"]():
             assert torch.equal(block(x), before * 2)
 
 
 def test_tensors_made_under_inference_mode_by_the_caller_only(toy):
-    with torch.inference_mode(), PausedForwards(toy, toy.blocks, [{"x": torch.zeros(4)}]) as stream:
-        stream.inputs(0)
-        stream.resume(0, torch.ones(4))
-        stream.resume(0, toy.blocks[1](*stream.inputs(1)[0].args))
-        stream.resume(0, torch.ones(4))
-        assert stream.outputs()[0].is_inference()  # handed over by the conductor
+    with torch.inference_mode(), PausedForwards(toy, toy.blocks, [{"x": torch.zeros(4)}]) as forwards:
+        forwards.inputs(0)
+        forwards.resume(0, torch.ones(4))
+        forwards.resume(0, toy.blocks[1](*forwards.inputs(1)[0].args))
+        forwards.resume(0, torch.ones(4))
+        assert forwards.outputs()[0].is_inference()  # handed over by the loop
     made = []
     inputs = toy_samples(1, between=lambda index: made.append(torch.ones(1)))
-    with torch.inference_mode(), PausedForwards(toy, toy.blocks, inputs) as stream:
-        stream.inputs(0)
-        stream.resume(0, torch.ones(4))
+    with torch.inference_mode(), PausedForwards(toy, toy.blocks, inputs) as forwards:
+        forwards.inputs(0)
+        forwards.resume(0, torch.ones(4))
     assert not made[0].is_inference()
 
 
 def test_each_forward_has_its_own_context_variables(toy):
-    variable = contextvars.ContextVar("variable", default="conductor's")
+    variable = contextvars.ContextVar("variable", default="the loop's")
 
     def scope(value):
         @contextlib.contextmanager
         def manager():
-            assert variable.get() == "conductor's, set"
+            assert variable.get() == "the loop's, set"
             token = variable.set(value)
             yield
             variable.reset(token)
@@ -319,31 +319,31 @@ def test_each_forward_has_its_own_context_variables(toy):
         {"x": torch.zeros(4), "context": scope(n), "between": lambda index, n=n: seen.append(variable.get() == n)}
         for n in range(3)
     ]
-    token = variable.set("conductor's, set")
-    with PausedForwards(toy, toy.blocks, inputs) as stream:
+    token = variable.set("the loop's, set")
+    with PausedForwards(toy, toy.blocks, inputs) as forwards:
         for index in range(3):
-            for sample in stream.inputs(index):
-                assert variable.get() == "conductor's, set"
-                stream.resume(sample, torch.zeros(4))
+            for sample in forwards.inputs(index):
+                assert variable.get() == "the loop's, set"
+                forwards.resume(sample, torch.zeros(4))
     variable.reset(token)
     assert len(seen) == 9
     assert all(seen)
 
 
-def test_the_conductor_may_itself_change_greenlets(toy):
+def test_the_loop_may_itself_change_greenlets(toy):
     inputs = toy_samples(2)
     expected = [toy(**sample, use_cache=False) for sample in inputs]
-    with PausedForwards(toy, toy.blocks, inputs) as stream:
-        greenlet(lambda: stream.inputs(0)).switch()
+    with PausedForwards(toy, toy.blocks, inputs) as forwards:
+        greenlet(lambda: forwards.inputs(0)).switch()
         for index, block in enumerate(toy.blocks):
 
-            def conductor(index=index, block=block):
-                for sample, call in stream.inputs(index).items():
-                    stream.resume(sample, block(*call.args))
+            def loop(index=index, block=block):
+                for sample, call in forwards.inputs(index).items():
+                    forwards.resume(sample, block(*call.args))
                 return "done"
 
-            assert greenlet(conductor).switch() == "done"
-    assert_equal(stream.outputs(), expected)
+            assert greenlet(loop).switch() == "done"
+    assert_equal(forwards.outputs(), expected)
 
 
 def test_a_failing_forward_names_its_sample_and_its_cause(toy):
@@ -354,22 +354,22 @@ def test_a_failing_forward_names_its_sample_and_its_cause(toy):
     inputs = [*toy_samples(2), *toy_samples(1, between=fail)]
     with (
         pytest.raises(RuntimeError, match="sample 2 failed after block 1") as caught,
-        PausedForwards(toy, toy.blocks, inputs) as stream,
+        PausedForwards(toy, toy.blocks, inputs) as forwards,
     ):
-        conduct(stream, toy.blocks)
+        run_blocks(forwards, toy.blocks)
     assert isinstance(caught.value.__cause__, KeyError)
     assert_untouched(toy.blocks)
 
     with (
         pytest.raises(RuntimeError, match="sample 0 failed before the first block"),
-        PausedForwards(toy, toy.blocks, [{"y": 1}]) as stream,
+        PausedForwards(toy, toy.blocks, [{"y": 1}]) as forwards,
     ):
-        stream.inputs(0)
+        forwards.inputs(0)
     assert_untouched(toy.blocks)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-@pytest.mark.parametrize("where", ["conductor", "forward"])
+@pytest.mark.parametrize("where", ["loop", "forward"])
 def test_interrupts_and_errors_restore_everything(toy, error, where):
     unwound = []
 
@@ -386,10 +386,10 @@ def test_interrupts_and_errors_restore_everything(toy, error, where):
     inputs = toy_samples(3, context=context, **({"between": fail} if where == "forward" else {}))
 
     def stopped():
-        with PausedForwards(toy, toy.blocks, inputs) as stream, PausedForwards(toy, toy.blocks, inputs) as second:
+        with PausedForwards(toy, toy.blocks, inputs) as forwards, PausedForwards(toy, toy.blocks, inputs) as second:
             second.inputs(0)
-            stream.inputs(0)
-            stream.resume(0, torch.zeros(4))
+            forwards.inputs(0)
+            forwards.resume(0, torch.zeros(4))
             raise error
 
     with pytest.raises(RuntimeError if (error, where) == (ValueError, "forward") else error):
@@ -418,8 +418,8 @@ def test_a_forward_that_fails_to_end_does_not_leave_doors(toy):
             unwound.append(True)
 
     inputs = [*toy_samples(1, context=fine), *toy_samples(1, context=context), *toy_samples(1, context=fine)]
-    with pytest.raises(OSError, match="while ending"), PausedForwards(toy, toy.blocks, inputs) as stream:
-        stream.inputs(0)
+    with pytest.raises(OSError, match="while ending"), PausedForwards(toy, toy.blocks, inputs) as forwards:
+        forwards.inputs(0)
     assert len(unwound) == 2
     assert_untouched(toy.blocks)
 
@@ -438,8 +438,8 @@ def test_a_forward_that_refuses_to_end_meets_no_door(toy):
                 reached.append(block)
 
     model = Stubborn()
-    with PausedForwards(model, model.blocks, toy_samples(1)) as stream:
-        stream.inputs(0)
+    with PausedForwards(model, model.blocks, toy_samples(1)) as forwards:
+        forwards.inputs(0)
     assert reached == list(model.blocks)
     assert_untouched(model.blocks)
 
@@ -456,80 +456,80 @@ def test_leaving_early_ends_forwards_and_frees_what_they_held(toy):
         held.append(weakref.ref(thing))
         yield thing
 
-    with PausedForwards(toy, toy.blocks, toy_samples(4, context=context)) as stream:
-        stream.inputs(0)
-        stream.resume(1, torch.zeros(4))
+    with PausedForwards(toy, toy.blocks, toy_samples(4, context=context)) as forwards:
+        forwards.inputs(0)
+        forwards.resume(1, torch.zeros(4))
         assert all(reference() is not None for reference in held)
     gc.collect()
     assert len(held) == 4
     assert all(reference() is None for reference in held)
-    assert stream.outputs() == [None] * 4
+    assert forwards.outputs() == [None] * 4
     assert_untouched(toy.blocks)
 
 
 def test_a_call_is_let_go_once_its_forward_is_resumed(toy):
-    with PausedForwards(toy, toy.blocks, toy_samples(2)) as stream:
-        calls = stream.inputs(0)
-        stream.resume(0, torch.zeros(4))
+    with PausedForwards(toy, toy.blocks, toy_samples(2)) as forwards:
+        calls = forwards.inputs(0)
+        forwards.resume(0, torch.zeros(4))
         assert list(calls) == [1]
         with pytest.raises(KeyError, match="sample 0 does not wait at block 0"):
             calls[0]
-        stream.resume(1, torch.zeros(4))
-        inner = weakref.ref(stream.inputs(1)[1].args[0])
-        stream.resume(1, torch.ones(4))
+        forwards.resume(1, torch.zeros(4))
+        inner = weakref.ref(forwards.inputs(1)[1].args[0])
+        forwards.resume(1, torch.ones(4))
         assert inner() is None
         assert len(calls) == 0
 
 
 def test_order_of_the_blocks(toy):
     for order, message in (([0, 0], "block 0 is called a second time"), ([1, 0], "block 0 is called after block 1")):
-        with PausedForwards(toy, toy.blocks, toy_samples(1, order=order)) as stream:
-            stream.inputs(0)
+        with PausedForwards(toy, toy.blocks, toy_samples(1, order=order)) as forwards:
+            forwards.inputs(0)
             with pytest.raises(RuntimeError, match=f"sample 0 failed.*{message}"):
-                stream.resume(0, torch.zeros(4))
+                forwards.resume(0, torch.zeros(4))
         assert_untouched(toy.blocks)
     with pytest.raises(ValueError, match="same module twice"):
         PausedForwards(toy, [toy.blocks[0], toy.blocks[0]], [])
 
 
 def test_misuse_is_an_error(toy):
-    stream = PausedForwards(toy, toy.blocks, toy_samples(2))
+    forwards = PausedForwards(toy, toy.blocks, toy_samples(2))
     with pytest.raises(RuntimeError, match="not open"):
-        stream.inputs(0)
-    with stream:
+        forwards.inputs(0)
+    with forwards:
         with pytest.raises(RuntimeError, match="sample 0 does not wait"):
-            stream.resume(0, torch.zeros(4))
+            forwards.resume(0, torch.zeros(4))
         with pytest.raises(IndexError, match="no block 3"):
-            stream.inputs(3)
+            forwards.inputs(3)
         with pytest.raises(RuntimeError, match="already open"):
-            stream.__enter__()
-        stream.inputs(0)
-        stream.resume(1, torch.zeros(4))
+            forwards.__enter__()
+        forwards.inputs(0)
+        forwards.resume(1, torch.zeros(4))
         with pytest.raises(RuntimeError, match="sample 0 still waits at block 0"):
-            stream.inputs(1)
+            forwards.inputs(1)
     assert_untouched(toy.blocks)
 
 
 def test_on_finish_takes_the_outputs(toy):
     taken = {}
     inputs = toy_samples(3)
-    with PausedForwards(toy, toy.blocks, inputs, on_finish=taken.__setitem__) as stream:
+    with PausedForwards(toy, toy.blocks, inputs, on_finish=taken.__setitem__) as forwards:
         for index, block in enumerate(toy.blocks):
-            for sample, call in stream.inputs(index).items():
-                stream.resume(sample, block(*call.args))
+            for sample, call in forwards.inputs(index).items():
+                forwards.resume(sample, block(*call.args))
     assert_equal([taken[sample] for sample in range(3)], [toy(**sample, use_cache=False) for sample in inputs])
-    assert stream.outputs() == [None] * 3
+    assert forwards.outputs() == [None] * 3
 
 
 def test_copies_have_no_door(toy):
-    with PausedForwards(toy, toy.blocks, toy_samples(1)) as stream:
-        stream.inputs(0)
+    with PausedForwards(toy, toy.blocks, toy_samples(1)) as forwards:
+        forwards.inputs(0)
         block, model = copy.deepcopy(toy.blocks[0]), copy.deepcopy(toy)
         assert_untouched([block, *model.blocks])
         assert "forward" in vars(toy.blocks[0])
         assert block.weight is not toy.blocks[0].weight
         assert torch.equal(block(torch.ones(4)), toy.blocks[0](torch.ones(4)))
-        assert list(stream.inputs(0)) == [0]
+        assert list(forwards.inputs(0)) == [0]
         assert inspect.signature(toy.blocks[0].forward) == inspect.signature(block.forward)
     assert_untouched(toy.blocks)
 
@@ -572,19 +572,19 @@ def test_tensors_go_to_the_door_device():
             return self.block(shared, nested={"again": shared, "pair": (shared[0], None)}, flag="text")
 
     model = Model()
-    with PausedForwards(model, [model.block], [{}], inputs_device="meta") as stream:
-        call = stream.inputs(0)[0]
+    with PausedForwards(model, [model.block], [{}], inputs_device="meta") as forwards:
+        call = forwards.inputs(0)[0]
         assert call.args[0].device.type == call.kwargs["nested"]["pair"][0].device.type == "meta"
         assert call.args[0] is call.kwargs["nested"]["again"]
         assert call.kwargs["flag"] == "text"
         assert call.kwargs["nested"]["pair"][1] is None
-        stream.resume(0, shared)
-    assert stream.outputs()[0] is shared
+        forwards.resume(0, shared)
+    assert forwards.outputs()[0] is shared
 
-    with PausedForwards(model, [model.block], [{}]) as stream:
-        call = stream.inputs(0)[0]
+    with PausedForwards(model, [model.block], [{}]) as forwards:
+        call = forwards.inputs(0)[0]
         assert call.args[0] is shared
-        assert call.nbytes == stream.nbytes() == shared.nbytes
+        assert call.nbytes == forwards.nbytes() == shared.nbytes
 
 
 def test_resident_refuses_what_it_could_not_bring_back():
@@ -610,16 +610,16 @@ def test_blocks_and_calls_on_an_accelerator():
     model, processor = build("llava")
     inputs, blocks = samples(processor, 2), blocks_of(model)
     expected = plain(model, inputs)
-    with PausedForwards(model, blocks, inputs, inputs_device="cuda") as stream:
+    with PausedForwards(model, blocks, inputs, inputs_device="cuda") as forwards:
         for index, block in enumerate(blocks):
             with onload(block, "cuda"):
                 assert {tensor.device.type for tensor in block.state_dict().values()} == {"cuda"}
-                for sample, call in stream.inputs(index).items():
+                for sample, call in forwards.inputs(index).items():
                     assert call.args[0].is_cuda
-                    stream.resume(sample, block(*call.args, **call.kwargs))
+                    forwards.resume(sample, block(*call.args, **call.kwargs))
                 block.mlp.up_proj = copy.deepcopy(block.mlp.up_proj)
             assert {tensor.device.type for tensor in block.state_dict().values()} == {"cpu"}
-    for output, wanted in zip(stream.outputs(), expected):
+    for output, wanted in zip(forwards.outputs(), expected):
         torch.testing.assert_close(output.logits, wanted, rtol=1e-3, atol=1e-3)
 
     with pytest.raises(KeyboardInterrupt), onload(blocks[0], "cuda"):

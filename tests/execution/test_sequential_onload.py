@@ -1,4 +1,4 @@
-"""A model that streams its blocks computes what the model computes, and comes back as it was."""
+"""A model whose blocks are loaded one by one computes what the model computes, and comes back as it was."""
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ def test_a_16_bit_model_computes_in_float32_and_comes_back_unchanged() -> None:
     model, sample = _model(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with sequential_onload(model, list(find_decoder_blocks(model).values()), None), torch.no_grad():
-        streamed = model(**sample, use_cache=False).logits
-        assert streamed.dtype == torch.float32
+        one_by_one = model(**sample, use_cache=False).logits
+        assert one_by_one.dtype == torch.float32
         assert all(
             p.dtype == torch.bfloat16 for block in find_decoder_blocks(model).values() for p in block.parameters()
         )
@@ -27,14 +27,14 @@ def test_a_16_bit_model_computes_in_float32_and_comes_back_unchanged() -> None:
     assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
     assert not any("forward" in vars(block) for block in find_decoder_blocks(model).values())
     with torch.no_grad():
-        assert_close(streamed, model.float()(**sample, use_cache=False).logits, terms_of(model))
+        assert_close(one_by_one, model.float()(**sample, use_cache=False).logits, terms_of(model))
 
 
 def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
     model, sample = _model(torch.float32)
     embeddings = model.get_input_embeddings()
     gradients, saved = [], []
-    for stream in (False, True):
+    for sequential in (False, True):
         embeddings.weight.requires_grad_().grad = None
         live = 0
 
@@ -44,7 +44,7 @@ def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            if stream:
+            if sequential:
                 with sequential_onload(model, list(find_decoder_blocks(model).values()), None):
                     loss = model(**sample, use_cache=False).logits.logsumexp(-1).sum()
                     saved.append(live)

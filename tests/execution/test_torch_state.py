@@ -71,7 +71,7 @@ def restored() -> Iterator[None]:
 
 
 def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] = lambda: None) -> dict[str, Tensor]:
-    """What each door to the package gives: options, samples, costs, packed tensors, dense weights."""
+    """What each way into the package gives: options, samples, costs, packed tensors, dense weights."""
     model = AutoModelForImageTextToText.from_pretrained(folder).requires_grad_(False)
     budget = BitBudget(4.5, candidates=(2, 4), cost=settings["cost"])
     config = QAIGConfig(**FAST, budget=budget, recipe=settings["recipe"])
@@ -81,7 +81,7 @@ def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] =
     samples, answers = load_inputs(model, config)
     options = measure_costs(model, options, samples, answers, config)
     chosen = allocate(options, 4.5 * coverage.packed).schemes
-    calibrate(model, {**chosen, **coverage.outside}, coverage, samples, config, answers)
+    calibrate(model, {**chosen, **coverage.extra_plan}, coverage, samples, config, answers)
     assert state() == changed
     return model.state_dict()
 

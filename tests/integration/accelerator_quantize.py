@@ -131,11 +131,11 @@ def waiting() -> dict[str, Any]:
     inputs = [
         {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in s.items()} for s in samples(processor, 3)
     ]
-    doors = list(model.get_decoder().layers)
+    blocks = list(model.get_decoder().layers)
     places = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
     before = pretend.bytes_in_use()
-    with offloaded(model, doors, pretend.DEVICE) as memory, PausedForwards(model, doors, inputs) as stream:
-        calls = stream.inputs(0)
+    with offloaded(model, blocks, pretend.DEVICE) as memory, PausedForwards(model, blocks, inputs) as forwards:
+        calls = forwards.inputs(0)
         visiting = pretend.bytes_in_use() - before
         memory.release()
         held = pretend.bytes_in_use() - before
@@ -145,7 +145,7 @@ def waiting() -> dict[str, Any]:
         raise KeyboardInterrupt
 
     model.model.visual.merger.register_forward_hook(interrupt)
-    with contextlib.suppress(KeyboardInterrupt), offloaded(model, doors, pretend.DEVICE), torch.no_grad():
+    with contextlib.suppress(KeyboardInterrupt), offloaded(model, blocks, pretend.DEVICE), torch.no_grad():
         model(**inputs[0])
     after = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
     tower = sum(p.nbytes for p in model.model.visual.parameters())

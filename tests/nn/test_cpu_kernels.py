@@ -60,13 +60,13 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def check(layer: QAIGLinear, x: Tensor) -> None:
-    """Both word orders, to the bit the same and as near to the truth as the dtype allows."""
+    """Both layouts, to the bit the same and as near to the truth as the dtype allows."""
     expected = exact(layer, x)
-    on_disk = layer(x)
-    assert on_disk.dtype == x.dtype
-    assert error(on_disk, expected) < ROUNDING[x.dtype]
+    unprepared = layer(x)
+    assert unprepared.dtype == x.dtype
+    assert error(unprepared, expected) < ROUNDING[x.dtype]
     if layer.prepare():
-        assert torch.equal(layer(x), on_disk)
+        assert torch.equal(layer(x), unprepared)
         layer.unprepare()
 
 

@@ -156,7 +156,7 @@ def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first)
     table = QAIGEmbedding.like(nn.Embedding(N, K), WeightScheme(4, 32)).adopt(head)
     tie(head, table)
     model = TiedModel(head, table, head_first)
-    on_disk = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows, head_rows = table(IDS), head.dequantize()
     head.prepare()
     for changed in (model, copy.deepcopy(model), model.to(torch.float32), pickle.loads(pickle.dumps(model))):
@@ -165,7 +165,7 @@ def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first)
         assert torch.equal(changed.table(IDS), rows)
         assert torch.equal(changed.head.dequantize(), head_rows)
     saved = model.state_dict()
-    assert all(torch.equal(saved[name], tensor) for name, tensor in on_disk.items())
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
     model.load_state_dict(saved)
     assert head.weight_packed is table.weight_packed
     assert torch.equal(table(IDS), rows)
@@ -194,11 +194,11 @@ def test_compiles_whole_and_checks_as_an_operator():
     torch.compiler.reset()
 
 
-def in_cuda_order(bits, group_size=32, sym=False, columns=K):
+def in_cuda_layout(bits, group_size=32, sym=False, columns=K):
     head = random_head(bits, group_size, sym, torch.bfloat16, columns)
-    on_disk = head.weight_packed.data, head.weight_scale.data, None if sym else head.weight_zero_point.data
-    words, scale, zero = cuda_layout.from_checkpoint(*on_disk, N, columns, bits, group_size)
-    rows = embedding_reference(torch.arange(N), *on_disk, N, columns, bits, group_size, CHECKPOINT_LAYOUT)
+    stored = head.weight_packed.data, head.weight_scale.data, None if sym else head.weight_zero_point.data
+    words, scale, zero = cuda_layout.from_checkpoint(*stored, N, columns, bits, group_size)
+    rows = embedding_reference(torch.arange(N), *stored, N, columns, bits, group_size, CHECKPOINT_LAYOUT)
     return (words, scale, None if sym else zero, N, columns, bits, group_size, CUDA_LAYOUT), rows
 
 
@@ -207,7 +207,7 @@ def in_cuda_order(bits, group_size=32, sym=False, columns=K):
 @pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (114, 57), (40, -1), (320, 64)])
 def test_rows_of_the_cuda_order(monkeypatch, bits, sym, columns, group_size):
     monkeypatch.setitem(globals(), "N", 150)  # rows of three blocks, the last one ragged
-    weight, rows = in_cuda_order(bits, group_size, sym, columns)
+    weight, rows = in_cuda_layout(bits, group_size, sym, columns)
     assert torch.equal(embedding_reference(torch.arange(150), *weight), rows)
     ids = torch.tensor([[149, 0, 64], [77, 77, 127]])
     assert torch.equal(embedding_reference(ids.int(), *weight), rows[ids])
@@ -216,14 +216,14 @@ def test_rows_of_the_cuda_order(monkeypatch, bits, sym, columns, group_size):
 
 @pytest.mark.parametrize("bad", [[N], [-1], [63], [64]])
 def test_an_id_of_the_padding_is_no_row(bad):
-    weight, _ = in_cuda_order(4)
+    weight, _ = in_cuda_layout(4)
     with pytest.raises(IndexError):
         embedding_reference(torch.tensor(bad), *weight)
 
 
 def test_the_cuda_order_is_read_without_looking_at_values():
     """No value of a tensor is asked for, so a CUDA graph can record it: it works for tensors that have none."""
-    weight, _ = in_cuda_order(3)
+    weight, _ = in_cuda_layout(3)
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(part) if isinstance(part, torch.Tensor) else part for part in weight]
         ids = torch.zeros(2, 5, dtype=torch.long)
@@ -233,7 +233,7 @@ def test_the_cuda_order_is_read_without_looking_at_values():
 @pytest.mark.parametrize(
     ("index", "value"), [(0, lambda t: t[:, :1]), (1, lambda t: t.double()), (2, lambda t: t[:, :1])]
 )
-def test_untrusted_tensors_in_cuda_order(index, value):
-    weight, _ = in_cuda_order(4)
+def test_untrusted_tensors_in_cuda_layout(index, value):
+    weight, _ = in_cuda_layout(4)
     with pytest.raises(ValueError, match=("packed", "scale", "zero")[index]):
         embedding_reference(IDS, *weight[:index], value(weight[index]), *weight[index + 1 :])

@@ -81,7 +81,7 @@ def test_the_order_is_the_one_described(bits, in_features, group_size):
 @pytest.mark.parametrize("bits", KERNEL_BITS)
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_state_dict_is_on_disk_order_bit_by_bit(bits, sym, dtype):
+def test_state_dict_is_in_the_checkpoint_layout_bit_by_bit(bits, sym, dtype):
     layer, state = prepared(bits, 57, sym, out_features=37, in_features=114, dtype=dtype)
     assert_state(layer, state)
     assert layer.layout == CPU_LAYOUT
@@ -157,7 +157,7 @@ def test_copies_and_casts_stay_prepared():
     assert_state(twin, state)
 
 
-def test_another_device_gets_the_on_disk_order():
+def test_another_device_gets_the_checkpoint_layout():
     layer, state = prepared(3)
     layer.to("meta")
     assert layer.layout == CHECKPOINT_LAYOUT
@@ -167,7 +167,7 @@ def test_another_device_gets_the_on_disk_order():
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
-def test_offloaded_layers_stay_on_disk_order(where, tmp_path):
+def test_offloaded_layers_stay_in_the_checkpoint_layout(where, tmp_path):
     from accelerate import cpu_offload, disk_offload
 
     model, x = nn.Sequential(random_layer(3)), torch.randn(2, 96)

@@ -37,8 +37,8 @@ def test_plan_of_a_dense_model_covers_every_linear(llava: nn.Module) -> None:
     assert sorted(plan) == sorted(linears)
     assert coverage.share == 1
     assert set(plan.values()) == {WeightScheme(3, 32)}
-    assert "lm_head" in coverage.elsewhere
-    assert coverage.total + sum(coverage.elsewhere.values()) == sum(p.numel() for p in llava.parameters() if p.ndim > 1)
+    assert "lm_head" in coverage.unpacked
+    assert coverage.total + sum(coverage.unpacked.values()) == sum(p.numel() for p in llava.parameters() if p.ndim > 1)
 
 
 def test_plan_is_made_on_the_meta_device(llava: nn.Module) -> None:
@@ -64,7 +64,7 @@ def test_overrides_and_exceptions(llava: nn.Module) -> None:
     assert get["1.mlp.down_proj"] == WeightScheme(2, 32)
     assert get["1.self_attn.o_proj"].sym is True
     assert not any(path.startswith("0.self_attn") for path in get)
-    assert sum("modules_to_not_convert" in reason for _, reason in coverage.left_out.values()) == 4
+    assert sum("modules_to_not_convert" in reason for _, reason in coverage.skipped.values()) == 4
 
 
 def test_options_under_a_budget_and_overrides_that_leave_one(llava: nn.Module) -> None:
@@ -107,7 +107,7 @@ def test_a_given_plan_is_followed_and_overridden(llava: nn.Module) -> None:
     given = {path: {"bits": 5, "group_size": 32, "sym": True}}
     plan, coverage = make_plan(llava, QAIGConfig(plan=given))
     assert plan == parse_plan(given)
-    assert "not in the given plan" in next(iter(coverage.left_out.values()))[1]
+    assert "not in the given plan" in next(iter(coverage.skipped.values()))[1]
     assert make_plan(llava, QAIGConfig(plan=given, overrides={"q_proj": 3}))[0][path].bits == 3
     with pytest.raises(ValueError, match=r"layers\.9"):
         make_plan(llava, QAIGConfig(plan={"model.layers.9.q_proj": given[path]}))
@@ -118,7 +118,7 @@ def test_what_is_not_to_be_converted_is_taken_out_of_a_given_plan(llava: nn.Modu
     left = ["*.layers.0.*", "embed_tokens"]
     plan, coverage = make_plan(llava, QAIGConfig(plan=plan_to_dict(given), modules_to_not_convert=left))
     assert plan == {p: e for p, e in given.items() if ".layers.0." not in p and not p.endswith("embed_tokens")}
-    reasons = {reason for _, reason in coverage.left_out.values()}
+    reasons = {reason for _, reason in coverage.skipped.values()}
     assert reasons == {"listed in `modules_to_not_convert`"}
 
 
@@ -131,7 +131,7 @@ def test_fused_experts_count_and_stop_the_run() -> None:
     model, _ = build("qwen3_vl_moe")
     plan, coverage = make_plan(model, QAIGConfig())
     assert coverage.share < 0.9
-    assert any("experts" in path for path in coverage.left_out)
+    assert any("experts" in path for path in coverage.skipped)
     assert plan  # attention could be packed
     with pytest.raises(ValueError, match=r"(?s)min_coverage.*experts"):
         coverage.require(0.9)
@@ -156,7 +156,7 @@ def test_small_linears_are_left_out() -> None:
     model.layers = nn.ModuleList([Block()])
     plan, coverage = make_plan(model, QAIGConfig())
     assert list(plan) == ["layers.0.big"]
-    assert "too small" in coverage.left_out["layers.0.router"][1]
+    assert "too small" in coverage.skipped["layers.0.router"][1]
 
 
 def test_a_tower_that_the_decoder_owns_is_no_block_of_the_language_model() -> None:
@@ -216,11 +216,11 @@ def test_an_audio_tower_is_left_alone() -> None:
     plan, coverage = make_plan(model, QAIGConfig(vision_bits=4))
     assert any("visual" in path for path in plan)
     assert not any("audio" in path for path in plan)
-    assert tower.replace("visual", "audio_tower") in coverage.elsewhere
+    assert tower.replace("visual", "audio_tower") in coverage.unpacked
 
 
 def test_nothing_outside_the_blocks_is_packed_unless_asked_for(llava: nn.Module) -> None:
-    assert not make_plan(llava, QAIGConfig())[1].outside
+    assert not make_plan(llava, QAIGConfig())[1].extra_plan
 
 
 def test_each_part_has_its_bits(llava: nn.Module) -> None:
@@ -238,7 +238,7 @@ def test_each_part_has_its_bits(llava: nn.Module) -> None:
     assert coverage.share == 1
     assert coverage.bits_per_weight == pytest.approx(3 + (32 + 3) / 32)  # still about the blocks
     assert plan["model.vision_tower.encoder.layers.0.mlp.fc2"].group_size == -1  # 48 channels
-    assert list(coverage.elsewhere) == ["model.vision_tower"]  # convolution and positions
+    assert list(coverage.unpacked) == ["model.vision_tower"]  # convolution and positions
     assert coverage.whole.full == sum(8 * t.element_size() * t.numel() for t in llava.state_dict().values())
 
 

@@ -31,10 +31,10 @@ _FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-W
 
 @dataclass
 class Weight:
-    """A packed weight in both orders, and what it stands for."""
+    """A packed weight in the checkpoint and the CUDA layout, and what it stands for."""
 
     codes: Tensor
-    on_disk: tuple[Tensor, Tensor, Tensor | None]
+    checkpoint: tuple[Tensor, Tensor, Tensor | None]
     words: Tensor
     scale: Tensor
     zero: Tensor | None
@@ -65,11 +65,11 @@ def make_weight(
     codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, bias: Tensor | None = None
 ) -> Weight:
     out_features, in_features = codes.shape
-    on_disk = (pack(codes, bits), scale, None if zero is None else pack_zero_point(zero, bits))
+    checkpoint = (pack(codes, bits), scale, None if zero is None else pack_zero_point(zero, bits))
     sizes = (out_features, in_features, bits, group_size)
-    words, sorted_scale, sorted_zero = cuda_layout.from_checkpoint(*on_disk, *sizes)
+    words, sorted_scale, sorted_zero = cuda_layout.from_checkpoint(*checkpoint, *sizes)
     sorted_zero = None if zero is None else sorted_zero
-    return Weight(codes, on_disk, words, sorted_scale, sorted_zero, *sizes, bias)
+    return Weight(codes, checkpoint, words, sorted_scale, sorted_zero, *sizes, bias)
 
 
 class Emulator:

@@ -23,7 +23,7 @@ from ..execution.offload import offloaded
 from ..execution.out_of_memory import out_of_memory_explained
 from ..execution.paused_forward import PausedForwards, leaving_out
 from ..execution.torch_state import default_torch_state
-from ..loading.tied_embeddings import stored_once
+from ..loading.tied_embeddings import without_tied_head
 from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
 from ..scheme import Plan
@@ -34,7 +34,7 @@ from ..utils.logging import get_logger, tqdm
 from .block_quantizer import QuantizerSettings
 from .overflow import check_forward
 from .resume import BlockStore
-from .target_quantizer import EVERY_TOKEN, Outcome, advance, finish, quantize_target
+from .target_quantizer import NO_PADDING, Outcome, advance, install, quantize_target
 from .targets import find_targets
 
 logger = get_logger(__name__)
@@ -75,13 +75,13 @@ def calibrate(
     exclusions = exclusions or Exclusions(len(samples))
     device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
     with BlockStore(config, plan, samples, model) as store, thread_independent(model.dtype):
-        with out_of_memory_explained("in the first forward passes", device, len(samples), held=lambda: 0):
+        with out_of_memory_explained("in the first forward passes", device, len(samples), lambda: 0):
             if not config.recipe.calibrates:
                 check_forward(model, device)
-            targets, unreached = find_targets(model, stored_once(model, coverage.outside), samples, device)
+            targets, unreached = find_targets(model, without_tied_head(model, coverage.extra_plan), samples, device)
             settings = _settings(model, samples, masks, answer_masks or masks, config, device, exclusions)
         outcomes: list[Outcome] = []
-        modules, most_held = [target.module for target in targets], 0
+        modules, peak_bytes = [target.module for target in targets], 0
         with (
             offloaded(model, modules, device) as memory,
             PausedForwards(model, modules, samples, inputs_device="cpu") as full,
@@ -91,22 +91,22 @@ def calibrate(
             leave_out = leaving_out(exclusions, samples, overflow_advice(model.dtype), full, quantized)
             for index, target in enumerate(progress):
                 with out_of_memory_explained(f"at {target.path}", device, len(samples), lambda: 2 * full.nbytes()):
-                    token_masks = masks if target.reads_text else [EVERY_TOKEN] * len(masks)
+                    token_masks = masks if target.reads_text else [NO_PADDING] * len(masks)
                     inputs = TargetInputs(full.inputs(index), quantized.inputs(index), token_masks, leave_out)
-                    most_held = max(most_held, full.nbytes())
+                    peak_bytes = max(peak_bytes, full.nbytes())
                     check_inputs_of(target.path, inputs)
                     with memory.onload(target.module):
                         result = quantize_target(target, plan, inputs, settings, store)
                         last = target is targets[-1]  # what follows it is not needed
                         advance(result, inputs, *(None, None) if last else (full, quantized))
-                        outcomes.append(finish(model, result, store))
+                        outcomes.append(install(model, result, store))
                         del result  # it holds what the model does not need any more, such as dense embeddings
                 if math.isfinite(outcomes[-1].summary.error):
                     progress.set_postfix(error=f"{outcomes[-1].summary.error:.2e}")
         for target in unreached:
             logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", target.path)
             result = quantize_target(target, plan, TargetInputs({}, {}, []), settings, store)
-            outcomes.append(finish(model, result, store))
+            outcomes.append(install(model, result, store))
             del result
     used = [mask for sample, mask in zip(samples, masks) if sample not in exclusions]
     return QuantizationReport(
@@ -117,7 +117,7 @@ def calibrate(
         num_tokens=int(sum(mask.sum() for mask in used)),
         blocks=[outcome.summary for outcome in outcomes],
         seconds=time.perf_counter() - start,
-        bytes_per_sample=most_held / max(len(samples), 1),
+        bytes_per_sample=peak_bytes / max(len(samples), 1),
         left_out=dict(exclusions.where),
     )
 

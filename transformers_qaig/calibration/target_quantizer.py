@@ -23,8 +23,8 @@ from .resume import BlockStore
 from .row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
 from .targets import Target
 
-EVERY_TOKEN = torch.ones(0, 0, dtype=torch.bool)
-"""A mask that fits no sequence, for tokens of an image: all of them are real."""
+NO_PADDING = torch.ones(0, 0, dtype=torch.bool)
+"""A token mask for hidden states that are not the text's, such as an image's: all their tokens are real."""
 
 
 @dataclass
@@ -147,8 +147,8 @@ class Outcome(NamedTuple):
     summary: BlockSummary
 
 
-def finish(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome:
-    """Keeps a quantized target in `store`, and puts it into the model.
+def install(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome:
+    """Keeps a quantized target in `store`, and puts it into the model, in its place.
 
     One that comes from `store` must have the error that it was kept with.
     """
@@ -157,12 +157,11 @@ def finish(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome
         became.summary.error, became.summary.seconds = error.value, result.seconds / len(result.chunks)
         if not isinstance(chunk.module, nn.Embedding):
             store.save(chunk.path, became)
-    install(model, result)
+    _replace_modules(model, result)
     return Outcome(result.schemes, result.summary)
 
 
-def install(model: nn.Module, result: TargetResult) -> None:
-    """Puts a quantized target into the model, in its place."""
+def _replace_modules(model: nn.Module, result: TargetResult) -> None:
     target, modules = result.target.module, [became.module for became in result.results]
     if isinstance(target, nn.Linear):
         linears = [module.get_submodule("linear") for module in modules]

@@ -88,7 +88,7 @@ class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
         self._ending = False
         self._seen: dict[int, weakref.ref[Tensor]] = {}
 
-    def held(self) -> list[Tensor]:
+    def live_tensors(self) -> list[Tensor]:
         """Lists the tensors of the present call, and those of earlier calls that the model still holds.
 
         Those are embeddings and masks, say.

@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def out_of_memory_explained(
-    where: str, device: torch.device | str | None, samples: int, held: Callable[[], int]
+    where: str, device: torch.device | str | None, samples: int, waiting_bytes: Callable[[], int]
 ) -> Iterator[None]:
     """Turns running out of memory into a `torch.OutOfMemoryError` that says what to reduce, within the context.
 
@@ -18,7 +18,7 @@ def out_of_memory_explained(
         where: what was being done, for the message: "at model.layers.3".
         device: where calibration computes; None for the CPU.
         samples: how many are paused.
-        held: returns the bytes that all of them hold on the CPU.
+        waiting_bytes: returns the bytes that all of them hold on the CPU.
     """
     try:
         yield
@@ -27,7 +27,7 @@ def out_of_memory_explained(
             raise
         raise torch.OutOfMemoryError(
             f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {samples} samples wait "
-            f"in two streams, {held() / 2**30:.1f} GiB on the CPU). What needs less:\n"
+            f"in two models, {waiting_bytes() / 2**30:.1f} GiB on the CPU). What needs less:\n"
             "  QAIGConfig(num_samples=...): fewer samples wait on the CPU;\n"
             "  CalibrationConfig(processor=...): a lower `max_pixels`, a smaller image size or fewer tiles make "
             "samples shorter, which is what counts on the device: they run one at a time, so no batch size can fall;\n"

@@ -163,7 +163,7 @@ class PausedForwards:
 
     def nbytes(self) -> int:
         """Returns the bytes of the storages that paused forwards hold as inputs of a block; each counted once."""
-        return storage_bytes(tensor for forward in self._forwards if forward.call for tensor in forward.held())
+        return storage_bytes(tensor for forward in self._forwards if forward.call for tensor in forward.live_tensors())
 
     def _advance(self, sample: int, *value: Any) -> None:
         forward = self._forwards[sample]

@@ -141,8 +141,8 @@ class Placement:
             return
         index = None
         if self.offload is not None:
-            on_disk = {name: t for name, t in model.state_dict().items() if self._device_of(name) == DISK}
-            index = self.offload.store(on_disk)
+            offloaded = {name: t for name, t in model.state_dict().items() if self._device_of(name) == DISK}
+            index = self.offload.store(offloaded)
             for module in model.modules():  # whichever of them lives longest keeps the folder
                 module.qaig_offload = self.offload  # type: ignore[assignment]
         dispatch_model(

@@ -83,12 +83,12 @@ class LocalPlan:
 
     Attributes:
         plan: what this model packs.
-        elsewhere: what it has no module for, as its loader would name it.
+        absent: what it has no module for, as its loader would name it.
         names: every path of the checkpoint's plan → the name here.
     """
 
     plan: dict[str, WeightScheme] = field(default_factory=dict)
-    elsewhere: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
 
@@ -109,7 +109,7 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
     for path, scheme in plan.items():
         name = local.names[path]
         if not is_class_that_saved(model) and lacks_part(modules, name):
-            local.elsewhere.append(name)
+            local.absent.append(name)
             continue
         module = modules.get(name)
         if type(module) is not nn.Linear and not (isinstance(module, nn.Embedding) and module is table):
@@ -185,10 +185,10 @@ def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
     return None
 
 
-def ignored_patterns(model: PreTrainedModel, elsewhere: list[str]) -> set[str]:
+def ignored_patterns(model: PreTrainedModel, absent: list[str]) -> set[str]:
     """Returns regular expressions of the packed tensors of missing parts, so that the loader ignores them."""
     modules = dict(model.named_modules())
-    parts = {_missing_part(modules, path) for path in elsewhere}
+    parts = {_missing_part(modules, path) for path in absent}
     return {rf"(^|\.){re.escape(part)}\.(.*\.)?weight_(packed|scale|zero_point|shape)$" for part in parts}
 
 

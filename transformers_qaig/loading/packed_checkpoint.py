@@ -58,7 +58,7 @@ def open_packed(model: PreTrainedModel, files: Sequence[str], config: QAIGConfig
     check_number(config.plan or {}, files)
     local = localise(parse_plan(config.plan, config.activation_bits), model, files)
     check_rotations(local.plan, model, files)
-    unexpected = guard_patterns(local) | ignored_patterns(model, local.elsewhere)
+    unexpected = guard_patterns(local) | ignored_patterns(model, local.absent)
     model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
     config.plan = plan_to_dict(local.plan)
     pack_modules(model, local.plan)

@@ -20,8 +20,8 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         model.set_submodule(path, new)
 
 
-def stored_once(model: PreTrainedModel, plan: Plan) -> list[str]:
-    """Lists the paths in `plan`, without a head that is tied to the embeddings."""
+def without_tied_head(model: PreTrainedModel, plan: Plan) -> list[str]:
+    """Lists the paths in `plan`, without a head that is tied to the embeddings: it is stored with them."""
     return [path for path in plan if path != find_lm_head(model).path or not are_tied(model)]
 
 

@@ -120,7 +120,7 @@ class PackedModule(nn.Module):
     def unprepare(self) -> None:
         """Converts the packed tensors back to the checkpoint layout."""
         if self.layout != CHECKPOINT_LAYOUT:
-            self._replace_packed(*self._on_disk(), CHECKPOINT_LAYOUT)
+            self._replace_packed(*self._in_checkpoint_layout(), CHECKPOINT_LAYOUT)
 
     def _weight(self) -> Weight:
         return Weight(
@@ -134,7 +134,7 @@ class PackedModule(nn.Module):
             self.layout,
         )
 
-    def _on_disk(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _in_checkpoint_layout(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns packed words, scales and zero points of a prepared layer in the checkpoint layout."""
         packed, scale, zero = torch.ops.qaig.repack(*self._weight())
         return packed, scale, zero if self.sym else pack_zero_point(zero, self.bits)
@@ -206,7 +206,7 @@ class PackedModule(nn.Module):
         """Saves as `nn.Module` does, always in the checkpoint layout."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.layout != CHECKPOINT_LAYOUT:
-            packed, scale, zero = self._on_disk()
+            packed, scale, zero = self._in_checkpoint_layout()
             destination[prefix + "weight_packed"], destination[prefix + "weight_scale"] = packed, scale
             if not self.sym:
                 destination[prefix + "weight_zero_point"] = zero

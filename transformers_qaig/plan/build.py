@@ -34,7 +34,7 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
         raise ValueError(f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first.")
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
     plan = {path: choices[0].scheme for path, choices in options.items()}
-    return {**plan, **coverage.outside}, coverage
+    return {**plan, **coverage.extra_plan}, coverage
 
 
 def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
@@ -63,17 +63,17 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
         coverage.total += parameter.numel()
         found, reason = requests.options(path, parameter, reason, candidates)
         if reason:
-            coverage.left_out[path] = (parameter.numel(), reason)
+            coverage.skipped[path] = (parameter.numel(), reason)
             coverage.excluded += parameter.numel() if reason == SKIPPED else 0
             continue
         options[path] = found
         coverage.packed += parameter.numel()
     outside = {**_vision(model, requests), **_tables(model, requests)}
-    example = next(iter(options), next(iter(coverage.left_out), "nothing"))
+    example = next(iter(options), next(iter(coverage.skipped), "nothing"))
     requests.check(example)
     if not options:
         raise ValueError("No weight of the language model's blocks can be packed.")
-    coverage.outside = {path: option.scheme for path, option in outside.items()}
+    coverage.extra_plan = {path: option.scheme for path, option in outside.items()}
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
     _measure(model, coverage, blocks, sizes)
     return options, coverage
@@ -182,7 +182,7 @@ def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes:
         size.full += bits
         size.saved += sizes.get(path, bits)
         if part != BLOCKS and path not in sizes and name in weights:
-            coverage.elsewhere[part] = coverage.elsewhere.get(part, 0) + tensor.numel()
+            coverage.unpacked[part] = coverage.unpacked.get(part, 0) + tensor.numel()
 
 
 def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:

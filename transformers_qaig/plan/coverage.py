@@ -27,9 +27,9 @@ class Coverage:
         packed, total: elements packed, elements in all blocks (3-D expert stacks included).
         excluded: of `total`, elements that `modules_to_not_convert` lists.
         stored_bits: of the packed weights: codes, scales and zero points; 0 until their widths are chosen.
-        left_out: path of every block weight that stays as it is → (elements, reason).
-        elsewhere: elements outside the blocks that stay as they are, by the path of the part.
-        outside: plan of what is packed outside the blocks: tower and projector, embeddings, head.
+        skipped: path of every block weight that stays as it is → (elements, reason).
+        unpacked: elements outside the blocks that stay as they are, by the path of the part.
+        extra_plan: plan of what is packed outside the blocks: tower and projector, embeddings, head.
         parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights.
         unused: sentences about what the checkpoint holds and the model's class has no module for.
     """
@@ -38,9 +38,9 @@ class Coverage:
     total: int = 0
     excluded: int = 0
     stored_bits: float = 0.0
-    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
-    elsewhere: dict[str, int] = field(default_factory=dict)
-    outside: Plan = field(default_factory=dict)
+    skipped: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unpacked: dict[str, int] = field(default_factory=dict)
+    extra_plan: Plan = field(default_factory=dict)
     parts: dict[str, PartSize] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
 
@@ -83,10 +83,10 @@ class Coverage:
         asked = self.total - self.excluded
         if asked and self.packed / asked >= min_coverage:
             return
-        largest = sorted(self.left_out.items(), key=lambda item: -item[1][0])[:8]
+        largest = sorted(self.skipped.items(), key=lambda item: -item[1][0])[:8]
         lines = [f"  {path}: {size:,} weights, {reason}" for path, (size, reason) in largest]
-        if len(self.left_out) > len(lines):
-            lines.append(f"  and {len(self.left_out) - len(lines)} more")
+        if len(self.skipped) > len(lines):
+            lines.append(f"  and {len(self.skipped) - len(lines)} more")
         raise ValueError(
             f"Only {self.packed / max(asked, 1):.1%} of the {asked:,} weights in the language model's blocks would be "
             f"packed; `min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"

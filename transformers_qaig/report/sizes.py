@@ -60,10 +60,10 @@ def part_rows(coverage: Coverage, plan: Plan, *, every_part: bool = False) -> li
 
 def _widths(part: str, coverage: Coverage, plan: Plan) -> tuple[int, ...]:
     """Returns the widths of a part's packed weights; the blocks have all that are not planned outside of them."""
-    outside = coverage.outside
+    extra = coverage.extra_plan
     paths: Iterable[str] = (
-        (path for path in plan if path not in outside)
+        (path for path in plan if path not in extra)
         if part == BLOCKS
-        else (path for path in outside if f"{path}.".startswith(f"{part}."))
+        else (path for path in extra if f"{path}.".startswith(f"{part}."))
     )
-    return tuple(sorted({(plan[path] if path in plan else outside[path]).bits for path in paths}))
+    return tuple(sorted({(plan[path] if path in plan else extra[path]).bits for path in paths}))

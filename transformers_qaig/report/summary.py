@@ -77,10 +77,10 @@ class QuantizationReport:
             ("stored bits", f"{self.bits_per_weight:.2f} per packed weight of the blocks, with scales and zero points"),
             ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
         ]
-        counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside)
+        counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.extra_plan)
         if len(counts) > 1:
             facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
-        if self.coverage.left_out:
+        if self.coverage.skipped:
             facts.append(("not packed", self._reasons()))
         if errors := self._errors():
             worst = max((block for block in self.blocks if math.isfinite(block.error)), key=lambda block: block.error)
@@ -114,7 +114,7 @@ class QuantizationReport:
             "rejected steps": rejected,
             "samples left out, for NaN or Inf in": [(str(index), where) for index, where in self.left_out.items()],
             "weights of the blocks that are not packed": [
-                (path, f"{size:,} weights, {reason}") for path, (size, reason) in self.coverage.left_out.items()
+                (path, f"{size:,} weights, {reason}") for path, (size, reason) in self.coverage.skipped.items()
             ],
         }
         parts += [f"{title}:\n{labelled(rows)}" for title, rows in lists.items() if rows]
@@ -141,6 +141,6 @@ class QuantizationReport:
 
     def _reasons(self) -> str:
         """Returns in one line why weights of the blocks stay as they are, with how many."""
-        counts = Counter(reason for _, reason in self.coverage.left_out.values())
+        counts = Counter(reason for _, reason in self.coverage.skipped.values())
         shown = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(3))
-        return f"{len(self.coverage.left_out)} of the blocks' tensors: {shown}" + ("; …" if len(counts) > 3 else "")
+        return f"{len(self.coverage.skipped)} of the blocks' tensors: {shown}" + ("; …" if len(counts) > 3 else "")

@@ -13,15 +13,15 @@ DTYPES = (torch.float16, torch.bfloat16)
 ROUNDING = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
-def on_disk(w: Weight) -> reference.Weight:
-    return reference.Weight(*w.on_disk, w.out_features, w.in_features, w.bits, w.group_size, 0)
+def in_checkpoint_layout(w: Weight) -> reference.Weight:
+    return reference.Weight(*w.checkpoint, w.out_features, w.in_features, w.bits, w.group_size, 0)
 
 
 def exact(w: Weight, x: Tensor, activation_bits: int = 16) -> Tensor:
     if activation_bits == 8:
         x = reference.round_activations(x)
     bias = None if w.bias is None else w.bias.double()
-    return torch.nn.functional.linear(x.double(), reference.dequantize(on_disk(w), torch.float64), bias)
+    return torch.nn.functional.linear(x.double(), reference.dequantize(in_checkpoint_layout(w), torch.float64), bias)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -29,7 +29,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def arguments(weight: Weight, layout: int = CUDA_LAYOUT):
-    tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_LAYOUT else weight.on_disk
+    tensors = (weight.words, weight.scale, weight.zero) if layout == CUDA_LAYOUT else weight.checkpoint
     return (*tensors, weight.bias, 0, 0, weight.out_features, weight.bits, weight.group_size)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests import seeds
 from tests.kernels.cuda import gemm_cases
-from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, make_weight, random_weight
 from transformers_qaig.formats import reference
@@ -82,7 +82,7 @@ def test_many_layers(emulator, processors):
 def test_no_worse_than_a_dense_product(emulator, bits, dtype):
     w = random_weight(bits, 64, 1024, 128, dtype=dtype)
     x = torch.randn(24, 1024).to(dtype)
-    dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
+    dense = torch.nn.functional.linear(x, reference.dequantize(in_checkpoint_layout(w), dtype))
     (y,) = emulator.matmul(x, [w], kernel="gemm_f16")
     assert error(y, exact(w, x)) <= 1.001 * error(dense, exact(w, x))
 
@@ -96,7 +96,7 @@ def test_an_outlier_does_not_drown_its_neighbours(emulator, bits):
     w = make_weight(codes, torch.rand(64, 2).bfloat16() + 0.1, zero, bits, 128)
     x = torch.randn(17, 256).bfloat16()
     x[:, 5] = 1e4
-    dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.bfloat16))
+    dense = torch.nn.functional.linear(x, reference.dequantize(in_checkpoint_layout(w), torch.bfloat16))
     (y,) = emulator.matmul(x, [w], kernel="gemm_f16")
     assert error(y, exact(w, x)) <= 1.01 * error(dense, exact(w, x))
 
@@ -122,7 +122,7 @@ def test_infinities_and_nans_go_through_as_in_torch(emulator, dtype):
         x = torch.randn(18, 96).to(dtype)
         x[-1, 40] = value
         (out,) = emulator.matmul(x, [w], kernel="gemm_f16")
-        expected = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
+        expected = torch.nn.functional.linear(x, reference.dequantize(in_checkpoint_layout(w), dtype))
         assert torch.equal(out[-1].isnan(), expected[-1].isnan())
         assert torch.equal(out[-1].isinf(), expected[-1].isinf())
         assert error(out[:-1], exact(w, x[:-1])) < ROUNDING[dtype]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests import seeds
 from tests.kernels.cuda import gemm_cases
-from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, make_weight, random_weight
 from transformers_qaig.formats import reference
@@ -143,7 +143,9 @@ def test_rows_that_are_not_rounded(emulator, bits, dtype, in_features, group_siz
     (y,) = emulator.matmul(x, [w], 8, kernel="gemm_i8")
     whole = [i for i in range(40) if i not in broken]
     assert error(y[whole], exact(w, x[whole], 8)) < ROUNDING[dtype]
-    expected = torch.nn.functional.linear(x.float(), reference.dequantize(on_disk(w), torch.float32), w.bias.float())
+    expected = torch.nn.functional.linear(
+        x.float(), reference.dequantize(in_checkpoint_layout(w), torch.float32), w.bias.float()
+    )
     for i in broken[:4]:
         assert torch.equal(y[i].isnan(), expected[i].isnan())
         assert torch.equal(y[i].clamp(-1, 1)[y[i].isinf()], expected[i].clamp(-1, 1)[expected[i].isinf()])
@@ -162,7 +164,7 @@ def test_a_rotated_input(emulator, dtype, group_size):
     rotated = rotate(x, Rotation(32, 7))
     whole = [i for i in range(20) if i not in (5, 6)]
     assert error(y[whole], exact(w, rotated[whole], 8)) < ROUNDING[dtype]
-    expected = torch.nn.functional.linear(rotated[5:7], reference.dequantize(on_disk(w), torch.float32))
+    expected = torch.nn.functional.linear(rotated[5:7], reference.dequantize(in_checkpoint_layout(w), torch.float32))
     assert torch.equal(y[5:7].isnan(), expected.isnan())
     assert torch.equal(y[5:7].isinf(), expected.isinf())
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests import seeds
-from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, on_disk
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, make_weight, random_weight
 from transformers_qaig.formats import cuda_layout, reference
@@ -80,7 +80,7 @@ def test_dequantized_weights_are_the_reference_to_the_bit(emulator, bits, out_fe
     for scale_dtype, sym in itertools.product((*DTYPES, torch.float32), (False, True)):
         w = random_weight(bits, out_features, in_features, group_size, sym, scale_dtype)
         for dtype in (torch.float32, *DTYPES):
-            expected = reference.dequantize(on_disk(w), dtype)
+            expected = reference.dequantize(in_checkpoint_layout(w), dtype)
             assert torch.equal(emulator.dequantize(w, dtype), expected)
             start, stop = out_features // 3, out_features - out_features // 4
             assert torch.equal(emulator.dequantize(w, dtype, start, stop), expected[start:stop])
@@ -91,7 +91,7 @@ def test_more_rows_than_one_launch_dequantizes(emulator):
     """Its grid has no more than 65,535 blocks of 64 in that direction."""
     rows = 65_537 * 64
     w = random_weight(2, rows, 3)
-    whole = reference.dequantize(on_disk(w), torch.float16)
+    whole = reference.dequantize(in_checkpoint_layout(w), torch.float16)
     assert torch.equal(emulator.dequantize(w, torch.float16, 1, rows - 1), whole[1:-1])
 
 
@@ -100,9 +100,9 @@ def test_the_order_can_be_undone(bits):
     for n, k, group_size, sym in ((64, 64, 32, True), (130, 192, 64, False), (33, 57, 57, False), (48, 228, 114, True)):
         w = random_weight(bits, n, k, group_size, sym)
         packed, scale, zero = cuda_layout.to_checkpoint(w.words, w.scale, w.zero, n, k, bits, group_size)
-        assert torch.equal(packed, w.on_disk[0])
-        assert torch.equal(scale, w.on_disk[1])
-        assert zero.numel() == 0 if sym else torch.equal(reference.unpack_zero_point(w.on_disk[2], bits, n), zero)
+        assert torch.equal(packed, w.checkpoint[0])
+        assert torch.equal(scale, w.checkpoint[1])
+        assert zero.numel() == 0 if sym else torch.equal(reference.unpack_zero_point(w.checkpoint[2], bits, n), zero)
 
 
 def test_results_do_not_depend_on_timing(emulator):
@@ -140,7 +140,7 @@ def test_many_layers_of_several_widths(emulator, processors, rows):
 def test_no_worse_than_a_dense_product(emulator, rows, bits, dtype):
     w = random_weight(bits, 64, 1024, 128, dtype=dtype)
     x = torch.randn(rows, 1024).to(dtype)
-    dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
+    dense = torch.nn.functional.linear(x, reference.dequantize(in_checkpoint_layout(w), dtype))
     assert error(*emulator.matmul(x, [w]), exact(w, x)) <= 1.001 * error(dense, exact(w, x))
 
 
@@ -154,7 +154,7 @@ def test_an_outlier_does_not_drown_its_neighbours(emulator, bits, outlier):
     w = make_weight(codes, torch.rand(64, 2).bfloat16() + 0.1, zero, bits, 128)
     x = torch.randn(3, 256).bfloat16()
     x[:, 5] = outlier
-    dense = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), torch.bfloat16))
+    dense = torch.nn.functional.linear(x, reference.dequantize(in_checkpoint_layout(w), torch.bfloat16))
     assert error(*emulator.matmul(x, [w]), exact(w, x)) <= 1.01 * error(dense, exact(w, x))
 
 
@@ -180,7 +180,7 @@ def test_infinities_and_nans_go_through_as_in_torch(emulator, dtype, activation_
         x = torch.randn(3, 96).to(dtype)
         x[-1, 40] = value
         (out,) = emulator.matmul(x, [w], activation_bits)
-        expected = torch.nn.functional.linear(x, reference.dequantize(on_disk(w), dtype))
+        expected = torch.nn.functional.linear(x, reference.dequantize(in_checkpoint_layout(w), dtype))
         assert torch.equal(out[-1].isnan(), expected[-1].isnan())
         assert torch.equal(out[-1].isinf(), expected[-1].isinf())
         assert error(out[:-1], exact(w, x[:-1], activation_bits)) < ROUNDING[dtype]

@@ -128,7 +128,7 @@ def test_dequantize(machine):
     sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size)
     tensors = (weight.words, weight.scale, weight.zero)
     rows = machine.operators.dequantize(*tensors, *sizes, CUDA_LAYOUT, 70, 140)
-    packed, scale, zero = weight.on_disk
+    packed, scale, zero = weight.checkpoint
     whole = reference.dequantize(reference.Weight(packed, scale, zero, *sizes, CHECKPOINT_LAYOUT), torch.float32)
     torch.testing.assert_close(rows, whole[70:140], rtol=0, atol=0)
     with pytest.raises(ValueError, match="rows 70 to 201 are not within the 200"):
@@ -140,7 +140,7 @@ def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
     weight = emulated.random_weight(3, 300, 96, 32)
     sizes = (300, 96, 3, 32)
     rows = machine.operators.dequantize(weight.words, weight.scale, weight.zero, *sizes, CUDA_LAYOUT, 1, 290)
-    whole = reference.dequantize(reference.Weight(*weight.on_disk, *sizes, CHECKPOINT_LAYOUT), torch.float32)
+    whole = reference.dequantize(reference.Weight(*weight.checkpoint, *sizes, CHECKPOINT_LAYOUT), torch.float32)
     assert torch.equal(rows, whole[1:290])
     assert [grid[1] for _, grid, _ in machine.api.launches] == [2, 2, 1]
 
@@ -239,7 +239,7 @@ def test_rotated_inputs_of_the_reference(machine):
     x = torch.randn(2, 64).half()
     *tensors, _, _, n, bits, group = arguments(weight)
     y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 16, CUDA_LAYOUT)
-    packed = reference.Weight(*weight.on_disk, n, 64, bits, group, CHECKPOINT_LAYOUT)
+    packed = reference.Weight(*weight.checkpoint, n, 64, bits, group, CHECKPOINT_LAYOUT)
     assert torch.equal(y, reference.linear(x, packed, weight.bias, Rotation(32, 7), 16))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.cuda.products import ROUNDING, error, exact, on_disk
+from tests.kernels.cuda.products import ROUNDING, error, exact, in_checkpoint_layout
 from tests.tolerance import assert_close, assert_product
 from tools.emulator import emulated
 from tools.emulator.emulated import Weight, random_weight
@@ -46,7 +46,7 @@ def test_a_weight_that_is_unpacked_in_parts():
     """3 MiB of it at a time: here 64 of 130 rows."""
     w = random_weight(4, 130, 24576, 128, dtype=torch.bfloat16, bias=torch.float64)
     x = torch.randn(257, 24576).bfloat16()
-    assert_product(linear(x, w), x, reference.dequantize(on_disk(w), torch.bfloat16), w.bias.bfloat16())
+    assert_product(linear(x, w), x, reference.dequantize(in_checkpoint_layout(w), torch.bfloat16), w.bias.bfloat16())
 
 
 def test_many_rows_without_gemm_kernels(operators):
@@ -79,7 +79,7 @@ def test_input_that_is_strided_or_misaligned():
 def test_float32_scales_take_the_dense_path():
     w = random_weight(4, 40, 96, 32, dtype=torch.float32)
     x = torch.randn(3, 96).half()
-    assert_product(linear(x, w), x, reference.dequantize(on_disk(w), torch.float16))
+    assert_product(linear(x, w), x, reference.dequantize(in_checkpoint_layout(w), torch.float16))
 
 
 @pytest.mark.parametrize("in_features", [96, 57])
@@ -132,8 +132,8 @@ def test_rows_that_are_not_rounded(operators):
 def test_other_inputs_are_the_references(dtype):
     w = random_weight(4, 40, 96, 32)
     x = torch.randn(3, 96, dtype=dtype)
-    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 0, 0, 40, 4, 32, 16, packing.CHECKPOINT_LAYOUT)
-    assert_close(y, reference.linear(x, on_disk(w), None, None, 16), 96)
+    y = torch.ops.qaig_emulated.linear(x, *w.checkpoint, None, 0, 0, 40, 4, 32, 16, packing.CHECKPOINT_LAYOUT)
+    assert_close(y, reference.linear(x, in_checkpoint_layout(w), None, None, 16), 96)
 
 
 @pytest.mark.parametrize("rows", [2, 20, 70])
@@ -161,8 +161,8 @@ def test_a_rotated_input_goes_to_the_reference():
     """The reference answers: on the emulator, in the checkpoint layout, since it reads the CUDA layout on GPUs only."""
     w = random_weight(4, 40, 96, 32)
     x = torch.randn(3, 96).half()
-    y = torch.ops.qaig_emulated.linear(x, *w.on_disk, None, 16, 5, 40, 4, 32, 8, packing.CHECKPOINT_LAYOUT)
-    assert_close(y, reference.linear(x, on_disk(w), None, Rotation(16, 5), 8), 96)
+    y = torch.ops.qaig_emulated.linear(x, *w.checkpoint, None, 16, 5, 40, 4, 32, 8, packing.CHECKPOINT_LAYOUT)
+    assert_close(y, reference.linear(x, in_checkpoint_layout(w), None, Rotation(16, 5), 8), 96)
 
 
 @pytest.mark.parametrize(("rows", "activation_bits"), [(6, 16), (20, 16), (20, 8)])
@@ -185,7 +185,7 @@ def test_many_layers(rows, activation_bits):
 def test_dequantize():
     w = random_weight(3, 70, 96, 32)
     rows = torch.ops.qaig_emulated.dequantize(w.words, w.scale, w.zero, 70, 96, 3, 32, LAYOUT, 5, 69)
-    assert torch.equal(rows, reference.dequantize(on_disk(w), torch.float32)[5:69])
+    assert torch.equal(rows, reference.dequantize(in_checkpoint_layout(w), torch.float32)[5:69])
 
 
 def replaced(index: int, value: object) -> list[object]:
