@@ -6,7 +6,8 @@ from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.execution.block_outputs import OutputError, forward
-from transformers_qaig.execution.group_inputs import NotReached, enter, gather_group_inputs, is_tokenwise, run
+from transformers_qaig.execution.gathering import gather_group_inputs
+from transformers_qaig.execution.group_inputs import NotReached, enter, is_tokenwise, run
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.structure import find_decoder_blocks
 
@@ -127,22 +128,6 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
         assert is_tokenwise(block, groups[name], piece)
         with torch.no_grad():
             assert_close(run(block, groups[name], piece, piece.hidden)[0], output, terms_of(block))
-
-
-def test_experts_that_see_some_tokens_are_left_to_rounding() -> None:
-    class Routed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.expert = nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            chosen = x[x.mean(-1) > 0]
-            return x.index_put((x.mean(-1) > 0,), self.expert(chosen))
-
-    block, group = Routed(), Group(("expert",), "expert", None, (-1,) * 8)
-    calls = {0: LayerInputs((torch.randn(1, 6, 8),), {})}
-    inputs = TargetInputs(calls, calls, [torch.ones(1, 6, dtype=torch.bool)])
-    assert gather_group_inputs(block, group, (block, block), inputs, [0]) == []
 
 
 def test_output_error_counts_real_tokens_only() -> None:

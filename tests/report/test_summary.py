@@ -101,3 +101,10 @@ def test_sizes_are_readable(bits: float, text: str) -> None:
 )
 def test_times_are_readable(seconds: float, text: str) -> None:
     assert readable_time(seconds) == text
+
+
+def test_the_report_counts_linears_rounded_to_nearest_once() -> None:
+    blocks = [BlockSummary(f"layers.{i}", to_nearest={"fc": "no sample gets there"}) for i in range(3)]
+    report = QuantizationReport("default", Coverage(), blocks=blocks)
+    assert ("to nearest", "3 linears: 3 × no sample gets there") in report.facts()
+    assert "layers.2.fc" in report.details()

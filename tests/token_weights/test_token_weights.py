@@ -15,7 +15,8 @@ from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.steps import GroupContext, equalize
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.execution.exclusions import Exclusions, numbered
-from transformers_qaig.execution.group_inputs import GroupInputs, gather_group_inputs
+from transformers_qaig.execution.gathering import gather_group_inputs
+from transformers_qaig.execution.group_inputs import GroupInputs
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.recipes import recipe_of
 from transformers_qaig.scheme import WeightScheme

@@ -5,27 +5,27 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from ..equalization.finder import GroupFinder
 from ..equalization.fold import Group
-from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where, mask_for
+from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
 from ..execution.exclusions import NotFinite
-from ..execution.group_inputs import gather_group_inputs
+from ..execution.gathering import gather_group_inputs
+from ..execution.group_inputs import NotReached
 from ..execution.interceptor import TargetInputs
+from ..execution.token_rows import row_mask
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from ..scheme import Plan
 from ..token_weights.base import SubBlock, TokenWeights
 from ..utils.finite import is_finite
-from ..utils.logging import get_logger
 from .decisions import BlockDecisions, cast_like, dtype_of, folded_view, in_float32, packed, rounded
 from .reconstruction import BlockReconstruction
 from .steps import GroupContext, Pass, passes
-
-logger = get_logger(__name__)
 
 VALIDATION_EVERY = 4
 """Every fourth sample is held back from the searches, for validation."""
@@ -134,10 +134,12 @@ class BlockQuantizer:
         decisions = self.nothing
         example = self.inputs.full[self.calibration[0]].to(next(self.block.parameters()).device)
         groups = self.settings.finder.groups(self.block, example.args, example.kwargs)
+        alone = set(self.schemes).difference(*(group.linears for group in groups))
+        self.summary.to_nearest = dict.fromkeys(sorted(alone), "it runs several times in one call, or never")
         for steps in passes(self.recipe):
             decisions = self._pass(groups, steps, decisions)
         if self.recipe.rounding == "learned":
-            decisions = self._learn(decisions)
+            decisions, self.summary.to_nearest = self._learn(decisions), {}
         return decisions
 
     def _pass(self, groups: Sequence[Group], steps: Pass, earlier: BlockDecisions) -> BlockDecisions:
@@ -164,11 +166,10 @@ class BlockQuantizer:
                 path=self.summary.path,
                 counts_padding=self.settings.token_weights.counts_padding,
             )
-            context = self._gather(context, decisions, blocks, self.calibration)
-            if not context.inputs:
-                logger.warning(
-                    "%s.%s: not every sample gets there; rounded to nearest.", self.summary.path, context.members[0]
-                )
+            try:
+                context = self._gather(context, decisions, blocks, self.calibration)
+            except NotReached as found:
+                self.summary.to_nearest.update(dict.fromkeys(schemes, str(found)))
                 continue
             decisions = self._group(context, decisions, steps, blocks, done)
         return decisions.after(earlier)
@@ -199,7 +200,8 @@ class BlockQuantizer:
                 continue
             if steps.uses_validation_samples and self.validation:
                 # Validation is over, so these samples now join the calibration data.
-                candidate = step(self._gather(context, decisions, blocks, self.validation), decisions) or decisions
+                with suppress(NotReached):
+                    candidate = step(self._gather(context, decisions, blocks, self.validation), decisions) or decisions
             decisions, level = candidate, new_level
         return decisions
 
@@ -210,11 +212,13 @@ class BlockQuantizer:
         blocks: tuple[nn.Module, nn.Module],
         samples: Sequence[int],
     ) -> GroupContext:
-        """Returns the context with the inputs of some samples and their token weights."""
+        """Returns the context with the inputs of some samples and their token weights.
+
+        Raises:
+            NotReached: none of the samples can be used.
+        """
         inputs = gather_group_inputs(context.block, context.group, blocks, self.inputs, samples)
         context = replace(context, inputs=inputs)
-        if not inputs:
-            return context
         sub_block = SubBlock(
             self.block,
             context.block,
@@ -262,7 +266,7 @@ class BlockQuantizer:
             self.in_float32,
             inputs.quantized,
             targets,
-            {sample: mask_for(inputs.masks[sample], target).float() for sample, target in targets.items()},
+            {sample: row_mask(inputs.masks[sample], target).float() for sample, target in targets.items()},
             self.validation or self.calibration,
             self.recipe.steps,
             self.settings.seed,

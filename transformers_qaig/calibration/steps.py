@@ -170,8 +170,7 @@ class Equalize:
                 x = inputs.hidden_q / scale if rounds_inputs else inputs.hidden
                 difference = run(block, group, inputs, x, trial, activation_bits) - target.to(context.device)
                 error = (difference.abs() if recipe.equalization == "mae" else difference.square()).mean(-1)
-                fits = inputs.token_weights.shape == error.shape
-                weight = inputs.token_weights if fits else torch.ones_like(error)
+                weight = inputs.weights_of_output(error.shape)
                 total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
             return total / mass if mass else 0.0
 

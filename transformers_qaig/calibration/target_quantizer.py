@@ -76,6 +76,9 @@ class TargetResult:
             [f"{what}, {c.rows}" for c, summary in zip(self.chunks, summaries) for what in summary.rejected],
             seconds=self.seconds,
             resumed=all(summary.resumed for summary in summaries),
+            to_nearest={
+                f"{name}, {c.rows}": w for c, s in zip(self.chunks, summaries) for name, w in s.to_nearest.items()
+            },
         )
 
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..utils.finite import is_finite
 from .interceptor import LayerInputs, TargetInputs
+from .token_rows import row_mask
 
 
 @torch.no_grad()
@@ -27,20 +28,16 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def hidden_states(call: LayerInputs) -> Tensor | None:
-    """Returns the hidden states in a call: the first floating tensor of at most three dimensions (a mask has four)."""
-    tensors = (tensor for tensor in call.tensors if tensor.is_floating_point() and tensor.ndim <= 3)
-    return next(tensors, None)
-
-
-def mask_for(mask: Tensor, x: Tensor) -> Tensor:
-    """Returns the sample's token mask where `x` has its tokens, else (an image's states, say) all True."""
-    mask = mask.to(x.device)
-    return mask if mask.shape == x.shape[:2] else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    """Returns the hidden states in a call: its first floating tensor, or what it names so (a mask may come first)."""
+    named = call.kwargs.get("hidden_states")
+    if isinstance(named, Tensor):
+        return named
+    return next((tensor for tensor in call.tensors if tensor.is_floating_point()), None)
 
 
 def is_finite_where(mask: Tensor, x: Tensor) -> bool:
     """Whether x is finite at the sample's real tokens."""
-    return is_finite(x) or is_finite(x[mask_for(mask, x)])
+    return is_finite(x) or is_finite(x[row_mask(mask, x)])
 
 
 def check_inputs_of(path: str, inputs: TargetInputs) -> None:
@@ -77,7 +74,7 @@ class OutputError:
             whether its error is finite.
         """
         a, b = first_tensor(a), first_tensor(b)
-        mask = mask_for(mask, b)
+        mask = row_mask(mask, b)
         a, b = a[mask].float(), b[mask].float()
         # By rows first: torch splits the sum of a whole tensor among its threads.
         error, power = (float(x.square().sum(-1).sum()) for x in (a - b, b))

@@ -12,11 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
 from ..rounding.quant_grid import fake_quantize_tokens
-from ..utils.finite import is_finite
 from ..utils.first_call import first_call
-from .block_outputs import is_finite_where, mask_for
-from .exclusions import NotFinite
-from .interceptor import LayerInputs, TargetInputs, map_tensors
+from .interceptor import LayerInputs, map_tensors
 
 MAX_TOKENS = 8192
 """Tokens of several samples that are run at once where a sub-block treats each token by itself."""
@@ -36,6 +33,8 @@ class GroupInputs:
         args: what the sub-block's module was called with.
         kwargs: the same, by name.
         token_weights: λ fp32 `[B, T]`; zero at padding.
+        tokens: for each sample, int64 `[R]`: which of its tokens each of its rows belongs to; None where rows are
+            tokens in order, or belong to none.
     """
 
     samples: list[int]
@@ -46,6 +45,7 @@ class GroupInputs:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     token_weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    tokens: list[Tensor | None] = field(default_factory=list)
 
     def loaded(self, device: torch.device) -> GroupInputs:
         """Copies the inputs to `device`, all their floats in fp32."""
@@ -58,8 +58,19 @@ class GroupInputs:
         )
 
     def importance(self) -> dict[int, Tensor]:
-        """Returns λ `[T]` of each sample's first sequence."""
-        return {sample: rows[0] for sample, rows in self.token_weights_by_sample().items()}
+        """Returns λ `[T]` of each sample's first sequence; the mean over the rows of a token that has several."""
+        tokens = dict(zip(self.samples, self.tokens))
+        by_sample = self.token_weights_by_sample()
+        return {s: rows[0] if (t := tokens.get(s)) is None else _mean_by(t, rows[0]) for s, rows in by_sample.items()}
+
+    def weights_of_output(self, shape: torch.Size) -> Tensor:
+        """Returns λ for the tokens of a sub-block's output, fp32 of `shape`; 1 everywhere if they are other tokens."""
+        weights, tokens = self.token_weights, self.tokens[0] if len(self.tokens) == 1 else None
+        if weights.shape != shape and tokens is not None:
+            weights = _mean_by(tokens.to(weights.device), weights.reshape(-1))
+        if weights.shape == shape or (shape[0] == 1 and weights.numel() == shape.numel()):
+            return weights.reshape(shape)
+        return torch.ones(shape, device=weights.device)
 
     def token_weights_by_sample(self) -> dict[int, Sequence[Tensor]]:
         """Returns λ `[T]` of every sequence of each sample."""
@@ -68,8 +79,14 @@ class GroupInputs:
         return {sample: rows[i * per_sample : (i + 1) * per_sample] for i, sample in enumerate(self.samples)}
 
 
+def _mean_by(tokens: Tensor, values: Tensor) -> Tensor:
+    """Returns the mean of `values` `[R]` over the rows of each token."""
+    total = torch.zeros(int(tokens.max()) + 1, dtype=values.dtype, device=values.device)
+    return total.index_add(0, tokens, values) / tokens.bincount()
+
+
 class NotReached(RuntimeError):
-    """A sample's call does not reach a sub-block."""
+    """Calls do not reach a sub-block, or not with rows that can be used."""
 
 
 def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -142,61 +159,6 @@ def run(
     return first if first.ndim == 3 else first.reshape(1, -1, first.shape[-1])
 
 
-def gather_group_inputs(
-    original: nn.Module,
-    group: Group,
-    blocks: tuple[nn.Module, nn.Module],
-    inputs: TargetInputs,
-    samples: Sequence[int],
-) -> list[GroupInputs]:
-    """Collects the samples at a sub-block's entrance, in both models.
-
-    Args:
-        original: the block in fp32.
-        group: which sub-block.
-        blocks: the block in full precision, and quantized so far.
-        inputs: what they are called with.
-        samples: which ones.
-
-    Returns:
-        their inputs; none if a sample does not get there, or not with one row a token (experts see only some tokens).
-        What a tower reads without a batch dimension, because the block itself is called so, is one sequence.
-
-    Raises:
-        NotFinite: a real token of a sample is not finite there. (One of the padding is set to zero.)
-    """
-    gathered, calls = [], (inputs.full, inputs.quantized)
-    for s in samples:
-        try:
-            (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
-        except NotReached:
-            return []
-        if x.ndim != _rank(inputs.full[s]) or x.shape != x_q.shape:
-            return []
-        x, x_q = (t if t.ndim == 3 else t.reshape(1, -1, t.shape[-1]) for t in (x, x_q))
-        what = f"hidden states that {group.linears[0]} reads"
-        x = _finite(x, inputs.masks[s], s, f"the full-precision {what}")
-        x_q = _finite(x_q, inputs.masks[s], s, f"the quantized {what}")
-        x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
-        mask = mask_for(inputs.masks[s], x)
-        gathered.append(GroupInputs([s], x, x_q, mask, [x.shape[1]] * x.shape[0], args, kwargs))
-    return merge(original, group, gathered)
-
-
-def _rank(call: LayerInputs) -> int:
-    """Returns the number of dimensions of the hidden states that a block is called with."""
-    leaves = tree_leaves((call.args, call.kwargs))
-    return next((leaf.ndim for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), 3)
-
-
-def _finite(x: Tensor, mask: Tensor, sample: int, where: str) -> Tensor:
-    if is_finite(x):
-        return x
-    if not is_finite_where(mask, x):
-        raise NotFinite(sample, where)
-    return x.nan_to_num(0.0, 0.0, 0.0)
-
-
 def merge(block: nn.Module, group: Group, gathered: Sequence[GroupInputs]) -> list[GroupInputs]:
     """Joins inputs into fewer, longer ones if the sub-block treats each token by itself; it runs faster on many."""
     device = next(block.parameters()).device
@@ -211,6 +173,7 @@ def merge(block: nn.Module, group: Group, gathered: Sequence[GroupInputs]) -> li
             torch.cat([_in_one_row(one.hidden_q) for one in row], 1),
             torch.cat([_in_one_row(one.mask) for one in row], 1),
             [length for one in row for length in one.lengths],
+            tokens=[tokens for one in row for tokens in one.tokens],
         )
         for row in _rows(gathered)
     ]

@@ -29,6 +29,7 @@ class BlockSummary:
         seconds: wall time.
         resumed: taken from the work folder.
         left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
+        to_nearest: linear that was rounded to nearest although the recipe calibrates → why.
     """
 
     path: str
@@ -39,6 +40,7 @@ class BlockSummary:
     seconds: float = 0.0
     resumed: bool = False
     left_out: list[tuple[int, str]] = field(default_factory=list)
+    to_nearest: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +92,10 @@ class QuantizationReport:
         if accepted or rejected:
             why = ": no gain on validation samples" if rejected else ""
             facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
+        if to_nearest := self._to_nearest():
+            reasons = Counter(to_nearest.values()).most_common()
+            shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+            facts.append(("to nearest", f"{len(to_nearest)} linears: {shown}"))
         if self.left_out:
             shown = ", ".join(map(str, list(self.left_out)[:8])) + (", …" if len(self.left_out) > 8 else "")
             facts.append(("left out", f"samples {shown}: NaN or Inf in {next(iter(self.left_out.values()))}"))
@@ -112,6 +118,7 @@ class QuantizationReport:
         rejected = [(block.path, ", ".join(block.rejected)) for block in self.blocks if block.rejected]
         lists = {
             "rejected steps": rejected,
+            "linears rounded to nearest": list(self._to_nearest().items()),
             "samples left out, for NaN or Inf in": [(str(index), where) for index, where in self.left_out.items()],
             "weights of the blocks that are not packed": [
                 (path, f"{size:,} weights, {reason}") for path, (size, reason) in self.coverage.skipped.items()
@@ -135,6 +142,10 @@ class QuantizationReport:
 
     def _steps(self) -> tuple[list[list[str]], list[list[str]]]:
         return [block.accepted for block in self.blocks], [block.rejected for block in self.blocks]
+
+    def _to_nearest(self) -> dict[str, str]:
+        """Returns path of every linear that was rounded to nearest although the recipe calibrates → why."""
+        return {f"{b.path}.{name}": why for b in self.blocks for name, why in b.to_nearest.items()}
 
     def _errors(self) -> list[float]:
         return [block.error for block in self.blocks if math.isfinite(block.error)]

@@ -34,7 +34,9 @@ def spread(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Tensor:
     masks = inputs.mask.reshape(-1).split(inputs.lengths)
     for index, sample in enumerate(inputs.samples):
         mask = torch.cat(masks[index * per_sample : (index + 1) * per_sample])
-        weights = by_sample.get(sample)
+        weights, tokens = by_sample.get(sample), inputs.tokens[index] if inputs.tokens else None
+        if weights is not None and tokens is not None:
+            weights = weights.cpu().reshape(-1)[tokens]
         fits = weights is not None and weights.numel() == len(mask)
         rows.append(weights.cpu().reshape(-1) * mask if weights is not None and fits else mask.float())
     return torch.cat(rows).reshape(inputs.mask.shape)

@@ -1,0 +1,145 @@
+"""Gathers what a group of linears reads of every sample, and finds which of its rows are real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ..equalization.fold import Group
+from ..utils.finite import is_finite
+from .block_outputs import hidden_states, is_finite_where
+from .exclusions import NotFinite
+from .group_inputs import GroupInputs, NotReached, enter, merge
+from .interceptor import LayerInputs, TargetInputs, map_tensors
+from .token_rows import OtherTokens, RowLayout, layouts_of_axes, probe_layout
+
+
+def gather_group_inputs(
+    original: nn.Module,
+    group: Group,
+    blocks: tuple[nn.Module, nn.Module],
+    inputs: TargetInputs,
+    samples: Sequence[int],
+) -> list[GroupInputs]:
+    """Collects the samples at a sub-block's entrance, in both models.
+
+    Args:
+        original: the block in fp32.
+        group: which sub-block.
+        blocks: the block in full precision, and quantized so far.
+        inputs: what they are called with.
+        samples: which ones. Those that do not get there are left out; at least one does.
+
+    Returns:
+        their inputs. What the linears read is seen as `[B, T, C]` where its rows are the sample's tokens in order, and
+        as one sequence of all its rows where it has another rank.
+
+    Raises:
+        NotReached: no sample gets there, or all that do have padding that cannot be found among the rows.
+        NotFinite: a real token of a sample is not finite there. (One of the padding is set to zero.)
+    """
+    gathered, calls = [], (inputs.full, inputs.quantized)
+    finder, what = RowFinder(blocks[0], group, inputs, samples), f"hidden states that {group.linears[0]} reads"
+    reason = "no sample gets there"
+    for s in samples:
+        try:
+            (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
+        except NotReached:
+            continue
+        rows = finder.rows(s, x)
+        if rows is None:
+            reason = "its rows match no token, and all samples have padding"
+            continue
+        if x.shape != x_q.shape:  # tokens are routed otherwise in the quantized model
+            x = x_q
+        x, x_q = (t.reshape(*rows.mask.shape, t.shape[-1]) for t in (x, x_q))
+        x = _finite(x, rows.mask, s, f"the full-precision {what}")
+        x_q = _finite(x_q, rows.mask, s, f"the quantized {what}")
+        x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
+        lengths = [x.shape[1]] * x.shape[0]
+        gathered.append(GroupInputs([s], x, x_q, rows.mask, lengths, args, kwargs, tokens=[rows.tokens]))
+    if not gathered:
+        raise NotReached(reason)
+    return merge(original, group, gathered)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a tensor `[B, T, C]` are.
+
+    Attributes:
+        mask: bool `[B, T]` on the CPU, True at rows of real tokens.
+        tokens: int64 `[B * T]`, which of the sample's tokens each row belongs to; None if the rows are the sample's
+            tokens in order, or belong to none.
+    """
+
+    mask: Tensor
+    tokens: Tensor | None = None
+
+
+class RowFinder:
+    """Finds what the rows are that a group's linears read. Probes the block, once, if the shape does not tell.
+
+    Args:
+        block: in full precision.
+        group: the linears.
+        inputs: what the block is called with.
+        samples: the longest of them is probed.
+    """
+
+    def __init__(self, block: nn.Module, group: Group, inputs: TargetInputs, samples: Sequence[int]):
+        self.block, self.group, self.inputs = block, group, inputs
+        self.samples = samples
+
+    def rows(self, sample: int, x: Tensor) -> Rows | None:
+        """Returns what the rows of `x` `[..., C]` are; None if some are padding and it is not known which."""
+        mask, shape = self.inputs.masks[sample], x.shape[:-1]
+        if mask.shape == shape:
+            return Rows(mask)
+        layout = self.layout if mask.numel() else None
+        if layout is not None and layout.fits(shape.numel(), mask.shape):
+            if layout.is_plain:
+                return Rows(mask)
+            tokens = layout.tokens(mask.shape)
+            return Rows(mask.reshape(1, -1)[:, tokens], tokens)
+        if layout is not None or (mask.numel() and not self.reads_other_tokens and not mask.all()):
+            return None
+        return Rows(torch.ones(shape if len(shape) == 2 else (1, shape.numel()), dtype=torch.bool))
+
+    @cached_property
+    def layout(self) -> RowLayout | None:
+        """The layout of the rows; None if it was not found."""
+        sample = max(self.samples, key=lambda s: (self.inputs.masks[s].shape[0], self.inputs.masks[s].numel()))
+        call, mask = self.inputs.full[sample], self.inputs.masks[sample]
+        hidden = hidden_states(call)
+        found = [] if hidden is None else layouts_of_axes(hidden.shape[:-1], tuple(mask.shape))
+        if hidden is None or not found:
+            return None
+
+        def read(changed: Tensor) -> Tensor | None:
+            args, kwargs = map_tensors(lambda t: changed if t is hidden else t, (call.args, call.kwargs))
+            try:
+                return enter(self.block, self.group, LayerInputs(args, kwargs))[0]
+            except NotReached:
+                return None
+
+        try:
+            return probe_layout(read, hidden, found[0], mask)
+        except OtherTokens:
+            self.reads_other_tokens = True
+            return None
+
+    reads_other_tokens = False
+    """Whether the rows are an encoder's tokens, or an image's, as [`layout`] found."""
+
+
+def _finite(x: Tensor, mask: Tensor, sample: int, where: str) -> Tensor:
+    if is_finite(x):
+        return x
+    if not is_finite_where(mask, x):
+        raise NotFinite(sample, where)
+    return x.nan_to_num(0.0, 0.0, 0.0)
