@@ -44,7 +44,7 @@ def report() -> QuantizationReport:
             total=1000,
             stored_bits=990 * 3.3,
             parts={BLOCKS: PartSize(16_000, 160), "lm_head": PartSize(8_000_000, 2_000_000)},
-            outside={"lm_head": plan["lm_head"]},
+            extra_plan={"lm_head": plan["lm_head"]},
         ),
         plan=plan,
         num_samples=128,

@@ -19,8 +19,8 @@ def report() -> QuantizationReport:
         packed=990,
         total=1000,
         stored_bits=990 * 3.3,
-        left_out={"layers.0.router": (10, "too small")},
-        outside={"lm_head": PLAN["lm_head"]},
+        skipped={"layers.0.router": (10, "too small")},
+        extra_plan={"lm_head": PLAN["lm_head"]},
         parts={
             BLOCKS: PartSize(16_000_000, 160_000),
             "model.vision_tower": PartSize(8_000_000, 8_000_000),
