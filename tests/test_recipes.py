@@ -1,6 +1,6 @@
 import pytest
 
-from transformers_qaig.recipes import RECIPES, recipe_of
+from transformers_qaig.recipes import NAMES, RECIPES, Recipe, recipe_of
 
 
 def test_stages_change_a_recipe_and_nothing_else() -> None:
@@ -9,6 +9,14 @@ def test_stages_change_a_recipe_and_nothing_else() -> None:
     assert chosen.grid_points == RECIPES["fast"].grid_points
     assert recipe_of("fast") is not chosen
     assert recipe_of("fast") == RECIPES["fast"]
+
+
+def test_every_recipe_comes_back_from_what_is_saved() -> None:
+    assert tuple(RECIPES) == NAMES
+    for recipe in (*RECIPES.values(), Recipe(rounding="gptq"), Recipe("fast", steps=7)):
+        assert recipe_of(recipe.to_dict()) == recipe
+    with pytest.raises(ValueError, match=r"`name` must be one of .*'custom', got 'bests'. Did you mean 'best'"):
+        Recipe("bests")
 
 
 def test_what_a_recipe_reads() -> None:

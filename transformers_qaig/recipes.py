@@ -12,6 +12,8 @@ from .utils.suggestion import did_you_mean
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 CUSTOM = "custom"
 """The name of a recipe that starts from round-to-nearest, not from one in `RECIPES`."""
+NAMES = ("rtn", "paper", "authors", "awq", "mbq", "gptq", "fast", "default", "best")
+"""The keys of `RECIPES`."""
 RENAMED = {
     "drift": "asymmetric",
     "nodes": "ig_steps",
@@ -70,8 +72,11 @@ class Recipe:
     validate: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise ValueError(f"`recipe`: `name` must be a string, got {quote(self.name)}.")
+        if not isinstance(self.name, str) or self.name not in (*NAMES, CUSTOM):
+            hint = did_you_mean(self.name, NAMES)
+            raise ValueError(
+                f"`recipe`: `name` must be one of {sorted(NAMES)} or {CUSTOM!r}, got {quote(self.name)}.{hint}"
+            )
         for name, kind in _TYPES.items():
             _check(name, getattr(self, name), kind)
 
@@ -88,14 +93,13 @@ class Recipe:
     @property
     def changes(self) -> dict[str, Any]:
         """The attributes that differ from those of the recipe called `name`."""
-        base = RECIPES.get(self.name, Recipe())
+        base = Recipe() if self.name == CUSTOM else RECIPES[self.name]
         return {name: getattr(self, name) for name in _TYPES if getattr(self, name) != getattr(base, name)}
 
     def to_dict(self) -> str | dict[str, Any]:
         """Returns what config.json holds: the name, or a dict of the name and what differs."""
-        name = self.name if self.name in RECIPES else CUSTOM
         changes = self.changes
-        return {"name": name, **changes} if changes or name == CUSTOM else name
+        return {"name": self.name, **changes} if changes or self.name == CUSTOM else self.name
 
     def __str__(self) -> str:
         changes = ", ".join(f"{name}={value!r}" for name, value in self.changes.items())

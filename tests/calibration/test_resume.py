@@ -79,9 +79,9 @@ def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> Non
 def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_read(
     llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import transformers_qaig.quantizer as quantizer
+    import transformers_qaig.quantization_run as quantization_run
 
-    monkeypatch.setattr(quantizer, "load_inputs", None)
+    monkeypatch.setattr(quantization_run, "load_inputs", None)
     config = QAIGConfig(bits=3, calibration={"work_dir": "/proc/nowhere/work"}, **FAST)
     with pytest.raises(ValueError, match="`work_dir`: nothing can be written"):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def test_a_plan_from_a_mapping_a_config_a_file_or_a_folder(tmp_path: Path) -> No
 
 
 def test_runtime_fields_stay_out_of_json() -> None:
-    class Processor: ...
+    class Processor:
+        def __call__(self) -> None: ...
 
     config = QAIGConfig(
         dataset=[object()],
@@ -83,7 +85,7 @@ def test_runtime_fields_stay_out_of_json() -> None:
 
 
 def test_deepcopy_shares_runtime_objects() -> None:
-    processor, dataset = object(), [object()]
+    processor, dataset = lambda: None, [object()]
     config = QAIGConfig(bits=2, dataset=dataset, calibration={"processor": processor})
     other = copy.deepcopy(config)
     assert other == config
@@ -137,6 +139,7 @@ def nested(levels: int) -> list[Any]:
         ({"recipe": {"name": "defualt"}}, "default"),
         ({"recipe": {"drift": 1, "asymmetric": 1}}, "old and its new name"),
         ({"recipe": 3}, "recipe"),
+        ({"recipe": {"name": "foo"}}, "recipe"),
         ({"calibration": 3}, "calibration"),
         ({"calibration": {"devise": "cpu"}}, "Did you mean 'device'"),
         ({"calibration": {"trust_remote_code": "yes"}}, "trust_remote_code"),
@@ -174,6 +177,16 @@ def nested(levels: int) -> list[Any]:
         ({"calibration": {"work_dir": "\ud800"}}, "work_dir"),
         ({"calibration": {"work_dir": "x" * 5000}}, "work_dir.*too long"),
         ({"calibration": {"columns": "image"}}, "columns"),
+        ({"calibration": {"columns": {"image": 3}}}, "columns.*'picture'.*3"),
+        ({"calibration": {"columns": {0: "image"}}}, "columns"),
+        ({"calibration": {"token": 3}}, "`token`.* got a int"),
+        ({"calibration": {"token": ""}}, "`token`"),
+        ({"calibration": {"processor": 3}}, "processor.*got 3"),
+        ({"calibration": {"processor": {"image": 1}}}, "processor"),
+        ({"calibration": {"processor": QAIGConfig}}, "processor.*AutoProcessor"),
+        ({"calibration": {"processor": ""}}, "processor"),
+        ({"calibration": {"device": 10**30}}, "device=10"),
+        ({"calibration": {"device": True}}, "device=True"),
         ({"calibration": {"device": "cud"}}, "device"),
         ({"calibration": {"device": "meta"}}, "device"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
@@ -239,6 +252,11 @@ def test_newer_format_says_upgrade_even_with_unknown_keys() -> None:
         QAIGConfig(format_version=3, needs_version="3.4", knob_of_the_future=1)
     with pytest.raises(ValueError, match=r"upgrade transformers-qaig to >= 3\.4"):
         QAIGConfig.from_dict({"format_version": 3, "needs_version": "3.4", "plan": "in a new form"})
+
+
+def test_a_newer_format_without_a_release_says_upgrade() -> None:
+    with pytest.raises(ValueError, match=r"upgrade transformers-qaig\.$"):
+        QAIGConfig(format_version=99)
 
 
 @pytest.mark.parametrize(
@@ -367,6 +385,51 @@ def test_an_attribute_takes_what_the_argument_takes(name: str, given: object, ke
     assert getattr(config, name) == kept
     assert copy.deepcopy(config) == config
     assert repr(config)
+
+
+def test_a_budget_set_later_takes_the_place_of_the_default_width() -> None:
+    config = QAIGConfig()
+    config.budget = 3.2
+    config.validate()
+    assert (config.bits, copy.deepcopy(config).bits) == (None, None)
+    config.update(budget=None)
+    assert config.bits == 4
+    chosen = QAIGConfig(bits=4)
+    chosen.budget = 3.2
+    with pytest.raises(ValueError, match=r"bits=4.*budget"):
+        chosen.validate()
+
+
+def test_updating_takes_every_name_and_returns_what_it_does_not_know() -> None:
+    config = QAIGConfig(calibration={"device": "cpu"})
+    assert config.update(bits=3, calibration={"min_coverage": 0.5}, other=1) == {"other": 1}
+    assert (config.bits, config.calibration) == (3, CalibrationConfig(min_coverage=0.5))
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"bits": 4}, "`bits=4` without effect beside `plan`.*leave it out"),
+        ({"group_size": 128}, "`group_size=128`"),
+        ({"bits": 3, "group_size": 64, "sym": True}, "`bits=3` and `group_size=64` and `sym=True`.*leave them out"),
+        ({"bits": 3, "group_size": 64, "vision_bits": 4}, "`bits=3` without effect"),
+    ],
+)
+def test_widths_beside_a_plan_are_named_with_it(
+    beside: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    QAIGConfig(plan={"a.b": SCHEME}, **beside)
+    (record,) = caplog.records
+    assert re.search(named, record.getMessage())
+
+
+def test_a_plan_alone_or_from_a_file_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    config = QAIGConfig(plan={"a.b": SCHEME}, vision_bits=4, group_size=64)
+    saved = QAIGConfig(bits=3, group_size=64).to_dict() | {"plan": {"a.b": SCHEME}}
+    for again in (QAIGConfig(**saved), QAIGConfig.from_dict(saved)):
+        assert again.bits == 3
+    assert QAIGConfig(plan=config).plan == config.plan
+    assert not caplog.records
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

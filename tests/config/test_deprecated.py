@@ -26,6 +26,16 @@ from transformers_qaig.recipes import RECIPES
         ({"budget": {"bits": 3, "cost": "alone"}}, {"budget": BitBudget(3, cost="one_at_a_time")}, "'one_at_a_time'"),
         ({"cost": "error"}, {}, "without a budget"),
         (
+            {"budget": 3.2, "cost": "path"},
+            {"budget": BitBudget(3.2, cost="integrated_gradients")},
+            "budget=BitBudget(bits=3.2, cost='integrated_gradients')",
+        ),
+        (
+            {"budget": "3GiB", "fuse_groups": True},
+            {"budget": BitBudget(size="3GiB", fuse=True)},
+            "budget=BitBudget(size='3GiB', fuse=True)",
+        ),
+        (
             {"stages": {"rotation": "all"}},
             {"recipe": {"name": "default", "rotation": "all"}},
             "recipe={'name': 'default', 'rotation': 'all'}",
@@ -84,6 +94,8 @@ def test_placement_of_the_old_config_is_still_used(llava: Path, tmp_path: Path) 
         ({"stages": "gptq"}, "stages"),
         ({"stages": {"drift": 1, "asymmetric": 1}}, "old and its new name"),
         ({"cost": "fischer"}, "fisher"),
+        ({"cost": "path", "budget": BitBudget(3)}, r"`cost` is for the budget: write budget=BitBudget\(\.\.\., cost"),
+        ({"cost": "fischer", "budget": 3}, "fisher"),
         ({"offload_folder": f"{__file__}/x"}, "offload_folder"),
         ({"offload_folder": True}, "offload_folder"),
         ({"max_memory": "1GiB"}, "max_memory"),
@@ -107,8 +119,13 @@ def test_old_attributes_are_read_and_set_with_a_warning() -> None:
     with pytest.warns(FutureWarning, match=r"calibration\.device"):
         config.calibration_device = "cpu"
     assert config.calibration == CalibrationConfig(work_dir="a", device="cpu")
+    with pytest.warns(FutureWarning, match=r"calibration\.work_dir"):
+        assert config.update(work_dir="b") == {}
+    assert config.calibration == CalibrationConfig(work_dir="b", device="cpu")
     with pytest.raises(AttributeError, match="set `budget`"):
         config.target_bits = 4
+    with pytest.raises(AttributeError, match="set `recipe`"):
+        config.update(stages={"rotation": "all"})
     assert not hasattr(config, "bitz")
 
 

@@ -43,8 +43,14 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "min_coverage", plain(self.min_coverage, "min_coverage"))
-        if self.columns is not None and not isinstance(self.columns, Mapping):
-            raise ValueError(f"`columns` must map parts of a sample to columns, got {quote(self.columns)}.")
+        if self.columns is not None and not _maps_names(self.columns):
+            raise ValueError(
+                f"`columns` must map parts of a sample to columns, as in {{'image': 'picture'}}, got "
+                f"{quote(self.columns)}."
+            )
+        _check_processor(self.processor)
+        if not (self.token is None or isinstance(self.token, bool) or (isinstance(self.token, str) and self.token)):
+            raise ValueError(f"`token` must be a string, True, False or None, got a {type(self.token).__name__}.")
         if not isinstance(self.trust_remote_code, bool):
             raise ValueError(f"`trust_remote_code` must be True or False, got {quote(self.trust_remote_code)}.")
         if self.work_dir is not None:
@@ -75,12 +81,28 @@ class CalibrationConfig:
         return cls(**(calibration or {}))
 
 
+def _maps_names(columns: object) -> bool:
+    return isinstance(columns, Mapping) and all(isinstance(n, str) and n for pair in columns.items() for n in pair)
+
+
+def _check_processor(processor: Any) -> None:
+    is_place = isinstance(processor, (str, os.PathLike)) and bool(os.fspath(processor))
+    is_object = callable(processor) and not isinstance(processor, type)
+    if processor is not None and not is_place and not is_object:
+        raise ValueError(
+            "`processor` must be an object, such as AutoProcessor.from_pretrained(...), or a path or Hub id to load "
+            f"it from, got {quote(processor)}."
+        )
+
+
 def _checked_device(device: Any) -> Any:
     if device is None:
         return None
     try:
+        if isinstance(device, bool):
+            raise TypeError("a bool is not a device")
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"CalibrationConfig(device={quote(device)}) is no device: {error}") from error
     if found.type == "meta":
         raise ValueError("CalibrationConfig(device='meta') is the meta device, which computes nothing.")

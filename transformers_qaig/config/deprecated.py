@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..recipes import renamed
@@ -52,6 +52,12 @@ class Translation:
             warnings.warn(text, FutureWarning, stacklevel=stacklevel + 1)
 
 
+def warn_of_attribute(name: str, new: str) -> None:
+    """Warns of an attribute of 0.1 that is read or set."""
+    text = f"QAIGConfig: the attribute `{name}` ends with the next release. Use `{new}`."
+    warnings.warn(text, FutureWarning, stacklevel=3)
+
+
 def is_old(name: str, value: object) -> bool:
     """Whether an argument is spelled as in 0.1."""
     if name == "bits":
@@ -91,7 +97,10 @@ def _budget(old: Mapping[str, Any], done: Translation) -> None:
         done.settings["budget"] = {**old["budget"], "cost": cost}
         done.advice.append(f"Write cost={cost!r} for {old['budget']['cost']!r}.")
     if "bits" not in given and "size" not in given:
-        _without_budget(old, given, done)
+        if given and done.settings.get("budget") is not None:
+            _add_to_budget(old, given, done)
+        else:
+            _without_budget(old, given, done)
         return
     _only_one(done.settings.get("budget"), "budget", [name for name in BUDGET if name in old])
     if done.settings.get("bits") is not None:
@@ -104,6 +113,20 @@ def _budget(old: Mapping[str, Any], done: Translation) -> None:
     budget = BitBudget(**given)
     done.settings["budget"] = budget
     done.advice.append(f"Write budget={_shown(budget, given)}.")
+
+
+def _add_to_budget(old: Mapping[str, Any], given: Mapping[str, Any], done: Translation) -> None:
+    """Adds an old cost or `fuse_groups` to a budget that is a number or a size."""
+    budget = done.settings["budget"]
+    if isinstance(budget, (Mapping, BitBudget)):
+        names = " and ".join(f"`{name}`" for name in BUDGET if name in old)
+        fields_ = ", ".join(f"{new}=..." for new in given)
+        raise ValueError(f"{names} is for the budget: write budget=BitBudget(..., {fields_}) instead.")
+    limit = BitBudget.of(budget)
+    assert limit is not None
+    done.settings["budget"] = whole = replace(limit, **given)
+    shown = {"size" if isinstance(budget, str) else "bits": budget, **given}
+    done.advice.append(f"Write budget={_shown(whole, shown)}.")
 
 
 def _without_budget(old: Mapping[str, Any], given: Mapping[str, Any], done: Translation) -> None:

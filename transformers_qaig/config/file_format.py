@@ -7,7 +7,7 @@ from typing import Any
 
 from ..scheme import is_int
 from ..utils.quote import quote
-from .deprecated import CALIBRATION, PLACEMENT, translate
+from .deprecated import CALIBRATION, PLACEMENT, is_old, translate
 
 QUANT_METHOD = "qaig"
 FORMAT_VERSION = 2
@@ -19,21 +19,21 @@ RUN_ONLY = ("calibration", "dataset", *(name for name in CALIBRATION if name != 
 """Arguments for one run only, by today's and 0.1's names: never written, never taken from a file."""
 
 
-def check_format(version: Any, needs: Any = FORMATS[1]) -> None:
+def check_format(version: Any, needs: Any = None) -> None:
     """Raises `ValueError` unless this package reads the version; the message then says which release does.
 
     Args:
         version: `format_version` of the file.
-        needs: its `needs_version`.
+        needs: its `needs_version`; None if it has none.
     """
     if not is_int(version) or version < 1:
         raise ValueError(f"`format_version` must be a positive integer, got {quote(version)}.")
-    if not isinstance(needs, str):
+    if needs is not None and not isinstance(needs, str):
         raise ValueError(f"`needs_version` must be a version such as '0.1.0', got {quote(needs)}.")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"This model was saved in format {quote(version)}, and this installation reads up to {FORMAT_VERSION}: "
-            f"upgrade transformers-qaig to >= {needs[:40]}."
+            f"upgrade transformers-qaig{f' to >= {needs[:40]}' if needs else ''}."
         )
 
 
@@ -43,8 +43,14 @@ def format_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": version, "needs_version": FORMATS[version]}
 
 
-def read_settings(config_dict: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def read_settings(
+    config_dict: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Reads the arguments in a mapping: a checkpoint's config.json, or one of the user's own.
+
+    Args:
+        config_dict: the mapping.
+        changes: arguments that are given beside it, and count instead of its own.
 
     Returns:
         today's arguments, and the names of those for one run that a checkpoint holds and that are left out.
@@ -54,7 +60,7 @@ def read_settings(config_dict: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         TypeError: an argument for one run only where there is no `plan`.
     """
     settings = {name: value for name, value in config_dict.items() if name not in RUN_ONLY}
-    check_format(settings.pop("format_version", 1), settings.pop("needs_version", FORMATS[1]))
+    check_format(settings.pop("format_version", 1), settings.pop("needs_version", None))
     plan = settings.get("plan")
     if plan is not None and not isinstance(plan, Mapping):
         raise ValueError(
@@ -64,10 +70,12 @@ def read_settings(config_dict: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     given = [name for name in RUN_ONLY if config_dict.get(name) is not None and config_dict[name] is not False]
     if given and plan is None:
         raise TypeError(f"`{given[0]}` is for one run and not taken from a mapping: write {_how_to_give(given[0])}.")
-    done = translate(settings)
-    if "format_version" not in config_dict:  # written by hand, not by this package
+    changes = changes or {}
+    done = translate({**settings, **changes})
+    written_by_us = "format_version" in config_dict
+    if not written_by_us or any(is_old(name, value) for name, value in changes.items()):
         done.warn(stacklevel=3)
-    return done.settings, given
+    return {**done.settings, **({"format_version": FORMAT_VERSION} if written_by_us else {})}, given
 
 
 def _how_to_give(name: str) -> str:

@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,12 +17,12 @@ from ..scheme import WeightScheme
 from ..utils.logging import get_logger
 from .budget import BitBudget
 from .calibration import CalibrationConfig
-from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate
+from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate, warn_of_attribute
 from .display import is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings
 from .plain import plain
 from .plan_source import copy_plan, read_plan
-from .validation import check_settings, refuse_unknown
+from .validation import check_settings, refuse_unknown, tell_without_effect
 
 logger = get_logger(__name__)
 
@@ -32,6 +31,7 @@ _PLAIN = (
     "lm_head_bits", "embedding_bits", "plan", "num_samples", "seed",
 )  # fmt: skip
 """Settings that config.json holds as they are."""
+DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 128
 
 
 class QAIGConfig(QuantizationConfigMixin):
@@ -39,9 +39,9 @@ class QAIGConfig(QuantizationConfigMixin):
 
     Args:
         bits: Bits per weight, 2 to 8; by default 4. Under a `budget` there is none.
-        group_size: Consecutive input channels that share one scale and zero point; at least 32, or -1 for one group per
-            output channel. Where it does not divide a layer's input width, the largest divisor of that width between 32
-            and `group_size` is used instead, else one group per channel; the plan says which.
+        group_size: Consecutive input channels that share one scale and zero point, by default 128; at least 32, or -1
+            for one group per output channel. Where it does not divide a layer's input width, the largest divisor of
+            that width between 32 and `group_size` is used instead, else one group per channel; the plan says which.
         sym: Whether the grid is symmetric around zero, without zero points.
         recipe: How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`; or attributes to
             change, with the name of the recipe that they change: `{"name": "default", "rotation": "all"}`.
@@ -64,8 +64,8 @@ class QAIGConfig(QuantizationConfigMixin):
             that is given: where it is if that lowers the error). The quantizer writes here what it did. A plan that is
             given to quantize a model is carried out, except for `overrides` and `modules_to_not_convert`. A weight that
             it does not name stays as it is, unless it belongs to a part whose own bits (`vision_bits`, ...) are given.
-            May be a JSON file that holds a plan or a whole config.json, a folder with a config.json, or another
-            `QAIGConfig`.
+            `bits`, `group_size` and `sym` beside it have no effect on what it names. May be a JSON file that holds a
+            plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         dataset: Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
             bundled image+text set. See [`transformers_qaig.data.samples.load_samples`]. Never saved.
         num_samples: Calibration samples taken from `dataset`.
@@ -87,7 +87,7 @@ class QAIGConfig(QuantizationConfigMixin):
         self,
         /,
         bits: int | None = None,
-        group_size: int = 128,
+        group_size: int | None = None,
         sym: bool = False,
         recipe: str | Recipe | Mapping[str, Any] = "default",
         *,
@@ -106,14 +106,14 @@ class QAIGConfig(QuantizationConfigMixin):
         **other: Any,
     ):
         written_by_us = "format_version" in other
-        check_format(other.pop("format_version", 1), other.pop("needs_version", ""))
+        check_format(other.pop("format_version", 1), other.pop("needs_version", None))
         self.quant_method = other.pop("quant_method", QUANT_METHOD)
         refuse_unknown([name for name in other if name not in OLD_NAMES], argument_names())
         spelled = translate({"bits": bits, "recipe": recipe, "budget": budget, "calibration": calibration, **other})
         if not written_by_us:
             spelled.warn(stacklevel=2)
         self.bits = spelled.settings.get("bits")
-        self.group_size = group_size
+        self.group_size = DEFAULT_GROUP_SIZE if group_size is None else group_size
         self.sym = sym
         self.recipe = spelled.settings["recipe"]
         self.activation_bits = activation_bits
@@ -131,6 +131,8 @@ class QAIGConfig(QuantizationConfigMixin):
         self.max_memory = spelled.placement.get("max_memory")
         self.offload_folder = spelled.placement.get("offload_folder")
         self.validate()
+        if not written_by_us:
+            tell_without_effect(self, {"bits": bits, "group_size": group_size, "sym": sym or None})
 
     def validate(self) -> None:
         """Checks every setting. Call it after setting attributes.
@@ -138,11 +140,19 @@ class QAIGConfig(QuantizationConfigMixin):
         Raises:
             ValueError: a value out of its range.
         """
-        if self.bits is None and self.budget is None:
-            self.bits = 4
         for name in _PLAIN:
-            setattr(self, name, plain(getattr(self, name), name))
+            setattr(self, name, plain(vars(self)[name], name))
         check_settings(self)
+
+    @property
+    def bits(self) -> Any:
+        """Bits per weight. Where none were given: 4, and None under a budget."""
+        given = vars(self)["bits"]
+        return DEFAULT_BITS if given is None and vars(self).get("budget") is None else given
+
+    @bits.setter
+    def bits(self, bits: Any) -> None:
+        vars(self)["bits"] = bits
 
     @property
     def candidates(self) -> list[WeightScheme]:
@@ -179,18 +189,23 @@ class QAIGConfig(QuantizationConfigMixin):
             ValueError: a value out of its range, or a `plan` that is no mapping.
             TypeError: an unknown argument, or one for the run only where there is no `plan`.
         """
-        settings, dropped = read_settings(config_dict)
+        known = {name: value for name, value in kwargs.items() if name in (*argument_names(), *ONLY_OURS)}
+        settings, dropped = read_settings(config_dict, known)
         if dropped:
             names = ", ".join(f"`{name}`" for name in dropped)
             logger.warning("config.json sets %s, for one run only: ignored.", names)
-        known = {name: value for name, value in kwargs.items() if name in (*argument_names(), *ONLY_OURS)}
-        config = cls(**{**settings, **known})
+        config = cls(**settings)
         unused = {name: value for name, value in kwargs.items() if name not in known}
         return (config, unused) if return_unused_kwargs else config
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Sets the arguments among `kwargs`, checks them, and returns the others."""
-        known = {name: value for name, value in kwargs.items() if name in argument_names()}
+        """Sets the arguments among `kwargs`, by today's or 0.1's names, checks them, and returns the others.
+
+        Raises:
+            ValueError: a value out of its range.
+            AttributeError: a name of 0.1 that is a part of an argument now; the message names the argument.
+        """
+        known = {name: value for name, value in kwargs.items() if name in (*argument_names(), *ONLY_OURS)}
         for name, value in known.items():
             setattr(self, name, value)
         self.validate()
@@ -235,7 +250,7 @@ class QAIGConfig(QuantizationConfigMixin):
         # from_pretrained copies the model's config several times: a plan of a million entries is not checked each time,
         # and processors and data sets are shared.
         memo[id(self)] = new = type(self).__new__(type(self))
-        copied = {name: plain(getattr(self, name), name) for name in _PLAIN if name != "plan"}
+        copied = {name: plain(vars(self)[name], name) for name in _PLAIN if name != "plan"}
         vars(new).update({**vars(self), **copied, "plan": copy_plan(self.plan)})
         return new
 
@@ -243,16 +258,16 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def __getattr__(self, name: str) -> Any:
         if name in CALIBRATION and "calibration" in vars(self):
-            _warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
+            warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
             return getattr(self.calibration, CALIBRATION[name])
         if name in BUDGET and "budget" in vars(self):
-            _warn_of_attribute(name, f"budget.{BUDGET[name]}")
+            warn_of_attribute(name, f"budget.{BUDGET[name]}")
             return None if self.budget is None else getattr(self.budget, BUDGET[name])
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in CALIBRATION:
-            _warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
+            warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
             name, value = "calibration", replace(self.calibration, **{CALIBRATION[name]: value})
         elif name in BUDGET or name == "stages":
             raise AttributeError(f"QAIGConfig has no `{name}`: set `{'recipe' if name == 'stages' else 'budget'}`.")
@@ -282,8 +297,3 @@ def argument_names() -> tuple[str, ...]:
 @functools.cache
 def _defaults() -> dict[str, Any]:
     return QAIGConfig()._settings()
-
-
-def _warn_of_attribute(name: str, new: str) -> None:
-    text = f"QAIGConfig: the attribute `{name}` ends with the next release. Use `{new}`."
-    warnings.warn(text, FutureWarning, stacklevel=3)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..scheme import BITS, MAX_SEED, check_fields, is_int, parse_plan
+from ..utils.logging import get_logger
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
 from .devices import bytes_by_device
@@ -16,6 +17,8 @@ from .other_methods import ADVICE, TEXT_SETS
 
 if TYPE_CHECKING:
     from .qaig_config import QAIGConfig
+
+logger = get_logger(__name__)
 
 MOST_SAMPLES = 2**31 - 1
 
@@ -67,6 +70,25 @@ def check_settings(config: QAIGConfig) -> None:
     bytes_by_device(config.max_memory)
     if config.offload_folder is not None:
         check_folder(config.offload_folder, "offload_folder")
+
+
+def tell_without_effect(config: QAIGConfig, given: Mapping[str, Any]) -> None:
+    """Warns of arguments that a given plan leaves without effect.
+
+    Args:
+        config: has a plan or not.
+        given: `bits`, `group_size` and `sym` as the user gave them; None for one that was not given.
+    """
+    if config.plan is None:
+        return
+    parts = ("vision_bits", "lm_head_bits", "embedding_bits")
+    used = ("group_size", "sym") if any(getattr(config, part) is not None for part in parts) else ()
+    idle = [f"`{name}={quote(value)}`" for name, value in given.items() if value is not None and name not in used]
+    if idle:
+        logger.warning(
+            "%s without effect beside `plan`, which says for each weight how it is stored: leave %s out, or change "
+            "single weights with `overrides`.", " and ".join(idle), "it" if len(idle) == 1 else "them",
+        )  # fmt: skip
 
 
 def _check_overrides(overrides: Any) -> None:
