@@ -7,6 +7,7 @@ which `--help` and a misspelt option should not cost.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse refused the arguments (2), or `--help` was asked for (0).
     """
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         import_module(f"transformers_qaig.cli.{options.command}").run(options)
         sys.stdout.flush()
@@ -56,6 +57,38 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     hint = "" if is_foreseen or options.traceback else "\nAdd --traceback to see where."
     print(f"transformers-qaig {options.command}: error: {text}{hint}", file=sys.stderr)
     return getattr(error, "exit_code", 1)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the arguments. What is wrong with them is told with the usage of their command.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+
+    Raises:
+        SystemExit: argparse refused the arguments (2), or `--help` was asked for (0).
+    """
+    options, unknown = parser().parse_known_args(arguments)
+    command: argparse.ArgumentParser = options.parser
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], command._option_string_actions, n=1)
+        command.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
+    for name in ("candidates", "cost", "fuse") if options.command == "quantize" and options.budget is None else ():
+        if getattr(options, name):
+            command.error(f"argument --{name}: it has no effect without --budget: give both, or leave it out")
+    return options
+
+
+def exit_early(package: str) -> None:
+    """Reads the arguments of `python -m PACKAGE` while the package is imported, before anything that takes seconds.
+
+    `--help` and what argparse refuses end the process here.
+
+    Raises:
+        SystemExit: as in [`parse`].
+    """
+    if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == package:  # Python has not replaced it by a path yet
+        parse(sys.argv[1:])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,6 +122,7 @@ def _add(
         allow_abbrev=False,
     )
     added.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    added.set_defaults(parser=added)
     return added
 
 
@@ -203,9 +237,7 @@ Group = argparse._ArgumentGroup
 
 
 def _add_scheme(group: Group) -> None:
-    group.add_argument(
-        "--group-size", type=int, default=128, metavar="N", help="input channels that share a scale (default: 128)"
-    )
+    group.add_argument("--group-size", type=int, metavar="N", help="input channels that share a scale (default: 128)")
     group.add_argument("--sym", action="store_true", help="symmetric grids, without zero points")
     group.add_argument(
         "--recipe", default="default", metavar="NAME",
@@ -216,11 +248,10 @@ def _add_scheme(group: Group) -> None:
 def _add_budget(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("widths under a budget")
     group.add_argument(
-        "--candidates", type=int, nargs="+", default=[2, 3, 4, 8], metavar="BITS",
-        help="widths to choose from (default: 2 3 4 8)",
+        "--candidates", type=int, nargs="+", metavar="BITS", help="widths to choose from (default: 2 3 4 8)"
     )  # fmt: skip
     group.add_argument(
-        "--cost", default="fisher", metavar="NAME", help="how loss is predicted; see docs/guides/mixed-bits.md"
+        "--cost", metavar="NAME", help="how loss is predicted (default: fisher); see docs/guides/mixed-bits.md"
     )
     group.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
 

@@ -2,6 +2,13 @@
 
 Importing it registers the quantization method in Transformers.
 """
+# ruff: noqa: E402
+
+from importlib import import_module
+
+from transformers_qaig_cli import exit_early
+
+exit_early(__name__)  # the other imports take seconds, which `python -m transformers_qaig --help` should not cost
 
 from transformers.quantizers import register_quantization_config, register_quantizer
 
@@ -27,9 +34,7 @@ extend_save_pretrained()
 
 def _support_peft() -> None:
     try:
-        from .integrations.peft_lora import support_packed_layers
-
-        support_packed_layers()
+        import_module(".integrations.peft_lora", __name__)  # it does nothing more if it is just being imported
     except (ImportError, AttributeError) as error:  # `import peft` must not fail for us
         _logger.warning("This version of PEFT is not supported: its adapters leave packed layers out (%s).", error)
 

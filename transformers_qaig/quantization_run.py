@@ -28,6 +28,7 @@ from .saving.processor_and_card import ProcessorToSave
 from .saving.state_dict import checkpoint_tensors
 from .saving.trial import try_saving
 from .scheme import Plan, plan_to_dict
+from .utils.errors import SettingError
 from .utils.files import require_writable
 from .utils.finite import check_weights
 from .utils.logging import get_logger
@@ -117,7 +118,7 @@ class QuantizationRun:
         """Makes the plan, or lists the options that a budget chooses from."""
         config = self.config
         if config.plan is not None and config.budget is not None:
-            raise ValueError("`plan` says every width already: leave out `budget`.")
+            raise SettingError("`plan` says every width already: leave out `budget`.")
         if config.budget is None:
             self.plan, self._coverage = make_plan(model, config)
         else:

@@ -83,7 +83,9 @@ def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_
 
     monkeypatch.setattr(quantization_run, "load_inputs", None)
     config = QAIGConfig(bits=3, calibration={"work_dir": "/proc/nowhere/work"}, **FAST)
-    with pytest.raises(ValueError, match="`work_dir`: nothing can be written"):
+    with pytest.raises(
+        ValueError, match=r"`work_dir`: nothing can be written to /proc/nowhere/work \(No such file or directory\)\."
+    ):
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
 

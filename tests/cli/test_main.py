@@ -44,6 +44,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert "examples:" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["plan", "model", "--nosuch"]])
+def test_running_the_package_for_its_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    done = run("-X", "importtime", "-m", "transformers_qaig", *arguments)
+    assert done.returncode == (2 if "--nosuch" in arguments else 0)
+    assert "transformers_qaig_cli" in done.stderr
+    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.MULTILINE)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -57,6 +65,27 @@ def test_what_is_no_command_is_a_usage_error(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quantize", "m", "out", "--bit", "3"], "unrecognized arguments: --bit 3; did you mean --bits?"),
+        (["evaluate", "m", "data", "--zzz"], "unrecognized arguments: --zzz\n"),
+        (["quantize", "m", "out", "--fuse"], "argument --fuse: it has no effect without --budget"),
+        (["quantize", "m", "out", "--candidates", "2", "3", "4", "8"], "argument --candidates: it has no effect"),
+        (["quantize", "m", "out", "--bits", "4", "--cost", "fisher"], "argument --cost: it has no effect"),
+    ],
+)
+def test_a_wrong_argument_is_told_with_the_usage_of_its_command(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: transformers-qaig {arguments[0]} ")
+    assert said in told
 
 
 @pytest.mark.parametrize(

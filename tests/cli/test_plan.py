@@ -36,7 +36,7 @@ def test_the_front_is_printed_drawn_and_its_knee_written(
 def test_budgets_out_of_reach_are_refused_with_the_range(
     llava: Path, budgets: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", str(llava), "--budgets", budgets, *OPTIONS]) == 1
+    assert main(["plan", str(llava), "--budgets", budgets, *OPTIONS]) == 2
     assert "3.062 to 9." in capsys.readouterr().err
 
 
@@ -70,5 +70,5 @@ def test_unusable_arguments_are_refused_before_the_model_is_loaded(
 def test_a_pick_out_of_reach_is_refused_before_anything_is_measured(
     llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", str(llava), *OPTIONS, "--pick", "1", "--output", str(tmp_path / "plan.json")]) == 1
+    assert main(["plan", str(llava), *OPTIONS, "--pick", "1", "--output", str(tmp_path / "plan.json")]) == 2
     assert "--pick 1" in capsys.readouterr().err

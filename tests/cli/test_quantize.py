@@ -113,6 +113,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(
         (["--recipe", "defualt"], "Did you mean 'default'?"),
         (["--budget", "3.5Gib?"], "3.5Gib?"),
         (["--dataset", "no-such-file.jsonl"], "there is no file no-such-file.jsonl"),
+        (["--dataset", "./no-such-folder"], "there is no file or folder ./no-such-folder, and no set on the Hub"),
         (["--plan", "no-such-plan.json"], "no-such-plan.json"),
         (["--private"], "--push-to-hub"),
         (["--push-to-hub", "not a name"], "--push-to-hub not a name would fail"),
@@ -136,8 +137,46 @@ def test_two_ways_to_say_the_width_are_a_usage_error(tmp_path: Path) -> None:
     assert exit.value.code == 2
 
 
-def test_a_model_that_is_not_there_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no/such/model" in error_of(["no/such/model", tmp_path / "out"], capsys, status=1)
+@pytest.mark.parametrize(
+    ("model", "said", "status"),
+    [
+        ("no/such/model", "there is no folder no/such/model, and no model on the Hub can be called so", 2),
+        ("./model", "there is no folder ./model", 2),
+        ("/", "the folder / holds no model: it has no config.json", 2),
+        (__file__, "is a file: give the folder of a model", 2),
+        ("nobody/model", "there is no folder nobody/model here, and on the Hub it is not found", 1),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_with_where_it_was_sought(
+    model: str, said: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in error_of([model, tmp_path / "out"], capsys, status=status)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--exclude", "lm_hed"], "Did you mean 'lm_head'"),
+        (["--budget", "1"], "cannot be met"),
+        (["--budget", "9kB"], "cannot be met"),
+        (["--device", "cuda:77"], "cannot be used"),
+    ],
+)
+def test_a_value_that_does_not_fit_the_model_or_the_machine_is_a_usage_error(
+    options: list[str], said: str, llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in error_of([llava, tmp_path / "out", *options], capsys)
+
+
+def test_settings_that_a_plan_overrules_are_named(
+    llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["quantize", str(llava), str(tmp_path / "a"), *RTN]) == 0
+    assert "without effect" not in caplog.text
+    assert main(["quantize", str(llava), str(tmp_path / "b"), "--recipe", "rtn", "--plan", str(tmp_path / "a")]) == 0
+    assert "without effect" not in caplog.text
+    assert main(["quantize", str(llava), str(tmp_path / "c"), *RTN, "--plan", str(tmp_path / "a")]) == 0
+    assert "`group_size=32` without effect beside `plan`" in caplog.text
 
 
 def test_a_quantized_model_is_refused(

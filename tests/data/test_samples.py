@@ -375,7 +375,12 @@ def test_a_sample_that_the_processor_refuses(processor: Any, picture: Image.Imag
             "1 image placeholders .* 0 images",
         ),
         ([3.5], ValueError, "sample 0 .*not float"),
-        ("nowhere/data.jsonl", ValueError, "cannot be read"),
+        (
+            "nowhere/data.jsonl",
+            ValueError,
+            r"cannot be read: the file nowhere/data\.jsonl cannot be opened \(No such file",
+        ),
+        ("./nowhere", ValueError, r"dataset='\./nowhere' cannot be loaded: there is no file or folder of this name"),
     ],
 )
 def test_bad_datasets(processor: Any, dataset: Any, error: type[Exception], message: str) -> None:

@@ -128,5 +128,5 @@ def test_files_of_records(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set\.jsonl cannot be read: line 2: "):
         open_records(str(path), False, None)
     os.mkfifo(tmp_path / "fifo.json")
-    with pytest.raises(ValueError, match=r"fifo\.json cannot be read: .*a FIFO"):
+    with pytest.raises(ValueError, match=r"cannot be read: .*fifo\.json is a FIFO"):
         open_records(str(tmp_path / "fifo.json"), False, None)

@@ -71,7 +71,9 @@ def test_an_answer_that_is_dropped_is_refused_even_if_its_letters_stand_elsewher
     processor.chat_template = (
         "{% for m in messages %}<s>{{ m.role }}: {% if m.role != 'assistant' %}" + TEXT + "{% endif %}</s>{% endfor %}"
     )
-    with pytest.raises(ValueError, match=r"sample 0 .*drops the text of the assistant in message 1"):
+    with pytest.raises(
+        ValueError, match=r"sample 0 is not usable: the chat template drops the text of the assistant in message 1"
+    ):
         load(processor, [user("1 or 2 or seventeen ?"), {"role": "assistant", "content": answer}])
 
 

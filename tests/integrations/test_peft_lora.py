@@ -125,10 +125,13 @@ def test_other_adapters_say_that_they_do_not_know_packed_layers(quantized: tuple
         peft.get_peft_model(load(quantized[1]), peft.IA3Config(target_modules="all-linear", feedforward_modules=[]))
 
 
-def test_peft_may_be_imported_first(quantized: tuple[nn.Module, Path]) -> None:
+@pytest.mark.parametrize(
+    "imports", ["peft, transformers_qaig", "transformers_qaig.integrations.peft_lora, peft", "transformers_qaig, peft"]
+)
+def test_the_order_of_imports_does_not_matter(quantized: tuple[nn.Module, Path], imports: str) -> None:
     code = (
         f"import sys\nsys.path.append({str(Path(peft.__file__).parents[1])!r})\n"
-        "import peft, transformers_qaig\n"
+        f"import {imports}\n"
         "from transformers import AutoModelForImageTextToText as Auto\n"
         f"model = Auto.from_pretrained({str(quantized[1])!r})\n"
         "model = peft.get_peft_model(model, peft.LoraConfig(target_modules=['q_proj']))\n"
@@ -136,3 +139,4 @@ def test_peft_may_be_imported_first(quantized: tuple[nn.Module, Path]) -> None:
     )
     done = run(code)
     assert done.returncode == 0, done.stderr
+    assert "not supported" not in done.stderr

@@ -6,18 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from ..config import BitBudget, CalibrationConfig, QAIGConfig
+from ..config import CANDIDATES, DEFAULT_COST, BitBudget, CalibrationConfig, QAIGConfig
+from ..utils.errors import SettingError
 
 DATA_FILES = (".json", ".jsonl")
 
 
-class UsageError(ValueError):
-    """An argument is wrong; no work was started."""
-
-    exit_code = 2
+class UsageError(SettingError):
+    """An argument is wrong; no work was begun."""
 
 
 def set_loudness(options: argparse.Namespace) -> None:
@@ -38,9 +38,30 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def require_model(name: str) -> None:
+    """Raises `UsageError` unless `name` is the folder of a model, or may be one on the Hub."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"the folder {name} holds no model: it has no config.json.")
+        return
+    if path.exists():
+        raise UsageError(f"{name} is a file: give the folder of a model, or its Hub id.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"there is no folder {name}, and no model on the Hub can be called so.") from error
+
+
 def require_unquantized(options: argparse.Namespace) -> None:
-    """Raises `UsageError` if MODEL is quantized already, and `OSError` if there is none."""
-    config = AutoConfig.from_pretrained(options.model, **loading(options))
+    """Raises `UsageError` if MODEL is quantized already or no model, and `OSError` if it cannot be reached."""
+    require_model(options.model)
+    try:
+        config = AutoConfig.from_pretrained(options.model, **loading(options))
+    except OSError as error:
+        if Path(options.model).is_dir():
+            raise
+        raise OSError(f"there is no folder {options.model} here, and on the Hub it is not found: {error}") from error
     found = getattr(config, "quantization_config", None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", "unknown")
@@ -54,7 +75,13 @@ def data_source(name: str | None) -> str | None:
         UsageError: there is no such file, or the folder does not hold exactly one.
     """
     path = Path(name or "").expanduser()
-    if name is None or not (path.exists() or path.suffix in DATA_FILES):
+    if name is None:
+        return None
+    if not path.exists() and path.suffix not in DATA_FILES:
+        try:
+            validate_repo_id(name.partition(":")[0])
+        except HFValidationError as error:
+            raise UsageError(f"there is no file or folder {name}, and no set on the Hub can be called so.") from error
         return name
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in DATA_FILES)
@@ -112,8 +139,8 @@ def bit_budget(options: argparse.Namespace, limit: float | str) -> BitBudget:
         return BitBudget(
             bits=None if isinstance(limit, str) else limit,
             size=limit if isinstance(limit, str) else None,
-            candidates=options.candidates,
-            cost=options.cost,
+            candidates=options.candidates or CANDIDATES,
+            cost=options.cost or DEFAULT_COST,
             fuse=options.fuse,
         )
     except ValueError as error:

@@ -16,7 +16,7 @@ from ..config.devices import check_device
 from ..data.sources import choose_records, open_records
 from ..report.evaluate import Question, answer_logits, answer_statistics, encode_questions
 from ..report.text import aligned
-from .arguments import UsageError, data_source, loading, set_loudness
+from .arguments import UsageError, data_source, loading, require_model, set_loudness
 
 Records = tuple[list[Any], Path | None]
 FIGURES = {
@@ -40,6 +40,9 @@ def run(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
     device = _device(options.device)
     records = _records(options)
+    for name in (options.model, options.reference):
+        if name is not None:
+            require_model(name)
     processor = AutoProcessor.from_pretrained(options.model, **loading(options))
     # One model after the other: memory need not hold both.
     expected: list[Tensor] | None = None

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     fused = fused_sets(choices) if options.fuse else []
     budgets = budgets_between(low, high, options.points, coverage, reachable(choices, fused))
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
-        raise ValueError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
+        raise UsageError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
     check_weights(model)
     exclusions = Exclusions()
     samples, answers = load_inputs(model, config, exclusions=exclusions)
@@ -78,11 +78,11 @@ def budgets_between(low: float, high: float, points: int, coverage: Coverage, li
     """Returns budgets in stored bits, evenly from `low` to `high` stored bits per weight, within what can be reached.
 
     Raises:
-        ValueError: nothing in the range can be reached.
+        UsageError: nothing in the range can be reached.
     """
     least, most = (bits / coverage.packed for bits in limits)
     if high < least or low > most:
-        raise ValueError(
+        raise UsageError(
             f"--budgets {low}:{high} cannot be met: these widths and this group size take {least:.3f} to {most:.3f} "
             "stored bits per packed weight."
         )

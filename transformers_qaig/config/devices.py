@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..utils.errors import SettingError
 from ..utils.quote import quote
 
 Device = str | int | torch.device
@@ -29,7 +30,7 @@ def check_device(device: Any, where: str) -> None:
         reason = "it is no device that holds values"
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).split("\n")[0]
-    raise ValueError(f"{where} says {quote(device)}, which cannot be used: {reason}. Name a device of this machine.")
+    raise SettingError(f"{where} says {quote(device)}, which cannot be used: {reason}. Name a device of this machine.")
 
 
 def _available() -> list[str]:

@@ -6,6 +6,7 @@ import os
 import stat
 from typing import Any
 
+from ..utils.errors import reason
 from ..utils.quote import quote
 
 
@@ -27,7 +28,7 @@ def check_folder(folder: Any, name: str) -> None:
     except FileNotFoundError:
         return
     except (ValueError, OSError) as error:  # a NUL, half of a surrogate, too long, a circle of links
-        why = f" ({error})" if str(error) else ""
+        why = f" ({reason(error)})" if str(error) else ""
         raise ValueError(f"`{name}` must be the path of a folder, got {quote(folder)}{why}.") from error
     if not stat.S_ISDIR(status.st_mode):
         raise ValueError(f"`{name}` must be the path of a folder, and {folder} is a file.")

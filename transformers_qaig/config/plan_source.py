@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ..utils.errors import reason
 from ..utils.json_file import read_json
 
 LARGEST_PLAN = 256 << 20
@@ -53,7 +54,7 @@ def _read_json(file: Path) -> Any:
     try:
         return read_json(file, LARGEST_PLAN)
     except (OSError, ValueError) as error:
-        raise ValueError(f"`plan`: {file} cannot be read ({error}); give a JSON file or a folder.") from error
+        raise ValueError(f"`plan`: {file} cannot be read ({reason(error)}); give a JSON file or a folder.") from error
 
 
 def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:

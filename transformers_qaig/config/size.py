@@ -18,8 +18,8 @@ def parse_size(size: int | str) -> int:
     """
     value: float = 0
     if isinstance(size, str) and len(size) <= _LONGEST_SIZE:  # on longer text a regular expression may take for ever
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?)?B?\s*", size)
-        value = float(match[1]) * UNITS[match[2] or ""] if match else 0
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKMGT]i?)?B?\s*", size)
+        value = float(match[1]) * UNITS[(match[2] or "").replace("k", "K")] if match else 0
     elif isinstance(size, (int, float)) and not isinstance(size, bool):
         value = size
     if not 1 <= value < 2**63:

@@ -7,7 +7,7 @@ import torch
 
 from .labels import answer_labels
 from .messages import ChatTools, Conversation, images_of, text_of
-from .template import form_for_template, logger, render
+from .template import ProcessorError, form_for_template, logger, render
 from .tensors import as_tensors
 
 
@@ -36,7 +36,7 @@ def encode(
 
     Raises:
         ValueError: the processor has neither a chat template nor an image token, or drops what the assistant says.
-        Exception: whatever the processor raises.
+        ProcessorError: the processor raised something.
     """
     if getattr(processor, "chat_template", None) is None:
         return as_tensors(_encode_without_template(processor, conversation, tools), vocab_size)
@@ -57,7 +57,7 @@ def _encode_without_template(processor: Any, conversation: Conversation, tools: 
     images = images_of(conversation)
     text = "\n".join(text_of(conversation))
     if not images:
-        return processor(text=text, return_tensors="pt")
+        return _call(processor, text=text)
     token = getattr(processor, "image_token", None) or getattr(
         getattr(processor, "tokenizer", None), "image_token", None
     )
@@ -66,4 +66,11 @@ def _encode_without_template(processor: Any, conversation: Conversation, tools: 
             f"{type(processor).__name__} has neither a chat template nor an image token: set processor.chat_template, "
             "or give processor outputs (a list of dicts with 'input_ids' and the image tensors) as the dataset"
         )
-    return processor(images=images, text=f"{token}" * len(images) + text, return_tensors="pt")
+    return _call(processor, images=images, text=f"{token}" * len(images) + text)
+
+
+def _call(processor: Any, **inputs: Any) -> Any:
+    try:
+        return processor(**inputs, return_tensors="pt")
+    except Exception as error:  # processors raise every kind
+        raise ProcessorError(processor, error) from error

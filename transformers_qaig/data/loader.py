@@ -157,7 +157,7 @@ def _processor(config: QAIGConfig, source: Source) -> Any:
         if are_encoded(config.dataset):
             return None
         raise ValueError(
-            f"Calibration needs the model's processor, and none could be loaded from {source.name!r} ({error}). "
+            f"Calibration needs the model's processor, and none could be loaded from {source.described()} ({error}). "
             "Give one: CalibrationConfig(processor=...), an object or where to load it from; or processor outputs "
             "as the dataset; or recipe='rtn', which reads no data."
         ) from error

@@ -15,6 +15,7 @@ from .images import shrink
 from .messages import Conversation, to_conversation, tools_of
 from .preview import preview
 from .sources import choose_records, open_records
+from .template import ProcessorError
 from .tensors import answer_mask, as_tensors, has_image, token_mask
 
 __all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
@@ -130,11 +131,6 @@ class _Encoder:
         try:
             conversation = to_conversation(record, self.columns, self.base_dir)
             tools = tools_of(record, self.columns)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"calibration sample {index} is not usable: {error}") from error
-        except Exception as error:  # a record may be any object
-            raise ValueError(f"calibration sample {index} is not usable ({type(error).__name__}: {error})") from error
-        try:
             return encode(
                 self.processor,
                 _shrunk(conversation, self.max_pixels),
@@ -143,12 +139,15 @@ class _Encoder:
                 vocab_size=self.vocab_size,
                 tell=lambda note: self.notes.setdefault(note, []).append(index),
             )
-        except Exception as error:  # processors raise every kind
+        except ProcessorError as error:
             raise ValueError(
-                f"calibration sample {index} was refused by {type(self.processor).__name__} "
-                f"({type(error).__name__}: {error}). Remove or mend this sample, check that the processor belongs to "
-                "the model, or pass processor outputs as the dataset"
+                f"calibration sample {index} was refused by {error}. Remove or mend this sample, check that the "
+                "processor belongs to the model, or pass processor outputs as the dataset"
             ) from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"calibration sample {index} is not usable: {error}") from error
+        except Exception as error:  # a record may be any object
+            raise ValueError(f"calibration sample {index} is not usable ({type(error).__name__}: {error})") from error
 
     def tell(self) -> None:
         """Warns once of each thing that the chat template dropped."""

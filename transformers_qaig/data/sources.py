@@ -138,7 +138,11 @@ def _plain(value: Any) -> Any:
 
 def _read_json(path: Path) -> list[Any]:
     try:
-        text = read_file(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
+        raw = read_file(path, max_bytes=MAX_FILE_BYTES)
+    except ValueError as error:  # it names the file
+        raise ValueError(f"the calibration file cannot be read: {error}") from error
+    try:
+        text = raw.decode("utf-8-sig")
         records = _read_lines(text) if path.suffix == ".jsonl" else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the calibration file {path} cannot be read: {error}") from error
@@ -170,8 +174,9 @@ def _load_from_hub(name: str, token: str | bool | None) -> Any:
     try:
         return load_dataset(path, *rest, split=split, streaming=True, token=token)
     except Exception as error:  # the library raises many kinds: connection, missing set, unknown split, scripts
+        here = "" if Path(name).exists() else "there is no file or folder of this name, and "
         raise ValueError(
-            f"dataset={name!r} cannot be loaded ({type(error).__name__}: {error}). The form is 'org/name', "
-            "'org/name:split' or 'org/name:config:split'; without a connection pass a list of conversations, "
-            "or leave dataset out to use the bundled default set"
+            f"dataset={name!r} cannot be loaded: {here}the `datasets` library says {type(error).__name__}: {error}. "
+            "A name on the Hub is written 'org/name', 'org/name:split' or 'org/name:config:split'. Without a "
+            "connection pass a list of conversations, or leave dataset out to use the bundled default set"
         ) from error

@@ -35,16 +35,16 @@ def form_for_template(
 
     Raises:
         ValueError: what an assistant says, or a tool that it calls, would be dropped in every form.
-        Exception: what the template raises at every form.
+        ProcessorError: the template raises something at every form.
     """
     _check_roles(processor, conversation)
     best: tuple[Conversation, list[_Word], str] | None = None
-    failure: Exception | None = None
+    failure: ProcessorError | None = None
     for form in (conversation, _plain_strings(conversation)):
         probe, words = _probe(form)
         try:
             rendered = render(processor, probe, tools)
-        except Exception as error:  # jinja errors and whatever a template raises by itself
+        except ProcessorError as error:  # jinja errors and whatever a template raises by itself
             failure = failure or error
             continue
         if any(f"'text': '{word.text}'" in rendered for word in words):  # it writes the list as Python does
@@ -64,12 +64,26 @@ def form_for_template(
     return form
 
 
+class ProcessorError(ValueError):
+    """What a processor or its chat template raised: its class, and the error."""
+
+    def __init__(self, processor: Any, error: Exception):
+        super().__init__(f"{type(processor).__name__} ({type(error).__name__}: {error})")
+
+
 def render(processor: Any, form: Conversation, tools: ChatTools = None, **options: Any) -> Any:
-    """Renders `form` with the chat template: text, or with `tokenize=True` the processor's output."""
+    """Renders `form` with the chat template: text, or with `tokenize=True` the processor's output.
+
+    Raises:
+        ProcessorError: the processor raised something.
+    """
     options = {"add_generation_prompt": False, "tokenize": False, **options}
     if tools:  # not passed where there are none: a processor of the user's own may not have the argument
         options["tools"] = tools
-    return processor.apply_chat_template(form, **options)
+    try:
+        return processor.apply_chat_template(form, **options)
+    except Exception as error:  # processors raise every kind
+        raise ProcessorError(processor, error) from error
 
 
 def _check_roles(processor: Any, conversation: Conversation) -> None:

@@ -1,6 +1,6 @@
-"""Adds packed layers to PEFT's LoRA, whose list of layer types a package cannot extend.
+"""Adds packed layers to PEFT's LoRA, whose list of layer types a package cannot extend: once, when it is imported.
 
-Nothing here is imported before PEFT is ([`transformers_qaig.integrations.when_imported`]).
+Once PEFT is imported, this module is ([`transformers_qaig.integrations.when_imported`]).
 """
 
 from __future__ import annotations
@@ -125,3 +125,6 @@ def packed_names(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, QAIGLinear) and module is not head and not name.startswith(adapted)
     }
+
+
+support_packed_layers()

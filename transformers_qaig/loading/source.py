@@ -76,6 +76,10 @@ class Source:
         """Returns another folder or repository, with the same cache and the same permission to download."""
         return Source(os.fspath(name_or_path), cache_dir=self.cache_dir, local_files_only=self.local_files_only)
 
+    def described(self) -> str:
+        """Returns the name, with what it is for a reader of an error: a folder, or a name on the Hub."""
+        return f"the folder {self.name!r}" if Path(self.name).is_dir() else f"{self.name!r}, which is no folder here"
+
     def load_processor(self, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
         """Loads the processor beside the weights, or else that of the whole repository.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..utils.errors import reason
 from ..utils.json_file import read_json
 
 QUANT_METHOD = "qaig"
@@ -45,7 +46,7 @@ def whole_settings(checkpoint_files: Sequence[str] | None) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"This model's config names quant_method {QUANT_METHOD!r} without a `plan`, and {file}, where the plan "
-            f"would be, cannot be read ({error})."
+            f"would be, cannot be read ({reason(error)})."
         ) from error
     if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD or not settings.get("plan"):
         raise ValueError("config.json says quant_method 'qaig' but holds no `plan`: the checkpoint is damaged.")

@@ -11,6 +11,7 @@ from ..config.size import parse_size
 from ..nn.embedding import why_not_packed
 from ..scheme import MIN_GROUP_SIZE, Plan
 from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
+from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from .allocate import SchemeOption
 from .coverage import BLOCKS, Coverage, PartSize
@@ -31,7 +32,9 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
     options, coverage = list_schemes(model, config)
     open_ = [path for path, choices in options.items() if len(choices) > 1]
     if open_:
-        raise ValueError(f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first.")
+        raise SettingError(
+            f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first."
+        )
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
     plan = {path: choices[0].scheme for path, choices in options.items()}
     return {**plan, **coverage.extra_plan}, coverage
@@ -72,7 +75,7 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     example = next(iter(options), next(iter(coverage.skipped), "nothing"))
     requests.check(example)
     if not options:
-        raise ValueError("No weight of the language model's blocks can be packed.")
+        raise SettingError("No weight of the language model's blocks can be packed.")
     coverage.extra_plan = {path: option.scheme for path, option in outside.items()}
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
     _measure(model, coverage, blocks, sizes)
@@ -98,7 +101,7 @@ def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
         modules = find_vision_tower(model)
     except ValueError as error:
         if bits is not None:
-            raise ValueError(f"`vision_bits={bits}`: {error}") from error
+            raise SettingError(f"`vision_bits={bits}`: {error}") from error
         return {}
     packed = {}
     for path, parameter, reason in _weights(modules):
@@ -108,7 +111,7 @@ def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
         elif bits is not None:
             logger.info("%s stays as it is: %s", path, reason)
     if bits is not None and not packed:
-        raise ValueError(f"`vision_bits={bits}`: no weight of the vision tower or the projector can be packed.")
+        raise SettingError(f"`vision_bits={bits}`: no weight of the vision tower or the projector can be packed.")
     return packed
 
 
@@ -117,7 +120,7 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
     config, table, head, tied = requests.config, find_input_embeddings(model), find_lm_head(model), are_tied(model)
     asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
     if tied and None not in asked.values() and len(set(asked.values())) > 1:
-        raise ValueError(
+        raise SettingError(
             f"{type(model).__name__} ties its head to its embeddings: one tensor cannot have "
             f"`embedding_bits={config.embedding_bits}` and `lm_head_bits={config.lm_head_bits}`; give one of them."
         )
@@ -128,7 +131,7 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
         if bits is None and found.path not in requests.given:
             continue
         if reason := _why_not_table(model, found, tied):
-            raise ValueError(f"`{name}`: {reason}.")
+            raise SettingError(f"`{name}`: {reason}.")
         assert found.module is not None
         candidates = None if bits is None else [config.scheme(bits)]
         options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, is_table=True)
@@ -137,7 +140,7 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
     schemes = [packed[found.path].scheme if found.path in packed else None for found in (table, head)]
     if tied and schemes[0] != schemes[1]:
         entries = [None if scheme is None else scheme.to_dict() for scheme in schemes]
-        raise ValueError(
+        raise SettingError(
             f"{type(model).__name__} ties its head to its embeddings: {table.path!r} and {head.path!r} are one tensor "
             f"and need one entry, got {entries[0]} and {entries[1]}."
         )
@@ -214,7 +217,7 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
             asked, budget.candidates, span,
         )  # fmt: skip
     if limit < reachable[0]:
-        raise ValueError(
+        raise SettingError(
             f"`budget={asked}` cannot be met: with `candidates={budget.candidates}` and "
             f"`group_size={config.group_size}` the model takes {span}. Raise the budget, or allow narrower "
             "`candidates` or a larger `group_size`."

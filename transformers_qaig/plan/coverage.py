@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..scheme import Plan
+from ..utils.errors import SettingError
 
 BLOCKS = "language model's blocks"
 
@@ -87,7 +88,7 @@ class Coverage:
         lines = [f"  {path}: {size:,} weights, {reason}" for path, (size, reason) in largest]
         if len(self.skipped) > len(lines):
             lines.append(f"  and {len(self.skipped) - len(lines)} more")
-        raise ValueError(
+        raise SettingError(
             f"Only {self.packed / max(asked, 1):.1%} of the {asked:,} weights in the language model's blocks would be "
             f"packed; `min_coverage` asks for {min_coverage:.1%}. Left out:\n" + "\n".join(lines) + "\n"
             "Lower `min_coverage` in CalibrationConfig if that is what you want."

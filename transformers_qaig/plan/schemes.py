@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..config import QAIGConfig
 from ..formats.hadamard import fit_block
 from ..scheme import Rotation, WeightScheme, parse_plan
+from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from ..utils.quote import quote
 from .allocate import SchemeOption
@@ -94,11 +95,11 @@ class SchemeResolver:
             block = fit_block(columns, BLOCK) if wanted else None
             return scheme if block is None else replace(scheme, rotation=Rotation(block, self.config.seed))
         if is_table:
-            raise ValueError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
+            raise SettingError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
         try:
             scheme.rotation.check(columns)
         except ValueError as error:
-            raise ValueError(f"plan[{path!r}] is for another model: {error}.") from error
+            raise SettingError(f"plan[{path!r}] is for another model: {error}.") from error
         return scheme
 
     def _fitted(self, scheme: WeightScheme, columns: int) -> WeightScheme:
@@ -112,13 +113,13 @@ class SchemeResolver:
     def check(self, example: str) -> None:
         """Raises `ValueError` if an override or a path of the given plan has reached nothing that is packed."""
         for pattern in sorted(self.unused):
-            raise ValueError(
+            raise SettingError(
                 f"overrides[{quote(pattern)}] reaches no weight that would be packed. Tower, head and embeddings are "
                 "packed with `vision_bits`, `lm_head_bits` and `embedding_bits` only. A path of a packed weight looks "
                 f"like {example!r}."
             )
         if self.given:
-            raise ValueError(
+            raise SettingError(
                 f"`plan` packs {sorted(self.given)[0]!r}, which is nothing that can be packed in this model; a path "
                 f"looks like {example!r}."
             )
@@ -129,7 +130,7 @@ def _matches(names: ModelNames, patterns: Iterable[str], argument: str) -> list[
     found = [names.matching(pattern) for pattern in patterns]
     for pattern, paths in zip(patterns, found):
         if not paths:
-            raise ValueError(
+            raise SettingError(
                 f"`{argument}` names {quote(pattern)}, which matches no module and no parameter of this model."
                 f"{names.nearest(pattern)}"
             )

@@ -56,7 +56,7 @@ class ProcessorToSave:
             logger.warning(
                 "No processor is saved with the model, none was found in %s (%s). pipeline() needs one: "
                 "save yours with `processor.save_pretrained(%r)`.",
-                self.source.name,
+                self.source.described(),
                 reason,
                 str(folder),
             )

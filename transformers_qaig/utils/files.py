@@ -94,7 +94,9 @@ def require_writable(folder: Path, name: str) -> None:
         finally:
             trial.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"`{name}`: nothing can be written to {folder} ({error}). Give another folder.") from error
+        raise ValueError(
+            f"`{name}`: nothing can be written to {folder} ({error.strerror}). Give another folder."
+        ) from error
 
 
 def _checksum(file: Path) -> str:

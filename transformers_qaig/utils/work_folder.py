@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import reason
 from .files import remove_unfinished, require_writable, write, written_whole
 from .hashing import digest
 from .json_file import read_json
@@ -76,7 +77,7 @@ class WorkFolder:
                 facts = stored.metadata() or {}
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("%s cannot be read, so what it stood for is done again: %s", file, error)
+            logger.warning("%s cannot be read, so what it stood for is done again: %s", file, reason(error))
             return None
         if facts.pop(_CHECKSUM_KEY, None) != _checksum(name, tensors, facts):
             logger.warning("%s is damaged (its checksum differs), so what it stood for is done again.", file)
@@ -100,8 +101,8 @@ class WorkFolder:
                 save_file(tensors, temporary, {**facts, _CHECKSUM_KEY: _checksum(name, tensors, facts)})
         except (OSError, SafetensorError) as error:
             raise OSError(
-                f"`work_dir`: {file} cannot be written ({error}). What was finished before is kept there: make room, "
-                "then start the same run again."
+                f"`work_dir`: {file} cannot be written ({reason(error)}). What was finished before is kept there: "
+                "make room, then start the same run again."
             ) from error
 
     def _file(self, name: str) -> Path:
@@ -158,6 +159,6 @@ def _lock(folder: Path) -> FileLock:
         ) from error
     except OSError as error:  # a folder, a circle of links, another user's file
         raise ValueError(
-            f"`work_dir`: {lock.lock_file} cannot be locked ({error}). Remove it, or give another folder."
+            f"`work_dir`: {lock.lock_file} cannot be locked ({reason(error)}). Remove it, or give another folder."
         ) from error
     return lock
