@@ -9,14 +9,15 @@ from typing import Any
 from latex2mathml.converter import convert
 
 PACKAGE = Path(__file__).resolve().parents[1] / "transformers_qaig"
+FILES = re.compile(r"<!-- files -->.*<!-- /files -->", re.DOTALL)
 NAME = re.compile(r"\[(<code>[\w.]+</code>)\](?!\()")
 TYPE = re.compile(r"<code>(`[^<]*?)</code>")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Puts the package's files where the architecture page asks for them."""
-    return markdown.replace("<!-- files -->", files()) if "<!-- files -->" in markdown else markdown
+    """Puts the list of the package's files in the place of what the architecture page says to its readers elsewhere."""
+    return FILES.sub(lambda _: files(), markdown)
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -93,6 +94,7 @@ class QuantizationRun:
         """
         from .calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
 
+        start = time.perf_counter()
         check_weights(model)
         try:
             if self._options:
@@ -103,6 +105,7 @@ class QuantizationRun:
         finally:
             self._samples, self._answers, self._options = [], [], {}
         install_tied_embeddings(model, report.plan)
+        report.seconds = time.perf_counter() - start
         self.plan, self.config.plan = report.plan, plan_to_dict(report.plan)
         model.config.quantization_config = self.config
         return report

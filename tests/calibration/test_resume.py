@@ -1,16 +1,21 @@
 """An interrupted run goes on where it stopped."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration import row_chunks
 from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.utils import work_folder
 
 
 def test_an_interrupted_run_resumes_where_it_stopped(
@@ -63,6 +68,39 @@ def test_a_damaged_block_is_done_again_and_the_others_are_taken(
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
     assert str(first) in caplog.text
     assert str(second) not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda tensors, facts: facts.pop("rotations"),
+        lambda tensors, facts: facts.pop("summary"),
+        lambda tensors, facts: facts.update(summary="[1"),
+        lambda tensors, facts: facts.update(summary='{"path": "x", "error": "none"}'),
+        lambda tensors, facts: facts.update(rotations='{"mlp.down_proj": {"block": 12345, "seed": 0}}'),
+        lambda tensors, facts: tensors.popitem(),
+        lambda tensors, facts: tensors.update({name: tensor[:1] for name, tensor in tensors.items()}),
+    ],
+)
+def test_a_block_with_a_right_checksum_and_wrong_facts_is_named_and_done_again(
+    forge: Callable[[dict[str, Tensor], dict[str, str]], Any],
+    llava: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path}, recipe="rtn", group_size=32)
+    whole = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    first = min(tmp_path.glob("*.safetensors"))
+    with safe_open(first, "pt") as stored:
+        tensors, facts = {key: stored.get_tensor(key) for key in stored.keys()}, stored.metadata()
+    del facts[work_folder._CHECKSUM_KEY]
+    forge(tensors, facts)
+    facts[work_folder._CHECKSUM_KEY] = work_folder._checksum(first.stem, tensors, facts)
+    save_file(tensors, first, facts)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert [block.resumed for block in model.qaig_report.blocks] == [False, True]
+    assert f"{first} does not hold what it stands for, which is done again" in caplog.text
+    assert torch.equal(logits(model, llava), logits(whole, llava))
 
 
 def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 import copy
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import transformers_qaig.calibration.bit_costs as sensitivity
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
+from transformers_qaig.calibration import bit_costs
 from transformers_qaig.config import COSTS
 from transformers_qaig.scheme import plan_to_dict
+from transformers_qaig.utils import work_folder
 
 
 def _quantize(folder: Path, **settings) -> nn.Module:
@@ -90,7 +95,7 @@ def test_overrides_take_their_share_of_the_budget(llava: Path) -> None:
 
 
 def test_a_budget_out_of_reach_stops_before_any_weight_is_read(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "measure_costs", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(bit_costs, "measure_costs", lambda *_: pytest.fail("measured"))
     with pytest.raises(ValueError, match=r"budget=2.*to 9\."):
         _quantize(llava, budget=2)
 
@@ -113,8 +118,8 @@ def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> 
 def test_an_interrupted_measurement_resumes(
     llava: Path, mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, measured, chosen = sensitivity._costs_of, [], []
-    decide = sensitivity.decide
+    real, measured, chosen = bit_costs._costs_of, [], []
+    decide = bit_costs.decide
 
     def stop_at_second(*args):
         measured.append(1)
@@ -122,9 +127,9 @@ def test_an_interrupted_measurement_resumes(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(sensitivity, "_costs_of", stop_at_second)
+    monkeypatch.setattr(bit_costs, "_costs_of", stop_at_second)
     monkeypatch.setattr(
-        sensitivity, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
+        bit_costs, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
     )
     settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     with pytest.raises(KeyboardInterrupt):
@@ -139,6 +144,18 @@ def test_an_interrupted_measurement_resumes(
         _quantize(llava, **{**settings, "budget": BitBudget(4.5, candidates=(2, 4))})
 
 
+def test_the_report_counts_the_time_of_the_measurements(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, pause = bit_costs.measure_costs, 1.0
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(pause)
+        return measure(*arguments)
+
+    monkeypatch.setattr(bit_costs, "measure_costs", slowly)
+    report = _quantize(llava, budget=4.5, recipe="rtn").qaig_report
+    assert report.seconds > sum(block.seconds for block in report.blocks) + pause
+
+
 def test_damaged_costs_are_measured_again(
     llava: Path, mixed: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,8 +165,13 @@ def test_damaged_costs_are_measured_again(
     assert len(damaged) == 2
     for file in damaged:
         file.write_bytes(file.read_bytes()[:-1] + b"?")
+    (forged,) = (tmp_path / "costs").glob("0.costs.*")
+    with safe_open(forged, "pt") as stored:
+        facts = {**stored.metadata(), "costs": "{}"}
+    del facts[work_folder._CHECKSUM_KEY]
+    save_file({}, forged, {**facts, work_folder._CHECKSUM_KEY: work_folder._checksum(forged.stem, {}, facts)})
     model = _quantize(llava, **settings)
-    assert all(str(file) in caplog.text for file in damaged)
+    assert all(str(file) in caplog.text for file in [*damaged, forged])
     assert torch.equal(logits(model, llava), logits(mixed, llava))
 
 
@@ -170,7 +192,7 @@ def test_costs_of_another_model_or_of_other_inputs_are_not_taken(llava: Path, tm
 def test_a_budget_beyond_the_widest_choice_measures_nothing(
     llava: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sensitivity, "measure_costs", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(bit_costs, "measure_costs", lambda *_: pytest.fail("measured"))
     model = _quantize(llava, budget=BitBudget(12, candidates=(2, 4)))
     assert _widths(model) == {4}
     assert model.qaig_report.bits_per_weight == pytest.approx(5.125)

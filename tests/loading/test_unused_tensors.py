@@ -1,5 +1,6 @@
 """Tensors that the class has no module for stay in the file, or are named."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,22 @@ def test_a_class_that_leaves_parts_out_names_them(source: Path, tmp_path: Path) 
     assert "model.visual.*" in str(model.qaig_report)
     model.save_pretrained(tmp_path)
     assert not any("visual" in key for key in stored(tmp_path))
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+def test_layers_that_the_config_lacks_are_named(
+    fewer: bool, llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quantized_from(llava).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] -= fewer
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    caplog.clear()
+    AutoModelForImageTextToText.from_pretrained(tmp_path)
+    said = (
+        "16 tensors in the files are not read: by config.json, LlavaForConditionalGeneration has no model.vision_tower"
+    )
+    assert (said in caplog.text) == fewer
 
 
 def test_a_file_that_is_gone_is_told(

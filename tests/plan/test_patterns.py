@@ -111,6 +111,18 @@ def test_the_number_of_a_layer_is_not_the_end_of_another() -> None:
     assert "layers.10.1" not in names.matching("layers.0")
 
 
+def test_a_name_that_is_only_the_end_of_others_says_what_it_reaches(
+    llava: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    for whole in ("q_proj", "model.language_model.layers.0", r".*up_proj", "*.up_proj", "lm_head"):
+        make_plan(llava, QAIGConfig(modules_to_not_convert=[whole]))
+    assert "reaches all modules" not in caplog.text
+    make_plan(llava, QAIGConfig(overrides={"proj": 8}))
+    assert "`overrides` names 'proj', and reaches all modules whose names end so: " in caplog.text
+    assert "q_proj" in caplog.text
+    assert "down_proj" in caplog.text
+
+
 def test_overrides_mean_the_same_names_and_the_last_wins(llava: nn.Module) -> None:
     plan, _ = make_plan(llava, QAIGConfig(bits=3, overrides={BLOCK: 8, "*.layers.0.*.q_proj": 5, "v_proj": 6}))
     assert plan[f"{BLOCK}.mlp.up_proj"].bits == 8

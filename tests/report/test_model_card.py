@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 from transformers.utils import PushToHubMixin
 
+from tests.docs.pages import ROOT
 from transformers_qaig import QAIGConfig
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.model_card import MARK, attach_model_card, model_card, save_model_card
@@ -52,6 +53,14 @@ def report() -> QuantizationReport:
         blocks=[BlockSummary("layers.0", error=1.28e-3), BlockSummary("layers.1", error=float("nan"))],
         seconds=61.0,
     )
+
+
+def test_the_card_says_what_the_readme_says_about_installing(config: QAIGConfig) -> None:
+    command = "pip install torch && pip install ."
+    assert command in (ROOT / "README.md").read_text()
+    card = model_card(config)
+    assert command in card
+    assert "pypi.org" not in card
 
 
 @pytest.fixture

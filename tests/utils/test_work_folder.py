@@ -92,6 +92,16 @@ def test_what_is_no_file_is_named_and_not_taken(saved: Path, caplog: pytest.LogC
     assert str(saved) in caplog.text
 
 
+def test_what_a_reader_cannot_use_is_named_and_not_taken(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with work_folder(saved.parent, RUN_A) as store:
+        assert store is not None
+        assert store.load_as("layers.0", lambda tensors, facts: float(facts["error"])) == 0.5
+        assert store.load_as("layers.2", lambda tensors, facts: 1) is None
+        assert caplog.text == ""
+        assert store.load_as("layers.0", lambda tensors, facts: facts["costs"]) is None
+    assert f"{saved} does not hold what it stands for, which is done again: KeyError: 'costs'" in caplog.text
+
+
 def test_a_file_under_another_name_is_not_taken(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     saved.rename(saved.with_name("layers.1.safetensors"))
     assert load(saved, name="layers.1") is None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from ..execution.offload import offloaded
 from ..execution.paused_forward import PausedForwards, leaving_out
 from ..execution.sequential_onload import moved, sequential_onload
 from ..execution.torch_state import default_torch_state
+from ..nn.linear import get_linear
 from ..plan.allocate import SchemeOption
 from ..scheme import Plan, inside
 from ..structure import find_decoder_blocks
@@ -90,15 +92,15 @@ def measure_costs(
     count = max(len(choices) for choices in options.values())
     with (
         work_folder(folder, run) as store,
-        thread_independent(model.dtype),
+        thread_independent(model),
         tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
         for index in range(count):
             # A weight with fewer options is stored as in its last one meanwhile.
             plan = {path: choices[min(index, len(choices) - 1)].scheme for path, choices in options.items()}
-            known = _recall(store, f"{index}.costs.{budget.cost}", exclusions)
+            known = _recall(store, f"{index}.costs.{budget.cost}", exclusions, partial(_stored_costs, list(plan)))
             if known is not None:
-                found = json.loads(known[1]["costs"])
+                found = known
                 bar.update(len(blocks) + len(samples))
             else:
                 errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
@@ -150,9 +152,10 @@ def errors_of(
             inputs = TargetInputs(waiting, waiting, masks, leave_out)
             check_inputs_of(path, inputs)
             with memory.onload(block):
-                known = _recall(store, f"{prefix}{path}", exclusions) if schemes else None
+                of_file = partial(_stored_errors, block, list(schemes))
+                known = _recall(store, f"{prefix}{path}", exclusions, of_file) if schemes else None
                 if known is not None:
-                    found = known[0]
+                    found = known
                     leave_out = leaving_out(exclusions, read, overflow_advice(model.dtype), full)
                 elif schemes:
                     token_weights = token_weights_of(recipe, config.seed)  # for each block, as if it stood alone
@@ -172,15 +175,40 @@ def errors_of(
     return {path: errors[path] for path in plan}
 
 
+Pieces = TypeVar("Pieces")
+
+
 def _recall(
-    store: WorkFolder | None, name: str, exclusions: Exclusions
-) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    store: WorkFolder | None,
+    name: str,
+    exclusions: Exclusions,
+    read: Callable[[dict[str, Tensor], dict[str, str]], Pieces],
+) -> Pieces | None:
     """Reads a piece of the work folder, and leaves out the samples that it was measured without."""
-    found = store.load(name) if store is not None else None
-    if found is not None:
-        left_out = json.loads(found[1]["left_out"])
-        exclusions.add({int(index): where for index, where in left_out.items()}, "Begin anew with other samples.")
-    return found
+
+    def read_both(tensors: dict[str, Tensor], facts: dict[str, str]) -> tuple[Pieces, dict[int, str]]:
+        left_out = {int(index): str(where) for index, where in json.loads(facts["left_out"]).items()}
+        return read(tensors, facts), left_out
+
+    found = store.load_as(name, read_both) if store is not None else None
+    if found is None:
+        return None
+    exclusions.add(found[1], "Begin anew with other samples.")
+    return found[0]
+
+
+def _stored_costs(paths: Sequence[str], tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, float]:
+    costs = json.loads(facts["costs"])
+    return {path: float(costs[path]) for path in paths}
+
+
+def _stored_errors(
+    block: nn.Module, names: Sequence[str], tensors: Mapping[str, Tensor], facts: Mapping[str, str]
+) -> dict[str, Tensor]:
+    for name in names:
+        if tensors[name].shape != get_linear(block, name).weight.shape:
+            raise ValueError(f"{name} has shape {list(tensors[name].shape)}")
+    return {name: tensors[name] for name in names}
 
 
 def _costs_of(

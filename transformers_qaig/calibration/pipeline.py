@@ -74,7 +74,7 @@ def calibrate(
     masks = [token_mask(sample) for sample in samples]
     exclusions = exclusions or Exclusions(len(samples))
     device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
-    with BlockStore(config, plan, samples, model) as store, thread_independent(model.dtype):
+    with BlockStore(config, plan, samples, model) as store, thread_independent(model):
         with out_of_memory_explained("in the first forward passes", device, len(samples), lambda: 0):
             if not config.recipe.calibrates:
                 check_forward(model, device)

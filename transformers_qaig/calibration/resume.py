@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..nn.linear import QAIGLinear, get_linear
@@ -59,20 +60,7 @@ class BlockStore(ExitStack):
 
     def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
         """Returns the finished block at `path`, or None."""
-        found = self.folder.load(path) if self.folder is not None else None
-        if found is None:
-            return None
-        tensors, facts = found
-        module, rotations = copy.deepcopy(block), json.loads(facts["rotations"])
-        became = {}
-        for name, scheme in schemes.items():
-            rotation = Rotation(**rotations[name]) if name in rotations else None
-            became[name] = replace(scheme, rotation=rotation)
-            dtype = tensors[f"{name}.weight_scale"].dtype
-            module.set_submodule(name, QAIGLinear.like(get_linear(module, name), became[name], dtype=dtype))
-        module.load_state_dict(tensors)
-        summary = BlockSummary(**json.loads(facts["summary"]), resumed=True)
-        return BlockResult(module, became, summary, json.loads(facts["token_weights"]))
+        return None if self.folder is None else self.folder.load_as(path, partial(_result_of, block, schemes))
 
     def check(self, summary: BlockSummary, error: float) -> None:
         """Raises `RuntimeError` if a resumed block does not reproduce its recorded output error."""
@@ -93,3 +81,27 @@ class BlockStore(ExitStack):
         }
         facts = {"summary": summary, "rotations": rotations, "token_weights": result.state}
         self.folder.save(path, result.module.state_dict(), {name: json.dumps(fact) for name, fact in facts.items()})
+
+
+def _result_of(block: nn.Module, schemes: Plan, tensors: dict[str, Tensor], facts: Mapping[str, str]) -> BlockResult:
+    """Makes a finished block of what its file holds."""
+    module, rotations = copy.deepcopy(block), json.loads(facts["rotations"])
+    became = {}
+    for name, scheme in schemes.items():
+        linear = get_linear(module, name)
+        rotation = Rotation(**rotations[name]) if name in rotations else None
+        if rotation is not None:
+            rotation.check(linear.in_features)
+        became[name] = replace(scheme, rotation=rotation)
+        dtype = tensors[f"{name}.weight_scale"].dtype
+        module.set_submodule(name, QAIGLinear.like(linear, became[name], dtype=dtype))
+    module.load_state_dict(tensors)
+    return BlockResult(module, became, _summary_of(facts), json.loads(facts["token_weights"]))
+
+
+def _summary_of(facts: Mapping[str, str]) -> BlockSummary:
+    stored, example = json.loads(facts["summary"]), BlockSummary("")
+    for name, value in stored.items():
+        if type(value) is not type(getattr(example, name)):
+            raise TypeError(f"`{name}` of its summary is a {type(value).__name__}")
+    return BlockSummary(**stored, resumed=True)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
@@ -16,9 +16,10 @@ TILE = 4
 ALIGNED = 8
 
 
-def thread_independent(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Returns [`FewRows`] for a model in float32; an empty context for 16 bits, where it would only cost time."""
-    return FewRows() if dtype == torch.float32 else nullcontext()
+def thread_independent(model: nn.Module) -> AbstractContextManager[Any]:
+    """Returns [`FewRows`] for a model with a weight in float32; else an empty context, as it would only cost time."""
+    in_float32 = any(weight.dtype == torch.float32 for weight in model.parameters() if weight.ndim >= 2)
+    return FewRows() if in_float32 else nullcontext()
 
 
 class FewRows(TorchFunctionMode):
@@ -33,12 +34,19 @@ class FewRows(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not linear or kwargs or not _is_split(args[0]) or _is_recorded(args):
+        if func is not linear:
             return func(*args, **(kwargs or {}))
-        x, *others = args
+        x, weight, bias = _operands(*args, **(kwargs or {}))
+        if not _is_split(x) or _is_recorded((x, weight, bias)):
+            return func(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])
-        product = func(pad(rows, (0, 0, 0, -len(rows) % ALIGNED)), *others)
+        product = func(pad(rows, (0, 0, 0, -len(rows) % ALIGNED)), weight, bias)
         return product[: len(rows)].reshape(*x.shape[:-1], product.shape[-1])
+
+
+def _operands(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the operands of `linear`, which may be given by name."""
+    return input, weight, bias
 
 
 def _is_recorded(tensors: tuple[Tensor | None, ...]) -> bool:

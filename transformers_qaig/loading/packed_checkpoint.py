@@ -19,7 +19,7 @@ from .save_mark import check_one_save
 from .shards import check_files
 from .skeleton import pack_modules
 from .text_config import whole_settings
-from .unused_tensors import UnusedTensor, find_unused, kept
+from .unused_tensors import UnusedTensor, find_unused, kept, warn_of_missing_layers
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def open_packed(model: PreTrainedModel, files: Sequence[str], config: QAIGConfig
     for name, stored in check_headers(model, local.plan, files).items():
         parameter = model.get_parameter(name)
         parameter.data = parameter.data.to(stored)
-    unused = kept(model, find_unused(model, files, guard_patterns(local)))
+    unused = find_unused(model, files, guard_patterns(local))
+    warn_of_missing_layers(model, unused)
     dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
-    return PackedCheckpoint(config, local.plan, unused, dtypes)
+    return PackedCheckpoint(config, local.plan, kept(model, unused), dtypes)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
@@ -88,6 +88,38 @@ def kept(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> list[UnusedT
     Another class was asked to leave parts of a composite out.
     """
     return [u for u in unused if u.file.endswith(".safetensors")] if is_class_that_saved(model) else []
+
+
+def warn_of_missing_layers(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> None:
+    """Warns of stored layers that the model's lists of layers have no place for: config.json says fewer.
+
+    Args:
+        model: of the checkpoint.
+        unused: from [`find_unused`].
+    """
+    modules = dict(model.named_modules())
+    expected = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    layers: dict[str, int] = {}
+    for u in unused:
+        layer = _missing_layer(u.name, modules)
+        if layer is not None and not any(pattern.search(u.key) for pattern in expected):
+            layers[layer] = layers.get(layer, 0) + 1
+    if layers:
+        shown = ", ".join(list(layers)[:4]) + (", ..." if len(layers) > 4 else "")
+        logger.warning(
+            "%d tensors in the files are not read: by config.json, %s has no %s. Restore config.json if it was "
+            "changed: the model was saved with these layers.", sum(layers.values()), type(model).__name__, shown,
+        )  # fmt: skip
+
+
+def _missing_layer(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """Returns the path of the layer that a tensor belongs to, if a list of layers in the model ends before it."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        path = ".".join(parts[:end])
+        if path not in modules:
+            return path if isinstance(modules.get(path.rpartition(".")[0]), nn.ModuleList) else None
+    return None
 
 
 def report_unused(model: PreTrainedModel, unused: Sequence[UnusedTensor], coverage: Coverage) -> list[UnusedTensor]:

@@ -43,6 +43,13 @@ class ModelNames:
         whole = {path for path in ends if not path.removesuffix(pattern)[-1:].isalnum()}
         return self._with_children(whole | self._as_transformers(pattern)) | ends
 
+    def called_otherwise(self, name: str) -> list[str]:
+        """Returns what modules are called that end with a bare name and have another: `q_proj` for `"proj"`."""
+        if not re.fullmatch(r"[\w.]+", name):
+            return []
+        ends = [path for path in self.paths if path.endswith(name) and f".{path}".removesuffix(name)[-1] != "."]
+        return list(dict.fromkeys(path.rpartition(".")[2] for path in ends))
+
     def nearest(self, pattern: str) -> str:
         """Returns `" Did you mean ...?"` with the nearest path or end of a path; empty if none is near."""
         pattern = pattern.removesuffix(".weight")

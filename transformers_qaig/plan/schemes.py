@@ -134,4 +134,9 @@ def _matches(names: ModelNames, patterns: Iterable[str], argument: str) -> list[
                 f"`{argument}` names {quote(pattern)}, which matches no module and no parameter of this model."
                 f"{names.nearest(pattern)}"
             )
+        if len(others := names.called_otherwise(pattern)) > 1:
+            logger.warning(
+                "`%s` names %s, and reaches all modules whose names end so: %s. Give a whole name if you mean one.",
+                argument, quote(pattern), ", ".join(others[:8]) + (", ..." if len(others) > 8 else ""),
+            )  # fmt: skip
     return found

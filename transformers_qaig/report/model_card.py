@@ -22,8 +22,10 @@ MARK = "<!-- Written by transformers-qaig. Without this line the card is kept wh
 
 _LOADING = """## How to load it
 
+transformers-qaig is not on PyPI. Install it from a clone of its repository:
+
 ```bash
-pip install transformers-qaig
+pip install torch && pip install .
 ```
 
 ```python
@@ -75,7 +77,7 @@ def model_card(
                 f"---\n{data.to_yaml()}\n---\n{MARK}",
                 f"# {(repo_id or base or 'Quantized vision-language model').split('/')[-1]}",
                 f"{subject}: the weights of its {_parts(settings)} are packed to {_widths(settings)} by "
-                f"[transformers-qaig](https://pypi.org/project/transformers-qaig).{licence}",
+                f"transformers-qaig.{licence}",
                 _LOADING.format(repo_id=repo_id or "path/or/id"),
                 "## What was done",
                 _markdown([("", ""), *_facts(settings, report, size_in_bytes)]),

@@ -53,7 +53,7 @@ class QuantizationReport:
         plan: weight path → its scheme, as it was done.
         num_samples, num_tokens: calibration data: conversations, and real tokens in them, without those left out.
         blocks: one summary per block, and per projector, head or embeddings that were packed, in order.
-        seconds: wall time of calibration and packing.
+        seconds: wall time of measuring costs, calibration and packing.
         bytes_per_sample: the most that a paused sample held at a target, on average.
         left_out: index of a sample that was left out → where NaN or Inf turned up in it.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,7 @@ from .version import __version__
 
 logger = get_logger(__name__)
 
+T = TypeVar("T")
 RUN = "run.json"
 LARGEST_RUN = 256 << 20
 """The most bytes of a run.json, which holds the plan."""
@@ -86,6 +87,23 @@ class WorkFolder:
             logger.warning("%s belongs to another run, so what it stood for is done again.", file)
             return None
         return tensors, facts
+
+    def load_as(self, name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:
+        """Reads the piece with this name and returns what `read` makes of its tensors and facts; None if there is none.
+
+        A piece that `read` raises an error at counts as none: a warning names it.
+        """
+        found = self.load(name)
+        if found is None:
+            return None
+        try:
+            return read(*found)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            logger.warning(
+                "%s does not hold what it stands for, which is done again: %s: %s",
+                self._file(name), type(error).__name__, error,
+            )  # fmt: skip
+            return None
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
         """Writes a piece.
