@@ -68,6 +68,20 @@ def test_every_room_is_in_the_architecture() -> None:
     assert rooms - {"__init__", "__main__"} <= told
 
 
+def test_the_build_puts_the_list_of_files_in_the_place_of_its_note() -> None:
+    pytest.importorskip("latex2mathml")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = (ROOT / "docs/concepts/architecture.md").read_text()
+    built = hooks.on_page_markdown(page)
+    assert "run `make docs`" in page
+    assert "run `make docs`" not in built
+    assert "| `calibration/pipeline.py` | The calibration loop" in built
+
+
 def test_the_messages_in_troubleshooting_are_in_the_code() -> None:
     known = [text for path in PACKAGE.rglob("*.py") for text in messages(path)]
     quoted = [
