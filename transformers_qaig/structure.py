@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,15 +12,18 @@ from transformers import PreTrainedModel
 def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Finds the blocks of the language model, by path in `model`, in the order of their lists.
 
-    They are the items of every outermost `nn.ModuleList` of composite modules below `model.get_decoder()`. Lists in a
-    model of its own that embeds no text do not count (a tower or image tokenizer that the decoder owns). If the model
-    does not tell its decoder apart, towers would be found too; then the list with the most weights is taken.
+    They are the items of every outermost `nn.ModuleList` of composite modules below the text encoder, if there is one,
+    and below `model.get_decoder()`. Lists in a model of its own that embeds no text do not count, nor do those of the
+    vision and audio encoders (a tower or image tokenizer that the decoder owns). If the model does not tell its decoder
+    apart, towers would be found too; then the list with the most weights is taken.
 
     Raises:
         ValueError: no such list.
     """
-    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
-    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    check_runs(model)
+    decoder, encoder = _decoder(model), find_text_encoder(model)
+    embeddings = find_input_embeddings(model).module
+    towers = _towers(model) if decoder is not model else []
     lists: list[dict[str, nn.Module]] = []
 
     def visit(module: nn.Module, path: str) -> None:
@@ -27,13 +31,15 @@ def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
             child_path = f"{path}.{name}" if path else name
             if isinstance(child, PreTrainedModel) and not _embeds_text(child, embeddings):
                 continue
+            if any(child is tower for tower in towers) or _is_list_of_lists(child):
+                continue
             if is_block_list(child):
                 lists.append({f"{child_path}.{i}": item for i, item in child.named_children()})
             else:
                 visit(child, child_path)
 
-    root = next((name for name, module in model.named_modules() if module is decoder), "")
-    visit(decoder, root)
+    for root in [decoder] if encoder is None or _holds(decoder, encoder) else [encoder, decoder]:
+        visit(root, next((name for name, module in model.named_modules() if module is root), ""))
     if not lists:
         raise ValueError(
             f"{type(model).__name__}: no list of blocks found below its decoder ({type(decoder).__name__}); "
@@ -42,6 +48,65 @@ def find_decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     if decoder is model:
         lists = [max(lists, key=lambda found: sum(_size(block) for block in found.values()))]
     return {path: block for found in lists for path, block in found.items()}
+
+
+def find_text_encoder(model: nn.Module) -> nn.Module | None:
+    """Finds the text encoder of an encoder-decoder model; None if the model has none, or its encoder reads no text."""
+    if not is_encoder_decoder(model):
+        return None
+    assert isinstance(model, PreTrainedModel)
+    encoder, decoder = model.get_encoder(), _decoder(model)
+    if encoder is model or _holds(encoder, decoder):
+        return None
+    return encoder if _embeds_text(encoder, find_input_embeddings(model).module) else None
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the answer is written by a decoder with input ids of its own (`decoder_input_ids`)."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    configs = model.config, model.config.get_text_config()
+    asked = any(getattr(config, "is_encoder_decoder", False) for config in configs)
+    return asked and "decoder_input_ids" in inspect.signature(model.forward).parameters
+
+
+def check_runs(model: nn.Module) -> None:
+    """Checks that a forward pass through the whole model exists.
+
+    Raises:
+        ValueError: the model is several ones that only generate together; the message names the one to quantize.
+    """
+    implemented = type(model).forward is not getattr(nn.Module, "forward")  # noqa: B009  # mypy calls it a method
+    if implemented or not isinstance(model, PreTrainedModel):
+        return
+    parts = [type(part).__name__ for part in model.children() if isinstance(part, PreTrainedModel)]
+    one = next((name for name in parts if name.endswith("ForConditionalGeneration")), parts[0] if parts else "a part")
+    raise ValueError(
+        f"{type(model).__name__} has no forward pass of its own: it is made of {', '.join(parts) or 'parts'}. Quantize "
+        f"the part that reads pictures and text: {one}.from_pretrained(...)."
+    )
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    return model.get_decoder() if isinstance(model, PreTrainedModel) else model
+
+
+def _holds(module: nn.Module, part: nn.Module) -> bool:
+    return any(one is part for one in module.modules())
+
+
+def _towers(model: nn.Module) -> list[nn.Module]:
+    """Returns the vision and the audio encoder, as far as the model names them and they embed no text."""
+    if not isinstance(model, PreTrainedModel):
+        return []
+    embeddings = find_input_embeddings(model).module
+    found = (model.get_encoder(modality=modality) for modality in ("image", "audio"))
+    return [tower for tower in found if tower is not None and not _embeds_text(tower, embeddings)]
+
+
+def _is_list_of_lists(module: nn.Module) -> bool:
+    """Whether the items of a list have no forward pass of their own (a resampler's pairs of attention and MLP)."""
+    return isinstance(module, nn.ModuleList) and any(isinstance(item, nn.ModuleList) for item in module)
 
 
 def _embeds_text(module: nn.Module, embeddings: nn.Module | None) -> bool:
@@ -70,21 +135,27 @@ def _size(module: nn.Module) -> int:
 def find_vision_tower(model: nn.Module) -> dict[str, nn.Module]:
     """Finds the vision tower and, beside it, the projector: modules by path in `model`, none inside another.
 
-    The tower is `model.get_encoder(modality="image")`. The projector is what has one parent with the tower and the
-    decoder. Where that parent has another model, such as an audio tower, modules between could belong to either: none
-    is taken.
+    The tower is `model.get_encoder(modality="image")`, or the encoder of a model that only writes what it sees. The
+    projector is what has one parent with the tower and the decoder. Where that parent has another model, such as an
+    audio tower, modules between could belong to either: none is taken.
 
     Raises:
         ValueError: no tower that is separate from the decoder.
     """
-    tower = model.get_encoder(modality="image") if isinstance(model, PreTrainedModel) else model
-    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    decoder, tower, embeddings = _decoder(model), _vision_encoder(model), find_input_embeddings(model)
     paths = {id(module): path for path, module in model.named_modules()}
-    if any(part is decoder for part in tower.modules()) or any(part is tower for part in decoder.modules()):
+    text = [decoder, tower, embeddings.module, find_lm_head(model).module]
+    if tower is None:
         raise ValueError(f"{type(model).__name__}: no vision tower found that stands apart from its decoder.")
-    parts = _common(paths[id(tower)].split("."), paths[id(decoder)].split("."))
+    if (encoder := find_text_encoder(model)) is not None and _holds(encoder, tower):
+        parts = _common(paths[id(tower)].split("."), embeddings.path.split("."))
+    elif _holds(decoder, tower):
+        parts = paths[id(decoder)].split(".")
+        text += find_decoder_blocks(model).values()
+    else:
+        parts = _common(paths[id(tower)].split("."), paths[id(decoder)].split("."))
+        text.append(encoder)
     parent = model.get_submodule(".".join(parts))
-    text = (decoder, tower, find_input_embeddings(model).module, find_lm_head(model).module)
     beside = {
         name: module
         for name, module in parent.named_children()
@@ -94,6 +165,18 @@ def find_vision_tower(model: nn.Module) -> dict[str, nn.Module]:
         beside = {}
     found = [tower, *beside.values()]
     return {path: module for path, module in model.named_modules() if any(module is one for one in found)}
+
+
+def _vision_encoder(model: nn.Module) -> nn.Module | None:
+    """Returns the encoder of pictures that embeds no text and holds no decoder, wherever the model has it."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    embeddings, decoder = find_input_embeddings(model).module, _decoder(model)
+    owners = [model, *(part for part in (model.get_encoder(), decoder) if isinstance(part, PreTrainedModel))]
+    found = [owner.get_encoder(modality="image") for owner in owners]
+    found += [model.get_encoder()] if is_encoder_decoder(model) else []
+    towers = (one for one in found if one is not None and not _embeds_text(one, embeddings))
+    return next((one for one in towers if not _holds(one, decoder)), None)
 
 
 def _common(one: list[str], other: list[str]) -> list[str]:
@@ -110,7 +193,13 @@ class Found:
 
 def find_input_embeddings(model: nn.Module) -> Found:
     """Finds the input embeddings of the text."""
-    return _found(model, model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None)
+    try:
+        return _found(model, model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None)
+    except NotImplementedError:  # Transformers' own lookup gave up
+        decoder = _decoder(model)
+        if decoder is model or not isinstance(decoder, PreTrainedModel):
+            return Found()
+        return _found(model, decoder.get_input_embeddings())
 
 
 def find_lm_head(model: nn.Module) -> Found:

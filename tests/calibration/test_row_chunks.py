@@ -16,7 +16,7 @@ def test_rows_that_are_joined_compute_what_the_linear_does(monkeypatch: pytest.M
     monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 32)
     linear, x = nn.Linear(64, 80), torch.randn(5, 64)
     plan = {"projector": WeightScheme(8, 32, rotation=Rotation(32, 1))}
-    chunks = row_chunks.row_chunks_of(Target("projector", linear, False), plan)
+    chunks = row_chunks.row_chunks_of(Target("projector", linear, ""), plan)
     assert [chunk.path for chunk in chunks] == ["projector.0", "projector.32", "projector.64"]
     assert all(chunk.schemes == {"linear": WeightScheme(8, 32)} for chunk in chunks)
     results = [

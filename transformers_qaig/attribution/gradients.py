@@ -45,7 +45,8 @@ def token_gradients(
         with torch.enable_grad():
             logits = model(**sample, use_cache=False).logits
             log_p = logits[:, :-1].float().log_softmax(-1)
-            target = sample["input_ids"][:, 1:].to(log_p.device).unsqueeze(-1)
+            ids = sample.get("decoder_input_ids", sample.get("input_ids"))
+            target = ids[:, 1:].to(log_p.device).unsqueeze(-1)
             loss = -(log_p.gather(-1, target).squeeze(-1) * answer[:, 1:].to(log_p.device)).sum()
             found = torch.autograd.grad(loss, list(states.values()), allow_unused=True)
     finally:

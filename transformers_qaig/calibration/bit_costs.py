@@ -37,6 +37,7 @@ from ..utils.logging import ProgressBar, tqdm
 from ..utils.work_folder import WorkFolder, work_folder
 from .block_quantizer import QuantizerSettings, decide
 from .decisions import dtype_of, in_float32, rounding_errors
+from .targets import find_targets
 
 
 @default_torch_state()
@@ -136,18 +137,19 @@ def errors_of(
     Every block reads full-precision inputs, because the rounding of earlier blocks is not decided yet. The errors of a
     block are kept in `store`, as `prefix` and the block's path.
     """
-    recipe, blocks = config.recipe, find_decoder_blocks(model)
+    recipe, (targets, _) = config.recipe, find_targets(model, [], samples if config.recipe.calibrates else [], device)
     if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
         recipe = replace(recipe, rounding="gptq")
-    masks = [token_mask(sample) for sample in samples]
-    finder, modules, errors = GroupFinder(model, config.seed), list(blocks.values()), {}
+    finder, modules, errors = GroupFinder(model, config.seed), [target.module for target in targets], {}
     read: Sequence[Sample] = samples if recipe.calibrates else []
     with (
         offloaded(model, modules, device) as memory,
         PausedForwards(model, modules, read, inputs_device="cpu") as full,
     ):
         leave_out = leaving_out(exclusions, read, overflow_advice(model.dtype), full)
-        for index, (path, block) in enumerate(blocks.items()):
+        for index, target in enumerate(targets):
+            path, block = target.path, target.module
+            masks = [token_mask(sample, target.text) for sample in samples]
             schemes, waiting = inside(plan, path), full.inputs(index)
             inputs = TargetInputs(waiting, waiting, masks, leave_out)
             check_inputs_of(path, inputs)

@@ -27,7 +27,6 @@ from ..loading.tied_embeddings import without_tied_head
 from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
 from ..scheme import Plan
-from ..structure import find_decoder_blocks
 from ..token_weights.data import WeightingData
 from ..token_weights.registry import precompute, token_weights_of
 from ..utils.logging import get_logger, tqdm
@@ -35,7 +34,7 @@ from .block_quantizer import QuantizerSettings
 from .overflow import check_forward
 from .resume import BlockStore
 from .target_quantizer import NO_PADDING, Outcome, advance, install, quantize_target
-from .targets import find_targets
+from .targets import answering_blocks, find_targets
 
 logger = get_logger(__name__)
 
@@ -91,7 +90,7 @@ def calibrate(
             leave_out = leaving_out(exclusions, samples, overflow_advice(model.dtype), full, quantized)
             for index, target in enumerate(progress):
                 with out_of_memory_explained(f"at {target.path}", device, len(samples), lambda: 2 * full.nbytes()):
-                    token_masks = masks if target.reads_text else [NO_PADDING] * len(masks)
+                    token_masks = [token_mask(s, target.text) if target.text else NO_PADDING for s in samples]
                     inputs = TargetInputs(full.inputs(index), quantized.inputs(index), token_masks, leave_out)
                     peak_bytes = max(peak_bytes, full.nbytes())
                     check_inputs_of(target.path, inputs)
@@ -132,7 +131,7 @@ def _settings(
     exclusions: Exclusions,
 ) -> QuantizerSettings:
     """Returns the settings that stay the same from target to target."""
-    recipe, blocks = config.recipe, list(find_decoder_blocks(model).values())
+    recipe, blocks = config.recipe, answering_blocks(model)
     pictures = picture_masks(model, samples)
     data = WeightingData(model, blocks, samples, masks, answer_masks, pictures, device, exclusions)
     token_weights = token_weights_of(recipe, config.seed, precompute(recipe, data))

@@ -11,14 +11,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..execution.offload import Offload, offloaded
-from ..structure import find_decoder_blocks, is_block_list
+from ..structure import (
+    find_decoder_blocks,
+    find_input_embeddings,
+    find_lm_head,
+    find_text_encoder,
+    is_block_list,
+    is_encoder_decoder,
+)
 from ..utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -33,12 +40,18 @@ class Target:
     Attributes:
         path: in the model.
         module: a block, another composite module, a single linear, or embeddings.
-        reads_text: whether its tokens are those of the text, so that the samples' masks hold for them.
+        text: name of the model's input whose tokens it sees, so that the samples' masks hold for them: `input_ids`, or
+            `decoder_input_ids` behind the encoder of a text or a picture; "" for the tokens of a picture.
     """
 
     path: str
     module: nn.Module
-    reads_text: bool
+    text: str
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its tokens are those of a text."""
+        return bool(self.text)
 
 
 def find_targets(
@@ -46,8 +59,8 @@ def find_targets(
 ) -> tuple[list[Target], list[Target]]:
     """Finds the targets in the order in which they run.
 
-    The decoder's blocks are always among the first. With weights to pack outside of them, the order is taken from
-    forward passes: one of the largest sample of each kind (with and without images, say).
+    The blocks of one list run in its order. With several lists, or weights to pack outside of them, the order is taken
+    from forward passes: one of the largest sample of each kind (with and without images, say).
 
     Args:
         model: in full precision.
@@ -58,19 +71,21 @@ def find_targets(
     Returns:
         the targets, and those that no forward pass can stop at: they are called several times in one pass, or never.
     """
-    blocks = {path: Target(path, block, True) for path, block in find_decoder_blocks(model).items()}
+    blocks = {path: Target(path, block, text) for path, (block, text) in _text_blocks(model).items()}
     candidates = {path: module for wanted in _roots(model, outside) for path, module in _candidates(*wanted)}
-    text = {id(getattr(model, name)()) for name in ("get_input_embeddings", "get_output_embeddings") if candidates}
-    others = {path: Target(path, module, id(module) in text) for path, module in candidates.items()}
-    if not others or not samples:
+    text = {id(find(model).module) for find in (find_input_embeddings, find_lm_head)}
+    others = {path: Target(path, module, _answer(model) * (id(module) in text)) for path, module in candidates.items()}
+    lists = list(_lists(blocks))
+    if not samples or (not others and len(lists) == 1):
         return [*blocks.values(), *others.values()], []
     everything = {**blocks, **others}
     with offloaded(model, [target.module for target in everything.values()], device) as memory:
         runs = [_run(model, everything, sample, memory) for sample in _one_of_each_kind(samples)]
     counts = [Counter(run) for run in runs]
-    lost = [path for path in others if any(c[path] > 1 for c in counts) or not any(path in c for c in counts)]
+    lost = [path for path in everything if any(c[path] > 1 for c in counts)]
+    lost += [path for path in others if not any(path in c for c in counts)]
     order = TopologicalSorter[str]()
-    for run in [list(blocks), *runs]:
+    for run in [*lists, *runs]:
         kept = [path for path in run if path not in lost]
         for before, after in pairwise(kept):
             order.add(after, before)
@@ -81,6 +96,33 @@ def find_targets(
     except CycleError:  # kinds of samples disagree: only the decoder's blocks can be relied upon
         found, lost = list(blocks), list(others)
     return [everything[path] for path in found], [everything[path] for path in lost]
+
+
+def answering_blocks(model: nn.Module) -> list[nn.Module]:
+    """Lists the blocks that see the tokens of the answer: all but a text encoder's."""
+    found = _text_blocks(model).values()
+    return [block for block, text in found if text == _answer(model)]
+
+
+def _answer(model: nn.Module) -> str:
+    """Returns the name of the input that holds the answer's tokens."""
+    return "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
+
+
+def _text_blocks(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Finds the blocks of the language model by path, with the name of the input whose tokens each sees."""
+    encoder = find_text_encoder(model)
+    reads = {id(module) for module in encoder.modules()} if encoder is not None else set()
+    return {
+        path: (block, "input_ids" if id(block) in reads else _answer(model))
+        for path, block in find_decoder_blocks(model).items()
+    }
+
+
+def _lists(blocks: Iterable[str]) -> Iterator[list[str]]:
+    """Yields the paths of the blocks of each list."""
+    for _, paths in groupby(blocks, key=lambda path: path.rpartition(".")[0]):
+        yield list(paths)
 
 
 def _roots(model: nn.Module, outside: Iterable[str]) -> Iterator[tuple[str, nn.Module, list[str]]]:

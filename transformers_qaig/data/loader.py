@@ -17,9 +17,11 @@ from ..execution.exclusions import Exclusions, Sample, check_inputs
 from ..execution.torch_state import default_torch_state
 from ..loading.source import Source
 from ..rounding.hessian import MIN_TOKENS
+from ..structure import find_input_embeddings
 from ..utils.logging import get_logger
+from .decoder_inputs import DecoderInputs
 from .samples import answer_mask, are_encoded, load_samples, token_mask
-from .tensors import NO_ANSWER, marks_answers
+from .tensors import NO_ANSWER, marks_answers, text_name
 
 logger = get_logger(__name__)
 
@@ -55,7 +57,7 @@ def load_inputs(
             f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
             "'sdpa' or 'eager', and load the saved model with any."
         )
-    needs_answers = config.budget is not None or config.recipe.reads_answers
+    needs_answers, decoder = config.budget is not None or config.recipe.reads_answers, DecoderInputs.of(model)
     # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors need neither.
     with default_torch_state():
         samples = load_samples(
@@ -66,8 +68,9 @@ def load_inputs(
             is_vlm=hasattr(model.config, "vision_config"),
             columns=config.calibration.columns,
             token=config.calibration.token,
-            with_labels=needs_answers,
+            with_labels=needs_answers or decoder is not None,
             vocab_size=_vocab_size(model),
+            decoder=decoder,
         )
         answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
         if needs_answers:
@@ -98,9 +101,9 @@ def picture_tokens(model: nn.Module) -> list[int]:
 
 
 def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-    """Returns bool [B, T] per sample, on the CPU: True at the tokens of pictures."""
+    """Returns bool [B, T] per sample, on the CPU: True at the tokens of pictures; a decoder's own text has none."""
     ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
-    return [torch.isin(sample["input_ids"].cpu(), ids) for sample in samples]
+    return [torch.isin(sample[text_name(sample)].cpu(), ids) for sample in samples]
 
 
 def _tell_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
@@ -136,7 +139,7 @@ def _vocab_size(model: PreTrainedModel) -> int | None:
 
     It covers the rows of the embedding, and ids of placeholders that the model replaces before a lookup.
     """
-    embeddings = model.get_input_embeddings()
+    embeddings = find_input_embeddings(model).module
     weight = getattr(embeddings, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         return None

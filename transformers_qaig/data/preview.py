@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .tensors import token_mask
+from .tensors import text_name, token_mask
 
 MAX_CHARS = 2000
 COLLAPSE_FROM = 4  # shorter runs of one token are ordinary text ("...", a table's rule)
@@ -18,7 +18,8 @@ def preview(processor: Any, sample: Mapping[str, torch.Tensor]) -> str:
     Runs of one token are collapsed (`<image>×64`). Without a decoder the text is the ids.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    ids = sample["input_ids"][0][token_mask(sample)[0]].tolist()
+    name = "input_ids" if "input_ids" in sample else text_name(sample)
+    ids = sample[name][0][token_mask(sample, name)[0]].tolist()
     try:
         text = _decoded(tokenizer, ids)
     except Exception:  # no tokenizer, or ids of another one: a log line must not fail the run

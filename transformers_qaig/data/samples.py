@@ -10,6 +10,7 @@ import torch
 from ..execution.exclusions import Sample
 from ..utils.logging import get_logger, tqdm
 from .columns import find_columns
+from .decoder_inputs import DecoderInputs
 from .encode import encode
 from .images import shrink
 from .messages import Conversation, to_conversation, tools_of
@@ -38,6 +39,7 @@ def load_samples(
     token: str | bool | None = None,
     with_labels: bool = False,
     vocab_size: int | None = None,
+    decoder: DecoderInputs | None = None,
 ) -> list[Sample]:
     """Loads calibration samples as the model's inputs.
 
@@ -64,6 +66,7 @@ def load_samples(
         token: for a gated set on the Hub.
         with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
         vocab_size: token ids of the model are below; None: not known.
+        decoder: of an encoder-decoder model: adds what its decoder reads.
 
     Returns:
         At most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
@@ -77,14 +80,14 @@ def load_samples(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, it is {value}")
     records, base_dir = open_records(dataset, with_images=is_vlm, token=token)
-    encoder = _Encoder(processor, columns, base_dir, max_pixels, with_labels, vocab_size)
+    encoder = _Encoder(processor, columns, base_dir, max_pixels, with_labels, vocab_size, decoder)
     samples: list[Sample] = []
     left_out = 0
     total = min(num_samples, len(records)) if hasattr(records, "__len__") else num_samples
     with tqdm(total=total, desc="Encoding samples", unit="sample") as bar:
         for index, record in choose_records(records, num_samples, seed, keep_rest=max_length is not None):
             sample = encoder(index, record)
-            if max_length is not None and sample["input_ids"].shape[1] > max_length:
+            if max_length is not None and _length(sample) > max_length:
                 left_out += 1
                 continue
             samples.append(Sample(sample, index))
@@ -102,7 +105,17 @@ def are_encoded(dataset: Any) -> bool:
 
 
 def _is_encoded(record: Any) -> bool:
-    return isinstance(record, Mapping) and "input_ids" in record
+    if not isinstance(record, Mapping):
+        return False
+    pictures = ("pixel_values", "flattened_patches")  # with the decoder's text alone
+    return "input_ids" in record or (
+        ("decoder_input_ids" in record or "labels" in record) and any(name in record for name in pictures)
+    )
+
+
+def _length(sample: Mapping[str, torch.Tensor]) -> int:
+    """Returns the tokens of the longest text: the encoder's or the decoder's."""
+    return max(sample[name].shape[1] for name in ("input_ids", "decoder_input_ids") if name in sample)
 
 
 @dataclass
@@ -115,13 +128,15 @@ class _Encoder:
     max_pixels: int | None
     with_labels: bool
     vocab_size: int | None
+    decoder: DecoderInputs | None
     notes: dict[str, list[int]] = field(default_factory=dict)  # what was dropped, and of which samples
 
     def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor]:
         """Converts one record."""
         if _is_encoded(record):
             try:
-                return as_tensors(record, self.vocab_size)
+                sample = as_tensors(record, self.vocab_size, has_decoder=self.decoder is not None)
+                return sample if self.decoder is None else self.decoder(sample)
             except ValueError as error:
                 raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
         if self.columns is not None and isinstance(record, Mapping):
@@ -131,7 +146,7 @@ class _Encoder:
         try:
             conversation = to_conversation(record, self.columns, self.base_dir)
             tools = tools_of(record, self.columns)
-            return encode(
+            sample = encode(
                 self.processor,
                 _shrunk(conversation, self.max_pixels),
                 tools,
@@ -139,6 +154,7 @@ class _Encoder:
                 vocab_size=self.vocab_size,
                 tell=lambda note: self.notes.setdefault(note, []).append(index),
             )
+            return sample if self.decoder is None else self.decoder(sample)
         except ProcessorError as error:
             raise ValueError(
                 f"calibration sample {index} was refused by {error}. Remove or mend this sample, check that the "

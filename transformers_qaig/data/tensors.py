@@ -7,15 +7,19 @@ import torch
 
 NO_ANSWER = -100  # what Transformers writes into labels where there is nothing to predict
 
-_PER_TOKEN = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
 
 
-def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[str, torch.Tensor]:
+def as_tensors(
+    batch: Mapping[str, Any], vocab_size: int | None = None, *, has_decoder: bool = False
+) -> dict[str, torch.Tensor]:
     """Converts a processor's output to CPU tensors; adds the batch axis to entries with one value a token.
 
     Args:
         batch: names and values of the model's inputs. `None` values are left out.
         vocab_size: token ids must be below; None: not known.
+        has_decoder: the answer is a text of its own, for a decoder: labels need not fit the other tokens, and there may
+            be none of those.
 
     Returns:
         `input_ids` (int64 `[B, T]`) and the rest as it is. No entry is empty of tokens.
@@ -25,32 +29,52 @@ def as_tensors(batch: Mapping[str, Any], vocab_size: int | None = None) -> dict[
             message names the entry.
     """
     sample = {str(name): _tensor(name, value) for name, value in batch.items() if value is not None}
-    if "input_ids" not in sample:
+    if "input_ids" in sample:
+        _check_text(sample, vocab_size, [name for name in PER_TOKEN[1:] if name != "labels" or not has_decoder])
+    elif not has_decoder:
         raise ValueError(f"the processor gave no 'input_ids', only {sorted(sample)}")
-    if sample["input_ids"].ndim == 1:
-        for name in _PER_TOKEN:
-            if name in sample and sample[name].ndim == 1:
-                sample[name] = sample[name].unsqueeze(0)
-    sample["input_ids"] = _token_ids(sample["input_ids"], vocab_size)
-    shape = sample["input_ids"].shape
-    for name in _PER_TOKEN[1:]:
-        if name in sample and sample[name].shape != shape:
-            raise ValueError(f"{name!r} {list(sample[name].shape)} does not fit 'input_ids' {list(shape)}")
-    if "attention_mask" in sample:
-        _check_mask(sample["attention_mask"])
+    if "decoder_input_ids" in sample:
+        sample["decoder_input_ids"] = _token_ids(sample["decoder_input_ids"], vocab_size, "decoder_input_ids")
     if "labels" in sample:
         sample["labels"] = _labels(sample["labels"], vocab_size)
     return sample
 
 
-def token_mask(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _check_text(sample: dict[str, torch.Tensor], vocab_size: int | None, others: Sequence[str]) -> None:
+    """Adds the batch axis to what has one value a token, and checks that it fits the ids."""
+    if sample["input_ids"].ndim == 1:
+        for name in PER_TOKEN:
+            if name in sample and sample[name].ndim == 1:
+                sample[name] = sample[name].unsqueeze(0)
+    sample["input_ids"] = _token_ids(sample["input_ids"], vocab_size)
+    shape = sample["input_ids"].shape
+    for name in others:
+        if name in sample and sample[name].shape != shape:
+            raise ValueError(f"{name!r} {list(sample[name].shape)} does not fit 'input_ids' {list(shape)}")
+    if "attention_mask" in sample:
+        _check_mask(sample["attention_mask"])
+
+
+def text_name(sample: Mapping[str, torch.Tensor]) -> str:
+    """Returns the name of the input that the model's answer is predicted in: the decoder's ids, if it has its own."""
+    return "decoder_input_ids" if "decoder_input_ids" in sample else "input_ids"
+
+
+def token_mask(sample: Mapping[str, torch.Tensor], name: str | None = None) -> torch.Tensor:
     """Returns which positions hold real tokens; padding must never count in a statistic.
 
+    Args:
+        sample: the model's inputs.
+        name: of the ids; by default those of [`text_name`].
+
     Returns:
-        bool `[B, T]`: the attention mask, or all True where the sample has none.
+        bool `[B, T]`: their attention mask, or all True where the sample has none; `[0, 0]` without such ids.
     """
-    mask = sample.get("attention_mask")
-    return torch.ones_like(sample["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+    name = name or text_name(sample)
+    if name not in sample:
+        return torch.ones(0, 0, dtype=torch.bool)
+    mask = sample.get(name.replace("input_ids", "attention_mask"))
+    return torch.ones_like(sample[name], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] = ()) -> torch.Tensor:
@@ -67,17 +91,19 @@ def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] 
         bool `[B, T]`; False at the first position, which nothing predicts.
     """
     real = token_mask(sample)
-    if marks_answers(sample):
+    if marks_answers(sample) and "labels" in sample:
         mask = real & (sample["labels"] != NO_ANSWER)
     else:
-        ids = sample["input_ids"]
+        ids = sample[text_name(sample)]
         mask = real & ~torch.isin(ids, torch.tensor(list(image_tokens), dtype=torch.long, device=ids.device))
     mask[:, 0] = False
     return mask
 
 
 def marks_answers(sample: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the labels of a sample mark its answers."""
+    """Whether the labels of a sample mark its answers; a decoder's text is nothing else."""
+    if text_name(sample) != "input_ids":
+        return True
     real, labels = token_mask(sample), sample.get("labels")
     return labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any())
 
@@ -97,17 +123,17 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
     return tensor
 
 
-def _token_ids(ids: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
+def _token_ids(ids: torch.Tensor, vocab_size: int | None, name: str = "input_ids") -> torch.Tensor:
     if ids.ndim != 2 or 0 in ids.shape:
-        raise ValueError(f"'input_ids' must be [batch, tokens] and not empty, it is {list(ids.shape)}")
+        raise ValueError(f"{name!r} must be [batch, tokens] and not empty, it is {list(ids.shape)}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"'input_ids' must hold integers, not {ids.dtype}: give the tokenizer's ids")
+        raise ValueError(f"{name!r} must hold integers, not {ids.dtype}: give the tokenizer's ids")
     ids = ids.long()
     if int(ids.min()) < 0:
-        raise ValueError(f"'input_ids' holds {int(ids.min())}: token ids are not negative")
+        raise ValueError(f"{name!r} holds {int(ids.min())}: token ids are not negative")
     if vocab_size is not None and int(ids.max()) >= vocab_size:
         raise ValueError(
-            f"'input_ids' holds {int(ids.max())}, and the model's last token id is {vocab_size - 1}: "
+            f"{name!r} holds {int(ids.max())}, and the model's last token id is {vocab_size - 1}: "
             "encode the sample with the model's own processor"
         )
     return ids
