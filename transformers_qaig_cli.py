@@ -79,18 +79,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def exit_early(package: str) -> None:
-    """Reads the arguments of `python -m PACKAGE` while the package is imported, before anything that takes seconds.
-
-    `--help` and what argparse refuses end the process here.
-
-    Raises:
-        SystemExit: as in [`parse`].
-    """
-    if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == package:  # Python has not replaced it by a path yet
-        parse(sys.argv[1:])
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     root = argparse.ArgumentParser(

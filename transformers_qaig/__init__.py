@@ -2,13 +2,8 @@
 
 Importing it registers the quantization method in Transformers.
 """
-# ruff: noqa: E402
 
 from importlib import import_module
-
-from transformers_qaig_cli import exit_early
-
-exit_early(__name__)  # the other imports take seconds, which `python -m transformers_qaig --help` should not cost
 
 from transformers.quantizers import register_quantization_config, register_quantizer
 

@@ -44,14 +44,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert "examples:" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["plan", "model", "--nosuch"]])
-def test_running_the_package_for_its_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    done = run("-X", "importtime", "-m", "transformers_qaig", *arguments)
-    assert done.returncode == (2 if "--nosuch" in arguments else 0)
-    assert "transformers_qaig_cli" in done.stderr
-    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.MULTILINE)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
