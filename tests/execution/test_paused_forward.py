@@ -627,3 +627,21 @@ def test_blocks_and_calls_on_an_accelerator():
     assert next(blocks[0].parameters()).device.type == "cpu"
     call = LayerInputs((torch.ones(1),), {}).to("cuda")
     assert call.args[0].is_cuda
+
+
+def test_a_model_that_draws_noise_draws_the_same_in_every_set_of_forwards() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Linear(4, 4)
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> torch.Tensor:
+            return self.block(torch.randn(1, 4))
+
+    model, state = Noisy(), torch.get_rng_state()
+    samples = [{"input_ids": torch.ones(1, 1)}] * 2
+    with PausedForwards(model, [model.block], samples) as one, PausedForwards(model, [model.block], samples) as other:
+        first, second = ([call.args[0] for call in forwards.inputs(0).values()] for forwards in (one, other))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(torch.get_rng_state(), state)

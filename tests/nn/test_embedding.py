@@ -86,6 +86,15 @@ def test_a_models_own_class_keeps_what_it_does():
     assert dense.state_dict().keys() == original.state_dict().keys()
 
 
+def test_a_row_of_the_weight_is_dequantized_without_what_the_class_does_to_lookups():
+    table = packed(Gemma3TextScaledWordEmbedding(N, K, padding_idx=2, embed_scale=8.0))
+    dense = table.dequantize()
+    for index in (3, -1, (3, slice(None)), (3, slice(2, 5)), IDS, (IDS, slice(1)), slice(2, 4), (None, 3)):
+        assert torch.equal(table.weight[index], dense[index])
+    assert table.weight.shape == (N, 0)
+    assert (table.weight.dtype, table.weight.device) == (dense.dtype, dense.device)
+
+
 @pytest.mark.parametrize("original", [nn.Embedding(N, K, 1), Gemma3TextScaledWordEmbedding(N, K, 1, embed_scale=2.0)])
 def test_copies_and_pickles(original):
     table = packed(original)

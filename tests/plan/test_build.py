@@ -9,6 +9,7 @@ from transformers import (
 )
 
 from tests.families import FAMILIES, build
+from tests.unusual import florence_2
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.plan.allocate import reachable
 from transformers_qaig.plan.build import budget_in_bits, list_schemes, make_plan
@@ -282,3 +283,18 @@ def test_parts_that_are_not_there_are_an_error(llava: nn.Module) -> None:
         make_plan(llava.model, QAIGConfig(lm_head_bits=4))
     with pytest.raises(ValueError, match=r"vision_bits.*no vision tower"):
         make_plan(llava.model.language_model, QAIGConfig(vision_bits=4))
+
+
+@pytest.mark.parametrize("name", ["embedding_bits", "lm_head_bits"])
+def test_a_table_with_three_names_is_refused_by_the_setting_that_asked(name: str) -> None:
+    model, _ = florence_2()
+    with pytest.raises(ValueError, match=rf"^`{name}`: .* is one tensor with .*decoder\.embed_tokens"):
+        make_plan(model, QAIGConfig(group_size=32, calibration={"min_coverage": 0}, **{name: 4}))
+
+
+def test_a_linear_that_is_one_tensor_with_another_is_left_out(llava, monkeypatch) -> None:
+    q, k = (f"model.language_model.layers.{i}.self_attn.q_proj" for i in (0, 1))
+    monkeypatch.setattr(llava, "all_tied_weights_keys", {f"{k}.weight": f"{q}.weight"})
+    plan, coverage = make_plan(llava, QAIGConfig(group_size=32, calibration={"min_coverage": 0}))
+    assert {q, k}.isdisjoint(plan)
+    assert coverage.skipped[q][1] == f"one tensor with {k}.weight, which stays as it is"

@@ -131,7 +131,9 @@ class PausedForwards:
             inputs = {**self._samples[sample], "use_cache": False}
             self._forwards.append(Forward(self._model, inputs, self._blocks, self._inputs_device))
             if sample not in self._dropped:
-                self._advance(sample)
+                with torch.random.fork_rng(devices=[]):  # a model that draws noise draws the same in every set
+                    torch.manual_seed(sample)
+                    self._advance(sample)
         for sample, forward in enumerate(self._forwards):
             if forward.call is not None and forward.index < index:
                 raise RuntimeError(

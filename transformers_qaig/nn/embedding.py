@@ -116,9 +116,16 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
     def weight(self) -> Tensor:  # type: ignore[override]
         """An empty tensor `[num_embeddings, 0]` that shows the number of rows, the compute dtype and the device.
 
-        It has no elements, so code that looks up rows in it fails at once. `dequantize` returns the values.
+        Indexing it returns dequantized rows: some models read the row of the padding. Other code that computes with it
+        fails at once. `dequantize` returns all values.
         """
-        return self._stand_in(self.num_embeddings, 0)
+        stand_in = self._stand_in(self.num_embeddings, 0)
+        if torch.compiler.is_compiling():
+            return stand_in
+        rows = stand_in.as_subclass(_Rows)
+        rows.table = self
+        rows._is_hf_initialized = True
+        return rows
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Embedding:
         """Makes embeddings of the model's own class from the dequantized weight.
@@ -143,6 +150,26 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (_original(type(self)),), self.__dict__  # pickle finds no class that was made here
+
+
+class _Rows(Tensor):
+    """What stands for the weight of packed embeddings, with rows that are dequantized when they are indexed."""
+
+    table: QAIGEmbedding
+    _is_hf_initialized: bool
+
+    def __getitem__(self, index: Any) -> Tensor:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        ids = torch.as_tensor(first, device=self.device) if isinstance(first, (int, Tensor)) else None
+        if ids is None or ids.dtype == torch.bool:
+            return self.table.dequantize()[index]
+        rows = QAIGEmbedding.forward(self.table, (ids % self.table.num_embeddings).reshape(-1))
+        return rows.reshape(*ids.shape, -1)[(slice(None),) * ids.ndim + tuple(rest)]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 _OWN = ("in_features", "out_features", "bits", "group_size", "sym", "compute_dtype", "layout", "tied_to")

@@ -62,8 +62,11 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     options: dict[str, list[SchemeOption]] = {}
     blocks = find_decoder_blocks(model)
     candidates = None if config.plan is not None else config.candidates
+    tied = _tied_names(model)
     for path, parameter, reason in _weights(blocks):
         coverage.total += parameter.numel()
+        if other := tied.get(f"{path}.weight", tied.get(path)):
+            reason = f"one tensor with {other}, which stays as it is"
         found, reason = requests.options(path, parameter, reason, candidates)
         if reason:
             coverage.skipped[path] = (parameter.numel(), reason)
@@ -75,11 +78,19 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     example = next(iter(options), next(iter(coverage.skipped), "nothing"))
     requests.check(example)
     if not options:
-        raise SettingError("No weight of the language model's blocks can be packed.")
+        largest = max(coverage.skipped.items(), key=lambda item: item[1][0], default=("", (0, "")))
+        why = f": {largest[0]} is {largest[1][1]}" if largest[0] else ""
+        raise SettingError(f"No weight of the language model's blocks can be packed{why}.")
     coverage.extra_plan = {path: option.scheme for path, option in outside.items()}
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
     _measure(model, coverage, blocks, sizes)
     return options, coverage
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """Returns every parameter that is one tensor with another, by name → the other's name."""
+    ties = getattr(model, "all_tied_weights_keys", {})
+    return {one: other for pair in ties.items() for one, other in (pair, pair[::-1])}
 
 
 def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
@@ -124,6 +135,7 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
             f"{type(model).__name__} ties its head to its embeddings: one tensor cannot have "
             f"`embedding_bits={config.embedding_bits}` and `lm_head_bits={config.lm_head_bits}`; give one of them."
         )
+    wanted = dict(asked)
     if tied:
         asked = dict.fromkeys(asked, config.embedding_bits or config.lm_head_bits)
     packed = {}
@@ -131,7 +143,8 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
         if bits is None and found.path not in requests.given:
             continue
         if reason := _why_not_table(model, found, tied):
-            raise SettingError(f"`{name}`: {reason}.")
+            given = [f"`{key}`" for key, value in wanted.items() if value is not None] if tied else [f"`{name}`"]
+            raise SettingError(f"{' and '.join(given) or f'`plan[{found.path!r}]`'}: {reason}.")
         assert found.module is not None
         candidates = None if bits is None else [config.scheme(bits)]
         options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, is_table=True)
@@ -165,7 +178,10 @@ def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
     names = {find_input_embeddings(model).path, find_lm_head(model).path}
     others = {name.removesuffix(".weight") for pair in ties if f"{found.path}.weight" in pair for name in pair} - names
     if others:
-        reason = f"{found.path} is tied to {', '.join(sorted(others))}, too"
+        reason = (
+            f"{found.path} is one tensor with {', '.join(sorted(others))}, and only embeddings and head can be packed "
+            "as one. Leave the setting out"
+        )
     return reason
 
 
