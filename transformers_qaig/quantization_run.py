@@ -17,6 +17,7 @@ from .data.loader import load_inputs
 from .execution.exclusions import Exclusions
 from .loading.arguments import loading_arguments
 from .loading.dispatch import Placement
+from .loading.random_weights import check_no_random_weights
 from .loading.skeleton import likely_plan, packed_skeleton
 from .loading.source import Source
 from .loading.tied_embeddings import install_tied_embeddings
@@ -89,12 +90,13 @@ class QuantizationRun:
         """Calibrates `model` and packs it in place; its config then holds the plan.
 
         Raises:
-            ValueError: a weight is not finite, or too many samples are not.
+            ValueError: a weight is not finite or was in no file, or too many samples are not finite.
             torch.OutOfMemoryError: the message says what would need less memory.
         """
         from .calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
 
         start = time.perf_counter()
+        check_no_random_weights(model, self._options or self.plan)
         check_weights(model)
         try:
             if self._options:

@@ -161,6 +161,10 @@ def test_every_form_of_an_image(processor: Any, picture: Image.Image, server: st
         messages = conversation(picture)
         messages[0]["content"][0] = {"type": "image", key: str(path)}
         assert same(one([messages], processor), want)
+    for source in ({"type": "base64", "data": base64.b64encode(png).decode()}, {"type": "url", "url": str(path)}):
+        messages = conversation(picture)
+        messages[0]["content"][0] = {"type": "image", "source": source}
+        assert same(one([messages], processor), want)
 
 
 def test_transparency_is_laid_over_white(processor: Any) -> None:
@@ -380,6 +384,10 @@ def test_a_sample_that_the_processor_refuses(processor: Any, picture: Image.Imag
             ValueError,
             r"cannot be read: the file nowhere/data\.jsonl cannot be opened \(No such file",
         ),
+        (Path("nowhere/data.jsonl"), ValueError, r"the file nowhere/data\.jsonl cannot be opened"),
+        (__file__, ValueError, r"is a file of another kind than \.json and \.jsonl: open it, as with pandas"),
+        (torch.utils.data.DataLoader([1]), TypeError, r"is a DataLoader.*`loader\.dataset`"),
+        ([{"foto": "x", "frage": "y"}], ValueError, r"CalibrationConfig\(columns="),
         ("./nowhere", ValueError, r"dataset='\./nowhere' cannot be loaded: there is no file or folder of this name"),
     ],
 )

@@ -123,6 +123,11 @@ def test_what_is_not_to_be_converted_is_taken_out_of_a_given_plan(llava: nn.Modu
     assert reasons == {"listed in `modules_to_not_convert`"}
 
 
+def test_nothing_to_pack_says_why(llava: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"can be packed: .* is listed in `modules_to_not_convert`\."):
+        make_plan(llava, QAIGConfig(modules_to_not_convert=["language_model"]))
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(llava: nn.Module) -> None:
     with pytest.raises(ValueError, match="w1_proj"):
         make_plan(llava, QAIGConfig(overrides={"*.w1_proj": 4}))

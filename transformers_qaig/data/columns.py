@@ -47,12 +47,12 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
     if found.keys() == {"image"} and unread and found["image"] not in unread:
         raise ValueError(
             f"the sample has an image, and text in {sorted(unread)} that would not be read: say which is which with "
-            "columns={'image': ..., 'prompt': ..., 'response': ...}, or remove the text"
+            "CalibrationConfig(columns={'image': ..., 'prompt': ..., 'response': ...}), or remove the text"
         )
     if not found.keys() & {"messages", "image", "prompt", "response"}:
         raise ValueError(
             f"none of the sample's keys {_keys(record)} is known: say which is which with "
-            "columns={'image': ..., 'prompt': ..., 'response': ...}, or {'messages': ..., 'image': ...}"
+            "CalibrationConfig(columns={'image': ..., 'prompt': ..., 'response': ...}), or by {'messages': ...}"
         )
     return found
 

@@ -1,6 +1,7 @@
 """Opens whatever holds calibration records (a list, a stream, a table, a file, a name on the Hub)."""
 
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -36,6 +37,8 @@ def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> t
         ValueError: its file or its name cannot be read.
         ImportError: it is a name, and `datasets` is not installed.
     """
+    if isinstance(dataset, os.PathLike):
+        dataset = os.fspath(dataset)
     if dataset is None:
         return load_default_set(with_images), None
     if isinstance(dataset, str) and dataset.endswith((".json", ".jsonl")):
@@ -43,6 +46,8 @@ def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> t
         return _read_json(path), path.parent
     if isinstance(dataset, str):
         return _load_from_hub(dataset, token), None
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise TypeError("dataset is a DataLoader, which gives batches: pass the data set in it, `loader.dataset`")
     dataset = _rows_of_table(_split_of(dataset))
     if isinstance(dataset, Mapping):
         keys = ", ".join(repr(key) for key in list(dataset)[:5])
@@ -162,6 +167,11 @@ def _read_lines(text: str) -> list[Any]:
 
 
 def _load_from_hub(name: str, token: str | bool | None) -> Any:
+    if Path(name).expanduser().is_file():
+        raise ValueError(
+            f"dataset={name!r} is a file of another kind than .json and .jsonl: open it, as with pandas.read_csv, "
+            "pandas.read_parquet or datasets.load_dataset, and pass what that returns"
+        )
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -18,7 +18,7 @@ _ROLE_NAMES = {
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
-_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "source")
 
 
 def text_part(text: str) -> dict[str, Any]:
@@ -153,6 +153,10 @@ def _part(part: Any, base_dir: Path | None) -> dict[str, Any]:
     if key is None:
         return {"type": "image", "image": None}  # a placeholder
     source = part[key]
+    if key == "source" and isinstance(
+        source, Mapping
+    ):  # {"type": "base64", "data": ...} or {"type": "url", "url": ...}
+        key, source = ("base64", source["data"]) if source.get("data") is not None else ("url", source.get("url"))
     if key == "image_url" and isinstance(source, Mapping):
         source = source.get("url")
     if key == "base64" and not str(source).startswith("data:"):

@@ -11,13 +11,13 @@ from torch import Tensor
 from ..scheme import Plan
 from .local_names import LocalPlan
 
-NOTICE = (
-    "these_weights_are_packed__pip_install_transformers-qaig__and_import_transformers_qaig_first.rotary_emb.cos_cached"
-)
+NOTICE = "these_weights_are_packed__install_transformers-qaig__and_import_transformers_qaig_first.rotary_emb.cos_cached"
 """
 Transformers' table of unexpected tensors shows this name to whoever loads without the package. It ends like tables of
 old rotary embeddings, which vLLM and SGLang leave out.
 """
+_NOTICES = re.escape(NOTICE).replace("__install", "__(pip_)?install") + "$"
+"""A pattern of this name, and of the one that earlier builds wrote."""
 
 
 def guard_key(plan: Iterable[str]) -> str:
@@ -38,4 +38,4 @@ def guard_tensors(plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:
 def guard_patterns(local: LocalPlan) -> set[str]:
     """Returns regular expressions of both names as the loader sees them; files of 0.1.0 hold the guard alone."""
     path = guard_key(local.names).removesuffix(".weight")
-    return {rf"(^|\.){re.escape(local.names[path])}\.weight$", re.escape(NOTICE) + "$"}
+    return {rf"(^|\.){re.escape(local.names[path])}\.weight$", _NOTICES}
