@@ -85,7 +85,8 @@ def test_placement_of_the_old_config_is_still_used(llava: Path, tmp_path: Path) 
     [
         ({"target_bits": 3, "budget": 3}, "`budget` and `target_bits`"),
         ({"bits": [2, 3], "budget": 3}, "belongs into the budget"),
-        ({"budget": "3.5"}, r"no unit. Write budget=3\.5 for bits"),
+        ({"budget": "3.5"}, r"no size with a unit. Write budget=3\.5 for bits"),
+        ({"budget": "3.2 bits"}, r"Write budget=3\.2 for bits"),
         ({"target_bits": 3, "target_size": "3GiB"}, "exactly one"),
         ({"target_bits": 3, "bits": 4}, "bits=4"),
         ({"target_bits": 3, "bits": []}, "candidates"),

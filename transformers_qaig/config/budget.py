@@ -72,10 +72,10 @@ class BitBudget:
         if budget is None or isinstance(budget, BitBudget):
             return budget
         if isinstance(budget, str):
-            if re.fullmatch(r"\s*[0-9]{0,9}\.?[0-9]{1,9}\s*", budget):
+            if number := re.fullmatch(r"\s*([0-9]{0,9}\.?[0-9]{1,9})\s*(bits?|bpw)?\s*", budget):
                 raise ValueError(
-                    f"`budget={budget!r}` has no unit. Write budget={budget.strip()} for bits per weight, or a size "
-                    "such as '3.5GiB'."
+                    f"`budget={budget!r}` is no size with a unit. Write budget={number[1]} for bits per weight, or a "
+                    "size such as '3.5GiB'."
                 )
             return cls(size=budget)
         if not isinstance(budget, Mapping):

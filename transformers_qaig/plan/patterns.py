@@ -14,6 +14,7 @@ What it matches brings all that is below it. The end of a path does so only afte
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import translate
 
@@ -43,12 +44,11 @@ class ModelNames:
         whole = {path for path in ends if not path.removesuffix(pattern)[-1:].isalnum()}
         return self._with_children(whole | self._as_transformers(pattern)) | ends
 
-    def called_otherwise(self, name: str) -> list[str]:
-        """Returns what modules are called that end with a bare name and have another: `q_proj` for `"proj"`."""
+    def ending(self, name: str) -> Counter[str]:
+        """Counts the modules whose paths end with a bare name, by what they are called: `q_proj` for `"proj"`."""
         if not re.fullmatch(r"[\w.]+", name):
-            return []
-        ends = [path for path in self.paths if path.endswith(name) and f".{path}".removesuffix(name)[-1] != "."]
-        return list(dict.fromkeys(path.rpartition(".")[2] for path in ends))
+            return Counter()
+        return Counter(path.rpartition(".")[2] for path in self.paths if path.endswith(name))
 
     def nearest(self, pattern: str) -> str:
         """Returns `" Did you mean ...?"` with the nearest path or end of a path; empty if none is near."""

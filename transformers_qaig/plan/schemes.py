@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -134,9 +135,18 @@ def _matches(names: ModelNames, patterns: Iterable[str], argument: str) -> list[
                 f"`{argument}` names {quote(pattern)}, which matches no module and no parameter of this model."
                 f"{names.nearest(pattern)}"
             )
-        if len(others := names.called_otherwise(pattern)) > 1:
-            logger.warning(
-                "`%s` names %s, and reaches all modules whose names end so: %s. Give a whole name if you mean one.",
-                argument, quote(pattern), ", ".join(others[:8]) + (", ..." if len(others) > 8 else ""),
-            )  # fmt: skip
+        _tell_number(names, pattern, argument)
     return found
+
+
+def _tell_number(names: ModelNames, pattern: str, argument: str) -> None:
+    """Logs how many modules a bare name reaches, if several; it warns if some of them are called otherwise."""
+    ending = names.ending(pattern)
+    if ending.total() < 2:
+        return
+    counts = [f"{count} x {name}" for name, count in ending.most_common()]
+    logger.log(
+        logging.INFO if len(ending) == 1 else logging.WARNING,
+        "`%s` names %s, and reaches %d modules whose names end so: %s.",
+        argument, quote(pattern), ending.total(), ", ".join(counts[:8]) + (", ..." if len(counts) > 8 else ""),
+    )  # fmt: skip
