@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 from tests.families import conversations, samples
-from transformers_qaig.nn import PackedModule
+from transformers_qaig.nn.packed_tensors import PackedTensors
 
 FAST = {"group_size": 32, "dataset": conversations(4)}
 
@@ -37,7 +37,7 @@ def answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def packed(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, PackedModule)]
+    return [name for name, module in model.named_modules() if isinstance(module, PackedTensors)]
 
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from .data.loader import load_inputs
 from .execution.exclusions import Exclusions
 from .loading.arguments import loading_arguments
 from .loading.dispatch import Placement
+from .loading.experts import linearize_experts, stack_experts
 from .loading.random_weights import check_no_random_weights
 from .loading.skeleton import likely_plan, packed_skeleton
 from .loading.source import Source
@@ -25,6 +26,7 @@ from .loading.unused_tensors import UnusedTensor, find_unused, report_unused
 from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
 from .plan.build import budget_in_bits, list_schemes, make_plan
 from .plan.coverage import Coverage
+from .plan.experts import compact
 from .report.summary import QuantizationReport
 from .saving.processor_and_card import ProcessorToSave
 from .saving.state_dict import checkpoint_tensors
@@ -98,6 +100,7 @@ class QuantizationRun:
         start = time.perf_counter()
         check_no_random_weights(model, self._options or self.plan)
         check_weights(model)
+        linearize_experts(model, self.plan)
         try:
             if self._options:
                 self._allocate(model)
@@ -106,9 +109,10 @@ class QuantizationRun:
             )
         finally:
             self._samples, self._answers, self._options = [], [], {}
+        stack_experts(model)
         install_tied_embeddings(model, report.plan)
         report.seconds = time.perf_counter() - start
-        self.plan, self.config.plan = report.plan, plan_to_dict(report.plan)
+        self.plan, self.config.plan = report.plan, plan_to_dict(compact(report.plan, model))
         model.config.quantization_config = self.config
         return report
 
@@ -148,7 +152,7 @@ class QuantizationRun:
         if self._options:
             self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.extra_plan}
         settings = copy.deepcopy(self.config)
-        settings.plan = plan_to_dict(self.plan)
+        settings.plan = plan_to_dict(compact(self.plan, model))
         skeleton = packed_skeleton(model, self.plan)
         self.placement.plan(skeleton)
         tensors, _ = checkpoint_tensors(skeleton, self.plan, self.unused)

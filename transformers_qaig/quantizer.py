@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightTransform
 from transformers.quantizers import HfQuantizer
 
 from .config import QAIGConfig
 from .config.devices import check_device
 from .execution.torch_state import default_torch_state
 from .loading.arguments import loading_arguments
+from .loading.conversions import sparing_packed
 from .loading.dispatch import Placement, check_devices
 from .loading.packed_checkpoint import PackedCheckpoint, open_packed
 from .loading.packed_modules import check_loaded, prepare, unpack_modules
@@ -119,6 +121,12 @@ class QAIGHfQuantizer(HfQuantizer):
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}  # only the adapter is saved
         return checkpoint_tensors(model, self.origin.plan, self.origin.unused)
+
+    def update_weight_conversions(
+        self, weight_conversions: list[WeightTransform], *model: Any
+    ) -> list[WeightTransform]:
+        """Keeps the model's conversions from merging or splitting packed tensors, on loading and on saving."""
+        return sparing_packed(super().update_weight_conversions(weight_conversions, *model))
 
     def is_serializable(self) -> bool:
         """Returns True: packed models can be saved."""

@@ -11,13 +11,9 @@ from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
 from transformers_qaig.calibration import steps
-from transformers_qaig.calibration.block_quantizer import (
-    VALIDATION_EVERY,
-    BlockQuantizer,
-    QuantizerSettings,
-    quantize_block,
-)
+from transformers_qaig.calibration.block_quantizer import VALIDATION_EVERY, BlockQuantizer, QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
+from transformers_qaig.calibration.quantize_block import quantize_block
 from transformers_qaig.calibration.steps import GroupContext, passes
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward

@@ -14,9 +14,10 @@ from tests.lifecycle import FAST, logits, packed
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration import decisions as choosing
-from transformers_qaig.calibration.block_quantizer import QuantizerSettings, decide
+from transformers_qaig.calibration.block_quantizer import QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, RoundedLinear, rounded, rounding_errors
 from transformers_qaig.calibration.pipeline import calibrate
+from transformers_qaig.calibration.quantize_block import decide
 from transformers_qaig.calibration.reconstruction import BlockReconstruction
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder

@@ -13,7 +13,9 @@ from transformers import AutoModelForImageTextToText, pipeline
 from tests.families import FAMILIES, save
 from tests.lifecycle import FAST, inputs, logits, packed, run
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig.nn.experts_layout import ExpertsLayout, find_experts, split_path
 from transformers_qaig.nn.linear import get_linear
+from transformers_qaig.plan.experts import expand_path, owner
 from transformers_qaig.quantizer import QAIGHfQuantizer
 from transformers_qaig.recipes import RECIPES
 from transformers_qaig.structure import find_decoder_blocks
@@ -22,10 +24,18 @@ from transformers_qaig.structure import find_decoder_blocks
 def disturb(model: nn.Module, plan: Iterable[str]) -> None:
     """Random errors as large as 8 bits' in the planned weights: recurrences with random weights make much of them."""
     with torch.no_grad():
-        for path in plan:
-            weight = get_linear(model, path).weight
+        stacks = find_experts(model)
+        for path in (full for short in plan for full in expand_path(short, stacks)):
+            weight = _weight(model, path, stacks)
             step = (weight.amax(1, keepdim=True) - weight.amin(1, keepdim=True)) / 255
             weight += step * (torch.rand_like(weight) - 0.5)
+
+
+def _weight(model: nn.Module, path: str, stacks: dict[str, ExpertsLayout]) -> torch.Tensor:
+    parts = split_path(path)
+    if parts is None or parts[0] not in stacks:
+        return get_linear(model, path).weight
+    return stacks[parts[0]].weight(model.get_submodule(parts[0]), int(parts[1]), parts[2])
 
 
 def unlike(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -36,10 +46,10 @@ def unlike(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_quantizes_saves_and_reloads_bit_by_bit(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "fp")
-    config = QAIGConfig(bits=8, calibration={"min_coverage": 0.1}, **FAST)  # fused experts are not covered yet
+    config = QAIGConfig(bits=8, **FAST)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp", quantization_config=config)
     plan = model.config.quantization_config.plan
-    assert packed(model) == list(plan)
+    assert packed(model) == list(dict.fromkeys(owner(path, find_experts(model)) for path in plan))
     assert len(plan) >= 2 * len(find_decoder_blocks(model))
     ours = logits(model, tmp_path / "fp")
     full = AutoModelForImageTextToText.from_pretrained(tmp_path / "fp")

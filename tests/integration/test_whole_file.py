@@ -271,7 +271,7 @@ def test_damaged_embeddings_are_named(which: str, part: str, request: pytest.Fix
 def test_a_plan_that_packs_other_tables_is_refused(tied: tuple[nn.Module, Path], tmp_path: Path) -> None:
     entry = {"bits": 4, "group_size": 32, "sym": False}
     positions = "model.vision_tower.embeddings.position_embedding"
-    with pytest.raises(ValueError, match="neither a linear layer nor the embeddings"):
+    with pytest.raises(ValueError, match="neither a linear layer nor an expert nor the embeddings"):
         AutoModelForImageTextToText.from_pretrained(
             damaged(tied[1], tmp_path, replan=lambda plan: plan.update({positions: entry}))
         )

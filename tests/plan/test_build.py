@@ -133,8 +133,10 @@ def test_a_pattern_that_matches_nothing_is_an_error(llava: nn.Module) -> None:
         make_plan(llava, QAIGConfig(overrides={"*.w1_proj": 4}))
 
 
-def test_fused_experts_count_and_stop_the_run() -> None:
+def test_experts_of_an_unknown_kind_count_and_stop_the_run() -> None:
     model, _ = build("qwen3_vl_moe")
+    for block in find_decoder_blocks(model).values():
+        block.mlp.experts.register_parameter("other", nn.Parameter(torch.zeros(4, 64, 64)))
     plan, coverage = make_plan(model, QAIGConfig())
     assert coverage.share < 0.9
     assert any("experts" in path for path in coverage.skipped)

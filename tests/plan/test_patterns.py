@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -74,6 +75,8 @@ def test_a_name_that_exists_is_no_error(llava: nn.Module, patterns: list[str]) -
 
 def test_weights_that_nobody_listed_still_count() -> None:
     model, _ = build("qwen3_vl_moe")
+    for block in model.get_decoder().layers:
+        block.mlp.experts.register_parameter("other", nn.Parameter(torch.zeros(4, 64, 64)))
     _, coverage = make_plan(model, QAIGConfig(modules_to_not_convert=["q_proj"]))
     with pytest.raises(ValueError, match=r"(?s)min_coverage.*experts"):
         coverage.require(0.9)

@@ -35,8 +35,9 @@ from ..utils.finite import is_finite
 from ..utils.hashing import digest
 from ..utils.logging import ProgressBar, tqdm
 from ..utils.work_folder import WorkFolder, work_folder
-from .block_quantizer import QuantizerSettings, decide
+from .block_quantizer import QuantizerSettings
 from .decisions import dtype_of, in_float32, rounding_errors
+from .quantize_block import decide
 from .targets import find_targets
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -18,12 +18,14 @@ from ..execution.gathering import gather_group_inputs
 from ..execution.group_inputs import NotReached
 from ..execution.interceptor import TargetInputs
 from ..execution.token_rows import row_mask
+from ..nn.experts_module import LinearExperts
 from ..recipes import Recipe
 from ..report.summary import BlockSummary
 from ..scheme import Plan
 from ..token_weights.base import SubBlock, TokenWeights
 from ..utils.finite import is_finite
-from .decisions import BlockDecisions, cast_like, dtype_of, folded_view, in_float32, packed, rounded
+from .decisions import BlockDecisions, cast_like, dtype_of, folded_view, in_float32, rounded
+from .experts import StackStep, gather_routed
 from .reconstruction import BlockReconstruction
 from .steps import GroupContext, Pass, passes
 
@@ -50,57 +52,6 @@ class QuantizerSettings:
     seed: int = 0
 
 
-@dataclass
-class BlockResult:
-    """A quantized block.
-
-    Attributes:
-        module: with packed linears.
-        schemes: path of each of them in the block → how it is stored.
-        summary: of the decisions.
-        state: of the token weights, after the block.
-    """
-
-    module: nn.Module
-    schemes: Plan
-    summary: BlockSummary
-    state: Mapping[str, int] = field(default_factory=dict)
-
-
-def quantize_block(
-    block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
-) -> BlockResult:
-    """Packs a block's linears. Arguments as in [`decide`]; the block is not changed."""
-    if not schemes:
-        return BlockResult(copy.deepcopy(block), {}, BlockSummary(path), settings.token_weights.state())
-    decisions, summary = decide(block, path, schemes, inputs, settings)
-    module = cast_like(packed(in_float32(block), decisions, dtype_of(block, schemes), path), block)
-    return BlockResult(module, decisions.schemes, summary, settings.token_weights.state())
-
-
-def decide(
-    block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
-) -> tuple[BlockDecisions, BlockSummary]:
-    """Makes the decisions for a block. Arguments as in [`BlockQuantizer`], but `inputs` may hold no sample.
-
-    If a sample is not finite on the way, it is left out, and the block is begun again without it.
-    """
-    recipe, token_weights = settings.recipe, settings.token_weights
-    before, left_out = token_weights.state(), []
-    while recipe.calibrates and inputs.full:
-        token_weights.restore(before)
-        quantizer = BlockQuantizer(block, path, schemes, inputs, settings)
-        try:
-            decisions = quantizer.decide()
-        except NotFinite as found:
-            left_out.append((found.sample, f"{found.where} in {path}"))
-            inputs.leave_out(dict(left_out[-1:]))
-        else:
-            quantizer.summary.left_out = left_out
-            return decisions, quantizer.summary
-    return BlockDecisions(schemes, recipe.include_zero), BlockSummary(path, left_out=left_out)
-
-
 class BlockQuantizer:
     """Makes the decisions for one block.
 
@@ -123,6 +74,8 @@ class BlockQuantizer:
         self.validation = samples[::VALIDATION_EVERY] if self.recipe.validate else []
         self.calibration = [sample for sample in samples if sample not in self.validation] or self.validation
         self.wanted: dict[int, Tensor] = {}
+        experts = (name for name, module in block.named_modules() if isinstance(module, LinearExperts))
+        self.stacks = {stack: [name for name in schemes if name.startswith(f"{stack}.")] for stack in experts}
 
     def decide(self) -> BlockDecisions:
         """Makes the decisions, and describes them in `summary`.
@@ -134,7 +87,7 @@ class BlockQuantizer:
         decisions = self.nothing
         example = self.inputs.full[self.calibration[0]].to(next(self.block.parameters()).device)
         groups = self.settings.finder.groups(self.block, example.args, example.kwargs)
-        alone = set(self.schemes).difference(*(group.linears for group in groups))
+        alone = set(self.schemes).difference(*(group.linears for group in groups), *self.stacks.values())
         self.summary.to_nearest = dict.fromkeys(sorted(alone), "it runs several times in one call, or never")
         for steps in passes(self.recipe):
             decisions = self._pass(groups, steps, decisions)
@@ -172,7 +125,46 @@ class BlockQuantizer:
                 self.summary.to_nearest.update(dict.fromkeys(schemes, str(found)))
                 continue
             decisions = self._group(context, decisions, steps, blocks, done)
+        if steps.rounds:
+            for stack, names in self.stacks.items():
+                if names:
+                    decisions = self._stack(stack, names, decisions, steps, original, full, done)
         return decisions.after(earlier)
+
+    def _stack(
+        self,
+        stack: str,
+        names: list[str],
+        decisions: BlockDecisions,
+        steps: Pass,
+        original: nn.Module,
+        full: nn.Module,
+        done: list[str],
+    ) -> BlockDecisions:
+        """Quantizes all experts of a stack as one step, and keeps that if it does not raise the validation error."""
+        blocks = full, self._rounded(original, decisions, done)
+        done += names
+        schemes = {name: self.schemes[name] for name in names}
+        group = Group(tuple(names), stack, None, ())
+        context = GroupContext(
+            original, group, schemes, [], self.recipe, self.dtype, foldable=False, path=self.summary.path
+        )
+        step = StackStep(stack, context)
+        try:
+            candidate = step(gather_routed(stack, blocks, self.inputs, self.calibration), decisions)
+        except NotReached as found:
+            self.summary.to_nearest.update(dict.fromkeys(names, str(found)))
+            return decisions
+        if candidate is None:
+            return decisions
+        level = self._validation_error(original, decisions, done)
+        if self._lower(f"experts {stack}", original, candidate, done, level) is None:
+            return decisions
+        if steps.uses_validation_samples and self.validation:
+            samples = [*self.calibration, *self.validation]
+            candidate = step(gather_routed(stack, blocks, self.inputs, samples), decisions) or candidate
+        self.summary.averaged[stack] = len(step.averaged)
+        return candidate
 
     def _group(
         self,
@@ -188,15 +180,8 @@ class BlockQuantizer:
             candidate = step(context, decisions)
             if candidate is None:
                 continue
-            what = f"{step.name} {', '.join(context.members)}"
-            try:
-                new_level = self._validation_error(context.block, candidate, done)
-            except NotFinite:
-                self._note(False, f"{what} (its output is not finite)")
-                continue
-            better = new_level < level or not self.validation
-            self._note(better, what)
-            if not better:
+            new_level = self._lower(f"{step.name} {', '.join(context.members)}", context.block, candidate, done, level)
+            if new_level is None:
                 continue
             if steps.uses_validation_samples and self.validation:
                 # Validation is over, so these samples now join the calibration data.
@@ -204,6 +189,19 @@ class BlockQuantizer:
                     candidate = step(self._gather(context, decisions, blocks, self.validation), decisions) or decisions
             decisions, level = candidate, new_level
         return decisions
+
+    def _lower(
+        self, what: str, original: nn.Module, candidate: BlockDecisions, done: list[str], level: float
+    ) -> float | None:
+        """Returns the candidate's validation error if it is below `level` or there is none to measure; else None."""
+        try:
+            new_level = self._validation_error(original, candidate, done)
+        except NotFinite:
+            self._note(False, f"{what} (its output is not finite)")
+            return None
+        better = new_level < level or not self.validation
+        self._note(better, what)
+        return new_level if better else None
 
     def _gather(
         self,

@@ -20,7 +20,7 @@ from ..report.summary import BlockSummary
 from ..scheme import Plan, Rotation, plan_to_dict
 from ..utils.hashing import digest
 from ..utils.work_folder import work_folder
-from .block_quantizer import BlockResult
+from .quantize_block import BlockResult
 
 FORMAT = 2
 """Version of a finished block's facts."""

@@ -223,16 +223,17 @@ class Gptq:
                 targets[name] = weight + recipe.asymmetric * hessian.solve(drift @ weight.T).T
         del drift  # as large as H
         for name, weight in targets.items():
-            rounding = self._codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
+            rounding = self.codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight
                 rounding = replace(rounding, source=None)
             roundings[name] = rounding
         return decisions.with_roundings(roundings)
 
     @staticmethod
-    def _codes(
+    def codes(
         name: str, weight: Tensor, hessian: Hessian, arguments: dict[str, Any], context: GroupContext
     ) -> QuantizedWeight:
+        """Returns the codes of one linear whose target weight is `weight`."""
         layer = context.name_of(name)
         if not context.recipe.clipping:
             return gptq_codes(weight, hessian, minmax_grid(weight, **arguments), layer)
@@ -277,6 +278,11 @@ class Pass:
 
     steps: tuple[Step, ...]
     uses_validation_samples: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether grids are clipped or codes chosen in this pass, and not scales alone."""
+        return clip in self.steps or gptq in self.steps
 
 
 def passes(recipe: Recipe) -> list[Pass]:

@@ -17,8 +17,9 @@ from ..loading.tied_embeddings import replace as replace_everywhere
 from ..nn.linear import QAIGLinear
 from ..report.summary import BlockSummary
 from ..scheme import Plan
-from .block_quantizer import BlockResult, QuantizerSettings, quantize_block
+from .block_quantizer import QuantizerSettings
 from .embeddings import quantize_embedding
+from .quantize_block import BlockResult, quantize_block
 from .resume import BlockStore
 from .row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
 from .targets import Target

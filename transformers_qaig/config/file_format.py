@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..nn.experts_layout import split_path
 from ..scheme import is_int
 from ..utils.quote import quote
 from .deprecated import CALIBRATION, PLACEMENT, is_old, translate
@@ -13,7 +14,7 @@ QUANT_METHOD = "qaig"
 FORMAT_VERSION = 2
 """The newest version of config.json and the packed tensors that this package reads."""
 FORMATS = {1: "0.1.0", 2: "0.2.0"}
-"""Version → the first release of transformers-qaig that reads it. 2 has `budget` and changed recipes."""
+"""Version → the first release of transformers-qaig that reads it. 2 has `budget`, changed recipes and experts."""
 
 RUN_ONLY = ("calibration", "dataset", *(name for name in CALIBRATION if name != "min_coverage"), *PLACEMENT)
 """Arguments for one run only, by today's and 0.1's names: never written, never taken from a file."""
@@ -39,7 +40,8 @@ def check_format(version: Any, needs: Any = None) -> None:
 
 def format_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the oldest format version that can hold these settings, so that older releases can read the file."""
-    version = 2 if "budget" in settings or isinstance(settings["recipe"], Mapping) else 1
+    has_experts = any(split_path(path) for path in settings.get("plan") or ())
+    version = 2 if "budget" in settings or isinstance(settings["recipe"], Mapping) or has_experts else 1
     return {"format_version": version, "needs_version": FORMATS[version]}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.experts_module import LinearExperts
 from .fold import Group, absorb, fold
 from .trace import Read, Trace, fresh, input_of, random_twin, record, restored, tensors
 
@@ -37,8 +38,8 @@ def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         seed: Of the random weights and scales.
 
     Returns:
-        Groups in execution order. A linear that this call does not run, or runs more than once, is in none of them. A
-        group that nothing can absorb a scale for has `producer=None`.
+        Groups in execution order. A linear that this call does not run, or runs more than once, is in none of them, and
+        neither is one of a stack of experts. A group that nothing can absorb a scale for has `producer=None`.
     """
     device = next((t.device for t in tensors((args, dict(kwargs)))), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)  # the CPU's: the same groups on every device
@@ -50,7 +51,11 @@ def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
             return twin(*call_args, **call_kwargs), call_args, call_kwargs  # a block may also write to its arguments
 
         trace = record(twin, run)
-        return [_group_of(read, trace, twin, run, generator) for read in trace.reads]
+        experts = tuple(f"{name}." for name, module in twin.named_modules() if isinstance(module, LinearExperts))
+        reads = [read for read in trace.reads if not read.linears[0].startswith(experts)]
+        for name in [name for name in trace.first_run if name.startswith(experts)]:
+            del trace.first_run[name]
+        return [_group_of(read, trace, twin, run, generator) for read in reads]
 
 
 def _group_of(read: Read, trace: Trace, block: nn.Module, run: Callable[[], Any], generator: torch.Generator) -> Group:

@@ -3,6 +3,7 @@
 - `packing`: codes to int32 words and back, the names of the layouts, the shapes of a weight's tensors.
 - `cuda_layout`: the checkpoint layout to that of the CUDA kernels and back.
 - `hadamard`: the rotation of a layer's input.
+- `experts`: a stack of experts' weights, and their product with routed rows in plain torch.
 - `reference`: `Weight`, its values, and products with it in plain torch.
 - `checks`: what every operator checks of its arguments.
 

@@ -11,10 +11,15 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
 from ..formats.packing import SCALE_DTYPES, packed_shapes
-from ..nn.packed_module import PackedModule
+from ..nn.experts import QAIGExperts
+from ..nn.experts_checks import packed_expert_shapes
+from ..nn.experts_layout import expert_path, split_path
+from ..plan.experts import EVERY
 from ..scheme import Plan
 from ..utils.quote import quote
-from .local_names import is_class_that_saved, lacks_part, loader_naming, loading_conversions, merging, packed_paths
+from .conversions import loading_conversions
+from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths
+from .packed_modules import packed_modules
 from .shards import StoredTensor, read_headers
 
 FEW = 100  # weights, which other checks look at in a moment
@@ -35,6 +40,7 @@ def check_number(plan: Collection[str], files: Sequence[str]) -> None:
         ValueError: the plan names far more weights than are stored.
     """
     stored = set(packed_paths(files))
+    plan = list(dict.fromkeys(map(_stored_path, plan)))
     if files and len(plan) > 2 * len(stored) + FEW:
         ends = {_end(path) for path in stored}  # classes of models name the parts above differently
         other = next((path for path in plan if _end(path) not in ends), next(iter(plan)))
@@ -42,6 +48,12 @@ def check_number(plan: Collection[str], files: Sequence[str]) -> None:
             f"The plan in config.json packs {len(plan):,} weights, such as {quote(other)}, and the files hold "
             f"{len(stored):,}: the checkpoint is damaged."
         )
+
+
+def _stored_path(path: str) -> str:
+    """Returns what a path in a plan is counted as: the experts of a stack are stored together."""
+    parts = split_path(path)
+    return path if parts is None else expert_path(parts[0], EVERY, parts[2])
 
 
 def _end(path: str) -> tuple[str, ...]:
@@ -67,13 +79,15 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
             cannot be read.
     """
     expected = {}
-    for path, scheme in plan.items():
-        module = model.get_submodule(path)
-        assert isinstance(module, PackedModule)
-        sizes = module.out_features, module.in_features
-        shapes = packed_shapes(*sizes, scheme.bits, scheme.group_size, scheme.sym)
+    for path, module in packed_modules(model, plan).items():
+        if isinstance(module, QAIGExperts):
+            shapes = packed_expert_shapes(module)
+        else:
+            sizes = module.out_features, module.in_features
+            shapes = packed_shapes(*sizes, module.bits, module.group_size, module.sym)
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
     names = {name.rpartition(".")[2] for name in expected} | {"weight_zero_point"}
+    names |= {name.replace("_scale", "_zero_point") for name in names}
 
     complete, modules = is_class_that_saved(model), dict(model.named_modules())
     headers, problems = read_headers(files, loader_naming(model), merging(model))
@@ -97,7 +111,7 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
             problems.append(f"{key} has type {dtype} in {file}, expected {' or '.join(map(str, allowed))}")
     tied = model.all_tied_weights_keys
     problems += [f"{key} is stored twice: it is tied to {tied[key]}" for key in found if tied.get(key) in found]
-    problems += _odd_halves({key: headers[key] for key in found if key.endswith(".weight_scale")}, "scales")
+    problems += _odd_halves({key: headers[key] for key in found if key.endswith("_scale")}, "scales")
     problems += _single_half({key: headers[key] for key in headers.keys() & state_dict.keys() - found})
     problems += [f"{key} is missing" for key in expected if key not in found and tied.get(key) not in found]
     if complete:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..nn.experts_layout import split_path
 from ..scheme import Plan
 from .local_names import LocalPlan
 
@@ -27,7 +28,8 @@ def guard_key(plan: Iterable[str]) -> str:
     weights. The empty tensor does not fit the linear that it then builds, so loading stops.
     """
     # Deep in the model: neither a head, which a base model does not have, nor a tensor that may be tied to another.
-    return f"{min(plan, key=lambda path: (-path.count('.'), path))}.weight"
+    linears = [path for path in plan if split_path(path) is None] or list(plan)
+    return f"{min(linears, key=lambda path: (-path.count('.'), path))}.weight"
 
 
 def guard_tensors(plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:

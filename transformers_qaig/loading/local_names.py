@@ -18,14 +18,11 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
 
+from ..nn.experts_layout import PROJECTIONS, ExpertsLayout, expert_path, find_experts, split_path
+from ..plan.experts import EVERY, expand_path, owner
 from ..scheme import Plan, WeightScheme
 from ..structure import are_tied, find_input_embeddings, find_lm_head
-from .arguments import loading_arguments
-
-
-def loading_conversions(model: PreTrainedModel) -> list[WeightTransform]:
-    """Lists what the loader does to the names and tensors of `model`: the caller's `key_mapping`, then its own."""
-    return get_model_conversion_mapping(model, loading_arguments().get("key_mapping"))
+from .conversions import loading_conversions, sparing_packed
 
 
 def loader_naming(
@@ -104,24 +101,18 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
         ValueError: a path is neither a linear nor the embeddings of this model; two paths are the same one; or this
             class has a module for none.
     """
-    modules, table = dict(model.named_modules()), find_input_embeddings(model).module
+    modules, table, stacks = dict(model.named_modules()), find_input_embeddings(model).module, find_experts(model)
     local = LocalPlan(names=local_paths(plan, model, files))
     for path, scheme in plan.items():
         name = local.names[path]
         if not is_class_that_saved(model) and lacks_part(modules, name):
             local.absent.append(name)
             continue
-        module = modules.get(name)
-        if type(module) is not nn.Linear and not (isinstance(module, nn.Embedding) and module is table):
-            raise ValueError(
-                f"The plan in config.json packs {path!r}, which is neither a linear layer nor the embeddings of "
-                f"{type(model).__name__}: the checkpoint is damaged or belongs to another architecture."
-            )
-        if isinstance(module, nn.Embedding) and scheme.rotation is not None:
-            raise ValueError(f"The plan in config.json rotates {path!r}, and embeddings cannot be: it is damaged.")
-        if name in local.plan:
-            raise ValueError(f"The plan in config.json packs {name!r} twice (again as {path!r}): it is damaged.")
-        local.plan[name] = scheme
+        for each in expand_path(name, stacks):
+            _check_local(path, each, scheme, modules, table, stacks, type(model).__name__)
+            if each in local.plan:
+                raise ValueError(f"The plan in config.json packs {each!r} twice (again as {path!r}): it is damaged.")
+            local.plan[each] = scheme
     if not local.plan:
         raise ValueError(
             f"{type(model).__name__} has no module for any weight that the plan in config.json packs, such as "
@@ -136,33 +127,77 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
     return local
 
 
+def _check_local(
+    path: str,
+    name: str,
+    scheme: WeightScheme,
+    modules: Mapping[str, nn.Module],
+    table: nn.Module | None,
+    stacks: Mapping[str, ExpertsLayout],
+    model: str,
+) -> None:
+    """Raises `ValueError` unless `name`, which the plan calls `path`, can be packed as `scheme` says."""
+    module, is_expert = modules.get(name), _is_expert(name, stacks)
+    is_table = isinstance(module, nn.Embedding) and module is table
+    if type(module) is not nn.Linear and not is_table and not is_expert:
+        raise ValueError(
+            f"The plan in config.json packs {path!r}, which is neither a linear layer nor an expert nor the embeddings "
+            f"of {model}: the checkpoint is damaged or belongs to another architecture."
+        )
+    if scheme.rotation is not None and (is_table or is_expert):
+        what = "embeddings" if is_table else "experts"
+        raise ValueError(f"The plan in config.json rotates {path!r}, and {what} cannot be: it is damaged.")
+
+
 def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[str] = ()) -> dict[str, str]:
     """Returns every path of modules in a checkpoint → its name in `model`. Arguments as in [`localise`]."""
-    modules = dict(model.named_modules())
+    modules, stacks = dict(model.named_modules()), find_experts(model)
     name_of = loader_naming(model)
-    names = {path: path if path in modules else _weight_name(name_of, path) for path in paths}
-    if all(name in modules for name in names.values()) or is_class_that_saved(model):
+    known = modules.keys() | stacks.keys()
+    names = {path: path if owner(path, stacks) in known else _weight_name(name_of, path) for path in paths}
+    if all(owner(name, stacks) in known for name in names.values()) or is_class_that_saved(model):
         return names
     saver = _model_that_saved(files)
     if saver is None:
         return names
-    name_there = loader_naming(saver, conversions=get_model_conversion_mapping(saver))
+    name_there = loader_naming(saver, conversions=sparing_packed(get_model_conversion_mapping(saver)))
     stored = {_weight_name(name_there, path): _weight_name(name_of, path) for path in packed_paths(files)}
     return {path: stored.get(path, name) for path, name in names.items()}
 
 
 def _weight_name(name_of: Callable[[str], str], path: str) -> str:
-    return name_of(f"{path}.weight").removesuffix(".weight")
+    parts = split_path(path)
+    if parts is None:
+        return name_of(f"{path}.weight").removesuffix(".weight")
+    stack, expert, projection = parts  # a stack's tensors have names of their own
+    renamed = name_of(f"{stack}.{projection}_packed").removesuffix(f".{projection}_packed")
+    return expert_path(renamed, expert, projection)
+
+
+def _is_expert(path: str, stacks: Mapping[str, ExpertsLayout]) -> bool:
+    """Whether a path names a weight of an expert that there is."""
+    parts = split_path(path)
+    layout = None if parts is None else stacks.get(parts[0])
+    if parts is None or layout is None:
+        return False
+    return parts[1] in map(str, range(layout.num_experts)) and parts[2] in layout.projections
 
 
 def packed_paths(files: Sequence[str]) -> list[str]:
-    """Lists what is packed, by its names in the files."""
-    ending = ".weight_packed"
-    paths = []
+    """Lists what is packed, by its names in the files; `….experts.*.down_proj` stands for a projection of a stack."""
+    paths: list[str] = []
     for file in files:
         with safe_open(file, "pt") as stored:
-            paths += [key.removesuffix(ending) for key in stored.keys() if key.endswith(ending)]
+            paths += filter(None, map(_packed_path, stored.keys()))
     return paths
+
+
+def _packed_path(key: str) -> str | None:
+    path, _, name = key.rpartition(".")
+    if name == "weight_packed":
+        return path
+    projection = name.removesuffix("_packed")
+    return expert_path(path, EVERY, projection) if projection != name and projection in PROJECTIONS else None
 
 
 def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
@@ -189,7 +224,8 @@ def ignored_patterns(model: PreTrainedModel, absent: list[str]) -> set[str]:
     """Returns regular expressions of the packed tensors of missing parts, so that the loader ignores them."""
     modules = dict(model.named_modules())
     parts = {_missing_part(modules, path) for path in absent}
-    return {rf"(^|\.){re.escape(part)}\.(.*\.)?weight_(packed|scale|zero_point|shape)$" for part in parts}
+    ends = r"(weight_(packed|scale|zero_point|shape)|(gate|up|down)_proj_(packed|scale|zero_point))$"
+    return {rf"(^|\.){re.escape(part)}\.(.*\.)?{ends}" for part in parts}
 
 
 def _missing_part(modules: Mapping[str, nn.Module], path: str) -> str:

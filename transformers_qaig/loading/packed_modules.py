@@ -11,8 +11,12 @@ from transformers import PreTrainedModel
 
 from ..nn.checks import check_finite, check_packed
 from ..nn.embedding import QAIGEmbedding
+from ..nn.experts import QAIGExperts
+from ..nn.experts_checks import check_packed_experts
+from ..nn.experts_layout import find_experts
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
+from ..plan.experts import owner
 from ..scheme import Plan
 from ..utils.finite import buffers_with_nan
 from ..utils.logging import tqdm
@@ -34,8 +38,13 @@ def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.
         if not tensor.is_meta:
             tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
     ties = model.all_tied_weights_keys
-    for path in sorted(plan, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
-        check_packed(_packed(model, path), path, negative_scales=False)
+    packed = packed_modules(model, plan)
+    for path in sorted(packed, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
+        module = packed[path]
+        if isinstance(module, QAIGExperts):
+            check_packed_experts(module, path, negative_scales=False)
+        else:
+            check_packed(module, path, negative_scales=False)
     for name, parameter in model.named_parameters():
         check_finite(parameter, name)
     for name in buffers_with_nan(model):
@@ -44,8 +53,9 @@ def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.
 
 def prepare(model: nn.Module, plan: Plan) -> None:
     """Converts the packed modules to the layout of their device's kernels, one after the other."""
-    for path in tqdm(plan, desc="Preparing packed layers", unit="layer", leave=False):
-        _packed(model, path).prepare()
+    modules = packed_modules(model, plan).values()
+    for module in tqdm(modules, desc="Preparing packed layers", unit="layer", leave=False):
+        module.prepare()
 
 
 def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None) -> None:
@@ -59,15 +69,15 @@ def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None
     Raises:
         ValueError: some weights are offloaded; nothing was changed.
     """
-    absent = [path for path in plan if _packed(model, path).weight_packed.is_meta]
+    modules = packed_modules(model, plan)
+    absent = [path for path, module in modules.items() if module.is_offloaded]
     if absent:
         raise ValueError(
             f"dequantize() needs all packed weights in memory, and those of {absent[0]} (and {len(absent) - 1} "
             "others) are offloaded: load the model without offloading, as with `device_map='cpu'`."
         )
-    for path in plan:
-        packed = _packed(model, path)
-        if isinstance(packed, QAIGEmbedding):
+    for path, packed in modules.items():
+        if isinstance(packed, (QAIGEmbedding, QAIGExperts)):
             replace(model, packed, packed.to_dense(dtype))
             continue
         assert isinstance(packed, QAIGLinear)
@@ -80,7 +90,12 @@ def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None
     uninstall_tied_embeddings(model)
 
 
-def _packed(model: nn.Module, path: str) -> PackedModule:
-    module = model.get_submodule(path)
-    assert isinstance(module, PackedModule)
-    return module
+def packed_modules(model: nn.Module, plan: Plan) -> dict[str, PackedModule | QAIGExperts]:
+    """Returns the packed modules that hold the weights of `plan`, by path; a stack of experts is one of them."""
+    stacks = find_experts(model)
+    modules: dict[str, PackedModule | QAIGExperts] = {}
+    for path in dict.fromkeys(owner(path, stacks) for path in plan):
+        module = model.get_submodule(path)
+        assert isinstance(module, (PackedModule, QAIGExperts))
+        modules[path] = module
+    return modules

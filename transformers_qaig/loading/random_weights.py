@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from ..nn.experts_layout import find_experts
+from ..plan.experts import stored_as
 from .arguments import loading_arguments
 
 
@@ -21,7 +23,8 @@ def check_no_random_weights(model: nn.Module, paths: Iterable[str]) -> None:
     """
     info = loading_arguments().get("loading_info")
     random = set() if info is None else {name.removesuffix(".weight") for name in info.missing_and_mismatched()}
-    lost = sorted(path for path in paths if path.removesuffix(".weight") in random or _is_misshapen(model, path))
+    names = stored_as(paths, find_experts(model))
+    lost = sorted(path for path in names if path.removesuffix(".weight") in random or _is_misshapen(model, path))
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ValueError(

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear, get_linear
 from ..plan.allocate import SchemeOption, allocate
+from ..plan.experts import owner
 from ..scheme import Plan, WeightScheme
+from .experts import skeleton_experts
 from .tied_embeddings import install_tied_embeddings, replace
 
 
@@ -24,7 +26,10 @@ def pack_modules(model: PreTrainedModel, plan: Plan) -> None:
     Raises:
         ValueError: a scheme that its weight cannot have.
     """
+    stacks = skeleton_experts(model, plan)
     for path, scheme in plan.items():
+        if owner(path, stacks) in stacks:
+            continue
         try:
             _pack(model, path, scheme)
         except ValueError as error:

@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-ACTIVATION_BITS = 10
-BIAS = 4
-"""Positions among the arguments of `qaig::linear`."""
-
 
 class ForwardModeLibrary(torch.library.Library):
     """A library whose autograd kernels carry tangents along.
@@ -45,14 +41,16 @@ def _with_tangents(
         primal, tangent = forward_ad.unpack_dual(value) if isinstance(value, Tensor) else (value, None)
         primals.append(primal)
         tangents.append(tangent)
-    with_bias = len(primals) > ACTIVATION_BITS
+    names = [argument.name for argument in op._schema.arguments]
+    linear_in = {0, names.index("bias")} if "bias" in names else {0}
     moving = [index for index, tangent in enumerate(tangents) if tangent is not None]
     if not moving:
         return kernel(keyset, x, *args)
-    if not set(moving) <= ({0, BIAS} if with_bias else {0}):
+    if not set(moving) <= linear_in:
         raise NotImplementedError("a packed weight is a constant: its tensors must have no tangent")
     arguments = [torch.zeros_like(primals[0]) if tangents[0] is None else tangents[0], *primals[1:]]
-    if with_bias:
-        arguments[BIAS] = tangents[BIAS]
-        arguments[ACTIVATION_BITS] = 16  # as gradients do, tangents go straight through the rounding
+    if "bias" in names:
+        arguments[names.index("bias")] = tangents[names.index("bias")]
+    if "activation_bits" in names:  # as gradients do, tangents go straight through the rounding
+        arguments[names.index("activation_bits")] = 16
     return forward_ad.make_dual(op(*primals), op(*arguments))

@@ -1,33 +1,15 @@
 """`PackedModule`: holds a weight as packed integers, and preserves them through moves, casts and files."""
 
-import functools
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor, nn
 
 from ..formats.packing import CHECKPOINT_LAYOUT, SCALE_DTYPES, pack_zero_point, packed_shapes
 from ..formats.reference import Weight, dequantize
 from . import ops
-
-_order_lock = threading.RLock()  # one for all modules: some share their tensors, and a module's own could not be copied
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+from .packed_tensors import PackedTensors, frozen, has_offload_hook, one_thread_at_a_time
 
 
-def _one_thread_at_a_time(method: _Method) -> _Method:
-    """Locks a method that changes the layout of packed tensors, or reads them together with `layout`."""
-
-    @functools.wraps(method)
-    def locked(*args: Any, **kwargs: Any) -> Any:
-        with _order_lock:
-            return method(*args, **kwargs)
-
-    return locked  # type: ignore[return-value]
-
-
-class PackedModule(nn.Module):
+class PackedModule(PackedTensors):
     """The base of [`QAIGLinear`] and [`QAIGEmbedding`]: a weight packed to `bits` bits per value.
 
     With N = `out_features` rows, K = `in_features` columns, b = `bits` and G = K / `group_size` (1 if that is -1):
@@ -94,7 +76,7 @@ class PackedModule(nn.Module):
         if sym:
             self.register_parameter("weight_zero_point", None)
 
-    @_one_thread_at_a_time
+    @one_thread_at_a_time
     def prepare(self) -> bool:
         """Converts the packed tensors to the layout of the device's fastest kernels; needs memory for one more layer.
 
@@ -108,19 +90,18 @@ class PackedModule(nn.Module):
         """
         if self.layout != CHECKPOINT_LAYOUT:
             return True
-        offloaded = any(_is_offloaded(module) for module in self._sharing())
+        offloaded = any(has_offload_hook(module) for module in self._sharing())
         layout = CHECKPOINT_LAYOUT if offloaded else ops.kernel_layout(self.weight_packed.device, self.bits)
         if layout == CHECKPOINT_LAYOUT:
             return False
-        packed, scale, zero = torch.ops.qaig.repack(*self._weight())
-        self._replace_packed(packed, scale, zero, layout)
+        self._replace_packed(self._named(*torch.ops.qaig.repack(*self._weight())), layout)
         return True
 
-    @_one_thread_at_a_time
+    @one_thread_at_a_time
     def unprepare(self) -> None:
         """Converts the packed tensors back to the checkpoint layout."""
         if self.layout != CHECKPOINT_LAYOUT:
-            self._replace_packed(*self._in_checkpoint_layout(), CHECKPOINT_LAYOUT)
+            self._replace_packed(self._in_checkpoint_layout(), CHECKPOINT_LAYOUT)
 
     def _weight(self) -> Weight:
         return Weight(
@@ -134,14 +115,17 @@ class PackedModule(nn.Module):
             self.layout,
         )
 
-    def _in_checkpoint_layout(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _in_checkpoint_layout(self) -> dict[str, Tensor]:
         """Returns packed words, scales and zero points of a prepared layer in the checkpoint layout."""
         packed, scale, zero = torch.ops.qaig.repack(*self._weight())
-        return packed, scale, zero if self.sym else pack_zero_point(zero, self.bits)
+        return self._named(packed, scale, zero if self.sym else pack_zero_point(zero, self.bits))
 
-    def _replace_packed(self, packed: Tensor, scale: Tensor, zero: Tensor, layout: int) -> None:
-        tensors = {"weight_packed": packed, "weight_scale": scale, "weight_zero_point": None if self.sym else zero}
-        parameters = {name: None if tensor is None else frozen(tensor) for name, tensor in tensors.items()}
+    def _named(self, packed: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
+        named = {"weight_packed": packed, "weight_scale": scale}
+        return named if self.sym else {**named, "weight_zero_point": zero}
+
+    def _replace_packed(self, tensors: dict[str, Tensor], layout: int) -> None:
+        parameters = {name: frozen(tensor) for name, tensor in tensors.items()}
         for module in self._sharing():
             for name, parameter in parameters.items():
                 setattr(module, name, parameter)
@@ -163,84 +147,9 @@ class PackedModule(nn.Module):
         """
         return self._stand_in(0)
 
-    def _stand_in(self, *shape: int) -> Tensor:
-        """Makes a tensor without elements, marked so that a model's `_init_weights` leaves it alone."""
-        tensor = torch.empty(shape, dtype=self.compute_dtype, device=self.weight_packed.device)
-        if not torch.compiler.is_compiling():
-            tensor._is_hf_initialized = True  # type: ignore[attr-defined]
-        return tensor
-
     def requires_grad_(self, requires_grad: bool = True) -> "PackedModule":
         """Does nothing: packed tensors are never trainable."""
         return self
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Freezes the parameter that it registers: Transformers' loader passes every floating tensor as trainable."""
-        if param is not None:
-            param.requires_grad_(False)
-        super().register_parameter(name, param)
-
-    @_one_thread_at_a_time
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModule":
-        """Applies `fn` to move the packed tensors but not to cast them; a new device gets its kernels' layout."""
-        probe = fn(self.weight)
-        prepared = self.layout != CHECKPOINT_LAYOUT
-        if prepared and probe.device != self.weight_packed.device:
-            self.unprepare()
-        packed = {id(self._parameters[name]) for name in self._packed_names()}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if id(tensor) in packed and moved.dtype != tensor.dtype:
-                return tensor.to(moved.device)
-            return moved
-
-        super()._apply(move, recurse)
-        self.compute_dtype = probe.dtype if probe.dtype.is_floating_point else self.compute_dtype
-        if prepared:
-            self.prepare()
-        return self
-
-    @_one_thread_at_a_time
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Saves as `nn.Module` does, always in the checkpoint layout."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.layout != CHECKPOINT_LAYOUT:
-            packed, scale, zero = self._in_checkpoint_layout()
-            destination[prefix + "weight_packed"], destination[prefix + "weight_scale"] = packed, scale
-            if not self.sym:
-                destination[prefix + "weight_zero_point"] = zero
-
-    @_one_thread_at_a_time
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any, strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        """Loads as `nn.Module` does, but a packed tensor of another dtype is an error: copying would cast it silently.
-
-        A prepared layer is prepared again afterwards.
-        """
-        prepared = self.layout != CHECKPOINT_LAYOUT
-        self.unprepare()
-        for name in self._packed_names():
-            value, own = state_dict.get(prefix + name), self._parameters[name]
-            if value is not None and own is not None and value.dtype != own.dtype:
-                error_msgs.append(f"{prefix}{name} has dtype {value.dtype}, but the layer was made for {own.dtype}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if prepared and not error_msgs:
-            self.prepare()
-
     def _packed_names(self) -> list[str]:
         return [name for name in self._parameters if name != "bias"]
-
-
-def _is_offloaded(module: nn.Module) -> bool:
-    hook = getattr(module, "_hf_hook", None)
-    return any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
-
-
-def frozen(tensor: Tensor) -> nn.Parameter:
-    """Makes a Parameter without a gradient: integers cannot have one."""
-    return nn.Parameter(tensor, requires_grad=False)

@@ -42,3 +42,14 @@ LIBRARY.define(
     "int group_size, int layout) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+for _name in ("experts_linear", "experts_linear_reference"):
+    LIBRARY.define(
+        f"{_name}(Tensor x, Tensor offsets, Tensor packed, Tensor scale, Tensor? zero, int[] bits, int out_features, "
+        "int group_size, int activation_bits, int layout) -> Tensor",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+LIBRARY.define(
+    "experts_linear_grad_input(Tensor grad, Tensor offsets, Tensor packed, Tensor scale, Tensor? zero, int[] bits, "
+    "int in_features, int group_size, int layout) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)

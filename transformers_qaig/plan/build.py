@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from ..config import QAIGConfig
 from ..config.size import parse_size
 from ..nn.embedding import why_not_packed
+from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..scheme import MIN_GROUP_SIZE, Plan
 from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from .allocate import SchemeOption
 from .coverage import BLOCKS, Coverage, PartSize
+from .experts import check_stacks, owner, stack_sizes, stored_as
 from .schemes import SKIPPED, SchemeResolver
+from .weights import weights_in, why_not
 
 logger = get_logger(__name__)
 
+TABLES, EXPERTS = "embeddings and heads", "experts"
+"""What is not rotated."""
 SHAPE_BITS = 2 * 64
 """Every packed weight is stored with its shape, two int64."""
 
@@ -62,19 +67,20 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     options: dict[str, list[SchemeOption]] = {}
     blocks = find_decoder_blocks(model)
     candidates = None if config.plan is not None else config.candidates
-    tied = _tied_names(model)
-    for path, parameter, reason in _weights(blocks):
+    stacks, tied = find_experts(model), _tied_names(model)
+    for path, parameter, reason in weights_in(blocks, stacks):
         coverage.total += parameter.numel()
-        if other := tied.get(f"{path}.weight", tied.get(path)):
+        if other := _tied_to(path, tied, stacks):
             reason = f"one tensor with {other}, which stays as it is"
-        found, reason = requests.options(path, parameter, reason, candidates)
+        unrotated = EXPERTS if owner(path, stacks) != path else ""
+        found, reason = requests.options(path, parameter, reason, candidates, unrotated)
         if reason:
             coverage.skipped[path] = (parameter.numel(), reason)
             coverage.excluded += parameter.numel() if reason == SKIPPED else 0
             continue
         options[path] = found
         coverage.packed += parameter.numel()
-    outside = {**_vision(model, requests), **_tables(model, requests)}
+    outside = {**_vision(model, requests, stacks), **_tables(model, requests)}
     example = next(iter(options), next(iter(coverage.skipped), "nothing"))
     requests.check(example)
     if not options:
@@ -82,7 +88,9 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
         why = f": {largest[0]} is {largest[1][1]}" if largest[0] else ""
         raise SettingError(f"No weight of the language model's blocks can be packed{why}.")
     coverage.extra_plan = {path: option.scheme for path, option in outside.items()}
+    check_stacks(stacks, {path: choices[0].scheme for path, choices in options.items()}, coverage.extra_plan)
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
+    sizes |= stack_sizes(stacks, outside, {*options, *outside})
     _measure(model, coverage, blocks, sizes)
     return options, coverage
 
@@ -93,16 +101,12 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     return {one: other for pair in ties.items() for one, other in (pair, pair[::-1])}
 
 
-def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """Yields every parameter of two or more dims in `modules`: its path, and why it cannot be packed, if so."""
-    for prefix, module in modules.items():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim >= 2:
-                path = f"{prefix}.{name}".removesuffix(".weight")
-                yield path, parameter, _why_not(module.get_submodule(name.rpartition(".")[0]), name)
+def _tied_to(path: str, tied: Mapping[str, str], stacks: Mapping[str, ExpertsLayout]) -> str:
+    """Returns the parameter that a weight is one tensor with; empty if there is none."""
+    return next((tied[name] for name in (f"{path}.weight", *stored_as([path], stacks)) if name in tied), "")
 
 
-def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOption]:
+def _vision(model: nn.Module, requests: SchemeResolver, stacks: Mapping[str, ExpertsLayout]) -> dict[str, SchemeOption]:
     """Lists the tower's and the projector's linears that are to be packed."""
     bits = requests.config.vision_bits
     if bits is None and not requests.given:
@@ -115,8 +119,9 @@ def _vision(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
             raise SettingError(f"`vision_bits={bits}`: {error}") from error
         return {}
     packed = {}
-    for path, parameter, reason in _weights(modules):
-        options, reason = requests.options(path, parameter, reason, candidates)
+    for path, parameter, reason in weights_in(modules, stacks):
+        unrotated = EXPERTS if owner(path, stacks) != path else ""
+        options, reason = requests.options(path, parameter, reason, candidates, unrotated)
         if options:
             packed[path] = options[0]
         elif bits is not None:
@@ -147,7 +152,7 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
             raise SettingError(f"{' and '.join(given) or f'`plan[{found.path!r}]`'}: {reason}.")
         assert found.module is not None
         candidates = None if bits is None else [config.scheme(bits)]
-        options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, is_table=True)
+        options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, TABLES)
         if options:
             packed[found.path] = options[0]
     schemes = [packed[found.path].scheme if found.path in packed else None for found in (table, head)]
@@ -171,7 +176,7 @@ def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
         if min(found.module.weight.shape) < MIN_GROUP_SIZE:
             reason = f"{found.path} is of {tuple(found.module.weight.shape)}: too small to be worth packing"
     else:
-        reason = _why_not(found.module, "weight")
+        reason = why_not(found.module, "weight", found.path, {})
     if tied and getattr(found.module, "bias", None) is not None:
         reason = f"{found.path} has a bias and is tied"
     ties = getattr(model, "all_tied_weights_keys", {}).items()
@@ -239,17 +244,6 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
             "`candidates` or a larger `group_size`."
         )
     return limit
-
-
-def _why_not(owner: nn.Module, name: str) -> str:
-    """Returns why this weight cannot be packed; empty if it can."""
-    if type(owner) is not nn.Linear:
-        return f"a parameter of {type(owner).__name__}, not of nn.Linear"
-    if not name.endswith("weight"):
-        return "not the weight of its linear"
-    if min(owner.in_features, owner.out_features) < MIN_GROUP_SIZE:
-        return f"a linear of {owner.in_features} → {owner.out_features}: too small to be worth packing"
-    return ""
 
 
 def _part(name: str) -> str:

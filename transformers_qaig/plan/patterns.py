@@ -18,10 +18,13 @@ from collections import Counter
 from collections.abc import Iterable
 from fnmatch import translate
 
+import torch
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from ..nn.experts_layout import find_experts
 from ..utils.suggestion import did_you_mean
+from .experts import expert_weights
 
 BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 """A boundary of names. Transformers 5.17 has none: there `"layers.1"` would reach `"layers.11"`."""
@@ -33,7 +36,12 @@ class ModelNames:
     def __init__(self, model: nn.Module):
         modules = (path for path, _ in model.named_modules() if path)
         parameters = (path.removesuffix(".weight") for path, _ in model.named_parameters(remove_duplicate=False))
-        self.paths = list(dict.fromkeys([*modules, *parameters]))
+        experts = (
+            path
+            for stack, layout in find_experts(model).items()
+            for path, *_ in expert_weights(stack, layout, torch.float32)
+        )
+        self.paths = list(dict.fromkeys([*modules, *parameters, *experts]))
 
     def matching(self, pattern: str) -> set[str]:
         """Returns all paths that a pattern reaches; empty if it matches nothing in this model."""

@@ -15,6 +15,7 @@ from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from ..utils.quote import quote
 from .allocate import SchemeOption
+from .experts import expand
 from .patterns import ModelNames
 
 logger = get_logger(__name__)
@@ -46,7 +47,7 @@ class SchemeResolver:
         overrides = config.overrides or {}
         self.overrides = dict(zip(overrides, _matches(names, overrides, "overrides")))
         self.unused = set(overrides)
-        self.plan = {} if config.plan is None else parse_plan(config.plan, config.activation_bits)
+        self.plan = {} if config.plan is None else expand(parse_plan(config.plan, config.activation_bits), model)
         self.given = set(self.plan)
         self.refitted: set[tuple[int, int]] = set()
 
@@ -56,7 +57,7 @@ class SchemeResolver:
         weight: Tensor,
         reason: str,
         candidates: list[WeightScheme] | None,
-        is_table: bool = False,
+        unrotated: str = "",
     ) -> tuple[list[SchemeOption], str]:
         """Returns the ways to store one weight, or none and why it stays as it is.
 
@@ -65,8 +66,7 @@ class SchemeResolver:
             weight: `[N, K]`, may be on the meta device.
             reason: why it cannot be packed; empty if it can.
             candidates: schemes to choose from, unless the given plan names the weight; None if there are none.
-            is_table: whether it is embeddings, whose rows are looked up as they are, or a head, whose input is not
-                rotated.
+            unrotated: what it is, if its input is not rotated: `"experts"`, `"embeddings and heads"`.
         """
         config = self.config
         if path in self.skipped:  # also of a given plan
@@ -85,18 +85,18 @@ class SchemeResolver:
                 changes = value if isinstance(value, dict) else {"bits": value}
                 candidates = [replace(scheme, **changes) for scheme in candidates]
         rows, columns = weight.shape
-        schemes = [self._rotated(self._fitted(scheme, columns), columns, path, is_table) for scheme in candidates]
+        schemes = [self._rotated(self._fitted(scheme, columns), columns, path, unrotated) for scheme in candidates]
         sizes = {scheme: scheme.stored_bits(rows, columns, 8 * weight.element_size()) for scheme in schemes}
         return [SchemeOption(scheme, size, float("nan")) for scheme, size in sizes.items()], ""
 
-    def _rotated(self, scheme: WeightScheme, columns: int, path: str, is_table: bool) -> WeightScheme:
+    def _rotated(self, scheme: WeightScheme, columns: int, path: str, unrotated: str) -> WeightScheme:
         """Returns the scheme with the configuration's rotation; one of a given plan is checked and stays."""
         if scheme.rotation is None:
-            wanted = self.config.plan is None and self.config.rotates and not is_table
+            wanted = self.config.plan is None and self.config.rotates and not unrotated
             block = fit_block(columns, BLOCK) if wanted else None
             return scheme if block is None else replace(scheme, rotation=Rotation(block, self.config.seed))
-        if is_table:
-            raise SettingError(f"plan[{path!r}]: embeddings and heads are not rotated; remove its `rotation`.")
+        if unrotated:
+            raise SettingError(f"plan[{path!r}]: {unrotated} are not rotated; remove its `rotation`.")
         try:
             scheme.rotation.check(columns)
         except ValueError as error:

@@ -30,6 +30,7 @@ class BlockSummary:
         resumed: taken from the work folder.
         left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
         to_nearest: linear that was rounded to nearest although the recipe calibrates → why.
+        averaged: stack of experts → how many of them saw too few tokens, and were rounded by the mean of the stack.
     """
 
     path: str
@@ -41,6 +42,7 @@ class BlockSummary:
     resumed: bool = False
     left_out: list[tuple[int, str]] = field(default_factory=list)
     to_nearest: dict[str, str] = field(default_factory=dict)
+    averaged: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,6 +94,8 @@ class QuantizationReport:
         if accepted or rejected:
             why = ": no gain on validation samples" if rejected else ""
             facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
+        if averaged := sum(sum(block.averaged.values()) for block in self.blocks):
+            facts.append(("experts", f"{averaged} saw too few tokens, and were rounded by the mean of their stacks"))
         if to_nearest := self._to_nearest():
             reasons = Counter(to_nearest.values()).most_common()
             shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)

@@ -25,8 +25,9 @@ from transformers.core_model_loading import (
 
 from ..config import QAIGConfig
 from ..loading.arguments import loading_arguments
-from ..loading.local_names import loading_conversions
+from ..loading.conversions import loading_conversions, sparing_packed
 from ..loading.text_config import mark_text_config
+from ..nn.experts_layout import split_path
 
 
 def try_saving(
@@ -105,13 +106,14 @@ def _try_names(
     saved = {name: _renamed(name, back) for name in sorted(tensors)}
     own = skeleton.state_dict()
     loading = loading_conversions(skeleton)
+    owners = {path if (parts := split_path(path)) is None else parts[0] for path in plan} | set(plan)
     for name, (key, taken) in sorted(saved.items(), key=lambda item: item[1][0]):
         again, taken_again = _renamed(key, loading, skeleton.base_model_prefix, own)
         again = key if again not in own and key in own else again  # as the loader does
         taken = taken or taken_again
         of_packing = name not in full or full[name].shape != tensors[name].shape  # a bias may be joined with others
         lost = taken is not None or (name in own and again != name)  # a guard is recognised by its ending
-        if of_packing and lost and name.rpartition(".")[0] in plan:
+        if of_packing and lost and name.rpartition(".")[0] in owners:
             raise ValueError(
                 f"{name} would not come back from a saved file: Transformers' conversion of {type(skeleton).__name__} "
                 f"weights {f'({taken}) takes it for its own' if taken else f'makes it {again}'}. Leave its module out "
@@ -119,7 +121,7 @@ def _try_names(
             )
     if not any(isinstance(entry, WeightConverter) for entry in used):
         return
-    before, after = (_shapes_saved(skeleton, used, given) for given in (full, dict(tensors)))
+    before, after = _shapes_saved(model, used, full), _shapes_saved(skeleton, used, dict(tensors))
     for name, shape in after.items():
         if shape.numel() and before.get(name, shape) != shape:  # a guard has none
             raise ValueError(
@@ -130,26 +132,32 @@ def _try_names(
 
 
 def _shapes_saved(
-    skeleton: PreTrainedModel, used: list[WeightTransform], tensors: dict[str, Tensor]
+    model: PreTrainedModel, used: list[WeightTransform], tensors: dict[str, Tensor]
 ) -> dict[str, torch.Size]:
     """Returns the shapes that Transformers would write for the tensors; empty if the meta device cannot do it."""
-    skeleton._weight_conversions = used  # type: ignore[assignment]
+    before = vars(model).get("_weight_conversions")
+    model._weight_conversions = used  # type: ignore[assignment]
     try:
-        return {name: tensor.shape for name, tensor in revert_weight_conversion(skeleton, tensors).items()}
+        return {name: tensor.shape for name, tensor in revert_weight_conversion(model, tensors).items()}
     except NotImplementedError:
         return {}
     except Exception as error:  # any of the many conversions
         raise ValueError(
             f"save_pretrained would fail after the calibration: Transformers cannot convert the weights of "
-            f"{type(skeleton).__name__} back ({error}). Leave the modules it names out with `modules_to_not_convert`."
+            f"{type(model).__name__} back ({error}). Leave the modules it names out with `modules_to_not_convert`."
         ) from error
+    finally:
+        if before is None:
+            vars(model).pop("_weight_conversions", None)
+        else:
+            vars(model)["_weight_conversions"] = before
 
 
 def _used_conversions(model: PreTrainedModel, files: Sequence[str] | None) -> list[WeightTransform]:
     """Returns those of Transformers' conversions that something in the files needs: saving reverts these."""
     names = _names_in(files or ())
     if not names:  # what Transformers assumes of a model that was not loaded
-        assumed = get_model_conversion_mapping(model, add_legacy=False)
+        assumed = sparing_packed(get_model_conversion_mapping(model, add_legacy=False))
         return [entry for entry in assumed if not isinstance(entry, PrefixChange)]
     conversions = loading_conversions(model)
     own = model.state_dict()

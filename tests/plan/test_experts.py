@@ -1,0 +1,102 @@
+"""The weights of experts in a plan."""
+
+import pytest
+import transformers as hf
+from torch import nn
+
+from tests.experts import CONFIGS, TEXT, build, stack_of
+from transformers_qaig import QAIGConfig
+from transformers_qaig.nn.experts_layout import find_experts
+from transformers_qaig.plan.build import make_plan
+from transformers_qaig.plan.experts import compact, expand
+from transformers_qaig.scheme import plan_to_dict
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> nn.Module:
+    return build("mixtral")
+
+
+STACK = "model.layers.0.mlp.experts"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_expert_is_covered(name: str) -> None:
+    model = build(name)
+    plan, coverage = make_plan(model, QAIGConfig(group_size=32))
+    path, layout = stack_of(model)
+    wanted = {f"{path}.{e}.{name}" for e in range(layout.num_experts) for name in layout.projections}
+    assert wanted <= plan.keys()
+    assert not any("Experts" in reason for path, (_, reason) in coverage.skipped.items() if "bias" not in path)
+
+
+def test_sizes_are_those_of_the_stored_tensors(mixtral: nn.Module) -> None:
+    _, coverage = make_plan(mixtral, QAIGConfig(bits=4, group_size=32))
+    layout = find_experts(mixtral)[STACK]
+    experts = 4 * 3 * layout.hidden_size * layout.intermediate_size
+    attention = sum(p.numel() for p in mixtral.model.layers[0].self_attn.parameters())
+    assert coverage.packed == 2 * (experts + attention)
+    assert coverage.bits_per_weight == pytest.approx(4 + (32 + 4) / 32)
+    blocks = coverage.parts["language model's blocks"]
+    assert blocks.saved < 0.05 * blocks.full
+
+
+def test_experts_may_differ_in_width(mixtral: nn.Module) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3, overrides={f"{STACK}.2": 8, "*.experts.*.down_proj": 4}))
+    bits = [plan[f"{STACK}.{e}.{name}"].bits for e in (0, 2) for name in ("gate_proj", "down_proj")]
+    assert bits == [3, 4, 8, 4]
+
+
+@pytest.mark.parametrize("pattern", [f"{STACK}.3", f"{STACK}.3.up_proj", "*.experts.*.gate_proj"])
+def test_a_stack_is_packed_whole_or_not_at_all(mixtral: nn.Module, pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"experts of a stack are packed all together"):
+        make_plan(mixtral, QAIGConfig(modules_to_not_convert=[pattern]))
+
+
+@pytest.mark.parametrize("pattern", ["experts", STACK, "mlp"])
+def test_whole_stacks_can_be_left_out(mixtral: nn.Module, pattern: str) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(modules_to_not_convert=[pattern]))
+    assert f"{STACK}.0.up_proj" not in plan
+
+
+@pytest.mark.parametrize("change", [{"group_size": 64}, {"sym": True}])
+def test_experts_of_a_stack_share_group_size_and_symmetry(mixtral: nn.Module, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="may differ in `bits` only"):
+        make_plan(mixtral, QAIGConfig(group_size=32, overrides={f"{STACK}.1": change}))
+
+
+def test_a_short_plan_names_the_projections_of_a_stack_once(mixtral: nn.Module) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3, overrides={f"{STACK}.2.up_proj": 8}))
+    short = compact(plan, mixtral)
+    assert f"{STACK}.*.down_proj" in short
+    assert f"{STACK}.2.up_proj" in short
+    assert len(short) < len(plan)
+    assert expand(short, mixtral) == plan
+
+
+def test_a_given_plan_may_be_short(mixtral: nn.Module) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
+    again, _ = make_plan(mixtral, QAIGConfig(plan=plan_to_dict(compact(plan, mixtral))))
+    assert again == plan
+
+
+def test_a_plan_cannot_rotate_experts(mixtral: nn.Module) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
+    rotated = {**plan_to_dict(plan)}
+    rotated[f"{STACK}.1.up_proj"] = {**rotated[f"{STACK}.1.up_proj"], "rotation": {"block": 16, "seed": 0}}
+    with pytest.raises(ValueError, match="experts are not rotated"):
+        make_plan(mixtral, QAIGConfig(plan=rotated))
+
+
+def test_routers_that_are_linears_are_never_packed() -> None:
+    config = hf.Gemma4TextConfig(
+        **{**TEXT, "head_dim": 16, "global_head_dim": 16}, enable_moe_block=True, num_experts=64, top_k_experts=2,
+        moe_intermediate_size=32, hidden_size_per_layer_input=0, vocab_size_per_layer_input=32,
+    )  # fmt: skip
+    model = hf.AutoModelForCausalLM.from_config(config)
+    routers = [path for path, module in model.named_modules() if path.endswith("router.proj")]
+    assert type(model.get_submodule(routers[0])) is nn.Linear
+    plan, coverage = make_plan(model, QAIGConfig(group_size=32))
+    assert not set(routers) & set(plan)
+    assert coverage.skipped[routers[0]][1] == "a router: it chooses the experts"
+    assert any("experts" in path for path in plan)

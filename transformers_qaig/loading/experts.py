@@ -1,0 +1,87 @@
+"""Stacks of experts on their way: linears while they are calibrated, packed experts afterwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..nn.experts import QAIGExperts
+from ..nn.experts_layout import ExpertsLayout, find_experts
+from ..nn.experts_module import LinearExperts
+from ..plan.experts import stack_schemes
+from ..scheme import Plan
+
+_TOKENS = 4
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def skeleton_experts(model: nn.Module, plan: Plan) -> set[str]:
+    """Puts packed experts without content in the places of the stacks that `plan` names.
+
+    Returns:
+        the paths of those stacks.
+
+    Raises:
+        ValueError: a stack is named in part, or cannot be stored so.
+    """
+    packed = set()
+    for stack, layout in find_experts(model).items():
+        if schemes := stack_schemes(stack, layout, plan):
+            model.set_submodule(stack, QAIGExperts.like(model.get_submodule(stack), schemes, device="meta"))
+            packed.add(stack)
+    return packed
+
+
+def linearize_experts(model: PreTrainedModel, plan: Plan) -> None:
+    """Puts linears in the places of the stacks that `plan` names. Their weights are views: nothing is copied.
+
+    Args:
+        model: with its weights, on the CPU.
+        plan: names the weights of a stack all together.
+
+    Raises:
+        ValueError: the linears do not compute what the model's own class does.
+    """
+    for stack, layout in find_experts(model).items():
+        if not stack_schemes(stack, layout, plan):
+            continue
+        original = model.get_submodule(stack)
+        linears = LinearExperts.of(original)
+        _check_alike(stack, layout, original, linears)
+        model.set_submodule(stack, linears)
+
+
+@torch.no_grad()
+def _check_alike(stack: str, layout: ExpertsLayout, original: nn.Module, linears: LinearExperts) -> None:
+    """Raises `ValueError` if both give different outputs for a few random tokens."""
+    example = original.get_parameter("down_proj")
+    if example.is_meta:
+        return
+    inputs = _random_inputs(layout, example)
+    wanted, got = original(*inputs).double(), linears(*inputs).double()
+    size = wanted.abs().max()
+    if torch.isfinite(size) and not (wanted - got).abs().max() <= _TOLERANCE[example.dtype] * size:
+        raise ValueError(
+            f"{stack}: {type(original).__name__} does not run its experts as others do, so they cannot be packed. "
+            "Leave them out with `modules_to_not_convert`."
+        )
+
+
+def _random_inputs(layout: ExpertsLayout, like: Tensor) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    count = layout.num_experts
+    tokens = _TOKENS if layout.is_routed else _TOKENS * count
+    hidden = torch.randn(tokens, layout.hidden_size, generator=generator).to(like)
+    if not layout.is_routed:
+        return (hidden,)
+    chosen = torch.rand(tokens, count, generator=generator).topk(min(2, count)).indices
+    weights = torch.rand(tokens, chosen.shape[1], generator=generator).to(like)
+    return hidden, chosen, weights
+
+
+def stack_experts(model: PreTrainedModel) -> None:
+    """Joins the packed linears of each stack to packed experts."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LinearExperts):
+            model.set_submodule(path, QAIGExperts.from_linears(module))

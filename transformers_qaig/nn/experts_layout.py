@@ -1,0 +1,186 @@
+"""Finds how a module stores a stack of experts, by its attributes and by the shapes of its 3-D parameters."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""Names of an expert's weights in a plan: `….experts.{e}.gate_proj`."""
+_PATH = re.compile(rf"(?P<stack>.+)\.(?P<expert>\d+|\*)\.(?P<projection>{'|'.join(PROJECTIONS)})")
+_ROUTED = 3  # arguments of a forward that gets hidden states, indices and weights
+
+
+@dataclass(frozen=True)
+class ExpertsLayout:
+    """How a module stores its experts.
+
+    Attributes:
+        num_experts: E.
+        hidden_size: channels of an expert's input and output.
+        intermediate_size: channels between its projections.
+        fused: whether gate and up are one parameter, `gate_up_proj`.
+        transposed: whether a weight is `[K, N]`, not `[N, K]`.
+        interleaved: whether the rows of a fused parameter are gate, up, gate, up, not all of gate before all of up.
+        has_gate: whether there is a gate.
+        has_bias: whether `gate_up_proj_bias` (or `up_proj_bias`) and `down_proj_bias` are added.
+        has_norm: whether `post_expert_norm` follows each expert.
+        arguments: names of the arguments of the module's forward.
+    """
+
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    fused: bool
+    transposed: bool
+    interleaved: bool
+    has_gate: bool
+    has_bias: bool
+    has_norm: bool
+    arguments: tuple[str, ...]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The names of an expert's weights."""
+        return PROJECTIONS if self.has_gate else PROJECTIONS[1:]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the 3-D parameters that hold them."""
+        return ("gate_up_proj", "down_proj") if self.fused else self.projections
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the forward takes hidden states, indices and weights of the chosen experts.
+
+        Otherwise it takes `[E * T, H]`: the rows of each expert, one expert after the other.
+        """
+        return len(self.arguments) == _ROUTED
+
+    def shape(self, projection: str) -> tuple[int, int]:
+        """Returns output and input channels of a projection."""
+        wide, narrow = self.hidden_size, self.intermediate_size
+        return (wide, narrow) if projection == "down_proj" else (narrow, wide)
+
+    def stacked_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Returns the names and shapes of the 3-D parameters."""
+        shapes = {}
+        for name in self.parameters:
+            rows, columns = self.shape(name)
+            rows *= 2 if name == "gate_up_proj" else 1
+            shapes[name] = (self.num_experts, *((columns, rows) if self.transposed else (rows, columns)))
+        return shapes
+
+    def weight(self, module: nn.Module, expert: int, projection: str) -> Tensor:
+        """Returns a view `[N, K]` of an expert's weight in the stack."""
+        name = projection if projection in self.parameters else "gate_up_proj"
+        stacked = module.get_parameter(name).data[expert]
+        rows = stacked.t() if self.transposed else stacked
+        if name == projection:
+            return rows
+        second = projection == "up_proj"
+        if self.interleaved:
+            return rows[second::2]
+        size = self.intermediate_size
+        return rows[size:] if second else rows[:size]
+
+    def fuse(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Joins the outputs of gate and up along their last dimension, as the module's `_apply_gate` takes them."""
+        if self.interleaved:
+            return torch.stack((gate, up), -1).flatten(-2)
+        return torch.cat((gate, up), -1)
+
+
+def experts_layout(module: nn.Module) -> ExpertsLayout | None:
+    """Returns how `module` stores a stack of experts; None if it is none, or of an unknown kind.
+
+    A class that Transformers' `use_experts_implementation` decorates says so in its attributes. Of others, the shapes
+    of the parameters and the arguments of the forward tell.
+
+    Args:
+        module: may be on the meta device.
+    """
+    stacked = {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
+    down, fused = stacked.get("down_proj"), "gate_up_proj" in stacked
+    first = stacked.get("gate_up_proj") or stacked.get("up_proj")
+    if down is None or first is None or down[0] != first[0]:
+        return None
+    gated = fused or "gate_proj" in stacked
+    if "gate_proj" in stacked and (fused or stacked["gate_proj"] != first):
+        return None
+    wanted = {"gate_up_proj", "down_proj"} if fused else {"gate_proj", "up_proj", "down_proj"} if gated else set()
+    if set(stacked) != (wanted or {"up_proj", "down_proj"}):
+        return None
+    transposed = _is_transposed(module, first, down, fused)
+    arguments = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    if transposed is None or len(arguments) not in (1, _ROUTED) or not _can_gate(module, gated):
+        return None
+    hidden, inner = (down[2], down[1]) if transposed else (down[1], down[2])
+    rows, columns = (first[2], first[1]) if transposed else (first[1], first[2])
+    if rows != inner * (1 + fused) or columns != hidden:
+        return None
+    has_bias = bool(getattr(module, "has_bias", "down_proj_bias" in module._parameters))
+    return ExpertsLayout(
+        num_experts=down[0],
+        hidden_size=hidden,
+        intermediate_size=inner,
+        fused=fused,
+        transposed=transposed,
+        interleaved=fused and not getattr(module, "is_concatenated", True),
+        has_gate=gated,
+        has_bias=has_bias,
+        has_norm=bool(getattr(module, "has_post_expert_norm", False)),
+        arguments=arguments,
+    )
+
+
+def _is_transposed(module: nn.Module, first: tuple[int, ...], down: tuple[int, ...], fused: bool) -> bool | None:
+    said = getattr(module, "is_transposed", None)
+    if said is not None:
+        return bool(said)
+    if not fused:
+        return None  # both would fit
+    return first[1] != 2 * down[2] or first[2] != down[1]
+
+
+def _can_gate(module: nn.Module, gated: bool) -> bool:
+    return callable(getattr(module, "act_fn", None)) or (gated and hasattr(module, "_apply_gate"))
+
+
+def find_experts(model: nn.Module) -> dict[str, ExpertsLayout]:
+    """Finds every stack of experts in a model, by path; packed ones too."""
+    found = {path: _made_here(module) or experts_layout(module) for path, module in model.named_modules()}
+    return {path: layout for path, layout in found.items() if layout is not None}
+
+
+def _made_here(module: nn.Module) -> ExpertsLayout | None:
+    """Returns the layout that a packed stack, or one of linears, was made from."""
+    layout = vars(module).get("stack")
+    return layout if isinstance(layout, ExpertsLayout) else None
+
+
+def expert_path(stack: str, expert: int | str, projection: str) -> str:
+    """Returns the path of an expert's weight in a plan."""
+    return f"{stack}.{expert}.{projection}"
+
+
+def split_path(path: str) -> tuple[str, str, str] | None:
+    """Splits the path of an expert's weight into stack, expert and projection; None for another path."""
+    match = _PATH.fullmatch(path)
+    return None if match is None else (match["stack"], match["expert"], match["projection"])
+
+
+def stacks_in(paths: Iterable[str], stacks: Iterable[str]) -> dict[str, list[str]]:
+    """Groups those paths that lie in one of `stacks`, by stack."""
+    found: dict[str, list[str]] = {}
+    known = set(stacks)
+    for path in paths:
+        parts = split_path(path)
+        if parts is not None and parts[0] in known:
+            found.setdefault(parts[0], []).append(path)
+    return found
