@@ -95,7 +95,7 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Drawing needs matplotlib: `pip install transformers-qaig[demo]`.") from error
+        raise ImportError("Drawing needs matplotlib: `pip install matplotlib`.") from error
     entries = [entry for entry in as_json(rows) if entry.get("kl", {"mean": 0.0})["mean"] > 0]
     if not entries:
         raise ValueError("no row has a KL above 0: there is nothing to draw.")

@@ -73,7 +73,7 @@ def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> No
         from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Heatmaps need matplotlib: `pip install transformers-qaig[demo]`.") from error
+        raise ImportError("Heatmaps need matplotlib: `pip install matplotlib`.") from error
 
     arrays = [item.arrays() for item in items]
     weights = np.concatenate([w for w, _ in arrays])
