@@ -1,7 +1,9 @@
-"""Transformers' conversions of a model's weights, kept from taking packed tensors for those that they merge or split.
+"""Transformers' conversions of a model's weights, kept from taking packed tensors for those that they change.
 
 A conversion whose pattern ends with `q_proj` also matches `q_proj.weight_packed`. It would merge the words of three
-layers, and split them on loading. Renamings stay: they change where a module is called, for all of its tensors.
+layers, and split them on loading. Renamings change where a module is called, for all of its tensors. But one of
+`.gate_proj.` also matches `.gate_proj_packed`, because its dots stand for any character. So a renaming sees the path of
+a stack of experts, and not the names of its tensors.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from transformers.core_model_loading import WeightConverter, WeightTransform
 
 from .arguments import loading_arguments
 
-_PACKED = re.compile(
-    r"\.weight_(?:packed|scale|zero_point|shape)$|\.(?:gate|up|down)_proj_(?:packed|scale|zero_point)$"
-)
+_LINEAR = re.compile(r"\.weight_(?:packed|scale|zero_point|shape)$")
+_STACK = re.compile(r"\.(?:gate|up|down)_proj_(?:packed|scale|zero_point)$")
+_TENSOR = "packed_tensor"
+"""Stands for the name of a stack's tensor; no pattern matches it."""
 
 
 def is_packed_name(name: str) -> bool:
     """Whether a tensor of this name is a packed one, in a file or in a model."""
-    return _PACKED.search(name) is not None
+    return _LINEAR.search(name) is not None or _STACK.search(name) is not None
 
 
 def loading_conversions(model: PreTrainedModel) -> list[WeightTransform]:
@@ -34,24 +37,31 @@ def loading_conversions(model: PreTrainedModel) -> list[WeightTransform]:
 
 
 def sparing_packed(conversions: Iterable[WeightTransform]) -> list[WeightTransform]:
-    """Returns the conversions with copies of those that merge or split; the copies leave packed tensors alone."""
-    return [_sparing(entry) if isinstance(entry, WeightConverter) else entry for entry in conversions]
+    """Returns copies of the conversions that leave packed tensors alone, except that modules are renamed."""
+    return [_sparing(entry) for entry in conversions]
 
 
-def _sparing(converter: WeightConverter) -> WeightConverter:
-    if getattr(type(converter), "spares_packed", False):
-        return converter
-    made = copy.copy(converter)
-    made.__class__ = _sparing_class(type(converter))  # type: ignore[arg-type]
+def _sparing(entry: WeightTransform) -> WeightTransform:
+    if getattr(type(entry), "spares_packed", False):
+        return entry
+    made = copy.copy(entry)
+    made.__class__ = _sparing_class(type(entry))  # type: ignore[arg-type]
     return made
 
 
 @cache
-def _sparing_class(original: type[WeightConverter]) -> type[WeightConverter]:
-    """Makes a subclass; Transformers makes reversed copies of a converter by its class, so saving spares them, too."""
+def _sparing_class(original: type[WeightTransform]) -> type[WeightTransform]:
+    """Makes a subclass; Transformers makes reversed copies of an entry by its class, so saving spares them, too."""
+    converts = issubclass(original, WeightConverter)
 
     def rename_source_key(self: Any, source_key: str) -> tuple[str, str | None]:
-        return (source_key, None) if is_packed_name(source_key) else original.rename_source_key(self, source_key)
+        if converts and is_packed_name(source_key):
+            return source_key, None
+        if _STACK.search(source_key) is None:
+            return original.rename_source_key(self, source_key)
+        stack, _, tensor = source_key.rpartition(".")
+        renamed, pattern = original.rename_source_key(self, f"{stack}.{_TENSOR}")
+        return renamed.removesuffix(_TENSOR) + tensor, pattern
 
     return type(
         f"{original.__name__}SparingPacked",
