@@ -18,8 +18,9 @@
 
 #include <vector>
 
-#include "cpu/types.h"
+#include "cpu/hadamard.h"
 #include "cpu/repack.h"
+#include "cpu/types.h"
 
 namespace qaig {
 
@@ -56,16 +57,18 @@ public:
           words(batches * batch_words),
           scales(batches * batch_sums),
           sums(batches * batch_sums),
+          signs(sign_words(l.rotation, l.weight.shape.in_features)),
           planes(batches),
           skipped(l.rows) {}
 
     const bool quads;  // else pairs
     const int64_t batch_rows, batches, batch_words, batch_sums;
-    Buffer<uint32_t> words;        // quads or pairs, [batches][batch_words]
-    Buffer<float> scales;          // [batches][segments][2 parts][R]
-    Buffer<int32_t> sums;          // of q over a segment, [batches][segments][2 parts][R]
-    std::vector<uint8_t> planes;   // of each batch
-    std::vector<uint8_t> skipped;  // rows that are zeros here and left to `linear_in_float32`
+    Buffer<uint32_t> words;             // quads or pairs, [batches][batch_words]
+    Buffer<float> scales;               // [batches][segments][2 parts][R]
+    Buffer<int32_t> sums;               // of q over a segment, [batches][segments][2 parts][R]
+    const std::vector<uint64_t> signs;  // of the rotation
+    std::vector<uint8_t> planes;        // of each batch
+    std::vector<uint8_t> skipped;       // rows that are zeros here and left to `linear_in_float32`
 };
 
 inline float from_bits(uint32_t bits) {

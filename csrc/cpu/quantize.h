@@ -1,12 +1,9 @@
 // Turning x into integers: what every instruction set does alike.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "cpu/activations.h"
-#include "cpu/parallel.h"
-#include "cpu/hadamard.h"
 
 namespace qaig {
 
@@ -28,7 +25,7 @@ struct WordByWord {
     }
 };
 
-// Fills `a`. Values is one row of one segment as an instruction set holds it:
+// Fills the batches [begin, end) of `a`. Values is one row of one segment as an instruction set holds it:
 //
 //   Values(const Linear&, int64_t row, const Segment&)
 //   uint32_t largest() const                  bits of the largest absolute value; NaN and infinity are larger than any
@@ -42,15 +39,14 @@ struct WordByWord {
 //   static void rotate(const Linear&, int64_t row, const uint64_t* signs, float* out)
 //   static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out)
 template <class Values>
-void quantize_with(const Linear& l, Activations& a) {
+void quantize_with(const Linear& l, Activations& a, int64_t begin, int64_t end) {
     const Shape& shape = l.weight.shape;
-    const std::vector<uint64_t> signs = sign_words(l.rotation, shape.in_features);
     const auto quantize_batch = [&](int64_t batch, float* rotated) {
         const int64_t R = a.batch_rows, row0 = batch * R, rows = std::min(R, l.rows - row0);
         Linear from = l;
         if (l.rotation.block) {
             for (int64_t m = 0; m < rows; m++) {
-                Values::rotate(l, row0 + m, signs.data(), rotated + m * shape.in_features);
+                Values::rotate(l, row0 + m, a.signs.data(), rotated + m * shape.in_features);
             }
             from.x = rotated;
             from.type = Scalar::f32;
@@ -104,14 +100,10 @@ void quantize_with(const Linear& l, Activations& a) {
             }
         }
     };
-    parallel_chunks(l.parallel, a.batches, 1, [&] {
-        const int64_t floats = l.rotation.block ? a.batch_rows * shape.in_features : 0;
-        return [&, rotated = std::make_shared<Buffer<float>>(floats)](int64_t begin, int64_t end) {
-            for (int64_t batch = begin; batch < end; batch++) {
-                quantize_batch(batch, rotated->data());
-            }
-        };
-    });
+    const Buffer<float> rotated(l.rotation.block ? a.batch_rows * shape.in_features : 0);
+    for (int64_t batch = begin; batch < end; batch++) {
+        quantize_batch(batch, rotated.data());
+    }
 }
 
 }  // namespace qaig

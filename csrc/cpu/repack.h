@@ -24,8 +24,11 @@ template <class T>
 class Buffer {
 public:
     explicit Buffer(int64_t size) {
+        if (size == 0) {
+            return;
+        }
         const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + 63) / 64 * 64;
-        memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes)));
+        memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
         if (!memory_) {
             throw std::bad_alloc();
         }

@@ -42,10 +42,6 @@ struct Linear {
     const float* bias;  // [out_features] or nullptr
     Rotation rotation;
     int activation_bits;  // 16 or 8
-    Parallel parallel;
 };
-
-// The kernels of one instruction set.
-using LinearKernel = void (*)(const Linear&);
 
 }  // namespace qaig

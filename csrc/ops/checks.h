@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -93,6 +94,17 @@ inline void check_tensor(const char* name, const Tensor& t, std::initializer_lis
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 inline int64_t words_for(int64_t codes, int64_t bits) { return (codes * bits + 31) / 32; }
+
+// Sums and products of sizes that come from outside: never more than the largest integer, which no tensor has.
+inline int64_t bounded_sum(int64_t a, int64_t b) {
+    int64_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
+}
+
+inline int64_t bounded_product(int64_t a, int64_t b) {
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
 
 // Channels of a group, from sizes that fit each other and in 31 bits: no product of two overflows.
 inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size) {

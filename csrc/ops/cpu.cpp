@@ -18,6 +18,7 @@
 #include "cpu/parallel.h"
 #include "cpu/repack.h"
 #include "ops/checks.h"
+#include "ops/cpu_weight.h"
 #include "ops/reference.h"
 
 namespace {
@@ -29,73 +30,16 @@ using qaig::check_rotation;
 using qaig::check_tensor;
 using qaig::dtype_name;
 using qaig::Optional;
+using qaig::PackedWeight;
 using qaig::reference_linear;
+using qaig::scalar;
 using qaig::ScalarType;
 using qaig::shape_of;
 using qaig::Tensor;
+using qaig::torch_threads;
 using qaig::words_for;
 
-enum Layout : int64_t { kCheckpointLayout = 0, kCpuLayout = 1 };
-
-// -- checks
-
-qaig::Shape checked_shape(int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size) {
-    const int64_t channels = qaig::checked_group(out_features, in_features, bits, group_size);
-    return {out_features, in_features, channels, static_cast<int>(bits)};
-}
-
-qaig::Scalar scalar(ScalarType type) {
-    return type == ScalarType::Half       ? qaig::Scalar::f16
-           : type == ScalarType::BFloat16 ? qaig::Scalar::bf16
-                                          : qaig::Scalar::f32;
-}
-
-// A packed weight whose tensors were checked; holds what it points to.
-struct PackedWeight {
-    PackedWeight(const Tensor& packed_, const Tensor& scale_, const Optional& zero_, int64_t out_features,
-                 int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {
-        const qaig::Shape s = checked_shape(out_features, in_features, bits, group_size);
-        STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCpuLayout, "layout=", layout,
-                        " belongs to another backend: the CPU reads 0 (the checkpoint layout) and 1 (its own)");
-        const bool in_checkpoint_layout = layout == kCheckpointLayout;
-        STD_TORCH_CHECK(in_checkpoint_layout || qaig::has_cpu_layout(s.bits),
-                        "layout=1 is for 2, 3, 4 and 8 bits, got bits=", bits);
-        if (in_checkpoint_layout) {
-            qaig::check_checkpoint_layout(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(),
-                                          qaig::kCpu);
-        } else {
-            check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, qaig::kTileRows}, {ScalarType::Int});
-            check_tensor("scale", scale_, {s.tiles(), s.groups(), qaig::kTileRows}, qaig::kScaleTypes);
-            if (zero_) {
-                check_tensor("zero", *zero_, {s.tiles(), s.groups(), qaig::kTileRows}, {ScalarType::Byte});
-            }
-        }
-        packed = as_contiguous(packed_);
-        scale = as_contiguous(scale_);
-        if (zero_) {
-            zero = as_contiguous(*zero_);
-        }
-        view = {s,
-                in_checkpoint_layout,
-                static_cast<const uint32_t*>(packed.const_data_ptr()),
-                scale.const_data_ptr(),
-                scalar(scale.scalar_type()),
-                zero ? zero->const_data_ptr() : nullptr};
-    }
-
-    Tensor packed, scale;
-    Optional zero;
-    qaig::Weight view;
-};
-
-// -- threads and memory
-
-qaig::Parallel torch_threads() {
-    const auto run = [](int64_t size, void* context, qaig::Body body) {
-        torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-    };
-    return {run, static_cast<int>(torch::stable::get_num_threads())};
-}
+// -- memory
 
 // Moves a tensor that was filled to huge pages: streaming through 4 KiB pages costs up to half of the memory's bandwidth.
 // Advice before it is filled would not do, because the memory is seldom new. Parts of a huge page before and after the
@@ -171,9 +115,9 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
         results.push_back(torch::stable::new_empty(x, y_shape));
         layers.push_back({weights[i].view, flat.const_data_ptr(), results[i].mutable_data_ptr(),
                           scalar(x.scalar_type()), x.numel() / in_features, bias[i] ? biases[i].data() : nullptr,
-                          rotations[i], static_cast<int>(activation_bits), torch_threads()});
+                          rotations[i], static_cast<int>(activation_bits)});
     }
-    qaig::linear(layers);
+    qaig::linear(layers, torch_threads());
     return results;
 }
 

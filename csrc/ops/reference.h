@@ -1,4 +1,4 @@
-// The linear operator in plain torch, for what has no kernel.
+// Operators in plain torch, for what has no kernel.
 #pragma once
 
 #include <array>
@@ -7,16 +7,20 @@
 
 namespace qaig {
 
+// Calls an operator that returns a tensor.
+template <class... Arguments>
+Tensor call_operator(const char* name, const Arguments&... arguments) {
+    std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 inline Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero,
                                const Optional& bias, int64_t rotation_block, int64_t rotation_seed,
                                int64_t out_features, int64_t bits, int64_t group_size, int64_t activation_bits,
                                int64_t layout) {
-    using torch::stable::detail::from;
-    std::array<StableIValue, 12> stack{from(x),    from(packed),         from(scale),           from(zero),
-                                       from(bias), from(rotation_block), from(rotation_seed),   from(out_features),
-                                       from(bits), from(group_size),     from(activation_bits), from(layout)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("qaig::linear_reference", "", stack.data(), TORCH_ABI_VERSION));
-    return torch::stable::detail::to<Tensor>(stack[0]);
+    return call_operator("qaig::linear_reference", x, packed, scale, zero, bias, rotation_block, rotation_seed,
+                         out_features, bits, group_size, activation_bits, layout);
 }
 
 }  // namespace qaig

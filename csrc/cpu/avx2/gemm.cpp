@@ -1,9 +1,6 @@
 // gemm with AVX2, for many rows of x. The codes of a tile and a segment are unpacked once, into the first-level cache, and
 // multiplied by every batch of rows: as bytes where both sides are small, else as 16-bit integers.
-#include <memory>
-
 #include "cpu/avx2/common.h"
-#include "cpu/parallel.h"
 
 #if defined(__x86_64__)
 
@@ -144,20 +141,16 @@ void gemm_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
 
 }  // namespace
 
-void gemm(const Linear& l, const Activations& a) {
-    const Shape& s = l.weight.shape;
+void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
-    parallel_chunks(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
-        return [&, reader = std::make_shared<TileReader>(l.weight),
-                out = std::make_shared<Buffer<float>>(block * a.batch_rows * kTileRows)](int64_t begin, int64_t end) {
-            for (int64_t b = 0; b < a.batches; b += block) {
-                for (int64_t t = begin; t < end; t++) {
-                    const auto tile = a.quads ? gemm_tile<Quads> : gemm_tile<Pairs>;
-                    tile(l, a, t, (*reader)(t), b, std::min(b + block, a.batches), out->data());
-                }
-            }
-        };
-    });
+    const auto tile = a.quads ? gemm_tile<Quads> : gemm_tile<Pairs>;
+    const TileReader reader(l.weight);
+    const Buffer<float> out(block * a.batch_rows * kTileRows);
+    for (int64_t b = 0; b < a.batches; b += block) {
+        for (int64_t t = begin; t < end; t++) {
+            tile(l, a, t, reader(t), b, std::min(b + block, a.batches), out.data());
+        }
+    }
 }
 
 }  // namespace qaig::avx2

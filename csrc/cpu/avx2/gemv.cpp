@@ -3,7 +3,6 @@
 // Codes of 2 to 4 bits take 8-bit products (VPMADDUBSW): two of them, and eight such sums, fit in 16 bits. Codes of 8
 // bits take 16-bit products (VPMADDWD).
 #include "cpu/avx2/common.h"
-#include "cpu/parallel.h"
 
 #if defined(__x86_64__)
 
@@ -133,15 +132,12 @@ GemvTile gemv_tile_of(int bits, int64_t rows, int planes) {
 
 }  // namespace
 
-void gemv(const Linear& l, const Activations& a) {
+void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const GemvTile tile = gemv_tile_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0]);
-    parallel_chunks(l.parallel, l.weight.shape.tiles(), tiles_per_chunk(l.weight.shape, l.parallel), [&] {
-        return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                tile(l, a, t, reader(t));
-            }
-        };
-    });
+    const TileReader reader(l.weight);
+    for (int64_t t = begin; t < end; t++) {
+        tile(l, a, t, reader(t));
+    }
 }
 
 }  // namespace qaig::avx2

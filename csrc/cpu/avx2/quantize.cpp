@@ -164,7 +164,7 @@ struct Values : WordByWord {
 
 }  // namespace
 
-void quantize(const Linear& l, Activations& a) { quantize_with<Values>(l, a); }
+void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end) { quantize_with<Values>(l, a, begin, end); }
 
 }  // namespace qaig::avx2
 

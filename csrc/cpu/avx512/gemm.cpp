@@ -3,7 +3,6 @@
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 
 #if defined(__x86_64__)
 
@@ -114,12 +113,12 @@ Multiply multiply_of(int64_t rows, int planes) {
     }
 }
 
-// Output channels of tiles t and t + 1 (if there is one) for the batches [b0, b1).
-void panel_rows(const Linear& l, const Activations& a, const TileReader (&readers)[kPanelTiles], int64_t t, int64_t b0,
-                int64_t b1, float* out) {
+// Output channels of the tiles [t, end), one or two, for the batches [b0, b1).
+void panel_rows(const Linear& l, const Activations& a, const TileReader (&readers)[kPanelTiles], int64_t t, int64_t end,
+                int64_t b0, int64_t b1, float* out) {
     const Shape& s = l.weight.shape;
     const int bits = kernel_bits(s.bits);
-    const int64_t rows = a.batch_rows, tiles = std::min<int64_t>(kPanelTiles, s.tiles() - t);
+    const int64_t rows = a.batch_rows, tiles = end - t;
     Tile tile[kPanelTiles];
     for (int c = 0; c < tiles; c++) {
         tile[c] = readers[c](t + c);
@@ -161,25 +160,15 @@ void panel_rows(const Linear& l, const Activations& a, const TileReader (&reader
 
 }  // namespace
 
-void gemm(const Linear& l, const Activations& a) {
-    const Shape& s = l.weight.shape;
+void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
-    const int64_t chunk = (tiles_per_chunk(s, l.parallel) + kPanelTiles - 1) / kPanelTiles * kPanelTiles;
-    parallel_chunks(l.parallel, s.tiles(), chunk, [&] {
-        struct Scratch {
-            TileReader readers[kPanelTiles];
-            Buffer<float> out;
-        };
-        auto scratch = std::make_shared<Scratch>(
-            Scratch{{TileReader(l.weight), TileReader(l.weight)}, Buffer<float>(block * a.batch_rows * kPanelRows)});
-        return [&, scratch](int64_t begin, int64_t end) {
-            for (int64_t b = 0; b < a.batches; b += block) {
-                for (int64_t t = begin; t < end; t += kPanelTiles) {
-                    panel_rows(l, a, scratch->readers, t, b, std::min(b + block, a.batches), scratch->out.data());
-                }
-            }
-        };
-    });
+    const TileReader readers[kPanelTiles] = {TileReader(l.weight), TileReader(l.weight)};
+    const Buffer<float> out(block * a.batch_rows * kPanelRows);
+    for (int64_t b = 0; b < a.batches; b += block) {
+        for (int64_t t = begin; t < end; t += kPanelTiles) {
+            panel_rows(l, a, readers, t, std::min(t + kPanelTiles, end), b, std::min(b + block, a.batches), out.data());
+        }
+    }
 }
 
 }  // namespace qaig::avx512

@@ -2,7 +2,6 @@
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 
 #if defined(__x86_64__)
 
@@ -108,51 +107,46 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
 }
 
 template <int B, int R, int P>
-void run(const Linear& l, const Activations& a) {
+void run(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const Shape& s = l.weight.shape;
-    parallel_chunks(l.parallel, s.tiles(), tiles_per_chunk(s, l.parallel), [&] {
-        return [&, reader = TileReader(l.weight)](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                __m512 out[R];
-                multiply<B, R, P>(l, a, reader(t), out);
-                const int64_t n = t * kTileRows;
-                const __mmask16 mask = first(s.out_features - n);
-                const __m512 bias = l.bias ? _mm512_maskz_loadu_ps(mask, l.bias + n) : _mm512_setzero_ps();
-                for (int64_t m = 0; m < std::min<int64_t>(R, l.rows); m++) {
-                    store(l.y, l.type, m * s.out_features + n, _mm512_add_ps(out[m], bias), mask);
-                }
-            }
-        };
-    });
-}
-
-template <int B, int R>
-void run(const Linear& l, const Activations& a) {
-    switch (a.planes[0]) {
-        case 1: return run<B, R, 1>(l, a);
-        case 2: return run<B, R, 2>(l, a);
-        default: return run<B, R, 3>(l, a);
+    const TileReader reader(l.weight);
+    for (int64_t t = begin; t < end; t++) {
+        __m512 out[R];
+        multiply<B, R, P>(l, a, reader(t), out);
+        const int64_t n = t * kTileRows;
+        const __mmask16 mask = first(s.out_features - n);
+        const __m512 bias = l.bias ? _mm512_maskz_loadu_ps(mask, l.bias + n) : _mm512_setzero_ps();
+        for (int64_t m = 0; m < std::min<int64_t>(R, l.rows); m++) {
+            store(l.y, l.type, m * s.out_features + n, _mm512_add_ps(out[m], bias), mask);
+        }
     }
 }
 
+using Run = void (*)(const Linear&, const Activations&, int64_t, int64_t);
+
+template <int B, int R>
+Run run_of(int planes) {
+    return planes == 1 ? run<B, R, 1> : planes == 2 ? run<B, R, 2> : run<B, R, 3>;
+}
+
 template <int B>
-void run(const Linear& l, const Activations& a) {
-    switch (a.batch_rows) {
-        case 1: return run<B, 1>(l, a);
-        case 2: return run<B, 2>(l, a);
-        default: return run<B, 4>(l, a);
+Run run_of(int64_t rows, int planes) {
+    return rows == 1 ? run_of<B, 1>(planes) : rows == 2 ? run_of<B, 2>(planes) : run_of<B, 4>(planes);
+}
+
+Run run_of(int bits, int64_t rows, int planes) {
+    switch (bits) {
+        case 2: return run_of<2>(rows, planes);
+        case 3: return run_of<3>(rows, planes);
+        case 4: return run_of<4>(rows, planes);
+        default: return run_of<8>(rows, planes);
     }
 }
 
 }  // namespace
 
-void gemv(const Linear& l, const Activations& a) {
-    switch (kernel_bits(l.weight.shape.bits)) {
-        case 2: return run<2>(l, a);
-        case 3: return run<3>(l, a);
-        case 4: return run<4>(l, a);
-        default: return run<8>(l, a);
-    }
+void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
+    run_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0])(l, a, begin, end);
 }
 
 }  // namespace qaig::avx512

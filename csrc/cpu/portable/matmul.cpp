@@ -1,7 +1,6 @@
 // gemv and gemm in C++ without intrinsics, for processors that have no kernels of their own.
 #include "cpu/activations.h"
 #include "cpu/kernels.h"
-#include "cpu/parallel.h"
 
 namespace qaig::portable {
 namespace {
@@ -48,39 +47,36 @@ void add_row(const UnpackedSegment& w, const Segment& s, int planes, const uint3
 
 }  // namespace
 
-void matmul(const Linear& l, const Activations& a) {
+void matmul(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const Shape& s = l.weight.shape;
-    parallel_chunks(l.parallel, s.tiles(), 1, [&] {
-        return [&, reader = std::make_shared<TileReader>(l.weight),
-                out = std::make_shared<Buffer<float>>(l.rows * kTileRows)](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const Tile tile = (*reader)(t);
-                const int64_t n = t * kTileRows, count = std::min<int64_t>(kTileRows, s.out_features - n);
-                std::fill_n(out->data(), l.rows * kTileRows, 0.f);
-                for (int64_t i = 0; i < s.segments(); i++) {
-                    const Segment segment = segment_at(s, i);
-                    const UnpackedSegment w(l.weight, tile, i / s.segments_per_group(), segment);
-                    for (int64_t m = 0; m < l.rows; m++) {
-                        const int64_t b = m / a.batch_rows, r = m % a.batch_rows, planes = a.planes[b];
-                        const int64_t unit_words = kUnitPairs * parts(static_cast<int>(planes)) * a.batch_rows;
-                        const int64_t at = b * a.batch_sums + i * kMaxParts * a.batch_rows + r;
-                        add_row(w, segment, static_cast<int>(planes),
-                                a.words.data() + b * a.batch_words + segment.unit * unit_words + r,
-                                a.scales.data() + at, a.sums.data() + at, a.batch_rows, out->data() + m * kTileRows);
-                    }
-                }
-                for (int64_t m = 0; m < l.rows; m++) {
-                    float* y = out->data() + m * kTileRows;
-                    if (l.bias) {
-                        for (int64_t r = 0; r < count; r++) {
-                            y[r] += l.bias[n + r];
-                        }
-                    }
-                    store_floats(l.y, l.type, m * s.out_features + n, count, y);
+    const TileReader reader(l.weight);
+    const Buffer<float> out(l.rows * kTileRows);
+    for (int64_t t = begin; t < end; t++) {
+        const Tile tile = reader(t);
+        const int64_t n = t * kTileRows, count = std::min<int64_t>(kTileRows, s.out_features - n);
+        std::fill_n(out.data(), l.rows * kTileRows, 0.f);
+        for (int64_t i = 0; i < s.segments(); i++) {
+            const Segment segment = segment_at(s, i);
+            const UnpackedSegment w(l.weight, tile, i / s.segments_per_group(), segment);
+            for (int64_t m = 0; m < l.rows; m++) {
+                const int64_t b = m / a.batch_rows, r = m % a.batch_rows, planes = a.planes[b];
+                const int64_t unit_words = kUnitPairs * parts(static_cast<int>(planes)) * a.batch_rows;
+                const int64_t at = b * a.batch_sums + i * kMaxParts * a.batch_rows + r;
+                add_row(w, segment, static_cast<int>(planes),
+                        a.words.data() + b * a.batch_words + segment.unit * unit_words + r, a.scales.data() + at,
+                        a.sums.data() + at, a.batch_rows, out.data() + m * kTileRows);
+            }
+        }
+        for (int64_t m = 0; m < l.rows; m++) {
+            float* y = out.data() + m * kTileRows;
+            if (l.bias) {
+                for (int64_t r = 0; r < count; r++) {
+                    y[r] += l.bias[n + r];
                 }
             }
-        };
-    });
+            store_floats(l.y, l.type, m * s.out_features + n, count, y);
+        }
+    }
 }
 
 }  // namespace qaig::portable

@@ -1,0 +1,142 @@
+// Which kernels compute a product, how many rows at a time, and which part of it a thread takes next.
+#include "cpu/schedule.h"
+
+#include <unordered_set>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace qaig {
+namespace {
+
+constexpr int64_t kMinParallelProducts = 1 << 18;  // with fewer, starting threads costs more than they save
+constexpr int64_t kMinParallelInputs = 1 << 15;    // values to quantize: likewise
+constexpr int64_t kMostChunkWords = 1 << 19;       // of weights: 2 MiB
+
+struct Kernels {
+    void (*quantize)(const Linear&, Activations&, int64_t begin, int64_t end);
+    void (*gemv)(const Linear&, const Activations&, int64_t begin, int64_t end);
+    void (*gemm)(const Linear&, const Activations&, int64_t begin, int64_t end);
+};
+
+const Kernels& kernels_in_use() {
+    static constexpr Kernels kKernels[] = {
+        {portable::quantize, portable::matmul, portable::matmul},
+#if defined(__x86_64__)  // elsewhere the folders avx2 and avx512 compile to nothing
+        {avx2::quantize, avx2::gemv, avx2::gemm},
+        {avx512::quantize, avx512::gemv, avx512::gemm},
+#endif
+    };
+    return kKernels[static_cast<int>(isa())];
+}
+
+// Rows per batch: as few batches as registers allow, evenly filled.
+int64_t rows_per_batch(int64_t rows, int64_t most) {
+    if (rows <= 2) {
+        return rows;
+    }
+    if (rows <= kGemvRows) {
+        return kGemvRows;
+    }
+    const int64_t batches = (rows + most - 1) / most;
+    return (rows + batches - 1) / batches;
+}
+
+// AVX2 has 8-bit products for codes of 2 to 4 bits. 16-bit activations need two of them for one 16-bit product, which
+// pays where codes are unpacked once.
+bool takes_quads(const Linear& l) {
+    if (isa() != Isa::avx2) {
+        return isa() == Isa::avx512;
+    }
+    return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kGemvRows || l.activation_bits == 8);
+}
+
+// Batches or tiles [begin, end) of a product.
+struct Part {
+    const Product* product;
+    int64_t begin, end;
+};
+
+template <class Work>
+void for_each(const std::vector<Part>& parts, const Parallel& parallel, Work work) {
+    parallel_chunks(parallel, static_cast<int64_t>(parts.size()), 1, [&] {
+        return [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) {
+                work(parts[i]);
+            }
+        };
+    });
+}
+
+Parallel one_thread_if(bool small, Parallel parallel) {
+    parallel.threads = small ? 1 : std::max(1, parallel.threads);
+    return parallel;
+}
+
+// What a tile costs: every unit is read, which takes as long as multiplying it by three rows, and multiplied by each.
+int64_t tile_cost(const Linear& l) { return l.weight.shape.units() * (l.rows + 3); }
+
+}  // namespace
+
+ActivationsKey activations_key(const Linear& l) {
+    return {l.weight.shape.group_size, l.rotation.block, l.rotation.seed, takes_quads(l)};
+}
+
+Activations activations_for(const Linear& l) {
+    const bool quads = takes_quads(l);
+    // Rows whose sums fit in the registers.
+    const int64_t most = isa() == Isa::avx512 ? kMaxBatchRows : quads ? 3 : 6;
+    return Activations(l, rows_per_batch(l.rows, most), quads);
+}
+
+void quantize(const std::vector<Product>& products, const Parallel& parallel) {
+    const Kernels& kernels = kernels_in_use();
+    std::unordered_set<const Activations*> known;
+    std::vector<Part> parts;
+    int64_t values = 0;
+    for (const Product& product : products) {
+        if (known.insert(product.activations).second) {
+            values += product.layer.rows * product.layer.weight.shape.in_features;
+            for (int64_t batch = 0; batch < product.activations->batches; batch++) {
+                parts.push_back({&product, batch, batch + 1});
+            }
+        }
+    }
+    for_each(parts, one_thread_if(values < kMinParallelInputs, parallel), [&](const Part& part) {
+        kernels.quantize(part.product->layer, *part.product->activations, part.begin, part.end);
+    });
+}
+
+void multiply(const std::vector<Product>& products, const Parallel& parallel) {
+    const Kernels& kernels = kernels_in_use();
+    int64_t count = 0, cost = 0;
+    for (const Product& product : products) {
+        const Shape& s = product.layer.weight.shape;
+        count += product.layer.rows * s.out_features * s.in_features;
+        cost += tile_cost(product.layer) * s.tiles();
+    }
+    const Parallel threads = one_thread_if(count < kMinParallelProducts, parallel);
+    // A quarter of a thread's share at a time, so that threads finish together, but no more than 2 MiB of weights. Every
+    // new piece of memory costs the hardware's prefetching a start.
+    const int64_t share = cost / (4 * threads.threads);
+    std::vector<Part> parts;
+    for (const Product& product : products) {
+        const Shape& s = product.layer.weight.shape;
+        int64_t tiles =
+            std::max<int64_t>(1, std::min(share / tile_cost(product.layer), kMostChunkWords / s.words_per_tile()));
+        tiles += product.layer.rows > kGemvRows ? tiles % 2 : 0;  // gemm unpacks two tiles at a time
+        for (int64_t t = 0; t < s.tiles(); t += tiles) {
+            parts.push_back({&product, t, std::min(t + tiles, s.tiles())});
+        }
+    }
+    for_each(parts, threads, [&](const Part& part) {
+        const Linear& l = part.product->layer;
+        (l.rows <= kGemvRows ? kernels.gemv : kernels.gemm)(l, *part.product->activations, part.begin, part.end);
+    });
+    for (const Product& product : products) {
+        linear_in_float32(product.layer, *product.activations, threads);
+    }
+}
+
+}  // namespace qaig
