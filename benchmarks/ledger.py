@@ -30,6 +30,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "calibration_cost": ("step", "width", "model"),
     "cpu_gemm": ("k", "n", "threads", "bits", "m", "op", "activations", "reason"),
     "device_memory": ("task", "phase"),
+    "experts": ("hidden", "intermediate", "experts", "routed", "threads", "bits", "tokens", "op"),
     "generate": ("variant", "round"),
     "gpu_gemm": ("k", "n", "bits", "m", "op", "reason"),
     "gpu_generate": ("part", "variant"),

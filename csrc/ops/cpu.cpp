@@ -10,10 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/repack.h"
@@ -38,26 +35,6 @@ using qaig::shape_of;
 using qaig::Tensor;
 using qaig::torch_threads;
 using qaig::words_for;
-
-// -- memory
-
-// Moves a tensor that was filled to huge pages: streaming through 4 KiB pages costs up to half of the memory's bandwidth.
-// Advice before it is filled would not do, because the memory is seldom new. Parts of a huge page before and after the
-// tensor come along, which is mostly other layers. Linux from 6.1 on; elsewhere nothing happens.
-void move_to_huge_pages(const Tensor& t) {
-#if defined(__linux__)
-    constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers lack
-    constexpr uintptr_t kHugePage = 2 << 20;
-    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr()), end = begin + t.numel() * t.element_size();
-    for (uintptr_t page = begin / kHugePage * kHugePage; page < end; page += kHugePage) {
-        if (std::min(end, page + kHugePage) - std::max(begin, page) >= kHugePage / 4) {
-            madvise(reinterpret_cast<void*>(page), kHugePage, kCollapse);
-        }
-    }
-#else
-    static_cast<void>(t);
-#endif
-}
 
 std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
     if (!bias) {
@@ -166,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
             }
         };
     });
-    move_to_huge_pages(words);
+    qaig::move_to_huge_pages(words.const_data_ptr(), words.numel() * words.element_size());
     return {words, scales, zeros};
 }
 

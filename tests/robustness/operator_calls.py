@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.robustness.odd_arguments import changed
 from transformers_qaig.formats.packing import CPU_LAYOUT, KERNEL_BITS, num_groups, pack, pack_zero_point
-from transformers_qaig.nn import ops
+from transformers_qaig.nn import experts_ops, ops
 from transformers_qaig.rounding.gptq_columns import round_columns_reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -142,6 +142,42 @@ def _linear_grad_input(random: Random) -> Call:
     return Call("linear_grad_input", arguments)
 
 
+def _experts_linear(random: Random, name: str = "experts_linear") -> Call:
+    count, rows, columns = random.choice((1, 2, 5)), random.choice((1, 16, 33)), random.choice((32, 96, 130))
+    layout = random.choice((0, ops.kernel_layout(torch.device("cpu"), 4)))
+    group_size = random.choice((-1, columns // 2))
+    widths = [random.choice(KERNEL_BITS if layout else range(2, 9)) for _ in range(random.choice((1, count)))]
+    sym, dtype, groups = random.random() < 0.5, random.choice(FLOATS), num_groups(columns, group_size)
+    packed, scales, zeros = [], [], []
+    for bits in widths * (count // len(widths)):
+        codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+        zero = None if sym else pack_zero_point(torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8), bits)
+        words, scale = pack(codes, bits), (torch.rand(rows, groups) + 0.1).to(dtype)
+        if layout:
+            words, scale, zero = torch.ops.qaig.repack(words, scale, zero, rows, columns, bits, group_size, 0)
+        packed.append(words.flatten())
+        scales.append(scale)
+        zeros.append(zero)
+    zero_points = None if sym else torch.stack(zeros) if layout else torch.cat([zero.flatten() for zero in zeros])
+    routed = torch.tensor([0, *(random.choice((0, 0, 1, 3, 9)) for _ in range(count))])
+    x = torch.randn(int(routed.sum()) + random.choice((0, 0, 2)), columns)
+    arguments = [
+        x.to(random.choice((*FLOATS, torch.float64))), routed.cumsum(0).int(), torch.cat(packed), torch.stack(scales),
+        zero_points, widths, rows, group_size, random.choice((8, 16)), layout,
+    ]  # fmt: skip
+    return Call(name, arguments)
+
+
+def _experts_linear_reference(random: Random) -> Call:
+    return _experts_linear(random, "experts_linear_reference")
+
+
+def _experts_linear_grad_input(random: Random) -> Call:
+    x, offsets, *weights, rows, group_size, _, layout = _experts_linear(random).arguments
+    grad = torch.randn(len(x), rows, dtype=x.dtype)
+    return Call("experts_linear_grad_input", [grad, offsets, *weights, x.shape[1], group_size, layout])
+
+
 def _repack(random: Random) -> Call:
     return Call("repack", list(vars(_layer(random)).values()))
 
@@ -172,12 +208,16 @@ def _round_columns(random: Random) -> Call:
 
 CALLS: tuple[Callable[[Random], Call], ...] = (
     _linear, _linear, _linear, _linear_reference, _linear_many, _linear_many, _linear_grad_input, _repack, _dequantize,
-    _embedding, _embedding, _round_columns,
+    _embedding, _embedding, _round_columns, _experts_linear, _experts_linear, _experts_linear,
+    _experts_linear_reference, _experts_linear_grad_input,
 )  # fmt: skip
 REFERENCES: dict[str, Callable[..., Any]] = {
     "linear": ops.linear_reference,
     "linear_reference": ops.linear_reference,
     "linear_grad_input": ops.linear_grad_input,
     "embedding": ops.embedding_reference,
+    "experts_linear": experts_ops.experts_linear_reference,
+    "experts_linear_reference": experts_ops.experts_linear_reference,
+    "experts_linear_grad_input": experts_ops.experts_linear_grad_input,
     "round_columns": round_columns_reference,
 }

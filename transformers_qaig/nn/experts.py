@@ -182,9 +182,11 @@ class QAIGExperts(ExpertsModule, PackedTensors):
         """Returns a projection's tensors in the kernels' layout or, from there, in the checkpoint layout."""
         weights = self.weights(projection)
         words, scales, zeros = zip(*(_repacked(weight) for weight in weights.experts(range(weights.num_experts))))
-        flat = self.layout != CHECKPOINT_LAYOUT
-        zero = torch.cat([each.flatten() for each in zeros]) if flat else torch.stack(zeros)
-        return torch.cat([each.flatten() for each in words]), torch.stack(scales), zero
+        packed = torch.cat([each.flatten() for each in words])
+        if self.layout != CHECKPOINT_LAYOUT:
+            return packed, torch.stack(scales), torch.cat([each.flatten() for each in zeros])
+        extension.move_to_huge_pages(packed)
+        return packed, torch.stack(scales), torch.stack(zeros)
 
     def _packed_names(self) -> Iterator[str]:
         """Yields the names of the packed tensors."""
