@@ -12,6 +12,8 @@
 //                             qaig_gemm_i8_w{bits}_{f16,bf16}               QaigMatmul               128    gemm_grid()
 //                             qaig_dequantize_w{bits}                       QaigDequantize           128    dequantize_grid_*()
 //   mixed.cu                  qaig_gemv_mixed_{f16,bf16}_m{8,16}            QaigMatmul               128    gemv_grid()
+//   experts_w{2,3,4,8}.cu     qaig_experts_gemv_w{bits}_{f16,bf16}_m{8,16}  QaigExperts              128    see launch_experts.cu
+//                             qaig_experts_gemm_w{bits}_{f16,bf16}          QaigExperts              128    see launch_experts.cu
 //   quantize_activations.cu   qaig_quantize_activations_{f16,bf16}          QaigQuantizeActivations  256    rows
 //   gptq_columns.cu           qaig_gptq_columns                             QaigGptqColumns          128    gptq_columns_grid()
 //
@@ -30,7 +32,7 @@
 // Element types.
 enum QaigType { QAIG_F32 = 0, QAIG_F16 = 1, QAIG_BF16 = 2 };
 
-enum { QAIG_MAX_LAYERS = 8, QAIG_MAX_GEMV_ROWS = 16 };
+enum { QAIG_MAX_LAYERS = 8, QAIG_MAX_GEMV_ROWS = 16, QAIG_MAX_EXPERTS = 1024 };
 
 // One weight, in the order of layout.h, and what it is multiplied with.
 struct QaigLayer {
@@ -71,6 +73,27 @@ struct QaigMatmul {
     int rows;              // 1 to QAIG_MAX_GEMV_ROWS, gemm: to kMaxGemmRows
     int layer_count;
     QaigLayer layers[QAIG_MAX_LAYERS];
+};
+
+// One projection of a stack of experts: y[r] = x[r] W_e' for the rows r of expert e, and 0 for rows of no expert.
+//
+// Expert e has the rows offsets[e] to offsets[e + 1], which the host does not know. Kernels take them within 0 and `rows`,
+// whatever they are. The experts' words lie one after the other; so do their scales and zero points. x is as QaigMatmul
+// says, for gemv and gemm_f16. A kernel multiplies the experts of its width.
+struct QaigExperts {
+    const void* words;  // as in QaigLayer
+    const void* scale;
+    const unsigned char* zero;
+    const int* offsets;        // [experts + 1]
+    const void* x;             // [rows][x_stride]
+    const float* token_scale;  // [rows] or null
+    void* y;                   // [rows][out_features]
+    long long x_stride;
+    int x_slots;
+    int rows, experts;  // at most kMaxGemmRows and QAIG_MAX_EXPERTS
+    int out_features, in_features, group_size;
+    int scale_type;
+    unsigned char bits[QAIG_MAX_EXPERTS];  // of each expert
 };
 
 // Rows [start, stop) of a weight, rounded once to `type`.

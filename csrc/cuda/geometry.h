@@ -86,6 +86,20 @@ QAIG_HOST_DEVICE int gemm_f16_shared_bytes(int bits) { return gemm_f16_stages(bi
 constexpr int kGemmI8Stages = 4;
 QAIG_HOST_DEVICE int gemm_i8_shared_bytes(int bits) { return kGemmI8Stages * gemm_stage_bytes(bits, 1); }
 
+// experts: rows of x that a block multiplies at once, those of one expert: 8 or 16 by gemv, kGemmColumns by gemm. From the
+// mean number of rows; estimates.
+QAIG_HOST_DEVICE int experts_columns(int rows, int experts, int capability) {
+    const int most = capability < kGemmCapability ? 16 : kGemmColumns;
+    return rows <= 4 * experts ? 8 : rows <= 12 * experts || most == 16 ? 16 : most;
+}
+// So many pieces of that size the experts' rows have at most.
+QAIG_HOST_DEVICE int experts_pieces(int rows, int experts, int columns) {
+    return (rows < experts ? rows : experts) + rows / columns;
+}
+QAIG_HOST_DEVICE int experts_row_tiles(const Shape& s, int columns) {
+    return columns == kGemmColumns ? (s.row_blocks() + kGemmRowBlocks - 1) / kGemmRowBlocks : s.row_blocks();
+}
+
 // Whether in_features channels can be rotated `block` at a time.
 QAIG_HOST_DEVICE bool has_rotation(int block, int in_features) {
     return block >= 16 && block <= 256 && (block & (block - 1)) == 0 && in_features % block == 0;

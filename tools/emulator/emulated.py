@@ -25,7 +25,7 @@ from transformers_qaig.kernels.cuda.interface import TYPES, Shape
 CSRC = Path(__file__).parents[2] / "csrc"
 EMULATOR = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-OPERATORS = ("linear", "linear_many", "dequantize", "round_columns")
+OPERATORS = ("linear", "linear_many", "dequantize", "round_columns", "experts_linear")
 _FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
@@ -138,6 +138,40 @@ class Emulator:
             self._check(getattr(self.library, f"qaig_cuda_{kernel}")(ctypes.byref(matmul), TYPES[x.dtype], None))
             assert not semaphores.any(), "the semaphores are not zero after the launch"
         return results
+
+    def experts(
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        weights: list[Weight],
+        activation_bits: int = 16,
+        readable: list[int] | None = None,
+    ) -> Tensor:
+        """x `[R, K]` by the weight of each row's expert. `readable`: experts that may be read; None for all.
+
+        Raises as `matmul` does.
+        """
+        first = weights[0]
+        inputs, token_scale = self._inputs(x, first, activation_bits, False, (0, 0))
+        y = torch.full((len(x), first.out_features), torch.nan, dtype=x.dtype)
+        parts = [[w.words.flatten() for w in weights], [w.scale for w in weights], [w.zero for w in weights]]
+        words, scale = torch.cat(parts[0]), torch.stack(parts[1])
+        zero = None if first.zero is None else torch.stack(parts[2])
+        of_words = words.split([w.words.numel() for w in weights])
+        read = [inputs, token_scale, offsets]
+        for expert in range(len(weights)) if readable is None else readable:
+            read += [of_words[expert], scale[expert], None if zero is None else zero[expert]]
+        arguments = interface.Experts(
+            words.data_ptr(), scale.data_ptr(), None if zero is None else zero.data_ptr(), offsets.data_ptr(),
+            inputs.data_ptr(), None if token_scale is None else token_scale.data_ptr(), y.data_ptr(), inputs.stride(0),
+            inputs.shape[1], len(x), len(weights), first.out_features, first.in_features, first.shape.group_size,
+            TYPES[first.scale.dtype],
+        )  # fmt: skip
+        for expert, w in enumerate(weights):
+            arguments.bits[expert] = w.bits
+        self._allow(read, [y])
+        self._check(self.library.qaig_cuda_experts(ctypes.byref(arguments), TYPES[x.dtype], None))
+        return y
 
     def dequantize(self, w: Weight, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows [start, stop) in `dtype`. Raises as `matmul` does."""

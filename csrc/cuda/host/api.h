@@ -19,6 +19,8 @@ int qaig_cuda_gemm_i8_workspace(const QaigMatmul* matmul, long long* workspace_b
 int qaig_cuda_gemv(const QaigMatmul* matmul, int type, void* stream);
 int qaig_cuda_gemm_f16(const QaigMatmul* matmul, int type, void* stream);
 int qaig_cuda_gemm_i8(const QaigMatmul* matmul, int type, void* stream);
+// One launch for each width that there is.
+int qaig_cuda_experts(const QaigExperts* experts, int type, void* stream);
 int qaig_cuda_dequantize(const QaigDequantize* dequantize, void* stream);
 int qaig_cuda_quantize_activations(const QaigQuantizeActivations* quantize, int type, void* stream);
 int qaig_cuda_gptq_columns(const QaigGptqColumns* columns, void* stream);

@@ -27,8 +27,8 @@
 namespace qaig {
 namespace cuda {
 
-// One thread's part of one layer.
-template <class Product>
+// One thread's part of one layer. `split`: blocks may have parts of an output tile.
+template <class Product, bool split = true>
 struct GemmLayer {
     static constexpr int kBits = Product::kBits, kStages = Product::kStages;
     using ProductStep = KStep<kBits, Product::kElementBytes>;
@@ -37,8 +37,9 @@ struct GemmLayer {
     static constexpr int kStageSize = kGemmRowBlocks * kBlockWords + kGemmColumns * kChunks;
     static constexpr int kWarpAccumulators = kWarpTiles * kColumnParts * 32;  // float4
 
-    const QaigMatmul& d;
     const QaigLayer& l;
+    int rows;  // of x
+    float* split_sums;
     StreamK schedule;
     unsigned start;        // first k-step of the layer
     unsigned* semaphores;  // of the layer's output tiles: one for each warp
@@ -72,7 +73,7 @@ struct GemmLayer {
         const long long stride = l.x_stride * Product::kElementBytes;
         const char* x = static_cast<const char*>(l.x) + column * stride + slot * Product::kElementBytes;
         uint4* to_x = to + kGemmRowBlocks * kBlockWords + swizzled<kChunks>(row, chunk);  // repeats after kRows
-        const int columns = slot < l.x_slots ? d.rows : 0;
+        const int columns = slot < l.x_slots ? rows : 0;
 #pragma unroll
         for (int first = 0; first < kGemmColumns; first += kRows) {
             copy_async_or_zero(to_x + first * kChunks, reinterpret_cast<const uint4*>(x), column + first < columns);
@@ -82,7 +83,7 @@ struct GemmLayer {
 
     QAIG_MEMBER ProductStep step_at(const TilePosition& p, int stage, bool last) const {
         const uint4* from = ring + stage * kStageSize;
-        const int columns = d.rows - p.columns * kGemmColumns;
+        const int columns = rows - p.columns * kGemmColumns;
         return {from + warp / 2 * kBlockWords,
                 from + kGemmRowBlocks * kBlockWords,
                 warp % 2,
@@ -98,18 +99,18 @@ struct GemmLayer {
         if (!has_rows(p)) {
             return;
         }
-        if (!whole) {
+        if (split && !whole) {
             const int tile = p.rows * column_tiles + p.columns;
             const unsigned first_step = start + static_cast<unsigned>(tile) * tiles;
-            auto* workspace = reinterpret_cast<float4*>(d.workspace) + warp * kWarpAccumulators;
+            auto* workspace = reinterpret_cast<float4*>(split_sums) + warp * kWarpAccumulators;
             if (!split_k_reduce(sums, workspace, kGemmWarps * kWarpAccumulators, schedule.block_at(first_step),
                                 schedule.block_at(first_step + tiles - 1), semaphores + tile * kGemmWarps + warp)) {
                 return;
             }
         }
         const int row = row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), column = p.columns * kGemmColumns;
-        store_accumulators<typename Product::Type, kWarpTiles, kColumnParts>(l, d.rows, sums, row, column);
-        Product::finish(l, d.rows, row, column);
+        store_accumulators<typename Product::Type, kWarpTiles, kColumnParts>(l, rows, sums, row, column);
+        Product::finish(l, rows, row, column);
     }
 
     // K-steps [begin, end) of the layer.
@@ -160,6 +161,25 @@ struct GemmLayer {
     }
 };
 
+template <class Product, bool split>
+QAIG_DEVICE GemmLayer<Product, split> gemm_layer(const QaigLayer& l, int rows, uint4* shared) {
+    const Shape s = shape_of(l);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    return {l,
+            rows,
+            nullptr,
+            {},
+            0,
+            nullptr,
+            shared,
+            s.row_blocks(),
+            s.tiles(),
+            gemm_column_tiles(rows),
+            {l, s.groups(), s.units_per_group(), 8 * (lane / 4) + 2 * kWarpTiles * (warp % 2)},
+            warp,
+            lane};
+}
+
 // A kernel's body. Empty where it is never launched, see kGemmCapability.
 template <class Product>
 QAIG_DEVICE void gemm(const QaigMatmul& d) {
@@ -167,8 +187,6 @@ QAIG_DEVICE void gemm(const QaigMatmul& d) {
     QAIG_DYNAMIC_SHARED(shared);
     const StreamK schedule = gemm_schedule(d, gridDim.x);
     const unsigned from = schedule.begin_of(blockIdx.x), to = schedule.begin_of(blockIdx.x + 1);
-    const int column_tiles = gemm_column_tiles(d.rows);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     unsigned start = 0;
     long long output_tiles = 0;  // of the layers before
     for (int i = 0; i < d.layer_count; i++) {
@@ -177,20 +195,11 @@ QAIG_DEVICE void gemm(const QaigMatmul& d) {
         const unsigned steps = static_cast<unsigned>(gemm_k_steps(s, d.rows));
         const int begin = first_work_item(from, start, steps, 1), end = first_work_item(to, start, steps, 1);
         if (begin < end) {
-            const GroupScales<Product::kBits> groups = {l, s.groups(), s.units_per_group(),
-                                                        8 * (lane / 4) + 2 * kWarpTiles * (warp % 2)};
-            GemmLayer<Product> layer = {d,
-                                        l,
-                                        schedule,
-                                        start,
-                                        d.semaphores + gemm_semaphores(output_tiles),
-                                        shared,
-                                        s.row_blocks(),
-                                        s.tiles(),
-                                        column_tiles,
-                                        groups,
-                                        warp,
-                                        lane};
+            auto layer = gemm_layer<Product, true>(l, d.rows, shared);
+            layer.split_sums = d.workspace;
+            layer.schedule = schedule;
+            layer.start = start;
+            layer.semaphores = d.semaphores + gemm_semaphores(output_tiles);
             layer.run(begin, end);
         }
         start += steps;

@@ -15,16 +15,17 @@
 namespace qaig {
 namespace cuda {
 
-// One thread's part of one layer.
-template <class T, int bits, int parts>
+// One thread's part of one layer. `split`: blocks may have parts of a row block.
+template <class T, int bits, int parts, bool split = true>
 struct GemvLayer {
     static constexpr int kStages = gemv_stages(bits);
     static constexpr int kStageSize = gemv_stage_bytes(bits) / 16;
     // Those of row tile r and the j-th eight rows of x are at r * parts + j.
     using RowBlockAccumulators = Accumulators<kRowTiles * parts>;
 
-    const QaigMatmul& d;
     const QaigLayer& l;
+    int rows;  // of x
+    float* split_sums;
     StreamK schedule;
     unsigned start;        // first step of the layer
     unsigned* semaphores;  // of the layer's row blocks
@@ -166,7 +167,7 @@ struct GemvLayer {
     QAIG_MEMBER bool reduce_across_blocks(RowBlockAccumulators& sums, int row_block) {
         const unsigned first_step = start + static_cast<unsigned>(row_block) * tiles * bits;
         const int first = schedule.block_at(first_step), last = schedule.block_at(first_step + (tiles - 1) * bits);
-        auto* workspace = reinterpret_cast<float4*>(d.workspace);
+        auto* workspace = reinterpret_cast<float4*>(split_sums);
         return split_k_reduce(sums, workspace, kRowTiles * parts * 32, first, last, semaphores + row_block);
     }
 
@@ -207,46 +208,63 @@ struct GemvLayer {
                 here = next;
             }
             reduce_across_warps(sums);
-            const bool from_start = from + tiles == row_end;
-            if (warp == 0 && ((from_start && to == row_end) || reduce_across_blocks(sums, row_block))) {
-                store_accumulators<T, kRowTiles, parts>(l, d.rows, sums, row_block * kBlockRows, 0);
+            [[maybe_unused]] const bool from_start = from + tiles == row_end;
+            if (warp == 0) {
+                bool complete = true;
+                if constexpr (split) {
+                    complete = (from_start && to == row_end) || reduce_across_blocks(sums, row_block);
+                }
+                if (complete) {
+                    store_accumulators<T, kRowTiles, parts>(l, rows, sums, row_block * kBlockRows, 0);
+                }
             }
             from = to;
         }
     }
 };
 
-template <class T, int bits, int columns, int kernel_bits = bits>
-QAIG_DEVICE void gemv_layer(const QaigMatmul& d, int index, const StreamK& schedule, unsigned start, int semaphore,
-                            int begin, int end, uint4* shared) {
-    const QaigLayer& l = d.layers[index];
+// This thread's part of the products of a layer's `rows` rows of x. The caller sets what split-K needs.
+template <class T, int bits, int columns, bool split, int kernel_bits = bits>
+QAIG_DEVICE GemvLayer<T, bits, columns / 8, split> gemv_layer(const QaigLayer& l, int rows, uint4* shared) {
     const Shape s = shape_of(l);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int g = lane / 4, t = lane % 4;
     uint4* sums = shared;
     uint4* ring = shared + gemv_accumulator_bytes(columns) / 16 + warp * (gemv_warp_bytes(kernel_bits) / 16);
     const auto* x = static_cast<const unsigned short*>(l.x) + g * l.x_stride + 8 * t;
-    GemvLayer<T, bits, columns / 8> part = {d,
-                                            l,
-                                            schedule,
-                                            start,
-                                            d.semaphores + semaphore,
-                                            ring,
-                                            reinterpret_cast<float4*>(sums),
-                                            s.tiles(),
-                                            s.groups(),
-                                            fast_divisor(s.units_per_group()),
-                                            warp,
-                                            lane,
-                                            g,
-                                            {l, lane},
-                                            l.zero != nullptr,
-                                            reinterpret_cast<const uint4*>(x),
-                                            {}};
+    GemvLayer<T, bits, columns / 8, split> part = {l,
+                                                   rows,
+                                                   nullptr,
+                                                   {},
+                                                   0,
+                                                   nullptr,
+                                                   ring,
+                                                   reinterpret_cast<float4*>(sums),
+                                                   s.tiles(),
+                                                   s.groups(),
+                                                   fast_divisor(s.units_per_group()),
+                                                   warp,
+                                                   lane,
+                                                   g,
+                                                   {l, lane},
+                                                   l.zero != nullptr,
+                                                   reinterpret_cast<const uint4*>(x),
+                                                   {}};
 #pragma unroll
     for (int i = 0; i < columns / 8; i++) {
-        part.x_slots[i] = 8 * i + g < d.rows ? l.x_slots - 8 * t : 0;
+        part.x_slots[i] = 8 * i + g < rows ? l.x_slots - 8 * t : 0;
     }
+    return part;
+}
+
+template <class T, int bits, int columns, int kernel_bits = bits>
+QAIG_DEVICE void run_gemv(const QaigMatmul& d, int index, const StreamK& schedule, unsigned start, int semaphore,
+                          int begin, int end, uint4* shared) {
+    auto part = gemv_layer<T, bits, columns, true, kernel_bits>(d.layers[index], d.rows, shared);
+    part.split_sums = d.workspace;
+    part.schedule = schedule;
+    part.start = start;
+    part.semaphores = d.semaphores + semaphore;
     part.run(begin, end);
 }
 
@@ -265,15 +283,15 @@ QAIG_DEVICE void gemv(const QaigMatmul& d) {
         const int begin = first_work_item(from, start, items, width), end = first_work_item(to, start, items, width);
         if (begin < end) {
             if constexpr (bits != kMixedBits) {
-                gemv_layer<T, bits, columns>(d, i, schedule, start, semaphore, begin, end, shared);
+                run_gemv<T, bits, columns>(d, i, schedule, start, semaphore, begin, end, shared);
             } else if (l.bits == 2) {
-                gemv_layer<T, 2, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
+                run_gemv<T, 2, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             } else if (l.bits == 3) {
-                gemv_layer<T, 3, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
+                run_gemv<T, 3, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             } else if (l.bits == 4) {
-                gemv_layer<T, 4, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
+                run_gemv<T, 4, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             } else {
-                gemv_layer<T, 8, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
+                run_gemv<T, 8, columns, kMixedBits>(d, i, schedule, start, semaphore, begin, end, shared);
             }
         }
         start += items * width;

@@ -27,18 +27,22 @@ public:
     Inputs(const Tensor& x, bool round, const Device& device) : x_(x), round_(round), device_(device) {}
 
     const Input& of(const Layer& l) {
-        const bool bytes = l.kernel == MatmulKernel::kGemmI8;
-        const auto key =
-            std::make_tuple(l.input_group(), l.rotation_block, l.rotation_block ? l.rotation_seed : 0, bytes);
+        return of(l.input_group(), l.rotation_block, l.rotation_seed, l.kernel == MatmulKernel::kGemmI8);
+    }
+
+    const Input& of(int group, int64_t rotation_block, int64_t rotation_seed, bool bytes) {
+        const auto key = std::make_tuple(group, rotation_block, rotation_block ? rotation_seed : 0, bytes);
         const auto known = inputs_.find(key);
-        return known != inputs_.end() ? known->second : inputs_.emplace(key, make(l, bytes)).first->second;
+        return known != inputs_.end()
+                   ? known->second
+                   : inputs_.emplace(key, make(group, rotation_block, rotation_seed, bytes)).first->second;
     }
 
 private:
-    Input make(const Layer& l, bool bytes) const {
-        const Tensor x = l.rotation_block ? as_aligned(x_) : x_;
+    Input make(int group, int64_t rotation_block, int64_t rotation_seed, bool bytes) const {
+        const Tensor x = rotation_block ? as_aligned(x_) : x_;
         const int64_t rows = x.size(0), in_features = x.size(1);
-        const cuda::Shape order = {1, static_cast<int>(in_features), l.input_group(), 2};
+        const cuda::Shape order = {1, static_cast<int>(in_features), group, 2};
         if (!round_ && order.in_channel_order() && in_features % 8 == 0) {
             return {as_aligned(x), std::nullopt, in_features, in_features};
         }
@@ -52,8 +56,8 @@ private:
         const QaigQuantizeActivations arguments = {x.const_data_ptr(),
                                                    input.x.mutable_data_ptr(),
                                                    token_scale,
-                                                   static_cast<unsigned long long>(l.rotation_seed),
-                                                   static_cast<int>(l.rotation_block),
+                                                   static_cast<unsigned long long>(rotation_seed),
+                                                   static_cast<int>(rotation_block),
                                                    static_cast<int>(rows),
                                                    order.in_features,
                                                    order.group_size,

@@ -14,6 +14,9 @@ constexpr int64_t kMaxQuantizedRows = (1LL << 31) - 1;  // of x that are rounded
 // torch of formats/reference.py.
 enum class MatmulKernel { kGemv, kGemmF16, kGemmI8, kDequantize, kReference };
 
+// Channels of a group in the order of slots in which kernels that read packed words take x.
+inline int packed_input_group(const cuda::Shape& s) { return s.in_channel_order() ? s.in_features : s.group_size; }
+
 struct Layer {
     const PackedWeight* weight;
     const Optional* bias;
@@ -24,7 +27,7 @@ struct Layer {
     // Channels of a group in the order of slots that x is to have: all of them, unless groups are padded.
     int input_group() const {
         const cuda::Shape& s = weight->shape;
-        return kernel == MatmulKernel::kDequantize || s.in_channel_order() ? s.in_features : s.group_size;
+        return kernel == MatmulKernel::kDequantize ? s.in_features : packed_input_group(s);
     }
 };
 

@@ -7,8 +7,9 @@
 
 #include <vector>
 
-#include "ops/cuda/gptq_columns.h"
 #include "ops/cuda/dequantized_matmul.h"
+#include "ops/cuda/experts.h"
+#include "ops/cuda/gptq_columns.h"
 #include "ops/cuda/packed_matmul.h"
 #include "ops/reference.h"
 
@@ -141,6 +142,7 @@ STABLE_TORCH_LIBRARY_IMPL(qaig, CUDA, m) {
     m.impl("linear_many", TORCH_BOX(&qaig::cuda_ops::linear_many));
     m.impl("dequantize", TORCH_BOX(&qaig::cuda_ops::dequantize));
     m.impl("round_columns", TORCH_BOX(&qaig::cuda_ops::round_columns));
+    m.impl("experts_linear", TORCH_BOX(&qaig::cuda_ops::experts_linear));
 }
 
 #endif

@@ -16,6 +16,7 @@ CSRC = Path(__file__).parents[3] / "csrc"
 STRUCTURES = {
     "QaigLayer": interface.Layer,
     "QaigMatmul": interface.Matmul,
+    "QaigExperts": interface.Experts,
     "QaigDequantize": interface.Dequantize,
     "QaigQuantizeActivations": interface.QuantizeActivations,
     "QaigGptqColumns": interface.GptqColumns,

@@ -59,7 +59,7 @@ GEMV = [
      "inverse_power(F16, int shift) { return 0x11 + twice(", f"would be rounded|{WRONG}"),
     ("wrong order of words", "gemv.cuh", "words[4 * c] = v.x, words[4 * c + 1] = v.y",
      "words[4 * c] = v.y, words[4 * c + 1] = v.x", WRONG),
-    ("rows beyond the last", "gemv.cuh", "8 * i + g < d.rows ? l.x_slots - 8 * t : 0", "l.x_slots - 8 * t",
+    ("rows beyond the last", "gemv.cuh", "8 * i + g < rows ? l.x_slots - 8 * t : 0", "l.x_slots - 8 * t",
      "a load outside of every buffer"),
     ("channels beyond the last", "gemv.cuh", "l.x_slots - 8 * t : 0", "(1 << 30) : 0",
      f"a load outside of every buffer|{WRONG}"),
@@ -95,7 +95,7 @@ GEMM_F16 = [
     ("words of the other row tiles", "k_step.cuh", "words + (half * (bits / 2) + c)", "words + c", WRONG),
     ("columns beyond the last", MAINLOOP, "column + first < columns", "column + first < columns + 64",
      "a load outside of every buffer"),
-    ("channels beyond the last", MAINLOOP, "slot < l.x_slots ? d.rows : 0", "d.rows",
+    ("channels beyond the last", MAINLOOP, "slot < l.x_slots ? rows : 0", "d.rows",
      f"a load outside of every buffer|{WRONG}"),
     ("columns that are there left out", "k_step.cuh", "8 * part < columns", "8 * part + 32 < columns", WRONG),
     ("output beyond the last row", ACCUMULATORS, "if (n < l.out_features && m", "if (m", "outside of every buffer"),
@@ -189,6 +189,12 @@ def build(folder: Path, kernel: str, file: str, old: str, new: str) -> emulated.
         for kind in ("gemm_f16", "gemm_i8")
         for bits in (2, 3, 4, 8)
         for dtype in ("f16", "bf16")
+    }
+    kernels |= {
+        f"qaig_experts_{kind.format(dtype)}": "QaigExperts"
+        for bits in (2, 3, 4, 8)
+        for dtype in ("f16", "bf16")
+        for kind in (f"gemv_w{bits}_{{}}_m8", f"gemv_w{bits}_{{}}_m16", f"gemm_w{bits}_{{}}")
     }
     kernels |= {f"qaig_dequantize_w{bits}": "QaigDequantize" for bits in (2, 3, 4, 8)}
     kept: list[str] = []

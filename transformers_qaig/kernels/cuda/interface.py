@@ -13,7 +13,7 @@ import torch
 from ...formats.packing import num_groups
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-MAX_LAYERS, MAX_GEMV_ROWS = 8, 16
+MAX_LAYERS, MAX_GEMV_ROWS, MAX_EXPERTS = 8, 16, 1024
 GEMV_THREADS, DEQUANTIZE_THREADS, QUANTIZE_THREADS = 128, 128, 256
 GPTQ_THREADS, MAX_GPTQ_COLUMNS = 128, 32
 GEMV_WARPS = GEMV_THREADS // 32
@@ -57,6 +57,29 @@ class Matmul(ctypes.Structure):
         ("rows", ctypes.c_int),
         ("layer_count", ctypes.c_int),
         ("layers", Layer * MAX_LAYERS),
+    )
+
+
+class Experts(ctypes.Structure):
+    """`QaigExperts`."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("token_scale", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("x_stride", ctypes.c_longlong),
+        ("x_slots", ctypes.c_int),
+        ("rows", ctypes.c_int),
+        ("experts", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("group_size", ctypes.c_int),
+        ("scale_type", ctypes.c_int),
+        ("bits", ctypes.c_ubyte * MAX_EXPERTS),
     )
 
 

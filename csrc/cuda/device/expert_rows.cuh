@@ -1,0 +1,121 @@
+// Which rows of x a block multiplies with which expert, found from the experts' offsets.
+#pragma once
+
+#include "cuda/device/intrinsics.cuh"
+#include "cuda/geometry.h"
+
+namespace qaig {
+namespace cuda {
+
+// The rows of the experts of one width in pieces of up to `columns`, one after the other. Every warp finds a piece by
+// itself: its lanes have 32 experts at a time, and sum up their pieces and widths.
+template <int bits, int columns>
+struct ExpertRows {
+    const QaigExperts& d;
+    int lane;
+    int window = 0;                                 // first expert of the lanes
+    unsigned pieces_before = 0, widths_before = 0;  // the window
+    unsigned pieces_in = 0, widths_in = 0;          // the window
+    int row = 0, rows = 0, width = 0;               // of the lane's expert
+    unsigned pieces = 0, pieces_end = 0, widths_end = 0;
+
+    // The piece that was found.
+    int expert = 0, first = 0, count = 0;
+    unsigned widths = 0;  // sum of the bits of the experts before
+
+    QAIG_MEMBER ExpertRows(const QaigExperts& d) : d(d), lane(static_cast<int>(threadIdx.x) % 32) { load(); }
+
+    QAIG_MEMBER int offset(int e) const {
+        const int at = static_cast<int>(load_global(reinterpret_cast<const unsigned*>(d.offsets) + e));
+        return at < 0 ? 0 : at < d.rows ? at : d.rows;
+    }
+
+    // Sum over this lane and those before it.
+    QAIG_MEMBER unsigned sum_to_here(unsigned value) const {
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const unsigned before = shuffle(value, lane < distance ? lane : lane - distance);
+            value += lane < distance ? 0 : before;
+        }
+        return value;
+    }
+
+    QAIG_MEMBER void load() {
+        const int e = window + lane;
+        row = rows = width = 0;
+        if (e < d.experts) {
+            row = offset(e);
+            const int end = offset(e + 1);
+            rows = end > row ? end - row : 0;
+            width = d.bits[e];
+        }
+        pieces = width == bits ? static_cast<unsigned>((rows + columns - 1) / columns) : 0;
+        pieces_end = sum_to_here(pieces);
+        widths_end = sum_to_here(static_cast<unsigned>(width));
+        pieces_in = shuffle(pieces_end, 31);
+        widths_in = shuffle(widths_end, 31);
+    }
+
+    // Finds piece `wanted`, which is none before the last one found. False if there is none.
+    QAIG_MEMBER bool find(unsigned wanted) {
+        while (wanted >= pieces_before + pieces_in) {
+            window += 32;
+            if (window >= d.experts) {
+                return false;
+            }
+            pieces_before += pieces_in;
+            widths_before += widths_in;
+            load();
+        }
+        const unsigned place = wanted - pieces_before;
+        unsigned owner = pieces_end <= place ? 1 : 0;  // lanes whose pieces come before
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) {
+            owner += shuffle_xor(owner, mask);
+        }
+        const int from = static_cast<int>(owner);
+        const int skipped = static_cast<int>(place - shuffle(pieces_end - pieces, from)) * columns;
+        const int rest = static_cast<int>(shuffle(static_cast<unsigned>(rows), from)) - skipped;
+        expert = window + from;
+        first = static_cast<int>(shuffle(static_cast<unsigned>(row), from)) + skipped;
+        count = rest < columns ? rest : columns;
+        widths = widths_before + shuffle(widths_end - static_cast<unsigned>(width), from);
+        return true;
+    }
+
+    // The piece as a layer of its own.
+    QAIG_MEMBER QaigLayer layer() const {
+        const Shape s = {d.out_features, d.in_features, d.group_size, bits};
+        const long long values = static_cast<long long>(expert) * s.row_blocks() * s.groups() * kBlockRows;
+        const long long item_bytes = 512;  // of each bit
+        QaigLayer l = {};
+        l.words = static_cast<const char*>(d.words) + widths * s.work_items() * item_bytes;
+        l.scale = static_cast<const unsigned short*>(d.scale) + values;
+        l.zero = d.zero ? d.zero + values : nullptr;
+        l.x = static_cast<const unsigned short*>(d.x) + first * d.x_stride;
+        l.token_scale = d.token_scale ? d.token_scale + first : nullptr;
+        l.y = static_cast<unsigned short*>(d.y) + static_cast<long long>(first) * d.out_features;
+        l.x_stride = d.x_stride;
+        l.x_slots = d.x_slots;
+        l.out_features = d.out_features;
+        l.in_features = d.in_features;
+        l.group_size = d.group_size;
+        l.bits = bits;
+        l.scale_type = d.scale_type;
+        return l;
+    }
+
+    // Zeros for the rows of no expert.
+    QAIG_MEMBER void clear_others() const {
+        const long long routed = offset(d.experts), size = (d.rows - routed) * d.out_features;
+        const long long blocks = static_cast<long long>(gridDim.x) * gridDim.y;
+        const long long block = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;
+        auto* y = static_cast<unsigned short*>(d.y) + routed * d.out_features;
+        for (long long i = block * kGemvThreads + threadIdx.x; i < size; i += blocks * kGemvThreads) {
+            store_global(y + i, static_cast<unsigned short>(0));
+        }
+    }
+};
+
+}  // namespace cuda
+}  // namespace qaig

@@ -1,0 +1,103 @@
+// experts_linear on a CUDA device. The host does not know the offsets, and does not wait for them.
+#pragma once
+
+#include <vector>
+
+#include "ops/cuda/activations.h"
+#include "ops/experts.h"
+#include "ops/reference.h"
+
+namespace qaig {
+namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
+
+// The sizes of a stack in the CUDA layout, with the bits of some expert.
+inline cuda::Shape checked_expert_shape(const std::vector<int64_t>& bits, int64_t out_features, int64_t in_features,
+                                        int64_t channels) {
+    for (const int64_t width : bits) {
+        STD_TORCH_CHECK(cuda::has_cuda_layout(static_cast<int>(width)),
+                        "layout=2 is for 2, 3, 4 and 8 bits, got bits=", width);
+    }
+    constexpr int64_t kMax = 1 << 24;
+    STD_TORCH_CHECK(out_features < kMax && in_features < kMax,
+                    "the CUDA kernels take out_features and in_features below 2^24, got ", out_features, " and ",
+                    in_features);
+    return {static_cast<int>(out_features), static_cast<int>(in_features), static_cast<int>(channels),
+            static_cast<int>(bits[0])};
+}
+
+// Whether the kernels take sizes that were checked: if not, the reference does.
+inline bool has_experts_kernel(const cuda::Shape& s, int64_t rows, int64_t experts) {
+    return rows <= cuda::kMaxGemmRows && experts <= QAIG_MAX_EXPERTS && s.row_blocks() <= cuda::kMaxGridY &&
+           s.work_items() < cuda::kMaxSteps;
+}
+
+// Products of the rows of each expert with its weight, for tensors that were checked.
+inline Tensor launch_experts(const Tensor& x, const Tensor& offsets, const Tensor& packed, const Tensor& scale,
+                             const Optional& zero, const experts_ops::Sections& sections, int64_t experts,
+                             const cuda::Shape& shape, bool round, const Device& device) {
+    const int64_t rows = x.size(0);
+    const Tensor y = torch::stable::new_empty(x, {rows, shape.out_features});
+    if (rows == 0) {
+        return y;
+    }
+    const Tensor flat = as_contiguous(x), bounds = as_contiguous(offsets);
+    const Tensor words = as_aligned(packed), scales = as_aligned(scale);
+    const Optional zeros = zero ? Optional(as_aligned(*zero)) : std::nullopt;
+    Inputs inputs(flat, round, device);
+    const Input& input = inputs.of(packed_input_group(shape), 0, 0, false);
+    QaigExperts arguments = {};
+    arguments.words = words.const_data_ptr();
+    arguments.scale = scales.const_data_ptr();
+    arguments.zero = zeros ? static_cast<const unsigned char*>(zeros->const_data_ptr()) : nullptr;
+    arguments.offsets = static_cast<const int*>(bounds.const_data_ptr());
+    arguments.x = input.x.const_data_ptr();
+    arguments.token_scale = input.token_scales(0);
+    arguments.y = y.mutable_data_ptr();
+    arguments.x_stride = input.stride;
+    arguments.x_slots = static_cast<int>(input.slots);
+    arguments.rows = static_cast<int>(rows);
+    arguments.experts = static_cast<int>(experts);
+    arguments.out_features = shape.out_features;
+    arguments.in_features = shape.in_features;
+    arguments.group_size = shape.group_size;
+    arguments.scale_type = type_of(scale.scalar_type());
+    for (int64_t e = 0; e < experts; e++) {
+        arguments.bits[e] = static_cast<unsigned char>(sections.bits_of(e));
+    }
+    check_status(qaig_cuda_experts(&arguments, type_of(x.scalar_type()), device.stream), "a product of experts");
+    return y;
+}
+
+inline Tensor experts_linear(const Tensor& x, const Tensor& offsets, const Tensor& packed, const Tensor& scale,
+                             const Optional& zero, const std::vector<int64_t>& bits, int64_t out_features,
+                             int64_t group_size, int64_t activation_bits, int64_t layout) {
+    experts_ops::check_rows(x, activation_bits);
+    STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCudaLayout, "layout=", layout,
+                    " belongs to another backend: CUDA devices read 0 (the checkpoint layout) and 2 (their own)");
+    const Device device(x);
+    const int64_t experts = experts_ops::checked_experts(offsets, device.index), in_features = x.size(1);
+    int64_t channels = checked_group(out_features, in_features, bits.empty() ? 2 : bits[0], group_size);
+    for (const int64_t width : bits) {
+        channels = checked_group(out_features, in_features, width, group_size);
+    }
+    experts_ops::Sections sections(bits, experts, out_features, in_features, in_features / channels);
+    const bool is_half = x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
+    // An error within the reference would come back without its text: all is checked here, whoever computes.
+    if (layout == kCheckpointLayout) {
+        sections.check_checkpoint_layout(packed, scale, zero, device.index);
+    } else {
+        const cuda::Shape shape = checked_expert_shape(bits, out_features, in_features, channels);
+        const int64_t tile_words = int64_t{shape.tiles()} * 32 * 4;
+        sections.check_kernel_layout({shape.row_blocks(), cuda::kBlockRows, tile_words}, packed, scale, zero,
+                                     device.index);
+        if (is_half && scale.scalar_type() != ScalarType::Float && has_experts_kernel(shape, x.size(0), experts)) {
+            return launch_experts(x, offsets, packed, scale, zero, sections, experts, shape, activation_bits == 8,
+                                  device);
+        }
+    }
+    return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
+                         group_size, activation_bits, layout);
+}
+
+}  // namespace cuda_ops
+}  // namespace qaig
