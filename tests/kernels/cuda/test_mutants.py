@@ -95,7 +95,7 @@ GEMM_F16 = [
     ("words of the other row tiles", "k_step.cuh", "words + (half * (bits / 2) + c)", "words + c", WRONG),
     ("columns beyond the last", MAINLOOP, "column + first < columns", "column + first < columns + 64",
      "a load outside of every buffer"),
-    ("channels beyond the last", MAINLOOP, "slot < l.x_slots ? rows : 0", "d.rows",
+    ("channels beyond the last", MAINLOOP, "slot < l.x_slots ? rows : 0", "rows",
      f"a load outside of every buffer|{WRONG}"),
     ("columns that are there left out", "k_step.cuh", "8 * part < columns", "8 * part + 32 < columns", WRONG),
     ("output beyond the last row", ACCUMULATORS, "if (n < l.out_features && m", "if (m", "outside of every buffer"),
