@@ -120,10 +120,11 @@ class Stacks:
         self.linears = LinearExperts.of(self.dense)
         layout = self.linears.stack
         for projection in layout.projections:
-            draws = [random_linear(*layout.shape(projection), bits, seed) for seed in range(4)]
+            draws = [random_linear(*layout.shape(projection), bits, seed) for seed in range(3)]
+            weights = [layer.dequantize(torch.bfloat16) for layer in draws]
             for expert in range(experts):  # few that differ: drawing and packing takes long
                 layer = draws[expert % len(draws)]
-                layout.weight(self.dense, expert, projection).copy_(layer.dequantize(torch.bfloat16))
+                layout.weight(self.dense, expert, projection).copy_(weights[expert % len(draws)])
                 self.linears.set_submodule(f"{expert}.{projection}", copy.deepcopy(layer))
         self.packed = QAIGExperts.from_linears(self.linears)
         if not self.packed.prepare():

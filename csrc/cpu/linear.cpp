@@ -1,4 +1,5 @@
 // The linear layer, of one input or of many: which rows are computed at once, and rows that are not finite.
+#include <cstring>
 #include <deque>
 #include <map>
 #include <vector>
@@ -17,6 +18,12 @@ Linear rows_of(Linear l, int64_t begin, int64_t end) {
     l.x = static_cast<const char*>(l.x) + begin * s.in_features * size_of(l.type);
     l.y = static_cast<char*>(l.y) + begin * s.out_features * size_of(l.type);
     return l;
+}
+
+// Whether two layers can share integers, as the experts of one token can.
+bool have_equal_x(const Linear& a, const Linear& b) {
+    const int64_t bytes = a.rows * a.weight.shape.in_features * size_of(a.type);
+    return a.rows == b.rows && activations_key(a) == activations_key(b) && std::memcmp(a.x, b.x, bytes) == 0;
 }
 
 void compute(const std::vector<Product>& products, const Parallel& parallel) {
@@ -60,7 +67,9 @@ void grouped_linear(const std::vector<Linear>& layers, const Parallel& parallel)
             if (together + l.rows > kMaxRows) {
                 flush();
             }
-            activations.push_back(activations_for(l));
+            if (products.empty() || !have_equal_x(products.back().layer, l)) {
+                activations.push_back(activations_for(l));
+            }
             products.push_back({l, &activations.back()});
             together += l.rows;
         }

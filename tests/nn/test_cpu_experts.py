@@ -172,6 +172,17 @@ def test_repeated_rows_of_an_expert_have_equal_results(isa):
         assert torch.equal(out[:count], out[:1].expand(count, -1))
 
 
+def test_experts_of_one_token_and_of_nearly_equal_ones(isa):
+    """Neighbouring experts with equal rows share integers; rows that differ in the last value do not."""
+    stack = Stack.random([4, 3, 4, 2, 8, 4], 130, 40, -1)
+    x = torch.randn(1, 130).repeat(12, 1)
+    x[2, -1] += 1
+    x[7, 64] = torch.nan
+    for counts in ([1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2], [0, 6, 0, 6, 0, 0], [1, 2, 2, 1, 3, 3]):
+        rows = x[: sum(counts)]
+        assert torch.equal(stack.experts(rows, counts).nan_to_num(), stack.linears(rows, counts).nan_to_num())
+
+
 def test_rows_that_are_not_finite_stay_in_their_rows(isa):
     stack, counts = Stack.random([4, 3, 8]), [6, 1, 2]
     x = torch.randn(9, 96)
