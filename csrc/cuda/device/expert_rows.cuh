@@ -11,19 +11,21 @@ namespace cuda {
 // itself: its lanes have 32 experts at a time, and sum up their pieces and widths.
 template <int bits, int columns>
 struct ExpertRows {
+    // One expert for each lane of a warp. The sums include the lanes before.
+    struct Lanes {
+        int row, rows, width;
+        unsigned pieces, pieces_end, widths_end;
+    };
+
     const QaigExperts& d;
-    int lane;
-    int window = 0;                                 // first expert of the lanes
-    unsigned pieces_before = 0, widths_before = 0;  // the window
-    unsigned pieces_in = 0, widths_in = 0;          // the window
-    int row = 0, rows = 0, width = 0;               // of the lane's expert
-    unsigned pieces = 0, pieces_end = 0, widths_end = 0;
+    int window = 0;                                 // first of the experts that were looked at last
+    unsigned pieces_before = 0, widths_before = 0;  // of the experts before the window
 
     // The piece that was found.
     int expert = 0, first = 0, count = 0;
     unsigned widths = 0;  // sum of the bits of the experts before
 
-    QAIG_MEMBER ExpertRows(const QaigExperts& d) : d(d), lane(static_cast<int>(threadIdx.x) % 32) { load(); }
+    QAIG_MEMBER explicit ExpertRows(const QaigExperts& d) : d(d) {}
 
     QAIG_MEMBER int offset(int e) const {
         const int at = static_cast<int>(load_global(reinterpret_cast<const unsigned*>(d.offsets) + e));
@@ -31,7 +33,7 @@ struct ExpertRows {
     }
 
     // Sum over this lane and those before it.
-    QAIG_MEMBER unsigned sum_to_here(unsigned value) const {
+    QAIG_MEMBER static unsigned sum_to_here(unsigned value, int lane) {
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
             const unsigned before = shuffle(value, lane < distance ? lane : lane - distance);
@@ -40,46 +42,51 @@ struct ExpertRows {
         return value;
     }
 
-    QAIG_MEMBER void load() {
-        const int e = window + lane;
-        row = rows = width = 0;
+    // Not kept from piece to piece: the products need the registers.
+    QAIG_MEMBER Lanes load() const {
+        const int lane = static_cast<int>(threadIdx.x) % 32, e = window + lane;
+        Lanes l = {};
         if (e < d.experts) {
-            row = offset(e);
+            l.row = offset(e);
             const int end = offset(e + 1);
-            rows = end > row ? end - row : 0;
-            width = d.bits[e];
+            l.rows = end > l.row ? end - l.row : 0;
+            l.width = d.bits[e];
         }
-        pieces = width == bits ? static_cast<unsigned>((rows + columns - 1) / columns) : 0;
-        pieces_end = sum_to_here(pieces);
-        widths_end = sum_to_here(static_cast<unsigned>(width));
-        pieces_in = shuffle(pieces_end, 31);
-        widths_in = shuffle(widths_end, 31);
+        l.pieces = l.width == bits ? static_cast<unsigned>((l.rows + columns - 1) / columns) : 0;
+        l.pieces_end = sum_to_here(l.pieces, lane);
+        l.widths_end = sum_to_here(static_cast<unsigned>(l.width), lane);
+        return l;
     }
 
     // Finds piece `wanted`, which is none before the last one found. False if there is none.
     QAIG_MEMBER bool find(unsigned wanted) {
-        while (wanted >= pieces_before + pieces_in) {
-            window += 32;
-            if (window >= d.experts) {
+        Lanes lanes = load();
+        for (;;) {
+            const unsigned here = shuffle(lanes.pieces_end, 31);
+            if (wanted < pieces_before + here) {
+                break;
+            }
+            if (window + 32 >= d.experts) {
                 return false;
             }
-            pieces_before += pieces_in;
-            widths_before += widths_in;
-            load();
+            window += 32;
+            pieces_before += here;
+            widths_before += shuffle(lanes.widths_end, 31);
+            lanes = load();
         }
         const unsigned place = wanted - pieces_before;
-        unsigned owner = pieces_end <= place ? 1 : 0;  // lanes whose pieces come before
+        unsigned owner = lanes.pieces_end <= place ? 1 : 0;  // lanes whose pieces come before
 #pragma unroll
         for (int mask = 16; mask > 0; mask /= 2) {
             owner += shuffle_xor(owner, mask);
         }
         const int from = static_cast<int>(owner);
-        const int skipped = static_cast<int>(place - shuffle(pieces_end - pieces, from)) * columns;
-        const int rest = static_cast<int>(shuffle(static_cast<unsigned>(rows), from)) - skipped;
+        const int skipped = static_cast<int>(place - shuffle(lanes.pieces_end - lanes.pieces, from)) * columns;
+        const int rest = static_cast<int>(shuffle(static_cast<unsigned>(lanes.rows), from)) - skipped;
         expert = window + from;
-        first = static_cast<int>(shuffle(static_cast<unsigned>(row), from)) + skipped;
+        first = static_cast<int>(shuffle(static_cast<unsigned>(lanes.row), from)) + skipped;
         count = rest < columns ? rest : columns;
-        widths = widths_before + shuffle(widths_end - static_cast<unsigned>(width), from);
+        widths = widths_before + shuffle(lanes.widths_end - static_cast<unsigned>(lanes.width), from);
         return true;
     }
 
