@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from conversations import conversation
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from transformers_qaig import AutoModelForVision2Seq, CalibrationConfig, QAIGConfig
+from transformers_qaig import CalibrationConfig, QAIGConfig
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.report.evaluate import (
     AnswerStatistics,
@@ -21,7 +21,6 @@ from transformers_qaig.report.evaluate import (
     paired_ratio,
 )
 from transformers_qaig.report.heatmap import TokenMap, save_heatmaps
-from transformers_qaig.report.model_card import save_model_card
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE / "model"
@@ -33,12 +32,14 @@ SHOWN = range(0, 8)  # calibration pictures on the heatmap
 def main() -> None:
     start = time.perf_counter()
     processor = AutoProcessor.from_pretrained(MODEL)
-    full = AutoModelForVision2Seq.from_pretrained(MODEL)
+    full = AutoModelForImageTextToText.from_pretrained(MODEL)
 
     heading("Quantize")
-    quantized = AutoModelForVision2Seq.from_pretrained(MODEL, quantization_config=QAIGConfig(bits=3, group_size=64))
+    quantized = AutoModelForImageTextToText.from_pretrained(
+        MODEL, quantization_config=QAIGConfig(bits=3, group_size=64)
+    )
     print(quantized.qaig_report)
-    rounded = AutoModelForVision2Seq.from_pretrained(
+    rounded = AutoModelForImageTextToText.from_pretrained(
         MODEL, quantization_config=QAIGConfig(bits=3, group_size=64, recipe="rtn")
     )
 
@@ -69,17 +70,15 @@ def main() -> None:
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> int:
     """Bytes of the weight file that `save_pretrained` writes."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder)  # a packed model brings its processor and a model card
     processor.save_pretrained(folder)
-    if hasattr(model, "qaig_report"):
-        save_model_card(model, folder)
     return (folder / "model.safetensors").stat().st_size
 
 
 def importance_maps(processor: Any, conversations: Sequence[Any]) -> list[TokenMap]:
     """λ of each conversation's tokens in the paper's recipe: the mean over all blocks and their sub-blocks."""
     samples = load_samples(conversations, processor, num_samples=len(conversations), seed=0)
-    model = AutoModelForVision2Seq.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         MODEL,
         quantization_config=QAIGConfig(
             bits=3,

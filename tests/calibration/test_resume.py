@@ -128,10 +128,12 @@ def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_
 
 
 def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:
-    def quantize(**settings) -> None:
-        config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path}, **FAST, **settings)
-        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    def quantize(num_samples: int, **arguments: Any) -> None:
+        config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path}, **FAST, num_samples=num_samples)
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config, **arguments)
 
-    quantize(num_samples=2)
+    quantize(2)
     with pytest.raises(ValueError, match="work_dir"):
-        quantize(num_samples=3)
+        quantize(3)
+    with pytest.raises(ValueError, match=r"different attn_implementation"):
+        quantize(2, attn_implementation="eager")

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -157,6 +158,9 @@ def test_what_belongs_to_a_question_is_read_with_it() -> None:
         ({"question": "what ?", "choices": ["a", "b"], "answer": 7}, "'7', which is neither a choice"),
         ({"prompt": "what ?", "chosen": [USER, USER]}, "repeat it"),
         ({"prompt": "what ?", "completion": "a cat", "label": False}, "'label' is False.*Leave such records out"),
+        ({"prompt": "what ?", "completion": "a cat", "label": 0}, "'label' is 0.*Leave such records out"),
+        ({"prompt": "what ?", "completion": "a cat", "label": np.bool_(False)}, "'label' is .*Leave such records out"),
+        ({"prompt": "what ?", "response": "a cat", "history": [["who ?", "I"]]}, "'history' holds earlier turns"),
         ({"messages": [USER], "system": 3}, "'system' must be a str"),
         ([USER, {"role": "assistant", "content": None}], "only an assistant that calls a tool.*'role'"),
         ([USER, {"role": "user", "tool_calls": [CALL]}], "needs 'role' and 'content'"),

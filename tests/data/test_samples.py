@@ -386,7 +386,6 @@ def test_a_sample_that_the_processor_refuses(processor: Any, picture: Image.Imag
         ),
         (Path("nowhere/data.jsonl"), ValueError, r"the file nowhere/data\.jsonl cannot be opened"),
         (__file__, ValueError, r"is a file of another kind than \.json and \.jsonl: open it, as with pandas"),
-        (torch.utils.data.DataLoader([1]), TypeError, r"is a DataLoader.*`loader\.dataset`"),
         ([{"foto": "x", "frage": "y"}], ValueError, r"CalibrationConfig\(columns="),
         ("./nowhere", ValueError, r"dataset='\./nowhere' cannot be loaded: there is no file or folder of this name"),
     ],

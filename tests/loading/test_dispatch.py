@@ -128,6 +128,15 @@ def test_any_part_can_go_to_disk(llava: Path, in_memory: nn.Module, tmp_path: Pa
     assert torch.equal(logits(again, llava), logits(in_memory, llava))
 
 
+def test_a_relative_folder_is_found_from_another_working_directory(
+    llava: Path, in_memory: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = quantize(llava, device_map={"": "cpu", LAYER: "disk"}, offload_folder="offload")
+    monkeypatch.chdir("/")
+    assert torch.equal(logits(model, llava), logits(in_memory, llava))
+
+
 @pytest.mark.parametrize("how", ["auto", "balanced", "balanced_low_0", "sequential"])
 def test_max_memory_is_honoured_by_packed_sizes(llava: Path, in_memory: nn.Module, tmp_path: Path, how: str) -> None:
     """Of 800 kB in float32, some 390 kB packed, 300 kB may stay in memory, embeddings and tower among them."""

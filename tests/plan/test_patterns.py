@@ -101,6 +101,11 @@ def test_a_name_that_does_not_exist_names_the_nearest(
         make_plan(llava, QAIGConfig(**{argument: given}))
 
 
+def test_a_mark_of_regular_expressions_is_to_be_left_out(llava: nn.Module) -> None:
+    with pytest.raises(ValueError, match="Leave out 're:'"):
+        make_plan(llava, QAIGConfig(modules_to_not_convert=["re:.*mlp.*"]))
+
+
 @pytest.mark.parametrize("pattern", ["[", "(", "layers.10", "zzz*"])
 def test_what_means_nothing_is_an_error_that_names_it(llava: nn.Module, pattern: str) -> None:
     with pytest.raises(ValueError, match="matches no module"):

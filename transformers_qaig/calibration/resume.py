@@ -55,6 +55,7 @@ class BlockStore(ExitStack):
                 "plan": plan_to_dict(plan),
                 "samples": digest(samples),
                 "weights": digest([model.state_dict()]),
+                "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
             }
             self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir), run))
 

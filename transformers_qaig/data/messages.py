@@ -22,6 +22,8 @@ Conversation = list[Turn]
 ChatTools = list[dict[str, Any] | Callable[..., Any]] | None  # JSON schemas or functions
 
 IMAGE_MARKER = "<image>"
+NO = ("false", "0", "0.0")
+"""How a label of a rejected completion is written: `False`, numpy's, 0, or a text."""
 
 
 def to_conversation(
@@ -44,9 +46,10 @@ def to_conversation(
     if isinstance(record, (Image.Image, np.ndarray, torch.Tensor)):
         record = {"image": record}
     if isinstance(record, Mapping):
-        if "completion" in record and record.get("label") is False:  # TRL's unpaired preferences
+        label = record.get("label")
+        if "completion" in record and str(label).lower() in NO:  # TRL's unpaired preferences
             raise ValueError(
-                "its 'label' is False, so its completion is a rejected one. Leave such records out: "
+                f"its 'label' is {label!r}, so its completion is a rejected one. Leave such records out: "
                 "dataset.filter(lambda record: record['label'])"
             )
         found = find_columns(record, columns)
@@ -56,6 +59,11 @@ def to_conversation(
             if all(turn["role"] != "assistant" for turn in conversation):
                 conversation += response_of(record, found, base_dir)
         else:
+            if record.get("history"):
+                raise ValueError(
+                    "its column 'history' holds earlier turns, which would be lost: give the whole conversation as "
+                    "'messages', or remove the column"
+                )
             conversation = question_and_answer(record, found, base_dir)
         if "system" in found and record[found["system"]]:
             conversation = _with_system(conversation, record[found["system"]], found["system"])

@@ -46,8 +46,6 @@ def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> t
         return _read_json(path), path.parent
     if isinstance(dataset, str):
         return _load_from_hub(dataset, token), None
-    if isinstance(dataset, torch.utils.data.DataLoader):
-        raise TypeError("dataset is a DataLoader, which gives batches: pass the data set in it, `loader.dataset`")
     dataset = _rows_of_table(_split_of(dataset))
     if isinstance(dataset, Mapping):
         keys = ", ".join(repr(key) for key in list(dataset)[:5])

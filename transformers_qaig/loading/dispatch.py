@@ -79,6 +79,7 @@ class Placement:
         folder = given.get("offload_folder") or config.offload_folder
         if folder is not None:
             check_folder(folder, "offload_folder")
+            folder = os.path.abspath(folder)  # the process may change its working directory
         return cls(device_map, memory, folder)
 
     def plan(self, skeleton: PreTrainedModel) -> None:
@@ -179,8 +180,8 @@ class Placement:
     def _prepare_disk(self, size: int, whole: int) -> None:
         if self.offload_folder is None:
             raise ValueError(
-                f"{size:,} of the packed model's {whole:,} bytes would go to disk, and it is not said where: give "
-                "`offload_folder` to from_pretrained, or a `device_map` or `max_memory` with more room."
+                f"{size:,} of the packed model's {whole:,} bytes would go to disk. Give `offload_folder` to "
+                "from_pretrained to say where, or a `device_map` or `max_memory` with more room."
             )
         limit = (self.max_memory or {}).get(DISK, math.inf)
         if size > limit:

@@ -60,6 +60,8 @@ class ModelNames:
 
     def nearest(self, pattern: str) -> str:
         """Returns `" Did you mean ...?"` with the nearest path or end of a path; empty if none is near."""
+        if pattern.startswith("re:"):
+            return " Leave out 're:': a regular expression needs no mark here."
         pattern = pattern.removesuffix(".weight")
         for wanted in dict.fromkeys((pattern, pattern.lstrip("*."), pattern.rpartition(".")[2])):
             ends = {path if "." in wanted else path.rpartition(".")[2]: None for path in self.paths}

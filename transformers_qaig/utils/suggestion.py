@@ -10,5 +10,6 @@ _LONGEST = 200  # characters; comparing longer text is slow, and it is no misspe
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"` with the nearest of `known`; empty if none is near."""
-    near = difflib.get_close_matches(str(name)[:_LONGEST], list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(str(name)[:_LONGEST].lower(), list(by_lower), n=1)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
