@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
-from ..data.loader import picture_masks
+from ..data.loader import picture_masks, picture_tokens
 from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of
@@ -21,6 +21,7 @@ from ..execution.few_rows import thread_independent
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.out_of_memory import out_of_memory_explained
+from ..execution.overflow import check_forward
 from ..execution.paused_forward import PausedForwards, leaving_out
 from ..execution.torch_state import default_torch_state
 from ..loading.tied_embeddings import without_tied_head
@@ -31,7 +32,6 @@ from ..token_weights.data import WeightingData
 from ..token_weights.registry import precompute, token_weights_of
 from ..utils.logging import get_logger, tqdm
 from .block_quantizer import QuantizerSettings
-from .overflow import check_forward
 from .resume import BlockStore
 from .target_quantizer import NO_PADDING, Outcome, advance, install, quantize_target
 from .targets import answering_blocks, find_targets
@@ -76,7 +76,7 @@ def calibrate(
     with BlockStore(config, plan, samples, model) as store, thread_independent(model):
         with out_of_memory_explained("in the first forward passes", device, len(samples), lambda: 0):
             if not config.recipe.calibrates:
-                check_forward(model, device)
+                check_forward(model, device, picture_tokens(model))
             targets, unreached = find_targets(model, without_tied_head(model, coverage.extra_plan), samples, device)
             settings = _settings(model, samples, masks, answer_masks or masks, config, device, exclusions)
         outcomes: list[Outcome] = []

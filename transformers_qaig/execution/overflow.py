@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data.loader import picture_tokens
-from ..execution.block_outputs import first_tensor
-from ..execution.exclusions import overflow_advice
-from ..execution.offload import offloaded
 from ..structure import find_decoder_blocks
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
+from .block_outputs import first_tensor
+from .exclusions import overflow_advice
+from .offload import offloaded
 
 logger = get_logger(__name__)
 
@@ -23,7 +23,7 @@ TOKENS = 16
 
 
 @torch.no_grad()
-def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> None:
+def check_forward(model: PreTrainedModel, device: torch.device | str | None, picture_tokens: Sequence[int]) -> None:
     """Refuses a float16 model in which a few tokens of text overflow.
 
     Other dtypes have the range of float32 and are not run. Nor is a model that takes no text alone.
@@ -31,6 +31,7 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> 
     Args:
         model: in full precision, on the CPU.
         device: where its modules compute, one at a time; None: the CPU.
+        picture_tokens: ids that stand for pictures, and are not in the text.
 
     Raises:
         ValueError: NaN or Inf in the output; the message names the first block that has it.
@@ -49,7 +50,7 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> 
             memory.watch(block, stays=False)
         handles = [block.register_forward_hook(partial(look, path)) for path, block in blocks.items()]
         try:
-            logits = getattr(model(input_ids=_text(model), use_cache=False), "logits", None)
+            logits = getattr(model(input_ids=_text(model, picture_tokens), use_cache=False), "logits", None)
         except Exception as error:  # a model's forward may raise anything where it has no picture
             logger.info("%s is not looked at for overflow, a text alone fails: %s", type(model).__name__, error)
             return
@@ -63,8 +64,8 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None) -> 
         )
 
 
-def _text(model: PreTrainedModel) -> Tensor:
+def _text(model: PreTrainedModel, picture_tokens: Sequence[int]) -> Tensor:
     """Returns ids from all over the vocabulary, int64 [1, TOKENS], without those that stand for pictures."""
     ids = torch.arange(len(model.get_input_embeddings().get_parameter("weight")))
-    ids = ids[~torch.isin(ids, torch.tensor(picture_tokens(model), dtype=torch.long))]
+    ids = ids[~torch.isin(ids, torch.tensor(picture_tokens, dtype=torch.long))]
     return ids[torch.linspace(0, len(ids) - 1, TOKENS).long()].unsqueeze(0)
