@@ -16,7 +16,6 @@ from tests.families import FAMILIES, samples, save
 from tests.lifecycle import FAST, inputs, logits, logits_in_a_new_process, packed
 from tests.tolerance import assert_close, rounding, terms_of
 from transformers_qaig import BitBudget, QAIGConfig, QAIGLinear
-from transformers_qaig.calibration import embeddings as table
 from transformers_qaig.calibration import row_chunks, target_quantizer
 from transformers_qaig.execution import out_of_memory as memory
 from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT
@@ -343,7 +342,7 @@ def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.M
     settings = {"bits": 4, "lm_head_bits": 3, "embedding_bits": 3, "recipe": "rtn"}
     whole = quantize(llava, **settings)
     monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
-    monkeypatch.setattr(table, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(target_quantizer, "ROWS_PER_CHUNK", 96)
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())
     assert torch.equal(logits(model, llava), logits(whole, llava))
