@@ -65,7 +65,7 @@ def quantized(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[to
 def package(tmp_path, monkeypatch):
     """An installed package with small sources of its own and an empty cache, in a process that has loaded nothing."""
     folder = tmp_path / "package"
-    for name in ("cpu/isa.h", "cpu/isa.cpp", "ops/build_info.cpp"):
+    for name in ("cpu/isa.h", "cpu/isa.cpp", "cpu/huge_pages.h", "cpu/huge_pages.cpp", "ops/build_info.cpp"):
         copy = folder / "csrc" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CSRC / name, copy)

@@ -45,18 +45,9 @@ def fused(llava: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     register_checkpoint_conversion_mapping("llava", known, overwrite=True)
 
 
-@pytest.mark.usefixtures("uncalibrated")
-@pytest.mark.parametrize("fused", [""], indirect=True)
-def test_packed_names_that_a_converter_takes_are_refused(fused: Path) -> None:
-    with pytest.raises(ValueError, match=r"mlp\.(gate|up)_proj\.weight_\w+ would not come back.*modules_to_not_conv"):
-        quantize(fused)
-
-
 @pytest.mark.parametrize("fused", ["", r".weight(?!_)"], indirect=True)
-def test_packed_names_that_no_converter_takes_come_back(fused: Path, tmp_path: Path, request) -> None:
-    taken = request.node.callspec.params["fused"] == ""
-    left_out = ["*.gate_proj", "*.up_proj"] if taken else None
-    model = quantize(fused, {"modules_to_not_convert": left_out})
+def test_packed_names_come_back_though_a_converter_matches_them(fused: Path, tmp_path: Path) -> None:
+    model = quantize(fused)
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(Auto.from_pretrained(tmp_path / "saved"), fused), logits(model, fused))
 

@@ -63,8 +63,19 @@ def _sparing_class(original: type[WeightTransform]) -> type[WeightTransform]:
         renamed, pattern = original.rename_source_key(self, f"{stack}.{_TENSOR}")
         return renamed.removesuffix(_TENSOR) + tensor, pattern
 
-    return type(
-        f"{original.__name__}SparingPacked",
-        (original,),
-        {"__slots__": (), "spares_packed": True, "rename_source_key": rename_source_key},
-    )
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        state: Any = object.__reduce_ex__(self, protocol)[2]
+        return _new, (original,), state  # pickle finds no class made here
+
+    members = {
+        "__slots__": (),
+        "__reduce_ex__": reduce,
+        "spares_packed": True,
+        "rename_source_key": rename_source_key,
+    }
+    return type(f"{original.__name__}SparingPacked", (original,), members)
+
+
+def _new(original: type[WeightTransform]) -> WeightTransform:
+    sparing = _sparing_class(original)  # type: ignore[arg-type]
+    return sparing.__new__(sparing)
