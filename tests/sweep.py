@@ -20,7 +20,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
 
 from tests import unusual
-from tests.families import randomise
+from tests.tiny_models.unusual_parts import texts
+from tests.tiny_models.weights import randomise
 from transformers_qaig import CalibrationConfig, QAIGConfig
 from transformers_qaig.data.decoder_inputs import DecoderInputs
 
@@ -108,7 +109,7 @@ def tiny(name: str) -> tuple[Any, list[dict[str, Tensor]]]:
         torch.manual_seed(0)
         model = cls(config).eval()
     randomise(model, 0)
-    return model, unusual.texts(first_id=70)
+    return model, texts(first_id=70)
 
 
 @dataclass

@@ -4,7 +4,10 @@ import pytest
 import torch
 import transformers as hf
 
-from tests.unusual import ENCODER_DECODERS, UNUSUAL, idefics, texts, udop
+from tests.tiny_models.encoder_decoders import udop
+from tests.tiny_models.unusual_decoders import idefics
+from tests.tiny_models.unusual_parts import texts
+from tests.unusual import ENCODER_DECODERS, UNUSUAL
 from transformers_qaig import CalibrationConfig, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
