@@ -1,0 +1,31 @@
+"""A conversation about a picture, and one sample loaded."""
+
+import io
+from typing import Any
+
+import torch
+from PIL import Image
+
+from transformers_qaig.data.samples import load_samples
+
+
+def conversation(image: Any, question: str = "how many cats are there ?", answer: str = "2") -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+
+
+def one(dataset: Any, processor: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    (sample,) = load_samples(dataset, processor, num_samples=1, seed=0, **kwargs)
+    return sample
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
