@@ -1,0 +1,79 @@
+"""Defaults of a config, copies of it, and attributes that are set later."""
+
+import copy
+import json
+
+import pytest
+
+from tests.config.plans import SCHEME
+from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
+from transformers_qaig.recipes import RECIPES
+
+
+def test_defaults() -> None:
+    config = QAIGConfig()
+    assert (config.bits, config.group_size, config.sym, config.recipe.name) == (4, 128, False, "default")
+    assert config.quant_method == "qaig"
+
+
+def test_deepcopy_shares_runtime_objects() -> None:
+    processor, dataset = lambda: None, [object()]
+    config = QAIGConfig(bits=2, dataset=dataset, calibration={"processor": processor})
+    other = copy.deepcopy(config)
+    assert other == config
+    assert other.calibration.processor is processor
+    assert other.dataset is dataset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rotates"),
+    [
+        ({}, False),
+        ({"recipe": "default"}, False),
+        ({"recipe": "default", "activation_bits": 8}, True),
+        ({"recipe": {"rotation": "none"}, "activation_bits": 8}, False),
+        ({"recipe": {"rotation": "all"}}, True),
+        ({"recipe": {"name": "rtn", "rotation": "all"}}, True),
+        ({"recipe": "fast", "activation_bits": 8}, False),
+    ],
+)
+def test_inputs_are_rotated_as_asked_or_as_the_recipe_says(arguments: dict, rotates: bool) -> None:
+    config = QAIGConfig(**arguments)
+    assert config.rotates == rotates
+    assert QAIGConfig.from_dict(json.loads(config.to_json_string())).rotates == rotates
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("recipe", "gptq", RECIPES["gptq"]),
+        ("budget", 3.5, BitBudget(bits=3.5)),
+        ("calibration", {"min_coverage": 0.5}, CalibrationConfig(min_coverage=0.5)),
+        ("plan", QAIGConfig(plan={"a.b": SCHEME}), {"a.b": SCHEME}),
+    ],
+)
+def test_an_attribute_takes_what_the_argument_takes(name: str, given: object, kept: object) -> None:
+    config = QAIGConfig()
+    setattr(config, name, given)
+    assert getattr(config, name) == kept
+    assert copy.deepcopy(config) == config
+    assert repr(config)
+
+
+def test_a_budget_set_later_takes_the_place_of_the_default_width() -> None:
+    config = QAIGConfig()
+    config.budget = 3.2
+    config.validate()
+    assert (config.bits, copy.deepcopy(config).bits) == (None, None)
+    config.update(budget=None)
+    assert config.bits == 4
+    chosen = QAIGConfig(bits=4)
+    chosen.budget = 3.2
+    with pytest.raises(ValueError, match=r"bits=4.*budget"):
+        chosen.validate()
+
+
+def test_updating_takes_every_name_and_returns_what_it_does_not_know() -> None:
+    config = QAIGConfig(calibration={"device": "cpu"})
+    assert config.update(bits=3, calibration={"min_coverage": 0.5}, other=1) == {"other": 1}
+    assert (config.bits, config.calibration) == (3, CalibrationConfig(min_coverage=0.5))
