@@ -13,11 +13,6 @@ from transformers_qaig.plan.build import make_plan
 from transformers_qaig.plan.patterns import ModelNames
 
 
-@pytest.fixture(scope="module")
-def llava() -> nn.Module:
-    return build("llava")[0]
-
-
 def left_out(model: nn.Module, patterns: list[str]) -> set[str]:
     """The weights that the patterns take out of a plan for everything."""
     everything = {"vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4}
