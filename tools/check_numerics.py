@@ -43,6 +43,11 @@ TESTS = (
     "tests/integration/test_paper.py",
     "tests/integration/test_quantizer.py",
     "tests/integration/test_saving.py",
+    "tests/integration/test_damaged_embeddings.py",
+    "tests/integration/test_out_of_memory.py",
+    "tests/integration/test_packed_embeddings.py",
+    "tests/integration/test_tied_embeddings.py",
+    "tests/integration/test_whole_calibration.py",
     "tests/integration/test_whole_file.py",
 )
 
