@@ -2,74 +2,19 @@
 
 import contextlib
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from transformers_qaig.formats import cuda_layout
-from transformers_qaig.formats.packing import num_groups, pack, pack_zero_point
+from tools.emulator.compilation import CSRC, EMULATOR, compiled, cuda_files
+from tools.emulator.weights import Weight
 from transformers_qaig.kernels.compiler import TORCH_TARGET
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.interface import TYPES, Shape
 
-CSRC = Path(__file__).parents[2] / "csrc"
-EMULATOR = Path(__file__).parent
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 OPERATORS = ("linear", "linear_many", "dequantize", "round_columns", "experts_linear")
-_FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-
-
-@dataclass
-class Weight:
-    """A packed weight in the checkpoint and the CUDA layout, and what it stands for."""
-
-    codes: Tensor
-    checkpoint: tuple[Tensor, Tensor, Tensor | None]
-    words: Tensor
-    scale: Tensor
-    zero: Tensor | None
-    out_features: int
-    in_features: int
-    bits: int
-    group_size: int
-    bias: Tensor | None = None
-
-    @property
-    def shape(self) -> Shape:
-        return Shape.of(self.out_features, self.in_features, self.group_size, self.bits)
-
-
-def random_weight(
-    bits: int, out_features: int, in_features: int, group_size: int = -1, sym: bool = False,
-    dtype: torch.dtype = torch.float16, bias: torch.dtype | None = None,
-) -> Weight:  # fmt: skip
-    groups = num_groups(in_features, group_size)
-    codes = torch.randint(0, 2**bits, (out_features, in_features), dtype=torch.uint8)
-    scale = ((torch.rand(out_features, groups) + 0.1) * torch.randn(out_features, groups).sign() * 0.1).to(dtype)
-    zero = None if sym else torch.randint(0, 2**bits, (out_features, groups), dtype=torch.uint8)
-    added = None if bias is None else torch.randn(out_features).to(bias)
-    return make_weight(codes, scale, zero, bits, group_size, added)
-
-
-def make_weight(
-    codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, bias: Tensor | None = None
-) -> Weight:
-    out_features, in_features = codes.shape
-    checkpoint = (pack(codes, bits), scale, None if zero is None else pack_zero_point(zero, bits))
-    sizes = (out_features, in_features, bits, group_size)
-    words, sorted_scale, sorted_zero = cuda_layout.from_checkpoint(*checkpoint, *sizes)
-    sorted_zero = None if zero is None else sorted_zero
-    return Weight(codes, checkpoint, words, sorted_scale, sorted_zero, *sizes, bias)
 
 
 class Emulator:
@@ -263,7 +208,7 @@ def build(sources: Path = CSRC) -> Emulator:
     Raises:
         RuntimeError: if something does not compile.
     """
-    return Emulator(_library([*cuda_files(sources), *sorted(EMULATOR.glob("*.cpp"))], sources, [], []))
+    return Emulator(compiled([*cuda_files(sources), *sorted(EMULATOR.glob("*.cpp"))], sources, [], []))
 
 
 def build_operators() -> Emulator:
@@ -273,7 +218,7 @@ def build_operators() -> Emulator:
     torch_folder = Path(torch.__file__).parent
     flags = ["-DQAIG_EMULATED", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-isystem{torch_folder / 'include'}"]
     files = [CSRC / "ops" / "cuda" / "operators.cpp", *cuda_files(CSRC), *sorted(EMULATOR.glob("*.cpp"))]
-    return Emulator(_library(files, CSRC, flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
+    return Emulator(compiled(files, CSRC, flags, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]))
 
 
 @contextlib.contextmanager
@@ -287,40 +232,3 @@ def registered_operators() -> Iterator[Emulator]:
     torch.ops.load_library(str(emulator.path))
     yield emulator
     schemas._destroy()
-
-
-def cuda_files(sources: Path) -> list[Path]:
-    return sorted((sources / "cuda").rglob("*.cu"))
-
-
-def _library(files: list[Path], sources: Path, flags: list[str], link: list[str]) -> Path:
-    command = [str(COMPILER), *_FLAGS, *flags]
-    digest = hashlib.sha256("\0".join([*command, *link]).encode())
-    for folder in (sources / "cuda", sources / "ops", EMULATOR):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
-                digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
-    folder = cache / "emulator" / digest.hexdigest()[:20]
-    library = folder / "kernels.so"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not library.is_file():
-            _compile(files, [*command, f"-I{sources}", f"-I{EMULATOR}"], link, library)
-    return library
-
-
-def _compile(files: list[Path], command: list[str], link: list[str], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        objects = [f"{folder}/{path.name}.o" for path in files]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, [[*command, "-xc++", "-c", str(f), "-o", o] for f, o in zip(files, objects)]))
-        linked = Path(folder) / "kernels.so"
-        _run([str(COMPILER), "-shared", *objects, *link, "-o", str(linked)])
-        linked.replace(library)
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[:2000]}")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tests import seeds
-from tools.emulator.emulated import Emulator, Weight, random_weight
+from tools.emulator.emulated import Emulator
+from tools.emulator.weights import Weight, random_weight
 
 
 def every_width(emulator: Emulator, bits: int, dtype: torch.dtype, sym: bool) -> Iterator[tuple[Tensor, Weight]]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tools.emulator.emulated import Weight
+from tools.emulator.weights import Weight
 from transformers_qaig.formats import reference
 from transformers_qaig.formats.packing import CUDA_LAYOUT
 

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from tests.kernels.cuda.products import arguments, close
-from tools.emulator import emulated
+from tools.emulator.compilation import COMPILER
 from tools.emulator.emulated_driver import PROCESSORS, CpuDevice
+from tools.emulator.weights import random_weight
 from transformers_qaig.formats.packing import CUDA_LAYOUT
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.driver import DriverError
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
 def test_a_kernel_is_loaded_once_for_each_device(machine):
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     for _ in range(2):
         machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT)
@@ -32,7 +33,7 @@ def test_a_kernel_is_loaded_once_for_each_device(machine):
 
 def test_kernels_are_loaded_while_others_capture(machine, monkeypatch):
     """In the relaxed mode, which ends with the loading, even if that fails."""
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert machine.api.mode == "global"
@@ -44,7 +45,7 @@ def test_kernels_are_loaded_while_others_capture(machine, monkeypatch):
 
 def test_capture(machine, monkeypatch):
     """A graph gets semaphores of its own; a kernel that is not loaded yet says what to do."""
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
 
     def call():
@@ -68,7 +69,7 @@ def test_capture(machine, monkeypatch):
 
 def test_counters_are_set_aside_while_others_capture(machine):
     """In the relaxed mode, on a stream that blocks none; where there is no memory a launch brings its own."""
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     machine.api.is_full = True
     close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
@@ -103,7 +104,7 @@ def test_a_stream_that_asks_for_more_and_more(machine):
 
 def test_more_captures_than_counters(machine):
     """Then a launch brings its own."""
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     for machine.api.capture in (0, *range(1, 1030)):
         device = CpuDevice(0, 80, PROCESSORS)
@@ -118,7 +119,7 @@ def test_more_captures_than_counters(machine):
 
 
 def test_the_driver_says_what_failed(machine, monkeypatch):
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     monkeypatch.setattr(machine.api, "cuLaunchKernel", lambda *_: (700,), raising=False)
     with pytest.raises(DriverError, match="launching qaig_gemv_w4_f16_m8: CUDA_ERROR_700 what it means"):
         machine.operators.linear(torch.randn(1, 64).half(), *arguments(weight), 16, CUDA_LAYOUT)

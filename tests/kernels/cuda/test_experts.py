@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact
-from tools.emulator import emulated
-from tools.emulator.emulated import Weight, random_weight
+from tools.emulator.compilation import COMPILER
+from tools.emulator.weights import Weight, random_weight
 from transformers_qaig.formats.packing import CUDA_LAYOUT
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 def offsets_of(counts: list[int]) -> Tensor:

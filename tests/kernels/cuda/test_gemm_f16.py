@@ -9,11 +9,11 @@ from torch import Tensor
 from tests import seeds
 from tests.kernels.cuda import gemm_cases
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
-from tools.emulator import emulated
-from tools.emulator.emulated import Weight, make_weight, random_weight
+from tools.emulator.compilation import COMPILER
+from tools.emulator.weights import Weight, make_weight, random_weight
 from transformers_qaig.formats import reference
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:

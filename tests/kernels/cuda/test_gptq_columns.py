@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.kernels.cuda.gptq_cases import Columns, by_reference, random_columns, same
-from tools.emulator import emulated
+from tools.emulator.compilation import COMPILER
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.rounding import gptq
 from transformers_qaig.rounding.hessian import Hessian
 from transformers_qaig.rounding.quant_grid import minmax_grid
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

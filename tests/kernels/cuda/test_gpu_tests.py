@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from tests.gpu import test_cuda_kernels, test_recorded_steps
 from tools.emulator import emulated
+from tools.emulator.compilation import COMPILER
 from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import ops
 
 pytestmark = [
-    pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler"),
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
     pytest.mark.filterwarnings("ignore:Warning only once for all operators"),  # operators are replaced on purpose
 ]
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.kernels.cuda.products import arguments, close, exact
-from tools.emulator import emulated
+from tools.emulator.compilation import COMPILER
 from tools.emulator.emulated_driver import PROCESSORS, CpuDevice
+from tools.emulator.weights import make_weight, random_weight
 from transformers_qaig.formats import reference
 from transformers_qaig.formats.hadamard import Rotation, rotate
 from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CUDA_LAYOUT
@@ -15,7 +16,7 @@ from transformers_qaig.nn import ops
 
 QUANTIZE = "qaig_quantize_activations_f16"
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason="needs a C++ c
 @pytest.mark.parametrize(("rows", "activation_bits"), [(1, 16), (9, 16), (2, 8), (17, 16), (50, 8), (257, 16)])
 def test_linear(machine, bits, dtype, rows, activation_bits):
     """gemv of both sizes, both gemms, and the product with the dequantized weight past sm_80's threshold."""
-    weight = emulated.random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
+    weight = random_weight(bits, 130, 96, 32, dtype=dtype, bias=dtype)
     x = torch.randn(rows, 96).to(dtype)
     y = machine.operators.linear(x, *arguments(weight), activation_bits, CUDA_LAYOUT)
     assert y.dtype == dtype
@@ -42,7 +43,7 @@ def test_linear(machine, bits, dtype, rows, activation_bits):
 def test_rows_beyond_one_launch(machine):
     """GPUs without gemm kernels take more rows by gemv, in several launches, and unpack the weight for fewer."""
     operators = Operators(machine.driver, lambda device: CpuDevice(0, 75, PROCESSORS))
-    weight = emulated.random_weight(3, 70, 64, 32)
+    weight = random_weight(3, 70, 64, 32)
     x = torch.randn(2, 10, 64).half()
     y = operators.linear(x, *arguments(weight), 8, CUDA_LAYOUT)
     assert y.shape == (2, 10, 70)
@@ -59,7 +60,7 @@ def test_rows_beyond_one_launch(machine):
 
 def test_gemm_of_layers_of_several_widths(machine):
     """One launch for each width."""
-    weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (4, 10, 8))]
+    weights = [random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (4, 10, 8))]
     x = torch.randn(20, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT), weights, strict=True):
@@ -75,12 +76,12 @@ def test_gemm_of_layers_of_several_widths(machine):
     "case", ["groups of 20", "odd K", "no zero points", "x misaligned", "x strided", "float32 bias"]
 )
 def test_what_needs_care(machine, case):
-    weight = emulated.random_weight(
+    weight = random_weight(
         4, 65, 100, 20 if case == "groups of 20" else -1, sym=case == "no zero points",
         bias={"float32 bias": torch.float32}.get(case),
     )  # fmt: skip
     if case == "odd K":
-        weight = emulated.random_weight(4, 65, 101)
+        weight = random_weight(4, 65, 101)
     x = torch.randn(3, weight.in_features).half()
     if case == "x misaligned":
         x = torch.cat([torch.zeros(1).half(), x.flatten()])[1:].view(3, -1)
@@ -90,13 +91,13 @@ def test_what_needs_care(machine, case):
 
 
 def test_a_double_bias(machine):
-    weight = emulated.random_weight(4, 65, 64, bias=torch.float64)
+    weight = random_weight(4, 65, 64, bias=torch.float64)
     x = torch.randn(3, 64).half()
     close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
 
 
 def test_one_launch_for_several_layers(machine):
-    weights = [emulated.random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (3, 10, 8))]
+    weights = [random_weight(bits, n, 96, g) for bits, n, g in ((2, 64, 32), (4, 130, 96), (3, 10, 8))]
     x = torch.randn(4, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     results = machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT)
@@ -108,7 +109,7 @@ def test_one_launch_for_several_layers(machine):
 
 
 def test_more_layers_than_a_launch_takes(machine):
-    weights = [emulated.random_weight(4, 64, 64, 32) for _ in range(interface.MAX_LAYERS + 1)]
+    weights = [random_weight(4, 64, 64, 32) for _ in range(interface.MAX_LAYERS + 1)]
     x = torch.randn(1, 64).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     for y, weight in zip(machine.operators.linear_many(x, *lists, 16, CUDA_LAYOUT), weights):
@@ -117,14 +118,14 @@ def test_more_layers_than_a_launch_takes(machine):
 
 
 def test_no_rows(machine):
-    weight = emulated.random_weight(4, 65, 64)
+    weight = random_weight(4, 65, 64)
     y = machine.operators.linear(torch.empty(2, 0, 64).half(), *arguments(weight), 16, CUDA_LAYOUT)
     assert y.shape == (2, 0, 65)
     assert machine.api.launches == []
 
 
 def test_dequantize(machine):
-    weight = emulated.random_weight(3, 200, 96, 32)
+    weight = random_weight(3, 200, 96, 32)
     sizes = (weight.out_features, weight.in_features, weight.bits, weight.group_size)
     tensors = (weight.words, weight.scale, weight.zero)
     rows = machine.operators.dequantize(*tensors, *sizes, CUDA_LAYOUT, 70, 140)
@@ -137,7 +138,7 @@ def test_dequantize(machine):
 
 def test_more_rows_than_one_launch_dequantizes(machine, monkeypatch):
     monkeypatch.setattr(interface, "MAX_GRID_Y", 2)
-    weight = emulated.random_weight(3, 300, 96, 32)
+    weight = random_weight(3, 300, 96, 32)
     sizes = (300, 96, 3, 32)
     rows = machine.operators.dequantize(weight.words, weight.scale, weight.zero, *sizes, CUDA_LAYOUT, 1, 290)
     whole = reference.dequantize(reference.Weight(*weight.checkpoint, *sizes, CHECKPOINT_LAYOUT), torch.float32)
@@ -156,7 +157,7 @@ def cuda_order_is_read(machine, monkeypatch):
 @pytest.mark.parametrize(("dtype", "scale", "rows"), [("float32", "float16", 2), ("float16", "float32", 2)])
 def test_what_has_no_kernel(machine, dtype, scale, rows):
     """float32 inputs go to the reference, float32 scales are unpacked: nothing is refused."""
-    weight = emulated.random_weight(4, 65, 64, 32, dtype=getattr(torch, scale))
+    weight = random_weight(4, 65, 64, 32, dtype=getattr(torch, scale))
     x = torch.randn(rows, 64).to(getattr(torch, dtype))
     close(machine.operators.linear(x, *arguments(weight), 16, CUDA_LAYOUT), x, weight)
     assert [name for name, *_ in machine.api.launches] == ["qaig_dequantize_w4"]
@@ -164,7 +165,7 @@ def test_what_has_no_kernel(machine, dtype, scale, rows):
 
 @pytest.mark.parametrize("group_size", [32, 8])
 def test_a_rotated_input(machine, group_size):
-    weight = emulated.random_weight(4, 65, 96, group_size, bias=torch.float16)
+    weight = random_weight(4, 65, 96, group_size, bias=torch.float16)
     x = torch.randn(3, 96 + 1).half()[:, 1:]
     *tensors, _, _, n, bits, group = arguments(weight)
     y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 8, CUDA_LAYOUT)
@@ -173,7 +174,7 @@ def test_a_rotated_input(machine, group_size):
 
 
 def test_layers_that_rotate_their_input_apart(machine):
-    weights = [emulated.random_weight(4, 64, 96, 32) for _ in range(5)]
+    weights = [random_weight(4, 64, 96, 32) for _ in range(5)]
     rotations = [Rotation(32, 7), Rotation(32, 8), Rotation(16, 7), None, Rotation(32, 7)]
     x = torch.randn(2, 96).bfloat16()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
@@ -191,8 +192,8 @@ def test_layers_that_rotate_their_input_apart(machine):
 def test_many_rotated_rows(machine, rows, capability):
     """As integers where there are kernels for them, else by the dense product of integers."""
     operators = Operators(machine.driver, lambda device: CpuDevice(0, capability, PROCESSORS))
-    weights = [emulated.random_weight(4, 65, 96, group, bias=torch.float16) for group in (32, 8)]
-    weights.append(emulated.random_weight(2, 10, 96, 32, dtype=torch.float32))
+    weights = [random_weight(4, 65, 96, group, bias=torch.float16) for group in (32, 8)]
+    weights.append(random_weight(2, 10, 96, 32, dtype=torch.float32))
     x = torch.randn(rows, 96).half()
     lists = [list(column) for column in zip(*(arguments(w) for w in weights))]
     lists[4:6] = [[32] * 3, [7] * 3]
@@ -212,7 +213,7 @@ def test_many_rotated_rows(machine, rows, capability):
 
 def test_rows_that_are_not_rounded(machine):
     """Infinities and NaNs, in the product of integers and in the dense one."""
-    weight = emulated.random_weight(4, 65, 96, 32, sym=True)
+    weight = random_weight(4, 65, 96, 32, sym=True)
     x = torch.randn(35, 96).half()
     x[4, 3], x[5, 9] = torch.inf, torch.nan
     for capability in (75, 80):
@@ -226,7 +227,7 @@ def test_rows_that_are_not_rounded(machine):
 
 def test_products_of_integers_do_not_overflow(machine):
     """In float16, where those of x itself do not."""
-    weight = emulated.make_weight(torch.full((8, 512), 255, dtype=torch.uint8), torch.full((8, 1), 0.125), None, 8, -1)
+    weight = make_weight(torch.full((8, 512), 255, dtype=torch.uint8), torch.full((8, 1), 0.125), None, 8, -1)
     x = torch.full((3, 512), 0.01).half()
     close(machine.operators.linear(x, *arguments(weight), 8, CUDA_LAYOUT), x, weight, 8)
     assert [name for name, *_ in machine.api.launches] == [QUANTIZE, "qaig_dequantize_w8"]
@@ -235,7 +236,7 @@ def test_products_of_integers_do_not_overflow(machine):
 @pytest.mark.usefixtures("cuda_order_is_read")
 def test_rotated_inputs_of_the_reference(machine):
     """Rotated values that are not rounded to integers."""
-    weight = emulated.random_weight(4, 65, 64, 32, bias=torch.float16)
+    weight = random_weight(4, 65, 64, 32, bias=torch.float16)
     x = torch.randn(2, 64).half()
     *tensors, _, _, n, bits, group = arguments(weight)
     y = machine.operators.linear(x, *tensors, 32, 7, n, bits, group, 16, CUDA_LAYOUT)
@@ -261,7 +262,7 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_arguments_never_reach_a_kernel(machine, what):
-    weight = emulated.random_weight(4, 130, 96, 32, bias=torch.float16)
+    weight = random_weight(4, 130, 96, 32, bias=torch.float16)
     names = ("packed", "scale", "zero", "bias", "rotation_block", "rotation_seed", "out_features", "bits", "group_size")
     call = {"x": torch.randn(1, 96).half()} | dict(zip(names, arguments(weight)))
     with pytest.raises(ValueError, match=what):
@@ -270,7 +271,7 @@ def test_bad_arguments_never_reach_a_kernel(machine, what):
 
 
 def test_options_without_a_kernel(machine):
-    weight = emulated.random_weight(4, 64, 64)
+    weight = random_weight(4, 64, 64)
     x = torch.randn(1, 64).half()
     with pytest.raises(NotImplementedError, match="activation_bits=4"):
         machine.operators.linear(x, *arguments(weight), 4, CUDA_LAYOUT)

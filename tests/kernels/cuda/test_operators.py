@@ -11,12 +11,13 @@ from torch import Tensor
 from tests.kernels.cuda.products import ROUNDING, error, exact, in_checkpoint_layout
 from tests.tolerance import assert_close, assert_product
 from tools.emulator import emulated
-from tools.emulator.emulated import Weight, random_weight
+from tools.emulator.compilation import COMPILER
+from tools.emulator.weights import Weight, random_weight
 from transformers_qaig.formats import packing, reference
 from transformers_qaig.formats.hadamard import Rotation, rotate
 
 pytestmark = [
-    pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler"),
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
     pytest.mark.usefixtures("operators"),
 ]
 
