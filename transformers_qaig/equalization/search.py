@@ -1,4 +1,4 @@
-"""Searches the scale E of a group's input channels: channel-wise equalization (CWE, arXiv 2603.17809)."""
+"""Searches the scale E of a group's input channels, as AWQ does: channel-wise equalization (CWE, arXiv 2603.17809)."""
 
 from __future__ import annotations
 
