@@ -158,6 +158,7 @@ def test_what_belongs_to_a_question_is_read_with_it() -> None:
         ({"question": "what ?", "choices": ["a", "b"], "answer": 7}, "'7', which is neither a choice"),
         ({"prompt": "what ?", "chosen": [USER, USER]}, "repeat it"),
         ({"prompt": "what ?", "completion": "a cat", "label": False}, "'label' is False.*Leave such records out"),
+        ({"prompt": "what \ud83d ?", "completion": "a cat"}, "half of a surrogate pair at character 5"),
         ({"prompt": "what ?", "completion": "a cat", "label": 0}, "'label' is 0.*Leave such records out"),
         ({"prompt": "what ?", "completion": "a cat", "label": np.bool_(False)}, "'label' is .*Leave such records out"),
         ({"prompt": "what ?", "response": "a cat", "history": [["who ?", "I"]]}, "'history' holds earlier turns"),

@@ -34,7 +34,7 @@ def test_every_family_is_packed_whole_and_reloads_bit_by_bit(family: str, tmp_pa
     for path, part in find_vision_tower(model).items():
         assert all(isinstance(m, QAIGLinear) or min(m.weight.shape) < 32 for m in linears(part)), path
     plan = model.config.quantization_config.plan
-    assert sorted(plan) == sorted(packed(model))
+    assert sorted({path.partition(".*.")[0] for path in plan}) == sorted(packed(model))  # a stack is one module
     treated = [summary.path for summary in model.qaig_report.blocks]
     assert len(treated) == len(set(treated))
     assert all(0 < summary.error < 0.1 for summary in model.qaig_report.blocks)

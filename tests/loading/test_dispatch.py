@@ -50,7 +50,8 @@ def quantize(folder: Path, settings: dict | None = None, **arguments: object) ->
     [
         ({"device_map": {"": "cuda:77"}}, {}, r"`device_map\[''\]` says 'cuda:77'"),
         ({"device_map": "cuda:77"}, {}, "device_map.*cuda"),
-        ({"device_map": {"": 77}}, {}, "device_map.*77"),
+        ({"device_map": {"": 77}}, {}, r"device_map.*77.*[^.]\. Name a device"),
+        ({"dtype": torch.float64}, {}, r"Load the model with dtype=torch\.float32"),
         ({"device_map": "vulkan"}, {}, "PyTorch finds no 'vulkan' device here, only .*cpu"),
         ({"device_map": {"": "nonsense"}}, {}, "device_map.*nonsense"),
         ({"device_map": {"": "meta"}}, {}, "device_map.*meta"),

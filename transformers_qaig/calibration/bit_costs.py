@@ -19,7 +19,7 @@ from ..config import QAIGConfig
 from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of, forward
-from ..execution.exclusions import Exclusions, Sample, numbered, overflow_advice
+from ..execution.exclusions import Exclusions, Sample, gradient_advice, numbered, overflow_advice
 from ..execution.few_rows import thread_independent
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
@@ -255,7 +255,7 @@ def _costs_of(
         if is_finite(found):
             total, tokens = total + found, tokens + int(answer.sum())
         else:
-            exclusions.add({waiting.index: "what rounding costs its answers"}, overflow_advice(torch.float32))
+            exclusions.add({waiting.index: "what rounding costs its answers"}, gradient_advice())
     if not tokens:
         raise ValueError(
             "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."

@@ -29,7 +29,7 @@ def check_device(device: Any, where: str) -> None:
             return
         reason = "it is no device that holds values"
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0].rstrip(".")
     raise SettingError(f"{where} says {quote(device)}, which cannot be used: {reason}. Name a device of this machine.")
 
 

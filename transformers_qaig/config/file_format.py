@@ -33,8 +33,8 @@ def check_format(version: Any, needs: Any = None) -> None:
         raise ValueError(f"`needs_version` must be a version such as '0.1.0', got {quote(needs)}.")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"This model was saved in format {quote(version)}, and this installation reads up to {FORMAT_VERSION}: "
-            f"upgrade transformers-qaig{f' to >= {needs[:40]}' if needs else ''}."
+            f"This model was saved in a newer format (`format_version` {quote(version)}), and this installation reads "
+            f"up to {FORMAT_VERSION}: upgrade transformers-qaig{f' to >= {needs[:40]}' if needs else ''}."
         )
 
 

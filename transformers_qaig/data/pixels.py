@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _WIDE_MODES = ("I", "F")  # and the 16-bit ones, "I;16" to "I;16B": PIL cuts them at 255 where it converts to RGB
 _TRANSPARENT_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
@@ -72,7 +72,10 @@ def unreadable(what: str, error: Exception) -> ValueError:
             f"{what} has more pixels than PIL allows ({error}): scale it down beforehand, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
-    return ValueError(f"{what} cannot be decoded ({type(error).__name__}: {error}): replace or remove it")
+    reason = (
+        "no image that PIL knows" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+    )
+    return ValueError(f"{what} cannot be decoded ({reason}): replace or remove it")
 
 
 def _scaled(array: np.ndarray, white: float | None = None) -> np.ndarray:

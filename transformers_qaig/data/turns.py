@@ -22,7 +22,17 @@ _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "source")
 
 
 def text_part(text: str) -> dict[str, Any]:
-    """Makes the content part of a text."""
+    """Makes the content part of a text.
+
+    Raises:
+        ValueError: a tokenizer cannot read the text.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a text has half of a surrogate pair at character {error.start}: repair it, or leave the record out"
+        ) from error
     return {"type": "text", "text": text}
 
 

@@ -98,5 +98,10 @@ def overflow_advice(dtype: torch.dtype) -> str:
     return f"The forward pass is not finite in {name}: remove these samples, and check that the model itself works."
 
 
+def gradient_advice() -> str:
+    """Returns what to do about gradients that are not finite, though the forward pass may be."""
+    return "Gradients are not finite in float32: remove these samples, and check that the model can be trained."
+
+
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, Tensor) or is_finite(value)

@@ -24,8 +24,12 @@ def pack_modules(model: PreTrainedModel, plan: Plan) -> None:
     """Puts packed modules without content in the places that `plan` names; tied ones are tied.
 
     Raises:
-        ValueError: a scheme that its weight cannot have.
+        ValueError: a scheme that its weight cannot have, or a model in float64.
     """
+    if plan and model.dtype == torch.float64:
+        raise ValueError(
+            "dtype=torch.float64: scales are stored in 32 bits at most. Load the model with dtype=torch.float32."
+        )
     stacks = skeleton_experts(model, plan)
     for path, scheme in plan.items():
         if owner(path, stacks) in stacks:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution.gradients import token_gradients
-from ..execution.exclusions import Exclusions, Sample, overflow_advice
+from ..execution.exclusions import Exclusions, Sample, gradient_advice
 from ..execution.sequential_onload import moved, sequential_onload
 from ..utils.finite import is_finite
 from ..utils.logging import tqdm
@@ -57,5 +57,5 @@ class WeightingData:
         gradients = token_gradients(self.model, self.blocks, moved(sample, self.device), answer)
         if all(map(is_finite, gradients)):
             return list(gradients)
-        self.exclusions.add({sample.index: "the gradient of its answers' loss"}, overflow_advice(torch.float32))
+        self.exclusions.add({sample.index: "the gradient of its answers' loss"}, gradient_advice())
         return []
