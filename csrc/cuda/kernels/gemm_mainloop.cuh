@@ -38,8 +38,8 @@ struct GemmLayer {
     static constexpr int kWarpAccumulators = kWarpTiles * kColumnParts * 32;  // float4
 
     const QaigLayer& l;
-    int rows;  // of x
-    float* split_sums;
+    int rows;                  // of x
+    float* const& split_sums;  // a kernel's argument, which stays in constant memory
     StreamK schedule;
     unsigned start;        // first k-step of the layer
     unsigned* semaphores;  // of the layer's output tiles: one for each warp
@@ -162,15 +162,16 @@ struct GemmLayer {
 };
 
 template <class Product, bool split>
-QAIG_DEVICE GemmLayer<Product, split> gemm_layer(const QaigLayer& l, int rows, uint4* shared) {
+QAIG_DEVICE GemmLayer<Product, split> gemm_layer(const QaigLayer& l, int rows, uint4* shared, float* const& split_sums,
+                                                 const StreamK& schedule, unsigned start, unsigned* semaphores) {
     const Shape s = shape_of(l);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     return {l,
             rows,
-            nullptr,
-            {},
-            0,
-            nullptr,
+            split_sums,
+            schedule,
+            start,
+            semaphores,
             shared,
             s.row_blocks(),
             s.tiles(),
@@ -195,11 +196,8 @@ QAIG_DEVICE void gemm(const QaigMatmul& d) {
         const unsigned steps = static_cast<unsigned>(gemm_k_steps(s, d.rows));
         const int begin = first_work_item(from, start, steps, 1), end = first_work_item(to, start, steps, 1);
         if (begin < end) {
-            auto layer = gemm_layer<Product, true>(l, d.rows, shared);
-            layer.split_sums = d.workspace;
-            layer.schedule = schedule;
-            layer.start = start;
-            layer.semaphores = d.semaphores + gemm_semaphores(output_tiles);
+            auto layer = gemm_layer<Product, true>(l, d.rows, shared, d.workspace, schedule, start,
+                                                   d.semaphores + gemm_semaphores(output_tiles));
             layer.run(begin, end);
         }
         start += steps;
