@@ -54,7 +54,7 @@ CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     ),
 }
 """Plain, transposed, with biases and interleaved, without routing, without a gate, with a dense first layer."""
-if not hasattr(modeling_aria, "AriaExperts"):  # Transformers 5.17 has two modules in its place
+if hasattr(modeling_aria, "AriaGroupedExpertsGemm"):  # of Transformers 5.17, whose weights are of two such modules
     del CONFIGS["aria_text"]
 
 
