@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+ELSEWHERE = {"--ignore": "--exclude", "--modules-to-not-convert": "--exclude", "--wbits": "--bits"}
+"""Options of other libraries' commands, each with ours."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,15 +71,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: argparse refused the arguments (2), or `--help` was asked for (0).
     """
-    options, unknown = parser().parse_known_args(arguments)
+    root, given = parser(), list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        root.error(f"there is no command {given[0]!r}; known are {', '.join(COMMANDS)}{_nearest(given[0], COMMANDS)}")
+    options, unknown = root.parse_known_args(given)
     command: argparse.ArgumentParser = options.parser
     if unknown:
-        near = difflib.get_close_matches(unknown[0], command._option_string_actions, n=1)
-        command.error(f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
-    for name in ("candidates", "cost", "fuse") if options.command == "quantize" and options.budget is None else ():
-        if getattr(options, name):
-            command.error(f"argument --{name}: it has no effect without --budget: give both, or leave it out")
+        known = {name: name for name in command._option_string_actions}
+        hint = _nearest(unknown[0].partition("=")[0], {**known, **ELSEWHERE})
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if options.command == "quantize" and options.budget is None:
+        for name in ("candidates", "cost", "fuse"):
+            if getattr(options, name):
+                command.error(f"argument --{name}: it has no effect without --budget: give both, or leave it out")
     return options
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    """Returns the end of an error: what was meant, if something of that name or like it is known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {ELSEWHERE.get(near[0], near[0])}?" if near else ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,10 +101,8 @@ def parser() -> argparse.ArgumentParser:
         description="Quantize vision-language models to 2-8 bits. Each command has a --help with examples.",
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_env(commands)
-    _add_plan(commands)
-    _add_quantize(commands)
-    _add_evaluate(commands)
+    for add in COMMANDS.values():
+        add(commands)
     return root
 
 
@@ -144,21 +156,19 @@ def _add_quantize(commands: Commands) -> None:
     command.add_argument("--private", action="store_true", help="with --push-to-hub: into a private repository")
     weights = command.add_argument_group("weights")
     width = weights.add_mutually_exclusive_group()
-    width.add_argument("--bits", type=int, help="bits per weight, 2 to 8 (default: 4)")
+    width.add_argument("--bits", type=_bits, metavar="BITS", help="bits per weight, 2 to 8 (default: 4)")
     width.add_argument(
         "--budget", type=_budget, help="stored bits per packed weight (3.2) or size of the saved model (3.5GiB)"
     )
     width.add_argument(
-        "--plan", metavar="FILE", help="JSON file that `transformers-qaig plan` wrote, or folder of a quantized model"
+        "--plan", metavar="FILE", help="what `transformers-qaig plan` wrote, or a quantized model's folder"
     )
     _add_scheme(weights)
     weights.add_argument("--vision-bits", type=int, metavar="BITS", help="bits of vision tower and projector")
     weights.add_argument("--lm-head-bits", type=int, metavar="BITS", help="bits of the output head")
     weights.add_argument("--embedding-bits", type=int, metavar="BITS", help="bits of the input embeddings")
     weights.add_argument("--activation-bits", type=int, choices=(8, 16), default=16, help="8: round inputs as well")
-    weights.add_argument(
-        "--exclude", nargs="+", metavar="NAME", help="modules that stay in full precision: modules_to_not_convert"
-    )
+    weights.add_argument("--exclude", nargs="+", metavar="NAME", help="modules that stay in full precision")
     _add_budget(command)
     _add_data(command)
     _add_loading(command)
@@ -181,13 +191,9 @@ def _add_plan(commands: Commands) -> None:
         "--budgets", type=_span, default=(2.5, 4.5), metavar="LOW:HIGH",
         help="stored bits per packed weight (default: 2.5:4.5)",
     )  # fmt: skip
-    command.add_argument(
-        "--points", type=int, default=17, metavar="N", help="budgets to try in that range (default: 17)"
-    )
+    command.add_argument("--points", type=int, default=17, metavar="N", help="budgets to try there (default: 17)")
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw the front to a picture; needs matplotlib")
-    command.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the plan at the knee, or at --pick, as JSON"
-    )
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the plan at --pick or the knee, as JSON")
     command.add_argument("--pick", type=float, metavar="BITS", help="budget of the plan that --output writes")
     _add_scheme(command.add_argument_group("weights"))
     _add_budget(command)
@@ -207,20 +213,18 @@ def _add_evaluate(commands: Commands) -> None:
         "  transformers-qaig evaluate out/w3 chats.jsonl --json > figures.json",
     )
     command.add_argument("model", metavar="MODEL", help="folder or Hub id of a model, quantized or not")
-    command.add_argument(
-        "data", metavar="DATA", help="conversations with answers: .json or .jsonl file, folder with one, or Hub id"
-    )
+    command.add_argument("data", metavar="DATA", help=".json or .jsonl file with answers, folder with one, or Hub id")
     command.add_argument("--reference", metavar="FULL", help="folder or Hub id of the model to compare with")
     command.add_argument("--num-samples", type=int, default=128, metavar="N", help="conversations (default: 128)")
     command.add_argument("--seed", type=int, default=0, help="seed of their choice (default: 0)")
-    command.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="questions per forward pass (default: 8)"
-    )
+    command.add_argument("--batch-size", type=int, default=8, metavar="N", help="questions at once (default: 8)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--device", help="where to compute (default: the first accelerator, else the CPU)")
     _add_loading(command)
 
 
+COMMANDS = {"env": _add_env, "plan": _add_plan, "quantize": _add_quantize, "evaluate": _add_evaluate}
+"""Command → what adds its arguments."""
 Group = argparse._ArgumentGroup
 
 
@@ -235,12 +239,8 @@ def _add_scheme(group: Group) -> None:
 
 def _add_budget(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("widths under a budget")
-    group.add_argument(
-        "--candidates", type=int, nargs="+", metavar="BITS", help="widths to choose from (default: 2 3 4 8)"
-    )  # fmt: skip
-    group.add_argument(
-        "--cost", metavar="NAME", help="how loss is predicted (default: fisher); see docs/guides/mixed-bits.md"
-    )
+    group.add_argument("--candidates", type=int, nargs="+", metavar="BITS", help="widths (default: 2 3 4 8)")
+    group.add_argument("--cost", metavar="NAME", help="predicts loss (default: fisher); see docs/guides/mixed-bits.md")
     group.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
 
 
@@ -263,6 +263,16 @@ def _add_loading(command: argparse.ArgumentParser) -> None:
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="no progress bars, no warnings")
     loudness.add_argument("--verbose", action="store_true", help="also what Transformers logs as information")
+
+
+def _bits(text: str) -> int:
+    """A whole number; a fraction is an average, which a budget gives."""
+    try:
+        return int(text)
+    except ValueError:
+        is_average = re.fullmatch(r"\d*\.\d+", text)
+        hint = f"; for {text} bits on average write --budget {text}" if is_average else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number{hint}") from None
 
 
 def _budget(text: str) -> float | str:

@@ -3,7 +3,14 @@
 Importing it registers the quantization method in Transformers.
 """
 
+import sys
 from importlib import import_module
+
+if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv:
+    # `python -m transformers_qaig` imports this file first: --help and a wrong argument end here, in no time.
+    from transformers_qaig_cli import parse
+
+    parse()
 
 from transformers.quantizers import register_quantization_config, register_quantizer
 

@@ -96,6 +96,23 @@ class Recipe:
         base = Recipe() if self.name == CUSTOM else RECIPES[self.name]
         return {name: getattr(self, name) for name in _TYPES if getattr(self, name) != getattr(base, name)}
 
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """The attributes among `changes` that nothing reads, each with what they need to be read."""
+        learned, gptq = self.rounding == "learned", self.rounding != "nearest"
+        read = {
+            "steps": (learned, "`rounding='learned'`"),
+            "asymmetric": (gptq, "`rounding='gptq'` or `'learned'`"),
+            "ig_steps": (self.token_weights in ("qig", "qig-zero", "shuffled"), "`token_weights='qig'`"),
+            "token_weights": (self.calibrates, "`equalization`, `clipping` or `rounding`"),
+            "validate": (self.calibrates, "`equalization`, `clipping` or `rounding`"),
+            **dict.fromkeys(
+                ("equalization_bits", "grid_points", "equalize_gqa"),
+                (self.equalization != "none", "`equalization='mae'` or `'mse'`"),
+            ),
+        }
+        return {name: needs for name, (is_read, needs) in read.items() if name in self.changes and not is_read}
+
     def to_dict(self) -> str | dict[str, Any]:
         """Returns what config.json holds: the name, or a dict of the name and what differs."""
         changes = self.changes

@@ -44,6 +44,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert "examples:" in done.stdout
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["plan", "--help"], 0), (["env", "--zzz"], 2)])
+def test_help_and_wrong_arguments_of_the_module_import_nothing_heavy(arguments: list[str], code: int) -> None:
+    done = run("-X", "importtime", "-m", "transformers_qaig", *arguments)
+    assert done.returncode == code
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "transformers_qaig_cli" in imported
+    assert not {"torch", "transformers"} & imported
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -64,6 +73,9 @@ def test_what_is_no_command_is_a_usage_error(arguments: list[str]) -> None:
     [
         (["quantize", "m", "out", "--bit", "3"], "unrecognized arguments: --bit 3; did you mean --bits?"),
         (["evaluate", "m", "data", "--zzz"], "unrecognized arguments: --zzz\n"),
+        (["quantize", "m", "out", "--ignore", "lm_head"], "--ignore lm_head; did you mean --exclude?"),
+        (["quantize", "m", "out", "--bits", "4.5"], "for 4.5 bits on average write --budget 4.5"),
+        (["quantize", "m", "out", "--bits", "four"], "'four' is not a whole number\n"),
         (["quantize", "m", "out", "--fuse"], "argument --fuse: it has no effect without --budget"),
         (["quantize", "m", "out", "--candidates", "2", "3", "4", "8"], "argument --candidates: it has no effect"),
         (["quantize", "m", "out", "--bits", "4", "--cost", "fisher"], "argument --cost: it has no effect"),
@@ -78,6 +90,14 @@ def test_a_wrong_argument_is_told_with_the_usage_of_its_command(
     told = capsys.readouterr().err
     assert told.startswith(f"usage: transformers-qaig {arguments[0]} ")
     assert said in told
+
+
+def test_a_misspelt_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["quantise", "m", "out"])
+    assert "no command 'quantise'; known are env, plan, quantize, evaluate; did you mean quantize?" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

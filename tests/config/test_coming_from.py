@@ -39,6 +39,15 @@ def test_each_row_of_the_guide_is_what_the_error_says(name: str, here: str) -> N
         assert any(code.partition("=")[0] in said for code in CODE.findall(here))
 
 
+def test_all_foreign_arguments_are_told_at_once() -> None:
+    with pytest.raises(TypeError) as error:
+        QAIGConfig(desc_act=True, w_bit=4, bitz=3)
+    first, second, third = str(error.value).splitlines()
+    assert "`desc_act`" in first
+    assert "`w_bit`. Write bits=" in second
+    assert "Did you mean 'bits'?" in third
+
+
 @pytest.mark.parametrize(
     "config",
     ["GPTQConfig", "AwqConfig", "CompressedTensorsConfig", "BitsAndBytesConfig", "HqqConfig", "QuantoConfig"],
@@ -55,7 +64,7 @@ def test_all_advice_is_in_the_guide() -> None:
 
 def test_what_the_advice_writes_is_accepted() -> None:
     """Every `name=` in it is an argument of `QAIGConfig`, of what it holds, or of `from_pretrained`."""
-    known = {*argument_names(), "processor", "dtype", "device_map", "zero_point"}
+    known = {*argument_names(), "processor", "device", "dtype", "device_map", "zero_point"}
     for text in ADVICE.values():
         assert set(re.findall(r"(\w+)=", text)) <= known
 

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
 
 from tests.lifecycle import FAST
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
 
 ENTRY = {"bits": 3, "group_size": 64, "sym": False}
 
@@ -16,19 +18,34 @@ def plan_of(layers: int) -> dict[str, dict]:
     return {f"model.layers.{i}.mlp.up_proj": dict(ENTRY) for i in range(layers)}
 
 
-def test_defaults_are_left_out() -> None:
-    assert repr(QAIGConfig()) == 'QAIGConfig {\n  "quant_method": "qaig",\n  "bits": 4,\n  "group_size": 128\n}'
-    text = repr(QAIGConfig(bits=3, recipe={"rotation": "all"}, seed=7))
-    assert "seed" in text
-    assert "rotation='all'" in text
-    assert "num_samples" not in text
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({}, "QAIGConfig(bits=4, group_size=128)"),
+        (
+            {"bits": 3, "recipe": {"rotation": "all"}, "modules_to_not_convert": ["lm_head"]},
+            "QAIGConfig(bits=3, group_size=128, modules_to_not_convert=['lm_head'], "
+            "recipe={'name': 'default', 'rotation': 'all'})",
+        ),
+        ({"budget": "3.5GiB", "recipe": "gptq"}, None),
+        ({"budget": BitBudget(bits=3.2, candidates=(2, 3, 4), cost="output_error", fuse=True), "seed": 7}, None),
+        ({"overrides": {"*.o_proj": {"bits": 8}}, "calibration": CalibrationConfig(min_coverage=0.5)}, None),
+    ],
+)  # fmt: skip
+def test_what_is_printed_is_python_that_makes_it_again(settings: dict[str, Any], shown: str | None) -> None:
+    config = QAIGConfig(**settings)
+    text = repr(config)
+    assert shown is None or " ".join(text.split()).replace("( ", "(").replace(", )", ")") == shown
+    assert max(map(len, text.splitlines())) <= 120
+    known = {"QAIGConfig": QAIGConfig, "BitBudget": BitBudget, "CalibrationConfig": CalibrationConfig}
+    assert eval(text, known) == config
 
 
 def test_a_plan_is_summed_up() -> None:
     plan = plan_of(300)
-    assert '"plan": "300 layers, 3 bits"' in repr(QAIGConfig(plan=plan))
+    assert "# plan: 300 layers, 3 bits\n" in repr(QAIGConfig(plan=plan))
     plan["model.layers.0.mlp.up_proj"]["bits"] = 8
-    assert '"plan": "300 layers, 3.02 bits on average (299 of 3, 1 of 8)"' in repr(QAIGConfig(plan=plan))
+    assert "# plan: 300 layers, 3.02 bits on average (299 of 3, 1 of 8)\n" in repr(QAIGConfig(plan=plan))
 
 
 def test_a_models_config_prints_the_summary_and_saves_the_plan(tmp_path: Path) -> None:

@@ -166,3 +166,22 @@ def test_what_a_caller_set_in_a_config_is_checked_before_quantizing() -> None:
     config.bits = 99
     with pytest.raises(ValueError, match=r"`bits` .*99"):
         QAIGHfQuantizer(config, pre_quantized=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"steps": 50}, r"recipe={'steps': 50} has no effect: it needs `rounding='learned'`. Leave `steps` out"),
+        ({"name": "gptq", "grid_points": 5}, "'grid_points': 5} has no effect: it needs `equalization='mae'`"),
+        ({"ig_steps": 16}, "'ig_steps': 16} has no effect: it needs `token_weights='qig'`"),
+        ({"name": "rtn", "validate": True}, "'validate': True} has no effect"),
+        ({"name": "best", "steps": 50}, ""),
+        ({"token_weights": "qig", "ig_steps": 16}, ""),
+    ],
+)
+def test_an_attribute_of_the_recipe_that_nothing_reads_is_told(
+    recipe: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    QAIGConfig(recipe=recipe)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)

@@ -1,4 +1,7 @@
-"""Formats a configuration for people: without defaults, with the plan in one line."""
+"""Formats a configuration for people: without defaults, with the plan in one line.
+
+A `QAIGConfig` is shown as the Python that makes it. A model's config shows it in its own JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,30 @@ from transformers import PreTrainedConfig
 
 _REPR = PreTrainedConfig.__repr__.__code__
 _DEEPEST = 8  # frames between a model's config that is printed and ours
+
+
+_WIDTH = 100
+
+
+def as_python(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Returns the call of `QAIGConfig` that makes these settings; the plan is summed up in a comment.
+
+    Args:
+        settings: as config.json holds them.
+        defaults: of a configuration without arguments.
+    """
+    always, hidden = ("bits", "group_size"), ("quant_method", "format_version", "needs_version", "plan")
+    shown = [
+        f"calibration=CalibrationConfig(min_coverage={value!r})" if name == "min_coverage" else f"{name}={value!r}"
+        for name, value in settings.items()
+        if name in always or (name not in hidden and value != defaults.get(name))
+    ]
+    plan = settings.get("plan")
+    line = f"QAIGConfig({', '.join(shown)})"
+    if len(line) <= _WIDTH and plan is None:
+        return line
+    lines = [f"{argument}," for argument in shown] + ([f"# plan: {_plan(plan)}"] if plan is not None else [])
+    return "\n    ".join(["QAIGConfig(", *lines]) + "\n)"
 
 
 def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

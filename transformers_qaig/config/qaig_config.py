@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from ..utils.logging import get_logger
 from .budget import BitBudget
 from .calibration import CalibrationConfig
 from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate, warn_of_attribute
-from .display import is_being_printed, summary
+from .display import as_python, is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings
 from .plain import plain
 from .plan_source import copy_plan, read_plan
@@ -236,7 +235,7 @@ class QAIGConfig(QuantizationConfigMixin):
         return {k: v for k, v in self._settings().items() if k in always or v != defaults.get(k)}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {json.dumps(summary(self._settings(), _defaults()), indent=2)}"
+        return as_python(self._settings(), _defaults())
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         yield from self._settings().items()

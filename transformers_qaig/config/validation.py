@@ -24,16 +24,19 @@ MOST_SAMPLES = 2**31 - 1
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `TypeError` for the first of `names`, if there is one.
+    """Raises `TypeError` for `names`, if there are any.
 
-    The message says what to write instead, or names the nearest of `known`.
+    For each, the message says what to write instead, or names the nearest of `known`.
     """
+    known, said = list(known), []
     for name in names:
         if name in ADVICE:
-            raise TypeError(f"QAIGConfig has no `{name}`. {ADVICE[name]}")
-        known = list(known)
-        hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
-        raise TypeError(f"QAIGConfig got an unknown argument {quote(name)}.{hint}")
+            said.append(f"QAIGConfig has no `{name}`. {ADVICE[name]}")
+        else:
+            hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+            said.append(f"QAIGConfig got an unknown argument {quote(name)}.{hint}")
+    if said:
+        raise TypeError("\n".join(said))
 
 
 def check_settings(config: QAIGConfig) -> None:
@@ -73,12 +76,17 @@ def check_settings(config: QAIGConfig) -> None:
 
 
 def tell_without_effect(config: QAIGConfig, given: Mapping[str, Any]) -> None:
-    """Warns of arguments that a given plan leaves without effect.
+    """Warns of arguments that a given plan, or the rest of the recipe, leaves without effect.
 
     Args:
         config: has a plan or not.
         given: `bits`, `group_size` and `sym` as the user gave them; None for one that was not given.
     """
+    for name, needs in config.recipe.without_effect.items():
+        logger.warning(
+            "recipe={%r: %r} has no effect: it needs %s. Leave `%s` out, or set that, too.",
+            name, getattr(config.recipe, name), needs, name,
+        )  # fmt: skip
     if config.plan is None:
         return
     parts = ("vision_bits", "lm_head_bits", "embedding_bits")
