@@ -134,7 +134,8 @@ def main() -> None:
                         "agreement": summary["agreement"]["mean"],
                         "exact_match": summary["exact_match"]["mean"],
                         "rotated": sum("rotation" in entry for entry in entries) / len(entries),
-                        "output_error": sum(b.error for b in model.qaig_report.blocks) / len(model.qaig_report.blocks),
+                        "output_error": sum(b.error for b in model.qaig_report.targets)
+                        / len(model.qaig_report.targets),
                         "seconds": seconds,
                     }
                     print(json.dumps(row), flush=True)

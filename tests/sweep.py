@@ -148,7 +148,7 @@ def row_of(name: str) -> Row:
             config = QAIGConfig(recipe="gptq", group_size=32, dataset=samples, calibration=calibration)
             packed = type(model).from_pretrained(folder, quantization_config=config)
             row.coverage = f"{packed.qaig_report.coverage.share:.0%}"
-            nearest = [path for block in packed.qaig_report.blocks for path in block.to_nearest]
+            nearest = [path for block in packed.qaig_report.targets for path in block.to_nearest]
             assert not nearest, f"rounded to nearest: {nearest[0]}"
         if row.calibrates and not row.coverage:
             return row

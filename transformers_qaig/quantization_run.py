@@ -143,14 +143,20 @@ class QuantizationRun:
     def _take_largest(self) -> None:
         """Leaves no choice where the budget has room for every weight's largest option."""
         options = largest(self._options, self._fused())
-        self.plan = {**{path: option.scheme for path, (option,) in options.items()}, **self._coverage.extra_plan}
+        self.plan = {
+            **{path: option.scheme for path, (option,) in options.items()},
+            **self._coverage.outside_plan,
+        }
         self._coverage.stored_bits = sum(option.size for (option,) in options.values())
         self._options = {}
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Places and saves the packed model without weights, so that errors are raised before the calibration."""
         if self._options:
-            self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.extra_plan}
+            self.plan = {
+                **likely_plan(self._options, self._budget, self._fused()),
+                **self._coverage.outside_plan,
+            }
         settings = copy.deepcopy(self.config)
         settings.plan = plan_to_dict(compact(self.plan, model))
         skeleton = packed_skeleton(model, self.plan)
@@ -181,7 +187,7 @@ class QuantizationRun:
         fused = self._fused()
         allocation = allocate(self._options, self._budget, fused)
         logger.info("%s", describe(allocation, self._options, self._budget, fused))
-        self.plan = {**allocation.schemes, **self._coverage.extra_plan}
+        self.plan = {**allocation.schemes, **self._coverage.outside_plan}
         self._coverage.stored_bits = allocation.size
 
 

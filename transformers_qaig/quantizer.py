@@ -38,6 +38,11 @@ class QAIGHfQuantizer(HfQuantizer):
 
     A model to be quantized is loaded on the CPU whatever `device_map` says. It is calibrated block by block on an
     accelerator if there is one, and placed on `device_map` once packed.
+
+    Attributes:
+        packed_by: the run that quantizes the model, or the checkpoint whose packed weights it is loaded from.
+        source: the folder or repository of the weights.
+        placement: where the packed model goes.
     """
 
     quantization_config: QAIGConfig
@@ -49,7 +54,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.quantization_config.validate()
         self.placement = Placement()
         self.source = Source("")
-        self.origin: QuantizationRun | PackedCheckpoint = PackedCheckpoint(self.quantization_config, {})
+        self.packed_by: QuantizationRun | PackedCheckpoint = PackedCheckpoint(self.quantization_config, {})
 
     # -- before the model exists
 
@@ -83,27 +88,27 @@ class QAIGHfQuantizer(HfQuantizer):
         download = loading_arguments().get("download_kwargs") or {}
         self.source = Source.of(model.name_or_path or "", checkpoint_files, bool(download.get("local_files_only")))
         if self.pre_quantized:
-            self.origin = open_packed(model, checkpoint_files or (), self.quantization_config)
-            self.quantization_config = self.origin.config
+            self.packed_by = open_packed(model, checkpoint_files or (), self.quantization_config)
+            self.quantization_config = self.packed_by.config
         else:
-            self.origin = QuantizationRun(self.quantization_config, self.placement, self.source)
-            self.origin.prepare(model, checkpoint_files or ())
+            self.packed_by = QuantizationRun(self.quantization_config, self.placement, self.source)
+            self.packed_by.prepare(model, checkpoint_files or ())
 
     # -- after the weights are loaded
 
     @default_torch_state()
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        if isinstance(self.origin, PackedCheckpoint):
-            check_loaded(model, self.origin.plan, self.origin.dtypes)
+        if isinstance(self.packed_by, PackedCheckpoint):
+            check_loaded(model, self.packed_by.plan, self.packed_by.dtypes)
             attach_saving(model, ProcessorToSave(None, self.source))
         else:
-            report = self.origin.quantize(model)
+            report = self.packed_by.quantize(model)
             model.qaig_report = report  # type: ignore[assignment]
-            attach_saving(model, self.origin.processor(), base_model_id=model.name_or_path)
+            attach_saving(model, self.packed_by.processor(), base_model_id=model.name_or_path)
             logger.info("%s", report)
             self.placement.place(model)
         mark_text_config(model.config)
-        prepare(model, self.origin.plan)
+        prepare(model, self.packed_by.plan)
 
     # -- back to full precision, and saving
 
@@ -111,7 +116,7 @@ class QAIGHfQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         # A string is what the config holds once it was saved.
         wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-        unpack_modules(model, self.origin.plan, wanted)
+        unpack_modules(model, self.packed_by.plan, wanted)
         unmark_text_config(model.config)
         detach_saving(model)
         return model
@@ -120,7 +125,7 @@ class QAIGHfQuantizer(HfQuantizer):
         """Returns the tensors and the files' metadata that `save_pretrained` writes, in the checkpoint layout."""
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}  # only the adapter is saved
-        return checkpoint_tensors(model, self.origin.plan, self.origin.unused)
+        return checkpoint_tensors(model, self.packed_by.plan, self.packed_by.unused)
 
     def update_weight_conversions(
         self, weight_conversions: list[WeightTransform], *model: Any

@@ -44,7 +44,7 @@ class Altered(Stateless):
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
         found = []
         for inputs, weights in zip(sub_block.inputs, self.inner.weigh(sub_block)):
-            rows = replace(inputs, token_weights=weights).importance().items()
+            rows = replace(inputs, token_weights=weights).first_sequence_weights().items()
             altered = {s: ALTERATIONS[self.kind](row, self.pictures[s].reshape(-1)) for s, row in rows}
             found.append(spread(inputs, altered))
         return found

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from transformers_qaig.attribution.qig import token_importance
+from transformers_qaig.attribution.qig import weights_from_attribution
 from transformers_qaig.calibration.bit_costs import answer_log_probabilities
 from transformers_qaig.execution.block_outputs import first_tensor, forward
 from transformers_qaig.execution.interceptor import LayerInputs, map_tensors
@@ -122,7 +122,7 @@ class Given:
             found = self.shares[block]
         else:
             found = [torch.stack(rows).sum(0) for rows in zip(*(self.shares[block, name] for name in members))]
-        weights = {s: token_importance(row.unsqueeze(-1), self.masks[s]) for s, row in enumerate(found)}
+        weights = {s: weights_from_attribution(row.unsqueeze(-1), self.masks[s]) for s, row in enumerate(found)}
         if self.shuffles:
             for s, weight in weights.items():
                 values = weight[self.masks[s]]

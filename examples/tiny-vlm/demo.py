@@ -62,9 +62,9 @@ def main() -> None:
     ratio, lower, upper = paired_ratio(statistics["quantized"], statistics["round to nearest"])
     print(f"\nKL of quantized / round to nearest: {ratio:.2f} (95 % interval {lower:.2f} to {upper:.2f})")
 
-    heading("Token importance")
-    image = OUT / "token_importance.png"
-    save_heatmaps(image, importance_maps(processor, [conversation(seed)[:2] for seed in SHOWN]))
+    heading("Token weights")
+    image = OUT / "token_weights.png"
+    save_heatmaps(image, token_maps(processor, [conversation(seed)[:2] for seed in SHOWN]))
     print(f"{image}\n\nDone in {time.perf_counter() - start:.0f} s.")
 
 
@@ -75,7 +75,7 @@ def save(model: PreTrainedModel, processor: Any, folder: Path) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
-def importance_maps(processor: Any, conversations: Sequence[Any]) -> list[TokenMap]:
+def token_maps(processor: Any, conversations: Sequence[Any]) -> list[TokenMap]:
     """λ of each conversation's tokens in the paper's recipe: the mean over all blocks and their sub-blocks."""
     samples = load_samples(conversations, processor, num_samples=len(conversations), seed=0)
     model = AutoModelForImageTextToText.from_pretrained(
@@ -94,7 +94,7 @@ def importance_maps(processor: Any, conversations: Sequence[Any]) -> list[TokenM
     maps = []
     for index, (sample, messages) in enumerate(zip(samples, conversations)):
         ids = sample["input_ids"][0]
-        weights = [w[index] for b in model.qaig_report.blocks for w in b.importance.values() if index in w]
+        weights = [w[index] for b in model.qaig_report.targets for w in b.token_weights.values() if index in w]
         maps.append(
             TokenMap(
                 image=messages[0]["content"][0]["image"],

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tests import seeds
 from tests.tolerance import assert_close
-from transformers_qaig.attribution.qig import qig, qig_linear, tempered, token_importance
+from transformers_qaig.attribution.qig import qig, qig_linear, tempered, weights_from_attribution
 
 
 def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,30 +58,30 @@ def test_gradient_of_the_sum_credits_a_token_for_harm_done_to_later_ones() -> No
     assert attribution[0, 1].abs().sum() == 0
 
 
-def test_importance_weighs_one_on_average_and_nothing_at_padding() -> None:
+def test_token_weights_are_one_on_average_and_nothing_at_padding() -> None:
     attribution = torch.rand(3, 10, 8)
     mask = torch.ones(3, 10, dtype=torch.bool)
     mask[1, 6:] = False
-    weights = token_importance(attribution, mask)
+    weights = weights_from_attribution(attribution, mask)
     assert (weights[~mask] == 0).all()
     assert_close(weights.sum(1), mask.sum(1).float(), 8 + 10 + 10)
 
 
-def test_padding_does_not_change_the_importance_of_real_tokens() -> None:
+def test_padding_does_not_change_the_weights_of_real_tokens() -> None:
     attribution = torch.rand(1, 10, 8)
     padded = torch.cat([attribution, 100 * torch.rand(1, 5, 8)], dim=1)
     mask = torch.arange(15)[None] < 10
-    alone = token_importance(attribution, torch.ones(1, 10, dtype=torch.bool))
-    assert_close(token_importance(padded, mask)[:, :10], alone, 8 + 10)
+    alone = weights_from_attribution(attribution, torch.ones(1, 10, dtype=torch.bool))
+    assert_close(weights_from_attribution(padded, mask)[:, :10], alone, 8 + 10)
 
 
 def test_outliers_are_clipped_at_the_interquartile_range() -> None:
     attribution = torch.ones(1, 9, 1) * torch.arange(1.0, 10.0)[None, :, None]
     attribution[0, 8] = 1e6
-    weights = token_importance(attribution, torch.ones(1, 9, dtype=torch.bool))
+    weights = weights_from_attribution(attribution, torch.ones(1, 9, dtype=torch.bool))
     # q1 = 3, q3 = 7: nothing above 7 + 1.5 * 4 = 13
     torch.testing.assert_close(weights[0, 8] / weights[0, 0], torch.tensor(13.0))
-    unclipped = token_importance(attribution, torch.ones(1, 9, dtype=torch.bool), clip=False)
+    unclipped = weights_from_attribution(attribution, torch.ones(1, 9, dtype=torch.bool), clip=False)
     assert unclipped[0, 8] > 8.9
 
 
@@ -89,14 +89,14 @@ def test_outliers_are_clipped_at_the_interquartile_range() -> None:
 def test_nothing_to_go_by_means_uniform(fill: float) -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[1, 4:] = False
-    weights = token_importance(torch.full((2, 6, 3), fill), mask)
+    weights = weights_from_attribution(torch.full((2, 6, 3), fill), mask)
     torch.testing.assert_close(weights, mask.float())
 
 
 def test_a_few_values_that_are_not_finite_are_ignored() -> None:
     attribution = torch.rand(1, 10, 4)
     attribution[0, 2] = float("nan")
-    weights = token_importance(attribution, torch.ones(1, 10, dtype=torch.bool))
+    weights = weights_from_attribution(attribution, torch.ones(1, 10, dtype=torch.bool))
     assert torch.isfinite(weights).all()
     assert weights.std() > 0
 

@@ -46,13 +46,15 @@ def test_the_block_is_begun_anew_without_the_sample(case: Case, recipe: str, qua
     both[quantized][bad] = spoilt(both[quantized][bad], -1)
     found: dict[int, str] = {}
 
-    def leave_out(samples: dict[int, str]) -> None:
+    def exclude_samples(samples: dict[int, str]) -> None:
         found.update(samples)
         for sample in samples:
             del both[0][sample], both[1][sample]
 
     settings = case.settings(recipe_of(recipe, {"steps": 10}))
-    decisions, summary = decide(case.block, PATH, case.schemes, TargetInputs(*both, case.masks, leave_out), settings)
+    decisions, summary = decide(
+        case.block, PATH, case.schemes, TargetInputs(*both, case.masks, exclude_samples), settings
+    )
     assert list(found) == [bad]
     assert found[bad].endswith(f" in {PATH}")
     assert summary.left_out == list(found.items())

@@ -40,7 +40,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert not list(work.glob("*.tmp"))
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert treated[1:] == treated[1:2] + list(find_decoder_blocks(model))[1:]
-    assert [block.resumed for block in model.qaig_report.blocks] == [True, False]
+    assert [block.resumed for block in model.qaig_report.targets] == [True, False]
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
 
 
@@ -50,7 +50,7 @@ def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: p
     config = QAIGConfig(bits=3, lm_head_bits=4, calibration={"work_dir": tmp_path}, recipe="rtn", group_size=32)
     first, second = (AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config) for _ in range(2))
     assert first.lm_head.out_features % 96 != 0
-    assert [block.resumed for block in second.qaig_report.blocks] == [True] * 3
+    assert [block.resumed for block in second.qaig_report.targets] == [True] * 3
     assert torch.equal(logits(second, llava), logits(first, llava))
 
 
@@ -64,7 +64,7 @@ def test_a_damaged_block_is_done_again_and_the_others_are_taken(
     raw[-9] ^= 0x10
     first.write_bytes(raw)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
-    assert [block.resumed for block in model.qaig_report.blocks] == [False, True]
+    assert [block.resumed for block in model.qaig_report.targets] == [False, True]
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
     assert str(first) in caplog.text
     assert str(second) not in caplog.text
@@ -98,7 +98,7 @@ def test_a_block_with_a_right_checksum_and_wrong_facts_is_named_and_done_again(
     facts[work_folder._CHECKSUM_KEY] = work_folder._checksum(first.stem, tensors, facts)
     save_file(tensors, first, facts)
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
-    assert [block.resumed for block in model.qaig_report.blocks] == [False, True]
+    assert [block.resumed for block in model.qaig_report.targets] == [False, True]
     assert f"{first} does not hold what it stands for, which is done again" in caplog.text
     assert torch.equal(logits(model, llava), logits(whole, llava))
 

@@ -197,7 +197,7 @@ def test_saved_and_loaded_bit_by_bit(llava: Path, tmp_path: Path, recipe: str) -
     for path in packed(model):
         assert plan[path] == model.get_submodule(path).scheme.to_dict()
     with_rotation = [path for path in plan if "rotation" in plan[path]]
-    kept = sum(what.startswith("rotate") for block in model.qaig_report.blocks for what in block.accepted)
+    kept = sum(what.startswith("rotate") for block in model.qaig_report.targets for what in block.accepted)
     assert bool(with_rotation) == bool(kept) if recipe != "rtn" else len(with_rotation) == len(plan)
     ours = logits(model, llava)
     model.save_pretrained(tmp_path / "q")
@@ -219,7 +219,7 @@ def test_an_interrupted_run_remembers_what_was_rotated(llava: Path, tmp_path: Pa
 
     first = quantize()
     second = quantize()
-    assert all(block.resumed for block in second.qaig_report.blocks)
+    assert all(block.resumed for block in second.qaig_report.targets)
     assert second.config.quantization_config.plan == first.config.quantization_config.plan
     assert any("rotation" in entry for entry in first.config.quantization_config.plan.values())
     assert torch.equal(logits(second, llava), logits(first, llava))

@@ -14,24 +14,24 @@ from transformers_qaig.structure import find_decoder_blocks
 EVERYTHING = QAIGConfig(vision_bits=4, embedding_bits=4, lm_head_bits=4, calibration={"min_coverage": 0})
 
 
-def stations_of(family: str, *, text: bool = False):
+def targets_of(family: str, *, text: bool = False):
     model, processor = build(family)
     inputs = samples(processor, 2) + (samples(processor, 1, image=False) if text else [])
-    outside = without_tied_head(model, make_plan(model, EVERYTHING)[1].extra_plan)
-    found, lost = find_targets(model, outside, inputs, None)
-    return model, [station.path for station in found], [station.path for station in lost]
+    outside = without_tied_head(model, make_plan(model, EVERYTHING)[1].outside_plan)
+    found, uncalibrated = find_targets(model, outside, inputs, None)
+    return model, [target.path for target in found], [target.path for target in uncalibrated]
 
 
 def test_without_anything_to_pack_outside_there_are_the_blocks_alone() -> None:
     model, _ = build("llava")
-    found, lost = find_targets(model, [], [{"input_ids": torch.tensor([[5]])}], None)
-    assert {station.path: station.module for station in found} == find_decoder_blocks(model)
-    assert all(station.reads_text for station in found)
-    assert not lost
+    found, uncalibrated = find_targets(model, [], [{"input_ids": torch.tensor([[5]])}], None)
+    assert {target.path: target.module for target in found} == find_decoder_blocks(model)
+    assert all(target.token_input for target in found)
+    assert not uncalibrated
 
 
 def test_embeddings_come_first_where_the_model_asks_for_them_first() -> None:
-    _, paths, lost = stations_of("llava", text=True)
+    _, paths, uncalibrated = targets_of("llava", text=True)
     assert paths == [
         "model.language_model.embed_tokens",
         "model.vision_tower.encoder.layers.0",
@@ -41,23 +41,23 @@ def test_embeddings_come_first_where_the_model_asks_for_them_first() -> None:
         "model.language_model.layers.1",
         "lm_head",
     ]
-    assert not lost
+    assert not uncalibrated
 
 
 def test_mergers_between_a_towers_blocks_stand_between_them() -> None:
-    _, paths, lost = stations_of("qwen3_vl")
+    _, paths, uncalibrated = targets_of("qwen3_vl")
     visual = [path.removeprefix("model.visual.") for path in paths if "visual" in path]
     assert visual == [
         *(f"{name}.{i}" for i in range(3) for name in ("blocks", "deepstack_merger_list")),
         "merger",
     ]
-    assert not lost
+    assert not uncalibrated
 
 
 def test_a_tower_that_runs_first_and_a_tied_head() -> None:
-    _, paths, _ = stations_of("mllama")
+    _, paths, _ = targets_of("mllama")
     assert paths.index("model.multi_modal_projector") < paths.index("model.language_model.embed_tokens")
-    _, paths, _ = stations_of("gemma3")
+    _, paths, _ = targets_of("gemma3")
     assert "lm_head" not in paths
 
 
@@ -70,20 +70,20 @@ def test_what_runs_twice_in_a_forward_pass_is_left_out(monkeypatch: pytest.Monke
         return once(self, pixel_values, *args, **kwargs)
 
     monkeypatch.setattr(type(model.model), "get_image_features", by_image)
-    outside = make_plan(model, EVERYTHING)[1].extra_plan
-    found, lost = find_targets(model, outside, samples(processor, 2), None)
-    assert [station.path for station in found] == [
+    outside = make_plan(model, EVERYTHING)[1].outside_plan
+    found, uncalibrated = find_targets(model, outside, samples(processor, 2), None)
+    assert [target.path for target in found] == [
         "model.language_model.embed_tokens",
         *find_decoder_blocks(model),
         "lm_head",
     ]
-    assert len(lost) == 3
-    assert all("vision" in station.path or "projector" in station.path for station in lost)
+    assert len(uncalibrated) == 3
+    assert all("vision" in target.path or "projector" in target.path for target in uncalibrated)
 
 
 def test_the_order_run_leaves_the_model_as_it_was() -> None:
     model, processor = build("llava")
     before = {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()}
-    find_targets(model, make_plan(model, EVERYTHING)[1].extra_plan, samples(processor, 1), "cpu")
+    find_targets(model, make_plan(model, EVERYTHING)[1].outside_plan, samples(processor, 1), "cpu")
     assert {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()} == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))

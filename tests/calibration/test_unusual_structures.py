@@ -27,7 +27,7 @@ def errors(name: str, recipe: str, **options: object) -> tuple[list[float], list
     coverage.require(0.9)
     samples, answers = load_inputs(model, config)
     report = calibrate(model, plan, coverage, samples, config, answers)
-    return [b.error for b in report.blocks], [linear for b in report.blocks for linear in b.to_nearest]
+    return [b.error for b in report.targets], [linear for b in report.targets for linear in b.to_nearest]
 
 
 FAST = ("blip_2_opt", "deepseek_v3", "pix2struct")
@@ -100,8 +100,8 @@ def test_every_block_has_the_mask_of_its_own_tokens(name: str) -> None:
     samples, answers = load_inputs(model, QAIGConfig(dataset=data))
     assert all(answer.shape == sample["decoder_input_ids"].shape for answer, sample in zip(answers, samples))
     found, _ = find_targets(model, [], samples, None)
-    assert {t.text for t in found if "encoder" in t.path.split(".")} <= {"input_ids"}
-    assert {t.text for t in found if "encoder" not in t.path.split(".")} == {"decoder_input_ids"}
+    assert {t.token_input for t in found if "encoder" in t.path.split(".")} <= {"input_ids"}
+    assert {t.token_input for t in found if "encoder" not in t.path.split(".")} == {"decoder_input_ids"}
 
 
 @pytest.mark.slow

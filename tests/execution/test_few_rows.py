@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from transformers_qaig.execution.few_rows import FewRows, thread_independent
+from transformers_qaig.execution.few_rows import FewRows, independent_of_thread_count
 
 X, WEIGHT, BIAS = torch.randn(7, 96), torch.randn(40, 96), torch.randn(40)
 CALLS: dict[str, Callable[[], Tensor]] = {
@@ -53,4 +53,4 @@ def test_what_autograd_records_or_other_functions_get_is_left_alone() -> None:
 def test_it_applies_where_any_weight_is_in_float32(dtypes: tuple[torch.dtype, ...], applies: bool) -> None:
     model = nn.ModuleList(nn.Linear(8, 8, dtype=dtype) for dtype in dtypes)
     model.norm = nn.LayerNorm(8)
-    assert isinstance(thread_independent(model), FewRows) == applies
+    assert isinstance(independent_of_thread_count(model), FewRows) == applies

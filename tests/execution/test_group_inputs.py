@@ -92,14 +92,14 @@ def test_run_takes_other_weights_without_changing_the_block(case) -> None:
     assert torch.equal(block.mlp.up_proj.weight, before)
 
 
-def test_importance_comes_back_by_sample(case) -> None:
+def test_token_weights_come_back_by_sample(case) -> None:
     _, _, masks, _ = case
     (piece,) = _pieces(case, "mlp")
     piece.token_weights = torch.arange(float(piece.mask.numel())).reshape(piece.mask.shape)
-    importance = piece.importance()
-    assert list(importance) == [0, 1, 2, 3, 4]
-    assert [len(w) for w in importance.values()] == [mask.shape[1] for mask in masks]
-    assert importance[1][0] == masks[0].shape[1]
+    weights = piece.first_sequence_weights()
+    assert list(weights) == [0, 1, 2, 3, 4]
+    assert [len(w) for w in weights.values()] == [mask.shape[1] for mask in masks]
+    assert weights[1][0] == masks[0].shape[1]
 
 
 def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:

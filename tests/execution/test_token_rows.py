@@ -76,7 +76,7 @@ def test_the_layout_of_the_longest_sample_holds_for_all() -> None:
     assert found.lengths == [9, 21, 12]
     assert found.mask[0, -12:].tolist() == [False, True, True, True] * 3
     found.token_weights = torch.arange(42.0)[None]
-    assert found.importance()[1].tolist() == [9.0 + 7 + t for t in range(7)]  # the mean of three heads
+    assert found.first_sequence_weights()[1].tolist() == [9.0 + 7 + t for t in range(7)]  # the mean of three heads
 
 
 def test_rows_that_match_no_token_count_alike_where_nothing_is_padding() -> None:

@@ -81,7 +81,7 @@ def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] =
     samples, answers = load_inputs(model, config)
     options = measure_costs(model, options, samples, answers, config)
     chosen = allocate(options, 4.5 * coverage.packed).schemes
-    calibrate(model, {**chosen, **coverage.extra_plan}, coverage, samples, config, answers)
+    calibrate(model, {**chosen, **coverage.outside_plan}, coverage, samples, config, answers)
     assert state() == changed
     return model.state_dict()
 

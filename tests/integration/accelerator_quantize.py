@@ -40,7 +40,7 @@ def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, A
     report = model.qaig_report
     tensors = [*model.parameters(), *model.buffers()]
     return {
-        "errors": {block.path: block.error for block in report.blocks},
+        "errors": {block.path: block.error for block in report.targets},
         "bits": report.bits_per_weight,
         "devices": sorted({str(tensor.device) for tensor in tensors}),
     }

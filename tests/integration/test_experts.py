@@ -166,18 +166,18 @@ def calibrated(vlm: Path) -> nn.Module:
 def test_calibrated_experts_are_better_than_rounded_ones(vlm: Path, calibrated: nn.Module) -> None:
     config = QAIGConfig(**VLM, modules_to_not_convert=["self_attn"], recipe="gptq")
     first = AutoModelForImageTextToText.from_pretrained(vlm, quantization_config=config)
-    errors = [block.error for block in first.qaig_report.blocks]
+    errors = [block.error for block in first.qaig_report.targets]
     config = QAIGConfig(**VLM, modules_to_not_convert=["self_attn"], recipe={"name": "fast", "equalization": "none"})
     assert all(0 < error < 1 for error in errors)
     clipped = AutoModelForImageTextToText.from_pretrained(vlm, quantization_config=config)
-    assert errors[0] < clipped.qaig_report.blocks[0].error * 1.2
-    assert not calibrated.qaig_report.blocks[0].to_nearest
+    assert errors[0] < clipped.qaig_report.targets[0].error * 1.2
+    assert not calibrated.qaig_report.targets[0].to_nearest
 
 
 def test_the_report_counts_experts_with_too_few_tokens(vlm: Path) -> None:
     few = {**VLM, "dataset": conversations(3)}
     model = AutoModelForImageTextToText.from_pretrained(vlm, quantization_config=QAIGConfig(**few, recipe="gptq"))
-    averaged = [block.averaged for block in model.qaig_report.blocks]
+    averaged = [block.averaged for block in model.qaig_report.targets]
     assert any(count for block in averaged for count in block.values())
     assert "saw too few tokens" in str(model.qaig_report)
 
@@ -186,7 +186,7 @@ def test_an_interrupted_run_finds_its_experts_again(vlm: Path, calibrated: nn.Mo
     config = QAIGConfig(**VLM, calibration={"work_dir": tmp_path})
     first = AutoModelForImageTextToText.from_pretrained(vlm, quantization_config=config)
     again = AutoModelForImageTextToText.from_pretrained(vlm, quantization_config=config)
-    assert [block.resumed for block in again.qaig_report.blocks] == [True, True]
+    assert [block.resumed for block in again.qaig_report.targets] == [True, True]
     assert torch.equal(logits(again, vlm), logits(first, vlm))
     assert torch.equal(logits(first, vlm), logits(calibrated, vlm))
 

@@ -153,7 +153,7 @@ def test_the_report_counts_the_time_of_the_measurements(llava: Path, monkeypatch
 
     monkeypatch.setattr(bit_costs, "measure_costs", slowly)
     report = _quantize(llava, budget=4.5, recipe="rtn").qaig_report
-    assert report.seconds > sum(block.seconds for block in report.blocks) + pause
+    assert report.seconds > sum(block.seconds for block in report.targets) + pause
 
 
 def test_damaged_costs_are_measured_again(

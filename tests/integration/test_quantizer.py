@@ -69,11 +69,11 @@ def test_every_recipe_runs_and_reports(llava: Path, recipe: str) -> None:
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     report = model.qaig_report
     assert report.recipe == f"{recipe} with steps=10"
-    assert [block.path for block in report.blocks] == list(find_decoder_blocks(model))
+    assert [block.path for block in report.targets] == list(find_decoder_blocks(model))
     assert report.num_samples == (4 if RECIPES[recipe].calibrates else 0)
     assert recipe in str(report)
     if RECIPES[recipe].calibrates:
-        assert all(0 < block.error < 1 for block in report.blocks)
+        assert all(0 < block.error < 1 for block in report.targets)
         assert report.bytes_per_sample > 0
 
 

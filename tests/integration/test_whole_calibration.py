@@ -43,8 +43,8 @@ def test_the_language_model_is_calibrated_on_the_quantized_towers_features(
 def test_token_weights_and_8_bit_activations_reach_a_tower_without_a_batch_dimension(tmp_path: Path) -> None:
     save("qwen2_5_vl", tmp_path / "fp", dtype=torch.float32)
     model = quantize(tmp_path / "fp", bits=8, vision_bits=4, lm_head_bits=8, recipe="paper", activation_bits=8)
-    importance = {summary.path: summary.importance for summary in model.qaig_report.blocks}
-    assert all(importance["model.visual.blocks.1"].values())
+    token_weights = {summary.path: summary.token_weights for summary in model.qaig_report.targets}
+    assert all(token_weights["model.visual.blocks.1"].values())
     assert {m.activation_bits for m in model.modules() if isinstance(m, QAIGLinear)} == {8}
     model.save_pretrained(tmp_path / "q")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "q")
@@ -79,7 +79,7 @@ def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.M
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())
     assert torch.equal(logits(model, llava), logits(whole, llava))
-    assert [summary.path for summary in model.qaig_report.blocks].count("lm_head") == 1
+    assert [summary.path for summary in model.qaig_report.targets].count("lm_head") == 1
 
 
 def test_a_size_to_meet_counts_what_is_packed_outside_the_blocks(llava: Path, tmp_path: Path) -> None:

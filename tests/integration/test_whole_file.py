@@ -35,9 +35,9 @@ def test_every_family_is_packed_whole_and_reloads_bit_by_bit(family: str, tmp_pa
         assert all(isinstance(m, QAIGLinear) or min(m.weight.shape) < 32 for m in linears(part)), path
     plan = model.config.quantization_config.plan
     assert sorted({path.partition(".*.")[0] for path in plan}) == sorted(packed(model))  # a stack is one module
-    treated = [summary.path for summary in model.qaig_report.blocks]
+    treated = [summary.path for summary in model.qaig_report.targets]
     assert len(treated) == len(set(treated))
-    assert all(0 < summary.error < 0.1 for summary in model.qaig_report.blocks)
+    assert all(0 < summary.error < 0.1 for summary in model.qaig_report.targets)
 
     ours = logits(model, tmp_path / "fp")
     reference = logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "fp"), tmp_path / "fp")

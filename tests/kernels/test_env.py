@@ -48,7 +48,7 @@ def test_every_operator_on_every_device(kernels):
 def test_widths_and_dtypes(kernels):
     cases = backends("linear", "cpu")
     assert (cases["bits 2, 3, 4, 8"].name, cases["bits 2, 3, 4, 8"].why_not_faster) == ("cpu (avx512)", None)
-    assert "expanded to 8 bits" in cases["bits 5, 6, 7"].why_not_faster
+    assert "widened to 8 bits" in cases["bits 5, 6, 7"].why_not_faster
     assert cases["float64 input"].name == "reference"
     assert [(b.case, b.name) for b in backends("embedding", "cpu").values()] == [("every call", "cpu (portable)")]
 

@@ -35,7 +35,7 @@ def test_an_audio_tower_is_left_alone() -> None:
 
 
 def test_nothing_outside_the_blocks_is_packed_unless_asked_for(llava: nn.Module) -> None:
-    assert not make_plan(llava, QAIGConfig())[1].extra_plan
+    assert not make_plan(llava, QAIGConfig())[1].outside_plan
 
 
 def test_each_part_has_its_bits(llava: nn.Module) -> None:

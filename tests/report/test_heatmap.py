@@ -36,7 +36,7 @@ def redness(path: Path) -> np.ndarray:
     return pixels.max(-1) - pixels.min(-1)
 
 
-def test_importance_is_drawn_where_it_is(tmp_path: Path) -> None:
+def test_a_weight_is_drawn_where_it_is(tmp_path: Path) -> None:
     """All of λ on one token: its place in the picture is dark red, and moves with it."""
 
     def spot(token: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 from transformers_qaig import QAIGConfig
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.model_card import MARK, attach_model_card, model_card, save_model_card
-from transformers_qaig.report.summary import BlockSummary, QuantizationReport
+from transformers_qaig.report.summary import QuantizationReport, TargetSummary
 from transformers_qaig.scheme import WeightScheme
 
 
@@ -45,12 +45,12 @@ def report() -> QuantizationReport:
             total=1000,
             stored_bits=990 * 3.3,
             parts={BLOCKS: PartSize(16_000, 160), "lm_head": PartSize(8_000_000, 2_000_000)},
-            extra_plan={"lm_head": plan["lm_head"]},
+            outside_plan={"lm_head": plan["lm_head"]},
         ),
         plan=plan,
         num_samples=128,
         num_tokens=12_345,
-        blocks=[BlockSummary("layers.0", error=1.28e-3), BlockSummary("layers.1", error=float("nan"))],
+        targets=[TargetSummary("layers.0", error=1.28e-3), TargetSummary("layers.1", error=float("nan"))],
         seconds=61.0,
     )
 

@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
-from transformers_qaig.report.summary import BlockSummary, QuantizationReport
+from transformers_qaig.report import summary
+from transformers_qaig.report.summary import QuantizationReport, TargetSummary
 from transformers_qaig.report.text import aligned, sparkline
 from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.utils.readable import readable_size, readable_time
@@ -20,7 +22,7 @@ def report() -> QuantizationReport:
         total=1000,
         stored_bits=990 * 3.3,
         skipped={"layers.0.router": (10, "too small")},
-        extra_plan={"lm_head": PLAN["lm_head"]},
+        outside_plan={"lm_head": PLAN["lm_head"]},
         parts={
             BLOCKS: PartSize(16_000_000, 160_000),
             "model.vision_tower": PartSize(8_000_000, 8_000_000),
@@ -30,11 +32,11 @@ def report() -> QuantizationReport:
         },
         unused=["LlavaModel has no module for mtp.*: not saved"],
     )
-    blocks = [
-        BlockSummary("layers.0", 1e-4, accepted=["gptq q", "clip k"], rejected=["rotate q"], seconds=75.0),
-        BlockSummary("layers.1", 4e-4, accepted=["gptq q"], resumed=True),
+    targets = [
+        TargetSummary("layers.0", 1e-4, accepted=["gptq q", "clip k"], rejected=["rotate q"], seconds=75.0),
+        TargetSummary("layers.1", 4e-4, accepted=["gptq q"], resumed=True),
     ]
-    return QuantizationReport("default", coverage, PLAN, 127, 12_345, blocks, 3700.0, 2**20, {3: "the input"})
+    return QuantizationReport("default", coverage, PLAN, 127, 12_345, targets, 3700.0, 2**20, {3: "the input"})
 
 
 def test_the_short_form_says_what_was_packed_and_what_was_not(report: QuantizationReport) -> None:
@@ -72,7 +74,7 @@ def test_the_long_form_has_every_part_and_every_block(report: QuantizationReport
 
 def test_a_run_without_data_says_nothing_of_errors() -> None:
     coverage = Coverage(packed=10, total=10, stored_bits=40, parts={BLOCKS: PartSize(160, 0)})
-    report = QuantizationReport("rtn", coverage, blocks=[BlockSummary("layers.0")], seconds=2.345)
+    report = QuantizationReport("rtn", coverage, targets=[TargetSummary("layers.0")], seconds=2.345)
     assert str(report).startswith("Quantized with recipe 'rtn': no data, 2.35 s")
     for text in (str(report), report.details()):
         assert "nan" not in text.lower()
@@ -104,7 +106,17 @@ def test_times_are_readable(seconds: float, text: str) -> None:
 
 
 def test_the_report_counts_linears_rounded_to_nearest_once() -> None:
-    blocks = [BlockSummary(f"layers.{i}", to_nearest={"fc": "no sample gets there"}) for i in range(3)]
-    report = QuantizationReport("default", Coverage(), blocks=blocks)
+    targets = [TargetSummary(f"layers.{i}", to_nearest={"fc": "no sample gets there"}) for i in range(3)]
+    report = QuantizationReport("default", Coverage(), targets=targets)
     assert ("to nearest", "3 linears: 3 × no sample gets there") in report.facts()
     assert "layers.2.fc" in report.details()
+
+
+def test_names_of_before_still_work_with_a_warning() -> None:
+    target = TargetSummary("layers.0", token_weights={"mlp": {0: torch.ones(2)}})
+    with pytest.warns(FutureWarning, match="Use `targets`"):
+        assert QuantizationReport("default", Coverage(), targets=[target]).blocks == [target]
+    with pytest.warns(FutureWarning, match="Use `token_weights`"):
+        assert target.importance is target.token_weights
+    with pytest.warns(FutureWarning, match="Use `TargetSummary`"):
+        assert summary.BlockSummary is TargetSummary

@@ -98,7 +98,7 @@ def test_a_sample_that_overflows_in_a_block_is_left_out_there(
     assert "model.language_model.layers." in line
     report = model.qaig_report
     assert report.num_samples == len(dataset) - 1
-    assert all(math.isfinite(block.error) for block in report.blocks)
+    assert all(math.isfinite(block.error) for block in report.targets)
     assert all(torch.isfinite(m.dequantize()).all() for m in model.modules() if hasattr(m, "weight_packed"))
     resumed = quantize(narrow, dataset, **RECIPES[recipe], calibration={"work_dir": tmp_path / "work"})
     assert resumed.qaig_report.left_out == report.left_out

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from transformers_qaig.attribution.gradients import token_gradients
-from transformers_qaig.attribution.qig import token_importance
+from transformers_qaig.attribution.qig import weights_from_attribution
 from transformers_qaig.execution.exclusions import Exclusions, numbered
 from transformers_qaig.recipes import recipe_of
 from transformers_qaig.structure import find_decoder_blocks
@@ -67,7 +67,7 @@ def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
         slow = torch.tensor([slope(0, block, token) for token in tokens])
         torch.testing.assert_close(gradients[block][0, tokens], slow, rtol=0.02, atol=1e-6)
     if kind == "gradient":
-        torch.testing.assert_close(given[blocks[1]][0], token_importance(gradients[1].unsqueeze(-1), masks[0]))
+        torch.testing.assert_close(given[blocks[1]][0], weights_from_attribution(gradients[1].unsqueeze(-1), masks[0]))
     else:
         for weights, v, a in zip(given[blocks[0]].values(), vision, answers):
             assert (weights[a] == 1).all()

@@ -1,4 +1,7 @@
-"""Computes token importance λ by Quantization-aware Integrated Gradients (QIG, arXiv 2603.17809)."""
+"""Computes token weights λ by Quantization-aware Integrated Gradients (QIG, arXiv 2603.17809).
+
+The paper calls λ token importance.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def qig_linear(x: Tensor, baseline: Tensor, weight_error: Tensor) -> Tensor:
     return (x - baseline) * (sign @ weight_error) / weight_error.shape[0]
 
 
-def token_importance(attribution: Tensor, mask: Tensor, *, clip: bool = True) -> Tensor:
+def weights_from_attribution(attribution: Tensor, mask: Tensor, *, clip: bool = True) -> Tensor:
     """Turns an attribution into token weights λ that average 1 over the real tokens.
 
     r_t = mean_c |QIG| is clipped to [q1 - 1.5 IQR, q3 + 1.5 IQR] of the sample's real tokens, then normalised.

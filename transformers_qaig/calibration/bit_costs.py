@@ -20,10 +20,10 @@ from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of, forward
 from ..execution.exclusions import Exclusions, Sample, gradient_advice, numbered, overflow_advice
-from ..execution.few_rows import thread_independent
+from ..execution.few_rows import independent_of_thread_count
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
-from ..execution.paused_forward import PausedForwards, leaving_out
+from ..execution.paused_forward import PausedForwards, sample_excluder
 from ..execution.sequential_onload import moved, sequential_onload
 from ..execution.torch_state import default_torch_state
 from ..nn.linear import get_linear
@@ -94,7 +94,7 @@ def measure_costs(
     count = max(len(choices) for choices in options.values())
     with (
         work_folder(folder, run) as store,
-        thread_independent(model),
+        independent_of_thread_count(model),
         tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
         for index in range(count):
@@ -144,22 +144,22 @@ def errors_of(
     finder, modules, errors = GroupFinder(model, config.seed), [target.module for target in targets], {}
     read: Sequence[Sample] = samples if recipe.calibrates else []
     with (
-        offloaded(model, modules, device) as memory,
+        offloaded(model, modules, device) as offload,
         PausedForwards(model, modules, read, inputs_device="cpu") as full,
     ):
-        leave_out = leaving_out(exclusions, read, overflow_advice(model.dtype), full)
+        exclude_samples = sample_excluder(exclusions, read, overflow_advice(model.dtype), full)
         for index, target in enumerate(targets):
             path, block = target.path, target.module
-            masks = [token_mask(sample, target.text) for sample in samples]
+            masks = [token_mask(sample, target.token_input) for sample in samples]
             schemes, waiting = inside(plan, path), full.inputs(index)
-            inputs = TargetInputs(waiting, waiting, masks, leave_out)
+            inputs = TargetInputs(waiting, waiting, masks, exclude_samples)
             check_inputs_of(path, inputs)
-            with memory.onload(block):
+            with offload.onload(block):
                 of_file = partial(_stored_errors, block, list(schemes))
                 known = _recall(store, f"{prefix}{path}", exclusions, of_file) if schemes else None
                 if known is not None:
                     found = known
-                    leave_out = leaving_out(exclusions, read, overflow_advice(model.dtype), full)
+                    exclude_samples = sample_excluder(exclusions, read, overflow_advice(model.dtype), full)
                 elif schemes:
                     token_weights = token_weights_of(recipe, config.seed)  # for each block, as if it stood alone
                     settings = QuantizerSettings(recipe, finder, token_weights, config.seed)

@@ -20,7 +20,7 @@ from ..execution.interceptor import TargetInputs
 from ..execution.token_rows import row_mask
 from ..nn.experts_module import LinearExperts
 from ..recipes import Recipe
-from ..report.summary import BlockSummary
+from ..report.summary import TargetSummary
 from ..scheme import Plan
 from ..token_weights.base import SubBlock, TokenWeights
 from ..utils.finite import is_finite
@@ -68,7 +68,7 @@ class BlockQuantizer:
         self.recipe = settings.recipe
         unrotated = {name: replace(scheme, rotation=None) for name, scheme in schemes.items()}
         self.nothing = BlockDecisions(unrotated, self.recipe.include_zero)
-        self.summary = BlockSummary(path)
+        self.summary = TargetSummary(path)
         self.dtype, self.in_float32 = dtype_of(block, schemes), in_float32(block)
         samples = list(inputs.full)
         self.validation = samples[::VALIDATION_EVERY] if self.recipe.validate else []
@@ -234,8 +234,8 @@ class BlockQuantizer:
                 sample = next(sample for sample, rows in each if not all(map(is_finite, rows)))
                 raise NotFinite(sample, f"the token weights at {context.members[0]}")
         if self.recipe.token_weights != "uniform":
-            shown = {s: w for one in inputs for s, w in one.importance().items() if s < SHOWN}
-            self.summary.importance.setdefault(context.group.module, {}).update(shown)
+            shown = {s: w for one in inputs for s, w in one.first_sequence_weights().items() if s < SHOWN}
+            self.summary.token_weights.setdefault(context.group.module, {}).update(shown)
         return context
 
     def _validation_error(self, original: nn.Module, candidate: BlockDecisions, done: list[str]) -> float:

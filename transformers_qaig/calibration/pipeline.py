@@ -17,12 +17,12 @@ from ..data.samples import token_mask
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of
 from ..execution.exclusions import Exclusions, numbered, overflow_advice
-from ..execution.few_rows import thread_independent
+from ..execution.few_rows import independent_of_thread_count
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.out_of_memory import out_of_memory_explained
 from ..execution.overflow import check_forward
-from ..execution.paused_forward import PausedForwards, leaving_out
+from ..execution.paused_forward import PausedForwards, sample_excluder
 from ..execution.torch_state import default_torch_state
 from ..loading.tied_embeddings import without_tied_head
 from ..plan.coverage import Coverage
@@ -73,28 +73,32 @@ def calibrate(
     masks = [token_mask(sample) for sample in samples]
     exclusions = exclusions or Exclusions(len(samples))
     device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
-    with BlockStore(config, plan, samples, model) as store, thread_independent(model):
+    with BlockStore(config, plan, samples, model) as store, independent_of_thread_count(model):
         with out_of_memory_explained("in the first forward passes", device, len(samples), lambda: 0):
             if not config.recipe.calibrates:
                 check_forward(model, device, picture_tokens(model))
-            targets, unreached = find_targets(model, without_tied_head(model, coverage.extra_plan), samples, device)
+            targets, uncalibrated = find_targets(
+                model, without_tied_head(model, coverage.outside_plan), samples, device
+            )
             settings = _settings(model, samples, masks, answer_masks or masks, config, device, exclusions)
         outcomes: list[Outcome] = []
         modules, peak_bytes = [target.module for target in targets], 0
         with (
-            offloaded(model, modules, device) as memory,
+            offloaded(model, modules, device) as offload,
             PausedForwards(model, modules, samples, inputs_device="cpu") as full,
             PausedForwards(model, modules, samples, inputs_device="cpu") as quantized,
-            tqdm(targets, desc=f"Quantizing ({config.recipe.name})", unit="block") as progress,
+            tqdm(targets, desc=f"Quantizing ({config.recipe.name})", unit="target") as progress,
         ):
-            leave_out = leaving_out(exclusions, samples, overflow_advice(model.dtype), full, quantized)
+            exclude_samples = sample_excluder(exclusions, samples, overflow_advice(model.dtype), full, quantized)
             for index, target in enumerate(progress):
                 with out_of_memory_explained(f"at {target.path}", device, len(samples), lambda: 2 * full.nbytes()):
-                    token_masks = [token_mask(s, target.text) if target.text else NO_PADDING for s in samples]
-                    inputs = TargetInputs(full.inputs(index), quantized.inputs(index), token_masks, leave_out)
+                    token_masks = [
+                        token_mask(s, target.token_input) if target.token_input else NO_PADDING for s in samples
+                    ]
+                    inputs = TargetInputs(full.inputs(index), quantized.inputs(index), token_masks, exclude_samples)
                     peak_bytes = max(peak_bytes, full.nbytes())
                     check_inputs_of(target.path, inputs)
-                    with memory.onload(target.module):
+                    with offload.onload(target.module):
                         result = quantize_target(target, plan, inputs, settings, store)
                         last = target is targets[-1]  # what follows it is not needed
                         advance(result, inputs, *(None, None) if last else (full, quantized))
@@ -102,7 +106,7 @@ def calibrate(
                         del result  # it holds what the model does not need any more, such as dense embeddings
                 if math.isfinite(outcomes[-1].summary.error):
                     progress.set_postfix(error=f"{outcomes[-1].summary.error:.2e}")
-        for target in unreached:
+        for target in uncalibrated:
             logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", target.path)
             result = quantize_target(target, plan, TargetInputs({}, {}, []), settings, store)
             outcomes.append(install(model, result, store))
@@ -114,7 +118,7 @@ def calibrate(
         {**plan, **{path: scheme for outcome in outcomes for path, scheme in outcome.schemes.items()}},
         num_samples=len(used),
         num_tokens=int(sum(mask.sum() for mask in used)),
-        blocks=[outcome.summary for outcome in outcomes],
+        targets=[outcome.summary for outcome in outcomes],
         seconds=time.perf_counter() - start,
         bytes_per_sample=peak_bytes / max(len(samples), 1),
         left_out=dict(exclusions.where),

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..execution.exclusions import NotFinite
 from ..execution.interceptor import TargetInputs
-from ..report.summary import BlockSummary
+from ..report.summary import TargetSummary
 from ..scheme import Plan
 from .block_quantizer import BlockQuantizer, QuantizerSettings
 from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, packed
@@ -29,7 +29,7 @@ class BlockResult:
 
     module: nn.Module
     schemes: Plan
-    summary: BlockSummary
+    summary: TargetSummary
     state: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -38,7 +38,7 @@ def quantize_block(
 ) -> BlockResult:
     """Packs a block's linears. Arguments as in [`decide`]; the block is not changed."""
     if not schemes:
-        return BlockResult(copy.deepcopy(block), {}, BlockSummary(path), settings.token_weights.state())
+        return BlockResult(copy.deepcopy(block), {}, TargetSummary(path), settings.token_weights.state())
     decisions, summary = decide(block, path, schemes, inputs, settings)
     module = cast_like(packed(in_float32(block), decisions, dtype_of(block, schemes), path), block)
     return BlockResult(module, decisions.schemes, summary, settings.token_weights.state())
@@ -46,7 +46,7 @@ def quantize_block(
 
 def decide(
     block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
-) -> tuple[BlockDecisions, BlockSummary]:
+) -> tuple[BlockDecisions, TargetSummary]:
     """Makes the decisions for a block. Arguments as in [`BlockQuantizer`], but `inputs` may hold no sample.
 
     If a sample is not finite on the way, it is left out, and the block is begun again without it.
@@ -60,8 +60,8 @@ def decide(
             decisions = quantizer.decide()
         except NotFinite as found:
             left_out.append((found.sample, f"{found.where} in {path}"))
-            inputs.leave_out(dict(left_out[-1:]))
+            inputs.exclude_samples(dict(left_out[-1:]))
         else:
             quantizer.summary.left_out = left_out
             return decisions, quantizer.summary
-    return BlockDecisions(schemes, recipe.include_zero), BlockSummary(path, left_out=left_out)
+    return BlockDecisions(schemes, recipe.include_zero), TargetSummary(path, left_out=left_out)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..nn.linear import QAIGLinear, get_linear
-from ..report.summary import BlockSummary
+from ..report.summary import TargetSummary
 from ..scheme import Plan, Rotation, plan_to_dict
 from ..utils.hashing import digest
 from ..utils.work_folder import work_folder
@@ -63,7 +63,7 @@ class BlockStore(ExitStack):
         """Returns the finished block at `path`, or None."""
         return None if self.folder is None else self.folder.load_as(path, partial(_result_of, block, schemes))
 
-    def check(self, summary: BlockSummary, error: float) -> None:
+    def check(self, summary: TargetSummary, error: float) -> None:
         """Raises `RuntimeError` if a resumed block does not reproduce its recorded output error."""
         if not summary.resumed or math.isnan(summary.error) or math.isclose(summary.error, error, rel_tol=TOLERANCE):
             return
@@ -76,7 +76,7 @@ class BlockStore(ExitStack):
         """Keeps a finished block, unless it was resumed."""
         if self.folder is None or result.summary.resumed:
             return
-        summary = {k: v for k, v in asdict(result.summary).items() if k not in ("importance", "resumed")}
+        summary = {k: v for k, v in asdict(result.summary).items() if k not in ("token_weights", "resumed")}
         rotations = {
             name: scheme.rotation._asdict() for name, scheme in result.schemes.items() if scheme.rotation is not None
         }
@@ -100,9 +100,9 @@ def _result_of(block: nn.Module, schemes: Plan, tensors: dict[str, Tensor], fact
     return BlockResult(module, became, _summary_of(facts), json.loads(facts["token_weights"]))
 
 
-def _summary_of(facts: Mapping[str, str]) -> BlockSummary:
-    stored, example = json.loads(facts["summary"]), BlockSummary("")
+def _summary_of(facts: Mapping[str, str]) -> TargetSummary:
+    stored, example = json.loads(facts["summary"]), TargetSummary("")
     for name, value in stored.items():
         if type(value) is not type(getattr(example, name)):
             raise TypeError(f"`{name}` of its summary is a {type(value).__name__}")
-    return BlockSummary(**stored, resumed=True)
+    return TargetSummary(**stored, resumed=True)

@@ -17,7 +17,7 @@ from ..loading.tied_embeddings import replace as replace_everywhere
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
 from ..recipes import Recipe
-from ..report.summary import BlockSummary
+from ..report.summary import TargetSummary
 from ..rounding.clipping import search_clipping
 from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
 from ..scheme import Plan, WeightScheme
@@ -69,12 +69,12 @@ class TargetResult:
         return {f"{target.path}.{name}": scheme for name, scheme in self.results[0].schemes.items()}
 
     @property
-    def summary(self) -> BlockSummary:
+    def summary(self) -> TargetSummary:
         """The summary of all chunks together."""
         summaries = [result.summary for result in self.results]
         if len(summaries) == 1:
             return replace(summaries[0], path=self.target.path, error=self.error, seconds=self.seconds)
-        return BlockSummary(
+        return TargetSummary(
             self.target.path,
             self.error,
             [f"{what}, {c.rows}" for c, summary in zip(self.chunks, summaries) for what in summary.accepted],
@@ -102,13 +102,13 @@ def _quantize_chunk(
 ) -> BlockResult:
     if isinstance(chunk.module, nn.Embedding):
         module = _quantize_embedding(chunk.module, chunk.schemes[""], settings.recipe)
-        return BlockResult(module, chunk.schemes, BlockSummary(chunk.path))
+        return BlockResult(module, chunk.schemes, TargetSummary(chunk.path))
     known = store.load(chunk.path, chunk.module, chunk.schemes)
     if known is None:
         return quantize_block(chunk.module, chunk.path, chunk.schemes, inputs, settings)
     settings.token_weights.restore(known.state)
     if known.summary.left_out:
-        inputs.leave_out(dict(known.summary.left_out))
+        inputs.exclude_samples(dict(known.summary.left_out))
     return known
 
 
@@ -154,7 +154,7 @@ def advance(
             output, output_q = forward(chunk.module, call), forward(became.module, call_q)
             if not error.add(output_q, output, mask):
                 whose = "quantized" if is_finite_where(mask, first_tensor(output)) else "full-precision"
-                inputs.leave_out({sample: f"the {whose} output of {chunk.path}"})
+                inputs.exclude_samples({sample: f"the {whose} output of {chunk.path}"})
                 break
             if full is not None:
                 outputs.append((output, output_q))
@@ -175,7 +175,7 @@ class Outcome(NamedTuple):
     """
 
     schemes: Plan
-    summary: BlockSummary
+    summary: TargetSummary
 
 
 def install(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome:

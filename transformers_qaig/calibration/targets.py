@@ -40,18 +40,14 @@ class Target:
     Attributes:
         path: in the model.
         module: a block, another composite module, a single linear, or embeddings.
-        text: name of the model's input whose tokens it sees, so that the samples' masks hold for them: `input_ids`, or
-            `decoder_input_ids` behind the encoder of a text or a picture; "" for the tokens of a picture.
+        token_input: name of the model's input whose tokens it sees, so that the samples' masks hold for them:
+            `input_ids`, or `decoder_input_ids` behind the encoder of a text or a picture; "" for the tokens of a
+            picture.
     """
 
     path: str
     module: nn.Module
-    text: str
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether its tokens are those of a text."""
-        return bool(self.text)
+    token_input: str
 
 
 def find_targets(
@@ -79,14 +75,14 @@ def find_targets(
     if not samples or (not others and len(lists) == 1):
         return [*blocks.values(), *others.values()], []
     everything = {**blocks, **others}
-    with offloaded(model, [target.module for target in everything.values()], device) as memory:
-        runs = [_run(model, everything, sample, memory) for sample in _one_of_each_kind(samples)]
+    with offloaded(model, [target.module for target in everything.values()], device) as offload:
+        runs = [_run(model, everything, sample, offload) for sample in _one_of_each_kind(samples)]
     counts = [Counter(run) for run in runs]
-    lost = [path for path in everything if any(c[path] > 1 for c in counts)]
-    lost += [path for path in others if not any(path in c for c in counts)]
+    uncalibrated = [path for path in everything if any(c[path] > 1 for c in counts)]
+    uncalibrated += [path for path in others if not any(path in c for c in counts)]
     order = TopologicalSorter[str]()
     for run in [*lists, *runs]:
-        kept = [path for path in run if path not in lost]
+        kept = [path for path in run if path not in uncalibrated]
         for before, after in pairwise(kept):
             order.add(after, before)
         for path in kept:
@@ -94,8 +90,8 @@ def find_targets(
     try:
         found = list(order.static_order())
     except CycleError:  # kinds of samples disagree: only the decoder's blocks can be relied upon
-        found, lost = list(blocks), list(others)
-    return [everything[path] for path in found], [everything[path] for path in lost]
+        found, uncalibrated = list(blocks), list(others)
+    return [everything[path] for path in found], [everything[path] for path in uncalibrated]
 
 
 def answering_blocks(model: nn.Module) -> list[nn.Module]:
@@ -167,11 +163,11 @@ def _elements(sample: Sample) -> int:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, targets: Mapping[str, Target], sample: Sample, memory: Offload) -> list[str]:
+def _run(model: nn.Module, targets: Mapping[str, Target], sample: Sample, offload: Offload) -> list[str]:
     """Runs one forward pass, and returns the targets' paths in the order in which it calls them."""
     called: list[str] = []
     with ExitStack() as stack:
         for path, target in targets.items():
-            stack.enter_context(memory.watch(target.module, stays=False, on_call=partial(called.append, path)))
+            stack.enter_context(offload.watch(target.module, stays=False, on_call=partial(called.append, path)))
         model(**sample, use_cache=False)
     return called

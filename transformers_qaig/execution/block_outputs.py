@@ -52,7 +52,7 @@ def check_inputs_of(path: str, inputs: TargetInputs) -> None:
             if x is not None and not is_finite_where(inputs.masks[sample], x):
                 found.setdefault(sample, f"the {name} hidden states that enter {path}")
     if found:
-        inputs.leave_out(found)
+        inputs.exclude_samples(found)
 
 
 @dataclass

@@ -16,7 +16,7 @@ TILE = 4
 ALIGNED = 8
 
 
-def thread_independent(model: nn.Module) -> AbstractContextManager[Any]:
+def independent_of_thread_count(model: nn.Module) -> AbstractContextManager[Any]:
     """Returns [`FewRows`] for a model with a weight in float32; else an empty context, as it would only cost time."""
     in_float32 = any(weight.dtype == torch.float32 for weight in model.parameters() if weight.ndim >= 2)
     return FewRows() if in_float32 else nullcontext()

@@ -57,7 +57,7 @@ class GroupInputs:
             self, hidden=hidden, hidden_q=hidden_q, mask=mask, args=args, kwargs=kwargs, token_weights=token_weights
         )
 
-    def importance(self) -> dict[int, Tensor]:
+    def first_sequence_weights(self) -> dict[int, Tensor]:
         """Returns λ `[T]` of each sample's first sequence; the mean over the rows of a token that has several."""
         tokens = dict(zip(self.samples, self.tokens))
         by_sample = self.token_weights_by_sample()

@@ -57,13 +57,13 @@ class TargetInputs:
         full: what the target is called with in the full-precision model, per sample.
         quantized: the same in the model that is quantized so far.
         masks: bool `[B, T]` per sample, True at real tokens.
-        leave_out: removes samples, given with where each is not finite, from `full` and `quantized`; or raises.
+        exclude_samples: removes samples, given with where each is not finite, from `full` and `quantized`; or raises.
     """
 
     full: Mapping[int, LayerInputs]
     quantized: Mapping[int, LayerInputs]
     masks: Sequence[Tensor]
-    leave_out: Callable[[Mapping[int, str]], None] = _refuse
+    exclude_samples: Callable[[Mapping[int, str]], None] = _refuse
 
 
 class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here

@@ -178,7 +178,7 @@ class PausedForwards:
             self._on_finish(sample, result)
 
 
-def leaving_out(
+def sample_excluder(
     exclusions: Exclusions, samples: Sequence[Sample], advice: str, *forwards: PausedForwards
 ) -> Callable[[Mapping[int, str]], None]:
     """Drops the samples that are left out already from open forwards.
@@ -193,9 +193,9 @@ def leaving_out(
             for paused in forwards:
                 paused.drop(sample)
 
-    def leave_out(found: Mapping[int, str]) -> None:
+    def exclude_samples(found: Mapping[int, str]) -> None:
         exclusions.add({samples[sample].index: where for sample, where in found.items()}, advice)
         drop(found)
 
     drop(position for position, sample in enumerate(samples) if sample in exclusions)
-    return leave_out
+    return exclude_samples

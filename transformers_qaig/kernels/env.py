@@ -13,10 +13,10 @@ from . import cuda, extension
 
 OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns")
 DEVICES = ("cpu", "cuda")
-_KERNEL_BITS, _EXPANDED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
-_EXPANDED = "the weight is expanded a few rows at a time and multiplied by torch's own kernels"
+_KERNEL_BITS, _WIDENED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
+_NO_KERNEL = "the weight is dequantized a few rows at a time and multiplied by torch's own kernels"
 _NO_CPU_KERNEL = {"round_columns": "no kernel of its own: a few of torch's operations a column"}
-_NO_CUDA_KERNEL = {"linear_grad_input": _EXPANDED, "embedding": "no kernel of its own: torch reads the rows asked for"}
+_NO_CUDA_KERNEL = {"linear_grad_input": _NO_KERNEL, "embedding": "no kernel of its own: torch reads the rows asked for"}
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def _backends(op: str, device: str) -> list[Backend]:
     if op in _NO_CPU_KERNEL:
         return [Backend(op, device, "every call", "reference", _NO_CPU_KERNEL[op])]
     if not extension.has_kernel(op, "cpu"):
-        return [Backend(op, device, "every call", "reference", extension.why_not() or _EXPANDED)]
+        return [Backend(op, device, "every call", "reference", extension.why_not() or _NO_KERNEL)]
     if op == "embedding":  # one piece of code for all instruction sets, which reads every width as it lies
         return [Backend(op, device, "every call", "cpu (portable)", None)]
     kernel = f"cpu ({extension.cpu_isa()})"
     return [
         Backend(op, device, _KERNEL_BITS, kernel, _why_not_faster_isa()),
-        Backend(op, device, _EXPANDED_BITS, kernel, "no kernel of their own: expanded to 8 bits at each call"),
+        Backend(op, device, _WIDENED_BITS, kernel, "no kernel of their own: widened to 8 bits at each call"),
         *_float64(op, device),
     ]
 
@@ -131,7 +131,7 @@ def _cuda_backends(op: str, capability: int) -> list[Backend]:
         return [Backend(op, "cuda", f"{gpu}, every call", f"cuda ({choice.origin})", why_not)]
     return [
         Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),
-        Backend(op, "cuda", f"{gpu}, {_EXPANDED_BITS}", "reference", "no kernel of their own"),
+        Backend(op, "cuda", f"{gpu}, {_WIDENED_BITS}", "reference", "no kernel of their own"),
         Backend(op, "cuda", f"{gpu}, input rotated but not rounded", "reference", "no kernel of their own"),
         Backend(op, "cuda", f"{gpu}, float32 or float64 input", "reference", "the kernels take 16-bit floats"),
     ]

@@ -42,7 +42,7 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
         )
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
     plan = {path: choices[0].scheme for path, choices in options.items()}
-    return {**plan, **coverage.extra_plan}, coverage
+    return {**plan, **coverage.outside_plan}, coverage
 
 
 def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
@@ -87,8 +87,8 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
         largest = max(coverage.skipped.items(), key=lambda item: item[1][0], default=("", (0, "")))
         why = f": {largest[0]} is {largest[1][1]}" if largest[0] else ""
         raise SettingError(f"No weight of the language model's blocks can be packed{why}.")
-    coverage.extra_plan = {path: option.scheme for path, option in outside.items()}
-    check_stacks(stacks, {path: choices[0].scheme for path, choices in options.items()}, coverage.extra_plan)
+    coverage.outside_plan = {path: option.scheme for path, option in outside.items()}
+    check_stacks(stacks, {path: choices[0].scheme for path, choices in options.items()}, coverage.outside_plan)
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
     sizes |= stack_sizes(stacks, outside, {*options, *outside})
     _measure(model, coverage, blocks, sizes)

@@ -30,7 +30,7 @@ class Coverage:
         stored_bits: of the packed weights: codes, scales and zero points; 0 until their widths are chosen.
         skipped: path of every block weight that stays as it is → (elements, reason).
         unpacked: elements outside the blocks that stay as they are, by the path of the part.
-        extra_plan: plan of what is packed outside the blocks: tower and projector, embeddings, head.
+        outside_plan: plan of what is packed outside the blocks: tower and projector, embeddings, head.
         parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights.
         unused: sentences about what the checkpoint holds and the model's class has no module for.
     """
@@ -41,7 +41,7 @@ class Coverage:
     stored_bits: float = 0.0
     skipped: dict[str, tuple[int, str]] = field(default_factory=dict)
     unpacked: dict[str, int] = field(default_factory=dict)
-    extra_plan: Plan = field(default_factory=dict)
+    outside_plan: Plan = field(default_factory=dict)
     parts: dict[str, PartSize] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
 

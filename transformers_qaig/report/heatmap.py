@@ -1,4 +1,4 @@
-"""Draws token importance λ over the pictures, and as bars over the words. Needs matplotlib."""
+"""Draws token weights λ over the pictures, and as bars over the words. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def save_heatmaps(path: str | os.PathLike[str], items: Sequence[TokenMap]) -> No
     bar = figure.colorbar(
         ScalarMappable(scale, COLOURS), ax=pictures, fraction=0.025, pad=0.02, aspect=30, extend="both"
     )
-    bar.set_label("token importance λ (1 = average token)", color=INK, fontsize=9)
+    bar.set_label("token weight λ (1 = average token)", color=INK, fontsize=9)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=INK, length=2)
     with written_whole(path) as temporary:

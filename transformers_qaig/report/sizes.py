@@ -60,7 +60,7 @@ def part_rows(coverage: Coverage, plan: Plan, *, every_part: bool = False) -> li
 
 def _widths(part: str, coverage: Coverage, plan: Plan) -> tuple[int, ...]:
     """Returns the widths of a part's packed weights; the blocks have all that are not planned outside of them."""
-    extra = coverage.extra_plan
+    extra = coverage.outside_plan
     paths: Iterable[str] = (
         (path for path in plan if path not in extra)
         if part == BLOCKS

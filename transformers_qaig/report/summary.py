@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..plan.coverage import Coverage
 from ..scheme import Plan
+from ..utils.old_names import warn_of_old_name
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
 from .text import aligned, labelled, sparkline
 
 
 @dataclass
-class BlockSummary:
-    """The summary of one block, or of one projector, head or embeddings.
+class TargetSummary:
+    """The summary of one target: a block, projector, head or embeddings.
 
     Attributes:
         path: where it is in the model.
@@ -25,7 +26,7 @@ class BlockSummary:
             has its own inputs. NaN if it was not measured, as by a recipe that reads no data.
         accepted: steps that lowered the error on validation samples.
         rejected: steps that did not.
-        importance: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
+        token_weights: sub-block's module → sample → λ [T], for the first samples; empty where λ is uniform.
         seconds: wall time.
         resumed: taken from the work folder.
         left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
@@ -37,12 +38,18 @@ class BlockSummary:
     error: float = float("nan")
     accepted: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
-    importance: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    token_weights: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
     resumed: bool = False
     left_out: list[tuple[int, str]] = field(default_factory=list)
     to_nearest: dict[str, str] = field(default_factory=dict)
     averaged: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def importance(self) -> dict[str, dict[int, Tensor]]:
+        """`token_weights`, as an earlier version called it."""
+        warn_of_old_name("TargetSummary.importance", "token_weights")
+        return self.token_weights
 
 
 @dataclass
@@ -54,7 +61,7 @@ class QuantizationReport:
         coverage: how much of the language model's blocks was packed, and what each part of the model takes.
         plan: weight path → its scheme, as it was done.
         num_samples, num_tokens: calibration data: conversations, and real tokens in them, without those left out.
-        blocks: one summary per block, and per projector, head or embeddings that were packed, in order.
+        targets: one summary per block, and per projector, head or embeddings that were packed, in order.
         seconds: wall time of measuring costs, calibration and packing.
         bytes_per_sample: the most that a paused sample held at a target, on average.
         left_out: index of a sample that was left out → where NaN or Inf turned up in it.
@@ -65,10 +72,16 @@ class QuantizationReport:
     plan: Plan = field(default_factory=dict)
     num_samples: int = 0
     num_tokens: int = 0
-    blocks: list[BlockSummary] = field(default_factory=list)
+    targets: list[TargetSummary] = field(default_factory=list)
     seconds: float = 0.0
     bytes_per_sample: float = 0.0
     left_out: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> list[TargetSummary]:
+        """`targets`, as an earlier version called them."""
+        warn_of_old_name("QuantizationReport.blocks", "targets")
+        return self.targets
 
     @property
     def bits_per_weight(self) -> float:
@@ -81,20 +94,20 @@ class QuantizationReport:
             ("stored bits", f"{self.bits_per_weight:.2f} per packed weight of the blocks, with scales and zero points"),
             ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
         ]
-        counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.extra_plan)
+        counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside_plan)
         if len(counts) > 1:
             facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
         if self.coverage.skipped:
             facts.append(("not packed", self._reasons()))
         if errors := self._errors():
-            worst = max((block for block in self.blocks if math.isfinite(block.error)), key=lambda block: block.error)
+            worst = max((block for block in self.targets if math.isfinite(block.error)), key=lambda block: block.error)
             span = f"{min(errors):.1e} to {max(errors):.1e}, most in {worst.path}"
-            facts.append(("error by block", f"{sparkline([block.error for block in self.blocks])}  {span}"))
+            facts.append(("error by block", f"{sparkline([block.error for block in self.targets])}  {span}"))
         accepted, rejected = (sum(map(len, lists)) for lists in self._steps())
         if accepted or rejected:
             why = ": no gain on validation samples" if rejected else ""
             facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
-        if averaged := sum(sum(block.averaged.values()) for block in self.blocks):
+        if averaged := sum(sum(block.averaged.values()) for block in self.targets):
             facts.append(("experts", f"{averaged} saw too few tokens, and were rounded by the mean of their stacks"))
         if to_nearest := self._to_nearest():
             reasons = Counter(to_nearest.values()).most_common()
@@ -116,10 +129,10 @@ class QuantizationReport:
                 str(len(block.rejected)),
                 "from work_dir" if block.resumed else readable_time(block.seconds),
             )
-            for block in self.blocks
+            for block in self.targets
         ]
         parts = [self._title(), self._sizes(every_part=True), labelled(self.facts()), aligned(blocks)]
-        rejected = [(block.path, ", ".join(block.rejected)) for block in self.blocks if block.rejected]
+        rejected = [(block.path, ", ".join(block.rejected)) for block in self.targets if block.rejected]
         lists = {
             "rejected steps": rejected,
             "linears rounded to nearest": list(self._to_nearest().items()),
@@ -145,17 +158,24 @@ class QuantizationReport:
         return aligned([HEAD, *(row.cells() for row in rows)])
 
     def _steps(self) -> tuple[list[list[str]], list[list[str]]]:
-        return [block.accepted for block in self.blocks], [block.rejected for block in self.blocks]
+        return [block.accepted for block in self.targets], [block.rejected for block in self.targets]
 
     def _to_nearest(self) -> dict[str, str]:
         """Returns path of every linear that was rounded to nearest although the recipe calibrates → why."""
-        return {f"{b.path}.{name}": why for b in self.blocks for name, why in b.to_nearest.items()}
+        return {f"{b.path}.{name}": why for b in self.targets for name, why in b.to_nearest.items()}
 
     def _errors(self) -> list[float]:
-        return [block.error for block in self.blocks if math.isfinite(block.error)]
+        return [block.error for block in self.targets if math.isfinite(block.error)]
 
     def _reasons(self) -> str:
         """Returns in one line why weights of the blocks stay as they are, with how many."""
         counts = Counter(reason for _, reason in self.coverage.skipped.values())
         shown = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(3))
         return f"{len(self.coverage.skipped)} of the blocks' tensors: {shown}" + ("; …" if len(counts) > 3 else "")
+
+
+def __getattr__(name: str) -> object:
+    if name == "BlockSummary":
+        warn_of_old_name("BlockSummary", "TargetSummary")
+        return TargetSummary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

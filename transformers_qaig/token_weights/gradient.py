@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..attribution.qig import token_importance
+from ..attribution.qig import weights_from_attribution
 from .base import BlockWeights
 from .data import WeightingData
 
@@ -11,6 +11,10 @@ def gradient(data: WeightingData) -> BlockWeights:
     """Computes the weights of every block from the gradient at its output."""
     gradients = data.gradients()
     return {
-        block: {s: token_importance(g[b].unsqueeze(-1), data.masks[s]) for s, g in enumerate(gradients) if g[b].numel()}
+        block: {
+            s: weights_from_attribution(g[b].unsqueeze(-1), data.masks[s])
+            for s, g in enumerate(gradients)
+            if g[b].numel()
+        }
         for b, block in enumerate(data.blocks)
     }

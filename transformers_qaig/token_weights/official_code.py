@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..attribution.qig import qig, token_importance
+from ..attribution.qig import qig, weights_from_attribution
 from ..execution.group_inputs import GroupInputs, run
 from .base import BlockWeights, SubBlock
 from .data import WeightingData
@@ -76,9 +76,9 @@ class OfficialCode:
 
         baseline = inputs.hidden_q if rounds_inputs else torch.zeros_like(inputs.hidden)
         attribution = qig(difference, inputs.hidden, baseline, nodes=NODES, both_ends=True)
-        importance = []
+        found = []
         for values in attribution.reshape(-1, attribution.shape[-1]).split(inputs.lengths):
             all_tokens = torch.ones(len(values), dtype=torch.bool, device=values.device)
-            weights = token_importance(values[None], all_tokens[None], clip=not rounds_inputs)[0]
-            importance.append(weights / len(weights) * float(values.abs().sum() > 0))
-        return torch.cat(importance).reshape(inputs.mask.shape).cpu()
+            weights = weights_from_attribution(values[None], all_tokens[None], clip=not rounds_inputs)[0]
+            found.append(weights / len(weights) * float(values.abs().sum() > 0))
+        return torch.cat(found).reshape(inputs.mask.shape).cpu()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..attribution.qig import qig, qig_linear, token_importance
+from ..attribution.qig import qig, qig_linear, weights_from_attribution
 from ..execution.group_inputs import GroupInputs, run
 from ..rounding.quant_grid import fake_quantize_tokens
 from .base import Stateless, SubBlock
@@ -36,8 +36,8 @@ class QIG(Stateless):
             attribution = self._attribution(sub_block, inputs, weights, weights_q)
             rows = attribution.reshape(-1, attribution.shape[-1]).split(inputs.lengths)
             masks = inputs.mask.reshape(-1).split(inputs.lengths)
-            importance = [token_importance(values[None], mask[None])[0] for values, mask in zip(rows, masks)]
-            found.append(torch.cat(importance).reshape(inputs.mask.shape).cpu())
+            by_sequence = [weights_from_attribution(values[None], mask[None])[0] for values, mask in zip(rows, masks)]
+            found.append(torch.cat(by_sequence).reshape(inputs.mask.shape).cpu())
         return found
 
     def _attribution(
