@@ -71,6 +71,21 @@ def test_as_many_linears_as_eighty_layers_have() -> None:
     assert found.cost <= 1.02 * bound
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_relaxation_alone_solves_as_many_weights_as_experts_have(
+    monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    """128 experts in 48 layers would take a solver minutes. Before any weight is read all experts cost the same."""
+    monkeypatch.setattr("transformers_qaig.plan.knapsack._highs", None)
+    options = _options(18_000)
+    if alike:
+        options = dict.fromkeys(options, options["layers.0.w"])
+    least, most = reachable(options)
+    budget = least + 0.3 * (most - least)
+    found = allocate(options, budget)
+    assert 0.9999 * budget < found.size <= budget
+
+
 @pytest.mark.parametrize("share", [0.03, 0.35])
 def test_equals_dynamic_programming_at_the_size_of_a_large_model(share: float) -> None:
     """Eighty layers of a 7B model's shapes, all about equally sensitive: the kind that is hard for solvers."""

@@ -1,4 +1,4 @@
-"""Chooses how many bits each weight gets: a multiple-choice knapsack under a budget of stored bits, solved exactly."""
+"""Chooses how many bits each weight gets: a multiple-choice knapsack under a budget of stored bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..scheme import Plan, WeightScheme
-from ..utils.stdout import silenced_stdout
+from .knapsack import knapsack
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears that serving engines merge into one: they must share one width."""
@@ -60,7 +60,8 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
         fused: sets of paths that must get equal schemes. Only schemes that all of them have are left to choose from.
 
     Returns:
-        a choice whose excess cost is within 1e-5 of the least possible. Excess is over every weight's cheapest option.
+        a choice whose excess cost is within 1e-5 of the least possible; 1e-4 where there are more than 2000 to make.
+        Excess is over every weight's cheapest option.
 
     Raises:
         ValueError: the budget is below the smallest choice (the message gives the reachable range); a cost is not
@@ -75,7 +76,7 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
     least, most = reachable(options, fused)
     if budget < least:
         raise ValueError(f"a budget of {budget:,.0f} stored bits cannot be met: {least:,} to {most:,} can.")
-    picks = _solve(sizes, costs, budget)
+    picks = knapsack(sizes, costs, budget)
     chosen = [(paths, choices[pick]) for (paths, choices), pick in zip(units, picks)]
     schemes = {path: option.scheme for paths, option in chosen for path in paths}
     return Allocation(
@@ -173,71 +174,6 @@ def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[
         if not choices:
             raise ValueError(f"{paths[0]!r} has no option to choose from.")
     return units
-
-
-def _solve(sizes: list[np.ndarray], costs: list[np.ndarray], budget: float) -> list[int]:
-    """Returns the index of the chosen option per unit; some choice is known to fit."""
-    from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # slow to import and seldom needed
-    from scipy.sparse import csr_array
-
-    counts = [len(size) for size in sizes]
-    owner = np.repeat(np.arange(len(counts)), counts)
-    starts = np.searchsorted(owner, np.arange(len(counts)))
-    # What is above each unit's least, sizes in whole units: the solver is far faster with small integers.
-    size = np.concatenate([size - size.min() for size in sizes])
-    unit = max(int(np.gcd.reduce(size.astype(np.int64))), 1)
-    size, room = size / unit, (budget - sum(size.min() for size in sizes)) // unit
-    cost = np.concatenate([cost - cost.min() for cost in costs])
-    cost /= cost.max() or 1.0
-    one_each = csr_array((np.ones(len(cost)), (owner, np.arange(len(cost)))), shape=(len(counts), len(cost)))
-
-    # Without integrality at most one unit is torn between two options, and its smaller one fits.
-    relaxed = linprog(cost, size[None], [room], one_each, np.ones(len(counts)), bounds=(0, 1), method="highs-ds")
-    if relaxed.x is None:
-        raise RuntimeError(f"the solver found no allocation: {relaxed.message}")
-    fitting = _filled(np.lexsort((size, relaxed.x < 1e-9, owner))[starts], size, cost, owner, room)
-    if not cost[fitting].any():
-        return list(fitting - starts)  # every unit has its cheapest option: nothing can improve
-    # An option is out of the question if, at the relaxation's price of size, it is dearer than its unit's best by more
-    # than what lies between that choice and the relaxation's bound (Lagrange; most options of most units are).
-    price = max(-relaxed.ineqlin.marginals[0], 0.0)  # where costs are tiny, its tolerance leaves it below zero
-    excess = cost + price * size
-    excess -= np.minimum.reduceat(excess, starts)[owner]
-    gap = excess[fitting].sum() + price * (room - size[fitting].sum())
-    left = np.flatnonzero(excess <= gap + 1e-12)
-    if len(left) == len(counts):
-        return list(fitting - starts)
-    with silenced_stdout():  # HiGHS has lines that no option of it turns off
-        result = milp(
-            cost[left] / cost[fitting].sum() / 10,  # its absolute gap of 1e-6 is then a relative one of 1e-5, too
-            integrality=np.ones(len(left)),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each[:, left], 1, 1),
-                LinearConstraint(csr_array(size[None, left]), -np.inf, room),
-            ],
-            options={"mip_rel_gap": 1e-5},
-        )
-    if result.x is None:
-        raise RuntimeError(f"the solver found no allocation: {result.message}")
-    picks = left[np.lexsort((-result.x, owner[left]))[np.searchsorted(owner[left], np.arange(len(counts)))]]
-    # Within its tolerance the solver may overstep the budget: give back the cheapest steps down.
-    while size[picks].sum() > room:
-        smaller = np.flatnonzero(size < size[picks][owner])
-        price_of = (cost[smaller] - cost[picks][owner[smaller]]) / (size[picks][owner[smaller]] - size[smaller])
-        step = smaller[np.argmin(price_of)]
-        picks[owner[step]] = step
-    return list(min(picks, fitting, key=lambda choice: cost[choice].sum()) - starts)
-
-
-def _filled(picks: np.ndarray, size: np.ndarray, cost: np.ndarray, owner: np.ndarray, room: float) -> np.ndarray:
-    """Improves a choice that fits, step by step: each time by the step that gains most, of those that fit."""
-    while True:
-        gain = np.where(size - size[picks][owner] <= room - size[picks].sum(), cost[picks][owner] - cost, 0.0)
-        step = int(np.argmax(gain))
-        if gain[step] <= 0:
-            return picks
-        picks[owner[step]] = step
 
 
 def describe(allocation: Allocation, options: Options, budget: float, fused: Sequence[Sequence[str]] = ()) -> str:
