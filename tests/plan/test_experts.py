@@ -65,13 +65,24 @@ def test_experts_of_a_stack_share_group_size_and_symmetry(mixtral: nn.Module, ch
         make_plan(mixtral, QAIGConfig(group_size=32, overrides={f"{STACK}.1": change}))
 
 
-def test_a_short_plan_names_the_projections_of_a_stack_once(mixtral: nn.Module) -> None:
+def test_a_short_plan_names_experts_of_one_width_together(mixtral: nn.Module) -> None:
     plan, _ = make_plan(mixtral, QAIGConfig(bits=3, overrides={f"{STACK}.2.up_proj": 8}))
     short = compact(plan, mixtral)
     assert f"{STACK}.*.down_proj" in short
-    assert f"{STACK}.2.up_proj" in short
-    assert len(short) < len(plan)
+    assert short[f"{STACK}.2.up_proj"].bits == 8
+    assert short[f"{STACK}.0-1,3.up_proj"].bits == 3
     assert expand(short, mixtral) == plan
+
+
+@pytest.mark.parametrize("experts", ["0-4", "2-1", "0,9", "1-99999999999"])
+def test_a_plan_of_experts_that_there_are_not_is_an_error(mixtral: nn.Module, experts: str) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
+    wrong = {
+        **plan_to_dict(compact(plan, mixtral)),
+        f"{STACK}.{experts}.up_proj": {"bits": 3, "group_size": 128, "sym": False},
+    }
+    with pytest.raises(ValueError, match="which is nothing that can be packed"):
+        make_plan(mixtral, QAIGConfig(plan=wrong))
 
 
 def test_a_given_plan_may_be_short(mixtral: nn.Module) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -58,10 +59,10 @@ def _called_router(path: str, above: str) -> bool:
 
 
 def expand(plan: Mapping[str, _Entry], model: nn.Module) -> dict[str, _Entry]:
-    """Returns a plan with one path an expert in the place of `….experts.*.down_proj`.
+    """Returns a plan with one path an expert in the place of `….experts.*.down_proj` and `….experts.0-3,7.down_proj`.
 
     Args:
-        plan: paths, some of which stand for every expert of a stack.
+        plan: paths, some of which stand for several experts of a stack.
         model: may be on the meta device.
     """
     stacks = find_experts(model)
@@ -69,30 +70,47 @@ def expand(plan: Mapping[str, _Entry], model: nn.Module) -> dict[str, _Entry]:
 
 
 def expand_path(path: str, stacks: Mapping[str, ExpertsLayout]) -> list[str]:
-    """Returns the paths that a path stands for: one an expert for `….experts.*.down_proj`, else the path itself."""
+    """Returns the paths that a path stands for: one an expert, or the path itself if it names no experts there are."""
     parts = split_path(path)
-    if parts is None or parts[1] != EVERY or parts[0] not in stacks:
+    if parts is None or parts[0] not in stacks:
         return [path]
-    return [expert_path(parts[0], index, parts[2]) for index in range(stacks[parts[0]].num_experts)]
+    stack, named, projection = parts
+    count = stacks[stack].num_experts
+    spans = [(0, count - 1)] if named == EVERY else [_span(part) for part in named.split(",")]
+    if any(last >= count or first > last for first, last in spans):
+        return [path]
+    return [expert_path(stack, index, projection) for first, last in spans for index in range(first, last + 1)]
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
 
 
 def compact(plan: Plan, model: nn.Module) -> dict[str, WeightScheme]:
-    """Inverts [`expand`] where all experts of a stack are stored alike: config.json would have 20,000 paths."""
+    """Inverts [`expand`]: names the experts of a stack that are stored alike together, by projection.
+
+    config.json would have 20,000 paths otherwise, and Transformers prints and copies it while it loads.
+    """
     stacks = find_experts(model)
-    alike: dict[str, set[WeightScheme]] = {}
+    short: dict[str, WeightScheme] = {}
+    alike: dict[tuple[str, str, WeightScheme], list[int]] = {}
     for path, scheme in plan.items():
-        if (short := _short(path, stacks)) is not None:
-            alike.setdefault(short, set()).add(scheme)
-    short_plan: dict[str, WeightScheme] = {}
-    for path, scheme in plan.items():
-        short = _short(path, stacks)
-        short_plan[path if short is None or len(alike[short]) > 1 else short] = scheme
-    return short_plan
+        parts = split_path(path)
+        if parts is None or parts[0] not in stacks:
+            short[path] = scheme
+        else:
+            alike.setdefault((parts[0], parts[2], scheme), []).append(int(parts[1]))
+    for (stack, projection, scheme), experts in alike.items():
+        named = EVERY if len(experts) == stacks[stack].num_experts else _spans(sorted(experts))
+        short[expert_path(stack, named, projection)] = scheme
+    return short
 
 
-def _short(path: str, stacks: Mapping[str, ExpertsLayout]) -> str | None:
-    parts = split_path(path)
-    return f"{parts[0]}.{EVERY}.{parts[2]}" if parts is not None and parts[0] in stacks else None
+def _spans(experts: Sequence[int]) -> str:
+    """Returns what names some experts, in rising order: `0-3,7`."""
+    runs = [[e for _, e in run] for _, run in groupby(enumerate(experts), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def owner(path: str, stacks: Iterable[str]) -> str:
