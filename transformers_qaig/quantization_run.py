@@ -28,6 +28,7 @@ from .plan.build import budget_in_bits, list_schemes, make_plan
 from .plan.coverage import Coverage
 from .plan.experts import compact
 from .report.summary import QuantizationReport
+from .saving.file_headers import count_headers, predict_headers
 from .saving.processor_and_card import ProcessorToSave
 from .saving.state_dict import checkpoint_tensors
 from .saving.trial import try_saving
@@ -136,6 +137,8 @@ class QuantizationRun:
         self.unused = report_unused(model, find_unused(model, checkpoint_files), self._coverage)
         if config.budget is not None:
             least, most = reachable(self._options, self._fused())
+            if config.budget.size is not None:
+                predict_headers(self._coverage, model, self._options, checkpoint_files)
             self._budget = budget_in_bits(config, self._coverage, (least, most))
             if self._budget >= most:
                 self._take_largest()
@@ -143,25 +146,20 @@ class QuantizationRun:
     def _take_largest(self) -> None:
         """Leaves no choice where the budget has room for every weight's largest option."""
         options = largest(self._options, self._fused())
-        self.plan = {
-            **{path: option.scheme for path, (option,) in options.items()},
-            **self._coverage.outside_plan,
-        }
+        self.plan = {**{path: option.scheme for path, (option,) in options.items()}, **self._coverage.outside_plan}
         self._coverage.stored_bits = sum(option.size for (option,) in options.values())
         self._options = {}
 
     def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Places and saves the packed model without weights, so that errors are raised before the calibration."""
         if self._options:
-            self.plan = {
-                **likely_plan(self._options, self._budget, self._fused()),
-                **self._coverage.outside_plan,
-            }
+            self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.outside_plan}
         settings = copy.deepcopy(self.config)
         settings.plan = plan_to_dict(compact(self.plan, model))
         skeleton = packed_skeleton(model, self.plan)
         self.placement.plan(skeleton)
-        tensors, _ = checkpoint_tensors(skeleton, self.plan, self.unused)
+        tensors, metadata = checkpoint_tensors(skeleton, self.plan, self.unused)
+        count_headers(self._coverage, model, tensors, metadata, checkpoint_files)
         try_saving(model, skeleton, tensors, settings, checkpoint_files)
 
     def _with_access(self) -> QAIGConfig:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -62,9 +61,7 @@ def test_reloads_in_a_new_process(which: str, request: pytest.FixtureRequest, tm
 @pytest.mark.parametrize("which", ["tied", "untied"])
 def test_the_report_tells_the_size_of_the_file(which: str, request: pytest.FixtureRequest) -> None:
     model, folder = request.getfixturevalue(which)
-    stored = sum(
-        8 * tensor.element_size() * tensor.numel() for tensor in load_file(folder / "model.safetensors").values()
-    )
+    stored = 8 * (folder / "model.safetensors").stat().st_size
     coverage = model.qaig_report.coverage
     assert coverage.whole.saved == stored
     assert coverage.whole.full > 3 * stored  # float32

@@ -17,6 +17,7 @@ from ..plan.allocate import Options, allocate, fused_sets, knee, reachable
 from ..plan.build import list_schemes
 from ..plan.coverage import Coverage
 from ..report.bit_front import Front, Point, plot, table
+from ..saving.file_headers import predict_headers
 from ..scheme import plan_to_dict
 from ..utils.files import write
 from ..utils.finite import check_weights
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     model = AutoModelForImageTextToText.from_pretrained(options.model, **loading(options)).eval().requires_grad_(False)
     choices, coverage = list_schemes(model, config)
     coverage.require(config.calibration.min_coverage)
+    predict_headers(coverage, model, choices)
     fused = fused_sets(choices) if options.fuse else []
     budgets = budgets_between(low, high, options.points, coverage, reachable(choices, fused))
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:

@@ -1,4 +1,7 @@
-"""Runs a whole model forwards and backwards in float32 with one block at a time on the device."""
+"""Runs a whole model forwards and backwards in float32 with one block at a time on the device.
+
+`Offload`, which is for forward passes alone, cannot do it: a backward pass reads weights after their hooks are over.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..scheme import Plan
 from ..utils.errors import SettingError
 
-BLOCKS = "language model's blocks"
+BLOCKS, FILE_HEADERS = "language model's blocks", "file headers"
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Coverage:
         skipped: path of every block weight that stays as it is → (elements, reason).
         unpacked: elements outside the blocks that stay as they are, by the path of the part.
         outside_plan: plan of what is packed outside the blocks: tower and projector, embeddings, head.
-        parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights.
+        parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights. Files' headers
+            (`FILE_HEADERS`) are counted where a file is to be written.
         unused: sentences about what the checkpoint holds and the model's class has no module for.
     """
 
@@ -57,7 +58,7 @@ class Coverage:
 
     @property
     def other_bits(self) -> int:
-        """The bits of the saved model beside the blocks' packed weights: every other tensor, and their shapes."""
+        """The bits of the saved model beside the blocks' packed weights: every other tensor, and headers."""
         return sum(part.saved for part in self.parts.values())
 
     @property
@@ -71,7 +72,7 @@ class Coverage:
 
     @property
     def whole(self) -> PartSize:
-        """The size of the whole model, without the few kB of its file's header."""
+        """The size of the whole model."""
         sizes = self.sizes.values()
         return PartSize(sum(size.full for size in sizes), sum(size.saved for size in sizes))
 

@@ -31,7 +31,7 @@ class PartRow:
 
     def cells(self) -> tuple[str, ...]:
         """Returns the row's text under `HEAD`."""
-        shrinks = self.size.full != self.size.saved and self.size.saved
+        shrinks = (self.bits or self.name == WHOLE) and self.size.full != self.size.saved and self.size.saved
         return (
             self.name,
             ", ".join(map(str, self.bits)) or ("" if self.name == WHOLE else "not packed"),

@@ -102,8 +102,7 @@ def _try_names(
 ) -> None:
     full = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
     used = _used_conversions(model, files)
-    back = [entry.reverse_transform() for entry in used[::-1]]
-    saved = {name: _renamed(name, back) for name in sorted(tensors)}
+    saved = _saved_names(used, tensors)
     own = skeleton.state_dict()
     loading = loading_conversions(skeleton)
     owners = {path if (parts := split_path(path)) is None else parts[0] for path in plan} | set(plan)
@@ -129,6 +128,22 @@ def _try_names(
                 f"({list(shape)} of {list(before[name])}). Pack all of them, or leave all out with "
                 "`modules_to_not_convert`."
             )
+
+
+def saved_names(model: PreTrainedModel, names: Iterable[str], files: Sequence[str] | None) -> dict[str, str]:
+    """Returns name → what Transformers' conversions make of it in a file.
+
+    Args:
+        model: before it is packed.
+        names: of tensors to be saved.
+        files: those the model is loaded from.
+    """
+    return {name: key for name, (key, _) in _saved_names(_used_conversions(model, files), names).items()}
+
+
+def _saved_names(used: Sequence[WeightTransform], names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    back = [entry.reverse_transform() for entry in used[::-1]]
+    return {name: _renamed(name, back) for name in sorted(names)}
 
 
 def _shapes_saved(
