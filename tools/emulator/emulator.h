@@ -111,6 +111,7 @@ QAIG_DEVICE void warp_barrier() {
         emulator::count_warp_barrier();
     });
 }
+QAIG_DEVICE unsigned grid_blocks() { return gridDim.x; }
 QAIG_DEVICE void memory_fence() { emulator::note_fence(); }
 QAIG_DEVICE unsigned atomic_increment(unsigned* p) {
     emulator::note_increment(p);

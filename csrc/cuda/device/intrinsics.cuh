@@ -136,6 +136,13 @@ QAIG_DEVICE void wait_copies() {
 
 // -- threads
 
+// gridDim.x, read anew: what is computed from it does not stay in registers from one call to the next.
+QAIG_DEVICE unsigned grid_blocks() {
+    unsigned blocks;
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
+    return blocks;
+}
+
 QAIG_DEVICE void block_barrier() { __syncthreads(); }
 QAIG_DEVICE void warp_barrier() { __syncwarp(); }
 // Enough for what goes before and after an atomic increment; __threadfence() orders more, and takes longer.

@@ -53,11 +53,23 @@ QAIG_HOST_DEVICE StreamK gemv_schedule(const QaigMatmul& d, unsigned blocks) {
     return {length / blocks, length % blocks};
 }
 
-QAIG_HOST_DEVICE StreamK gemm_schedule(const QaigMatmul& d, unsigned blocks) {
-    unsigned length = 0;
-    for (int i = 0; i < d.layer_count; i++) {
-        length += static_cast<unsigned>(gemm_k_steps(shape_of(d.layers[i]), d.rows));
+// What the layers before one have.
+struct GemmLayerStart {
+    unsigned k_steps, output_tiles;
+};
+
+QAIG_HOST_DEVICE GemmLayerStart gemm_layer_start(const QaigMatmul& d, int layer) {
+    GemmLayerStart start = {0, 0};
+    for (int i = 0; i < layer; i++) {
+        const Shape s = shape_of(d.layers[i]);
+        start.k_steps += static_cast<unsigned>(gemm_k_steps(s, d.rows));
+        start.output_tiles += static_cast<unsigned>(gemm_output_tiles(s, d.rows));
     }
+    return start;
+}
+
+QAIG_HOST_DEVICE StreamK gemm_schedule(const QaigMatmul& d, unsigned blocks) {
+    const unsigned length = gemm_layer_start(d, d.layer_count).k_steps;
     return {length / blocks, length % blocks};
 }
 

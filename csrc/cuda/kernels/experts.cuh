@@ -28,11 +28,10 @@ template <class T, int bits>
 QAIG_DEVICE void experts_gemm(const QaigExperts& d) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     QAIG_DYNAMIC_SHARED(shared);
-    float* const no_sums = nullptr;  // no block has a part of an output tile
     ExpertRows<bits, kGemmColumns> pieces(d);
     for (unsigned piece = blockIdx.x; pieces.find(piece); piece += gridDim.x) {
         const QaigLayer l = pieces.layer();
-        auto part = gemm_layer<GemmF16<T, bits>, false>(l, pieces.count, shared, no_sums, {}, 0, nullptr);
+        auto part = gemm_layer<GemmF16<T, bits>, false>(l, pieces.count, shared);
         const int begin = static_cast<int>(blockIdx.y) * part.tiles;
         part.run(begin, begin + part.tiles);
     }

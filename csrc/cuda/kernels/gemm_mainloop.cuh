@@ -38,11 +38,9 @@ struct GemmLayer {
     static constexpr int kWarpAccumulators = kWarpTiles * kColumnParts * 32;  // float4
 
     const QaigLayer& l;
-    int rows;                  // of x
-    float* const& split_sums;  // a kernel's argument, which stays in constant memory
-    StreamK schedule;
-    unsigned start;        // first k-step of the layer
-    unsigned* semaphores;  // of the layer's output tiles: one for each warp
+    int rows;             // of x
+    const QaigMatmul* d;  // of stream-K; null if not `split`
+    int index;            // of the layer
     uint4* ring;
     int row_blocks, tiles, column_tiles;
     GroupScales<kBits> groups;
@@ -101,10 +99,14 @@ struct GemmLayer {
         }
         if (split && !whole) {
             const int tile = p.rows * column_tiles + p.columns;
-            const unsigned first_step = start + static_cast<unsigned>(tile) * tiles;
-            auto* workspace = reinterpret_cast<float4*>(split_sums) + warp * kWarpAccumulators;
+            // Computed again here, where registers are free: the main loop has none for it.
+            const StreamK schedule = gemm_schedule(*d, grid_blocks());
+            const GemmLayerStart start = gemm_layer_start(*d, index);
+            const unsigned first_step = start.k_steps + static_cast<unsigned>(tile) * tiles;
+            auto* workspace = reinterpret_cast<float4*>(d->workspace) + warp * kWarpAccumulators;
+            unsigned* semaphore = d->semaphores + gemm_semaphores(start.output_tiles + tile) + warp;
             if (!split_k_reduce(sums, workspace, kGemmWarps * kWarpAccumulators, schedule.block_at(first_step),
-                                schedule.block_at(first_step + tiles - 1), semaphores + tile * kGemmWarps + warp)) {
+                                schedule.block_at(first_step + tiles - 1), semaphore)) {
                 return;
             }
         }
@@ -129,10 +131,10 @@ struct GemmLayer {
         StepScales here, next;
         groups.load(here, row_block(now), group);
         for (int step = begin, stage = 0; step < end; now.next_tile(column_tiles)) {
-            const int rest = step + tiles - now.tile, to = rest < end ? rest : end;
-            const bool whole = to - step == tiles;
+            const bool whole = now.tile == 0 && end - step >= tiles;
             typename Product::Accumulators sums = {};
-            for (; step < to; step++) {
+            for (bool last = false; !last; step++) {
+                last = now.tile + 1 == tiles || step + 1 == end;
                 TilePosition ahead = now;
                 ahead.advance(tiles, column_tiles);
                 if (ahead.tile > 0) {
@@ -151,7 +153,7 @@ struct GemmLayer {
                     copied.advance(tiles, column_tiles);
                 }
                 commit_copies();
-                Product::multiply(sums, step_at(now, stage, step + 1 == to), here, l);
+                Product::multiply(sums, step_at(now, stage, last), here, l);
                 stage = stage == kStages - 1 ? 0 : stage + 1;
                 here = next;
                 now.tile++;
@@ -162,16 +164,14 @@ struct GemmLayer {
 };
 
 template <class Product, bool split>
-QAIG_DEVICE GemmLayer<Product, split> gemm_layer(const QaigLayer& l, int rows, uint4* shared, float* const& split_sums,
-                                                 const StreamK& schedule, unsigned start, unsigned* semaphores) {
+QAIG_DEVICE GemmLayer<Product, split> gemm_layer(const QaigLayer& l, int rows, uint4* shared,
+                                                 const QaigMatmul* d = nullptr, int index = 0) {
     const Shape s = shape_of(l);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     return {l,
             rows,
-            split_sums,
-            schedule,
-            start,
-            semaphores,
+            d,
+            index,
             shared,
             s.row_blocks(),
             s.tiles(),
@@ -186,22 +186,16 @@ template <class Product>
 QAIG_DEVICE void gemm(const QaigMatmul& d) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     QAIG_DYNAMIC_SHARED(shared);
-    const StreamK schedule = gemm_schedule(d, gridDim.x);
-    const unsigned from = schedule.begin_of(blockIdx.x), to = schedule.begin_of(blockIdx.x + 1);
-    unsigned start = 0;
-    long long output_tiles = 0;  // of the layers before
     for (int i = 0; i < d.layer_count; i++) {
         const QaigLayer& l = d.layers[i];
-        const Shape s = shape_of(l);
-        const unsigned steps = static_cast<unsigned>(gemm_k_steps(s, d.rows));
+        const StreamK schedule = gemm_schedule(d, grid_blocks());  // once a layer, to free registers in its main loop
+        const unsigned from = schedule.begin_of(blockIdx.x), to = schedule.begin_of(blockIdx.x + 1);
+        const unsigned start = gemm_layer_start(d, i).k_steps;
+        const unsigned steps = static_cast<unsigned>(gemm_k_steps(shape_of(l), d.rows));
         const int begin = first_work_item(from, start, steps, 1), end = first_work_item(to, start, steps, 1);
         if (begin < end) {
-            auto layer = gemm_layer<Product, true>(l, d.rows, shared, d.workspace, schedule, start,
-                                                   d.semaphores + gemm_semaphores(output_tiles));
-            layer.run(begin, end);
+            gemm_layer<Product, true>(l, d.rows, shared, &d, i).run(begin, end);
         }
-        start += steps;
-        output_tiles += gemm_output_tiles(s, d.rows);
     }
 #endif
 }
