@@ -19,7 +19,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1]))  # this file is imported from its own folder, too
 
 from tests import seeds
-from tests.tiny_models.llava import llava, llava_next, llava_onevision
+from tests.tiny_models.llava import llava, llava_next, llava_next_video, llava_onevision
 from tests.tiny_models.parts import CORPUS, Family
 from tests.tiny_models.qwen import qwen2_5_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
 from tests.tiny_models.tiled_image import idefics3, internvl, mllama, smolvlm
@@ -43,11 +43,16 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "mistral3": mistral3,
     "glm4v": glm4v,
 }
+VIDEO_FAMILIES = [
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "llava_onevision", "llava_next_video"),
+    *("smolvlm", "internvl", "glm4v"),
+]
+"""Those that take videos."""
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The tiny model of family `name`, in eval mode, and its processor."""
-    cls, config, processor = FAMILIES[name]()
+    cls, config, processor = (FAMILIES | {"llava_next_video": llava_next_video})[name]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.seed(seed))
         model = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import random
 import warnings
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.families import build
+from tests.families import VIDEO_FAMILIES, build
 from transformers_qaig.data.default_set import FOLDER, load_default_set
 from transformers_qaig.data.samples import load_samples
+from transformers_qaig.data.video import open_video
 
 RECORDS = [json.loads(line) for line in (FOLDER / "conversations.jsonl").read_text(encoding="utf-8").splitlines()]
-IMAGES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".png", ".jpg", ".webp"))
+CLIP_RECORDS = [json.loads(line) for line in (FOLDER / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
+PICTURES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".png", ".jpg", ".webp"))
+CLIPS = [path for path in PICTURES if path.name.startswith("clip_")]
+IMAGES = [path for path in PICTURES if path not in CLIPS]
 
 
 def test_size() -> None:
@@ -35,6 +40,14 @@ def test_every_image_is_used_and_every_one_opens() -> None:
     assert len(sizes) > 40  # processors that tile or keep the aspect ratio must meet many shapes
 
 
+def test_every_clip_is_used_and_has_some_frames_of_its_own_size() -> None:
+    assert {record["video"] for record in CLIP_RECORDS} == {path.name for path in CLIPS}
+    clips = [open_video(path) for path in CLIPS]
+    assert len({clip[0].size for clip in clips}) == len(clips) >= 6
+    assert all(4 <= len(clip) <= 16 and clip.fps == 2 for clip in clips)
+    assert all(clip[0].tobytes() != clip[-1].tobytes() for clip in clips)
+
+
 def test_the_files_are_those_that_were_drawn() -> None:
     for line in (FOLDER / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split()
@@ -42,12 +55,13 @@ def test_the_files_are_those_that_were_drawn() -> None:
 
 
 def test_turns() -> None:
-    for record in RECORDS:
+    for record in RECORDS + CLIP_RECORDS:
         assert 1 <= len(record["turns"]) <= 3
         for question, answer in record["turns"]:
             assert question.strip() == question != ""
             assert answer.strip() == answer != ""
             assert "<image>" not in question + answer
+            assert "<video>" not in question + answer
     lengths = sorted(len(answer.split()) for record in RECORDS for _, answer in record["turns"])
     assert lengths[0] == 1
     assert lengths[-1] > 60
@@ -84,6 +98,38 @@ def test_is_what_none_means(family: str) -> None:
     with torch.no_grad():
         for sample in samples:
             assert model(**sample).logits.isfinite().all()
+
+
+def test_clips_are_added_for_a_model_that_takes_videos_and_change_nothing_for_others() -> None:
+    pictures, clips = load_default_set(), load_default_set(with_videos=True)
+    assert (len(pictures), len(clips)) == (len(RECORDS), len(RECORDS) + len(CLIP_RECORDS))
+    assert clips[: len(pictures)] == pictures
+    seed = next(seed for seed in range(1000) if _chosen(len(clips), seed) >= len(pictures))
+    for family, is_clip in (("llava", False), ("internvl", True)):
+        (sample,) = load_samples(None, build(family)[1], num_samples=1, seed=seed)
+        assert sample.index == _chosen(len(clips if is_clip else pictures), seed)
+
+
+def _chosen(count: int, seed: int) -> int:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order[0]
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
+def test_every_clip_is_read(family: str) -> None:
+    processor = build(family)[1]
+    clips = load_default_set(with_videos=True)[len(RECORDS) :]
+    assert len(load_samples(clips, processor, num_samples=8, seed=0, with_labels=True)) == 8
+
+
+def test_clips_that_a_template_cannot_place_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    processor = build("internvl")[1]
+    processor.chat_template = processor.chat_template.replace("<video>", "")
+    assert load_samples(None, processor, num_samples=1, seed=0)
+    assert (
+        "The bundled clips are left out, because a clip was refused: the chat template drops the video" in caplog.text
+    )
 
 
 def test_without_images_for_a_text_model() -> None:

@@ -30,18 +30,6 @@ def test_choice_is_by_seed_and_only_when_there_are_more(processor: Any, picture:
     assert digits(2, 5, iter(data)) == digits(2, 5, tuple(data))  # a stream that its buffer holds
 
 
-def test_long_samples_are_left_out_and_replaced(
-    processor: Any, picture: Image.Image, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = [conversation(picture, answer="2 " * (1 + 40 * (k % 2))) for k in range(6)]
-    with caplog.at_level(logging.INFO, "transformers.qaig"):
-        samples = load_samples(data, processor, num_samples=3, seed=0, max_length=100)
-    assert len(samples) == 3
-    assert max(sample["input_ids"].shape[1] for sample in samples) <= 100
-    with pytest.raises(ValueError, match="all 6 are longer than max_length=3"):
-        load_samples(data, processor, num_samples=3, seed=0, max_length=3)
-
-
 def test_max_pixels_shrinks_large_images_only() -> None:
     processor = build("qwen2_5_vl")[1]
     large, small = Image.new("RGB", (400, 200)), Image.new("RGB", (56, 28))
@@ -54,7 +42,7 @@ def test_max_pixels_shrinks_large_images_only() -> None:
 def test_one_decoded_sample_is_logged(processor: Any, picture: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "transformers.qaig"):
         load_samples([conversation(picture)], processor, num_samples=4, seed=0)
-    assert "1 samples (4 were asked for), 1 with an image" in caplog.text
+    assert "1 samples (4 were asked for), 1 with an image or a video" in caplog.text
     assert "<image>×64" in caplog.text
     assert "<image><image>" not in caplog.text
     assert "how many" in caplog.text

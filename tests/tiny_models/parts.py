@@ -35,21 +35,28 @@ MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 GRID = [[28, 56], [56, 28], [56, 56]]
 
 
-def _chat_template(image: str) -> str:
+def _chat_template(image: str, video: str) -> str:
     return (
         "{% for m in messages %}<s>{{ m['role'] }}: "
-        "{% for c in m['content'] %}{% if c['type'] == 'image' %}" + image + "{% else %}{{ c['text'] }}{% endif %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        + image
+        + "{% elif c['type'] == 'video' %}"
+        + video
+        + "{% else %}{{ c['text'] }}{% endif %}"
         "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
     )
 
 
-def tokenizer_of(named: dict[str, str], image: str, others: tuple[str, ...] = ()) -> hf.PreTrainedTokenizerFast:
+def tokenizer_of(
+    named: dict[str, str], image: str, others: tuple[str, ...] = (), video: str = ""
+) -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE over a toy corpus.
 
     Args:
         named: special tokens the processor asks for by name, as {"image_token": "<image>", ...}.
         image: what the chat template writes where a message holds an image.
         others: further special tokens.
+        video: what the chat template writes where a message holds a video.
     """
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,7 +77,7 @@ def tokenizer_of(named: dict[str, str], image: str, others: tuple[str, ...] = ()
         model_input_names=["input_ids", "attention_mask"],
         extra_special_tokens=named,
     )
-    tokenizer.chat_template = _chat_template(image)
+    tokenizer.chat_template = _chat_template(image, video)
     return tokenizer
 
 

@@ -15,15 +15,21 @@ def _qwen_tokenizer() -> tuple[hf.PreTrainedTokenizerFast, dict[str, int]]:
         "vision_bos_token": "<|vision_start|>",
         "vision_eos_token": "<|vision_end|>",
     }
-    t = tokenizer_of(named, "<|vision_start|><|image_pad|><|vision_end|>", ("<|im_start|>", "<|im_end|>"))
+    image, video = (f"<|vision_start|>{named[kind]}<|vision_end|>" for kind in ("image_token", "video_token"))
+    t = tokenizer_of(named, image, ("<|im_start|>", "<|im_end|>"), video)
     configured = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return t, dict(zip(configured, t.convert_tokens_to_ids(list(named.values()))))
+
+
+def _frames(patch: int) -> dict[str, Any]:
+    """Small frames."""
+    return {"size": {"shortest_edge": 2 * (2 * patch) ** 2, "longest_edge": 32 * (2 * patch) ** 2}}
 
 
 def qwen2_5_vl() -> Family:
     t, ids = _qwen_tokenizer()
     image = hf.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=84 * 84)
-    processor = processor_of(hf.Qwen2_5_VLProcessor, t, image, video_processor=hf.Qwen2VLVideoProcessor())
+    processor = processor_of(hf.Qwen2_5_VLProcessor, t, image, video_processor=hf.Qwen2VLVideoProcessor(**_frames(14)))
     config = hf.Qwen2_5_VLConfig(
         text_config={"vocab_size": len(t), "rope_parameters": MROPE, **TEXT},
         vision_config={"depth": 2, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 56, **QWEN_VISION},
@@ -36,7 +42,7 @@ def _qwen3_processor(tokenizer: hf.PreTrainedTokenizerFast) -> Any:
     image = hf.Qwen2VLImageProcessor(
         patch_size=16, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
     )
-    return processor_of(hf.Qwen3VLProcessor, tokenizer, image, video_processor=hf.Qwen3VLVideoProcessor())
+    return processor_of(hf.Qwen3VLProcessor, tokenizer, image, video_processor=hf.Qwen3VLVideoProcessor(**_frames(16)))
 
 
 def qwen3_vl() -> Family:

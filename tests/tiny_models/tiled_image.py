@@ -13,6 +13,7 @@ def _idefics_tokenizer() -> hf.PreTrainedTokenizerFast:
         "fake_image_token": "<fake_token_around_image>",
         "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
+        "video_token": "<video>",
     }
     tiles = tuple(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4))
     return tokenizer_of(named, "<image>", tiles)
@@ -34,8 +35,9 @@ def _idefics_config(tokenizer: hf.PreTrainedTokenizerFast) -> dict[str, Any]:
 
 def smolvlm() -> Family:
     t = _idefics_tokenizer()
+    frames = hf.SmolVLMVideoProcessor(size={"longest_edge": 28}, max_image_size={"longest_edge": 28})
     image = hf.SmolVLMImageProcessor(**_idefics_image())
-    processor = processor_of(hf.SmolVLMProcessor, t, image, video_processor=hf.SmolVLMVideoProcessor(), image_seq_len=1)
+    processor = processor_of(hf.SmolVLMProcessor, t, image, video_processor=frames, image_seq_len=1)
     return hf.SmolVLMForConditionalGeneration, hf.SmolVLMConfig(**_idefics_config(t)), processor
 
 
@@ -52,13 +54,12 @@ def internvl() -> Family:
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    t = tokenizer_of(named, "<IMG_CONTEXT>")
+    t = tokenizer_of(named, "<IMG_CONTEXT>", video="<video>")
     image = hf.GotOcr2ImageProcessor(
         size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=2
     )
-    processor = processor_of(
-        hf.InternVLProcessor, t, image, video_processor=hf.InternVLVideoProcessor(), image_seq_length=1
-    )
+    frames = hf.InternVLVideoProcessor(size={"height": 28, "width": 28})
+    processor = processor_of(hf.InternVLProcessor, t, image, video_processor=frames, image_seq_length=1)
     config = hf.InternVLConfig(
         text_config=hf.Qwen2Config(vocab_size=len(t), **TEXT),
         vision_config=VISION | {"image_size": [28, 28], "patch_size": [14, 14]},

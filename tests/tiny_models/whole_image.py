@@ -63,9 +63,11 @@ def mistral3() -> Family:
 def glm4v() -> Family:
     named = {"image_token": "<|image|>", "video_token": "<|video|>"}
     marks = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
-    t = tokenizer_of(named, "<|begin_of_image|><|image|><|end_of_image|>", marks)
+    video = "<|begin_of_video|><|video|><|end_of_video|>"
+    t = tokenizer_of(named, "<|begin_of_image|><|image|><|end_of_image|>", marks, video)
     image = hf.Glm4vImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 84 * 84 * 2})
-    processor = processor_of(hf.Glm4vProcessor, t, image, video_processor=hf.Glm4vVideoProcessor())
+    frames = hf.Glm4vVideoProcessor(size={"shortest_edge": 2 * 28 * 28, "longest_edge": 32 * 28 * 28})
+    processor = processor_of(hf.Glm4vProcessor, t, image, video_processor=frames)
     configured = (
         "image_token_id",
         "video_token_id",

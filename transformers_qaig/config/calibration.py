@@ -21,6 +21,9 @@ class CalibrationConfig:
 
     Args:
         columns: Which columns of `dataset` hold what, when their names are not the usual ones: `{"image": "picture"}`.
+        max_length: Tokens of a sample. A longer conversation loses video frames and parts of its texts. By default what
+            the model can take.
+        max_pixels: Pixels of an image or a video frame. Larger ones are scaled down. By default any number.
         processor: The model's processor, or where to load it from; by default the model's own repository.
         token: For the processor and the data set; by default the one given to `from_pretrained`.
         trust_remote_code: For the processor; also on if `from_pretrained` has it on.
@@ -34,6 +37,8 @@ class CalibrationConfig:
     """
 
     columns: Mapping[str, str] | None = None
+    max_length: int | None = None
+    max_pixels: int | None = None
     processor: Any = None
     token: str | bool | None = field(default=None, repr=False)
     trust_remote_code: bool = False
@@ -48,6 +53,11 @@ class CalibrationConfig:
                 f"`columns` must map parts of a sample to columns, as in {{'image': 'picture'}}, got "
                 f"{quote(self.columns)}."
             )
+        for name in ("max_length", "max_pixels"):
+            value = plain(getattr(self, name), name)
+            object.__setattr__(self, name, value)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"`{name}` must be a positive integer or None, got {quote(value)}.")
         _check_processor(self.processor)
         if not (self.token is None or isinstance(self.token, bool) or (isinstance(self.token, str) and self.token)):
             raise ValueError(f"`token` must be a string, True, False or None, got a {type(self.token).__name__}.")

@@ -9,6 +9,7 @@ from ..utils.suggestion import did_you_mean
 COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "texts", "prompt_messages"),
     "image": ("image", "images", "img", "picture", "image_path", "image_url", "jpg", "png", "webp"),
+    "video": ("video", "videos", "video_path", "video_url", "mp4"),
     "prompt": ("question", "query", "prompt", "instruction", "problem", "input", "user", "text"),
     "response": (
         *("answer", "answers", "response", "output", "completion", "chosen", "solution"),
@@ -44,12 +45,13 @@ def find_columns(record: Mapping[str, Any], columns: Mapping[str, str] | None) -
         if present:
             found[part] = present[0]
     unread = [name for name, value in record.items() if isinstance(value, str) and " " in value.strip()]
-    if found.keys() == {"image"} and unread and found["image"] not in unread:
+    unread = sorted(set(unread) - set(found.values()))
+    if found and found.keys() <= {"image", "video"} and unread:
         raise ValueError(
-            f"the sample has an image, and text in {sorted(unread)} that would not be read: say which is which with "
-            "CalibrationConfig(columns={'image': ..., 'prompt': ..., 'response': ...}), or remove the text"
+            f"the sample has {' and '.join(found)}, and text in {unread} that would not be read: say which is "
+            "which with CalibrationConfig(columns={'image': ..., 'prompt': ..., 'response': ...}), or remove the text"
         )
-    if not found.keys() & {"messages", "image", "prompt", "response"}:
+    if not found.keys() & {"messages", "image", "video", "prompt", "response"}:
         raise ValueError(
             f"none of the sample's keys {_keys(record)} is known: say which is which with "
             "CalibrationConfig(columns={'image': ..., 'prompt': ..., 'response': ...}), or by {'messages': ...}"

@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .labels import answer_labels
-from .messages import ChatTools, Conversation, images_of, text_of
+from .messages import ChatTools, Conversation, images_of, text_of, videos_of
+from .mixed import check_pixels
 from .template import ProcessorError, form_for_template, logger, render
 from .tensors import as_tensors
+from .turns import text_part
+from .video import FPS, Clip
 
 
 def encode(
@@ -20,7 +24,7 @@ def encode(
     vocab_size: int | None = None,
     tell: Callable[[str], None] = logger.warning,
 ) -> dict[str, torch.Tensor]:
-    """Tokenises a whole conversation, the assistant's answers included, and its images.
+    """Tokenises a whole conversation, the assistant's answers included, and its images and videos.
 
     Args:
         processor: the model's processor (a tokenizer will do for text).
@@ -35,17 +39,43 @@ def encode(
         The processor's output with batch size 1, on the CPU, under the names that the model's forward takes.
 
     Raises:
-        ValueError: the processor has neither a chat template nor an image token, or drops what the assistant says.
+        ValueError: the processor has neither a chat template nor an image token, drops what the assistant says, or
+            takes no video and the conversation has one.
         ProcessorError: the processor raised something.
     """
+    if videos_of(conversation) and not takes_video(processor):
+        raise ValueError(
+            f"{type(processor).__name__} takes no video: give chosen frames as parts of type 'image', or leave the "
+            "sample out"
+        )
     if getattr(processor, "chat_template", None) is None:
         return as_tensors(_encode_without_template(processor, conversation, tools), vocab_size)
     form = form_for_template(processor, conversation, tools, tell)
     encoded = render(processor, form, tools, tokenize=True, return_dict=True, return_tensors="pt")
     sample = as_tensors(encoded, vocab_size)
+    check_pixels(processor, form, tools, sample)
     if with_labels:
         sample["labels"] = answer_labels(processor, form, tools, sample["input_ids"])
     return sample
+
+
+def takes_video(processor: Any) -> bool:
+    """Whether a processor has what encodes videos, and a chat template that may place them."""
+    return all(getattr(processor, name, None) is not None for name in ("video_processor", "chat_template"))
+
+
+def reads_video(processor: Any) -> bool:
+    """Tries whether a processor encodes a clip; warns if it should and does not."""
+    if not takes_video(processor):
+        return False
+    clip = Clip([Image.new("RGB", (64, 64), shade) for shade in ("black", "white")], FPS)
+    content = [{"type": "video", "video": clip}, text_part("What happens?")]
+    try:
+        encode(processor, [{"role": "user", "content": content}])
+    except ValueError as error:
+        logger.warning("The bundled clips are left out, because a clip was refused: %s", error)
+        return False
+    return True
 
 
 def _encode_without_template(processor: Any, conversation: Conversation, tools: ChatTools) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from ..rounding.hessian import MIN_TOKENS
 from ..structure import find_input_embeddings
 from ..utils.logging import get_logger
 from .decoder_inputs import DecoderInputs
+from .mixed import check_placeholders
 from .samples import answer_mask, are_encoded, load_samples, token_mask
 from .tensors import NO_ANSWER, marks_answers, text_name
 
@@ -67,11 +68,15 @@ def load_inputs(
             seed=config.seed,
             is_vlm=hasattr(model.config, "vision_config"),
             columns=config.calibration.columns,
+            max_pixels=config.calibration.max_pixels,
+            max_length=config.calibration.max_length,
+            context=_context(model),
             token=config.calibration.token,
             with_labels=needs_answers or decoder is not None,
             vocab_size=_vocab_size(model),
             decoder=decoder,
         )
+        check_placeholders(model, samples)
         answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
         if needs_answers:
             _tell_unmarked(samples, config)
@@ -147,6 +152,12 @@ def _vocab_size(model: PreTrainedModel) -> int | None:
     return max([rows, *(token + 1 for token in picture_tokens(model))])
 
 
+def _context(model: PreTrainedModel) -> int | None:
+    """Returns the most tokens that the model can take, if its config says so."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
 def _processor(config: QAIGConfig, source: Source) -> Any:
     run = config.calibration
     processor = run.processor
@@ -167,4 +178,5 @@ def _processor(config: QAIGConfig, source: Source) -> Any:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Casts pixels; a list of numbers, such as the seconds between a video's frames, stays exact."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1 else value

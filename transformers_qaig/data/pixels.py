@@ -5,6 +5,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _WIDE_MODES = ("I", "F")  # and the 16-bit ones, "I;16" to "I;16B": PIL cuts them at 255 where it converts to RGB
+_CHANNELS = (1, 3, 4)
 _TRANSPARENT_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 
 
@@ -48,12 +49,8 @@ def from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
     Raises:
         ValueError: another shape or range, no pixels, NaN or infinity.
     """
-    if isinstance(source, torch.Tensor):
-        if source.is_meta or source.is_nested or source.layout != torch.strided or source.is_quantized:
-            raise ValueError("an image tensor must be an ordinary dense one with values: call to_dense() first")
-        source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()  # numpy has no bf16
-    array = source
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+    array = to_array(source)
+    if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -63,6 +60,38 @@ def from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
             f"not {array.shape}"
         )
     return to_rgb(Image.fromarray(np.ascontiguousarray(_scaled(array))))
+
+
+def frames_from_array(source: np.ndarray | torch.Tensor) -> list[Image.Image]:
+    """Converts the array of a video to RGB images, all scaled alike.
+
+    Args:
+        source: `[T, H, W, C]` or `[T, C, H, W]`, with values as in [`from_array`].
+
+    Raises:
+        ValueError: another shape or range, no pixels, NaN or infinity.
+    """
+    array = to_array(source)
+    if array.ndim == 4 and array.shape[1] in _CHANNELS and array.shape[3] not in _CHANNELS:
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[3] not in _CHANNELS or array.size == 0:
+        raise ValueError(
+            f"a video array must be [T, H, W, C] or [T, C, H, W] with C in (1, 3, 4) and not empty, not {array.shape}"
+        )
+    return [from_array(frame) for frame in _scaled(array)]
+
+
+def to_array(source: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Converts a tensor to an array; an array stays as it is.
+
+    Raises:
+        ValueError: it is no ordinary dense tensor.
+    """
+    if not isinstance(source, torch.Tensor):
+        return source
+    if source.is_meta or source.is_nested or source.layout != torch.strided or source.is_quantized:
+        raise ValueError("an image tensor must be an ordinary dense one with values: call to_dense() first")
+    return (source.float() if source.is_floating_point() else source).detach().cpu().numpy()  # numpy has no bf16
 
 
 def unreadable(what: str, error: Exception) -> ValueError:

@@ -13,7 +13,7 @@ from typing import Any
 from .columns import choices_of
 from .turns import Turn, is_messages, read_messages, text_part
 
-CAPTION_PROMPT = "Describe this image."
+CAPTION_PROMPTS = {"image": "Describe this image.", "video": "Describe this video."}
 _ANSWER_KEYS = ("answer", "text", "value", "input_text")
 _SHOWN = 80
 
@@ -35,12 +35,13 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
     if "prompt" not in found:
         if is_messages(response):  # TRL's implicit prompt: the whole conversation
             return read_messages(response, base_dir)
-        if "image" not in found:
+        shown = next((kind for kind in CAPTION_PROMPTS if kind in found), None)
+        if shown is None:
             raise ValueError(
                 f"the sample has a response ({found.get('response')!r}), but neither a prompt nor an image: say which "
                 "column is the question with columns={'prompt': ...}, or give a list of messages"
             )
-        return [_user(CAPTION_PROMPT), *_response(response, found, {}, base_dir)]
+        return [_user(CAPTION_PROMPTS[shown]), *_response(response, found, {}, base_dir)]
     prompt = record[found["prompt"]]
     choices = _lettered(choices_of(record, found))
     if isinstance(prompt, Mapping) and is_messages([prompt]):

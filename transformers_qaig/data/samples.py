@@ -11,10 +11,10 @@ from ..execution.exclusions import Sample
 from ..utils.logging import get_logger, tqdm
 from .columns import find_columns
 from .decoder_inputs import DecoderInputs
-from .encode import encode
-from .images import shrink
-from .messages import Conversation, to_conversation, tools_of
+from .encode import encode, reads_video
+from .messages import ChatTools, Conversation, to_conversation, tools_of
 from .preview import preview
+from .shorten import SampleLimits
 from .sources import choose_records, open_records
 from .template import ProcessorError
 from .tensors import answer_mask, as_tensors, has_image, token_mask
@@ -36,6 +36,7 @@ def load_samples(
     columns: Mapping[str, str] | None = None,
     max_pixels: int | None = None,
     max_length: int | None = None,
+    context: int | None = None,
     token: str | bool | None = None,
     with_labels: bool = False,
     vocab_size: int | None = None,
@@ -49,7 +50,8 @@ def load_samples(
             - `None`: the bundled default set (image + text, works offline);
             - conversations: each a list of chat messages, a dict `{"messages": ..., "images": ..., "tools": ...}`, a
               dict like `{"image": ..., "question": ..., "answer": ...}` or TRL's `prompt` with `completion` or
-              `chosen`; images are PIL images, paths, URLs, `data:` URLs or arrays. A list, any sequence, any iterable
+              `chosen`; images are PIL images, paths, URLs, `data:` URLs or arrays, videos what
+              [`video.open_video`][transformers_qaig.data.video.open_video] takes. A list, any sequence, any iterable
               (consumed once), a table's rows, a `datasets.Dataset` or `IterableDataset`; of a `DatasetDict` its only
               split, else `train`;
             - processor outputs: dicts with `input_ids`; padded batches keep their `attention_mask`;
@@ -59,10 +61,12 @@ def load_samples(
         num_samples: how many samples to keep. More are shuffled by `seed` and cut; fewer are all used.
         seed: seed of the choice and its order.
         is_vlm: whether the model takes images. If so, a set without a single image is warned about.
-        columns: what the records call their `messages`, `image`, `prompt`, `response`, `context`, `choices`, `system`,
-            `tools` (default: found by name).
-        max_pixels: larger images are scaled down to this many pixels (memory grows with them).
-        max_length: samples longer than this many tokens are left out; cutting would break the image tokens.
+        columns: what the records call their `messages`, `image`, `video`, `prompt`, `response`, `context`, `choices`,
+            `system`, `tools` (default: found by name).
+        max_pixels: larger images and frames are scaled down to this many pixels (memory grows with them).
+        max_length: conversations longer than this many tokens lose video frames and parts of their texts. Those that
+            are longer without them, and longer processor outputs, are left out: their tokens cannot be cut.
+        context: the most tokens that the model can take; `max_length` for a user who says none.
         token: for a gated set on the Hub.
         with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
         vocab_size: token ids of the model are below; None: not known.
@@ -79,23 +83,26 @@ def load_samples(
     for name, value in (("num_samples", num_samples), ("max_pixels", max_pixels), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, it is {value}")
-    records, base_dir = open_records(dataset, with_images=is_vlm, token=token)
-    encoder = _Encoder(processor, columns, base_dir, max_pixels, with_labels, vocab_size, decoder)
+    most = min((length for length in (max_length, context) if length is not None), default=None)
+    limits = SampleLimits(max_pixels, most, is_context=most != max_length)
+    records, base_dir = open_records(
+        dataset, with_images=is_vlm, token=token, with_videos=is_vlm and dataset is None and reads_video(processor)
+    )
+    encoder = _Encoder(processor, columns, base_dir, limits, with_labels, vocab_size, decoder)
     samples: list[Sample] = []
-    left_out = 0
     total = min(num_samples, len(records)) if hasattr(records, "__len__") else num_samples
     with tqdm(total=total, desc="Encoding samples", unit="sample") as bar:
-        for index, record in choose_records(records, num_samples, seed, keep_rest=max_length is not None):
+        for index, record in choose_records(records, num_samples, seed, keep_rest=most is not None):
             sample = encoder(index, record)
-            if max_length is not None and _length(sample) > max_length:
-                left_out += 1
+            if sample is None:
                 continue
             samples.append(Sample(sample, index))
             bar.update()
             if len(samples) == num_samples:
                 break
     encoder.tell()
-    _report(samples, processor, num_samples, left_out, max_length, is_vlm)
+    limits.tell(len(samples) + limits.left_out)
+    _report(samples, processor, num_samples, limits, is_vlm)
     return samples
 
 
@@ -125,36 +132,31 @@ class _Encoder:
     processor: Any
     columns: Mapping[str, str] | None
     base_dir: Path | None
-    max_pixels: int | None
+    limits: SampleLimits
     with_labels: bool
     vocab_size: int | None
     decoder: DecoderInputs | None
     notes: dict[str, list[int]] = field(default_factory=dict)  # what was dropped, and of which samples
 
-    def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor]:
-        """Converts one record."""
+    def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor] | None:
+        """Converts one record; returns None for one that is too long."""
         if _is_encoded(record):
             try:
                 sample = as_tensors(record, self.vocab_size, has_decoder=self.decoder is not None)
-                return sample if self.decoder is None else self.decoder(sample)
+                sample = sample if self.decoder is None else self.decoder(sample)
             except ValueError as error:
                 raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
+            if self.limits.exceeds(_length(sample)):
+                self.limits.leave_out(_length(sample))
+                return None
+            return sample
         if self.columns is not None and isinstance(record, Mapping):
             find_columns(
                 record, self.columns
             )  # a wrong column map is no fault of this sample: its message needs no index
         try:
-            conversation = to_conversation(record, self.columns, self.base_dir)
-            tools = tools_of(record, self.columns)
-            sample = encode(
-                self.processor,
-                _shrunk(conversation, self.max_pixels),
-                tools,
-                with_labels=self.with_labels,
-                vocab_size=self.vocab_size,
-                tell=lambda note: self.notes.setdefault(note, []).append(index),
-            )
-            return sample if self.decoder is None else self.decoder(sample)
+            conversation = self.limits.shrink(to_conversation(record, self.columns, self.base_dir))
+            return self._encode_within_limits(index, conversation, tools_of(record, self.columns))
         except ProcessorError as error:
             raise ValueError(
                 f"calibration sample {index} was refused by {error}. Remove or mend this sample, check that the "
@@ -165,6 +167,29 @@ class _Encoder:
         except Exception as error:  # a record may be any object
             raise ValueError(f"calibration sample {index} is not usable ({type(error).__name__}: {error})") from error
 
+    def _encode_within_limits(
+        self, index: int, conversation: Conversation, tools: ChatTools
+    ) -> dict[str, torch.Tensor] | None:
+        def encoded(conversation: Conversation, with_labels: bool) -> dict[str, torch.Tensor]:
+            sample = encode(
+                self.processor,
+                conversation,
+                tools,
+                with_labels=with_labels,
+                vocab_size=self.vocab_size,
+                tell=lambda note: self.notes.setdefault(note, []).append(index),
+            )
+            return sample if self.decoder is None else self.decoder(sample)
+
+        sample = encoded(conversation, self.with_labels)
+        if not self.limits.exceeds(_length(sample)):
+            return sample
+        has_decoder = self.decoder is not None  # its text is the labels
+        shorter = self.limits.shorten(
+            conversation, _length(sample), lambda one: _length(encoded(one, self.with_labels and has_decoder))
+        )
+        return None if shorter is None else encoded(shorter, self.with_labels)
+
     def tell(self) -> None:
         """Warns once of each thing that the chat template dropped."""
         for note, indices in self.notes.items():
@@ -173,37 +198,28 @@ class _Encoder:
             logger.warning("%s, in calibration samples %s%s", note, ", ".join(map(str, which[:SHOWN])), more)
 
 
-def _shrunk(conversation: Conversation, max_pixels: int | None) -> Conversation:
-    for message in conversation:
-        for part in message["content"]:
-            if part["type"] == "image":
-                part["image"] = shrink(part["image"], max_pixels)
-    return conversation
-
-
 def _report(
     samples: Sequence[Sample],
     processor: Any,
     num_samples: int,
-    left_out: int,
-    max_length: int | None,
+    limits: SampleLimits,
     is_vlm: bool,
 ) -> None:
     """Logs what was loaded, with one decoded sample; warns about a set that would harm the model."""
     if not samples:
-        why = f"all {left_out} are longer than max_length={max_length} tokens" if left_out else "the dataset is empty"
+        left_out = f"all {limits.left_out} are longer than {limits.max_length} tokens"
+        why = left_out if limits.left_out else "the dataset is empty"
         raise ValueError(f"no calibration sample: {why}")
     with_image = sum(has_image(sample) for sample in samples)
     tokens = sum(int(token_mask(sample).sum()) for sample in samples)
     short = f" ({num_samples} were asked for)" if len(samples) < num_samples else ""
-    dropped = f", {left_out} left out as longer than {max_length} tokens" if left_out else ""
     logger.info(
-        "calibration: %d samples%s, %d with an image, %d tokens%s", len(samples), short, with_image, tokens, dropped
+        "calibration: %d samples%s, %d with an image or a video, %d tokens", len(samples), short, with_image, tokens
     )
     logger.info("calibration sample: %s", preview(processor, samples[0]))
     if is_vlm and not with_image:
         logger.warning(
-            "The calibration data has no image. A vision-language model then never sees its vision tokens while it is "
-            "quantized: their statistics, which differ from the text's, are missing, and answers about images get "
-            "worse. Give image + text conversations, or leave dataset out to use the bundled default set."
+            "The calibration data has no image and no video. A vision-language model then never sees its vision tokens "
+            "while it is quantized: their statistics, which differ from the text's, are missing, and answers about "
+            "images get worse. Give image + text conversations, or leave dataset out to use the bundled default set."
         )

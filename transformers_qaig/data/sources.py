@@ -21,13 +21,16 @@ STREAM_BUFFER = 4  # a stream is shuffled inside its first STREAM_BUFFER x num_s
 MAX_FILE_BYTES = 4 << 30
 
 
-def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> tuple[Any, Path | None]:
+def open_records(
+    dataset: Any, with_images: bool, token: str | bool | None, with_videos: bool = False
+) -> tuple[Any, Path | None]:
     """Opens a dataset, and finds the folder that its relative image paths start from.
 
     Args:
         dataset: see [`transformers_qaig.data.samples.load_samples`].
         with_images: of the bundled set (`dataset=None`).
         token: for a gated set on the Hub.
+        with_videos: of the bundled set.
 
     Returns:
         the records, and the folder; None for the working directory.
@@ -40,7 +43,7 @@ def open_records(dataset: Any, with_images: bool, token: str | bool | None) -> t
     if isinstance(dataset, os.PathLike):
         dataset = os.fspath(dataset)
     if dataset is None:
-        return load_default_set(with_images), None
+        return load_default_set(with_images, with_videos), None
     if isinstance(dataset, str) and dataset.endswith((".json", ".jsonl")):
         path = Path(dataset).expanduser()
         return _read_json(path), path.parent

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..utils.logging import get_logger
 from .messages import ChatTools, Conversation
 from .turns import ROLES, Turn
+from .video import Clip
 
 logger = get_logger(__name__)
 
@@ -61,6 +62,7 @@ def form_for_template(
     if tools and not any(_name_of(tool) in rendered for tool in tools):
         tell("the chat template drops the tools")
     _check_answers(form, render(processor, form, tools))
+    _check_videos(processor, form, tools)
     return form
 
 
@@ -78,6 +80,18 @@ def render(processor: Any, form: Conversation, tools: ChatTools = None, **option
         ProcessorError: the processor raised something.
     """
     options = {"add_generation_prompt": False, "tokenize": False, **options}
+    clips = [
+        part["video"]
+        for turn in form
+        if isinstance(turn["content"], list)
+        for part in turn["content"]
+        if isinstance(part.get("video"), Clip)
+    ]
+    if clips and options["tokenize"]:  # they are sampled already, and a processor cannot know their rate
+        options["processor_kwargs"] = {
+            "do_sample_frames": False,
+            "video_metadata": [clip.metadata() for clip in clips],
+        }
     if tools:  # not passed where there are none: a processor of the user's own may not have the argument
         options["tools"] = tools
     try:
@@ -96,10 +110,10 @@ def _check_roles(processor: Any, conversation: Conversation) -> None:
 
 
 def _plain_strings(conversation: Conversation) -> Conversation:
-    """Returns messages without an image with their parts joined to one string."""
+    """Returns messages of text alone with their parts joined to one string."""
     return [
         message
-        if any(part["type"] == "image" for part in message["content"])
+        if any(part["type"] != "text" for part in message["content"])
         else {**message, "content": "\n".join(part["text"] for part in message["content"])}
         for message in conversation
     ]
@@ -180,6 +194,23 @@ def _check_answers(form: Conversation, rendered: str) -> None:
                     f"the chat template drops or changes the text of the assistant in message {index} "
                     f"({answer.strip()!r:.80}): leave this sample out, or set processor.chat_template to one that "
                     "writes it"
+                )
+
+
+def _check_videos(processor: Any, form: Conversation, tools: ChatTools) -> None:
+    """Checks that each video is written, by leaving it out."""
+    for index, turn in enumerate(form):
+        if isinstance(turn["content"], str):
+            continue
+        for part in turn["content"]:
+            if part["type"] != "video":
+                continue
+            others = [other for other in turn["content"] if other is not part]
+            without = [*form[:index], {**turn, "content": others}, *form[index + 1 :]]
+            if render(processor, form, tools) == render(processor, without, tools):
+                raise ValueError(
+                    f"the chat template drops the video in message {index}: give chosen frames as parts of type "
+                    "'image', or set processor.chat_template to one that writes videos"
                 )
 
 

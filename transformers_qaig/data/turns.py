@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .images import open_image
+from .video import open_video
 
 Turn = dict[str, Any]
 
@@ -17,8 +18,11 @@ _ROLE_NAMES = {
 }
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TEXT_TYPES = ("text", "input_text", "output_text")
-_IMAGE_TYPES = ("image", "image_url", "input_image")
-_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "source")
+_TYPES = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+}
+_SOURCE_KEYS = ("url", "path", "base64", "source")
 
 
 def text_part(text: str) -> dict[str, Any]:
@@ -154,24 +158,35 @@ def _part(part: Any, base_dir: Path | None) -> dict[str, Any]:
     if isinstance(part, str):
         return text_part(part)
     if not isinstance(part, Mapping) or "type" not in part:
-        raise ValueError(f"a content part needs a 'type' ('image' or 'text'), this one is {part!r:.80}")
+        raise ValueError(f"a content part needs a 'type' ('image', 'video' or 'text'), this one is {part!r:.80}")
     if part["type"] in _TEXT_TYPES:
         return text_part(_text_of(part.get("text") if part.get("text") is not None else part.get("content")))
-    if part["type"] not in _IMAGE_TYPES:
-        raise ValueError(f"a content part must be of type 'image' or 'text', not {part['type']!r}")
-    key = next((k for k in _IMAGE_KEYS if part.get(k) is not None), None)
+    kind = _TYPES.get(part["type"]) if isinstance(part["type"], str) else None
+    if kind is None:
+        raise ValueError(f"a content part must be of type 'image', 'video' or 'text', not {part['type']!r:.80}")
+    source = _source_of(part, kind)
+    if source is None:
+        return {"type": kind, kind: None}  # a placeholder
+    if kind == "image":
+        return {"type": "image", "image": open_image(source, base_dir)}
+    return {"type": "video", "video": open_video(source, base_dir, part.get("fps"))}
+
+
+def _source_of(part: Mapping[str, Any], kind: str) -> Any:
+    """Returns what an image or video part names: an object, a path or an address; None: it is a placeholder."""
+    key = next((key for key in (kind, f"{kind}_url", *_SOURCE_KEYS) if part.get(key) is not None), None)
     if key is None:
-        return {"type": "image", "image": None}  # a placeholder
+        return None
     source = part[key]
     if key == "source" and isinstance(
         source, Mapping
     ):  # {"type": "base64", "data": ...} or {"type": "url", "url": ...}
         key, source = ("base64", source["data"]) if source.get("data") is not None else ("url", source.get("url"))
-    if key == "image_url" and isinstance(source, Mapping):
+    if key == f"{kind}_url" and isinstance(source, Mapping):
         source = source.get("url")
     if key == "base64" and not str(source).startswith("data:"):
         source = f"data:;base64,{source}"
-    return {"type": "image", "image": open_image(source, base_dir)}
+    return source
 
 
 def _text_of(value: Any) -> str:

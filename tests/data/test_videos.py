@@ -1,0 +1,287 @@
+"""A video in every form: read as frames with their rate, or refused with what to do."""
+
+import base64
+import io
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import seeds
+from tests.data.loading import one, same
+from tests.families import VIDEO_FAMILIES, build
+from transformers_qaig.data import video as rules
+from transformers_qaig.data.messages import to_conversation
+from transformers_qaig.data.video import MAX_FRAMES, open_video
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    return seeds.rng().integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)
+
+
+def frames_of(array: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray(frame) for frame in array]
+
+
+def animation(frames: list[Image.Image], milliseconds: Any = 500) -> bytes:
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=milliseconds, lossless=True)
+    return buffer.getvalue()
+
+
+def asked(video: Any, **part: Any) -> list[dict[str, Any]]:
+    content = [{"type": "video", "video": video, **part}, {"type": "text", "text": "what happens ?"}]
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": "a red cat"}]
+
+
+def fake_decoders(monkeypatch: pytest.MonkeyPatch, **decoders: Any) -> None:
+    """Decoders that are installed: name → function of the path and of what chooses frames."""
+
+    def load_video(path: str, backend: str, sample_indices_fn: Any) -> tuple[Any, None]:
+        return decoders[backend](path, sample_indices_fn), None
+
+    monkeypatch.setattr(rules, "_DECODERS", dict.fromkeys(decoders, lambda: True))
+    monkeypatch.setattr(rules, "load_video", load_video)
+
+
+def info(frames: int, fps: float, width: int = 60, height: int = 40) -> SimpleNamespace:
+    return SimpleNamespace(total_num_frames=frames, fps=fps, width=width, height=height)
+
+
+def test_every_form_has_the_same_frames(array: np.ndarray, tmp_path: Path) -> None:
+    data = animation(frames_of(array))
+    (tmp_path / "a.webp").write_bytes(data)
+    for index, frame in enumerate(frames_of(array)):
+        frame.save(tmp_path / f"{index}.png")
+    forms: list[Any] = [
+        array,
+        torch.from_numpy(array).permute(0, 3, 1, 2),
+        array.astype(np.float32) / 255,
+        list(array),
+        frames_of(array),
+        [str(tmp_path / f"{index}.png") for index in range(6)],
+        tmp_path / "a.webp",
+        f"file://{tmp_path}/a.webp",
+        "data:image/webp;base64," + base64.b64encode(data).decode(),
+        data,
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(tmp_path / "a.webp")},
+    ]
+    for form in forms:
+        clip = open_video(form)
+        assert clip.fps == 2, form
+        assert np.array_equal(np.stack([np.asarray(frame) for frame in clip]), array), form
+
+
+def test_frames_of_floats_are_scaled_together() -> None:
+    dark, bright = np.zeros((2, 8, 8, 3), np.float32), np.full((2, 8, 8, 3), 255, np.float32)
+    dark += 1  # of 255: alone it would be taken for white
+    for form in (np.concatenate([dark, bright]), [*dark, *bright]):
+        assert np.asarray(open_video(form)[0]).max() == 1
+
+
+def test_parts_columns_and_markers_say_where_a_video_is(array: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "a.webp").write_bytes(animation(frames_of(array)))
+    path, text = str(tmp_path / "a.webp"), {"type": "text", "text": "what ?"}
+    records: list[Any] = [
+        [{"role": "user", "content": [{"type": "video", "path": path}, text]}],
+        [{"role": "user", "content": [{"type": "video", "url": path}, text]}],
+        [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": path}}, text]}],
+        {"messages": [{"role": "user", "content": [{"type": "video"}, text]}], "videos": [path]},
+        {"messages": [{"role": "user", "content": "<video>what ?"}], "videos": [path]},
+        {"video": path, "question": "what ?"},
+        {"video": frames_of(array), "question": "what ?"},
+        {"videos": [frames_of(array)], "question": "what ?"},
+    ]
+    for record in records:
+        video, question = to_conversation(record)[0]["content"]
+        assert (video["type"], len(video["video"]), question["text"]) == ("video", 6, "what ?"), record
+    assert to_conversation({"video": path, "caption": "a cat"})[0]["content"][1]["text"] == "Describe this video."
+    both = {"messages": [{"role": "user", "content": "<image>or<video>?"}], "images": [Image.new("RGB", (4, 4))]}
+    assert [part["type"] for part in to_conversation({**both, "videos": [path]})[0]["content"]] == [
+        *("image", "text", "video", "text")
+    ]
+    with pytest.raises(ValueError, match="1 video placeholders and the sample has 2 videos"):
+        to_conversation({"messages": [{"role": "user", "content": [{"type": "video"}, text]}], "videos": [path, path]})
+
+
+def test_a_file_is_read_at_two_frames_a_second_and_no_more_than_the_most(array: np.ndarray) -> None:
+    frames = frames_of(np.repeat(array, 10, axis=0))
+    for index, frame in enumerate(frames):
+        frame.putpixel((0, 0), (index, 0, 0))
+    for milliseconds, fps, indices, rate in (
+        (100, None, range(0, 60, 5), 2),  # 6 seconds at 10 frames a second
+        (100, 1, range(0, 60, 10), 1),
+        (5000, None, [k * 60 // MAX_FRAMES for k in range(MAX_FRAMES)], MAX_FRAMES / 300),
+        ([1000] * 2 + [1] * 58, None, [0, 0, 1, 1], 4 / 2.058),  # a frame is read as long as it is shown
+    ):
+        clip = open_video(animation(frames, milliseconds), fps=fps)
+        shown = [frame.getpixel((0, 0))[0] for frame in clip]
+        assert shown == list(indices)
+        assert clip.fps == pytest.approx(rate, rel=1e-3)
+    lone = open_video(array[:1])
+    assert len(lone) == 2
+    assert lone[0] is lone[1]
+
+
+def test_decoders_are_told_which_frames_and_tried_in_turn(
+    array: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+
+    def broken(path: str, choose: Any) -> Any:
+        raise RuntimeError("no libavcodec")
+
+    def working(path: str, choose: Any) -> Any:
+        seen.extend([Path(path).read_bytes(), choose(info(120, 30.0))])
+        return np.repeat(array, 20, axis=0)[seen[1]]
+
+    fake_decoders(monkeypatch, torchcodec=broken, pyav=working)
+    (tmp_path / "a.mp4").write_bytes(b"a video")
+    clip = open_video("a.mp4", tmp_path)
+    assert seen == [b"a video", [0, 17, 34, 51, 68, 85, 102, 119]]
+    assert (len(clip), clip.fps) == (8, 2)
+
+
+def test_a_decoder_object_of_torchcodec(array: np.ndarray) -> None:
+    decoder = SimpleNamespace(
+        metadata=SimpleNamespace(num_frames=6, average_fps=2.0),
+        get_frames_at=lambda indices: SimpleNamespace(data=torch.from_numpy(array[indices]).permute(0, 3, 1, 2)),
+    )
+    assert np.array_equal(np.asarray(open_video(decoder)[5]), array[5])
+
+
+def test_without_a_decoder_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_DECODERS", {"pyav": lambda: False})
+    with pytest.raises(ValueError, match=r"needs a video decoder, and none is installed: run `pip install av`"):
+        open_video(b"a video")
+
+
+@pytest.mark.parametrize(
+    ("frames", "found", "message"),
+    [
+        (120 * 3601, info(30 * 3601, 30.0), "is 3601 seconds long, the limit is 3600"),
+        (6, info(6, 2.0, width=100_000, height=100_000), "10000000000 pixels, more than PIL allows"),
+        (6, info(0, 2.0), "cannot be decoded .*does not say how many frames it has"),
+        (2, info(6, 2.0), "cannot be decoded .*it ends after 2 of 6 frames"),
+        (0, info(6, 2.0), "cannot be decoded"),
+    ],
+)
+def test_limits_and_damage_of_a_file(
+    array: np.ndarray, monkeypatch: pytest.MonkeyPatch, frames: int, found: Any, message: str
+) -> None:
+    fake_decoders(monkeypatch, pyav=lambda path, choose: array[: len(choose(found)) and frames])
+    with pytest.raises(ValueError, match=message):
+        open_video(b"a video")
+
+
+def test_files_of_another_kind_or_size_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, kind in ((tmp_path / "fifo", "a FIFO"), ("/dev/zero", "a device"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"is {kind}, not a file"):
+            open_video(path)
+    monkeypatch.setattr(rules, "MAX_VIDEO_BYTES", 1 << 20)
+    (tmp_path / "large.mp4").write_bytes(bytes(2 << 20))
+    for source in (tmp_path / "large.mp4", bytes(2 << 20)):
+        with pytest.raises(ValueError, match="larger than 1 MiB, the limit"):
+            open_video(source)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        ([], "a video has no frames"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "must be of one size"),
+        (["nowhere.png"], "cannot be opened"),
+        ("nowhere.mp4", "cannot be opened"),
+        (np.zeros((8, 8, 3), np.uint8), r"a video array must be \[T, H, W, C\]"),
+        (np.full((2, 8, 8, 3), np.nan), "NaN or infinity"),
+        ({"uri": "a.mp4"}, "needs 'bytes' or 'path'"),
+        (3, "a video must be a path"),
+        (animation([Image.new("RGB", (8, 8))]), "is a picture, not a video"),
+        (b"", "is empty"),
+        (animation(frames_of(np.random.default_rng(0).integers(0, 256, (6, 40, 60, 3), np.uint8)))[:-900], "decoded"),
+    ],
+)
+def test_a_broken_video_is_refused_and_names_the_sample(video: Any, message: str) -> None:
+    processor = build("internvl")[1]
+    with pytest.raises(ValueError, match=f"(?s)calibration sample 0 is not usable: .*{message}"):
+        one([asked(video)], processor)
+
+
+def test_a_rate_that_is_none_is_refused(array: np.ndarray) -> None:
+    for fps in (0, -1, float("nan"), "2"):
+        with pytest.raises(ValueError, match="'fps' of a video must be a positive number"):
+            to_conversation(asked(array, fps=fps))
+
+
+def test_a_processor_without_video_refuses_instead_of_taking_frames_for_images(array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="LlavaProcessor takes no video: give chosen frames as parts of type 'image'"):
+        one([asked(array)], build("llava")[1])
+    processor = build("qwen2_5_vl")[1]
+    processor.chat_template = processor.chat_template.replace("video", "film")
+    with pytest.raises(ValueError, match="the chat template drops the video in message 0"):
+        one([asked(array)], processor)
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
+def test_every_frame_reaches_the_model_and_the_answer_is_marked(family: str, array: np.ndarray) -> None:
+    processor = build(family)[1]
+    sample = one([asked(array)], processor, with_labels=True)
+    assert same(sample, one([asked(frames_of(array))], processor, with_labels=True))
+    answer = sample["labels"][0][sample["labels"][0] != -100]
+    assert "a red cat" in processor.tokenizer.decode(answer)
+    fewer = one([asked(array[:4])], processor)
+    assert fewer["input_ids"].shape[1] < sample["input_ids"].shape[1]
+
+
+def test_the_rate_of_frames_reaches_the_processor(array: np.ndarray) -> None:
+    processor = build("qwen3_vl")[1]
+    slow, fast = (processor.decode(one([asked(array, fps=fps)], processor)["input_ids"][0]) for fps in (0.5, 10))
+    assert "<1.0 seconds>" in slow
+    assert "<9.0 seconds>" in slow
+    assert "<0.5 seconds>" in fast
+    assert one([asked(array, fps=3)], build("qwen2_5_vl")[1])["second_per_grid_ts"].item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_images_and_videos_in_one_conversation(family: str, array: np.ndarray) -> None:
+    model, processor = build(family)
+    picture = {"type": "image", "image": Image.fromarray(array[0])}
+    mixed = asked(array[:4])
+    mixed[0]["content"] = [picture, *mixed[0]["content"], picture]
+    sample = one([mixed], processor)
+    with torch.no_grad():
+        assert model(**sample).logits.isfinite().all()
+
+
+def test_images_that_a_processor_loses_beside_videos_are_refused(array: np.ndarray) -> None:
+    mixed = asked(array[:4])
+    mixed[0]["content"].append({"type": "image", "image": Image.fromarray(array[0])})
+    with pytest.raises(ValueError, match=r"calibration sample 0 .*SmolVLMProcessor loses pixels where a sample has"):
+        one([mixed], build("smolvlm")[1])
+
+
+def test_a_video_file_is_decoded(array: np.ndarray, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in np.linspace(0, 255, 60):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    clip = open_video(tmp_path / "a.mp4")
+    assert (len(clip), clip.fps, clip[0].size) == (12, 2, (64, 48))
+    assert [np.asarray(frame).mean() for frame in clip] == pytest.approx(np.linspace(0, 255, 12), abs=6)
+    damaged = (tmp_path / "a.mp4").read_bytes()[:2000]
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        open_video(damaged)
+    assert "av" in sys.modules
