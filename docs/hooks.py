@@ -34,7 +34,7 @@ def plain_type(found: re.Match[str]) -> str:
 
 def mathml(formula: re.Match[str]) -> str:
     display = "block" if formula[1] == "div" else "inline"
-    return f"<{formula[1]}>{convert(html.unescape(formula[2]), display=display)}</{formula[1]}>"
+    return f'<{formula[1]} class="formula">{convert(html.unescape(formula[2]), display=display)}</{formula[1]}>'
 
 
 def files() -> str:

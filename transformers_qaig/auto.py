@@ -13,7 +13,7 @@ _MODULES = (transformers, sys.modules["transformers"], modeling_auto)
 
 
 class AutoModelForVision2Seq(AutoModelForImageTextToText):
-    """The former name of [`~transformers.AutoModelForImageTextToText`], with the same `from_pretrained`.
+    """The former name of `transformers.AutoModelForImageTextToText`, with the same `from_pretrained`.
 
     Transformers 5.0 removed it. Scripts written for version 4 import it from `transformers`. So importing
     `transformers_qaig` adds it there, unless Transformers has a class of that name. No other name changes. New code
