@@ -5,7 +5,7 @@
 
 #include "cuda/device/expert_rows.cuh"
 #include "cuda/kernels/gemm_f16.cuh"
-#include "cuda/kernels/gemv.cuh"
+#include "cuda/kernels/gemv_mainloop.cuh"
 
 namespace qaig {
 namespace cuda {

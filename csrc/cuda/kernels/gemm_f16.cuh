@@ -1,7 +1,7 @@
 // gemm for 16-bit activations, some dozens to hundreds of rows of x: the weight is unpacked in registers, to 16-bit
 // floats, and multiplied on tensor cores, in the main loop of gemm_mainloop.cuh.
 //
-// As in gemv.cuh the weight is operand A, codes minus zero points are exact, and scales multiply sums in float32, group
+// As in the gemv the weight is operand A, codes minus zero points are exact, and scales multiply sums in float32, group
 // by group: results are at least as exact as those of a product with the dequantized weight. Lane t of four needs slots
 // 8 t to 8 t + 7 of each unit of x (layout.h): 16 bytes, which are operand B of two products. So x is read by plain
 // 16-byte loads, without conflicts and with no more of them than ldmatrix would need.
