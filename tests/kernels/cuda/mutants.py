@@ -88,7 +88,8 @@ GEMM_F16 = [
     ("output beyond the last column", ACCUMULATORS, "n < l.out_features && m < rows)",
      "n < l.out_features && m < rows + 1)", "outside of every buffer"),
     ("workspace of another warp", MAINLOOP, "+ warp * kWarpAccumulators", "", f"{WRONG}|{UNSEEN}"),
-    ("a part taken for the whole", MAINLOOP, "whole = to - step == tiles", "whole = true", f"{WRONG}|semaphores"),
+    ("a part taken for the whole", MAINLOOP, "whole = now.tile == 0 && end - step >= tiles", "whole = true",
+     f"{WRONG}|semaphores"),
 ]  # fmt: skip
 GEMM_I8_W4 = [
     ("nothing", "gemm_i8.cuh", "sums.steps++;", "sums.steps++;", ""),
