@@ -35,9 +35,10 @@ from ..utils.finite import is_finite
 from ..utils.hashing import digest
 from ..utils.logging import ProgressBar, tqdm
 from ..utils.work_folder import WorkFolder, work_folder
-from .block_quantizer import QuantizerSettings
 from .decisions import dtype_of, in_float32, rounding_errors
 from .quantize_block import decide
+from .quantizer_settings import settings_of
+from .resume import run_facts
 from .targets import find_targets
 
 
@@ -88,6 +89,7 @@ def measure_costs(
             "recipe": config.recipe.to_dict(),
             "seed": config.seed,
             "activation_bits": config.activation_bits,
+            **run_facts(config),
         }
     blocks = find_decoder_blocks(model)
     costs: dict[str, list[float]] = {path: [] for path in options}
@@ -162,7 +164,7 @@ def errors_of(
                     exclude_samples = sample_excluder(exclusions, read, overflow_advice(model.dtype), full)
                 elif schemes:
                     token_weights = token_weights_of(recipe, config.seed)  # for each block, as if it stood alone
-                    settings = QuantizerSettings(recipe, finder, token_weights, config.seed)
+                    settings = settings_of(config, recipe, finder, token_weights)
                     decisions, _ = decide(block, path, schemes, inputs, settings)
                     dtype = dtype_of(block, schemes)
                     deltas = rounding_errors(in_float32(block), decisions, dtype)

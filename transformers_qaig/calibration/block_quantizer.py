@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..equalization.finder import GroupFinder
 from ..equalization.fold import Group
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
 from ..execution.exclusions import NotFinite
@@ -19,37 +17,21 @@ from ..execution.group_inputs import NotReached
 from ..execution.interceptor import TargetInputs
 from ..execution.token_rows import row_mask
 from ..nn.experts_module import LinearExperts
-from ..recipes import Recipe
 from ..report.summary import TargetSummary
 from ..scheme import Plan
-from ..token_weights.base import SubBlock, TokenWeights
+from ..token_weights.base import SubBlock
 from ..utils.finite import is_finite
-from .decisions import BlockDecisions, cast_like, dtype_of, folded_view, in_float32, rounded
-from .experts import StackStep, gather_routed
+from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
+from .experts import StackStep
+from .quantizer_settings import QuantizerSettings
 from .reconstruction import BlockReconstruction
+from .routed_rows import Entrance, RoutedRows, gather_routed
 from .steps import GroupContext, Pass, passes
 
 VALIDATION_EVERY = 4
 """Every fourth sample is held back from the searches, for validation."""
 SHOWN = 8
 """Samples whose λ is kept in the report."""
-
-
-@dataclass(frozen=True)
-class QuantizerSettings:
-    """The settings that stay the same from block to block.
-
-    Attributes:
-        recipe: the steps.
-        finder: finds a block's groups.
-        token_weights: weigh the tokens in the searches.
-        seed: of what is random.
-    """
-
-    recipe: Recipe
-    finder: GroupFinder
-    token_weights: TokenWeights
-    seed: int = 0
 
 
 class BlockQuantizer:
@@ -98,7 +80,7 @@ class BlockQuantizer:
     def _pass(self, groups: Sequence[Group], steps: Pass, earlier: BlockDecisions) -> BlockDecisions:
         """Takes every group through the steps, in the block that has the earlier decisions' scales folded."""
         original = folded_view(self.in_float32, earlier)
-        full = cast_like(copy.deepcopy(original), self.block) if earlier.scales else self.block
+        full = cast_like(copy_block(original), self.block) if earlier.scales else self.block
         decisions = self.nothing
         done: list[str] = []
         for group in groups:
@@ -149,9 +131,17 @@ class BlockQuantizer:
         context = GroupContext(
             original, group, schemes, [], self.recipe, self.dtype, foldable=False, path=self.summary.path
         )
-        step = StackStep(stack, context)
+        step = StackStep(stack, context, self.settings.expert_memory)
+        if not step.decides:
+            return decisions
+        where = Entrance(stack, self.block, original, blocks, schemes, decisions.include_zero, self.dtype)
+
+        def gather(samples: Sequence[int]) -> RoutedRows:
+            weights, everywhere = self.settings.token_weights, self.settings.all_experts
+            return gather_routed(where, self.inputs, samples, weights, everywhere)
+
         try:
-            candidate = step(gather_routed(stack, blocks, self.inputs, self.calibration), decisions)
+            candidate = step(gather(self.calibration), decisions)
         except NotReached as found:
             self.summary.to_nearest.update(dict.fromkeys(names, str(found)))
             return decisions
@@ -161,8 +151,7 @@ class BlockQuantizer:
         if self._lower(f"experts {stack}", original, candidate, done, level) is None:
             return decisions
         if steps.uses_validation_samples and self.validation:
-            samples = [*self.calibration, *self.validation]
-            candidate = step(gather_routed(stack, blocks, self.inputs, samples), decisions) or candidate
+            candidate = step(gather([*self.calibration, *self.validation]), decisions) or candidate
         self.summary.averaged[stack] = len(step.averaged)
         return candidate
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
 from ..formats.hadamard import rotate, rotate_back
+from ..nn.experts_module import LinearExperts
 from ..nn.linear import QAIGLinear, get_linear
 from ..rounding.clipping import Clipping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
@@ -71,7 +72,7 @@ class BlockDecisions:
 
     def weight(self, folded_block: nn.Module, name: str) -> Tensor:
         """Returns the fp32 weight of linear `name` that is rounded."""
-        return self.rotated(get_linear(folded_block, name).weight.data, name)
+        return self.rotated(get_linear(folded_block, name).weight.data.float(), name)
 
     def rotated(self, x: Tensor, name: str) -> Tensor:
         """Rotates inputs, or rows of the weight, of linear `name` as its scheme says."""
@@ -102,9 +103,28 @@ class BlockDecisions:
         return QuantizedWeight(grid, grid.encode(weight))
 
 
+def copy_block(block: nn.Module) -> nn.Module:
+    """Returns a copy of the block that shares the weights of its linearized experts.
+
+    Nobody changes them in place, and those of one block can take 20 GB.
+    """
+    return copy.deepcopy(block, {id(weight): weight for weight in _weights_of_experts(block)})
+
+
 def in_float32(block: nn.Module) -> nn.Module:
-    """Returns a frozen fp32 copy of the block."""
-    return copy.deepcopy(block).float().requires_grad_(False)
+    """Returns a frozen fp32 copy of the block, whose experts stay in their dtype: they are cast one at a time."""
+    copied = copy_block(block)
+    shared = {id(weight) for weight in _weights_of_experts(copied)}
+    for tensor in chain(copied.parameters(), copied.buffers()):
+        if tensor.is_floating_point() and id(tensor) not in shared:
+            tensor.data = tensor.data.float()
+    return copied.requires_grad_(False)
+
+
+def _weights_of_experts(block: nn.Module) -> list[nn.Parameter]:
+    stacks = (module for module in block.modules() if isinstance(module, LinearExperts))
+    linears = (linear for stack in stacks for linear in stack.modules() if type(linear) is nn.Linear)
+    return [linear.get_parameter("weight") for linear in linears]
 
 
 def dtype_of(block: nn.Module, schemes: Plan) -> torch.dtype:
@@ -114,7 +134,7 @@ def dtype_of(block: nn.Module, schemes: Plan) -> torch.dtype:
 
 def folded(original: nn.Module, decisions: BlockDecisions) -> nn.Module:
     """Returns a copy of the fp32 block with every decided scale folded: the same function, other weights."""
-    block = copy.deepcopy(original)
+    block = copy_block(original)
     for group, scale in decisions.scales:
         fold(block, group, scale)
     for name, value in decisions.parameters.items():
@@ -156,8 +176,8 @@ def set_weight(block: nn.Module, decisions: BlockDecisions, name: str, weight: T
     scheme = decisions.schemes[name]
     if scheme.rotation is not None or scheme.activation_bits == 8:
         block.set_submodule(name, RoundedLinear(weight, linear.bias, decisions, name))
-    else:
-        linear.weight.data = weight
+    else:  # a new parameter: copies of the block share the weights of experts
+        linear.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
 
 
 class RoundedLinear(nn.Linear):

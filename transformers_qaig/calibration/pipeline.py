@@ -31,7 +31,7 @@ from ..scheme import Plan
 from ..token_weights.data import WeightingData
 from ..token_weights.registry import precompute, token_weights_of
 from ..utils.logging import get_logger, tqdm
-from .block_quantizer import QuantizerSettings
+from .quantizer_settings import QuantizerSettings, settings_of
 from .resume import BlockStore
 from .target_quantizer import NO_PADDING, Outcome, advance, install, quantize_target
 from .targets import answering_blocks, find_targets
@@ -139,4 +139,4 @@ def _settings(
     pictures = picture_masks(model, samples)
     data = WeightingData(model, blocks, samples, masks, answer_masks, pictures, device, exclusions)
     token_weights = token_weights_of(recipe, config.seed, precompute(recipe, data))
-    return QuantizerSettings(recipe, GroupFinder(model, config.seed), token_weights, config.seed)
+    return settings_of(config, recipe, GroupFinder(model, config.seed), token_weights)

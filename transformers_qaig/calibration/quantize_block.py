@@ -12,8 +12,9 @@ from ..execution.exclusions import NotFinite
 from ..execution.interceptor import TargetInputs
 from ..report.summary import TargetSummary
 from ..scheme import Plan
-from .block_quantizer import BlockQuantizer, QuantizerSettings
+from .block_quantizer import BlockQuantizer
 from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, packed
+from .quantizer_settings import QuantizerSettings
 
 
 @dataclass

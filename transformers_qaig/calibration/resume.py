@@ -56,6 +56,7 @@ class BlockStore(ExitStack):
                 "samples": digest(samples),
                 "weights": digest([model.state_dict()]),
                 "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
+                **run_facts(config),
             }
             self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir), run))
 
@@ -82,6 +83,11 @@ class BlockStore(ExitStack):
         }
         facts = {"summary": summary, "rotations": rotations, "token_weights": result.state}
         self.folder.save(path, result.module.state_dict(), {name: json.dumps(fact) for name, fact in facts.items()})
+
+
+def run_facts(config: QAIGConfig) -> dict[str, bool]:
+    """Returns the settings of one run that change the result, and that its config.json does not hold."""
+    return {"moe_calibrate_all_experts": True} if config.calibration.moe_calibrate_all_experts else {}
 
 
 def _result_of(block: nn.Module, schemes: Plan, tensors: dict[str, Tensor], facts: Mapping[str, str]) -> BlockResult:

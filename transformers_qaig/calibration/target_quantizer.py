@@ -21,9 +21,9 @@ from ..report.summary import TargetSummary
 from ..rounding.clipping import search_clipping
 from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
 from ..scheme import Plan, WeightScheme
-from .block_quantizer import QuantizerSettings
 from .decisions import pack_linear
 from .quantize_block import BlockResult, quantize_block
+from .quantizer_settings import QuantizerSettings
 from .resume import BlockStore
 from .row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, concat_rows, row_chunks_of
 from .targets import Target

@@ -13,6 +13,7 @@ from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
 from .folder import check_folder
 from .plain import plain
+from .size import parse_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class CalibrationConfig:
         work_dir: Folder in which every finished block is kept, so that an interrupted run resumes there.
         min_coverage: Share of the weights in the language model's blocks that must get packed. Below it quantization
             stops before any weight is read. Weights that `modules_to_not_convert` lists do not count.
+        moe_calibrate_all_experts: Whether every expert is calibrated by all tokens, not only by those that are routed
+            to it. What the model computes stays routed.
+        expert_memory: Memory that the second moments of experts may take at once, such as `"8GB"`, or a number of
+            bytes. By default it is a quarter of what is free on the device. The result does not depend on it.
 
     Raises:
         ValueError: a value out of its range.
@@ -45,6 +50,8 @@ class CalibrationConfig:
     device: str | torch.device | None = None
     work_dir: str | os.PathLike[str] | None = None
     min_coverage: float = 0.9
+    moe_calibrate_all_experts: bool = False
+    expert_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "min_coverage", plain(self.min_coverage, "min_coverage"))
@@ -61,8 +68,14 @@ class CalibrationConfig:
         _check_processor(self.processor)
         if not (self.token is None or isinstance(self.token, bool) or (isinstance(self.token, str) and self.token)):
             raise ValueError(f"`token` must be a string, True, False or None, got a {type(self.token).__name__}.")
-        if not isinstance(self.trust_remote_code, bool):
-            raise ValueError(f"`trust_remote_code` must be True or False, got {quote(self.trust_remote_code)}.")
+        for name in ("trust_remote_code", "moe_calibrate_all_experts"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, got {quote(getattr(self, name))}.")
+        if self.expert_memory is not None:
+            try:
+                parse_size(self.expert_memory)
+            except ValueError as error:
+                raise ValueError(f"`expert_memory`: {error}") from None
         if self.work_dir is not None:
             check_folder(self.work_dir, "work_dir")
         object.__setattr__(self, "device", _checked_device(self.device))

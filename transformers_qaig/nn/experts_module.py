@@ -190,7 +190,11 @@ class LinearExperts(ExpertsModule):
         out = x.new_zeros(len(x), self.stack.shape(projection)[0])
         for index, (start, stop) in enumerate(pairwise(offsets.tolist())):
             if start < stop:
-                out[start:stop] = self.get_submodule(f"{index}.{projection}")(x[start:stop])
+                linear = self.get_submodule(f"{index}.{projection}")
+                if type(linear) is nn.Linear and linear.weight.dtype != x.dtype:  # a block in fp32 shares its experts
+                    out[start:stop] = nn.functional.linear(x[start:stop], linear.weight.to(x.dtype))
+                else:
+                    out[start:stop] = linear(x[start:stop])
         return out
 
 

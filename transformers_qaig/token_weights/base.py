@@ -59,7 +59,7 @@ class SubBlock:
         """Returns fp32 `[N, K]` of every linear of the sub-block that will be packed."""
         prefix = f"{self.group.module}." if self.group.module else ""
         inside = [name for name in self.schemes if f"{name}.".startswith(prefix)]
-        return {name: get_linear(self.block, name).weight for name in inside}
+        return {name: get_linear(self.block, name).weight.float() for name in inside}
 
     def rounded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rounds the weights to nearest, each on its own grid."""

@@ -52,7 +52,7 @@ class QIG(Stateless):
         baseline = torch.zeros_like(inputs.hidden) if self.from_zero else inputs.hidden_q
         if activation_bits == 8 and not self.from_zero:
             baseline = fake_quantize_tokens(baseline)
-        if group.linears == (group.module,) and activation_bits != 8:
+        if group.linears == (group.module,) and group.module in weights and activation_bits != 8:
             return qig_linear(inputs.hidden, baseline, weights[group.module] - weights_q[group.module])
 
         def difference(x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""A stack of experts in calibration: its slices, all tokens for all experts, token weights, the learned recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from tests.experts import build
+from tests.families import conversations, save
+from transformers_qaig import QAIGConfig
+from transformers_qaig.calibration import routed_rows
+from transformers_qaig.calibration.decisions import BlockDecisions, cast_like, in_float32, rounded
+from transformers_qaig.calibration.experts import StackStep
+from transformers_qaig.calibration.routed_rows import RoutedRows
+from transformers_qaig.nn.experts import QAIGExperts
+from transformers_qaig.nn.experts_module import LinearExperts
+from transformers_qaig.scheme import WeightScheme
+
+SETTINGS = {"bits": 3, "group_size": 32, "dataset": conversations(12), "modules_to_not_convert": ["self_attn"]}
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen3_vl_moe")
+    save("qwen3_vl_moe", folder, torch.bfloat16)
+    return folder
+
+
+def quantized(folder: Path, **settings: Any) -> nn.Module:
+    config = QAIGConfig(**{**SETTINGS, **settings})
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
+
+
+def packed(model: nn.Module) -> dict[str, torch.Tensor]:
+    stacks = {path: module for path, module in model.named_modules() if isinstance(module, QAIGExperts)}
+    return {f"{path}.{name}": t for path, stack in stacks.items() for name, t in stack.state_dict().items()}
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = packed(one), packed(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.fixture(scope="module")
+def by_default(vlm: Path) -> nn.Module:
+    return quantized(vlm)
+
+
+def test_packed_bits_do_not_depend_on_the_memory_for_moments(
+    vlm: Path, by_default: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, slices = [], StackStep._slices
+    monkeypatch.setattr(StackStep, "_slices", lambda *args: (sizes.append(len(part)) or part for part in slices(*args)))
+    assert same(quantized(vlm, calibration={"expert_memory": 1}), by_default)
+    assert set(sizes) == {1}
+    sizes.clear()
+    assert same(quantized(vlm, calibration={"expert_memory": "200KB"}), by_default)
+    assert max(sizes) > 1
+
+
+def test_all_experts_see_all_tokens_if_asked(vlm: Path) -> None:
+    few = {"dataset": conversations(3), "recipe": "gptq"}
+    routed, everywhere = (quantized(vlm, **few, calibration={"moe_calibrate_all_experts": on}) for on in (False, True))
+    assert not same(everywhere, routed)
+    assert averaged(routed) > 0
+    assert averaged(everywhere) == 0
+    assert all(target.error < 1 for target in everywhere.qaig_report.targets)
+
+
+def averaged(model: nn.Module) -> int:
+    return sum(sum(target.averaged.values()) for target in model.qaig_report.targets)
+
+
+def test_a_run_that_sends_all_tokens_everywhere_cannot_go_on_as_another(vlm: Path, tmp_path: Path) -> None:
+    quantized(vlm, calibration={"moe_calibrate_all_experts": True, "work_dir": tmp_path})
+    with pytest.raises(ValueError, match="different moe_calibrate_all_experts"):
+        quantized(vlm, calibration={"work_dir": tmp_path})
+
+
+def test_token_weights_weigh_the_tokens_of_experts(vlm: Path, by_default: nn.Module) -> None:
+    for kind in ("balanced", "qig"):
+        weighed = quantized(vlm, recipe={"name": "default", "token_weights": kind})
+        assert not same(weighed, by_default)
+        assert all(target.error < 0.5 for target in weighed.qaig_report.targets)
+
+
+def rows(count: int = 40, *, is_everywhere: bool = False) -> RoutedRows:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count, 8, generator=generator)
+    weights, index = torch.rand(count, 4, generator=generator).topk(2)
+    lambdas = torch.rand(count, generator=generator) * (torch.arange(count) % 5 > 0)
+    return RoutedRows(hidden, hidden + 0.1, lambdas, index, weights, is_everywhere)
+
+
+@pytest.mark.parametrize("is_everywhere", [False, True])
+def test_chunks_hold_the_tokens_of_all_rows(monkeypatch: pytest.MonkeyPatch, is_everywhere: bool) -> None:
+    whole = rows(is_everywhere=is_everywhere)
+    expected = [whole.of(expert) for expert in range(4)]
+    monkeypatch.setattr(routed_rows, "CHUNK", 7)
+    chunks = list(whole.chunks(torch.device("cpu")))
+    for expert, (tokens, counts) in enumerate(expected):
+        found = [(chunk.hidden[chunk.of(expert)[0]], chunk.of(expert)[1]) for chunk in chunks]
+        assert torch.equal(torch.cat([hidden for hidden, _ in found]), whole.hidden[tokens])
+        assert torch.equal(torch.cat([lambdas for _, lambdas in found]), counts)
+    assert whole.counts(4) == [len(tokens) for tokens, _ in expected]
+
+
+def test_padding_counts_for_no_expert() -> None:
+    for is_everywhere in (False, True):
+        whole = rows(is_everywhere=is_everywhere)
+        for expert in range(4):
+            assert not (whole.of(expert)[0] % 5 == 0).any()
+
+
+def test_copies_of_a_block_share_the_weights_of_its_experts_and_leave_them_alone() -> None:
+    """A copy in fp32 would take 45 GB where a block has 256 experts of 7,168 channels."""
+    block = build("mixtral", torch.bfloat16).model.layers[0]
+    block.mlp.experts = LinearExperts.of(block.mlp.experts)
+    path = "mlp.experts.1.down_proj"
+    weight, before = block.get_parameter(f"{path}.weight"), block.get_parameter(f"{path}.weight").clone()
+    copied = in_float32(block)
+    assert copied.get_parameter(f"{path}.weight") is weight
+    assert copied.self_attn.q_proj.weight.dtype == torch.float32
+    decisions = BlockDecisions({path: WeightScheme(2, 32)})
+    changed = cast_like(rounded(copied, decisions, [path], torch.bfloat16), block)
+    assert not torch.equal(changed.get_parameter(f"{path}.weight"), before)
+    assert torch.equal(weight, before)
+    x = torch.randn(3, block.mlp.experts.stack.hidden_size)
+    inputs = x, torch.tensor([[0], [1], [1]]), torch.ones(3, 1)
+    assert torch.equal(copied.mlp.experts(*inputs), block.float().mlp.experts(*inputs))

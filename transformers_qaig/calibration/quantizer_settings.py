@@ -1,0 +1,41 @@
+"""`QuantizerSettings`: what stays the same from block to block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import QAIGConfig
+from ..config.size import parse_size
+from ..equalization.finder import GroupFinder
+from ..recipes import Recipe
+from ..token_weights.base import TokenWeights
+
+
+@dataclass(frozen=True)
+class QuantizerSettings:
+    """The settings that stay the same from block to block.
+
+    Attributes:
+        recipe: the steps.
+        finder: finds a block's groups.
+        token_weights: weigh the tokens in the searches.
+        seed: of what is random.
+        all_experts: whether every token counts for every expert.
+        expert_memory: bytes that second moments of experts may take at once; None for a share of what is free.
+    """
+
+    recipe: Recipe
+    finder: GroupFinder
+    token_weights: TokenWeights
+    seed: int = 0
+    all_experts: bool = False
+    expert_memory: int | None = None
+
+
+def settings_of(
+    config: QAIGConfig, recipe: Recipe, finder: GroupFinder, token_weights: TokenWeights
+) -> QuantizerSettings:
+    """Makes the settings of a run."""
+    run = config.calibration
+    memory = None if run.expert_memory is None else parse_size(run.expert_memory)
+    return QuantizerSettings(recipe, finder, token_weights, config.seed, run.moe_calibrate_all_experts, memory)
