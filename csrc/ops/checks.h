@@ -72,6 +72,22 @@ inline bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
     return true;
 }
 
+// Whether the memory of t holds all of its elements: FSDP and others free a tensor's memory between uses, and leave its
+// shape. The numbers are those of a tensor that torch made, whose products fit in 64 bits.
+inline void check_storage(const char* name, const Tensor& t) {
+    int64_t last = t.storage_offset(), bytes = 0;
+    for (int64_t i = 0; i < t.dim(); i++) {
+        if (t.size(i) == 0) {
+            return;
+        }
+        last += (t.size(i) - 1) * t.stride(i);
+    }
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+    const int64_t needed = (last + 1) * static_cast<int64_t>(t.element_size());
+    STD_TORCH_CHECK(needed <= bytes, name, " has memory of ", bytes, " bytes, and its shape ", shape_text(shape_of(t)),
+                    " needs ", needed, ": it was freed, as FSDP does between uses. Gather the parameters first");
+}
+
 inline bool is_on(const Tensor& t, int device) {
     return device == kCpu ? t.is_cpu() : t.is_cuda() && t.get_device() == device;
 }
@@ -89,6 +105,7 @@ inline void check_tensor(const char* name, const Tensor& t, std::initializer_lis
     STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", shape_text(shape), ", got ",
                     shape_text(shape_of(t)),
                     ": the packed weight does not match its layer (in_features, out_features, bits, group_size)");
+    check_storage(name, t);
 }
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -136,6 +153,7 @@ inline void check_activation(const char* name, const Tensor& x) {
                                     type == ScalarType::BFloat16 || type == ScalarType::Double),
                     name, " must be a floating tensor with at least one dimension, got ", dtype_name(type),
                     " of shape ", shape_text(shape_of(x)));
+    check_storage(name, x);
 }
 
 // A rotation of x (formats/hadamard.py); block 0 is none.

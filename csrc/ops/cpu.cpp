@@ -24,6 +24,7 @@ using qaig::as_contiguous;
 using qaig::check_activation;
 using qaig::check_activation_bits;
 using qaig::check_rotation;
+using qaig::check_storage;
 using qaig::check_tensor;
 using qaig::dtype_name;
 using qaig::Optional;
@@ -104,6 +105,10 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
     check_activation("x", x);
     check_activation_bits(activation_bits);
     if (x.scalar_type() == ScalarType::Double) {
+        // An error within the reference would come back without its text, so what it would refuse is refused here.
+        PackedWeight(packed, scale, zero, out_features, x.size(-1), bits, group_size, layout);
+        bias_floats(bias, out_features);
+        check_rotation(rotation_block, rotation_seed, x.size(-1));
         return reference_linear(x, packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits,
                                 group_size, activation_bits, layout);
     }
@@ -185,6 +190,7 @@ Tensor embedding(const Tensor& ids, const Tensor& packed, const Tensor& scale, c
     STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, "ids must have dtype int32 or int64, got ",
                     dtype_name(type));
     STD_TORCH_CHECK(ids.is_cpu(), "ids are not on the CPU but the table is: move both to one device");
+    check_storage("ids", ids);
     const Tensor flat = as_contiguous(ids);
     std::vector<int64_t> rows(flat.numel());
     for (size_t i = 0; i < rows.size(); i++) {

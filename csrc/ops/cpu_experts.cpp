@@ -88,14 +88,14 @@ Tensor experts_linear(const Tensor& x, const Tensor& offsets, const Tensor& pack
                       const Optional& zero, const std::vector<int64_t>& bits, int64_t out_features, int64_t group_size,
                       int64_t activation_bits, int64_t layout) {
     check_rows(x, activation_bits);
-    if (x.scalar_type() == ScalarType::Double) {
-        return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
-                             group_size, activation_bits, layout);
-    }
     const int64_t rows = x.size(0), in_features = x.size(1);
     const int64_t experts = checked_experts(offsets, kCpu);
     const std::vector<int64_t> bounds = checked_offsets(offsets, rows);
     const ExpertWeights weights(packed, scale, zero, bits, experts, out_features, in_features, group_size, layout);
+    if (x.scalar_type() == ScalarType::Double) {  // an error within the reference would come back without its text
+        return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
+                             group_size, activation_bits, layout);
+    }
     const Tensor flat = as_contiguous(x), y = torch::stable::new_empty(x, {rows, out_features});
     const Scalar type = scalar(x.scalar_type());
     const int64_t x_row = in_features * size_of(type), y_row = out_features * size_of(type);

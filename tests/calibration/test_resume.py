@@ -127,6 +127,16 @@ def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_
         AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
 
 
+def test_a_work_folder_below_home_is_found(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = QAIGConfig(bits=3, calibration={"work_dir": "~/work"}, recipe="rtn", group_size=32)
+    AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    assert list((tmp_path / "work").glob("*.safetensors"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="`work_dir` must be the path of a folder, and ~/file is a file"):
+        QAIGConfig(bits=3, calibration={"work_dir": "~/file"})
+
+
 def test_a_work_folder_of_another_run_is_refused(llava: Path, tmp_path: Path) -> None:
     def quantize(num_samples: int, **arguments: Any) -> None:
         config = QAIGConfig(bits=3, calibration={"work_dir": tmp_path}, **FAST, num_samples=num_samples)

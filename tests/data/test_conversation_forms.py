@@ -1,11 +1,14 @@
 """Every form of a conversation, and of a record with columns."""
 
+import json
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.data.loading import conversation, one, same
+from transformers_qaig.data.messages import to_conversation
+from transformers_qaig.data.turns import MOST_JSON
 
 
 def test_a_conversation_is_what_the_processor_makes_of_it(processor: Any, picture: Image.Image) -> None:
@@ -39,6 +42,42 @@ def test_every_form_gives_the_same_sample(processor: Any, picture: Image.Image) 
     want = one([conversation(picture)], processor)
     for form in forms:
         assert same(one([form], processor), want), form
+
+
+def test_messages_may_be_json(processor: Any) -> None:
+    turns = [{"role": "user", "content": "how many cats are there ?"}, {"role": "assistant", "content": "2"}]
+    text, want = json.dumps(turns), one([turns], processor, is_vlm=False)
+    for form in (
+        {"messages": text},
+        {"conversations": text},
+        {"prompt": json.dumps(turns[:1]), "completion": json.dumps(turns[1])},
+        {"prompt": turns[:1], "chosen": text},
+    ):
+        assert same(one([form], processor, is_vlm=False), want), form
+    assert same(one([text], processor, is_vlm=False), want)
+    answer = {"prompt": turns[0]["content"], "completion": '[{"cats": 2}]'}  # JSON that is no message stays a text
+    assert to_conversation(answer)[1]["content"] == [{"type": "text", "text": '[{"cats": 2}]'}]
+
+
+@pytest.mark.parametrize("wrap", [lambda line: line, lambda line: {"text": line}, lambda line: {"prompt": line}])
+def test_a_line_of_jsonl_that_was_read_as_text_is_refused(processor: Any, wrap: Any) -> None:
+    line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    with pytest.raises(ValueError, match=r"calibration sample 0 .* JSON of a record with messages: parse it first"):
+        one([wrap(line)], processor, is_vlm=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[{'role': 'user'}]", "the list of messages is a str but not JSON"),
+        ("[" * 100_000, "the list of messages is a str but not JSON"),
+        (f'"{"x" * MOST_JSON}"', "the list of messages has 16,777,218 characters of JSON: at most"),
+        ('"a"', "messages must be a list of"),
+    ],
+)
+def test_what_is_no_json_of_messages_is_named(processor: Any, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"calibration sample 0 .*{says}"):
+        one([{"messages": text}], processor, is_vlm=False)
 
 
 def test_column_map(processor: Any, picture: Image.Image) -> None:

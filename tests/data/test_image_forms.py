@@ -46,7 +46,9 @@ def test_every_form_of_an_image(processor: Any, picture: Image.Image, server: st
         str(path),
         f"{server}/cat.png",
         "data:image/png;base64," + base64.b64encode(png).decode(),
+        base64.b64encode(png).decode(),
         png,
+        memoryview(png),
         {"bytes": png, "path": None},
         array,
         array.transpose(2, 0, 1),
@@ -61,10 +63,17 @@ def test_every_form_of_an_image(processor: Any, picture: Image.Image, server: st
         messages = conversation(picture)
         messages[0]["content"][0] = {"type": "image", key: str(path)}
         assert same(one([messages], processor), want)
+    messages[0]["content"][0] = {"type": "image", "bytes": png}
+    assert same(one([messages], processor), want)
     for source in ({"type": "base64", "data": base64.b64encode(png).decode()}, {"type": "url", "url": str(path)}):
         messages = conversation(picture)
         messages[0]["content"][0] = {"type": "image", "source": source}
         assert same(one([messages], processor), want)
+
+
+def test_an_image_that_a_tokenizer_would_drop_is_refused(processor: Any, picture: Image.Image) -> None:
+    with pytest.raises(ValueError, match=r"calibration sample 0 .* makes no pixels of the sample's images: give"):
+        one([conversation(picture)], processor.tokenizer)
 
 
 def test_transparency_is_laid_over_white(processor: Any) -> None:

@@ -36,6 +36,28 @@ def test_every_answer_of_a_conversation_is_marked_and_nothing_else(processor) ->
     assert texts == [["1 2 3", "3"], ["apple"]]
 
 
+@pytest.mark.parametrize(("name", "value"), [("weight", 0), ("weight", 0.0), ("train", False), ("loss", False)])
+def test_an_answer_of_weight_0_is_context(processor, name: str, value: object) -> None:
+    turns = _turns(("read the number .", "1 2 3"), ("what is the largest digit ?", "3"))
+    (plain,) = load_samples([turns], processor, num_samples=1, seed=0, with_labels=True)
+    turns[1][name], turns[3]["weight"] = value, 1
+    (sample,) = load_samples([turns], processor, num_samples=1, seed=0, with_labels=True)
+    assert torch.equal(sample["input_ids"], plain["input_ids"])
+    answer = sample["input_ids"][0][answer_mask(sample)[0]]
+    assert processor.tokenizer.decode(answer, skip_special_tokens=True).strip() == "3"
+
+
+def test_a_weight_is_0_or_1_and_some_answer_has_1(processor) -> None:
+    turns = _turns(("what is this ?", "apple"))
+    turns[1]["weight"] = 0.5
+    with pytest.raises(ValueError, match=r"calibration sample 0 .*'weight' of a message must be 0 \(context\) or 1"):
+        load_samples([turns], processor, num_samples=1, seed=0)
+    turns[1]["weight"] = 0
+    assert load_samples([turns], processor, num_samples=1, seed=0)
+    with pytest.raises(ValueError, match="all turns of the assistant have the weight 0"):
+        load_samples([turns], processor, num_samples=1, seed=0, with_labels=True)
+
+
 def test_without_labels_every_token_but_the_images_counts(processor) -> None:
     (sample,) = load_samples([_turns(("what is this ?", "apple"))], processor, num_samples=1, seed=0)
     assert "labels" not in sample

@@ -1,12 +1,14 @@
 """What a script sets for all of PyTorch changes nothing of the result, and is there again afterwards."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
@@ -15,10 +17,17 @@ from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.execution.block_outputs import OutputError
-from transformers_qaig.execution.torch_state import default_torch_state
+from transformers_qaig.execution.torch_state import default_torch_state, flushes_denormals
 from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
 
+
+def attend_with(*kernels: SDPBackend) -> None:
+    """Allows these kernels of attention alone, for good: the context is kept open."""
+    STACK.enter_context(sdpa_kernel(list(kernels), set_priority=True))
+
+
+STACK = ExitStack()
 THREADS = torch.get_num_threads()
 SETTINGS: dict[str, Callable[[], Any]] = {
     "default dtype": lambda: torch.set_default_dtype(torch.bfloat16),
@@ -29,6 +38,12 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "threads": lambda: torch.set_num_threads(2),
     "no gradients": lambda: torch.set_grad_enabled(False),
     "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "no oneDNN": lambda: setattr(torch.backends.mkldnn, "enabled", False),
+    "deterministic oneDNN": lambda: setattr(torch.backends.mkldnn, "deterministic", True),
+    "deterministic cuDNN": lambda: setattr(torch.backends.cudnn, "deterministic", True),
+    "attention in plain math": lambda: attend_with(SDPBackend.MATH),
+    "no denormal numbers": lambda: torch.set_flush_denormal(True),
     "precision of the newer interface": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
 }
 RECIPES: dict[str, dict[str, Any]] = {
@@ -52,6 +67,13 @@ def state() -> list[Any]:
         torch.backends.mkldnn.matmul.fp32_precision,
         torch.backends.mkldnn.conv.fp32_precision,
         torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.mkldnn.enabled,
+        torch.backends.mkldnn.deterministic,
+        torch.backends.cudnn.deterministic,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch._C._get_sdp_priority_order(),
+        flushes_denormals(),
     ]
 
 
@@ -64,10 +86,15 @@ def restored() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.set_grad_enabled(True)
     torch.set_num_threads(THREADS)
+    torch.set_flush_denormal(False)
+    STACK.close()
+    torch.backends.mkldnn.enabled = True
+    torch.backends.mkldnn.deterministic = torch.backends.cudnn.deterministic = False
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
     for backend in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul, torch.backends.mkldnn.conv):
         backend.fp32_precision = "none"
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
 
 
 def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] = lambda: None) -> dict[str, Tensor]:
@@ -125,7 +152,20 @@ def test_settings_are_back_after_an_error() -> None:
 
     with pytest.raises(KeyError):
         fail()
-    assert inside == [torch.float32, torch.device("cpu"), False, 0, True, "ieee", "ieee", "ieee"]
+    assert inside == [
+        torch.float32,
+        torch.device("cpu"),
+        False,
+        0,
+        True,
+        *["ieee"] * 4,
+        True,
+        False,
+        False,
+        True,
+        [1, 2, 0, 3, 4],
+        False,
+    ]
     assert state() == before
 
 

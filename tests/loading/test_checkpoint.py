@@ -65,6 +65,15 @@ def test_damage_is_an_error_that_names_the_tensor(
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
+def test_dense_weights_under_the_config_of_packed_ones_are_told_so(
+    quantized: tuple[nn.Module, Path], llava: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((quantized[1] / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((llava / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"layers\.\d.*model\.safetensors' holds none .* in full precision\. Delete"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("part", "value"), [("weight_scale", float("nan")), ("weight_shape", 7)])
 def test_damaged_contents_are_an_error_too(
     quantized: tuple[nn.Module, Path], tmp_path: Path, part: str, value: float

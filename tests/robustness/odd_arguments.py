@@ -121,10 +121,30 @@ def _negative(t: Tensor, random: Random) -> Tensor:
     return torch._neg_view(t)
 
 
+def freed(t: Tensor, left: int = 0) -> Tensor:
+    """A copy whose memory was freed except `left` bytes, as FSDP does between uses; its shape is still there."""
+    copy = t.clone()
+    copy.untyped_storage().resize_(left)
+    return copy
+
+
+def is_freed(t: Tensor) -> bool:
+    """Whether some of the elements of a dense tensor have no memory."""
+    if t.is_meta or not t.numel():
+        return False
+    last = t.storage_offset() + sum((size - 1) * step for size, step in zip(t.shape, t.stride()))
+    return (last + 1) * t.element_size() > t.untyped_storage().nbytes()
+
+
+def _freed(t: Tensor, random: Random) -> Tensor:
+    return freed(t, random.choice((0, max(0, t.numel() * t.element_size() - 1))))
+
+
 TENSORS: tuple[tuple[str, Callable[[Tensor, Random], Tensor]], ...] = (
     ("another type", _type), ("another shape", _shape), ("another shape", _shape), ("other strides", _strides),
     ("expanded", _expanded), ("other content", _content), ("sparse", _sparse), ("quantized", _quantized),
     ("mkldnn", lambda t, _: t.to_mkldnn()), ("meta", lambda t, _: t.to("meta")),
     ("requires grad", lambda t, _: t.clone().requires_grad_()), ("negative view", _negative),
     ("nested", lambda t, _: torch.nested.nested_tensor([t, t])), ("None", lambda t, _: None),
+    ("freed", _freed),
 )  # fmt: skip

@@ -58,7 +58,7 @@ class BlockStore(ExitStack):
                 "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
                 **run_facts(config),
             }
-            self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir), run))
+            self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir).expanduser(), run))
 
     def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
         """Returns the finished block at `path`, or None."""

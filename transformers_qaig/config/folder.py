@@ -24,7 +24,7 @@ def check_folder(folder: Any, name: str) -> None:
     try:
         if not isinstance(path, str) or not path:
             raise ValueError
-        status = os.stat(path)
+        status = os.stat(os.path.expanduser(path))
     except FileNotFoundError:
         return
     except (ValueError, OSError) as error:  # a NUL, half of a surrogate, too long, a circle of links

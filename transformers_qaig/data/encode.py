@@ -10,7 +10,7 @@ from .labels import answer_labels
 from .messages import ChatTools, Conversation, images_of, text_of, videos_of
 from .mixed import check_pixels
 from .template import ProcessorError, form_for_template, logger, render
-from .tensors import as_tensors
+from .tensors import PER_TOKEN, as_tensors
 from .turns import text_part
 from .video import FPS, Clip
 
@@ -39,8 +39,8 @@ def encode(
         The processor's output with batch size 1, on the CPU, under the names that the model's forward takes.
 
     Raises:
-        ValueError: the processor has neither a chat template nor an image token, drops what the assistant says, or
-            takes no video and the conversation has one.
+        ValueError: the processor has neither a chat template nor an image token, drops the images or what the assistant
+            says, or takes no video and the conversation has one.
         ProcessorError: the processor raised something.
     """
     if videos_of(conversation) and not takes_video(processor):
@@ -49,10 +49,13 @@ def encode(
             "sample out"
         )
     if getattr(processor, "chat_template", None) is None:
-        return as_tensors(_encode_without_template(processor, conversation, tools), vocab_size)
+        sample = as_tensors(_encode_without_template(processor, conversation, tools), vocab_size)
+        _check_pictures(processor, conversation, sample)
+        return sample
     form = form_for_template(processor, conversation, tools, tell)
     encoded = render(processor, form, tools, tokenize=True, return_dict=True, return_tensors="pt")
     sample = as_tensors(encoded, vocab_size)
+    _check_pictures(processor, conversation, sample)
     check_pixels(processor, form, tools, sample)
     if with_labels:
         sample["labels"] = answer_labels(processor, form, tools, sample["input_ids"])
@@ -76,6 +79,15 @@ def reads_video(processor: Any) -> bool:
         logger.warning("The bundled clips are left out, because a clip was refused: %s", error)
         return False
     return True
+
+
+def _check_pictures(processor: Any, conversation: Conversation, sample: Mapping[str, torch.Tensor]) -> None:
+    """Raises `ValueError` if nothing but text became of the images."""
+    if images_of(conversation) and all(name in PER_TOKEN for name in sample):
+        raise ValueError(
+            f"{type(processor).__name__} makes no pixels of the sample's images: give the model's processor "
+            "with CalibrationConfig(processor=...), or, if the model has none, records without images"
+        )
 
 
 def _encode_without_template(processor: Any, conversation: Conversation, tools: ChatTools) -> Mapping[str, Any]:

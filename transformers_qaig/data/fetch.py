@@ -17,6 +17,8 @@ DOWNLOAD_DEADLINE_S = 120.0  # for the whole download
 MAX_REDIRECTS = 5
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):(?=//)|(data|file):", re.IGNORECASE)
+_BASE64_IMAGE = re.compile(r"(iVBORw0KGgo|/9j/[4-9A-Za-z+/]|R0lGOD|UklGR)[A-Za-z0-9+/]{80}")
+"""How the first bytes of a PNG, JPEG, GIF and WebP look in base64. No path is so long without a dot."""
 _SHOWN = 200  # characters of a path or an address in a message
 _CHUNK = 1 << 16
 
@@ -25,7 +27,7 @@ def fetch(source: str, base_dir: Path | None = None, max_bytes: int = MAX_IMAGE_
     """Reads what `source` names.
 
     Args:
-        source: an address (`http:`, `https:`, `data:`, `file:`) or a path.
+        source: an address (`http:`, `https:`, `data:`, `file:`), a path, or an image in base64.
         base_dir: the folder that relative paths start from (default: the working directory).
         max_bytes: more than this is refused.
 
@@ -34,6 +36,8 @@ def fetch(source: str, base_dir: Path | None = None, max_bytes: int = MAX_IMAGE_
     """
     match = _SCHEME.match(source)
     scheme = (match.group(1) or match.group(2)).lower() if match else None
+    if scheme is None and _BASE64_IMAGE.match(source):
+        return _data_url(f"data:;base64,{source}", max_bytes)
     if scheme is None:
         return read_file(source, base_dir, max_bytes)
     if scheme in ("http", "https"):

@@ -13,7 +13,8 @@ def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: tor
     """Makes the labels of a conversation: the ids of every answer, `NO_ANSWER` elsewhere.
 
     An answer begins where the conversation so far, with the prompt to answer, differs from the whole. It ends where the
-    conversation so far, with the answer, differs. Each answer costs the processor two more runs.
+    conversation so far, with the answer, differs. Each answer costs the processor two more runs. A turn of weight 0 is
+    context, and no answer.
 
     Args:
         processor: what wrote `ids`.
@@ -23,10 +24,16 @@ def answer_labels(processor: Any, form: Conversation, tools: ChatTools, ids: tor
 
     Returns:
         int64 `[1, T]`.
+
+    Raises:
+        ValueError: every turn of the assistant is context.
     """
     labels = torch.full_like(ids, NO_ANSWER)
+    turns = [turn for turn in form if turn["role"] == "assistant"]
+    if turns and all(turn.get("is_context") for turn in turns):
+        raise ValueError("all turns of the assistant have the weight 0, so none is an answer: leave this sample out")
     for index, turn in enumerate(form):
-        if turn["role"] != "assistant" or index == 0:
+        if turn["role"] != "assistant" or turn.get("is_context") or index == 0:
             continue
         asked = _ids(processor, form[:index], tools, add_generation_prompt=True)
         answered = _ids(processor, form[: index + 1], tools)

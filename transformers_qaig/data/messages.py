@@ -17,7 +17,7 @@ from PIL import Image
 from .columns import find_columns
 from .images import open_image
 from .questions import question_and_answer, response_of
-from .turns import Turn, parse_json, read_messages, text_part, without_none
+from .turns import Turn, parse_json, parse_messages, read_messages, text_part, without_none
 from .video import Clip, open_video
 
 Conversation = list[Turn]
@@ -43,6 +43,7 @@ def to_conversation(
     Raises:
         ValueError, TypeError: the record is none of these, or one of its images cannot be opened.
     """
+    record = parse_messages(record)
     if isinstance(record, str):
         return [{"role": "user", "content": [text_part(record)]}]
     if isinstance(record, (Image.Image, np.ndarray, torch.Tensor)):
@@ -121,7 +122,7 @@ def _with_system(conversation: Conversation, system: Any, name: str) -> Conversa
 
 
 def _images_of(value: Any, base_dir: Path | None) -> list[Image.Image]:
-    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
     return [open_image(source, base_dir) for source in (value if several else [value]) if source is not None]
 
 

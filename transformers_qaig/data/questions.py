@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .columns import choices_of
-from .turns import Turn, is_messages, read_messages, text_part
+from .turns import Turn, is_messages, parse_messages, read_messages, text_part
 
 CAPTION_PROMPTS = {"image": "Describe this image.", "video": "Describe this video."}
 _ANSWER_KEYS = ("answer", "text", "value", "input_text")
@@ -31,7 +31,7 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
     Raises:
         ValueError: a column holds what is neither; the message names it and says what it should be.
     """
-    response = record[found["response"]] if "response" in found else None
+    response = parse_messages(record[found["response"]]) if "response" in found else None
     if "prompt" not in found:
         if is_messages(response):  # TRL's implicit prompt: the whole conversation
             return read_messages(response, base_dir)
@@ -42,7 +42,7 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
                 "column is the question with columns={'prompt': ...}, or give a list of messages"
             )
         return [_user(CAPTION_PROMPTS[shown]), *_response(response, found, {}, base_dir)]
-    prompt = record[found["prompt"]]
+    prompt = parse_messages(record[found["prompt"]])
     choices = _lettered(choices_of(record, found))
     if isinstance(prompt, Mapping) and is_messages([prompt]):
         prompt = [prompt]
@@ -63,7 +63,7 @@ def question_and_answer(record: Mapping[str, Any], found: Mapping[str, str], bas
 
 def response_of(record: Mapping[str, Any], found: Mapping[str, str], base_dir: Path | None) -> list[Turn]:
     """Returns the turns of a record's response, which continues a column of messages; none if it has no such column."""
-    return _response(record[found["response"]], found, {}, base_dir) if "response" in found else []
+    return _response(parse_messages(record[found["response"]]), found, {}, base_dir) if "response" in found else []
 
 
 def _user(text: str) -> Turn:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .columns import COLUMN_NAMES
 from .images import open_image
 from .video import open_video
 
@@ -16,13 +17,17 @@ _ROLE_NAMES = {
     **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai", "function_call"), "assistant"),
     **dict.fromkeys(("observation", "function", "function_response", "ipython"), "tool"),
 }
+_TRAINS = ("weight", "train", "training", "loss")
+"""Whether a turn of the assistant is an answer: OpenAI's, Axolotl's and ms-swift's word. 0 says that it is context."""
+MOST_JSON = 16 << 20
+"""The most characters of a text that is parsed as JSON."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _TYPES = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),
     **dict.fromkeys(("video", "video_url", "input_video"), "video"),
 }
-_SOURCE_KEYS = ("url", "path", "base64", "source")
+_SOURCE_KEYS = ("url", "path", "bytes", "base64", "source")
 
 
 def text_part(text: str) -> dict[str, Any]:
@@ -53,14 +58,19 @@ def is_messages(value: Any) -> bool:
 def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
     """Reads a list of chat messages: `role` and `content` (or `from` and `value`), or `user` and `assistant` in one.
 
+    Args:
+        messages: the list, or the same as JSON.
+        base_dir: the folder that relative image paths start from.
+
     Returns:
         Turns: `role`, `content` (a list of parts) and whatever else the message has for the chat template:
         `tool_calls` (`{"type": "function", "function": {"name": str, "arguments": dict}}`), `tool_call_id`, `name`,
-        the reasoning under both its names.
+        the reasoning under both its names. `is_context` stands in a turn of the assistant that is no answer.
 
     Raises:
         ValueError, TypeError: a message is none of these; the text says what it was.
     """
+    messages = parse_json(messages, "the list of messages")
     if isinstance(messages, Mapping) and messages and all(isinstance(value, list) for value in messages.values()):
         messages = [dict(zip(messages, values)) for values in zip(*messages.values())]  # a column of Arrow structs
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -77,10 +87,31 @@ def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
     return turns
 
 
+def parse_messages(value: Any) -> Any:
+    """Returns `value`, parsed if it is a JSON string of chat messages; another text stays a text.
+
+    Raises:
+        ValueError: it is JSON of a whole record, such as a line of a .jsonl file that was read as text.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        parsed = parse_json(value, "the text")
+    except ValueError:
+        return value
+    if isinstance(parsed, dict) and any(is_messages(parsed.get(name)) for name in COLUMN_NAMES["messages"]):
+        raise ValueError(
+            "the text is JSON of a record with messages: parse it first, or give the .jsonl file as the dataset"
+        )
+    return parsed if is_messages(parsed) or is_messages([parsed]) else value
+
+
 def parse_json(value: Any, what: str) -> Any:
     """Returns `value`, parsed if it is a JSON string: sets with a fixed schema store free-form values in that way."""
     if not isinstance(value, str):
         return value
+    if len(value) > MOST_JSON:
+        raise ValueError(f"{what} has {len(value):,} characters of JSON: at most {MOST_JSON:,} are parsed")
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
@@ -102,6 +133,9 @@ def _turn(message: Mapping[str, Any], base_dir: Path | None) -> Turn:
     lowered = given.strip().lower()
     role = _ROLE_NAMES.get(lowered, lowered if lowered in ROLES else given)
     extras = {k: v for k, v in message.items() if v is not None and k not in ("role", "from", "content", "value")}
+    extras = {key: value for key, value in extras.items() if key not in _TRAINS}
+    if role == "assistant" and not _is_answer(message):
+        extras["is_context"] = True
     calls = extras.pop("tool_calls", None) or extras.pop("function_call", None)
     if lowered == "function_call":
         calls, content = parse_json(content, "the value of a 'function_call' message"), None
@@ -116,6 +150,17 @@ def _turn(message: Mapping[str, Any], base_dir: Path | None) -> Turn:
             f"has {sorted(key for key, value in message.items() if value is not None)}"
         )
     return {**extras, "role": role, "content": _parts(content, role, base_dir)}
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    """Whether a message of the assistant counts as an answer, by its weight."""
+    for name in _TRAINS:
+        weight = message.get(name)
+        if weight is not None and weight not in (0, 1):
+            raise ValueError(f"the {name!r} of a message must be 0 (context) or 1 (an answer), it is {weight!r:.80}")
+        if weight is not None and not weight:
+            return False
+    return True
 
 
 def _tool_calls(calls: Any) -> list[dict[str, Any]]:

@@ -7,6 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_ATTENTION = [SDPBackend(kind) for kind in (1, 2, 0, 3, 4)]
+"""Every kernel of attention, in the order in which a fresh process prefers them."""
 
 
 class Modes(NamedTuple):
@@ -52,8 +56,9 @@ def default_torch_state() -> Iterator[None]:
     """Makes PyTorch compute as in a fresh process, within the context; then the script's settings are back.
 
     Covered: default device (the CPU) and dtype (float32), autocast (off), gradients (on), the precision of float32
-    products (full), and deterministic algorithms (not asked for). Under the last, some operations of a model raise, and
-    others give other bits.
+    products (full), the libraries and attention kernels that torch may use (all), denormal numbers (kept), and
+    deterministic algorithms (not asked for). Under the last, some operations of a model raise, and others give other
+    bits.
 
     The number of threads stays what it is. It changes neither our own sums nor, with [`FewRows`], the products of
     linear layers. In float32, sums inside other operators of the model's forward pass may differ in their last bits.
@@ -66,6 +71,8 @@ def default_torch_state() -> Iterator[None]:
         stack.callback(theirs.set)
         stack.enter_context(_no_deterministic_algorithms())
         stack.enter_context(_full_float32_products())
+        stack.enter_context(_all_libraries())
+        stack.enter_context(_denormal_numbers())
         theirs.as_in_a_fresh_process().set()
         yield
 
@@ -84,7 +91,8 @@ def _no_deterministic_algorithms() -> Iterator[None]:
 def _full_float32_products() -> Iterator[None]:
     """Sets full precision for all backends and for each: CUDA's products raise where the two settings do not agree."""
     mkldnn: Any = torch.backends.mkldnn  # matmul and conv are made when it is imported: mypy does not see them
-    backends = (mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul)
+    cudnn: Any = torch.backends.cudnn
+    backends = (mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul, cudnn.conv)
     of_each = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"
@@ -96,3 +104,44 @@ def _full_float32_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(of_all)
         for backend, precision in zip(backends, of_each):
             backend.fp32_precision = precision
+
+
+@contextmanager
+def _all_libraries() -> Iterator[None]:
+    """Allows every library and attention kernel: what a script has switched off would be replaced by other sums."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    wanted: list[tuple[Any, str, bool]] = [
+        (mkldnn, "enabled", True),
+        (mkldnn, "deterministic", False),
+        (cudnn, "enabled", True),
+        (cudnn, "deterministic", False),
+        (cudnn, "benchmark", False),
+    ]
+    changed = [(owner, name, value) for owner, name, value in wanted if getattr(owner, name) != value]
+    with sdpa_kernel(_ATTENTION, set_priority=True), torch.backends.nnpack.flags(enabled=True):
+        try:
+            for owner, name, value in changed:
+                setattr(owner, name, value)
+            yield
+        finally:
+            for owner, name, value in changed:
+                setattr(owner, name, not value)
+
+
+@contextmanager
+def _denormal_numbers() -> Iterator[None]:
+    """Computes with denormal numbers on this thread, which a script may have had flushed to zero."""
+    flushes = flushes_denormals()
+    if flushes:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushes:
+            torch.set_flush_denormal(True)
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread takes numbers below the smallest normal one for zero; torch has no getter."""
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float32, device="cpu")
+    return float(smallest / 2) == 0

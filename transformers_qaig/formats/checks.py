@@ -81,10 +81,11 @@ def check_dispatchable(name: str, x: Tensor, **others: Tensor | None) -> None:
 
 
 def check_dense(name: str, tensor: Tensor | None) -> None:
-    """Raises `ValueError` unless the tensor's elements lie in memory of its own; None passes."""
+    """Raises `ValueError` unless this is a tensor whose elements lie in memory of its own."""
     if tensor is None:
         raise ValueError(f"{name} must be a tensor, got None")
     if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
+        _check_storage(name, tensor)
         return
     if tensor.is_quantized:
         kind, remedy = f"quantized by torch ({tensor.dtype})", "dequantize()"
@@ -93,6 +94,23 @@ def check_dense(name: str, tensor: Tensor | None) -> None:
     else:
         kind, remedy = f"in the layout {tensor.layout}", "to_dense()"
     raise ValueError(f"{name} must be an ordinary dense tensor, but it is {kind}: call {name}.{remedy} first")
+
+
+def _check_storage(name: str, tensor: Tensor) -> None:
+    """Raises `ValueError` if the tensor's memory was freed, as FSDP does between uses; its shape is still there."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or not tensor.numel():
+        return  # other classes hold their values elsewhere, or have none
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # within torch.func
+        return
+    last = tensor.storage_offset() + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
+    needed = (last + 1) * tensor.element_size()
+    if needed > held:
+        raise ValueError(
+            f"{name} has memory of {held} bytes, and its shape {tuple(tensor.shape)} needs {needed}: it was freed, as "
+            "FSDP does between uses. Gather the parameters first"
+        )
 
 
 def check_device(name: str, tensor: Tensor, x: Tensor) -> None:

@@ -37,9 +37,15 @@ def check_number(plan: Collection[str], files: Sequence[str]) -> None:
         files: paths of the checkpoint's shards.
 
     Raises:
-        ValueError: the plan names far more weights than are stored.
+        ValueError: the plan names far more weights than are stored, or all are stored in full precision.
     """
     stored = set(packed_paths(files))
+    if files and plan and not stored:
+        raise ValueError(
+            f"config.json says that {len(plan):,} weights are packed, such as {quote(next(iter(plan)))}, and "
+            f"{quote(files[0])} holds none that is: these are weights in full precision. Delete `quantization_config` "
+            "from config.json to load them as they are, or save the packed model again with `save_pretrained`."
+        )
     plan = list(dict.fromkeys(map(_stored_path, plan)))
     if files and len(plan) > 2 * len(stored) + FEW:
         ends = {_end(path) for path in stored}  # classes of models name the parts above differently

@@ -28,6 +28,7 @@ inline void round_columns(Tensor rows, Tensor errors, Tensor codes, const Tensor
                         shape_text(shape_of(t)));
         STD_TORCH_CHECK(&t == &factor ? t.stride(0) > 0 && t.stride(1) > 0 : t.is_contiguous(), name,
                         " must be contiguous, factor at least not expanded");
+        check_storage(name, t);
     };
     check("rows", rows, {count, size}, ScalarType::Float);
     check("errors", errors, {count, size}, ScalarType::Float);

@@ -135,6 +135,7 @@ class Operators:
                     f"{name} must be {dtype} {shape} on {rows.device}, got {tensor.dtype} {tuple(tensor.shape)} on "
                     f"{tensor.device}"
                 )
+            checks.check_dense(name, tensor)
             if not (min(tensor.stride()) > 0 if tensor is factor else tensor.is_contiguous()):
                 raise ValueError(f"{name} must be contiguous, factor at least not expanded")
         if size == 0:
