@@ -1,14 +1,15 @@
 """
-How much of the tiny VLM's answers survives: our recipes and other libraries, on the same samples and questions.
+How much of a tiny VLM's answers survives: our recipes and other libraries, on the same samples and questions.
 
     python benchmarks/accuracy.py ours.jsonl --methods rtn fast --widths W2 W3 --first-picture 10000
     python benchmarks/accuracy.py peers.jsonl --methods peers
+    python benchmarks/accuracy.py experts.jsonl --model tiny-vlm-moe --methods rtn gptq default llm-compressor-gptq-asym
     python benchmarks/accuracy_table.py peers.jsonl ours.jsonl
 
 Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
 setup.sh`), and is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
 `NAME-shuffled` are recipe NAME with those token weights, `NAME-path` and others with those of `accuracy_peers/
-token_weights.py` and `altered_weights.py`.
+token_weights.py`, `altered_weights.py` and `routing_weights.py`.
 
 One evaluation serves all. Of a weight-only method it takes the dequantized weights, in float32; with 8-bit activations
 the library's own model answers the questions, in float32 too. What is checked of each: embeddings, head, projector and
@@ -32,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_checks import check_weights, stacked, unstacked
 from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, RECIPES, Job, method
-from accuracy_peers.common import BLOCKS
 from accuracy_peers.tensors import Spans, read_inputs, write_inputs
 from ledger import provenance
 from safetensors.torch import load_file
@@ -53,11 +54,12 @@ from transformers_qaig.report.evaluate import (
 )
 
 HERE = Path(__file__).parent
-TINY_VLM = HERE.parent / "examples" / "tiny-vlm"
+EXAMPLES = HERE.parent / "examples"
+TINY_VLM = EXAMPLES / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
 from conversations import conversation  # noqa: E402
 
-MODEL = TINY_VLM / "model"
+MODELS = {name: EXAMPLES / name / "model" for name in ("tiny-vlm", "tiny-vlm-moe")}
 NEGLIGIBLE = 0.05
 """Share of a method's KL by which its dequantized weights may differ from its own model: kernels round too."""
 
@@ -65,10 +67,10 @@ NEGLIGIBLE = 0.05
 class Bench:
     """The full-precision model, the questions, and its answers: made once."""
 
-    def __init__(self, pictures: range, samples: int, work: Path) -> None:
-        self.work, self.samples = work, samples
-        self.processor = AutoProcessor.from_pretrained(MODEL)
-        self.full = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+    def __init__(self, model: Path, pictures: range, samples: int, work: Path) -> None:
+        self.model, self.work, self.samples = model, work, samples
+        self.processor = AutoProcessor.from_pretrained(model)
+        self.full = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
         ends = [self.full.config.text_config.eos_token_id]
         self.questions: list[Question] = encode_questions(self.processor, [conversation(s) for s in pictures], ends)
         self.reference = answer_logits(self.full, self.questions)
@@ -98,7 +100,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             job = Job(
                 method=cell["method"],
-                model=str(MODEL),
+                model=str(self.model),
                 bits=cell["bits"],
                 group_size=cell["group_size"],
                 activation_bits=cell["activation_bits"],
@@ -121,7 +123,8 @@ class Bench:
     def _figures(self, job: Job, facts: dict[str, Any]) -> tuple[dict[str, Any], AnswerStatistics | None]:
         weights, answers = (load_file(job.folder / f"{name}.safetensors") for name in ("weights", "answers"))
         linears = facts.pop("linears")
-        originals = self.full.state_dict()
+        originals = unstacked(self.full.state_dict())
+        weights = unstacked(weights)
         weights = {name: weights[name] for name in originals if name in weights}
         facts |= check_weights(originals, weights, linears, job.group_size)
         # Weights that are stored in another basis are on their grid there, not in the model's own.
@@ -130,7 +133,7 @@ class Bench:
                 f"{job.method}: a group has {facts['levels']} values, more than {job.bits} bits can say."
             )
         dense = copy.deepcopy(self.full)
-        dense.load_state_dict(weights, strict=False)
+        dense.load_state_dict(stacked(weights), strict=False)
         facts["own_model_kl"] = self._difference(dense, answers["check"], job)
         model: torch.nn.Module | Sequence[Tensor] = dense
         if job.questions:
@@ -175,49 +178,6 @@ def spans_of(mask: Tensor) -> Spans:
     return list(zip(edges[::2], edges[1::2]))
 
 
-def check_weights(
-    originals: Mapping[str, Tensor], weights: Mapping[str, Tensor], linears: Sequence[str], group_size: int
-) -> dict[str, Any]:
-    """
-    What a method did to the weights.
-
-    Args:
-        originals: the model's state dict.
-        weights: the method's, dequantized.
-        linears: paths of what it says it quantized.
-        group_size: -1 is one group per row.
-
-    Returns:
-        `levels`, the most values in one group; `linears`, their number; `changed`, the paths of other weights inside
-        the blocks that it changed.
-
-    Raises:
-        RuntimeError: something outside the language model's blocks changed or is not there in float32, a linear inside
-            them was left out, or one is as before.
-    """
-    expected = {name for name, tensor in originals.items() if BLOCKS.search(name) and tensor.dim() == 2}
-    if (found := {f"{path}.weight" for path in linears}) != expected:
-        raise RuntimeError(f"quantized {len(found)} linears, not the blocks' {len(expected)}: {found ^ expected}")
-    levels, changed = 0, []
-    for name, original in originals.items():
-        if name not in weights:
-            if name in expected or (not BLOCKS.search(name) and original.dtype == torch.float32):
-                raise RuntimeError(f"{name} is missing: quantized, or of another name or dtype.")
-            continue
-        same = torch.equal(original, weights[name])
-        if not BLOCKS.search(name):
-            if not same:
-                raise RuntimeError(f"{name} is outside the language model's blocks, and changed.")
-        elif name not in expected:
-            changed += [] if same else [name]
-        elif same:
-            raise RuntimeError(f"{name} did not change.")
-        else:
-            values = weights[name].reshape(-1, group_size if group_size > 0 else original.shape[1]).sort(dim=1).values
-            levels = max(levels, 1 + int((values.diff(dim=1) != 0).sum(dim=1).max()))
-    return {"levels": levels, "linears": len(expected), "changed": changed}
-
-
 def run(job: Job, python: str, timeout: float) -> dict[str, Any]:
     """What the worker found, or its error."""
     request = job.folder / "job.json"
@@ -254,6 +214,7 @@ def width(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="a .jsonl file; figures per question go into .npz beside it")
+    parser.add_argument("--model", choices=MODELS, default="tiny-vlm", help="one of the examples; a file holds one")
     parser.add_argument("--methods", nargs="+", default=["peers", "recipes"], help="names; `peers` and `recipes`: all")
     parser.add_argument("--widths", type=width, nargs="+", default=[(2, 16), (3, 16), (4, 16), (4, 8)], metavar="W4A8")
     parser.add_argument("--group-size", type=int, default=64)
@@ -269,12 +230,14 @@ def main() -> None:
     names = [n for name in options.methods for n in {"peers": PEERS, "recipes": RECIPES}.get(name, [name])]
     methods = {name: method(name) for name in names}
     ledger = Ledger(options.output)
+    if any(row.get("model", "tiny-vlm") != options.model for row in ledger.rows):
+        parser.error(f"{options.output} has rows of another model: use a new file")
     todo = cells(methods, options.widths, options.calibration, options.samples, options.group_size)
     todo = [cell for cell in todo if not ledger.has(cell, options.retry)]
     with tempfile.TemporaryDirectory() as work:
         pictures = range(options.first_picture, options.first_picture + options.pictures)
         origin = {key: value for key, value in provenance().items() if key != "versions"}  # the method says those
-        bench = Bench(pictures, options.samples, Path(work))
+        bench = Bench(MODELS[options.model], pictures, options.samples, Path(work))
         for number, cell in enumerate(todo):
             environment = methods[cell["method"]].environment
             python = (
@@ -283,6 +246,7 @@ def main() -> None:
             facts, statistics = bench.measure(cell, python, options.timeout)
             row = {
                 **cell,
+                "model": options.model,
                 **facts,
                 "first_picture": options.first_picture,
                 "pictures": options.pictures,

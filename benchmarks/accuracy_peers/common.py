@@ -9,8 +9,15 @@ from torch import nn
 
 BLOCKS = re.compile(r"(^|\.)language_model\..*layers\.\d+\.")
 """Paths inside the language model's blocks; embeddings, head, projector and vision tower stay as they are."""
-SKIPPED = (".*lm_head", ".*vision_tower.*", ".*multi_modal_projector.*")
-"""The same, as regular expressions of what to leave out: a whole path matches."""
+ROUTERS = re.compile(r"\.mlp\.(gate|shared_expert_gate)(\.|$)")
+"""Paths of what chooses experts, and of the weight of the shared one."""
+SKIPPED = (".*lm_head", ".*vision_tower.*", ".*multi_modal_projector.*", ".*mlp\\.gate", ".*mlp\\.shared_expert_gate")
+"""All that stays as it is, as regular expressions of paths: a whole path matches."""
+
+
+def is_quantized(path: str) -> bool:
+    """Whether a method is to quantize the linear, or the weight, of this path."""
+    return BLOCKS.search(path) is not None and ROUTERS.search(path) is None
 
 
 def load(path: str, dtype: torch.dtype | str = "auto") -> nn.Module:
@@ -20,5 +27,5 @@ def load(path: str, dtype: torch.dtype | str = "auto") -> nn.Module:
 
 
 def linears_of(model: nn.Module, kind: type[nn.Module] = nn.Linear) -> dict[str, nn.Module]:
-    """Path → linear, of those in the language model's blocks."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, kind) and BLOCKS.search(name)}
+    """Path → linear, of those to be quantized."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, kind) and is_quantized(name)}

@@ -10,13 +10,14 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import transformers_qaig  # noqa: F401  (registers the quantizer)
-from accuracy_peers import Job, Quantized
+from accuracy_peers import Job, Quantized, routing_weights
 from accuracy_peers.altered_weights import ALTERATIONS, altered
 from accuracy_peers.common import linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
 from accuracy_peers.token_weights import KINDS, weighed_by
 from transformers_qaig import QAIGConfig, QAIGLinear
 from transformers_qaig.data.tensors import NO_ANSWER
+from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig.recipes import RECIPES
 
 
@@ -34,6 +35,8 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     )
     if kind in ALTERATIONS:
         weighing: AbstractContextManager[None] = altered(kind)
+    elif kind in routing_weights.KINDS:
+        weighing = routing_weights.weighed_by_routing(kind)
     else:
         weighing = weighed_by(kind, job.bits, job.group_size) if kind else nullcontext()
     with weighing:
@@ -41,6 +44,10 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
         model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
         seconds = time.perf_counter() - start
     linears = {path: module.dequantize(torch.float32) for path, module in linears_of(model, QAIGLinear).items()}
+    for stack, experts in linears_of(model, QAIGExperts).items():
+        for projection in experts.schemes:
+            each = ((f"{stack}.{e}.{projection}", e) for e in range(experts.stack.num_experts))
+            linears |= {path: experts.dequantize(e, projection, torch.float32) for path, e in each}
     rotated = sum(module.rotation is not None for module in model.modules() if isinstance(module, QAIGLinear))
     settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe]), "rotated": rotated}
     settings |= {"token_weights": kind} if kind else {}
@@ -73,6 +80,8 @@ def _known(name: str) -> tuple[str, str]:
                 package = "gradient"  # has the answers read
             elif weights in ALTERATIONS:
                 package = "qig"
+            elif weights in routing_weights.KINDS:
+                package = "uniform"
             RECIPES[name] = dataclasses.replace(RECIPES[base], token_weights=package)  # type: ignore[arg-type]
             return name, weights if package != weights else ""
     return name, ""
