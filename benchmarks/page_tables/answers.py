@@ -35,8 +35,8 @@ def measured(ledger: str) -> dict[Any, Figures]:
 
 
 @functools.cache
-def stored_bits() -> dict[Any, float]:
-    groups = gather([Ledger(RESULTS / f"{ACCURACY}.jsonl")])
+def stored_bits(ledger: str = ACCURACY) -> dict[Any, float]:
+    groups = gather([Ledger(RESULTS / f"{ledger}.jsonl")])
     return {group: rows[0][0]["bits_per_weight"] for group, rows in groups.items() if "error" not in rows[0][0]}
 
 
@@ -68,14 +68,14 @@ def interval(values: Sequence[float]) -> str:
     return "{:.2f}\u00a0({:.2f}–{:.2f})".format(*values)
 
 
-def kl_cell(name: str, setting: Any) -> str:
-    sets = tuple(measured(ACCURACY)[setting, name])
-    mean = kl(pooled(list(measured(ACCURACY)[setting, name].values())))
-    return f"{1e3 * mean:.3f}\u00a0±\u00a0{1e3 * resampled(ACCURACY, (setting, name), sets).std(ddof=1):.3f}"
+def kl_cell(name: str, setting: Any, ledger: str = ACCURACY) -> str:
+    sets = tuple(measured(ledger)[setting, name])
+    mean = kl(pooled(list(measured(ledger)[setting, name].values())))
+    return f"{1e3 * mean:.3f}\u00a0±\u00a0{1e3 * resampled(ledger, (setting, name), sets).std(ddof=1):.3f}"
 
 
-def exact_match(name: str, setting: Any) -> str:
-    return f"{pooled(list(measured(ACCURACY)[setting, name].values())).exact.mean():.3f}"
+def exact_match(name: str, setting: Any, ledger: str = ACCURACY) -> str:
+    return f"{pooled(list(measured(ledger)[setting, name].values())).exact.mean():.3f}"
 
 
 @table("accuracy-w2", (2, 16, 64))

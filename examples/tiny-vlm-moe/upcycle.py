@@ -18,8 +18,22 @@ def make_config(dense: LlavaConfig) -> LlavaConfig:
     """Returns the config of a model like `dense` whose language model is a Qwen2-MoE."""
     settings = dense.to_dict()
     text = settings["text_config"]
-    known = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "hidden_act")
-    known += ("max_position_embeddings", "rms_norm_eps", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id")
+    known = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "hidden_act",
+    )
+    known += (
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_parameters",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
     settings["text_config"] = {name: text[name] for name in known} | {
         "model_type": "qwen2_moe",
         "num_experts": EXPERTS,
@@ -35,7 +49,9 @@ def make_config(dense: LlavaConfig) -> LlavaConfig:
 
 
 @torch.no_grad()
-def upcycle(dense: LlavaForConditionalGeneration, batches: Sequence[dict[str, Tensor]]) -> LlavaForConditionalGeneration:
+def upcycle(
+    dense: LlavaForConditionalGeneration, batches: Sequence[dict[str, Tensor]]
+) -> LlavaForConditionalGeneration:
     """Returns a mixture of experts whose blocks approximate those of `dense` on the given inputs.
 
     The router starts as the centroids of a spherical k-means over the tokens. The shared expert gets the neurons that

@@ -13,6 +13,7 @@ from tests import seeds
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from accuracy_checks import check_weights, stacked, unstacked
 from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, Method, method
 from accuracy_peers.tensors import read_inputs, write_inputs
@@ -139,8 +140,6 @@ def test_inputs_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_weights_are_checked() -> None:
-    from accuracy import check_weights
-
     path = "model.language_model.layers.0.mlp.up_proj"
     norm = "model.language_model.layers.0.norm.weight"
     generator = seeds.generator()
@@ -160,6 +159,27 @@ def test_weights_are_checked() -> None:
         check_weights(original, {name: rounded[name] for name in (f"{path}.weight", norm)}, [path], 64)
     with pytest.raises(RuntimeError, match="quantized 0 linears"):
         check_weights(original, rounded, [], 64)
+
+
+def test_experts_are_checked_one_by_one_and_their_router_is_not_asked_for() -> None:
+    mlp, generator = "model.language_model.layers.0.mlp", seeds.generator()
+    names = [f"{mlp}.experts.{expert}.{name}_proj" for expert in range(2) for name in ("gate", "up", "down")]
+    stacks = {
+        f"{mlp}.experts.gate_up_proj": torch.rand(2, 32, 64, generator=generator),
+        f"{mlp}.experts.down_proj": torch.rand(2, 64, 16, generator=generator),
+        f"{mlp}.gate.weight": torch.rand(2, 64, generator=generator),
+        f"{mlp}.shared_expert_gate.weight": torch.rand(1, 64, generator=generator),
+    }
+    original = unstacked(stacks)
+    assert torch.equal(original[f"{mlp}.experts.1.up_proj.weight"], stacks[f"{mlp}.experts.gate_up_proj"][1, 16:])
+    again = stacked(original)
+    assert again.keys() == stacks.keys()
+    assert all(torch.equal(again[name], stacks[name]) for name in stacks)
+
+    rounded = {name: (w * 7).round() / 7 if "experts" in name else w for name, w in original.items()}
+    assert check_weights(original, rounded, names, -1) == {"levels": 8, "linears": 6, "changed": []}
+    with pytest.raises(RuntimeError, match="quantized 5 linears, not the blocks' 6"):
+        check_weights(original, rounded, names[1:], -1)
 
 
 def test_answers_reach_our_recipes_as_labels(tmp_path: Path) -> None:
