@@ -14,20 +14,34 @@ from torch import Tensor
 
 from transformers_qaig.calibration.experts import RoutedRows
 
-KINDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "routing-unweighted": torch.ones_like,
-    "routing-linear": lambda weights: weights,
+Chosen = tuple[Tensor, Tensor]
+"""Positions of the tokens that count for an expert, and how much each one counts."""
+
+
+def _unweighted(rows: RoutedRows, expert: int) -> Chosen:
+    token, _ = ((rows.index == expert) & rows.mask[:, None]).nonzero(as_tuple=True)
+    return token, torch.ones(len(token))
+
+
+def _linear(rows: RoutedRows, expert: int) -> Chosen:
+    token, slot = ((rows.index == expert) & rows.mask[:, None]).nonzero(as_tuple=True)
+    return token, rows.weights[token, slot]
+
+
+def _all(rows: RoutedRows, expert: int) -> Chosen:
+    (token,) = rows.mask.nonzero(as_tuple=True)
+    return token, torch.ones(len(token))
+
+
+KINDS: dict[str, Callable[[RoutedRows, int], Chosen]] = {
+    "routing-unweighted": _unweighted,
+    "routing-linear": _linear,
+    "routing-all": _all,
 }
-"""Name → what makes how much a token counts of its routing weight."""
 
 
 @contextmanager
 def weighed_by_routing(kind: str) -> Iterator[None]:
     """Within the context, the tokens of an expert count as `kind` says."""
-
-    def tokens_of(rows: RoutedRows, expert: int) -> tuple[Tensor, Tensor]:
-        token, slot = ((rows.index == expert) & rows.mask[:, None]).nonzero(as_tuple=True)
-        return token, KINDS[kind](rows.weights[token, slot])
-
-    with patch.object(RoutedRows, "of", tokens_of):
+    with patch.object(RoutedRows, "of", KINDS[kind]):
         yield
