@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig.calibration.decisions import BlockDecisions, rounded
-from transformers_qaig.calibration.experts import RoutedRows, StackStep
+from transformers_qaig.calibration.experts import StackStep
+from transformers_qaig.calibration.routed_rows import RoutedRows
 from transformers_qaig.calibration.steps import GroupContext
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.equalization.fold import Group
@@ -71,8 +71,8 @@ def output_error(stack: nn.Module, calibration: Any, held_back: Any, bits: int, 
     group = Group(tuple(names), "experts", None, ())
     context = GroupContext(block, group, schemes, [], recipe, torch.bfloat16, foldable=False)
     hidden, index, weights = calibration
-    rows = RoutedRows(hidden, hidden, torch.ones(len(hidden), dtype=torch.bool), index, weights)
-    with weighed_by_routing(kind) if kind in KINDS else nullcontext():
+    rows = RoutedRows(hidden, hidden, torch.ones(len(hidden)), index, weights)
+    with weighed_by_routing(kind):
         decisions = StackStep("experts", context)(rows, BlockDecisions(schemes, recipe.include_zero))
     assert decisions is not None
     wanted = block.experts(*held_back)
@@ -98,10 +98,13 @@ def main() -> None:
             share = scenes / max(options.scenes)
             some = [tuple(part[: round(share * len(part))] for part in call) for call in inputs]
             for bits in options.bits:
-                for kind in ("square", *KINDS):
+                for kind in KINDS:
                     errors = [output_error(*each, bits, kind) for each in zip(stacks, some, held_back)]
                     row = {"calibration": first, "scenes": scenes, "tokens": len(some[0][0]), "bits": bits}
-                    print(json.dumps({**row, "weights": kind, "output_error": errors}), flush=True)
+                    print(
+                        json.dumps({**row, "weights": kind.removeprefix("routing-"), "output_error": errors}),
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

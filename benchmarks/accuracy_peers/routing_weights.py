@@ -1,47 +1,41 @@
-"""Other weights for the tokens of an expert's second moments. `NAME-KIND` is recipe NAME with one of `KINDS`.
-
-The package takes the square of the routing weight: an expert's error enters the stack's output times that weight.
-"""
+"""Other weights for the tokens of an expert's second moments. `NAME-KIND` is recipe NAME with one of `KINDS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest.mock import patch
 
-import torch
 from torch import Tensor
 
-from transformers_qaig.calibration.experts import RoutedRows
+from transformers_qaig.calibration.routed_rows import RoutedRows
 
 Chosen = tuple[Tensor, Tensor]
 """Positions of the tokens that count for an expert, and how much each one counts."""
 
 
-def _unweighted(rows: RoutedRows, expert: int) -> Chosen:
-    token, _ = ((rows.index == expert) & rows.mask[:, None]).nonzero(as_tuple=True)
-    return token, torch.ones(len(token))
-
-
-def _linear(rows: RoutedRows, expert: int) -> Chosen:
-    token, slot = ((rows.index == expert) & rows.mask[:, None]).nonzero(as_tuple=True)
-    return token, rows.weights[token, slot]
+def _of(rows: RoutedRows, expert: int, power: int) -> Chosen:
+    token, slot = ((rows.index == expert) & (rows.token_weights > 0)[:, None]).nonzero(as_tuple=True)
+    return token, rows.token_weights[token] * rows.weights[token, slot] ** power
 
 
 def _all(rows: RoutedRows, expert: int) -> Chosen:
-    (token,) = rows.mask.nonzero(as_tuple=True)
-    return token, torch.ones(len(token))
+    token = rows.token_weights.nonzero().flatten()
+    return token, rows.token_weights[token]
 
 
 KINDS: dict[str, Callable[[RoutedRows, int], Chosen]] = {
-    "routing-unweighted": _unweighted,
-    "routing-linear": _linear,
+    "routing-unweighted": partial(_of, power=0),
+    "routing-linear": partial(_of, power=1),
+    "routing-square": partial(_of, power=2),
     "routing-all": _all,
 }
+"""Routed tokens alike; by their routing weight; by its square, the share of their error in the output; all tokens."""
 
 
 @contextmanager
 def weighed_by_routing(kind: str) -> Iterator[None]:
     """Within the context, the tokens of an expert count as `kind` says."""
-    with patch.object(RoutedRows, "of", KINDS[kind]):
+    with patch.object(RoutedRows, "of", lambda rows, expert: KINDS[kind](rows, expert)):
         yield

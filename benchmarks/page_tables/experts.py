@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from . import markdown, table
+import numpy as np
+
+from . import markdown, rows_of, table
 from .answers import exact_match, kl, kl_cell, measured, pooled, ratio, stored_bits
 
 EXPERTS = "accuracy_experts"
 WIDTHS = {"W2": (2, 16, 64), "W3": (3, 16, 64), "W4": (4, 16, 64)}
 ROUTING = {
-    "default": "its square, as `default` does",
-    "default-routing-linear": "the weight itself",
-    "default-routing-unweighted": "1: all routed tokens alike",
+    "linear": "as much as its routing weight: what the package does",
+    "square": "as much as the square of it",
+    "unweighted": "the same",
+    "all": "the same, for every expert, routed to it or not",
 }
 
 
@@ -20,8 +23,7 @@ def accuracy_experts() -> str:
     rows = []
     for title, setting in WIDTHS.items():
         known = {name: figures for (each, name), figures in measured(EXPERTS).items() if each == setting and figures}
-        names = [name for name in known if name not in ROUTING or name == "default"]
-        for name in sorted(names, key=lambda name: -kl(pooled(list(known[name].values())))):
+        for name in sorted(known, key=lambda name: -kl(pooled(list(known[name].values())))):
             label = name if name.startswith("llm-compressor") else f"`{name}`"
             compared = ("–", "–") if name == "default" else ratio(EXPERTS, setting, "default", name)
             bits = f"{stored_bits(EXPERTS)[setting, name]:.2f}"
@@ -33,11 +35,15 @@ def accuracy_experts() -> str:
 
 @table("routing-weights")
 def routing_weights() -> str:
+    """Output error of the stacks over that with routing weights: geometric mean over the blocks, by calibration set."""
+    known = {
+        (row["scenes"], row["weights"], row["calibration"]): np.log(row["output_error"])
+        for row in rows_of("routed_moments")
+    }
+    scenes = sorted({scenes for scenes, _, _ in known})
+    sets = sorted({first for _, _, first in known})
     rows = []
     for name, words in ROUTING.items():
-        for title, setting in WIDTHS.items():
-            if (setting, name) in measured(EXPERTS):
-                compared = ("–", "–") if name == "default" else ratio(EXPERTS, setting, name, "default")
-                rows.append([title, words, kl_cell(name, setting, EXPERTS), *compared])
-    rows.sort(key=lambda row: row[0])
-    return markdown(["width", "a token counts by", "KL, 1e-3", "it / `default`", "by calibration set"], rows)
+        logs = [[known[count, name, first] - known[count, "linear", first] for first in sets] for count in scenes]
+        rows.append([words, *(", ".join(f"{np.exp(each.mean()):.3f}" for each in one) for one in logs)])
+    return markdown(["a token counts", *(f"{count} scenes" for count in scenes)], rows)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.experts import RoutedRows
+from transformers_qaig.calibration.routed_rows import RoutedRows
 from transformers_qaig.data.loader import picture_tokens
 from transformers_qaig.data.samples import answer_mask, load_samples, token_mask
 from transformers_qaig.recipes import RECIPES
@@ -122,11 +122,12 @@ def test_qigs_weights_are_altered_where_they_are_made(monkeypatch: pytest.Monkey
 
 def test_tokens_of_an_expert_count_by_another_function_of_their_routing_weight() -> None:
     index, weights = torch.tensor([[0, 1], [1, 0], [1, 2]]), torch.tensor([[0.5, 0.25], [0.5, 0.25], [1.0, 0.0]])
-    rows = RoutedRows(torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([True, True, False]), index, weights)
-    counts = {"square": rows.of(1)[1].tolist()}
+    rows = RoutedRows(torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([1.0, 1.0, 0.0]), index, weights)
+    counts = {"": rows.of(1)[1].tolist()}
     for kind in routing_weights.KINDS:
         with routing_weights.weighed_by_routing(kind):
             tokens, counted = rows.of(1)
         assert tokens.tolist() == [0, 1]
-        counts[kind] = counted.tolist()
-    assert counts == {"square": [0.0625, 0.25], "routing-unweighted": [1.0, 1.0], "routing-linear": [0.25, 0.5]}
+        counts[kind.removeprefix("routing-")] = counted.tolist()
+    linear, ones = [0.25, 0.5], [1.0, 1.0]
+    assert counts == {"": linear, "linear": linear, "square": [0.0625, 0.25], "unweighted": ones, "all": ones}
