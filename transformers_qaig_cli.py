@@ -250,6 +250,10 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         "--dataset", metavar="DATA", help=".json or .jsonl file, folder with one, or Hub id (default: the bundled set)"
     )
     group.add_argument("--num-samples", type=int, default=128, metavar="N", help="conversations (default: 128)")
+    group.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens of a conversation (default: what the model can take)"
+    )
+    group.add_argument("--max-pixels", type=int, metavar="N", help="pixels of an image or frame (default: any number)")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     group.add_argument("--device", help="where to calibrate (default: the first accelerator, else the CPU)")
     group.add_argument("--work-dir", metavar="DIR", help="keeps finished blocks: an interrupted run resumes there")

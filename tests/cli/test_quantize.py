@@ -31,6 +31,7 @@ def test_a_model_is_saved_with_processor_and_card_and_reported(
 ) -> None:
     out = tmp_path / "new" / "out"
     options = ["--bits", "3", "--group-size", "32", "--recipe", "fast", "--dataset", str(chats.parent)]
+    options += ["--max-length", "40", "--max-pixels", "500"]
     assert main(["quantize", str(llava), str(out), *options, "--vision-bits", "8", "--seed", "1"]) == 0
     said = capsys.readouterr().out
     assert "recipe 'fast': 4 samples" in said
@@ -38,7 +39,10 @@ def test_a_model_is_saved_with_processor_and_card_and_reported(
     files = {file.name for file in out.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "processor_config.json"} <= files
     model = AutoModelForImageTextToText.from_pretrained(out)
-    config = QAIGConfig(bits=3, group_size=32, recipe="fast", dataset=str(chats), vision_bits=8, seed=1)
+    limits = {"max_length": 40, "max_pixels": 500}
+    config = QAIGConfig(
+        bits=3, group_size=32, recipe="fast", dataset=str(chats), vision_bits=8, seed=1, calibration=limits
+    )
     ours = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert packed(model) == packed(ours)
     assert torch.equal(logits(model, llava), logits(ours, llava))

@@ -16,7 +16,9 @@ from PIL import Image
 from tests import seeds
 from tests.data.loading import one, same
 from tests.families import VIDEO_FAMILIES, build
+from transformers_qaig import CalibrationConfig, QAIGConfig
 from transformers_qaig.data import video as rules
+from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.data.messages import to_conversation
 from transformers_qaig.data.video import MAX_FRAMES, open_video
 
@@ -249,6 +251,14 @@ def test_the_rate_of_frames_reaches_the_processor(array: np.ndarray) -> None:
     assert "<9.0 seconds>" in slow
     assert "<0.5 seconds>" in fast
     assert one([asked(array, fps=3)], build("qwen2_5_vl")[1])["second_per_grid_ts"].item() == pytest.approx(2 / 3)
+
+
+def test_seconds_between_frames_are_not_rounded_as_pixels_are(array: np.ndarray) -> None:
+    model, processor = build("qwen2_5_vl", dtype=torch.bfloat16)
+    calibration = CalibrationConfig(processor=processor)
+    (sample,), _ = load_inputs(model, QAIGConfig(dataset=[asked(array, fps=3)], calibration=calibration))
+    assert sample["pixel_values_videos"].dtype == torch.bfloat16
+    assert sample["second_per_grid_ts"].item() == pytest.approx(2 / 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])

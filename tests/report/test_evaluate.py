@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests import seeds
 from tests.data.test_template import CALL, TOOL_TEMPLATE, TOOLS, decoded, user
 from tests.families import FAMILIES, build
+from transformers_qaig.data.samples import load_samples
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 
@@ -45,6 +46,21 @@ def conversations(tiny_vlm_path: Path) -> list[list[dict[str, Any]]]:
     from conversations import conversation
 
     return [conversation(seed) for seed in range(10_000, 10_030)]
+
+
+def test_a_video_is_read_as_in_calibration() -> None:
+    processor = build("qwen3_vl")[1]
+    video = seeds.rng().integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)
+    messages = [
+        {"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": "what ?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a cat"}], "task": "colour"},
+    ]
+    (question,) = encode_questions(processor, [messages])
+    (calibrated,) = load_samples([messages], processor, num_samples=1, seed=0)
+    assert question.task == "colour"
+    assert all(torch.equal(question.inputs[name], calibrated[name]) for name in calibrated)
+    (record,) = encode_questions(processor, [{"video": video, "question": "what ?", "answer": "a cat"}])
+    assert torch.equal(record.inputs["input_ids"], calibrated["input_ids"])
 
 
 def test_every_turn_is_asked_alone_with_its_picture(processor: Any, conversations: list) -> None:

@@ -114,6 +114,8 @@ def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGCon
             num_samples=options.num_samples,
             seed=options.seed,
             calibration=CalibrationConfig(
+                max_length=options.max_length,
+                max_pixels=options.max_pixels,
                 token=options.token,
                 trust_remote_code=options.trust_remote_code,
                 device=options.device,

@@ -4,15 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 
+from .default_set import load_default_set
 from .labels import answer_labels
-from .messages import ChatTools, Conversation, images_of, text_of, videos_of
+from .messages import ChatTools, Conversation, images_of, text_of, to_conversation, videos_of
 from .mixed import check_pixels
 from .template import ProcessorError, form_for_template, logger, render
 from .tensors import PER_TOKEN, as_tensors
-from .turns import text_part
-from .video import FPS, Clip
 
 
 def encode(
@@ -68,13 +66,12 @@ def takes_video(processor: Any) -> bool:
 
 
 def reads_video(processor: Any) -> bool:
-    """Tries whether a processor encodes a clip; warns if it should and does not."""
+    """Tries whether a processor encodes a bundled clip; warns if it should and does not."""
     if not takes_video(processor):
         return False
-    clip = Clip([Image.new("RGB", (64, 64), shade) for shade in ("black", "white")], FPS)
-    content = [{"type": "video", "video": clip}, text_part("What happens?")]
+    *_, conversation = load_default_set(with_videos=True)
     try:
-        encode(processor, [{"role": "user", "content": content}])
+        encode(processor, to_conversation(conversation))
     except ValueError as error:
         logger.warning("The bundled clips are left out, because a clip was refused: %s", error)
         return False

@@ -84,8 +84,8 @@ def encode_questions(
         conversations: chat messages, where an assistant's message may carry ``"task"``, a name to report it under; or
             records such as ``{"image": …, "question": …, "answer": …, "task": …}``: a ``datasets.Dataset`` will do.
         eos_token_ids: tokens that end a generation.
-        columns: what records call their ``messages``, ``image``, ``prompt``, ``response`` and ``tools`` (default: found
-            by name).
+        columns: what records call their ``messages``, ``image``, ``video``, ``prompt``, ``response`` and ``tools``
+            (default: found by name).
         base_dir: the folder that relative image paths start from, for conversations from a file.
 
     Raises:
@@ -191,7 +191,7 @@ def _messages_of(
     record: Sequence[Message] | Mapping[str, Any], columns: Mapping[str, str] | None, base_dir: Path | None, index: int
 ) -> tuple[Sequence[Message], ChatTools]:
     """Returns a record's messages, and the tools that it offers."""
-    if not isinstance(record, Mapping) and base_dir is None:
+    if not isinstance(record, Mapping) and base_dir is None and not _has_video(record):
         return record, None
     try:
         messages, tools = to_conversation(record, columns, base_dir), tools_of(record, columns)
@@ -199,6 +199,13 @@ def _messages_of(
         raise ValueError(f"conversations[{index}] is not usable: {error}") from error
     task = record.get("task") if isinstance(record, Mapping) else None
     return messages if task is None else [{**message, "task": task} for message in messages], tools
+
+
+def _has_video(conversation: Sequence[Message]) -> bool:
+    """Whether there is a video, which is to be read as in calibration: a processor cannot know the rate of frames."""
+    contents = (message.get("content") for message in conversation if isinstance(message, Mapping))
+    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
+    return any(isinstance(part, Mapping) and "video" in str(part.get("type")) for part in parts)
 
 
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
