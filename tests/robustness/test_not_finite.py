@@ -156,6 +156,6 @@ def test_a_weight_that_overflows_once_it_is_rounded_is_named(llava: Path, tmp_pa
     weight[37, :32] = torch.tensor([65504.0, 0.0] * 16)
     model.save_pretrained(tmp_path)
     config = QAIGConfig(recipe="rtn", group_size=32, embedding_bits=4)
-    name = path if "mlp" in path else "The table of the embeddings"
+    name = path if "mlp" in path else "The weight of the embeddings"
     with pytest.raises(ValueError, match=rf"{name} overflows float16: rounded to 4 bits its largest value is 65,520"):
         AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=config)

@@ -141,7 +141,7 @@ class StackStep:
                 decisions = decisions.with_clippings({path: clipping})
                 continue
             if recipe.asymmetric:
-                weight = weight + recipe.asymmetric * solved.hessian.solve(solved.drift @ weight.T).T
+                weight = weight + recipe.asymmetric * solved.hessian.solve(solved.shift @ weight.T).T
             rounding = gptq.codes(path, weight, solved.hessian, arguments, context)
             kept = rounding if recipe.rounding == "learned" else replace(rounding, source=None)
             decisions = decisions.with_roundings({path: kept})
@@ -218,12 +218,12 @@ class Solved(NamedTuple):
 
     Attributes:
         moment: Σ λ x_q x_qᵀ / Σ λ, fp32 `[K, K]`.
-        drift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`, where the recipe asks for it.
+        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`, where the recipe asks for it.
         hessian: of the moment; None with a recipe that rounds to nearest.
     """
 
     moment: Tensor
-    drift: Tensor
+    shift: Tensor
     hessian: Hessian | None
 
 
@@ -231,17 +231,17 @@ class Moments:
     """Σ λ x_q x_qᵀ, Σ λ x_q (x - x_q)ᵀ and Σ λ of an expert's tokens, or of several experts'."""
 
     def __init__(self) -> None:
-        self.second, self.drift = HessianAccumulator(), HessianAccumulator()
+        self.second, self.shift = HessianAccumulator(), HessianAccumulator()
 
-    def add(self, x: Tensor, x_q: Tensor, weights: Tensor, with_drift: bool) -> None:
+    def add(self, x: Tensor, x_q: Tensor, weights: Tensor, with_shift: bool) -> None:
         """Adds tokens: x fp32 `[R, K]`, x_q fp32 `[R, K]`, λ fp32 `[R]`."""
         self.second.add(x_q, x_q, weights)
-        if with_drift:
-            self.drift.add(x_q, x - x_q, weights)
+        if with_shift:
+            self.shift.add(x_q, x - x_q, weights)
 
     def join(self, other: Moments) -> None:
         """Adds the tokens of another expert."""
-        for mine, theirs in ((self.second, other.second), (self.drift, other.drift)):
+        for mine, theirs in ((self.second, other.second), (self.shift, other.shift)):
             if theirs.moment.ndim:
                 mine.moment = mine.moment.to(theirs.moment) + theirs.moment
                 mine.mass = mine.mass.to(theirs.mass) + theirs.mass
@@ -251,5 +251,5 @@ class Moments:
         mass = self.second.mass
         if not float(mass):
             return None
-        moment, drift = self.second.moment / mass.clamp(min=1e-12), self.drift.moment / mass.clamp(min=1e-12)
-        return Solved(moment, drift, Hessian.of(moment) if context.recipe.rounding != "nearest" else None)
+        moment, shift = self.second.moment / mass.clamp(min=1e-12), self.shift.moment / mass.clamp(min=1e-12)
+        return Solved(moment, shift, Hessian.of(moment) if context.recipe.rounding != "nearest" else None)

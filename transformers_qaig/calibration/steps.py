@@ -103,21 +103,21 @@ class GroupContext:
         """
         scale, name = self.scale(decisions), self.members[0]
         rotation = decisions.schemes[name].rotation
-        second, drift = HessianAccumulator(), HessianAccumulator()
+        second, shift = HessianAccumulator(), HessianAccumulator()
         for inputs in self.loaded():
             x, x_q = inputs.hidden / scale, decisions.inputs(inputs.hidden_q / scale, name)
             weights = inputs.token_weights
             del inputs  # 8192 tokens of 19,000 channels are 0.6 GB
             second.add(x_q, x_q, weights)
             if self.recipe.asymmetric:
-                drift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
-        sums = second.moment, drift.moment, second.mass
+                shift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
+        sums = second.moment, shift.moment, second.mass
         for total, before in zip(sums, self.measured.get(rotation, ())):
             total += before.to(total.device)
-        moment, drifts, mass = (total.to("cpu", copy=True) for total in sums)
-        self.measured[rotation] = moment, drifts, mass
+        moment, shifts, mass = (total.to("cpu", copy=True) for total in sums)
+        self.measured[rotation] = moment, shifts, mass
         divisor = second.mass.clamp(min=1e-12)
-        return second.moment.div_(divisor), drift.moment.div_(divisor) if self.recipe.asymmetric else drift.moment
+        return second.moment.div_(divisor), shift.moment.div_(divisor) if self.recipe.asymmetric else shift.moment
 
 
 class Step(Protocol):
@@ -214,14 +214,14 @@ class Gptq:
         recipe = context.recipe
         if recipe.rounding == "nearest" or (context.num_tokens < MIN_TOKENS and not context.measured):
             return None
-        moment, drift = context.measure(decisions)
+        moment, shift = context.measure(decisions)
         hessian = Hessian.of(moment)
         block, roundings = folded_view(context.block, decisions), {}
         targets = {name: decisions.weight(block, name) for name in context.members}
         if recipe.asymmetric:
             for name, weight in targets.items():
-                targets[name] = weight + recipe.asymmetric * hessian.solve(drift @ weight.T).T
-        del drift  # as large as H
+                targets[name] = weight + recipe.asymmetric * hessian.solve(shift @ weight.T).T
+        del shift  # as large as H
         for name, weight in targets.items():
             rounding = self.codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight

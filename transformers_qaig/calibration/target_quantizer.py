@@ -130,7 +130,7 @@ def _quantize_embedding(embeddings: nn.Embedding, scheme: WeightScheme, recipe: 
             arguments.update(shrink=clipping.shrink, gain=clipping.gain)
         grid = minmax_grid(weight, **arguments)
         rounded = QuantizedWeight(grid, grid.encode(weight))
-        rounded.check_range(dtype, "The table of the embeddings")
+        rounded.check_range(dtype, "The weight of the embeddings")
         chunks.append(pack_linear(rounded, None, scheme, dtype))
     return QAIGEmbedding.like(embeddings, scheme).adopt(concat_rows(chunks))
 

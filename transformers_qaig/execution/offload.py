@@ -105,7 +105,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 def offloaded(model: nn.Module, targets: Sequence[nn.Module], device: torch.device | str | None) -> Offload:
     """Makes the modules around `targets` (towers, projector, norms, head) compute on `device`, within the context.
 
-    Embeddings do not: a lookup is no work, and their table may be a gigabyte. A target is moved by [`Offload.onload`].
+    Embeddings do not: a lookup is no work, and their weight may be a gigabyte. A target is moved by [`Offload.onload`].
     """
     memory = Offload(device)
     for module in _beside(model, {id(target) for target in targets}):

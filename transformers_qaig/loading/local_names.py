@@ -101,7 +101,7 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
         ValueError: a path is neither a linear nor the embeddings of this model; two paths are the same one; or this
             class has a module for none.
     """
-    modules, table, stacks = dict(model.named_modules()), find_input_embeddings(model).module, find_experts(model)
+    modules, embeddings, stacks = dict(model.named_modules()), find_input_embeddings(model).module, find_experts(model)
     local = LocalPlan(names=local_paths(plan, model, files))
     for path, scheme in plan.items():
         name = local.names[path]
@@ -109,7 +109,7 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
             local.absent.append(name)
             continue
         for each in expand_path(name, stacks):
-            _check_local(path, each, scheme, modules, table, stacks, type(model).__name__)
+            _check_local(path, each, scheme, modules, embeddings, stacks, type(model).__name__)
             if each in local.plan:
                 raise ValueError(f"The plan in config.json packs {each!r} twice (again as {path!r}): it is damaged.")
             local.plan[each] = scheme
@@ -132,20 +132,20 @@ def _check_local(
     name: str,
     scheme: WeightScheme,
     modules: Mapping[str, nn.Module],
-    table: nn.Module | None,
+    embeddings: nn.Module | None,
     stacks: Mapping[str, ExpertsLayout],
     model: str,
 ) -> None:
     """Raises `ValueError` unless `name`, which the plan calls `path`, can be packed as `scheme` says."""
     module, is_expert = modules.get(name), _is_expert(name, stacks)
-    is_table = isinstance(module, nn.Embedding) and module is table
-    if type(module) is not nn.Linear and not is_table and not is_expert:
+    is_embeddings = isinstance(module, nn.Embedding) and module is embeddings
+    if type(module) is not nn.Linear and not is_embeddings and not is_expert:
         raise ValueError(
             f"The plan in config.json packs {path!r}, which is neither a linear layer nor an expert nor the embeddings "
             f"of {model}: the checkpoint is damaged or belongs to another architecture."
         )
-    if scheme.rotation is not None and (is_table or is_expert):
-        what = "embeddings" if is_table else "experts"
+    if scheme.rotation is not None and (is_embeddings or is_expert):
+        what = "embeddings" if is_embeddings else "experts"
         raise ValueError(f"The plan in config.json rotates {path!r}, and {what} cannot be: it is damaged.")
 
 

@@ -31,19 +31,19 @@ def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
     Tied ones share one set of tensors from here on, and `tie_weights` and saving treat them as tied. A dense head of
     packed embeddings becomes packed, as `plan` says. `resize_token_embeddings` raises `NotImplementedError`.
     """
-    table, head = find_input_embeddings(model), find_lm_head(model)
-    if not isinstance(table.module, QAIGEmbedding) and not isinstance(head.module, QAIGLinear):
+    embeddings, head = find_input_embeddings(model), find_lm_head(model)
+    if not isinstance(embeddings.module, QAIGEmbedding) and not isinstance(head.module, QAIGLinear):
         return
-    if are_tied(model) and isinstance(table.module, QAIGEmbedding):
+    if are_tied(model) and isinstance(embeddings.module, QAIGEmbedding):
         packed = head.module
         if isinstance(packed, nn.Linear):
             packed = QAIGLinear.like(packed, plan[head.path], device="meta")
             model.set_submodule(head.path, packed)
         assert isinstance(packed, QAIGLinear)
-        tie(packed, table.module)
-        names = tied_names(model.all_tied_weights_keys, table.module.sym, head.path, table.path)
+        tie(packed, embeddings.module)
+        names = tied_names(model.all_tied_weights_keys, embeddings.module.sym, head.path, embeddings.path)
         model.all_tied_weights_keys = model._tied_weights_keys = names
-    for owner in _owners(model, table.module):
+    for owner in _owners(model, embeddings.module):
         # Not a bound method, which is pickled by a name that the owner's class does not have.
         owner.resize_token_embeddings = partial(_refuse_to_resize, owner)  # type: ignore[assignment]
 
@@ -57,17 +57,17 @@ def uninstall_tied_embeddings(model: PreTrainedModel) -> None:
         model.tie_weights()
 
 
-def _owners(model: PreTrainedModel, table: nn.Module | None) -> list[PreTrainedModel]:
+def _owners(model: PreTrainedModel, embeddings: nn.Module | None) -> list[PreTrainedModel]:
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    return [module for module in models if any(part is table for part in module.modules())]
+    return [module for module in models if any(part is embeddings for part in module.modules())]
 
 
 def _refuse_to_resize(
     model: PreTrainedModel, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
 ) -> nn.Module:
-    table = model.get_input_embeddings()
-    if pad_to_multiple_of is None and new_num_tokens in (None, table.num_embeddings):
-        return table
+    embeddings = model.get_input_embeddings()
+    if pad_to_multiple_of is None and new_num_tokens in (None, embeddings.num_embeddings):
+        return embeddings
     raise NotImplementedError(
         f"{type(model).__name__}.resize_token_embeddings({new_num_tokens}): embeddings or head are packed, and packed "
         "rows cannot be added or taken away. Resize the unquantized model and quantize that, or call "

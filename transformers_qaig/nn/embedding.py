@@ -44,29 +44,31 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, None
 
     @classmethod
-    def like(cls, table: nn.Embedding, scheme: WeightScheme, device: torch.device | str | None = None) -> QAIGEmbedding:
-        """Makes empty packed embeddings in the place of `table`, with its class's behaviour, attributes and buffers.
+    def like(
+        cls, embeddings: nn.Embedding, scheme: WeightScheme, device: torch.device | str | None = None
+    ) -> QAIGEmbedding:
+        """Makes empty packed embeddings in the place of `embeddings`, with their class's behaviour and attributes.
 
         Args:
-            table: `[N, K]` in float16, bfloat16 or float32, the dtype of the scales.
+            embeddings: `[N, K]` in float16, bfloat16 or float32, the dtype of the scales.
             scheme: bits, groups and symmetry.
-            device: of the packed tensors; None for that of the table.
+            device: of the packed tensors; None for that of `embeddings`.
 
         Raises:
-            ValueError: the class of `table` cannot be kept, or a value is out of range.
+            ValueError: the class of `embeddings` cannot be kept, or a value is out of range.
         """
-        packed = _empty(type(table))
-        device = table.weight.device if device is None else device
+        packed = _empty(type(embeddings))
+        device = embeddings.weight.device if device is None else device
         QAIGEmbedding.__init__(
-            packed, *table.weight.shape, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
-            dtype=table.weight.dtype, device=device,
+            packed, *embeddings.weight.shape, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
+            dtype=embeddings.weight.dtype, device=device,
         )  # fmt: skip
-        packed.train(table.training)
-        vars(packed).update(_attributes(table, besides=packed))
-        packed.padding_idx = table.padding_idx
-        for name, buffer in table.named_buffers(recurse=False):
-            packed.register_buffer(name, buffer, persistent=name not in table._non_persistent_buffers_set)
-        if reason := why_not_packed(table):
+        packed.train(embeddings.training)
+        vars(packed).update(_attributes(embeddings, besides=packed))
+        packed.padding_idx = embeddings.padding_idx
+        for name, buffer in embeddings.named_buffers(recurse=False):
+            packed.register_buffer(name, buffer, persistent=name not in embeddings._non_persistent_buffers_set)
+        if reason := why_not_packed(embeddings):
             raise ValueError(reason)
         return packed
 
@@ -123,7 +125,7 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         if torch.compiler.is_compiling():
             return stand_in
         rows = stand_in.as_subclass(_Rows)
-        rows.table = self
+        rows.embeddings = self
         rows._is_hf_initialized = True
         return rows
 
@@ -155,15 +157,15 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
 class _Rows(Tensor):
     """What stands for the weight of packed embeddings, with rows that are dequantized when they are indexed."""
 
-    table: QAIGEmbedding
+    embeddings: QAIGEmbedding
     _is_hf_initialized: bool
 
     def __getitem__(self, index: Any) -> Tensor:
         first, *rest = index if isinstance(index, tuple) else (index,)
         ids = torch.as_tensor(first, device=self.device) if isinstance(first, (int, Tensor)) else None
         if ids is None or ids.dtype == torch.bool:
-            return self.table.dequantize()[index]
-        rows = QAIGEmbedding.forward(self.table, (ids % self.table.num_embeddings).reshape(-1))
+            return self.embeddings.dequantize()[index]
+        rows = QAIGEmbedding.forward(self.embeddings, (ids % self.embeddings.num_embeddings).reshape(-1))
         return rows.reshape(*ids.shape, -1)[(slice(None),) * ids.ndim + tuple(rest)]
 
     @classmethod
@@ -175,28 +177,28 @@ class _Rows(Tensor):
 _OWN = ("in_features", "out_features", "bits", "group_size", "sym", "compute_dtype", "layout", "tied_to")
 
 
-def why_not_packed(table: nn.Module) -> str:
-    """Returns why `table` cannot become a [`QAIGEmbedding`]; empty if it can. Works on the meta device."""
-    name = type(table).__name__
-    if not isinstance(table, nn.Embedding):
+def why_not_packed(embeddings: nn.Module) -> str:
+    """Returns why `embeddings` cannot become a [`QAIGEmbedding`]; empty if it can. Works on the meta device."""
+    name = type(embeddings).__name__
+    if not isinstance(embeddings, nn.Embedding):
         return f"{name} is no nn.Embedding"
-    if isinstance(table, QAIGEmbedding):
+    if isinstance(embeddings, QAIGEmbedding):
         return f"{name} is packed already"
-    if table.max_norm is not None:
+    if embeddings.max_norm is not None:
         return f"{name} renormalises its rows in place (`max_norm`), which packed ones cannot be"
-    others = [key for key, _ in table.named_parameters() if key != "weight"]
-    if others or next(table.children(), None) is not None:
+    others = [key for key, _ in embeddings.named_parameters() if key != "weight"]
+    if others or next(embeddings.children(), None) is not None:
         return f"{name} has more than a weight: {', '.join(others) or 'modules'}"
-    trial = _empty(type(table))
-    vars(trial).update(_attributes(table, besides=trial))
-    QAIGEmbedding.__init__(trial, 2, table.embedding_dim, bits=8, group_size=-1, device="meta")
-    for key, buffer in table.named_buffers(recurse=False):
+    trial = _empty(type(embeddings))
+    vars(trial).update(_attributes(embeddings, besides=trial))
+    QAIGEmbedding.__init__(trial, 2, embeddings.embedding_dim, bits=8, group_size=-1, device="meta")
+    for key, buffer in embeddings.named_buffers(recurse=False):
         trial.register_buffer(key, torch.empty_like(buffer, device="meta"), persistent=False)
     try:
         shape = trial(torch.zeros(1, dtype=torch.long, device="meta")).shape
     except Exception as error:
         return f"{name} does not look up through nn.Embedding.forward ({error})"
-    return "" if shape == (1, table.embedding_dim) else f"{name} does not look up through nn.Embedding.forward"
+    return "" if shape == (1, embeddings.embedding_dim) else f"{name} does not look up through nn.Embedding.forward"
 
 
 def _attributes(module: nn.Module, besides: nn.Module) -> dict[str, Any]:
@@ -205,29 +207,29 @@ def _attributes(module: nn.Module, besides: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in vars(besides)}
 
 
-def tie(head: PackedModule, table: QAIGEmbedding) -> None:
-    """Makes `head` hold the very tensors of `table`. Later changes of their layout or device reach both.
+def tie(head: PackedModule, embeddings: QAIGEmbedding) -> None:
+    """Makes `head` hold the very tensors of `embeddings`. Later changes of their layout or device reach both.
 
     Args:
         head: a packed head.
-        table: packed embeddings.
+        embeddings: packed embeddings.
 
     Raises:
         ValueError: they are not made for the same tensors.
     """
-    _check_alike(head, table)
+    _check_alike(head, embeddings)
     head.unprepare()
-    table.unprepare()
-    for name in table._packed_names():
-        setattr(head, name, getattr(table, name))
-    head.tied_to, table.tied_to = (table,), (head,)
+    embeddings.unprepare()
+    for name in embeddings._packed_names():
+        setattr(head, name, getattr(embeddings, name))
+    head.tied_to, embeddings.tied_to = (embeddings,), (head,)
 
 
-def tied_names(ties: Mapping[str, str], sym: bool, head: str, table: str) -> dict[str, str]:
+def tied_names(ties: Mapping[str, str], sym: bool, head: str, embeddings: str) -> dict[str, str]:
     """Returns the tied weights `ties` (target → source) with packed tensors in the place of the weights."""
     names = ["weight_packed", "weight_scale", *([] if sym else ["weight_zero_point"]), "weight_shape"]
     rest = {target: source for target, source in ties.items() if target != f"{head}.weight"}
-    return {**rest, **{f"{head}.{name}": f"{table}.{name}" for name in names}}
+    return {**rest, **{f"{head}.{name}": f"{embeddings}.{name}" for name in names}}
 
 
 def _check_alike(one: PackedModule, other: PackedModule) -> None:

@@ -22,7 +22,7 @@ from .weights import weights_in, why_not
 
 logger = get_logger(__name__)
 
-TABLES, EXPERTS = "embeddings and heads", "experts"
+EMBEDDINGS, EXPERTS = "embeddings and heads", "experts"
 """What is not rotated."""
 SHAPE_BITS = 2 * 64
 """Every packed weight is stored with its shape, two int64."""
@@ -35,10 +35,10 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
         ValueError: what [`list_schemes`] raises, or some weight has several widths to choose from.
     """
     options, coverage = list_schemes(model, config)
-    open_ = [path for path, choices in options.items() if len(choices) > 1]
-    if open_:
+    undecided = [path for path, choices in options.items() if len(choices) > 1]
+    if undecided:
         raise SettingError(
-            f"{open_[0]!r} and {len(open_) - 1} more have several `bits` to choose from: allocate first."
+            f"{undecided[0]!r} and {len(undecided) - 1} more have several `bits` to choose from: allocate first."
         )
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
     plan = {path: choices[0].scheme for path, choices in options.items()}
@@ -63,7 +63,7 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
             plan has a path that cannot be packed; a part that was asked for is missing or cannot be packed; tied
             embeddings and head have different bits; or there is nothing to pack.
     """
-    requests, coverage = SchemeResolver(config, model), Coverage()
+    resolver, coverage = SchemeResolver(config, model), Coverage()
     options: dict[str, list[SchemeOption]] = {}
     blocks = find_decoder_blocks(model)
     candidates = None if config.plan is not None else config.candidates
@@ -73,16 +73,16 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
         if other := _tied_to(path, tied, stacks):
             reason = f"one tensor with {other}, which stays as it is"
         unrotated = EXPERTS if owner(path, stacks) != path else ""
-        found, reason = requests.options(path, parameter, reason, candidates, unrotated)
+        found, reason = resolver.options(path, parameter, reason, candidates, unrotated)
         if reason:
             coverage.skipped[path] = (parameter.numel(), reason)
             coverage.excluded += parameter.numel() if reason == SKIPPED else 0
             continue
         options[path] = found
         coverage.packed += parameter.numel()
-    outside = {**_vision(model, requests, stacks), **_tables(model, requests)}
+    outside = {**_vision(model, resolver, stacks), **_embeddings_and_head(model, resolver)}
     example = next(iter(options), next(iter(coverage.skipped), "nothing"))
-    requests.check(example)
+    resolver.check(example)
     if not options:
         largest = max(coverage.skipped.items(), key=lambda item: item[1][0], default=("", (0, "")))
         why = f": {largest[0]} is {largest[1][1]}" if largest[0] else ""
@@ -106,12 +106,12 @@ def _tied_to(path: str, tied: Mapping[str, str], stacks: Mapping[str, ExpertsLay
     return next((tied[name] for name in (f"{path}.weight", *stored_as([path], stacks)) if name in tied), "")
 
 
-def _vision(model: nn.Module, requests: SchemeResolver, stacks: Mapping[str, ExpertsLayout]) -> dict[str, SchemeOption]:
+def _vision(model: nn.Module, resolver: SchemeResolver, stacks: Mapping[str, ExpertsLayout]) -> dict[str, SchemeOption]:
     """Lists the tower's and the projector's linears that are to be packed."""
-    bits = requests.config.vision_bits
-    if bits is None and not requests.given:
+    bits = resolver.config.vision_bits
+    if bits is None and not resolver.given:
         return {}
-    candidates = None if bits is None else [requests.config.scheme(bits)]
+    candidates = None if bits is None else [resolver.config.scheme(bits)]
     try:
         modules = find_vision_tower(model)
     except ValueError as error:
@@ -121,7 +121,7 @@ def _vision(model: nn.Module, requests: SchemeResolver, stacks: Mapping[str, Exp
     packed = {}
     for path, parameter, reason in weights_in(modules, stacks):
         unrotated = EXPERTS if owner(path, stacks) != path else ""
-        options, reason = requests.options(path, parameter, reason, candidates, unrotated)
+        options, reason = resolver.options(path, parameter, reason, candidates, unrotated)
         if options:
             packed[path] = options[0]
         elif bits is not None:
@@ -131,9 +131,9 @@ def _vision(model: nn.Module, requests: SchemeResolver, stacks: Mapping[str, Exp
     return packed
 
 
-def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOption]:
+def _embeddings_and_head(model: nn.Module, resolver: SchemeResolver) -> dict[str, SchemeOption]:
     """Lists embeddings and head, if they are to be packed."""
-    config, table, head, tied = requests.config, find_input_embeddings(model), find_lm_head(model), are_tied(model)
+    config, embeddings, head, tied = resolver.config, find_input_embeddings(model), find_lm_head(model), are_tied(model)
     asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
     if tied and None not in asked.values() and len(set(asked.values())) > 1:
         raise SettingError(
@@ -144,30 +144,32 @@ def _tables(model: nn.Module, requests: SchemeResolver) -> dict[str, SchemeOptio
     if tied:
         asked = dict.fromkeys(asked, config.embedding_bits or config.lm_head_bits)
     packed = {}
-    for (name, bits), found in zip(asked.items(), (table, head)):
-        if bits is None and found.path not in requests.given:
+    for (name, bits), found in zip(asked.items(), (embeddings, head)):
+        if bits is None and found.path not in resolver.given:
             continue
-        if reason := _why_not_table(model, found, tied):
+        if reason := _why_stays_dense(model, found, tied):
             given = [f"`{key}`" for key, value in wanted.items() if value is not None] if tied else [f"`{name}`"]
             raise SettingError(f"{' and '.join(given) or f'`plan[{found.path!r}]`'}: {reason}.")
         assert found.module is not None
         candidates = None if bits is None else [config.scheme(bits)]
-        options, _ = requests.options(found.path, found.module.get_parameter("weight"), "", candidates, TABLES)
+        options, _ = resolver.options(found.path, found.module.get_parameter("weight"), "", candidates, EMBEDDINGS)
         if options:
             packed[found.path] = options[0]
-    schemes = [packed[found.path].scheme if found.path in packed else None for found in (table, head)]
+    schemes = [packed[found.path].scheme if found.path in packed else None for found in (embeddings, head)]
     if tied and schemes[0] != schemes[1]:
         entries = [None if scheme is None else scheme.to_dict() for scheme in schemes]
         raise SettingError(
-            f"{type(model).__name__} ties its head to its embeddings: {table.path!r} and {head.path!r} are one tensor "
-            f"and need one entry, got {entries[0]} and {entries[1]}."
+            f"{type(model).__name__} ties its head to its embeddings: {embeddings.path!r} and {head.path!r} are one "
+            f"tensor and need one entry, got {entries[0]} and {entries[1]}."
         )
     if tied:  # stored once
-        packed = {path: SchemeOption(o.scheme, o.size * (path == table.path), o.cost) for path, o in packed.items()}
+        packed = {
+            path: SchemeOption(o.scheme, o.size * (path == embeddings.path), o.cost) for path, o in packed.items()
+        }
     return packed
 
 
-def _why_not_table(model: nn.Module, found: Found, tied: bool) -> str:
+def _why_stays_dense(model: nn.Module, found: Found, tied: bool) -> str:
     """Returns why embeddings or a head cannot be packed; empty if they can."""
     if found.module is None:
         return f"{type(model).__name__} has none"
@@ -194,13 +196,13 @@ def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes:
     """Fills in the size of each part; `sizes` are the saved bits of each packed weight, without the blocks' codes."""
     tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
     inside = tuple(f"{path}." for path in blocks)
-    tables = (find_input_embeddings(model).path, find_lm_head(model).path)
+    ends = (find_input_embeddings(model).path, find_lm_head(model).path)
     weights = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.ndim >= 2}
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
         path = name.removesuffix(".weight")
-        part = BLOCKS if name.startswith(inside) else path if path in tables else _part(name)
+        part = BLOCKS if name.startswith(inside) else path if path in ends else _part(name)
         bits = 8 * tensor.element_size() * tensor.numel()
         size = coverage.parts.setdefault(part, PartSize())
         size.full += bits
