@@ -7,26 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.nn.rounding_errors import ROUNDING, error
 from transformers_qaig.formats.packing import CPU_LAYOUT, KERNEL_BITS, pack, pack_zero_point
 from transformers_qaig.formats.reference import round_activations
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import experts_ops  # noqa: F401  (registers the operators)
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
-
-ROUNDING = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
-"""Largest ‖error‖ / ‖y‖ of sums in float32, rounded to the dtype."""
-
-
-@pytest.fixture(params=extension.CPU_ISAS)
-def isa(request):
-    """Runs a test in one instruction set after the other."""
-    before = extension.cpu_isa()
-    if request.param not in extension.cpu_isas():
-        pytest.skip(f"this processor has no {request.param}")
-    extension.set_cpu_isa(request.param)
-    yield request.param
-    extension.set_cpu_isa(before)
 
 
 @dataclass
@@ -101,10 +88,6 @@ class Stack:
 
 def offsets_of(counts: list[int]) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def check(stack: Stack, x: Tensor, counts: list[int], activation_bits=16) -> None:

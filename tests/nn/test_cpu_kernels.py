@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.nn.rounding_errors import ROUNDING, error
 from transformers_qaig.formats.hadamard import BLOCKS, Rotation, rotate
 from transformers_qaig.formats.reference import dequantize, round_activations
 from transformers_qaig.kernels import extension
@@ -14,19 +15,6 @@ from transformers_qaig.nn import QAIGLinear
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
 
 BITS = (2, 3, 4, 8)
-# Largest ‖error‖ / ‖y‖ of sums in float32, rounded to the dtype.
-ROUNDING = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
-
-
-@pytest.fixture(params=extension.CPU_ISAS)
-def isa(request):
-    """Runs a test in one instruction set after the other."""
-    before = extension.cpu_isa()
-    if request.param not in extension.cpu_isas():
-        pytest.skip(f"this processor has no {request.param}")
-    extension.set_cpu_isa(request.param)
-    yield request.param
-    extension.set_cpu_isa(before)
 
 
 def random_layer(
@@ -53,10 +41,6 @@ def exact(layer: QAIGLinear, x: Tensor) -> Tensor:
     bias = None if layer.bias is None else layer.bias.double()
     weight = dequantize(layer._weight(), torch.float64)  # in the basis of the rotated x
     return torch.nn.functional.linear(x.double(), weight, bias)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def check(layer: QAIGLinear, x: Tensor) -> None:

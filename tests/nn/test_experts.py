@@ -164,6 +164,19 @@ def test_experts_without_tokens_are_not_read() -> None:
     assert torch.equal(packed(*inputs), wanted)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("chosen", [[[1, 1], [3, 3], [1, 1]], [[2, 2]] * 3, [[4, 4]] * 3, [[0, 4], [4, 0], [3, 4]]])
+def test_experts_may_be_chosen_twice_by_a_token_by_all_or_by_none(chosen: list[list[int]]) -> None:
+    packed = QAIGExperts.from_linears(packed_linears(experts("mixtral")))
+    hidden, _, weights = (tensor[:3] for tensor in inputs_of(packed.stack))
+    index = torch.tensor(chosen)
+    expected = torch.zeros(3, 64)
+    for token, slot in ((token, slot) for token in range(3) for slot in range(2) if chosen[token][slot] < 4):
+        alone = packed(hidden[token : token + 1], index[token : token + 1, slot : slot + 1], torch.ones(1, 1))
+        expected[token] += weights[token, slot] * alone[0]
+    torch.testing.assert_close(packed(hidden, index, weights), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_reach_the_input_and_the_routing_weights() -> None:
     packed = QAIGExperts.from_linears(packed_linears(experts("mixtral")))
     dense = packed.to_dense()

@@ -192,7 +192,14 @@ def check_cuda_layout(x: Tensor, weight: Weight) -> None:
         check_tensor("zero", zero, rows, (torch.uint8,), x)
 
 
-def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    x: Tensor,
+    reason: str = "the packed weight does not match its layer (in_features, out_features, bits, group_size)",
+) -> None:
     """Checks one packed tensor.
 
     Args:
@@ -201,6 +208,7 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tupl
         shape: that it must have.
         dtypes: that it may have.
         x: the input, whose device it must be on.
+        reason: why another shape is wrong, for the message.
 
     Raises:
         ValueError: another shape, dtype or device.
@@ -210,8 +218,5 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tupl
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")
     if tensor.shape != shape:
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(tensor.shape)}: the packed weight does not match its layer "
-            "(in_features, out_features, bits, group_size)"
-        )
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}: {reason}")
     check_device(name, tensor, x)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cuda_layout
-from .checks import ACTIVATION_DTYPES, check_activation_bits, check_dense, check_device
+from .checks import ACTIVATION_DTYPES, check_activation_bits, check_dense, check_tensor
 from .packing import (
     CHECKPOINT_LAYOUT,
     CPU_LAYOUT,
@@ -32,6 +32,7 @@ from .reference import Weight, round_activations
 
 _TILE_ROWS, _UNIT_SLOTS = 16, 32  # of csrc/cpu/layout.h
 MOST_EXPERTS = 1 << 16
+_MISFIT = "the packed experts do not match their sizes (bits, out_features, in_features, group_size)"
 
 
 class ExpertShapes(NamedTuple):
@@ -168,11 +169,11 @@ def check_experts(name: str, x: Tensor, offsets: Tensor, weights: ExpertWeights)
     if weights.layout not in (CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT):
         raise NotImplementedError(f"layout={weights.layout} is unknown: the checkpoint layout is 0")
     shapes = weights.shapes()
-    _check("packed", weights.packed, (shapes.words,), (torch.int32,), x)
-    _check("scale", weights.scale, shapes.scale, SCALE_DTYPES, x)
+    check_tensor("packed", weights.packed, (shapes.words,), (torch.int32,), x, _MISFIT)
+    check_tensor("scale", weights.scale, shapes.scale, SCALE_DTYPES, x, _MISFIT)
     if weights.zero is not None:
         dtype = torch.int32 if weights.layout == CHECKPOINT_LAYOUT else torch.uint8
-        _check("zero", weights.zero, shapes.zero_shape, (dtype,), x)
+        check_tensor("zero", weights.zero, shapes.zero_shape, (dtype,), x, _MISFIT)
     check_offsets(offsets, weights.num_experts, x)
 
 
@@ -187,7 +188,7 @@ def check_offsets(offsets: Tensor, num_experts: int, x: Tensor) -> None:
     Raises:
         ValueError: another shape, dtype, device or order.
     """
-    _check("offsets", offsets, (num_experts + 1,), (torch.int32,), x)
+    check_tensor("offsets", offsets, (num_experts + 1,), (torch.int32,), x, _MISFIT)
     if x.device.type != "cpu":
         return  # reading them would wait for the device; every use of them is bounded by the rows there are
     if int(offsets[0]) != 0 or int(offsets[-1]) > len(x) or bool((offsets.diff() < 0).any()):
@@ -195,19 +196,6 @@ def check_offsets(offsets: Tensor, num_experts: int, x: Tensor) -> None:
             f"offsets must begin with 0, never decrease, and end at most at {len(x)}, the number of rows, got "
             f"{offsets.tolist()}: an index of an expert is out of range"
         )
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], x: Tensor) -> None:
-    check_dense(name, tensor)
-    if tensor.dtype not in dtypes:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} must have dtype {allowed}, got {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(tensor.shape)}: the packed experts do not match their sizes "
-            "(bits, out_features, in_features, group_size)"
-        )
-    check_device(name, tensor, x)
 
 
 def _ranges(offsets: Tensor, rows: int) -> list[tuple[int, int, int]]:

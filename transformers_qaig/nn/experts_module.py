@@ -81,7 +81,7 @@ class ExpertsModule(nn.Module):
         values = [*args, *(kwargs[name] for name in self.stack.arguments[len(args) :])]
         hidden, count = values[0].reshape(-1, self.stack.hidden_size), self.stack.num_experts
         if not self.stack.is_routed:
-            offsets = torch.arange(count + 1, dtype=torch.int32, device=hidden.device) * (len(hidden) // count)
+            offsets = torch.arange(count + 1, dtype=torch.int32, device=hidden.device) * (hidden.shape[0] // count)
             return self._experts(hidden, offsets, None)
         index, weights = values[1], values[2]
         ids, order = index.reshape(-1).sort(stable=True)

@@ -111,14 +111,14 @@ def _weights(
 def _experts_linear_fake(x: Tensor, offsets: Tensor, packed: Tensor, *args: Any) -> Tensor:
     scale, zero, _, out_features, *_ = args
     _check_devices(x, offsets, packed, scale, zero)
-    return x.new_empty(len(x), out_features)
+    return x.new_empty(x.shape[0], out_features)  # `len` would fix the number of rows in a compiled graph
 
 
 @torch.library.register_fake("qaig::experts_linear_grad_input", lib=LIBRARY)
 def _experts_linear_grad_input_fake(grad: Tensor, offsets: Tensor, packed: Tensor, *args: Any) -> Tensor:
     scale, zero, _, in_features, *_ = args
     _check_devices(grad, offsets, packed, scale, zero)
-    return grad.new_empty(len(grad), in_features)
+    return grad.new_empty(grad.shape[0], in_features)
 
 
 def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:
