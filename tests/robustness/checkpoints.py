@@ -31,7 +31,9 @@ SETTINGS = {
     },
     "sharded": {"bits": 4, "overrides": MIXED, "lm_head_bits": 8},
     "gemma": {"bits": 3, "embedding_bits": 8, "vision_bits": 3},
+    "experts": {"bits": 4, "overrides": {"*.experts.1.*": 2, "*.experts.2.up_proj": 8, "*.q_proj": 3}},
 }
+FAMILIES = {"gemma": "gemma3", "experts": "qwen3_vl_moe"}
 DTYPES = {"tied": torch.bfloat16, "gemma": torch.bfloat16}
 
 
@@ -59,7 +61,7 @@ class Checkpoint:
 
 def make(name: str, folder: Path) -> Checkpoint:
     """Quantizes a tiny model as `SETTINGS[name]` says, saves it in `folder`, and loads it from there."""
-    cls, config, processor = families.FAMILIES["gemma3" if name == "gemma" else "llava"]()
+    cls, config, processor = families.FAMILIES[FAMILIES.get(name, "llava")]()
     tied = name in ("tied", "gemma")
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     model = cls(config).to(DTYPES.get(name, torch.float32))

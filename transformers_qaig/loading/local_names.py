@@ -22,6 +22,7 @@ from ..nn.experts_layout import PROJECTIONS, ExpertsLayout, expert_path, find_ex
 from ..plan.experts import EVERY, expand_path, owner
 from ..scheme import Plan, WeightScheme
 from ..structure import are_tied, find_input_embeddings, find_lm_head
+from ..utils.quote import quote
 from .conversions import loading_conversions, sparing_packed
 
 
@@ -111,12 +112,14 @@ def localise(plan: Plan, model: PreTrainedModel, files: Sequence[str] = ()) -> L
         for each in expand_path(name, stacks):
             _check_local(path, each, scheme, modules, embeddings, stacks, type(model).__name__)
             if each in local.plan:
-                raise ValueError(f"The plan in config.json packs {each!r} twice (again as {path!r}): it is damaged.")
+                raise ValueError(
+                    f"The plan in config.json packs {quote(each)} twice (again as {quote(path)}): it is damaged."
+                )
             local.plan[each] = scheme
     if not local.plan:
         raise ValueError(
             f"{type(model).__name__} has no module for any weight that the plan in config.json packs, such as "
-            f"{next(iter(plan))!r}: load the model as it was saved, with AutoModelForImageTextToText."
+            f"{quote(next(iter(plan)))}: load the model as it was saved, with AutoModelForImageTextToText."
         )
     head = find_lm_head(model).path
     if are_tied(model) and local.plan.get(head) != local.plan.get(find_input_embeddings(model).path):
@@ -141,12 +144,12 @@ def _check_local(
     is_embeddings = isinstance(module, nn.Embedding) and module is embeddings
     if type(module) is not nn.Linear and not is_embeddings and not is_expert:
         raise ValueError(
-            f"The plan in config.json packs {path!r}, which is neither a linear layer nor an expert nor the embeddings "
-            f"of {model}: the checkpoint is damaged or belongs to another architecture."
+            f"The plan in config.json packs {quote(path)}, which is neither a linear layer nor an expert nor the "
+            f"embeddings of {model}: the checkpoint is damaged or belongs to another architecture."
         )
     if scheme.rotation is not None and (is_embeddings or is_expert):
         what = "embeddings" if is_embeddings else "experts"
-        raise ValueError(f"The plan in config.json rotates {path!r}, and {what} cannot be: it is damaged.")
+        raise ValueError(f"The plan in config.json rotates {quote(path)}, and {what} cannot be: it is damaged.")
 
 
 def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[str] = ()) -> dict[str, str]:

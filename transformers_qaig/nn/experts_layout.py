@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """Names of an expert's weights in a plan: `….experts.{e}.gate_proj`."""
-_EXPERTS = r"\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*"
+_INDEX = r"[0-9]{1,9}"
+_EXPERTS = rf"\*|{_INDEX}(?:-{_INDEX})?(?:,{_INDEX}(?:-{_INDEX})?)*"
 """An expert's index, `*` for all of them, or several as in `0-3,7`."""
 _PATH = re.compile(rf"(?P<stack>.+)\.(?P<expert>{_EXPERTS})\.(?P<projection>{'|'.join(PROJECTIONS)})")
 _ROUTED = 3  # arguments of a forward that gets hidden states, indices and weights

@@ -77,7 +77,8 @@ def expand_path(path: str, stacks: Mapping[str, ExpertsLayout]) -> list[str]:
     stack, named, projection = parts
     count = stacks[stack].num_experts
     spans = [(0, count - 1)] if named == EVERY else [_span(part) for part in named.split(",")]
-    if any(last >= count or first > last for first, last in spans):
+    named_in_all = sum(last - first + 1 for first, last in spans)  # more than there are: some are named twice
+    if named_in_all > count or any(last >= count or first > last for first, last in spans):
         return [path]
     return [expert_path(stack, index, projection) for first, last in spans for index in range(first, last + 1)]
 
