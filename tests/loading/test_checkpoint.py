@@ -65,6 +65,17 @@ def test_damage_is_an_error_that_names_the_tensor(
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
+def test_a_weight_that_is_stored_packed_and_dense_is_named(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[_find(tensors, "1.mlp.up_proj.weight_packed").removesuffix("_packed")] = torch.ones(96, 64)
+
+    folder = _damaged(quantized[1], tmp_path, change)
+    with pytest.raises(
+        ValueError, match=r"1\.mlp\.up_proj\.weight is in model\.safetensors in full precision, and its"
+    ):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
 def test_dense_weights_under_the_config_of_packed_ones_are_told_so(
     quantized: tuple[nn.Module, Path], llava: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,6 +37,7 @@ def infinite(tensor: Tensor) -> Tensor:
 
 
 TENSORS: dict[str, tuple[str, Callable[[Tensor], Tensor | None]]] = {
+    "the dense weight beside the words": ("down_proj", lambda t: torch.ones(4, 64, 32)),
     "missing words": ("down_proj_packed", lambda t: None),
     "a word less": ("down_proj_packed", lambda t: t[:-1]),
     "an axis more": ("up_proj_packed", lambda t: t[None]),
@@ -56,7 +58,7 @@ def test_a_damaged_tensor_of_experts_is_named(packed: Path, tmp_path: Path, dama
     with safe_open(file, "pt") as stored:
         metadata = stored.metadata()
     tensors = load_file(file)
-    changed = change(tensors.pop(f"{STACK}.{name}"))
+    changed = change(tensors.pop(f"{STACK}.{name}", torch.empty(0)))
     if changed is not None:
         tensors[f"{STACK}.{name}"] = changed.contiguous()
     save_file(tensors, file, metadata)

@@ -84,11 +84,13 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
         ValueError: naming the tensors that are missing, unexpected, misshapen or of a wrong type, or a file that
             cannot be read.
     """
-    expected = {}
+    expected, dense = {}, set()
     for path, module in packed_modules(model, plan).items():
         if isinstance(module, QAIGExperts):
             shapes = packed_expert_shapes(module)
+            dense |= {f"{path}.{name}" for name in module.stack.parameters}
         else:
+            dense.add(f"{path}.weight")
             sizes = module.out_features, module.in_features
             shapes = packed_shapes(*sizes, module.bits, module.group_size, module.sym)
         expected.update({f"{path}.{name}": spec for name, spec in shapes.items()})
@@ -104,6 +106,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
             own = state_dict.get(key)
             if own is not None and own.is_floating_point() != dtype.startswith(("F", "BF")):
                 problems.append(f"{key} has type {dtype} in {file}, and the model's is {own.dtype}")
+            if key in dense and shape != (0,):  # an empty one is the guard
+                problems.append(f"{key} is in {file} in full precision, and its packed tensors are stored, too")
             owner, _, name = key.rpartition(".")
             if name in names and (complete or not lacks_part(modules, owner)):
                 problems.append(f"{key} is in {file} but not in the plan of config.json")
