@@ -64,7 +64,10 @@ def experts_linear_reference(
         NotImplementedError: an `activation_bits` or `layout` that is unknown.
     """
     check_dense("x", x)
-    weights = _weights(x, offsets, packed, scale, zero, bits, out_features, x.shape[-1], group_size, layout)
+    check_dense("offsets", offsets)
+    sizes = (offsets.numel() - 1, out_features, x.shape[-1], group_size, layout)
+    weights = ExpertWeights(packed, scale, zero, bits, *sizes)
+    check_experts("x", x, offsets, weights)
     return experts.experts_linear(x, offsets, weights, activation_bits)
 
 
@@ -84,41 +87,19 @@ def experts_linear_grad_input(
     Arguments as in `experts_linear_reference`.
     """
     check_dense("grad", grad)
-    weights = _weights(grad, offsets, packed, scale, zero, bits, grad.shape[-1], in_features, group_size, layout)
+    check_dense("offsets", offsets)
+    sizes = (offsets.numel() - 1, grad.shape[-1], in_features, group_size, layout)
+    weights = ExpertWeights(packed, scale, zero, bits, *sizes)
+    check_experts("grad", grad, offsets, weights)
     return experts.experts_linear_grad_input(grad, offsets, weights)
 
 
-def _weights(
-    x: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: list[int],
-    out_features: int,
-    in_features: int,
-    group_size: int,
-    layout: int,
-) -> ExpertWeights:
-    check_dense("offsets", offsets)
-    sizes = (offsets.numel() - 1, out_features, in_features, group_size, layout)
-    weights = ExpertWeights(packed, scale, zero, bits, *sizes)
-    check_experts("x", x, offsets, weights)
-    return weights
-
-
 @torch.library.register_fake("qaig::experts_linear", lib=LIBRARY)
-def _experts_linear_fake(x: Tensor, offsets: Tensor, packed: Tensor, *args: Any) -> Tensor:
-    scale, zero, _, out_features, *_ = args
-    _check_devices(x, offsets, packed, scale, zero)
-    return x.new_empty(x.shape[0], out_features)  # `len` would fix the number of rows in a compiled graph
-
-
 @torch.library.register_fake("qaig::experts_linear_grad_input", lib=LIBRARY)
-def _experts_linear_grad_input_fake(grad: Tensor, offsets: Tensor, packed: Tensor, *args: Any) -> Tensor:
-    scale, zero, _, in_features, *_ = args
-    _check_devices(grad, offsets, packed, scale, zero)
-    return grad.new_empty(grad.shape[0], in_features)
+def _fake(x: Tensor, offsets: Tensor, packed: Tensor, *args: Any) -> Tensor:
+    scale, zero, _, features, *_ = args
+    _check_devices(x, offsets, packed, scale, zero)
+    return x.new_empty(x.shape[0], features)  # `len` would fix the number of rows in a compiled graph
 
 
 def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:
@@ -128,33 +109,25 @@ def _check_devices(x: Tensor, *tensors: Tensor | None) -> None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, offsets, packed, scale, zero, bits, _, group_size, *others = inputs
+    """Keeps what both gradients need: the packed weights, and their sizes as the other operator takes them."""
+    x, offsets, packed, scale, zero, bits, _, group_size, *_, layout = inputs
     ctx.save_for_backward(offsets, packed, scale, zero)
-    ctx.width, ctx.bits, ctx.group_size, ctx.layout = x.shape[-1], bits, group_size, others[-1]
+    ctx.sizes, ctx.layout = (bits, x.shape[-1], group_size), layout
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Computes the gradient of x; the packed weights are constants."""
-    offsets, packed, scale, zero = ctx.saved_tensors
     if ctx.needs_input_grad[3]:
         raise NotImplementedError(
             "scale requires a gradient, but packed experts are not trainable: call scale.requires_grad_(False)"
         )
-    arguments = (offsets, packed, scale, zero, ctx.bits, ctx.width, ctx.group_size, ctx.layout)
-    return (torch.ops.qaig.experts_linear_grad_input(grad, *arguments), *[None] * 9)
-
-
-def _save_for_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, offsets, packed, scale, zero, bits, _, group_size, layout = inputs
-    ctx.save_for_backward(offsets, packed, scale, zero)
-    ctx.width, ctx.bits, ctx.group_size, ctx.layout = grad.shape[-1], bits, group_size, layout
+    found = torch.ops.qaig.experts_linear_grad_input(grad, *ctx.saved_tensors, *ctx.sizes, ctx.layout)
+    return (found, *[None] * 9)
 
 
 def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Computes second derivatives: the gradient is linear in grad, so its own gradient is the forward map."""
-    offsets, packed, scale, zero = ctx.saved_tensors
-    arguments = (offsets, packed, scale, zero, ctx.bits, ctx.width, ctx.group_size, 16, ctx.layout)
-    return (torch.ops.qaig.experts_linear(grad, *arguments), *[None] * 8)
+    return (torch.ops.qaig.experts_linear(grad, *ctx.saved_tensors, *ctx.sizes, 16, ctx.layout), *[None] * 8)
 
 
 def _autocast(x: Tensor, *args: Any) -> Tensor:
@@ -169,7 +142,7 @@ def _autocast(x: Tensor, *args: Any) -> Tensor:
 
 torch.library.register_autograd("qaig::experts_linear", _backward, setup_context=_save, lib=_DIFFERENTIABLE)
 torch.library.register_autograd(
-    "qaig::experts_linear_grad_input", _grad_input_backward, setup_context=_save_for_grad_input, lib=_DIFFERENTIABLE
+    "qaig::experts_linear_grad_input", _grad_input_backward, setup_context=_save, lib=_DIFFERENTIABLE
 )
 LIBRARY.impl("experts_linear", experts_linear, "CompositeExplicitAutograd")
 LIBRARY.impl("experts_linear_reference", experts_linear_reference, "CompositeExplicitAutograd")
