@@ -13,10 +13,13 @@ from tests.families import conversations, save
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration import routed_rows
 from transformers_qaig.calibration.decisions import BlockDecisions, cast_like, in_float32, rounded
-from transformers_qaig.calibration.experts import StackStep
+from transformers_qaig.calibration.experts import Moments, StackStep
 from transformers_qaig.calibration.routed_rows import RoutedRows
+from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.equalization.fold import Group
 from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig.nn.experts_module import LinearExperts
+from transformers_qaig.recipes import RECIPES
 from transformers_qaig.scheme import WeightScheme
 
 SETTINGS = {"bits": 3, "group_size": 32, "dataset": conversations(12), "modules_to_not_convert": ["self_attn"]}
@@ -106,6 +109,30 @@ def test_chunks_hold_the_tokens_of_all_rows(monkeypatch: pytest.MonkeyPatch, is_
         assert torch.equal(torch.cat([hidden for hidden, _ in found]), whole.hidden[tokens])
         assert torch.equal(torch.cat([lambdas for _, lambdas in found]), counts)
     assert whole.counts(4) == [len(tokens) for tokens, _ in expected]
+
+
+def test_a_token_counts_as_much_as_its_routing_weight() -> None:
+    whole = rows()
+    tokens, counts = whole.of(1)
+    assert len(tokens) > 5
+    routed = torch.where(whole.index == 1, whole.weights, 0.0).sum(1)
+    assert torch.equal(counts, (whole.token_weights * routed)[tokens])
+
+
+def test_the_input_shift_is_shrunk_where_few_tokens_count() -> None:
+    """By n / (n + K): 16 tokens on 16 channels give half of it, 64 tokens four fifths."""
+    block = nn.Module()
+    context = GroupContext(block, Group((), "", None, ()), {}, [], RECIPES["default"], torch.bfloat16, foldable=False)
+    x_q, difference = torch.randn(2, 17, 16)
+    weights = torch.cat([torch.ones(16), torch.full((1,), 1e-6)])
+    moments, every = Moments(), Moments()
+    moments.add(x_q + difference, x_q, weights, with_shift=True)
+    for _ in range(4):
+        every.join(moments)
+    for found, share in ((moments, 0.5), (every, 0.8)):
+        solved = found.solved(context)
+        assert solved is not None
+        torch.testing.assert_close(solved.shift, share * x_q[:16].T @ difference[:16] / 16, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_counts_for_no_expert() -> None:

@@ -218,7 +218,7 @@ class Solved(NamedTuple):
 
     Attributes:
         moment: Σ λ x_q x_qᵀ / Σ λ, fp32 `[K, K]`.
-        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`, where the recipe asks for it.
+        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`, shrunk; where the recipe asks for it.
         hessian: of the moment; None with a recipe that rounds to nearest.
     """
 
@@ -228,23 +228,35 @@ class Solved(NamedTuple):
 
 
 class Moments:
-    """Σ λ x_q x_qᵀ, Σ λ x_q (x - x_q)ᵀ and Σ λ of an expert's tokens, or of several experts'."""
+    """Σ λ x_q x_qᵀ, Σ λ x_q (x - x_q)ᵀ, Σ λ and Σ λ² of an expert's tokens, or of several experts'."""
 
     def __init__(self) -> None:
         self.second, self.shift = HessianAccumulator(), HessianAccumulator()
+        self.squares = torch.zeros(())
 
     def add(self, x: Tensor, x_q: Tensor, weights: Tensor, with_shift: bool) -> None:
         """Adds tokens: x fp32 `[R, K]`, x_q fp32 `[R, K]`, λ fp32 `[R]`."""
         self.second.add(x_q, x_q, weights)
+        self.squares = self.squares.to(weights) + weights.square().sum()
         if with_shift:
             self.shift.add(x_q, x - x_q, weights)
 
     def join(self, other: Moments) -> None:
         """Adds the tokens of another expert."""
+        self.squares = self.squares.to(other.squares) + other.squares
         for mine, theirs in ((self.second, other.second), (self.shift, other.shift)):
             if theirs.moment.ndim:
                 mine.moment = mine.moment.to(theirs.moment) + theirs.moment
                 mine.mass = mine.mass.to(theirs.mass) + theirs.mass
+
+    @property
+    def trusted(self) -> float:
+        """How far the shift is trusted: n / (n + K) with n = (Σ λ)² / Σ λ², the number of tokens that count alike.
+
+        Its regression on K channels fits noise too, of K / n: an expert sees few tokens where a linear sees all.
+        """
+        tokens = float(self.second.mass) ** 2 / float(self.squares)
+        return tokens / (tokens + len(self.second.moment))
 
     def solved(self, context: GroupContext) -> Solved | None:
         """Returns the means, and the Hessian if the recipe rounds by it; None if no token counts."""
@@ -252,4 +264,5 @@ class Moments:
         if not float(mass):
             return None
         moment, shift = self.second.moment / mass.clamp(min=1e-12), self.shift.moment / mass.clamp(min=1e-12)
-        return Solved(moment, shift, Hessian.of(moment) if context.recipe.rounding != "nearest" else None)
+        hessian = Hessian.of(moment) if context.recipe.rounding != "nearest" else None
+        return Solved(moment, self.trusted * shift, hessian)
