@@ -19,3 +19,8 @@ def processor(tiny_vlm_path: Path) -> Any:
 @pytest.fixture
 def picture() -> Image.Image:
     return Image.fromarray(seeds.rng().integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    return seeds.rng().integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)

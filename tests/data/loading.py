@@ -1,8 +1,9 @@
-"""A conversation about a picture, and one sample loaded."""
+"""A conversation about a picture or a video, and one sample loaded."""
 
 import io
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -29,3 +30,12 @@ def encoded(image: Image.Image, form: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form)
     return buffer.getvalue()
+
+
+def asked(video: Any, **part: Any) -> list[dict[str, Any]]:
+    content = [{"type": "video", "video": video, **part}, {"type": "text", "text": "what happens ?"}]
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": "a red cat"}]
+
+
+def frames_of(array: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray(frame) for frame in array]
