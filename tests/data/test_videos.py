@@ -19,6 +19,8 @@ from transformers_qaig.data import video as rules
 from transformers_qaig.data.messages import to_conversation
 from transformers_qaig.data.video import MAX_FRAMES, open_video
 
+FILE = b"\0\0\0\x20ftypmp42"  # what a decoder is tried with
+
 
 def animation(frames: list[Image.Image], milliseconds: Any = 500) -> bytes:
     buffer = io.BytesIO()
@@ -129,9 +131,9 @@ def test_decoders_are_told_which_frames_and_tried_in_turn(
         return np.repeat(array, 20, axis=0)[seen[1]]
 
     fake_decoders(monkeypatch, torchcodec=broken, pyav=working)
-    (tmp_path / "a.mp4").write_bytes(b"a video")
+    (tmp_path / "a.mp4").write_bytes(FILE)
     clip = open_video("a.mp4", tmp_path)
-    assert seen == [b"a video", [0, 17, 34, 51, 68, 85, 102, 119]]
+    assert seen == [FILE, [0, 17, 34, 51, 68, 85, 102, 119]]
     assert (len(clip), clip.fps) == (8, 2)
 
 
@@ -146,7 +148,7 @@ def test_a_decoder_object_of_torchcodec(array: np.ndarray) -> None:
 def test_without_a_decoder_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "_DECODERS", {"pyav": lambda: False})
     with pytest.raises(ValueError, match=r"needs a video decoder, and none is installed: run `pip install av`"):
-        open_video(b"a video")
+        open_video(FILE)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_limits_and_damage_of_a_file(
 ) -> None:
     fake_decoders(monkeypatch, pyav=lambda path, choose: array[: len(choose(found)) and frames])
     with pytest.raises(ValueError, match=message):
-        open_video(b"a video")
+        open_video(FILE)
 
 
 def test_files_of_another_kind_or_size_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +194,7 @@ def test_files_of_another_kind_or_size_are_not_read(tmp_path: Path, monkeypatch:
         (3, "a video must be a path"),
         (animation([Image.new("RGB", (8, 8))]), "is a picture, not a video"),
         (b"", "is empty"),
+        (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/a.ts\n", "is text, such as a playlist"),
         (animation(frames_of(np.random.default_rng(0).integers(0, 256, (6, 40, 60, 3), np.uint8)))[:-900], "decoded"),
     ],
 )
@@ -201,8 +204,12 @@ def test_a_broken_video_is_refused_and_names_the_sample(video: Any, message: str
         one([asked(video)], processor)
 
 
+def test_a_rate_may_be_a_number_of_numpy(array: np.ndarray) -> None:
+    assert type(open_video(array, fps=np.float32(3)).fps) is float  # type: ignore[arg-type]
+
+
 def test_a_rate_that_is_none_is_refused(array: np.ndarray) -> None:
-    for fps in (0, -1, float("nan"), "2"):
+    for fps in (0, -1, float("nan"), "2", [2]):
         with pytest.raises(ValueError, match="'fps' of a video must be a positive number"):
             to_conversation(asked(array, fps=fps))
 

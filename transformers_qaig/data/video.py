@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -26,6 +27,7 @@ FPS = 2.0
 """Frames a second: what is read of a file, and the rate of frames whose rate nobody says."""
 FRAME_MILLISECONDS = 100  # of an animation that does not say, as browsers show it
 _ENOUGH = 0.9  # of the chosen frames; with fewer a file is damaged
+_HEAD = 1024  # bytes, in which every container of videos has a zero
 _STARTS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")  # of GIF, PNG and JPEG; WebP's is longer
 _DECODERS = {
     "torchcodec": is_torchcodec_available,
@@ -90,8 +92,9 @@ def open_video(source: Any, base_dir: Path | None = None, fps: float | None = No
         ValueError: the video cannot be opened or exceeds a limit; the message says why and what to do.
         TypeError: `source` is none of the forms above.
     """
-    if fps is not None and not (isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0):
+    if fps is not None and not (isinstance(fps, Real) and math.isfinite(fps) and fps > 0):
         raise ValueError(f"the 'fps' of a video must be a positive number, not {fps!r:.40}")
+    fps = None if fps is None else float(fps)
     if isinstance(source, Clip):
         return source
     if isinstance(source, Mapping):
@@ -147,6 +150,8 @@ def _decode(data: bytes, what: str, fps: float | None) -> Clip:
     animation = _animation(data, what, fps)
     if animation is not None:
         return animation
+    if b"\0" not in data[:_HEAD]:  # a playlist would make a decoder open what it names
+        raise ValueError(f"{what} is text, such as a playlist or a web page: give the video file itself")
     with tempfile.TemporaryDirectory(prefix="qaig-video-") as folder:
         path = Path(folder) / "video"
         path.write_bytes(data)
