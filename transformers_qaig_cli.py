@@ -231,10 +231,8 @@ Group = argparse._ArgumentGroup
 def _add_scheme(group: Group) -> None:
     group.add_argument("--group-size", type=int, metavar="N", help="input channels that share a scale (default: 128)")
     group.add_argument("--sym", action="store_true", help="symmetric grids, without zero points")
-    group.add_argument(
-        "--recipe", default="default", metavar="NAME",
-        help="default, best, fast, rtn, gptq, awq, ...; see docs/guides/recipes.md",
-    )  # fmt: skip
+    recipes = "default, best, fast, rtn, gptq, awq, ...; see docs/guides/recipes.md"
+    group.add_argument("--recipe", default="default", metavar="NAME", help=recipes)
 
 
 def _add_budget(command: argparse.ArgumentParser) -> None:
