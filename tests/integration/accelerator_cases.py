@@ -24,4 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-vl": ("qwen3_vl", {"bits": 3, **EVERYTHING}),
     "gemma3": ("gemma3", {"bits": 3, **EVERYTHING}),
     "mllama": ("mllama", {"bits": 3}),
+    "experts": ("qwen3_vl_moe", {"bits": 3}),
+    "all experts": ("qwen3_vl_moe", {"bits": 3, "calibration": {"moe_calibrate_all_experts": True}}),
+    "weighed experts": ("qwen3_vl_moe", {"bits": 3, "recipe": {"token_weights": "qig"}}),
 }

@@ -35,7 +35,8 @@ from transformers_qaig.rounding.quant_grid import minmax_grid  # noqa: E402
 
 
 def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, Any]:
-    config = QAIGConfig(group_size=32, dataset=conversations(6), calibration={"device": device}, **settings)
+    run = {"device": device, **settings.get("calibration", {})}
+    config = QAIGConfig(**{**settings, "group_size": 32, "dataset": conversations(6), "calibration": run})
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
     report = model.qaig_report
     tensors = [*model.parameters(), *model.buffers()]
