@@ -90,6 +90,13 @@ def test_token_weights_weigh_the_tokens_of_experts(vlm: Path, by_default: nn.Mod
         assert all(target.error < 0.5 for target in weighed.qaig_report.targets)
 
 
+@pytest.mark.slow
+def test_learned_experts_are_no_worse_than_those_of_default(vlm: Path, by_default: nn.Module) -> None:
+    learned = quantized(vlm, recipe={"name": "best", "steps": 20})
+    for ours, theirs in zip(learned.qaig_report.targets, by_default.qaig_report.targets):
+        assert ours.error < 1.05 * theirs.error, ours.path
+
+
 def rows(count: int = 40, *, is_everywhere: bool = False) -> RoutedRows:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(count, 8, generator=generator)
