@@ -35,6 +35,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "gpu_gemm": ("k", "n", "bits", "m", "op", "reason"),
     "gpu_generate": ("part", "variant"),
     "mixed_bits": ("plan", "calibration", "width", "budget"),
+    "routed_moments": ("calibration", "scenes", "bits", "weights"),
     "rotation": ("format", "rounding", "block", "calibration", "outliers"),
     "whole_file": ("model", "bits", "vision_bits", "lm_head_bits", "embedding_bits", "calibration"),
 }

@@ -23,6 +23,8 @@ def accuracy_experts() -> str:
     rows = []
     for title, setting in WIDTHS.items():
         known = {name: figures for (each, name), figures in measured(EXPERTS).items() if each == setting and figures}
+        if "default" not in known:
+            continue
         for name in sorted(known, key=lambda name: -kl(pooled(list(known[name].values())))):
             label = name if name.startswith("llm-compressor") else f"`{name}`"
             compared = ("–", "–") if name == "default" else ratio(EXPERTS, setting, "default", name)
