@@ -52,8 +52,27 @@ CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         v_head_dim=16,
         **{**TEXT, "num_key_value_heads": 4},
     ),
+    "longcat_flash": lambda: hf.LongcatFlashConfig(
+        num_layers=1,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=2,
+        ffn_hidden_size=96,
+        expert_ffn_hidden_size=64,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_rope_head_dim=16,
+        qk_nope_head_dim=16,
+        head_dim=16,
+        v_head_dim=16,
+        **{
+            **{name: value for name, value in TEXT.items() if name not in ("intermediate_size", "num_hidden_layers")},
+            "num_key_value_heads": 4,
+        },
+    ),
 }
-"""Plain, transposed, with biases and interleaved, without routing, without a gate, with a dense first layer."""
+"""Plain, transposed, with biases and interleaved, without routing, without a gate, with a dense first layer, and with
+experts that return a token as it is."""
 if hasattr(modeling_aria, "AriaGroupedExpertsGemm"):  # of Transformers 5.17, whose weights are of two such modules
     del CONFIGS["aria_text"]
 
@@ -77,7 +96,7 @@ def inputs_of(layout: ExpertsLayout, tokens: int = 6, *, skip: int | None = None
     generator = torch.Generator().manual_seed(1)
     if not layout.is_routed:
         return (torch.randn(tokens * layout.num_experts, layout.hidden_size, generator=generator),)
-    scores = torch.rand(tokens, layout.num_experts, generator=generator)
+    scores = torch.rand(tokens, layout.num_choices, generator=generator)
     if skip is not None:
         scores[:, skip] = -1
     weights, index = scores.topk(2)

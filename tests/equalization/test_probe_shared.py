@@ -85,12 +85,14 @@ def test_tensor_changed_in_place_is_another_tensor():
     assert list(probe(Branch(InPlace()))) == [("f.g",), ("f.u",), ("f.o",)]
 
 
-def test_linear_that_runs_twice_is_in_no_group():
+def test_linear_that_runs_twice_is_a_group_of_its_own():
     class Twice(GatedMLP):
         def forward(self, x: Tensor) -> Tensor:
             return self.o(F.silu(self.g(x)) * self.u(x)) + self.g(x.flip(1))[..., :C]
 
-    assert producers(Branch(Twice())) == {("f.u",): None, ("f.o",): "f.u"}
+    groups = probe(Branch(Twice()))
+    assert producers(Branch(Twice())) == {("f.u",): None, ("f.o",): "f.u", ("f.g",): None}
+    assert {group.linears: group.runs for group in groups.values()} == {("f.u",): 1, ("f.o",): 1, ("f.g",): 2}
 
 
 def test_linear_that_does_not_run_is_in_no_group():

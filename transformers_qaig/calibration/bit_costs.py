@@ -174,7 +174,7 @@ def errors_of(
                 else:
                     found = {}
                 for sample in list(waiting) if block is not modules[-1] else ():
-                    full.resume(sample, forward(block, waiting[sample]))
+                    full.resume(sample, forward(block, waiting[sample], on_trial=False))
             errors.update({f"{path}.{name}": delta for name, delta in found.items()})
             bar.update()
     return {path: errors[path] for path in plan}

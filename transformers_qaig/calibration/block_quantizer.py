@@ -70,7 +70,7 @@ class BlockQuantizer:
         example = self.inputs.full[self.calibration[0]].to(next(self.block.parameters()).device)
         groups = self.settings.finder.groups(self.block, example.args, example.kwargs)
         alone = set(self.schemes).difference(*(group.linears for group in groups), *self.stacks.values())
-        self.summary.to_nearest = dict.fromkeys(sorted(alone), "it runs several times in one call, or never")
+        self.summary.to_nearest = dict.fromkeys(sorted(alone), "it never runs")
         for steps in passes(self.recipe):
             decisions = self._pass(groups, steps, decisions)
         if self.recipe.rounding == "learned":

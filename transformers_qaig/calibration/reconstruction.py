@@ -19,6 +19,7 @@ from ..rounding.learned import (
     Learned,
     learn,
 )
+from ..utils.caches import with_own_caches
 from ..utils.logging import tqdm
 from .decisions import BlockDecisions, folded, set_weight
 
@@ -106,6 +107,7 @@ class BlockReconstruction:
                 lambda t: t.to(device, torch.float32) if t.is_floating_point() else t.to(device),
                 (self.calls[sample].args, self.calls[sample].kwargs),
             )
+            args, kwargs = with_own_caches((args, kwargs))
             output = first_tensor(torch.func.functional_call(block, dict(tensors), args, kwargs))
             error = (output - self.targets[sample].to(device, torch.float32)).square().sum(-1)
             return (error * self.weights[sample].to(device)).sum() / unit

@@ -13,7 +13,7 @@ from ..execution.exclusions import NotFinite
 from ..execution.gathering import RowFinder, Rows
 from ..execution.group_inputs import GroupInputs, NotReached, enter
 from ..execution.interceptor import TargetInputs, map_tensors
-from ..nn.experts_module import LinearExperts
+from ..nn.experts_module import LinearExperts, routing
 from ..scheme import Plan
 from ..token_weights.base import SubBlock, TokenWeights
 from ..utils.finite import is_finite
@@ -191,8 +191,9 @@ def _routing(
 ) -> tuple[Tensor, Tensor]:
     """Returns the chosen experts of each row `[T, k]`, and their weights, on the CPU."""
     layout = experts.stack
-    if layout.is_routed:
-        _, index, weights = (*args, *(kwargs[name] for name in layout.arguments[len(args) :]))
-        return index.reshape(len(x), -1).cpu(), weights.reshape(len(x), -1).float().cpu()
+    if layout.is_routed or layout.is_shared:
+        values = (*args, *(kwargs[name] for name in layout.arguments[len(args) :]))
+        index, weights = routing(layout, values, len(x))
+        return index.cpu(), weights.float().abs().cpu()
     index = torch.arange(layout.num_experts).repeat_interleave(len(x) // layout.num_experts)
     return index[:, None], (x != 0).any(-1, keepdim=True).float().cpu()  # rows of experts not chosen are zero

@@ -151,7 +151,8 @@ def advance(
         call_q, mask = inputs.quantized[sample], inputs.masks[sample]
         outputs: list[tuple[Any, Any]] = []
         for chunk, became, error in zip(result.chunks, result.results, result.errors):
-            output, output_q = forward(chunk.module, call), forward(became.module, call_q)
+            output = forward(chunk.module, call, on_trial=False)
+            output_q = forward(became.module, call_q, on_trial=False)
             if not error.add(output_q, output, mask):
                 whose = "quantized" if is_finite_where(mask, first_tensor(output)) else "full-precision"
                 inputs.exclude_samples({sample: f"the {whose} output of {chunk.path}"})

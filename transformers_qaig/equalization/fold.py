@@ -22,6 +22,8 @@ class Group:
         channels: For each input column of the linears, the producer's output channel it comes from, or -1 where it
             comes from elsewhere and E must be 1. Columns with one channel (heads that share a value) share one E.
         plus_one: The producer multiplies by (1 + weight), so its weight becomes (1 + weight)/E - 1.
+        runs: How often the linears run in one call of the block. If several times, nothing absorbs a scale.
+        run: Of these, the one that is meant.
     """
 
     linears: tuple[str, ...]
@@ -29,6 +31,8 @@ class Group:
     producer: str | None
     channels: tuple[int, ...]
     plus_one: bool = False
+    runs: int = 1
+    run: int = 0
 
 
 def tie(statistic: Tensor, group: Group) -> Tensor:

@@ -25,6 +25,7 @@ UNCHANGED = 1e-4  # a fold may change the output by this much (fp32 rounding giv
 PART_OF_CONTROL = 1e-3  # … and by this part of what scaling the linears alone does (a wrong column gives 5e-3)
 DEAD = 1e-4  # a column is dead in this call if its norm is below this part of the largest
 MAX_REPEAT = 16  # heads that may share one key-value head in a fused projection
+MAX_RUNS = 4  # how many runs of a linear in one call are calibrated on
 
 
 def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, seed: int = 0) -> list[Group]:
@@ -38,8 +39,9 @@ def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         seed: Of the random weights and scales.
 
     Returns:
-        Groups in execution order. A linear that this call does not run, or runs more than once, is in none of them, and
-        neither is one of a stack of experts. A group that nothing can absorb a scale for has `producer=None`.
+        Groups in execution order, then one for each linear that this call runs several times. A linear that it does not
+        run is in none of them, and neither is one of a stack of experts. A group that nothing can absorb a scale for
+        has `producer=None`.
     """
     device = next((t.device for t in tensors((args, dict(kwargs)))), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)  # the CPU's: the same groups on every device
@@ -55,7 +57,15 @@ def find_groups(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         reads = [read for read in trace.reads if not read.linears[0].startswith(experts)]
         for name in [name for name in trace.first_run if name.startswith(experts)]:
             del trace.first_run[name]
-        return [_group_of(read, trace, twin, run, generator) for read in reads]
+        found = [_group_of(read, trace, twin, run, generator) for read in reads]
+        repeated = {name: runs for name, runs in trace.repeated.items() if not name.startswith(experts)}
+        return found + [_alone(name, twin.get_submodule(name), runs) for name, runs in repeated.items()]
+
+
+def _alone(name: str, linear: nn.Module, runs: int) -> Group:
+    """Makes the group of a linear that runs several times: what it reads in all its runs is calibrated on."""
+    assert isinstance(linear, nn.Linear)
+    return Group((name,), name, None, (-1,) * linear.in_features, runs=min(runs, MAX_RUNS))
 
 
 def _group_of(read: Read, trace: Trace, block: nn.Module, run: Callable[[], Any], generator: torch.Generator) -> Group:

@@ -24,12 +24,16 @@ class Read:
 
 @dataclass
 class Trace:
-    """The record of a call: reads in order, when each norm and linear first ran, every module that ran, all results."""
+    """The record of a call: reads in order, when each norm and linear first ran, every module that ran, all results.
+
+    `repeated` has the linears that ran several times, which are in no read, and how often.
+    """
 
     reads: list[Read]
     first_run: dict[str, int]
     ran: set[str]
     output: list[Tensor]
+    repeated: dict[str, int]
 
 
 def random_twin(block: nn.Module, generator: torch.Generator, device: torch.device) -> nn.Module:
@@ -91,7 +95,9 @@ def record(block: nn.Module, run: Callable[[], Any]) -> Trace:
     for read in reads.values():
         read.linears = [name for name in read.linears if len(calls[name]) == 1]
     first_run = {n: steps[0] for n, steps in calls.items() if _can_absorb(block.get_submodule(n))}
-    return Trace([r for r in reads.values() if r.linears], first_run, set(calls), output)
+    linears = {name for name in calls if isinstance(block.get_submodule(name), nn.Linear)}
+    repeated = {name: len(steps) for name, steps in calls.items() if name in linears and len(steps) > 1}
+    return Trace([r for r in reads.values() if r.linears], first_run, set(calls), output, repeated)
 
 
 def input_of(linear: nn.Module, run: Callable[[], Any]) -> Tensor | None:

@@ -16,9 +16,16 @@ from .token_rows import row_mask
 
 
 @torch.no_grad()
-def forward(block: nn.Module, call: LayerInputs) -> Any:
-    """Returns the block's output, whatever its form, on the block's device."""
-    call = call.to(next(block.parameters()).device)
+def forward(block: nn.Module, call: LayerInputs, *, on_trial: bool = True) -> Any:
+    """Returns the block's output, whatever its form, on the block's device.
+
+    Args:
+        block: in full precision or quantized.
+        call: what it is called with.
+        on_trial: whether the model's caches stay as they are. Of the runs whose output the model goes on with, they get
+            the keys and values.
+    """
+    call = call.to(next(block.parameters()).device, own_caches=on_trial)
     return block(*call.args, **call.kwargs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -42,6 +42,8 @@ def gather_group_inputs(
         NotReached: no sample gets there, or all that do have padding that cannot be found among the rows.
         NotFinite: a real token of a sample is not finite there. (One of the padding is set to zero.)
     """
+    if group.runs > 1:
+        return _of_all_runs(original, group, blocks, inputs, samples)
     gathered, calls = [], (inputs.full, inputs.quantized)
     finder, what = RowFinder(blocks[0], group, inputs, samples), f"hidden states that {group.linears[0]} reads"
     reason = "no sample gets there"
@@ -65,6 +67,25 @@ def gather_group_inputs(
     if not gathered:
         raise NotReached(reason)
     return merge(original, group, gathered)
+
+
+def _of_all_runs(
+    original: nn.Module,
+    group: Group,
+    blocks: tuple[nn.Module, nn.Module],
+    inputs: TargetInputs,
+    samples: Sequence[int],
+) -> list[GroupInputs]:
+    """Collects the inputs of each run of a linear that runs several times in one call of the block."""
+    gathered, reason = [], NotReached("no sample gets there")
+    for run in range(group.runs):
+        try:
+            gathered += gather_group_inputs(original, replace(group, runs=1, run=run), blocks, inputs, samples)
+        except NotReached as found:
+            reason = found
+    if not gathered:
+        raise reason
+    return gathered
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
 from ..rounding.quant_grid import fake_quantize_tokens
+from ..utils.caches import with_own_caches
 from ..utils.first_call import first_call
 from .interceptor import LayerInputs, map_tensors
 
@@ -93,7 +94,8 @@ def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tu
     """Runs `block` on `call` up to the entrance of `group`'s sub-block.
 
     Returns:
-        what the group's linears read, `[B, T, C]` in the block's dtype, and the sub-block's arguments.
+        what the group's linears read (in the run that is meant), `[B, T, C]` in the block's dtype, and the sub-block's
+        arguments.
 
     Raises:
         NotReached: the call never gets there.
@@ -105,7 +107,8 @@ def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tu
     call = call.to(next(block.parameters()).device)
     try:
         with torch.no_grad():
-            reached = first_call(block.get_submodule(group.linears[0]), lambda: block(*call.args, **call.kwargs))
+            first = block.get_submodule(group.linears[0])
+            reached = first_call(first, lambda: block(*call.args, **call.kwargs), after=group.run)
     finally:
         handle.remove()
     if reached is None:
@@ -150,7 +153,7 @@ def run(
     ]
     try:
         replaced = {f"{name.removeprefix(prefix)}.weight": weight for name, weight in (weights or {}).items()}
-        args, kwargs = ((x,), {}) if len(inputs.samples) > 1 else (inputs.args, inputs.kwargs)
+        args, kwargs = ((x,), {}) if len(inputs.samples) > 1 else with_own_caches((inputs.args, inputs.kwargs))
         output = torch.func.functional_call(module, replaced, args, kwargs)
     finally:
         for handle in handles:

@@ -18,6 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..utils.caches import with_own_caches
 from .exclusions import NotFinite
 from .torch_state import Modes
 
@@ -29,10 +30,15 @@ class LayerInputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def to(self, device: torch.device | str) -> LayerInputs:
-        """Returns the same call with its tensors on `device`; one tensor passed twice stays one tensor."""
-        args, kwargs = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
-        return LayerInputs(args, kwargs)
+    def to(self, device: torch.device | str, *, own_caches: bool = True) -> LayerInputs:
+        """Returns the same call with its tensors on `device`; one tensor passed twice stays one tensor.
+
+        Args:
+            device: of the tensors.
+            own_caches: whether the call gets copies of caches, so that a trial leaves the model's own as they are.
+        """
+        moved = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
+        return LayerInputs(*(with_own_caches(moved) if own_caches else moved))
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +119,9 @@ class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
         device = next((tensor.device for tensor in call.tensors), None)
         alive = {key: seen for key, seen in self._seen.items() if seen() is not None}
         self._seen = alive | {id(tensor): weakref.ref(tensor) for tensor in call.tensors}
-        self.index, self.call = index, call if self._inputs_device is None else call.to(self._inputs_device)
+        self.index, self.call = index, call
+        if self._inputs_device is not None:
+            self.call = call.to(self._inputs_device, own_caches=False)
         del call
         assert self.parent is not None
         output = self.parent.switch()

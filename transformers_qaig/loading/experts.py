@@ -70,9 +70,11 @@ def _check_alike(stack: str, layout: ExpertsLayout, original: nn.Module, linears
 
 def _random_inputs(layout: ExpertsLayout, like: Tensor) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    count = layout.num_experts
-    tokens = _TOKENS if layout.is_routed else _TOKENS * count
+    count = layout.num_choices
+    tokens = _TOKENS if layout.is_routed or layout.is_shared else _TOKENS * count
     hidden = torch.randn(tokens, layout.hidden_size, generator=generator).to(like)
+    if layout.is_shared:
+        return hidden, torch.rand(tokens, count, generator=generator).to(like)
     if not layout.is_routed:
         return (hidden,)
     chosen = torch.rand(tokens, count, generator=generator).topk(min(2, count)).indices

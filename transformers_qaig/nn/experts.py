@@ -133,7 +133,7 @@ class QAIGExperts(ExpertsModule, PackedTensors):
         own = {f"{projection}_{name}" for projection in self.schemes for name in TENSORS}
         dense = dense_like(self, without={*own, *_OWN})
         for name, shape in layout.stacked_shapes().items():
-            stack = torch.empty(shape, dtype=dtype or self.compute_dtype, device=self.device)
+            stack = torch.zeros(shape, dtype=dtype or self.compute_dtype, device=self.device)
             dense.register_parameter(name, nn.Parameter(stack))
         for projection in layout.projections:
             for expert in range(layout.num_experts):

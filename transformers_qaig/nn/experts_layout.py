@@ -16,7 +16,7 @@ _INDEX = r"[0-9]{1,9}"
 _EXPERTS = rf"\*|{_INDEX}(?:-{_INDEX})?(?:,{_INDEX}(?:-{_INDEX})?)*"
 """An expert's index, `*` for all of them, or several as in `0-3,7`."""
 _PATH = re.compile(rf"(?P<stack>.+)\.(?P<expert>{_EXPERTS})\.(?P<projection>{'|'.join(PROJECTIONS)})")
-_ROUTED = 3  # arguments of a forward that gets hidden states, indices and weights
+_ALL, _SHARED, _ROUTED = 1, 2, 3  # arguments of the forward: hidden states; with weights; with indices and weights
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ExpertsLayout:
         has_gate: whether there is a gate.
         has_bias: whether `gate_up_proj_bias` (or `up_proj_bias`) and `down_proj_bias` are added.
         has_norm: whether `post_expert_norm` follows each expert.
+        identities: experts after the E ones that return a token as it is. `gate_up_proj` has unused rows for them.
         arguments: names of the arguments of the module's forward.
     """
 
@@ -45,6 +46,7 @@ class ExpertsLayout:
     has_gate: bool
     has_bias: bool
     has_norm: bool
+    identities: int
     arguments: tuple[str, ...]
 
     @property
@@ -59,11 +61,21 @@ class ExpertsLayout:
 
     @property
     def is_routed(self) -> bool:
-        """Whether the forward takes hidden states, indices and weights of the chosen experts.
-
-        Otherwise it takes `[E * T, H]`: the rows of each expert, one expert after the other.
-        """
+        """Whether the forward takes hidden states, indices and weights of the chosen experts."""
         return len(self.arguments) == _ROUTED
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether every token goes to all experts: the forward takes hidden states and weights `[..., E]`.
+
+        One that is neither routed nor shared takes `[E * T, H]`: the rows of each expert, one expert after the other.
+        """
+        return len(self.arguments) == _SHARED
+
+    @property
+    def num_choices(self) -> int:
+        """What a router chooses among: the experts, and those that return a token as it is."""
+        return self.num_experts + self.identities
 
     def shape(self, projection: str) -> tuple[int, int]:
         """Returns output and input channels of a projection."""
@@ -76,7 +88,8 @@ class ExpertsLayout:
         for name in self.parameters:
             rows, columns = self.shape(name)
             rows *= 2 if name == "gate_up_proj" else 1
-            shapes[name] = (self.num_experts, *((columns, rows) if self.transposed else (rows, columns)))
+            count = self.num_experts if name == "down_proj" else self.num_choices
+            shapes[name] = (count, *((columns, rows) if self.transposed else (rows, columns)))
         return shapes
 
     def weight(self, module: nn.Module, expert: int, projection: str) -> Tensor:
@@ -111,7 +124,7 @@ def experts_layout(module: nn.Module) -> ExpertsLayout | None:
     stacked = {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
     down, fused = stacked.get("down_proj"), "gate_up_proj" in stacked
     first = stacked.get("gate_up_proj") or stacked.get("up_proj")
-    if down is None or first is None or down[0] != first[0]:
+    if down is None or first is None or first[0] - down[0] not in (0, _identities(module, first[0])):
         return None
     gated = fused or "gate_proj" in stacked
     if "gate_proj" in stacked and (fused or stacked["gate_proj"] != first):
@@ -119,9 +132,11 @@ def experts_layout(module: nn.Module) -> ExpertsLayout | None:
     wanted = {"gate_up_proj", "down_proj"} if fused else {"gate_proj", "up_proj", "down_proj"} if gated else set()
     if set(stacked) != (wanted or {"up_proj", "down_proj"}):
         return None
-    transposed = _is_transposed(module, first, down, fused)
     arguments = tuple(inspect.signature(type(module).forward).parameters)[1:]
-    if transposed is None or len(arguments) not in (1, _ROUTED) or not _can_gate(module, gated):
+    if len(arguments) not in (_ALL, _SHARED, _ROUTED) or not _can_gate(module, gated):
+        return None
+    transposed = _is_transposed(module, first, down, fused, len(arguments) == _SHARED)
+    if transposed is None:
         return None
     hidden, inner = (down[2], down[1]) if transposed else (down[1], down[2])
     rows, columns = (first[2], first[1]) if transposed else (first[1], first[2])
@@ -138,17 +153,40 @@ def experts_layout(module: nn.Module) -> ExpertsLayout | None:
         has_gate=gated,
         has_bias=has_bias,
         has_norm=bool(getattr(module, "has_post_expert_norm", False)),
+        identities=first[0] - down[0],
         arguments=arguments,
     )
 
 
-def _is_transposed(module: nn.Module, first: tuple[int, ...], down: tuple[int, ...], fused: bool) -> bool | None:
+def _identities(module: nn.Module, count: int) -> int:
+    """Returns how many of `count` choices are no experts, as a class with an identity says; 0 for other classes."""
+    has_identity = any(isinstance(child, nn.Identity) for child in module.children())
+    return count - module.get_parameter("down_proj").shape[0] if has_identity else 0
+
+
+def _is_transposed(
+    module: nn.Module, first: tuple[int, ...], down: tuple[int, ...], fused: bool, shared: bool
+) -> bool | None:
     said = getattr(module, "is_transposed", None)
     if said is not None:
         return bool(said)
-    if not fused:
+    if fused:
+        return first[1] != 2 * down[2] or first[2] != down[1]
+    if not shared or first[1] == first[2]:
         return None  # both would fit
-    return first[1] != 2 * down[2] or first[2] != down[1]
+    return not _takes(module, first[2])
+
+
+def _takes(module: nn.Module, channels: int) -> bool:
+    """Whether a module whose experts are shared takes tokens of so many channels: tried without computing anything."""
+    tensors = {name: tensor.to("meta") for name, tensor in module.named_parameters()}
+    experts = len(tensors["down_proj"])
+    inputs = (torch.empty(1, shape, dtype=tensors["down_proj"].dtype, device="meta") for shape in (channels, experts))
+    try:
+        torch.func.functional_call(module, tensors, tuple(inputs))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _can_gate(module: nn.Module, gated: bool) -> bool:

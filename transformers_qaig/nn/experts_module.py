@@ -69,25 +69,29 @@ class ExpertsModule(nn.Module):
 
         Args:
             args: hidden states `[T, H]`, indices `[T, k]` of the chosen experts, and their weights `[T, k]`, as the
-                model's own class takes them. A class without routing takes `[E * T, H]` alone.
+                model's own class takes them. Shared experts take hidden states and weights `[T, E]`. A class without
+                routing takes `[E * T, H]` alone.
             kwargs: the same by name.
 
         Returns:
             `[T, H]` in the dtype of the hidden states.
 
         Raises:
-            ValueError: an index is below 0 or above E. (E itself stands for no expert.)
+            ValueError: an index is below 0 or above the number of choices. (That number stands for no expert.)
         """
         values = [*args, *(kwargs[name] for name in self.stack.arguments[len(args) :])]
         hidden, count = values[0].reshape(-1, self.stack.hidden_size), self.stack.num_experts
-        if not self.stack.is_routed:
+        if not self.stack.is_routed and not self.stack.is_shared:
             offsets = torch.arange(count + 1, dtype=torch.int32, device=hidden.device) * (hidden.shape[0] // count)
             return self._experts(hidden, offsets, None)
-        index, weights = values[1], values[2]
+        index, weights = routing(self.stack, values, hidden.shape[0])
         ids, order = index.reshape(-1).sort(stable=True)
-        _check_ids(ids, count)
+        _check_ids(ids, self.stack.num_choices)
         offsets = torch.searchsorted(ids, torch.arange(count + 1, device=ids.device), out_int32=True)
-        rows = self._experts(hidden[order // index.shape[-1]], offsets, ids)
+        x = hidden[order // index.shape[-1]]
+        rows = self._experts(x, offsets, ids)
+        if self.stack.identities:
+            rows = torch.where(((ids >= count) & (ids < self.stack.num_choices)).unsqueeze(-1), x, rows)
         rows = rows * weights.reshape(-1)[order].unsqueeze(-1)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         summed = rows[back].view(*index.shape, hidden.shape[-1]).sum(-2)
@@ -144,6 +148,20 @@ def dense_like(module: ExpertsModule, without: Collection[str]) -> nn.Module:
     dense = original.__new__(original)
     nn.Module.__init__(dense)
     return _copy(module, dense, without={*without, "stack"})
+
+
+def routing(layout: ExpertsLayout, values: Sequence[Tensor], tokens: int) -> tuple[Tensor, Tensor]:
+    """Returns the indices `[T, k]` of each token's experts, and their weights `[T, k]`.
+
+    Args:
+        layout: of a stack that is routed or shared.
+        values: arguments of its forward.
+        tokens: T.
+    """
+    index, weights = values[1], values[-1].reshape(tokens, values[-1].shape[-1])
+    if layout.is_routed:
+        return index.reshape(tokens, index.shape[-1]), weights
+    return torch.arange(layout.num_experts, device=weights.device).expand(tokens, -1), weights
 
 
 def _check_ids(ids: Tensor, count: int) -> None:

@@ -41,7 +41,7 @@ def expert_weights(stack: str, layout: ExpertsLayout, dtype: torch.dtype) -> Ite
 def is_router(path: str, linear: nn.Linear, stacks: Mapping[str, ExpertsLayout]) -> bool:
     """Whether a linear routes tokens to the experts of a stack: packing it would change which ones are chosen.
 
-    It has an output for each expert of a stack below its parent or its parent's parent, and is called a gate or router.
+    It has an output for each choice of a stack below its parent or its parent's parent, and is called a gate or router.
 
     Args:
         path: of the linear in the model.
@@ -51,7 +51,7 @@ def is_router(path: str, linear: nn.Linear, stacks: Mapping[str, ExpertsLayout])
     parent = path.rpartition(".")[0]
     above = (parent, parent.rpartition(".")[0])
     near = (layout for stack, layout in stacks.items() if any(stack.startswith(f"{part}.") for part in above if part))
-    return any(linear.out_features == layout.num_experts and _called_router(path, above[1]) for layout in near)
+    return any(linear.out_features == layout.num_choices and _called_router(path, above[1]) for layout in near)
 
 
 def _called_router(path: str, above: str) -> bool:
