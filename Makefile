@@ -97,9 +97,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 # torchvision has no CPU build; tests/torchvision_on_cpu.py makes the CUDA wheel importable, from a folder only it looks into.
+# timm, which asks for torchvision, is there too: three families of the sweep have towers of its.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
-	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu $(TORCHVISION)
+	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu $(TORCHVISION) timm
 	$(BIN)/python -m transformers_qaig env
 	touch $@
 

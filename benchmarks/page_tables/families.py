@@ -6,6 +6,8 @@ import json
 
 from page_tables import RESULTS, Row, markdown, table
 
+LEDGER = RESULTS.parents[1] / "tests" / "sweep" / "families.jsonl"
+
 STEPS = {
     "built": "Transformers",
     "rtn": "`rtn`",
@@ -17,7 +19,7 @@ PARTS = {"tower": "tower", "head": "head"}
 
 
 def _rows() -> list[Row]:
-    lines = (RESULTS / "families.jsonl").read_text().splitlines()
+    lines = LEDGER.read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 

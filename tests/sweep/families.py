@@ -10,6 +10,8 @@ from tests.tiny_models.unusual_parts import Samples, texts, with_pictures
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 MROPE = {**ROPE, "mrope_section": [2, 3, 3], "partial_rotary_factor": 1.0}
 TIMM = {"vision_config.architecture": "test_vit", "vision_config.model_args": {"embed_dim": 64}}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+MAMBA = {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "chunk_size": 16}
 SMALL_VQ = {"vq_config.base_channels": 32, "vq_config.embed_dim": 8, "vq_config.latent_channels": 8}
 THINKER = {"vision_start_token_id": 8, "vision_end_token_id": 9, "text_config.rope_parameters": MROPE}
 PICTURE = {"vision_config.image_size": 28, "vision_config.patch_size": 14}
@@ -67,6 +69,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "gemma4": {
         "audio_config": None,
+        "vision_config": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16} | HEADS,
         "text_config.enable_moe_block": True,
         "text_config.num_experts": 4,
         "text_config.top_k_experts": 2,
@@ -82,6 +85,8 @@ VALUES: dict[str, dict[str, Any]] = {
     "longcat_flash": {"num_key_value_heads": 4, "qk_head_dim": 32, "zero_expert_num": 2},
     "mistral4": {"num_key_value_heads": 4, "head_dim": 32},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "nemotron_h": MAMBA,
+    "nemotron_h_omni": {f"text_config.{name}": size for name, size in MAMBA.items()},
     "pi0": {"vlm_config.vision_config.image_size": 28},
     "qwen4_exp": {
         "text_config.indexer_n_heads": 2,

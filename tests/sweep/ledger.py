@@ -10,7 +10,7 @@ import transformers
 
 from tests.sweep.rows import Row
 
-LEDGER = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "families.jsonl"
+LEDGER = Path(__file__).parent / "families.jsonl"
 
 
 def read() -> dict[str, dict[str, object]]:

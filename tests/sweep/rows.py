@@ -156,6 +156,6 @@ def _told(row: Row, field: str, *, part: bool = False) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    name = "" if isinstance(error, SettingError) else f"{type(error).__name__}: "
+    name = "" if isinstance(error, (SettingError, AssertionError)) else f"{type(error).__name__}: "
     text = " ".join(f"{name}{error}".split())
     return text if len(text) <= 160 else f"{text[:159]}…"
