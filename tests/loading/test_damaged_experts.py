@@ -68,6 +68,12 @@ def test_a_damaged_tensor_of_experts_is_named(packed: Path, tmp_path: Path, dama
 
 PLANS: dict[str, Callable[[dict[str, Any]], object]] = {
     "another width": lambda plan: plan[DOWN].update(bits=5),
+    "widths exchanged": lambda plan: plan.update(
+        {
+            f"{STACK}.0-1,3.down_proj": plan.pop(DOWN),
+            f"{STACK}.2.down_proj": plan.pop(f"{STACK}.1.down_proj"),
+        }
+    ),
     "a rotation": lambda plan: plan[DOWN].update(rotation={"block": 16, "seed": 0}),
     "some experts alone": lambda plan: plan.pop(DOWN),
     "an expert twice": lambda plan: plan.update({f"{STACK}.0.down_proj": plan[DOWN]}),

@@ -21,6 +21,7 @@ from .shards import check_files
 from .skeleton import pack_modules
 from .text_config import whole_settings
 from .unused_tensors import UnusedTensor, find_unused, kept, warn_of_missing_layers
+from .width_record import check_widths
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def open_packed(model: PreTrainedModel, files: Sequence[str], config: QAIGConfig
     for name, stored in check_headers(model, local.plan, files).items():
         parameter = model.get_parameter(name)
         parameter.data = parameter.data.to(stored)
+    check_widths(local.plan, files)
     unused = find_unused(model, files, guard_patterns(local))
     warn_of_missing_layers(model, unused)
     dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}

@@ -11,6 +11,8 @@ from ..loading.guard import guard_tensors
 from ..loading.rotation_record import record_rotations
 from ..loading.save_mark import save_mark
 from ..loading.unused_tensors import UnusedTensor, read_unused
+from ..loading.width_record import record_widths
+from ..plan.experts import expand
 from ..scheme import Plan
 
 
@@ -27,4 +29,4 @@ def checkpoint_tensors(
     # A tied head and its embeddings give two copies of what they hold in the kernels' order.
     tensors = {k: v for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     tensors |= read_unused(list(unused)) | guard_tensors(plan, model.dtype)
-    return tensors, record_rotations(plan) | save_mark(tensors)
+    return tensors, record_rotations(plan) | record_widths(expand(plan, model)) | save_mark(tensors)
