@@ -86,8 +86,6 @@ def test_a_size_to_meet_counts_what_is_packed_outside_the_blocks(llava: Path, tm
     size = 170_000
     outside = {"vision_bits": 4, "embedding_bits": 4, "lm_head_bits": 4}
     quantize(llava, budget=BitBudget(size=size), recipe="rtn", **outside).save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    assert 0.9 * size < file.stat().st_size - header <= size
+    assert 0.9 * size < (tmp_path / "model.safetensors").stat().st_size <= size
     with pytest.raises(ValueError, match="cannot be met"):
         quantize(llava, budget=BitBudget(size=size), recipe="rtn")

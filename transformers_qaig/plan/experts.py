@@ -94,17 +94,19 @@ def compact(plan: Plan, model: nn.Module) -> dict[str, WeightScheme]:
     config.json would have 20,000 paths otherwise, and Transformers prints and copies it while it loads.
     """
     stacks = find_experts(model)
-    short: dict[str, WeightScheme] = {}
-    alike: dict[tuple[str, str, WeightScheme], list[int]] = {}
+    alike: dict[tuple[str, str, WeightScheme], list[int]] = {}  # in the plan's order; no experts: a path of its own
     for path, scheme in plan.items():
         parts = split_path(path)
         if parts is None or parts[0] not in stacks:
-            short[path] = scheme
+            alike[path, "", scheme] = []
         else:
             alike.setdefault((parts[0], parts[2], scheme), []).append(int(parts[1]))
-    for (stack, projection, scheme), experts in alike.items():
-        named = EVERY if len(experts) == stacks[stack].num_experts else _spans(sorted(experts))
-        short[expert_path(stack, named, projection)] = scheme
+    short: dict[str, WeightScheme] = {}
+    for (path, projection, scheme), experts in alike.items():
+        if experts:
+            named = EVERY if len(experts) == stacks[path].num_experts else _spans(sorted(experts))
+            path = expert_path(path, named, projection)
+        short[path] = scheme
     return short
 
 
