@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace as replaced
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -77,8 +76,8 @@ class QuantizationRun:
             OSError: a folder cannot be written.
         """
         run = self.config.calibration
-        if run.work_dir is not None:
-            require_writable(Path(run.work_dir), "work_dir")
+        if run.work_path is not None:
+            require_writable(run.work_path, "work_dir")
         self._make_plan(model, checkpoint_files)
         self._rehearse(model, checkpoint_files)
         access = self._with_access()

@@ -1,5 +1,6 @@
 """An interrupted run goes on where it stopped."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,14 @@ def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_
 
 def test_a_work_folder_below_home_is_found(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = QAIGConfig(bits=3, calibration={"work_dir": "~/work"}, recipe="rtn", group_size=32)
-    AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
-    assert list((tmp_path / "work").glob("*.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    for settings in ({"bits": 3, "recipe": "rtn"}, {"budget": 4.5, "recipe": "rtn", "dataset": FAST["dataset"]}):
+        config = QAIGConfig(calibration={"work_dir": "~/work"}, group_size=32, **settings)
+        AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+        assert list((tmp_path / "work").glob("*.safetensors"))
+        assert (tmp_path / "work" / "costs").is_dir() == ("budget" in settings)
+        shutil.rmtree(tmp_path / "work")
+    assert not (tmp_path / "~").exists()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="`work_dir` must be the path of a folder, and ~/file is a file"):
         QAIGConfig(bits=3, calibration={"work_dir": "~/file"})

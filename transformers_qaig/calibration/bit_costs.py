@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -77,8 +76,8 @@ def measure_costs(
     device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
     samples = numbered(samples)
     exclusions = exclusions or Exclusions(len(samples))
-    work_dir = config.calibration.work_dir
-    folder = Path(work_dir) / "costs" if work_dir is not None else None
+    work_path = config.calibration.work_path
+    folder = work_path / "costs" if work_path is not None else None
     run: dict[str, Any] = {}
     if folder is not None:
         run = {

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class BlockStore(ExitStack):
     def __init__(self, config: QAIGConfig, plan: Plan, samples: Sequence[Mapping[str, Any]], model: nn.Module):
         super().__init__()
         self.folder = None
-        if config.calibration.work_dir is not None:
+        if config.calibration.work_path is not None:
             run = {
                 "format": FORMAT,
                 "config": {**config.to_dict(), "plan": None},
@@ -58,7 +57,7 @@ class BlockStore(ExitStack):
                 "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
                 **run_facts(config),
             }
-            self.folder = self.enter_context(work_folder(Path(config.calibration.work_dir).expanduser(), run))
+            self.folder = self.enter_context(work_folder(config.calibration.work_path, run))
 
     def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
         """Returns the finished block at `path`, or None."""

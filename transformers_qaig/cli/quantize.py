@@ -76,7 +76,8 @@ def check_output(options: argparse.Namespace) -> None:
             raise UsageError(f"--overwrite replaces a model, and {out} holds none: it has no config.json.")
         if Path(options.model).is_dir() and out.samefile(options.model):
             raise UsageError(f"OUT is MODEL, {out}: its weights are still being read. Give another folder.")
-    if options.work_dir is not None and out.resolve() in (Path(options.work_dir).resolve() / "_").parents:
+    work = options.work_dir and Path(options.work_dir).expanduser().resolve()
+    if work and out.resolve() in (work / "_").parents:
         raise UsageError("--work-dir must not be OUT or in it, which would not be empty when the run resumes.")
     try:
         require_writable(out, "OUT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,11 @@ class CalibrationConfig:
         object.__setattr__(self, "device", _checked_device(self.device))
         if type(self.min_coverage) not in (int, float) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {quote(self.min_coverage)}.")
+
+    @property
+    def work_path(self) -> Path | None:
+        """`work_dir` as a path, in which `~` is the home folder; None without one."""
+        return None if self.work_dir is None else Path(os.path.expanduser(self.work_dir))
 
     @classmethod
     def of(cls, calibration: Mapping[str, Any] | CalibrationConfig | None) -> CalibrationConfig:
