@@ -118,6 +118,25 @@ def test_chunks_hold_the_tokens_of_all_rows(monkeypatch: pytest.MonkeyPatch, is_
     assert whole.counts(4) == [len(tokens) for tokens, _ in expected]
 
 
+def test_a_token_of_weight_zero_is_none_of_an_experts() -> None:
+    """So Llama 4's experts are, which get a row of zeros for every token that is not theirs."""
+    whole = rows()
+    before = whole.counts(4)
+    whole.weights[torch.tensor([1, 2]), 0] = 0.0
+    first, second = whole.index[1:3, 0].tolist()
+    assert whole.counts(4) == [count - (expert == first) - (expert == second) for expert, count in enumerate(before)]
+
+
+def test_weights_whose_squares_are_zero_raise_nothing() -> None:
+    block = nn.Module()
+    context = GroupContext(block, Group((), "", None, ()), {}, [], RECIPES["default"], torch.bfloat16, foldable=False)
+    moments = Moments()
+    moments.add(torch.randn(4, 16), torch.randn(4, 16), torch.full((4,), 1e-30), with_shift=True)
+    solved = moments.solved(context)
+    assert solved is not None
+    assert not solved.shift.any()
+
+
 def test_a_token_counts_as_much_as_its_routing_weight() -> None:
     whole = rows()
     tokens, counts = whole.of(1)

@@ -255,6 +255,8 @@ class Moments:
 
         Its regression on K channels fits noise too, of K / n: an expert sees few tokens where a linear sees all.
         """
+        if not float(self.squares):  # of weights so small that their squares are zero
+            return 0.0
         tokens = float(self.second.mass) ** 2 / float(self.squares)
         return tokens / (tokens + len(self.second.moment))
 

@@ -66,10 +66,13 @@ class RoutedRows:
         return token, self.token_weights[token] * self.weights[token, slot]
 
     def counts(self, num_experts: int) -> list[int]:
-        """Returns the number of tokens of each expert."""
+        """Returns the number of tokens that count for each expert.
+
+        A class without routing passes every token to every expert, as zeros where the expert is not chosen.
+        """
         if self.is_everywhere:
             return [self.num_tokens] * num_experts
-        chosen = self.index[self.token_weights > 0].flatten()
+        chosen = self.index[(self.token_weights > 0)[:, None] & (self.weights > 0)]
         return chosen[chosen < num_experts].bincount(minlength=num_experts).tolist()
 
     def chunks(self, device: torch.device) -> Iterator[RoutedRows]:
