@@ -8,7 +8,7 @@ import torch
 
 from transformers_qaig.data.preview import preview
 from transformers_qaig.data.samples import load_samples
-from transformers_qaig.data.tensors import as_tensors
+from transformers_qaig.data.tensors import as_tensors, pixels_as
 
 IDS = torch.tensor([[5, 6, 7]])
 
@@ -66,3 +66,10 @@ def test_the_preview_never_fails() -> None:
 
     assert preview(Failing(), {"input_ids": IDS}) == preview(None, {"input_ids": IDS}) == "[5, 6, 7]"
     assert len(preview(None, {"input_ids": torch.arange(9999)[None]})) < 2100
+
+
+def test_pixels_are_cast_and_a_row_of_numbers_is_not() -> None:
+    """As the seconds between a video's frames, which models compute positions from."""
+    assert pixels_as(torch.rand(2, 3), torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(pixels_as(torch.tensor([2 / 3]), torch.bfloat16), torch.tensor([2 / 3]))
+    assert pixels_as(torch.ones(2, 3, dtype=torch.long), torch.bfloat16).dtype == torch.long

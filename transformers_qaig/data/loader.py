@@ -22,7 +22,7 @@ from ..utils.logging import get_logger
 from .decoder_inputs import DecoderInputs
 from .mixed import check_placeholders
 from .samples import answer_mask, are_encoded, load_samples, token_mask
-from .tensors import NO_ANSWER, marks_answers, text_name
+from .tensors import NO_ANSWER, marks_answers, pixels_as, text_name
 
 logger = get_logger(__name__)
 
@@ -85,7 +85,8 @@ def load_inputs(
     # Labels would only make the forward compute a loss.
     names = {key for sample in samples for key in sample if (takes_any or key in accepted) and key != "labels"}
     samples = [
-        Sample({k: _cast(v, model.dtype) for k, v in sample.items() if k in names}, sample.index) for sample in samples
+        Sample({k: pixels_as(v, model.dtype) for k, v in sample.items() if k in names}, sample.index)
+        for sample in samples
     ]
     stay = check_inputs(samples, exclusions if exclusions is not None else Exclusions())
     samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
@@ -175,8 +176,3 @@ def _processor(config: QAIGConfig, source: Source) -> Any:
             "Give one: CalibrationConfig(processor=...), an object or where to load it from; or processor outputs "
             "as the dataset; or recipe='rtn', which reads no data."
         ) from error
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Casts pixels; a list of numbers, such as the seconds between a video's frames, stays exact."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1 else value

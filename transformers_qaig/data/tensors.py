@@ -113,6 +113,11 @@ def has_image(sample: Mapping[str, torch.Tensor]) -> bool:
     return any(value.is_floating_point() and value.numel() > 0 for value in sample.values())
 
 
+def pixels_as(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Casts pixels; a row of numbers, such as the seconds between a video's frames, stays exact."""
+    return value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
+
+
 def _tensor(name: str, value: Any) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(value).detach().cpu()

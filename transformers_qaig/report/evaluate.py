@@ -25,6 +25,7 @@ from torch.nn.functional import log_softmax
 
 from ..data.messages import ChatTools, to_conversation, tools_of
 from ..data.template import render
+from ..data.tensors import pixels_as
 from ..utils.logging import tqdm
 from .statistics import AnswerStatistics, paired_ratio
 
@@ -262,7 +263,7 @@ def _forward(model: torch.nn.Module, questions: Sequence[Question]) -> list[Tens
     batch: dict[str, Any] = {}
     for name in questions[0].inputs:
         tensor = torch.cat([question.inputs[name] for question in questions])
-        batch[name] = tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
+        batch[name] = pixels_as(tensor, weight.dtype).to(weight.device)
     length = batch["input_ids"].shape[1]
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         batch["logits_to_keep"] = length - min(question.start for question in questions) + 1
