@@ -12,10 +12,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -77,9 +77,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options, unknown = root.parse_known_args(given)
     command: argparse.ArgumentParser = options.parser
     if unknown:
-        known = {name: name for name in command._option_string_actions}
-        hint = _nearest(unknown[0].partition("=")[0], {**known, **ELSEWHERE})
-        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        known = list(command._option_string_actions)
+        known += [name for name, ours in ELSEWHERE.items() if ours in known]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].partition('=')[0], known)}")
     if options.command == "quantize" and options.budget is None:
         for name in ("candidates", "cost", "fuse"):
             if getattr(options, name):
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     """Returns the end of an error: what was meant, if something of that name or like it is known."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {ELSEWHERE.get(near[0], near[0])}?" if near else ""

@@ -73,6 +73,7 @@ def test_what_is_no_command_is_a_usage_error(arguments: list[str]) -> None:
     [
         (["quantize", "m", "out", "--bit", "3"], "unrecognized arguments: --bit 3; did you mean --bits?"),
         (["evaluate", "m", "data", "--zzz"], "unrecognized arguments: --zzz\n"),
+        (["evaluate", "m", "data", "--ignore", "lm_head"], "unrecognized arguments: --ignore lm_head\n"),
         (["quantize", "m", "out", "--ignore", "lm_head"], "--ignore lm_head; did you mean --exclude?"),
         (["quantize", "m", "out", "--bits", "4.5"], "for 4.5 bits on average write --budget 4.5"),
         (["quantize", "m", "out", "--bits", "four"], "'four' is not a whole number\n"),
