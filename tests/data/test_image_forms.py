@@ -63,8 +63,9 @@ def test_every_form_of_an_image(processor: Any, picture: Image.Image, server: st
         messages = conversation(picture)
         messages[0]["content"][0] = {"type": "image", key: str(path)}
         assert same(one([messages], processor), want)
-    messages[0]["content"][0] = {"type": "image", "bytes": png}
-    assert same(one([messages], processor), want)
+    for others in ({}, {"path": "elsewhere.png"}):  # as an undecoded column of `datasets` has it
+        messages[0]["content"][0] = {"type": "image", "bytes": png, **others}
+        assert same(one([messages], processor), want)
     for source in ({"type": "base64", "data": base64.b64encode(png).decode()}, {"type": "url", "url": str(path)}):
         messages = conversation(picture)
         messages[0]["content"][0] = {"type": "image", "source": source}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.WebPImagePlugin import WebPImageFile
 
 from tests.data.loading import asked, frames_of, one
 from tests.families import build
@@ -116,6 +117,16 @@ def test_a_file_is_read_at_two_frames_a_second_and_no_more_than_the_most(array: 
     lone = open_video(array[:1])
     assert len(lone) == 2
     assert lone[0] is lone[1]
+
+
+def test_an_animation_that_is_too_long_is_refused_before_the_rest_is_decoded(
+    array: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, seek = [], WebPImageFile.seek
+    monkeypatch.setattr(WebPImageFile, "seek", lambda image, frame: (decoded.append(frame), seek(image, frame))[1])
+    with pytest.raises(ValueError, match="4000 seconds long, the limit is 3600"):
+        open_video(animation(frames_of(array), 2_000_000))
+    assert max(decoded) == 1
 
 
 def test_decoders_are_told_which_frames_and_tried_in_turn(

@@ -27,7 +27,7 @@ _TYPES = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),
     **dict.fromkeys(("video", "video_url", "input_video"), "video"),
 }
-_SOURCE_KEYS = ("url", "path", "bytes", "base64", "source")
+_SOURCE_KEYS = ("url", "bytes", "path", "base64", "source")
 
 
 def text_part(text: str) -> dict[str, Any]:

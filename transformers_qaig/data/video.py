@@ -170,13 +170,15 @@ def _animation(data: bytes, what: str, fps: float | None) -> Clip | None:
     if total == 1:
         raise ValueError(f"{what} is a picture, not a video: give it as a part of type 'image'")
     try:
-        milliseconds = []
+        milliseconds: list[float] = []
+        length = 0.0
         for index in range(total):
             image.seek(index)
             image.load()
             milliseconds.append(image.info.get("duration") or FRAME_MILLISECONDS)
+            length += milliseconds[-1] / 1000
+            _check_seconds(length, what)  # before the rest is decoded
         ends = np.cumsum(milliseconds) / 1000
-        _check_seconds(float(ends[-1]), what)
         count = min(max(round(ends[-1] * (fps or FPS)), 2), MAX_FRAMES)
         frames = []
         for index in np.searchsorted(ends, np.arange(count) * ends[-1] / count, side="right"):
