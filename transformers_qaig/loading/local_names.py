@@ -183,7 +183,9 @@ def _is_expert(path: str, stacks: Mapping[str, ExpertsLayout]) -> bool:
     layout = None if parts is None else stacks.get(parts[0])
     if parts is None or layout is None:
         return False
-    return parts[1] in map(str, range(layout.num_experts)) and parts[2] in layout.projections
+    _, expert, projection = parts
+    is_index = expert.isdecimal() and str(int(expert)) == expert and int(expert) < layout.num_experts
+    return is_index and projection in layout.projections
 
 
 def packed_paths(files: Sequence[str]) -> list[str]:
