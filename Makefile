@@ -100,7 +100,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 # timm, which asks for torchvision, is there too: three families of the sweep have towers of its.
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) "$(TRANSFORMERS)" -e ".[demo,test]"
-	test -d $(VENV)/torchvision-cpu || $(PIP) --no-deps --target $(VENV)/torchvision-cpu $(TORCHVISION) timm
+	test -d $(VENV)/torchvision-cpu/timm || $(PIP) --no-deps --target $(VENV)/torchvision-cpu $(TORCHVISION) timm
 	$(BIN)/python -m transformers_qaig env
 	touch $@
 
