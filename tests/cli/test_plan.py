@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText
 
+from tests.families import save
 from transformers_qaig import QAIGConfig
+from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig_cli import main
 
 OPTIONS = ["--num-samples", "2", "--group-size", "32", "--recipe", "rtn", "--points", "5"]
@@ -30,6 +33,17 @@ def test_the_front_is_printed_drawn_and_its_knee_written(
     config = QAIGConfig(plan=plan, recipe="rtn")
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert model.config.quantization_config.plan == json.loads(plan.read_text())
+
+
+def test_experts_are_planned_and_named_together(tmp_path: Path) -> None:
+    save("qwen3_vl_moe", tmp_path / "model", torch.bfloat16)
+    arguments = [str(tmp_path / "model"), "--budgets", "3.2:5", *OPTIONS, "--output", str(tmp_path / "plan.json")]
+    assert main(["plan", *arguments]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    config = QAIGConfig(plan=tmp_path / "plan.json", recipe="rtn")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", quantization_config=config)
+    assert any(isinstance(module, QAIGExperts) for module in model.modules())
+    assert model.config.quantization_config.plan == plan
 
 
 @pytest.mark.parametrize("budgets", ["1:2", "12:14"])

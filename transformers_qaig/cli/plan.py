@@ -13,9 +13,11 @@ from transformers import AutoModelForImageTextToText
 from ..calibration.bit_costs import measure_costs
 from ..data.loader import load_inputs
 from ..execution.exclusions import Exclusions
+from ..loading.experts import linearize_experts
 from ..plan.allocate import Options, allocate, fused_sets, knee, reachable
 from ..plan.build import list_schemes
 from ..plan.coverage import Coverage
+from ..plan.experts import compact
 from ..report.bit_front import Front, Point, plot, table
 from ..saving.file_headers import predict_headers
 from ..scheme import plan_to_dict
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
         raise UsageError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
     check_weights(model)
+    linearize_experts(model, {path: widths[0].scheme for path, widths in choices.items()})
     exclusions = Exclusions()
     samples, answers = load_inputs(model, config, exclusions=exclusions)
     choices = measure_costs(model, choices, samples, answers, config, exclusions)
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         bits = found.points[found.knee].bits if options.pick is None else options.pick
         allocation = allocate(choices, bits * coverage.packed + 0.5, fused)
-        write(options.output, json.dumps(plan_to_dict(allocation.schemes), indent=1) + "\n")
+        write(options.output, json.dumps(plan_to_dict(compact(allocation.schemes, model)), indent=1) + "\n")
         print(f"plan at {allocation.size / coverage.packed:.2f} bits: {options.output}, for QAIGConfig(plan=...)")
 
 
