@@ -55,6 +55,7 @@ def test_messages_may_be_json(processor: Any) -> None:
     ):
         assert same(one([form], processor, is_vlm=False), want), form
     assert same(one([text], processor, is_vlm=False), want)
+    assert to_conversation(json.dumps(turns[0])) == to_conversation(turns[:1])
     answer = {"prompt": turns[0]["content"], "completion": '[{"cats": 2}]'}  # JSON that is no message stays a text
     assert to_conversation(answer)[1]["content"] == [{"type": "text", "text": '[{"cats": 2}]'}]
 

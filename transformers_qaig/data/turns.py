@@ -88,7 +88,7 @@ def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
 
 
 def parse_messages(value: Any) -> Any:
-    """Returns `value`, parsed if it is a JSON string of chat messages; another text stays a text.
+    """Returns `value`, as a list if it is a JSON string of chat messages or of one; another text stays a text.
 
     Raises:
         ValueError: it is JSON of a whole record, such as a line of a .jsonl file that was read as text.
@@ -103,7 +103,9 @@ def parse_messages(value: Any) -> Any:
         raise ValueError(
             "the text is JSON of a record with messages: parse it first, or give the .jsonl file as the dataset"
         )
-    return parsed if is_messages(parsed) or is_messages([parsed]) else value
+    if is_messages([parsed]):
+        return [parsed]
+    return parsed if is_messages(parsed) else value
 
 
 def parse_json(value: Any, what: str) -> Any:
