@@ -48,6 +48,13 @@ def test_a_plan_is_summed_up() -> None:
     assert "# plan: 300 layers, 3.02 bits on average (299 of 3, 1 of 8)\n" in repr(QAIGConfig(plan=plan))
 
 
+def test_experts_that_a_plan_names_together_count_one_by_one() -> None:
+    entry = {"group_size": 32, "sym": False}
+    widths = {"a.*.up_proj": 3, "b.0-2,7.down_proj": 2, "b.3-6.down_proj": 4}
+    plan = {f"model.layers.0.{path}": {"bits": bits, **entry} for path, bits in widths.items()}
+    assert "# plan: 16 layers, 3.00 bits on average (4 of 2, 8 of 3, 4 of 4)\n" in repr(QAIGConfig(plan=plan))
+
+
 def test_a_models_config_prints_the_summary_and_saves_the_plan(tmp_path: Path) -> None:
     config = LlavaConfig()
     without = len(str(config).splitlines())

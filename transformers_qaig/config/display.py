@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..nn.experts_layout import weights_named
+
 _REPR = PreTrainedConfig.__repr__.__code__
 _DEEPEST = 8  # frames between a model's config that is printed and ours
 
@@ -64,11 +66,14 @@ def _flat(value: Any) -> Any:
 
 def _plan(plan: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns `42 layers, 3 bits`; for a mixed plan `42 layers, 3.30 bits on average (30 of 3, 12 of 4)`."""
-    widths = Counter(entry["bits"] for entry in plan.values())
-    layers = f"{len(plan)} layer{'s' if len(plan) != 1 else ''}"
+    widths: Counter[int] = Counter()
+    for path, count in weights_named(plan).items():
+        widths[plan[path]["bits"]] += count
+    total = widths.total()
+    layers = f"{total} layer{'s' if total != 1 else ''}"
     if len(widths) == 1:
         return f"{layers}, {next(iter(widths))} bits"
-    mean = sum(bits * count for bits, count in widths.items()) / len(plan)
+    mean = sum(bits * count for bits, count in widths.items()) / total
     counts = ", ".join(f"{count} of {bits}" for bits, count in sorted(widths.items()))
     return f"{layers}, {mean:.2f} bits on average ({counts})"
 

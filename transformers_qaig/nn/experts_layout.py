@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -214,6 +215,26 @@ def split_path(path: str) -> tuple[str, str, str] | None:
     """Splits the path of an expert's weight into stack, expert and projection; None for another path."""
     match = _PATH.fullmatch(path)
     return None if match is None else (match["stack"], match["expert"], match["projection"])
+
+
+def weights_named(plan: Iterable[str]) -> dict[str, int]:
+    """Counts the weights that each path of a plan names, as `….experts.0-3,7.down_proj` names five.
+
+    `*` stands for as many as the longest stack in the plan has; for one where no path says how many there are.
+    """
+    counts: dict[str, int] = {}
+    stacks: Counter[tuple[str, str]] = Counter()
+    for path in plan:
+        parts = split_path(path)
+        if parts is not None and parts[1] == "*":
+            counts[path] = 0
+            continue
+        spans = [] if parts is None else [span.partition("-") for span in parts[1].split(",")]
+        counts[path] = sum(max(int(last or first) - int(first) + 1, 1) for first, _, last in spans) if spans else 1
+        if parts is not None:
+            stacks[parts[0], parts[2]] += counts[path]
+    experts = max(stacks.values(), default=1)
+    return {path: count or experts for path, count in counts.items()}
 
 
 def stacks_in(paths: Iterable[str], stacks: Iterable[str]) -> dict[str, list[str]]:

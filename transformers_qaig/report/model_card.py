@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
 from ..config import QAIGConfig
+from ..nn.experts_layout import weights_named
 from ..utils.files import write
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
@@ -195,7 +196,7 @@ def _facts(
     yield "Weights", _widths(settings)
     yield "Scales", _scales(settings)
     if settings.plan:
-        yield "Packed layers", str(len(settings.plan))
+        yield "Packed layers", str(sum(weights_named(settings.plan).values()))
     if report is not None:
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
@@ -224,8 +225,10 @@ def _parts(settings: QAIGConfig) -> str:
 
 def _scales(settings: QAIGConfig) -> str:
     """Returns `one per 64 input channels, asymmetric`; where layers differ, each kind with its number of layers."""
-    chosen = (settings.plan or {"": vars(settings)}).values()
-    kinds = Counter((entry["group_size"], entry["sym"]) for entry in chosen)
+    chosen = settings.plan or {"": vars(settings)}
+    kinds: Counter[tuple[int, bool]] = Counter()
+    for path, count in weights_named(chosen).items():
+        kinds[chosen[path]["group_size"], chosen[path]["sym"]] += count
     texts = []
     for (group, sym), count in kinds.most_common():
         text = f"one per {f'{group} input channels' if group > 0 else 'output channel'}"
@@ -236,7 +239,9 @@ def _scales(settings: QAIGConfig) -> str:
 
 def _widths(settings: QAIGConfig) -> str:
     """Returns `3 bits`, or for a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
-    widths = Counter(entry["bits"] for entry in (settings.plan or {}).values())
+    plan, widths = settings.plan or {}, Counter[int]()
+    for path, count in weights_named(plan).items():
+        widths[plan[path]["bits"]] += count
     if len(widths) < 2:
         return f"{next(iter(widths), settings.bits)} bits"
     return " and ".join(f"{bits} bits ({count} layers)" for bits, count in sorted(widths.items()))
