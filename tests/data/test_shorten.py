@@ -1,5 +1,6 @@
 """Samples that are too long lose frames and text, never a part of an image, and the user is told once."""
 
+import copy
 import logging
 from typing import Any
 
@@ -55,6 +56,17 @@ def test_an_answer_keeps_its_beginning(processor: Any, picture: Image.Image) -> 
     kept = processor.decode(sample["labels"][0][sample["labels"][0] != -100])
     assert kept.startswith("2 3")
     assert "4" not in kept
+
+
+def test_a_sample_whose_rest_the_template_refuses_is_left_out(
+    processor: Any, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = copy.deepcopy(processor)
+    strict.chat_template = "{% if ' ... ' in messages | string %}{{ raise_exception('cut') }}{% endif %}" + str(
+        processor.chat_template
+    )
+    one([conversation(picture, DOCUMENT), conversation(picture)], strict, max_length=100)
+    assert "1 of 2 samples" in caplog.text
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)

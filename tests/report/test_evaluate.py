@@ -75,6 +75,13 @@ def test_every_turn_is_asked_alone_with_its_picture(processor: Any, conversation
         assert processor.decode(question.inputs["input_ids"][0]).count("USER:") == 1
 
 
+def test_a_turn_of_weight_0_is_not_asked(processor: Any, conversations: list) -> None:
+    first, *others = [turn for turn in conversations[0] if turn["role"] == "assistant"]
+    weighed = [{**turn, "weight": 0} if turn is first else turn for turn in conversations[0]]
+    assert len(encode_questions(processor, [conversations[0]])) == len(others) + 1
+    assert len(encode_questions(processor, [weighed])) == len(others)
+
+
 def test_answer_ends_with_the_end_token(processor: Any, conversations: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a template writes after the end of a turn is no part of the answer."""
     expected = [question.answer.tolist() for question in encode_questions(processor, conversations[:3], [2])]

@@ -21,7 +21,7 @@ from ..utils.hashing import digest
 from ..utils.work_folder import work_folder
 from .quantize_block import BlockResult
 
-FORMAT = 2
+FORMAT = 3
 """Version of a finished block's facts."""
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""

@@ -185,10 +185,14 @@ class _Encoder:
         if not self.limits.exceeds(_length(sample)):
             return sample
         has_decoder = self.decoder is not None  # its text is the labels
-        shorter = self.limits.shorten(
-            conversation, _length(sample), lambda one: _length(encoded(one, self.with_labels and has_decoder))
-        )
-        return None if shorter is None else encoded(shorter, self.with_labels)
+        try:
+            shorter = self.limits.shorten(
+                conversation, _length(sample), lambda one: _length(encoded(one, self.with_labels and has_decoder))
+            )
+            return None if shorter is None else encoded(shorter, self.with_labels)
+        except ValueError:  # the chat template refuses what would be left of it
+            self.limits.leave_out(_length(sample))
+            return None
 
     def tell(self) -> None:
         """Warns once of each thing that the chat template dropped."""

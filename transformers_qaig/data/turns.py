@@ -136,7 +136,7 @@ def _turn(message: Mapping[str, Any], base_dir: Path | None) -> Turn:
     role = _ROLE_NAMES.get(lowered, lowered if lowered in ROLES else given)
     extras = {k: v for k, v in message.items() if v is not None and k not in ("role", "from", "content", "value")}
     extras = {key: value for key, value in extras.items() if key not in _TRAINS}
-    if role == "assistant" and not _is_answer(message):
+    if role == "assistant" and not is_answer(message):
         extras["is_context"] = True
     calls = extras.pop("tool_calls", None) or extras.pop("function_call", None)
     if lowered == "function_call":
@@ -154,7 +154,7 @@ def _turn(message: Mapping[str, Any], base_dir: Path | None) -> Turn:
     return {**extras, "role": role, "content": _parts(content, role, base_dir)}
 
 
-def _is_answer(message: Mapping[str, Any]) -> bool:
+def is_answer(message: Mapping[str, Any]) -> bool:
     """Whether a message of the assistant counts as an answer, by its weight."""
     for name in _TRAINS:
         weight = message.get(name)

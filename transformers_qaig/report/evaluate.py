@@ -26,6 +26,7 @@ from torch.nn.functional import log_softmax
 from ..data.messages import ChatTools, to_conversation, tools_of
 from ..data.template import render
 from ..data.tensors import pixels_as
+from ..data.turns import is_answer
 from ..utils.logging import tqdm
 from .statistics import AnswerStatistics, paired_ratio
 
@@ -210,7 +211,7 @@ def _has_video(conversation: Sequence[Message]) -> bool:
 
 
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
-    """Yields (prompt, assistant message) of each answer.
+    """Yields (prompt, assistant message) of each answer; a turn of weight 0 is none.
 
     A prompt is system messages, all pictures so far, one question, and the tools' calls and results since then.
     """
@@ -229,7 +230,8 @@ def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Messag
         elif message["role"] == "tool":
             calls, last = [*calls, *last, message], []
         elif message["role"] == "assistant" and question:
-            yield [*system, {"role": "user", "content": question}, *calls], message
+            if is_answer(message) and not message.get("is_context"):
+                yield [*system, {"role": "user", "content": question}, *calls], message
             last = [message]
 
 
