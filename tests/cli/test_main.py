@@ -179,11 +179,18 @@ def test_env_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert "linear on cpu" in said
 
 
+def _heed_interrupts() -> None:
+    """A job in the background of a shell ignores interrupts, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_interrupting_a_run_shows_no_traceback(tiny_vlm_path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "transformers_qaig", "quantize", str(tiny_vlm_path), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts
+    )
     assert process.stderr is not None
     said = b""
     while b"First forward passes" not in said:
