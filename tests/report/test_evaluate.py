@@ -80,6 +80,8 @@ def test_a_turn_of_weight_0_is_not_asked(processor: Any, conversations: list) ->
     weighed = [{**turn, "weight": 0} if turn is first else turn for turn in conversations[0]]
     assert len(encode_questions(processor, [conversations[0]])) == len(others) + 1
     assert len(encode_questions(processor, [weighed])) == len(others)
+    none = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in conversations[0]]
+    assert encode_questions(processor, [none]) == []
 
 
 def test_answer_ends_with_the_end_token(processor: Any, conversations: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,14 +67,18 @@ def _flat(value: Any) -> Any:
 def _plan(plan: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns `42 layers, 3 bits`; for a mixed plan `42 layers, 3.30 bits on average (30 of 3, 12 of 4)`."""
     widths: Counter[int] = Counter()
+    has_stacks = False
     for path, count in weights_named(plan).items():
         widths[plan[path]["bits"]] += count
+        has_stacks |= ".*." in path and count == 1
     total = widths.total()
-    layers = f"{total} layer{'s' if total != 1 else ''}"
+    layers = f"{total} layer{'s' if total != 1 else ''}{' and stacks of experts' if has_stacks else ''}"
     if len(widths) == 1:
         return f"{layers}, {next(iter(widths))} bits"
-    mean = sum(bits * count for bits, count in widths.items()) / total
     counts = ", ".join(f"{count} of {bits}" for bits, count in sorted(widths.items()))
+    if has_stacks:  # only the model knows of how many experts
+        return f"{layers} ({counts})"
+    mean = sum(bits * count for bits, count in widths.items()) / total
     return f"{layers}, {mean:.2f} bits on average ({counts})"
 
 

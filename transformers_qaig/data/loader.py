@@ -173,6 +173,17 @@ def _processor(config: QAIGConfig, source: Source) -> Any:
             return None
         raise ValueError(
             f"Calibration needs the model's processor, and none could be loaded from {source.described()} ({error}). "
-            "Give one: CalibrationConfig(processor=...), an object or where to load it from; or processor outputs "
+            + (_INSTALL if _lacks_library(error) else "")
+            + "Give one: CalibrationConfig(processor=...), an object or where to load it from; or processor outputs "
             "as the dataset; or recipe='rtn', which reads no data."
         ) from error
+
+
+_INSTALL = "Install the library that this names, as in `pip install torchvision`. Or do without it. "
+
+
+def _lacks_library(error: BaseException | None) -> bool:
+    """Whether something could not be imported."""
+    while error is not None and not isinstance(error, ImportError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -113,7 +113,8 @@ class SampleLimits:
         if self.left_out:
             said.append(
                 f"{self.left_out} of {total} samples of {self.tokens_left_out} tokens were left out, because what "
-                f"cannot be cut of them is longer than {limit}: give smaller or fewer images, or a lower `max_pixels`"
+                f"cannot be cut of them is longer than {limit}: give fewer or smaller images"
+                + ("" if self.is_context else ", or raise `max_length`")
             )
         if said:
             logger.warning("Calibration data: %s.", "; ".join(said))

@@ -176,9 +176,10 @@ def _load_from_hub(name: str, token: str | bool | None) -> Any:
     try:
         from datasets import load_dataset
     except ImportError as error:
+        where = ", here a folder" if Path(name).expanduser().is_dir() else ""
         raise ImportError(
-            f"dataset={name!r} names a set of the `datasets` library, which is not installed: `pip install datasets`, "
-            "or leave dataset out to use the bundled default set"
+            f"dataset={name!r} names a set of the `datasets` library, which is not installed{where}: `pip install "
+            "datasets`, give a .json or .jsonl file, or leave dataset out to use the bundled default set"
         ) from error
     path, *rest = name.split(":")
     split = rest.pop() if rest else "train"

@@ -97,6 +97,8 @@ def encode_questions(
     for index, conversation in enumerate(conversations):
         messages, tools = _messages_of(conversation, columns, base_dir, index)
         turns = list(_single_turns(messages))
+        if not turns and any(m["role"] == "assistant" and not _is_asked(m) for m in messages):
+            continue
         if not turns:
             raise ValueError(f"conversations[{index}] has no assistant message after a user message: nothing to check.")
         for prompt, reply in turns:
@@ -210,6 +212,11 @@ def _has_video(conversation: Sequence[Message]) -> bool:
     return any(isinstance(part, Mapping) and "video" in str(part.get("type")) for part in parts)
 
 
+def _is_asked(message: Message) -> bool:
+    """Whether a turn of the assistant is an answer to measure: of weight 0 it is context."""
+    return is_answer(message) and not message.get("is_context")
+
+
 def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
     """Yields (prompt, assistant message) of each answer; a turn of weight 0 is none.
 
@@ -230,7 +237,7 @@ def _single_turns(conversation: Sequence[Message]) -> Iterator[tuple[list[Messag
         elif message["role"] == "tool":
             calls, last = [*calls, *last, message], []
         elif message["role"] == "assistant" and question:
-            if is_answer(message) and not message.get("is_context"):
+            if _is_asked(message):
                 yield [*system, {"role": "user", "content": question}, *calls], message
             last = [message]
 

@@ -196,7 +196,10 @@ def _facts(
     yield "Weights", _widths(settings)
     yield "Scales", _scales(settings)
     if settings.plan:
-        yield "Packed layers", str(sum(weights_named(settings.plan).values()))
+        counts = weights_named(settings.plan)
+        stacks = sum(".*." in path and count == 1 for path, count in counts.items())
+        layers = sum(counts.values())
+        yield "Packed layers", str(layers) + (f", {stacks} of which are stacks of experts" if stacks else "")
     if report is not None:
         if report.num_samples:
             data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
