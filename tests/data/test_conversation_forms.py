@@ -56,8 +56,24 @@ def test_messages_may_be_json(processor: Any) -> None:
         assert same(one([form], processor, is_vlm=False), want), form
     assert same(one([text], processor, is_vlm=False), want)
     assert to_conversation(json.dumps(turns[0])) == to_conversation(turns[:1])
-    answer = {"prompt": turns[0]["content"], "completion": '[{"cats": 2}]'}  # JSON that is no message stays a text
-    assert to_conversation(answer)[1]["content"] == [{"type": "text", "text": '[{"cats": 2}]'}]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [{"cats": 2}],
+        {"from": "Rome", "to": "Paris"},
+        [{"from": "ann@example.com", "content": "hello"}],
+        {"role": "admin", "value": 3},
+        {"role": "user", "name": "ann"},
+        [{"role": ["user"]}],
+    ],
+)
+def test_json_that_is_no_message_stays_a_text(answer: Any) -> None:
+    text = json.dumps(answer)
+    for record in ({"prompt": "what is it ?", "completion": text}, {"prompt": text, "completion": text}):
+        assert to_conversation(record)[1]["content"] == [{"type": "text", "text": text}]
+    assert to_conversation(text)[0]["content"] == [{"type": "text", "text": text}]
 
 
 @pytest.mark.parametrize("wrap", [lambda line: line, lambda line: {"text": line}, lambda line: {"prompt": line}])

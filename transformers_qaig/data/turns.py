@@ -22,6 +22,7 @@ _TRAINS = ("weight", "train", "training", "loss")
 MOST_JSON = 16 << 20
 """The most characters of a text that is parsed as JSON."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_SAYS = ("content", "value", "tool_calls", "function_call", *_REASONING)
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _TYPES = {
     **dict.fromkeys(("image", "image_url", "input_image"), "image"),
@@ -53,6 +54,12 @@ def is_messages(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(message, Mapping) and ("role" in message or "from" in message) for message in value)
     )
+
+
+def _is_turn(message: Mapping[str, Any]) -> bool:
+    """Whether a message has a known role and something that it says."""
+    role = str(message.get("role", message.get("from"))).strip().lower()
+    return (role in ROLES or role in _ROLE_NAMES) and not message.keys().isdisjoint(_SAYS)
 
 
 def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
@@ -90,6 +97,9 @@ def read_messages(messages: Any, base_dir: Path | None) -> list[Turn]:
 def parse_messages(value: Any) -> Any:
     """Returns `value`, as a list if it is a JSON string of chat messages or of one; another text stays a text.
 
+    An answer may be JSON with keys of the same names, as of a letter with `from` and `to`: no message has a known role
+    and a content there.
+
     Raises:
         ValueError: it is JSON of a whole record, such as a line of a .jsonl file that was read as text.
     """
@@ -103,9 +113,8 @@ def parse_messages(value: Any) -> Any:
         raise ValueError(
             "the text is JSON of a record with messages: parse it first, or give the .jsonl file as the dataset"
         )
-    if is_messages([parsed]):
-        return [parsed]
-    return parsed if is_messages(parsed) else value
+    messages = [parsed] if isinstance(parsed, dict) else parsed
+    return messages if is_messages(messages) and any(map(_is_turn, messages)) else value
 
 
 def parse_json(value: Any, what: str) -> Any:
