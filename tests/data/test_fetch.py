@@ -129,7 +129,8 @@ def test_a_dripping_server_meets_the_deadline(server: str, monkeypatch: pytest.M
         ("nowhere/cat.png", "cannot be opened.*check the path"),
         ("~nobody_of_that_name/cat.png", "cannot be opened"),
         ("a" * 5000, "cannot be opened"),
-        ("a\0b", "null"),
+        ("a\0b", "cannot be opened.*null"),
+        ("\udc00", "cannot be opened.*surrogates"),
         ("data:image/png;base64,ö", "not valid base64"),
     ],
 )

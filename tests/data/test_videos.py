@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,13 @@ def animation(frames: list[Image.Image], milliseconds: Any = 500) -> bytes:
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=milliseconds, lossless=True)
     return buffer.getvalue()
+
+
+def gif(size: int, frames: int) -> bytes:
+    """An animation whose frames change one pixel of a square."""
+    palette = b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
+    frame = b"!\xf9\x04\x04\x01\0\0\0" + b"," + b"\0\0\0\0\1\0\1\0\0" + b"\2\2\x44\1\0"
+    return b"GIF89a" + struct.pack("<HH", size, size) + palette + frame * frames + b";"
 
 
 def fake_decoders(monkeypatch: pytest.MonkeyPatch, **decoders: Any) -> None:
@@ -199,6 +207,7 @@ def test_files_of_another_kind_or_size_are_not_read(tmp_path: Path, monkeypatch:
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "must be of one size"),
         (["nowhere.png"], "cannot be opened"),
         ("nowhere.mp4", "cannot be opened"),
+        ("a\0b.mp4", "the file a\0b.mp4 cannot be opened"),
         (np.zeros((8, 8, 3), np.uint8), r"a video array must be \[T, H, W, C\]"),
         (np.full((2, 8, 8, 3), np.nan), "NaN or infinity"),
         ({"uri": "a.mp4"}, "needs 'bytes' or 'path'"),
@@ -207,6 +216,8 @@ def test_files_of_another_kind_or_size_are_not_read(tmp_path: Path, monkeypatch:
         (b"", "is empty"),
         (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/a.ts\n", "is text, such as a playlist"),
         (animation(frames_of(np.random.default_rng(0).integers(0, 256, (6, 40, 60, 3), np.uint8)))[:-900], "decoded"),
+        (gif(20, 3)[:-20], "cannot be decoded"),
+        (gif(9000, 251), "has 251 pictures of 9000x9000 pixels, together more than the limit"),
     ],
 )
 def test_a_broken_video_is_refused_and_names_the_sample(video: Any, message: str) -> None:

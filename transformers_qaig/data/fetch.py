@@ -58,25 +58,24 @@ def read_file(path: str | Path, base_dir: Path | None = None, max_bytes: int = M
     Raises:
         ValueError: there is none, it is a folder, a device, a FIFO or a socket, or it is larger than `max_bytes`.
     """
-    shown = _shown(path)
+    shown, data = _shown(path), b""
     try:
         path = Path(path).expanduser()
         path = path if base_dir is None else base_dir / path
         shown = _shown(path)
         status = path.stat()  # before opening: opening a FIFO waits for a writer, opening a device may act on it
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{shown} is {_kind(status.st_mode)}, not a file: give the path of a regular file")
-        if status.st_size > max_bytes:
-            raise _too_large(shown, max_bytes)
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home for `~user`
+        if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes:
+            with open(path, "rb") as file:
+                data = file.read(max_bytes + 1)
+    except (OSError, RuntimeError, ValueError) as error:  # no home for `~user`; characters that no path can have
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"the file {shown} cannot be opened ({reason}): check the path; "
             f"relative paths start from {base_dir or Path.cwd()}"
         ) from error
-    if len(data) > max_bytes:
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{shown} is {_kind(status.st_mode)}, not a file: give the path of a regular file")
+    if max(status.st_size, len(data)) > max_bytes:
         raise _too_large(shown, max_bytes)
     return data
 

@@ -21,6 +21,8 @@ from .pixels import frames_from_array, to_array, to_rgb, unreadable
 
 MAX_VIDEO_BYTES = 1 << 30
 MAX_VIDEO_SECONDS = 3600.0
+MAX_ANIMATION_PIXELS = 20_000_000_000
+"""Of all pictures of an animation, each of which must be decoded: ten minutes of 1920x1080 at 16 frames a second."""
 MAX_FRAMES = 32
 """What is read of a file; a longer video is sampled evenly."""
 FPS = 2.0
@@ -164,11 +166,16 @@ def _animation(data: bytes, what: str, fps: float | None) -> Clip | None:
         return None
     try:
         image = Image.open(io.BytesIO(data))
-    except Exception as error:  # a damaged header makes PIL's plugins raise every kind
+        total = getattr(image, "n_frames", 1)  # PIL goes through them all
+    except Exception as error:  # a damaged file makes PIL's plugins raise every kind
         raise unreadable(what, error) from error
-    total = getattr(image, "n_frames", 1)
     if total == 1:
         raise ValueError(f"{what} is a picture, not a video: give it as a part of type 'image'")
+    if total * image.width * image.height > MAX_ANIMATION_PIXELS:
+        raise _LimitError(
+            f"{what} has {total} pictures of {image.width}x{image.height} pixels, together more than the limit of "
+            f"{MAX_ANIMATION_PIXELS}: scale it down, or give some of its frames"
+        )
     try:
         milliseconds: list[float] = []
         length = 0.0
