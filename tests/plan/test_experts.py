@@ -85,6 +85,17 @@ def test_a_plan_of_experts_that_there_are_not_is_an_error(mixtral: nn.Module, ex
         make_plan(mixtral, QAIGConfig(plan=wrong))
 
 
+@pytest.mark.parametrize("experts", ["1", "0-1", "01", "2,2"])
+def test_a_plan_that_names_an_expert_twice_is_an_error(mixtral: nn.Module, experts: str) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
+    twice = {
+        **plan_to_dict(compact(plan, mixtral)),
+        f"{STACK}.{experts}.up_proj": {"bits": 8, "group_size": 128, "sym": False},
+    }
+    with pytest.raises(ValueError, match=rf"`plan` names '{STACK}\.[0-2]\.up_proj' twice"):
+        make_plan(mixtral, QAIGConfig(plan=twice))
+
+
 def test_a_given_plan_may_be_short(mixtral: nn.Module) -> None:
     plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
     again, _ = make_plan(mixtral, QAIGConfig(plan=plan_to_dict(compact(plan, mixtral))))

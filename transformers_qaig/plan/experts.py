@@ -14,6 +14,7 @@ from ..nn.experts_layout import ExpertsLayout, expert_path, find_experts, split_
 from ..nn.projection_scheme import ProjectionScheme
 from ..scheme import MIN_GROUP_SIZE, Plan, WeightScheme
 from ..utils.errors import SettingError
+from ..utils.quote import quote
 from .allocate import SchemeOption
 
 EVERY = "*"
@@ -64,9 +65,21 @@ def expand(plan: Mapping[str, _Entry], model: nn.Module) -> dict[str, _Entry]:
     Args:
         plan: paths, some of which stand for several experts of a stack.
         model: may be on the meta device.
+
+    Raises:
+        SettingError: two paths, or two spans of one, name the same expert.
     """
     stacks = find_experts(model)
-    return {full: entry for path, entry in plan.items() for full in expand_path(path, stacks)}
+    expanded: dict[str, _Entry] = {}
+    for path, entry in plan.items():
+        for full in expand_path(path, stacks):
+            if full in expanded:
+                raise SettingError(
+                    f"`plan` names {quote(full)} twice (again as {quote(path)}): name each expert once, and give other "
+                    "widths with `overrides`."
+                )
+            expanded[full] = entry
+    return expanded
 
 
 def expand_path(path: str, stacks: Mapping[str, ExpertsLayout]) -> list[str]:
