@@ -1,7 +1,9 @@
 """Damaged stacks of packed experts are errors that name the tensor, or the path in the plan."""
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,3 +96,29 @@ def test_a_damaged_plan_of_experts_is_named_in_few_words(packed: Path, tmp_path:
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts") as raised:
         AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("spelling", ["as saved", "every expert"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("num_local_experts", size) for size in (0, 1, 10_000_000, 1 << 40)),
+        *(("moe_intermediate_size", size) for size in (0, 1, 1 << 40)),
+    ],
+)
+def test_sizes_of_no_stack_are_an_error_at_once(
+    packed: Path, tmp_path: Path, name: str, size: int, spelling: str
+) -> None:
+    shutil.copytree(packed, tmp_path, dirs_exist_ok=True)
+    config = json.loads((packed / "config.json").read_text())
+    sizes, plan = config["text_config"], config["quantization_config"]["plan"]
+    assert sizes[name]
+    sizes[name] = size
+    if spelling == "every expert":
+        schemes = {re.sub(r"experts\.[^.]+", "experts.*", path): scheme for path, scheme in plan.items()}
+        config["quantization_config"]["plan"] = schemes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert time.monotonic() - start < 10

@@ -129,6 +129,15 @@ def test_an_index_of_no_expert_is_an_error(index: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("columns", [[0], [0, 1, 1]])
+def test_weights_of_more_or_fewer_experts_are_an_error(columns: list[int]) -> None:
+    packed = QAIGExperts.from_linears(packed_linears(experts("mixtral")))
+    hidden, chosen, weights = inputs_of(packed.stack)
+    with pytest.raises(ValueError, match=f"as many weights as experts, got {len(columns)} for 2 experts"):
+        packed(hidden, chosen, weights[:, columns])
+
+
+@torch.no_grad()
 def test_the_index_after_the_last_expert_means_none() -> None:
     packed = QAIGExperts.from_linears(packed_linears(experts("mixtral")))
     hidden, chosen, weights = inputs_of(packed.stack)

@@ -28,7 +28,11 @@ def skeleton_experts(model: nn.Module, plan: Plan) -> set[str]:
     packed = set()
     for stack, layout in find_experts(model).items():
         if schemes := stack_schemes(stack, layout, plan):
-            model.set_submodule(stack, QAIGExperts.like(model.get_submodule(stack), schemes, device="meta"))
+            try:
+                experts = QAIGExperts.like(model.get_submodule(stack), schemes, device="meta")
+            except ValueError as error:
+                raise ValueError(f"The plan does not fit {stack}: {error}") from error
+            model.set_submodule(stack, experts)
             packed.add(stack)
     return packed
 

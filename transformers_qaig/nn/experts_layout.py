@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..formats.experts import MOST_EXPERTS
+
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """Names of an expert's weights in a plan: `….experts.{e}.gate_proj`."""
 _INDEX = r"[0-9]{1,9}"
@@ -141,7 +143,7 @@ def experts_layout(module: nn.Module) -> ExpertsLayout | None:
         return None
     hidden, inner = (down[2], down[1]) if transposed else (down[1], down[2])
     rows, columns = (first[2], first[1]) if transposed else (first[1], first[2])
-    if rows != inner * (1 + fused) or columns != hidden:
+    if rows != inner * (1 + fused) or columns != hidden or 0 in (*first, *down) or first[0] > MOST_EXPERTS:
         return None
     has_bias = bool(getattr(module, "has_bias", "down_proj_bias" in module._parameters))
     return ExpertsLayout(

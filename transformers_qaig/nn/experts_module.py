@@ -157,9 +157,16 @@ def routing(layout: ExpertsLayout, values: Sequence[Tensor], tokens: int) -> tup
         layout: of a stack that is routed or shared.
         values: arguments of its forward.
         tokens: T.
+
+    Raises:
+        ValueError: a token has more or fewer weights than experts.
     """
     index, weights = values[1], values[-1].reshape(tokens, values[-1].shape[-1])
     if layout.is_routed:
+        if index.shape[-1] != weights.shape[-1]:
+            raise ValueError(
+                f"a token needs as many weights as experts, got {weights.shape[-1]} for {index.shape[-1]} experts"
+            )
         return index.reshape(tokens, index.shape[-1]), weights
     return torch.arange(layout.num_experts, device=weights.device).expand(tokens, -1), weights
 
