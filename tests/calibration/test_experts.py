@@ -97,17 +97,17 @@ def test_learned_experts_are_no_worse_than_those_of_default(vlm: Path, by_defaul
         assert ours.error < 1.05 * theirs.error, ours.path
 
 
-def rows(count: int = 40, *, is_everywhere: bool = False) -> RoutedRows:
+def rows(count: int = 40, *, all_experts: bool = False) -> RoutedRows:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(count, 8, generator=generator)
     weights, index = torch.rand(count, 4, generator=generator).topk(2)
     lambdas = torch.rand(count, generator=generator) * (torch.arange(count) % 5 > 0)
-    return RoutedRows(hidden, hidden + 0.1, lambdas, index, weights, is_everywhere)
+    return RoutedRows(hidden, hidden + 0.1, lambdas, index, weights, all_experts)
 
 
-@pytest.mark.parametrize("is_everywhere", [False, True])
-def test_chunks_hold_the_tokens_of_all_rows(monkeypatch: pytest.MonkeyPatch, is_everywhere: bool) -> None:
-    whole = rows(is_everywhere=is_everywhere)
+@pytest.mark.parametrize("all_experts", [False, True])
+def test_chunks_hold_the_tokens_of_all_rows(monkeypatch: pytest.MonkeyPatch, all_experts: bool) -> None:
+    whole = rows(all_experts=all_experts)
     expected = [whole.of(expert) for expert in range(4)]
     monkeypatch.setattr(routed_rows, "CHUNK", 7)
     chunks = list(whole.chunks(torch.device("cpu")))
@@ -162,8 +162,8 @@ def test_the_input_shift_is_shrunk_where_few_tokens_count() -> None:
 
 
 def test_padding_counts_for_no_expert() -> None:
-    for is_everywhere in (False, True):
-        whole = rows(is_everywhere=is_everywhere)
+    for all_experts in (False, True):
+        whole = rows(all_experts=all_experts)
         for expert in range(4):
             assert not (whole.of(expert)[0] % 5 == 0).any()
 

@@ -86,3 +86,9 @@ def test_update_sets_checks_and_returns_the_rest() -> None:
     assert (config.bits, config.recipe.name) == (3, "fast")
     changed, rest = QAIGConfig.from_dict({"bits": 3}, return_unused_kwargs=True, seed=5, token="x")
     assert (changed.seed, rest) == (5, {"token": "x"})
+
+
+def test_a_stack_of_unknown_size_has_no_average() -> None:
+    entry = {"group_size": 32, "sym": False}
+    plan = {"a.0.experts.*.up_proj": {"bits": 3, **entry}, "a.0.q_proj": {"bits": 8, **entry}}
+    assert "# plan: 2 layers and stacks of experts (1 of 3, 1 of 8)\n" in repr(QAIGConfig(plan=plan))

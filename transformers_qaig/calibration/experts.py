@@ -76,7 +76,7 @@ class StackStep:
     ) -> BlockDecisions:
         """Chooses the codes of projections that share their input: first of experts with tokens enough."""
         everyone, mean = range(experts.stack.num_experts), Moments()
-        if rows.is_everywhere and "down_proj" not in names:  # all experts read the same
+        if rows.all_experts and "down_proj" not in names:  # all experts read the same
             solved = self._moments(names, [0], rows, block, experts, decisions)[0].solved(self.context)
             return self._rounded(names, everyone, solved, block, decisions)
         for part in self._slices(names, experts.stack):

@@ -35,7 +35,7 @@ class RoutedRows:
         token_weights: λ fp32 `[T]`; zero at padding.
         index: int64 `[T, k]`, the experts that the quantized model chooses.
         weights: fp32 `[T, k]`, their weights.
-        is_everywhere: whether every token counts for every expert, and by λ alone.
+        all_experts: whether every token counts for every expert, and by λ alone.
     """
 
     hidden: Tensor
@@ -43,7 +43,7 @@ class RoutedRows:
     token_weights: Tensor
     index: Tensor
     weights: Tensor
-    is_everywhere: bool = False
+    all_experts: bool = False
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -59,7 +59,7 @@ class RoutedRows:
         The square of that weight is the share of the token's squared error in the output of the stack. But squares
         leave fewer tokens that count: on held-back scenes they were no better, and worse with few samples.
         """
-        if self.is_everywhere:
+        if self.all_experts:
             token = self.token_weights.nonzero().flatten()
             return token, self.token_weights[token]
         token, slot = ((self.index == expert) & (self.token_weights > 0)[:, None]).nonzero(as_tuple=True)
@@ -70,7 +70,7 @@ class RoutedRows:
 
         A class without routing passes every token to every expert, as zeros where the expert is not chosen.
         """
-        if self.is_everywhere:
+        if self.all_experts:
             return [self.num_tokens] * num_experts
         chosen = self.index[(self.token_weights > 0)[:, None] & (self.weights > 0)]
         return chosen[chosen < num_experts].bincount(minlength=num_experts).tolist()
@@ -82,7 +82,7 @@ class RoutedRows:
             floats = (self.hidden, self.hidden_q, self.token_weights)
             hidden, hidden_q, token_weights = (tensor[here].to(device, torch.float32) for tensor in floats)
             index, weights = self.index[here].to(device), self.weights[here].to(device)
-            yield RoutedRows(hidden, hidden_q, token_weights, index, weights, self.is_everywhere)
+            yield RoutedRows(hidden, hidden_q, token_weights, index, weights, self.all_experts)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def gather_routed(
     inputs: TargetInputs,
     samples: Sequence[int],
     token_weights: TokenWeights,
-    is_everywhere: bool = False,
+    all_experts: bool = False,
 ) -> RoutedRows:
     """Collects the tokens of some samples at the entrance of a stack, in both models.
 
@@ -138,7 +138,7 @@ def gather_routed(
         inputs: what its block is called with.
         samples: which ones. Those that do not get there are left out.
         token_weights: weigh the tokens.
-        is_everywhere: whether every token counts for every expert.
+        all_experts: whether every token counts for every expert.
 
     Raises:
         NotReached: no sample gets there, or padding cannot be found among the rows.
@@ -164,10 +164,10 @@ def gather_routed(
         raise NotReached(reason)
     weights = torch.cat([each.flatten() for each in entrance.weigh(found, token_weights)])
     hidden, hidden_q = (torch.cat([getattr(one, name)[0] for one in found]) for name in ("hidden", "hidden_q"))
-    if is_everywhere and not experts.stack.is_routed:
+    if all_experts and not experts.stack.is_routed:
         logger.info("`moe_calibrate_all_experts`: %s gets every expert's rows from the model.", entrance.stack)
     index, routing_weights = (torch.cat(each) for each in zip(*routings))
-    return RoutedRows(hidden, hidden_q, weights, index, routing_weights, is_everywhere and experts.stack.is_routed)
+    return RoutedRows(hidden, hidden_q, weights, index, routing_weights, all_experts and experts.stack.is_routed)
 
 
 def _one_sample(

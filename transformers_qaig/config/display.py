@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..nn.experts_layout import weights_named
+from ..nn.experts_layout import count_open_stacks, count_weights
 
 _REPR = PreTrainedConfig.__repr__.__code__
 _DEEPEST = 8  # frames between a model's config that is printed and ours
@@ -67,11 +67,10 @@ def _flat(value: Any) -> Any:
 def _plan(plan: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns `42 layers, 3 bits`; for a mixed plan `42 layers, 3.30 bits on average (30 of 3, 12 of 4)`."""
     widths: Counter[int] = Counter()
-    has_stacks = False
-    for path, count in weights_named(plan).items():
+    counted = count_weights(plan)
+    for path, count in counted.items():
         widths[plan[path]["bits"]] += count
-        has_stacks |= ".*." in path and count == 1
-    total = widths.total()
+    total, has_stacks = widths.total(), count_open_stacks(counted) > 0
     layers = f"{total} layer{'s' if total != 1 else ''}{' and stacks of experts' if has_stacks else ''}"
     if len(widths) == 1:
         return f"{layers}, {next(iter(widths))} bits"

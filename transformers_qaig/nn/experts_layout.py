@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -219,7 +219,7 @@ def split_path(path: str) -> tuple[str, str, str] | None:
     return None if match is None else (match["stack"], match["expert"], match["projection"])
 
 
-def weights_named(plan: Iterable[str]) -> dict[str, int]:
+def count_weights(plan: Iterable[str]) -> dict[str, int]:
     """Counts the weights that each path of a plan names, as `….experts.0-3,7.down_proj` names five.
 
     `*` stands for as many as the longest stack in the plan has; for one where no path says how many there are.
@@ -237,6 +237,11 @@ def weights_named(plan: Iterable[str]) -> dict[str, int]:
             stacks[parts[0], parts[2]] += counts[path]
     experts = max(stacks.values(), default=1)
     return {path: count or experts for path, count in counts.items()}
+
+
+def count_open_stacks(counts: Mapping[str, int]) -> int:
+    """Counts the paths with `*` for which [`count_weights`] could not tell how many experts there are."""
+    return sum(".*." in path and count == 1 for path, count in counts.items())
 
 
 def stacks_in(paths: Iterable[str], stacks: Iterable[str]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
 from ..config import QAIGConfig
-from ..nn.experts_layout import weights_named
+from ..nn.experts_layout import count_open_stacks, count_weights
 from ..utils.files import write
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
@@ -196,8 +196,8 @@ def _facts(
     yield "Weights", _widths(settings)
     yield "Scales", _scales(settings)
     if settings.plan:
-        counts = weights_named(settings.plan)
-        stacks = sum(".*." in path and count == 1 for path, count in counts.items())
+        counts = count_weights(settings.plan)
+        stacks = count_open_stacks(counts)
         layers = sum(counts.values())
         yield "Packed layers", str(layers) + (f", {stacks} of which are stacks of experts" if stacks else "")
     if report is not None:
@@ -230,7 +230,7 @@ def _scales(settings: QAIGConfig) -> str:
     """Returns `one per 64 input channels, asymmetric`; where layers differ, each kind with its number of layers."""
     chosen = settings.plan or {"": vars(settings)}
     kinds: Counter[tuple[int, bool]] = Counter()
-    for path, count in weights_named(chosen).items():
+    for path, count in count_weights(chosen).items():
         kinds[chosen[path]["group_size"], chosen[path]["sym"]] += count
     texts = []
     for (group, sym), count in kinds.most_common():
@@ -243,7 +243,7 @@ def _scales(settings: QAIGConfig) -> str:
 def _widths(settings: QAIGConfig) -> str:
     """Returns `3 bits`, or for a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
     plan, widths = settings.plan or {}, Counter[int]()
-    for path, count in weights_named(plan).items():
+    for path, count in count_weights(plan).items():
         widths[plan[path]["bits"]] += count
     if len(widths) < 2:
         return f"{next(iter(widths), settings.bits)} bits"
