@@ -52,12 +52,6 @@ class Translation:
             warnings.warn(text, FutureWarning, stacklevel=stacklevel + 1)
 
 
-def warn_of_attribute(name: str, new: str) -> None:
-    """Warns of an attribute of 0.1 that is read or set."""
-    text = f"QAIGConfig: the attribute `{name}` ends with the next release. Use `{new}`."
-    warnings.warn(text, FutureWarning, stacklevel=3)
-
-
 def is_old(name: str, value: object) -> bool:
     """Whether an argument is spelled as in 0.1."""
     if name == "bits":

@@ -14,9 +14,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..recipes import Recipe, recipe_of
 from ..scheme import WeightScheme
 from ..utils.logging import get_logger
+from ..utils.old_names import warn_of_old_name
 from .budget import BitBudget
 from .calibration import CalibrationConfig
-from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate, warn_of_attribute
+from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate
 from .display import as_python, is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings
 from .plain import plain
@@ -257,16 +258,16 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def __getattr__(self, name: str) -> Any:
         if name in CALIBRATION and "calibration" in vars(self):
-            warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
+            warn_of_old_name(f"QAIGConfig.{name}", f"calibration.{CALIBRATION[name]}")
             return getattr(self.calibration, CALIBRATION[name])
         if name in BUDGET and "budget" in vars(self):
-            warn_of_attribute(name, f"budget.{BUDGET[name]}")
+            warn_of_old_name(f"QAIGConfig.{name}", f"budget.{BUDGET[name]}")
             return None if self.budget is None else getattr(self.budget, BUDGET[name])
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in CALIBRATION:
-            warn_of_attribute(name, f"calibration.{CALIBRATION[name]}")
+            warn_of_old_name(f"QAIGConfig.{name}", f"calibration.{CALIBRATION[name]}")
             name, value = "calibration", replace(self.calibration, **{CALIBRATION[name]: value})
         elif name in BUDGET or name == "stages":
             raise AttributeError(f"QAIGConfig has no `{name}`: set `{'recipe' if name == 'stages' else 'budget'}`.")

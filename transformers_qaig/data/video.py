@@ -218,9 +218,8 @@ def _decode_file(path: Path, what: str, fps: float | None) -> Clip:
             return chosen
 
         try:
-            decoded = load_video(cast(Any, str(path)), backend=backend, sample_indices_fn=choose)[
-                0
-            ]  # annotated wrongly
+            source = cast(Any, str(path))  # load_video's annotation lacks paths
+            decoded, _ = load_video(source, backend=backend, sample_indices_fn=choose)
             frames = frames_from_array(decoded)
             if len(frames) < _ENOUGH * len(chosen):
                 raise ValueError(f"it ends after {len(frames)} of {len(chosen)} frames")
