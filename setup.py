@@ -17,6 +17,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 PACKAGE = Path("transformers_qaig")
+OPTIMUM_HOOK = Path("transformers_qaig_optimum.pth")
+"""Lets `optimum-cli` find `transformers_qaig_autoload.install_optimum_command`."""
 SOURCES = Path("csrc")
 compiler = runpy.run_path(str(PACKAGE / "kernels" / "compiler.py"))
 files = runpy.run_path(str(PACKAGE / "utils" / "files.py"))
@@ -25,6 +27,8 @@ files = runpy.run_path(str(PACKAGE / "utils" / "files.py"))
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
+        installed = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        shutil.copy(OPTIMUM_HOOK, installed)
         if self.editable_mode:
             return
         package = Path(self.build_lib) / PACKAGE

@@ -1,10 +1,15 @@
 """
-How much of a tiny VLM's answers survives: our recipes and other libraries, on the same samples and questions.
+How much of a model's answers survives: our recipes and other libraries, on the same samples and questions.
 
     python benchmarks/accuracy.py ours.jsonl --methods rtn fast --widths W2 W3 --first-picture 10000
     python benchmarks/accuracy.py peers.jsonl --methods peers
     python benchmarks/accuracy.py experts.jsonl --model tiny-vlm-moe --methods rtn gptq default llm-compressor-gptq-asym
+    python benchmarks/accuracy.py story.jsonl --model out/story --data own --group-size 32 --samples 64
+    python benchmarks/accuracy.py mine.jsonl --model path/to/vlm --data chats.jsonl --calibration 0 --first-picture 128
     python benchmarks/accuracy_table.py peers.jsonl ours.jsonl
+
+`--data` is `scenes` for our examples, `own` for texts that a language model samples from itself, or a file of
+conversations, one a line, of which --calibration and --first-picture are numbers. `story_model.py` makes out/story.
 
 Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
 setup.sh`), and is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
@@ -34,31 +39,20 @@ from typing import Any
 
 import torch
 from accuracy_checks import check_weights, stacked, unstacked
+from accuracy_data import data_of
 from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, RECIPES, Job, method
-from accuracy_peers.tensors import Spans, read_inputs, write_inputs
+from accuracy_peers.common import load
+from accuracy_peers.tensors import read_inputs, write_inputs
 from ledger import provenance
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from transformers_qaig.data.samples import load_samples
-from transformers_qaig.data.tensors import NO_ANSWER
-from transformers_qaig.report.evaluate import (
-    AnswerStatistics,
-    Question,
-    answer_logits,
-    answer_statistics,
-    encode_questions,
-)
+from transformers_qaig.report.evaluate import AnswerStatistics, answer_logits, answer_statistics
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
-TINY_VLM = EXAMPLES / "tiny-vlm"
-sys.path.insert(0, str(TINY_VLM))
-from conversations import conversation  # noqa: E402
-
 MODELS = {name: EXAMPLES / name / "model" for name in ("tiny-vlm", "tiny-vlm-moe")}
 NEGLIGIBLE = 0.05
 """Share of a method's KL by which its dequantized weights may differ from its own model: kernels round too."""
@@ -67,12 +61,11 @@ NEGLIGIBLE = 0.05
 class Bench:
     """The full-precision model, the questions, and its answers: made once."""
 
-    def __init__(self, model: Path, pictures: range, samples: int, work: Path) -> None:
+    def __init__(self, model: Path, data: str, pictures: range, samples: int, work: Path) -> None:
         self.model, self.work, self.samples = model, work, samples
-        self.processor = AutoProcessor.from_pretrained(model)
-        self.full = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
-        ends = [self.full.config.text_config.eos_token_id]
-        self.questions: list[Question] = encode_questions(self.processor, [conversation(s) for s in pictures], ends)
+        self.full = load(str(model), torch.float32)
+        self.data = data_of(data, model, self.full)
+        self.questions = self.data.questions(pictures.start, len(pictures))
         self.reference = answer_logits(self.full, self.questions)
 
     def samples_file(self, first: int | str) -> Path:
@@ -80,11 +73,7 @@ class Bench:
         first = first if isinstance(first, int) else 0
         path = self.work / f"samples-{first}.safetensors"
         if not path.exists():
-            chats = [conversation(first + i) for i in range(self.samples)]
-            samples = load_samples(chats, self.processor, num_samples=self.samples, seed=0, with_labels=True)
-            # Most libraries would take labels for something to compute a loss from.
-            answers = [spans_of(sample.pop("labels")[0] != NO_ANSWER) for sample in samples]
-            write_inputs(path, samples, answers)
+            write_inputs(path, *self.data.samples(first, self.samples))
         return path
 
     def questions_file(self) -> Path:
@@ -138,7 +127,7 @@ class Bench:
         model: torch.nn.Module | Sequence[Tensor] = dense
         if job.questions:
             model = list(answers["answers"].split([q.stop - q.start for q in self.questions]))
-        statistics = answer_statistics(model, self.processor, self.questions, reference=self.reference)
+        statistics = answer_statistics(model, None, self.questions, reference=self.reference)
         summary = statistics.summary()
         if not job.questions and facts["own_model_kl"] > NEGLIGIBLE * summary["kl"]["mean"]:
             raise RuntimeError(
@@ -169,13 +158,6 @@ class Bench:
             rows.append(dense(**sample, use_cache=False).logits[0, :-1])
         own, ours = (log_softmax(logits, dim=-1) for logits in (check, torch.cat(rows)))
         return kl_div(ours, own, reduction="batchmean", log_target=True).item()
-
-
-def spans_of(mask: Tensor) -> Spans:
-    """(start, stop) of every run of True in a bool `[T]`."""
-    outside = torch.zeros(1, dtype=torch.int)
-    edges = mask.int().diff(prepend=outside, append=outside).nonzero().flatten().tolist()
-    return list(zip(edges[::2], edges[1::2]))
 
 
 def run(job: Job, python: str, timeout: float) -> dict[str, Any]:
@@ -214,7 +196,8 @@ def width(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="a .jsonl file; figures per question go into .npz beside it")
-    parser.add_argument("--model", choices=MODELS, default="tiny-vlm", help="one of the examples; a file holds one")
+    parser.add_argument("--model", default="tiny-vlm", help=f"{', '.join(MODELS)} or a folder; an output holds one")
+    parser.add_argument("--data", default="scenes", help="scenes, own, or a .jsonl file of conversations")
     parser.add_argument("--methods", nargs="+", default=["peers", "recipes"], help="names; `peers` and `recipes`: all")
     parser.add_argument("--widths", type=width, nargs="+", default=[(2, 16), (3, 16), (4, 16), (4, 8)], metavar="W4A8")
     parser.add_argument("--group-size", type=int, default=64)
@@ -230,14 +213,16 @@ def main() -> None:
     names = [n for name in options.methods for n in {"peers": PEERS, "recipes": RECIPES}.get(name, [name])]
     methods = {name: method(name) for name in names}
     ledger = Ledger(options.output)
-    if any(row.get("model", "tiny-vlm") != options.model for row in ledger.rows):
+    folder = MODELS.get(options.model, Path(options.model))
+    model = options.model if options.model in MODELS else folder.absolute().name
+    if any(row.get("model", "tiny-vlm") != model for row in ledger.rows):
         parser.error(f"{options.output} has rows of another model: use a new file")
     todo = cells(methods, options.widths, options.calibration, options.samples, options.group_size)
     todo = [cell for cell in todo if not ledger.has(cell, options.retry)]
     with tempfile.TemporaryDirectory() as work:
         pictures = range(options.first_picture, options.first_picture + options.pictures)
         origin = {key: value for key, value in provenance().items() if key != "versions"}  # the method says those
-        bench = Bench(MODELS[options.model], pictures, options.samples, Path(work))
+        bench = Bench(folder, options.data, pictures, options.samples, Path(work))
         for number, cell in enumerate(todo):
             environment = methods[cell["method"]].environment
             python = (
@@ -246,7 +231,8 @@ def main() -> None:
             facts, statistics = bench.measure(cell, python, options.timeout)
             row = {
                 **cell,
-                "model": options.model,
+                "model": model,
+                "data": options.data if options.data in ("scenes", "own") else Path(options.data).name,
                 **facts,
                 "first_picture": options.first_picture,
                 "pictures": options.pictures,

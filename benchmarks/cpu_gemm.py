@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--level", nargs="+", default=[], help="run ours at these levels, too: avx2, portable")
+    parser.add_argument("--isa", nargs="+", default=[], help="other instruction sets for ours: avxvnni, avx2, portable")
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring per candidate and cell")
     parser.add_argument("--stream-mib", type=int, default=96, help="weights of a candidate, in all")
     parser.add_argument("--skip", type=Path, nargs="+", default=[], help="do not repeat the cells of these rows")
@@ -98,7 +98,7 @@ def main() -> None:
     rows = [machine()]
     print(json.dumps(rows[0]), flush=True)
     for threads in options.threads:
-        workers = start_workers(options.peers, options.level, threads)
+        workers = start_workers(options.peers, options.isa, threads)
         for shape in options.shapes:
             k, n = map(int, shape.split("x"))
             for bits in options.bits:
@@ -110,7 +110,7 @@ def main() -> None:
                 for m in tokens:
                     for row in measure(runners, refusals, m, k, options.seconds):
                         row = {"bits": bits, "m": m, "n": n, "k": k, "threads": threads} | row
-                        rows.append(row | {"group_size": options.group_size})
+                        rows.append(row | {"group_size": options.group_size, "processor": rows[0]["machine"]})
                         print(json.dumps(rows[-1]), flush=True)
         for worker in workers:
             worker.stop()
@@ -134,12 +134,12 @@ def machine() -> dict[str, Any]:
     return row | {"capability": torch.backends.cpu.get_cpu_capability()}
 
 
-def start_workers(peers: list[str], levels: list[str], threads: int) -> list[Worker]:
+def start_workers(peers: list[str], isas: list[str], threads: int) -> list[Worker]:
     workers = [Worker("limits", threads)]
     for peer in peers:
         workers.append(Worker(peer, threads))
         if peer == "qaig":
-            workers += [Worker(peer, threads, {"QAIG_CPU_ISA": level}, f" {level}") for level in levels]
+            workers += [Worker(peer, threads, {"QAIG_CPU_ISA": isa}, f" {isa}") for isa in isas]
     return workers
 
 
@@ -187,6 +187,7 @@ def row_of(runner: Runner, m: int, k: int) -> dict[str, Any]:
     return {
         "op": description["name"],
         "activations": description["activations"],
+        "isa": description["isa"],
         "us": median * 1e6,
         "us_min": min(times) * 1e6,
         "calls": len(times),
@@ -199,7 +200,7 @@ def row_of(runner: Runner, m: int, k: int) -> dict[str, Any]:
 
 
 def ratios(runner: Runner, all_runners: list[Runner], m: int, k: int) -> dict[str, Any]:
-    """A product's fractions of the limits; and ours against the best peer of its class, bf16, and our best level.
+    """A product's fractions of the limits; and ours against the best peer of its class, bf16, and our best ISA.
 
     Ratios are medians over rounds of the ratio within a round: the machine's limits change from second to second.
     """
@@ -227,7 +228,7 @@ def ratios(runner: Runner, all_runners: list[Runner], m: int, k: int) -> dict[st
         if other.activations == "bf16":
             result["ratio_to_bf16"] = paired_ratio(other, runner)
         if other.name == "qaig" and other.activations == runner.activations:
-            result["ratio_to_best_level"] = paired_ratio(other, runner)
+            result["ratio_to_best_isa"] = paired_ratio(other, runner)
     return result
 
 

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from ledger import provenance  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only  # noqa: E402
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
 from transformers_qaig import BitBudget, QAIGConfig  # noqa: E402
@@ -97,7 +97,7 @@ def measure(run: str, options: argparse.Namespace) -> None:
         config = QAIGConfig(budget=BitBudget(3.5, candidates=(3, 4)), **settings)
         choices, _ = list_schemes(model, config)
         sensitivity = import_module("transformers_qaig.calibration.bit_costs")
-        with phases.of(sensitivity, "_costs_of", "rounding at each width", "gradients"):
+        with phases.of(sensitivity, "costs_of", "rounding at each width", "gradients"):
             sensitivity.measure_costs(model, choices, samples, answers, config)
 
 
@@ -142,7 +142,7 @@ def build(options: argparse.Namespace) -> nn.Module:
             "num_hidden_layers": options.layers,
             "num_attention_heads": heads,
             "num_key_value_heads": max(round(4 * options.width), 1),
-            "vocab_size": round(152064 * options.width),
+            "vocab_size": getattr(options, "vocabulary", round(152064 * options.width)),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
         },
         vision_config={
@@ -221,13 +221,11 @@ class ShapesOnly(TorchDispatchMode):
         written = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
         changed = kwargs.get("out", next((arg for arg, is_written in zip(args, written) if is_written), None))
         if changed is not None:
-            return changed if large else func(*args, **kwargs)
-        shapes, named = tree_map_only(Tensor, _on_meta, (args, kwargs))
-        if "device" in named:
-            named["device"] = torch.device("meta")
-        try:
-            found = func(*shapes, **named)
-        except (NotImplementedError, RuntimeError):  # how large the result is depends on values
+            if not large:
+                return func(*args, **kwargs)
+            return changed if func._schema.returns else None
+        found = self._shapes_of(func, args, kwargs)
+        if found is None:
             return func(*args, **kwargs)
         if not large and not any(leaf.numel() >= LARGE for leaf in tree_leaves(found)):
             return func(*args, **kwargs)
@@ -235,9 +233,27 @@ class ShapesOnly(TorchDispatchMode):
         def made(like: Tensor) -> Tensor:
             if like.numel() >= LARGE and home.type != "cpu":
                 return unwritten(like, home)
-            return torch.full(like.shape, func.overloadpacket is aten.all, dtype=like.dtype, device=home)
+            if func.overloadpacket is aten.all:
+                return torch.ones(like.shape, dtype=like.dtype, device=home)
+            return torch.zeros(like.shape, dtype=like.dtype, device=home)  # memory that is not touched
 
         return tree_map_only(Tensor, made, found)
+
+    _known: ClassVar[dict[Any, Any]] = {}
+
+    def _shapes_of(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What `func` returns, without values; None if how large that is depends on values."""
+        leaves, tree = tree_flatten((args, kwargs))
+        key = (func, tree, *((a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else str(a) for a in leaves))
+        if key not in self._known:
+            shapes, named = tree_map_only(Tensor, _on_meta, (args, kwargs))
+            if "device" in named:
+                named["device"] = torch.device("meta")
+            try:
+                self._known[key] = func(*shapes, **named)
+            except (NotImplementedError, RuntimeError):
+                self._known[key] = None
+        return self._known[key]
 
 
 def unwritten(like: Tensor, device: torch.device | str) -> Tensor:

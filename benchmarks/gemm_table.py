@@ -8,7 +8,7 @@ from typing import Any
 Row = dict[str, Any]
 
 # (bits, activations) -> M -> goals, each (what is compared, at least this)
-READ, PEER, DENSE, LEVEL = "read_fraction", "ratio_to_best_peer", "ratio_to_bf16", "ratio_to_best_level"
+READ, PEER, DENSE, ISA = "read_fraction", "ratio_to_best_peer", "ratio_to_bf16", "ratio_to_best_isa"
 GOALS: dict[tuple[int, str], dict[int, list[tuple[str, float]]]] = {
     (3, "a16"): {1: [(READ, 0.85)], 4: [(PEER, 1.2)], 16: [(PEER, 1.2)], 128: [(PEER, 1.0)], 1024: [(DENSE, 0.95)]},
     (3, "a8"): {1: [(PEER, 1.2)], 4: [(PEER, 1.6)], 16: [(PEER, 1.6)], 128: [(PEER, 1.5)], 1024: [(PEER, 1.4)]},
@@ -26,7 +26,7 @@ for _bits in (2, 4):
         128: [(PEER, 1.2)],
         1024: [(PEER, 1.3)],
     }
-LEVEL_GOALS = {("avx2", 1): 0.7, ("avx2", 128): 0.4}
+ISA_GOALS = {("avx2", 1): 0.7, ("avx2", 128): 0.4}
 WORDS = {READ: "of read bandwidth", PEER: "× best peer", DENSE: "× bf16"}
 
 
@@ -65,9 +65,9 @@ def _judged(row: Row) -> list[tuple[str, float, float]]:
             for key, goal in goals
             if row.get(key) is not None
         ]
-    level = row["op"].removeprefix("qaig ")
-    goal = LEVEL_GOALS.get((level, row["m"]))
-    return [(f"{level} × best level", row[LEVEL], goal)] if goal and LEVEL in row else []
+    isa = row["op"].removeprefix("qaig ")
+    goal = ISA_GOALS.get((isa, row["m"]))
+    return [(f"{isa} × best ISA", row[ISA], goal)] if goal and ISA in row else []
 
 
 def _times(rows: list[Row]) -> str:

@@ -29,15 +29,16 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
 
-# Language models by size: the shapes of Qwen2.5-VL's, and one that only exercises scripts.
+# Language models by size: the shapes of Qwen2.5-VL's, once with few words, and one that only exercises scripts.
 _SIZE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "tie_word_embeddings")  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "3b": dict(zip(_SIZE, (151_936, 2048, 11_008, 36, 16, 2, True))),
     "7b": dict(zip(_SIZE, (152_064, 3584, 18_944, 28, 28, 4, False))),
+    "3b-blocks": dict(zip(_SIZE, (1024, 2048, 11_008, 36, 16, 2, True))),
     "tiny": dict(zip(_SIZE, (1024, 256, 512, 2, 4, 2, True))),
 }
-IMAGE_TOKEN = {"3b": 151_000, "7b": 151_000, "tiny": 1000}
+IMAGE_TOKEN = {"3b": 151_000, "7b": 151_000, "3b-blocks": 1000, "tiny": 1000}
 VARIANTS = ("bf16", *(f"w{bits}a{a}" for bits in (2, 3, 4, 8) for a in (16, 8)), "bitsandbytes-nf4")
 
 

@@ -24,10 +24,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig.calibration.decisions import BlockDecisions, rounded
 from transformers_qaig.calibration.experts import StackStep
-from transformers_qaig.calibration.routed_rows import RoutedRows
 from transformers_qaig.calibration.steps import GroupContext
 from transformers_qaig.data.samples import load_samples
+from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group
+from transformers_qaig.execution.routed_rows import RoutedRows
 from transformers_qaig.nn.experts_module import LinearExperts
 from transformers_qaig.recipes import RECIPES
 from transformers_qaig.scheme import WeightScheme
@@ -69,7 +70,7 @@ def output_error(stack: nn.Module, calibration: Any, held_back: Any, bits: int, 
     names = [f"experts.{expert}.{name}" for expert in range(layout.num_experts) for name in layout.projections]
     schemes = {name: WeightScheme(bits, 64) for name in names}
     group = Group(tuple(names), "experts", None, ())
-    context = GroupContext(block, group, schemes, [], recipe, torch.bfloat16, foldable=False)
+    context = GroupContext(block, group, schemes, Terms([]), recipe, torch.bfloat16, foldable=False)
     hidden, index, weights = calibration
     rows = RoutedRows(hidden, hidden, torch.ones(len(hidden)), index, weights)
     with weighed_by_routing(kind):

@@ -20,9 +20,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import page_tables.caches
 import page_tables.experts
 import page_tables.families
-import page_tables.speed  # noqa: F401  (all fill TABLES, as page_tables.answers does)
+import page_tables.speed
+import page_tables.training  # noqa: F401  (all fill TABLES, as page_tables.answers does)
 from page_tables import TABLES
 from page_tables.answers import draw_summary
 

@@ -105,6 +105,7 @@ class Server:
                     "activations": candidate.activations,
                     "weight_bytes": candidate.weight_bytes,
                     "operations": getattr(candidate, "operations", None),
+                    "isa": candidate.isa,
                     "rows": problem.n,
                     "index": len(self.candidates) - 1,
                 }

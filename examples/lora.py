@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE / "tiny-vlm"))
 from scenes import scene  # noqa: E402
 
 QUESTION = "read the number ."
-PICTURES = 240
+PICTURES, QUESTIONS = 240, 20
 TRAINING, FRESH = range(0, 10_000), range(20_000, 30_000)
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     )
     model = get_peft_model(base, LoraConfig(target_modules="all-linear", r=16, lora_alpha=32))
     model.print_trainable_parameters()
-    fresh = numbers(FRESH, 20)
+    fresh = numbers(FRESH, QUESTIONS)
     print(f"right before training: {share_right(model, processor, fresh):.0%}")
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
     model.train()

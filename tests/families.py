@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # this file is imported from it
 from tests import seeds
 from tests.tiny_models.llava import llava, llava_next, llava_next_video, llava_onevision
 from tests.tiny_models.parts import CORPUS, Family
-from tests.tiny_models.qwen import qwen2_5_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
+from tests.tiny_models.qwen import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
 from tests.tiny_models.tiled_image import idefics3, internvl, mllama, smolvlm
 from tests.tiny_models.weights import randomise
 from tests.tiny_models.whole_image import gemma3, glm4v, mistral3, paligemma
@@ -48,11 +48,13 @@ VIDEO_FAMILIES = [
     *("smolvlm", "internvl", "glm4v"),
 ]
 """Those that take videos."""
+ONLY_VIDEO: dict[str, Callable[[], Family]] = {"llava_next_video": llava_next_video, "qwen2_vl": qwen2_vl}
+"""Those that only the tests of videos build."""
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The tiny model of family `name`, in eval mode, and its processor."""
-    cls, config, processor = (FAMILIES | {"llava_next_video": llava_next_video})[name]()
+    cls, config, processor = (FAMILIES | ONLY_VIDEO)[name]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.seed(seed))
         model = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -22,9 +22,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from transformers_qaig.kernels.compiler import CUDA_ARCHITECTURES
+
 SOURCES = Path(__file__).parents[1] / "csrc"
 KERNELS, HOST = SOURCES / "cuda" / "kernels", SOURCES / "cuda" / "host"
-ARCHS = ("75", "80", "86", "89", "90", "100", "120")
+ARCHS = [name.removesuffix("+PTX") for name in CUDA_ARCHITECTURES]
 NO_BFLOAT16, NO_COPIES = ("75",), ("75",)  # architectures without such instructions
 NO_GEMM = ("75",)  # whose gemm kernels are empty
 FLAGS = ("-std=c++17", "-O3", f"-I{SOURCES}")

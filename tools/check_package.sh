@@ -24,6 +24,11 @@ fresh from-wheel
 from-wheel/bin/pip install -q "$wheel"
 from-wheel/bin/python "$check" prebuilt
 from-wheel/bin/transformers-qaig env
+found='import sys, torch; from transformers.quantizers import auto; assert "transformers_qaig" not in sys.modules;'
+found="$found print('found without an import:', 'qaig' in auto.AUTO_QUANTIZER_MAPPING)"
+from-wheel/bin/python -c "$found" | grep True
+QAIG_AUTOLOAD=0 from-wheel/bin/python -c "$found" | grep False
+test -e from-wheel/lib/python3*/site-packages/transformers_qaig_optimum.pth # what `optimum-cli qaig` needs
 rm -rf from-wheel
 
 fresh from-sdist

@@ -4,6 +4,7 @@ Importing it registers the quantization method in Transformers.
 """
 
 import sys
+from functools import partial
 from importlib import import_module
 
 if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv:
@@ -14,9 +15,11 @@ if sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv:
 
 from transformers.quantizers import register_quantization_config, register_quantizer
 
+from transformers_qaig_autoload import when_imported
+
 from .auto import AutoModelForVision2Seq, restore_removed_name
 from .config import QUANT_METHOD, BitBudget, CalibrationConfig, QAIGConfig
-from .integrations.when_imported import when_imported
+from .exporting.run import export
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
 from .recipes import Recipe
@@ -24,7 +27,7 @@ from .saving.processor_and_card import extend_save_pretrained
 from .utils.logging import get_logger
 from .utils.version import __version__ as __version__
 
-__all__ = ["AutoModelForVision2Seq", "BitBudget", "CalibrationConfig", "QAIGConfig", "QAIGLinear", "Recipe"]
+__all__ = ["AutoModelForVision2Seq", "BitBudget", "CalibrationConfig", "QAIGConfig", "QAIGLinear", "Recipe", "export"]
 
 _logger = get_logger(__name__)
 
@@ -34,11 +37,12 @@ register_quantizer(QUANT_METHOD)(QAIGHfQuantizer)
 extend_save_pretrained()
 
 
-def _support_peft() -> None:
+def _support(library: str, module: str) -> None:
     try:
-        import_module(".integrations.peft_lora", __name__)  # it does nothing more if it is just being imported
-    except (ImportError, AttributeError) as error:  # `import peft` must not fail for us
-        _logger.warning("This version of PEFT is not supported: its adapters leave packed layers out (%s).", error)
+        import_module(f".integrations.{module}", __name__)  # it does nothing more if it is just being imported
+    except Exception as error:  # importing the library must not fail for us
+        _logger.warning("This version of %s is not supported, and does not know packed layers (%s).", library, error)
 
 
-when_imported("peft.tuners.lora.model", _support_peft)
+when_imported("peft", partial(_support, "PEFT", "peft.install"))
+when_imported("accelerate.hooks", partial(_support, "Accelerate", "accelerate_hooks"))

@@ -7,12 +7,18 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace as replaced
+from functools import partial
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import QAIGConfig
 from .data.loader import load_inputs
+from .data.samples import token_mask
+from .data.views import SampleViews
+from .distributed import ALONE
+from .distributed.alike import require_alike
+from .distributed.joining import join
 from .execution.exclusions import Exclusions
 from .loading.arguments import loading_arguments
 from .loading.dispatch import Placement
@@ -22,20 +28,28 @@ from .loading.skeleton import likely_plan, packed_skeleton
 from .loading.source import Source
 from .loading.tied_embeddings import install_tied_embeddings
 from .loading.unused_tensors import UnusedTensor, find_unused, report_unused
+from .nn.experts_layout import find_experts
 from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
+from .plan.alternatives import faster, smaller
 from .plan.build import budget_in_bits, list_schemes, make_plan
 from .plan.coverage import Coverage
-from .plan.experts import compact
+from .plan.experts import compact, stored_as
+from .plan.width_costs import WidthCosts, width_costs
+from .report.base_model import BaseModel
+from .report.files import ProgressWriter
 from .report.summary import QuantizationReport
 from .saving.file_headers import count_headers, predict_headers
 from .saving.processor_and_card import ProcessorToSave
 from .saving.state_dict import checkpoint_tensors
 from .saving.trial import try_saving
 from .scheme import Plan, plan_to_dict
+from .structure import ModelStructure
 from .utils.errors import SettingError
 from .utils.files import require_writable
 from .utils.finite import check_weights
-from .utils.logging import get_logger
+from .utils.hashing import digest
+from .utils.logging import get_logger, quiet
+from .utils.scratch import ScratchFiles
 
 logger = get_logger(__name__)
 
@@ -51,18 +65,27 @@ class QuantizationRun:
     Attributes:
         plan: weight path to scheme; under a budget it is chosen in `quantize`.
         unused: stored tensors that the model has no place for, to be saved again.
+        base: what is known of the unquantized model, for the card.
+        ranks: the processes that quantize it together, from `prepare` on.
     """
 
     def __init__(self, config: QAIGConfig, placement: Placement, source: Source):
         self.config, self.placement, self.source = config, placement, source
         self.plan: Plan = {}
         self.unused: list[UnusedTensor] = []
+        self.base = BaseModel()
         self._coverage = Coverage()
         self._samples: Sequence[dict[str, Tensor]] = []
         self._answers: Sequence[Tensor] = []
         self._exclusions = Exclusions()
+        self._views, self._progress = SampleViews(), ProgressWriter(config)
+        self._model_name = ""
+        self._times: dict[str, float] = {}
+        self._faster = ""
+        self._width_costs: WidthCosts | None = None
         self._options: dict[str, list[SchemeOption]] = {}
         self._budget = 0.0
+        self.ranks = ALONE
 
     def prepare(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Plans, tries placement and saving without weights, and loads the samples: what fails, fails here.
@@ -75,14 +98,33 @@ class QuantizationRun:
             ValueError: a setting, the coverage, the budget, the placement or the data is wrong; the message says which.
             OSError: a folder cannot be written.
         """
-        run = self.config.calibration
+        self.ranks = join()
+        with self.ranks.guarded(), quiet(not self.ranks.is_main):
+            self._prepare(model, checkpoint_files)
+
+    def _prepare(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
+        if self.ranks.size > 1 and self.config.recipe.token_weights == "shuffled":
+            raise SettingError(
+                "`token_weights='shuffled'` draws from one stream of random numbers: quantize in one process."
+            )
+        run, name = self.config.calibration, model.name_or_path or ""
+        settings = repr((self.config.to_dict(), run.moe_calibrate_all_experts))
+        require_alike(self.ranks, lambda: {"settings": settings, "`work_dir`": str(run.work_dir is not None)})
+        self._model_name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
         if run.work_path is not None:
-            require_writable(run.work_path, "work_dir")
+            self.ranks.on_main(partial(require_writable, run.work_path, "work_dir"))
         self._make_plan(model, checkpoint_files)
         self._rehearse(model, checkpoint_files)
         access = self._with_access()
+        self.base = BaseModel.of(self.source, access.calibration.token)
         if self.config.recipe.calibrates or self._options:
-            self._samples, self._answers = load_inputs(model, access, self.source, self._exclusions)
+            start, self._exclusions = time.perf_counter(), Exclusions(dtype=model.dtype)
+            self._samples, self._answers = load_inputs(model, access, self.source, self._exclusions, self._views)
+            read = [*self._samples, *({"answers": answer} for answer in self._answers)]
+            require_alike(self.ranks, lambda: {"calibration samples": digest(read)})
+            self._times["samples"] = time.perf_counter() - start
+            tokens = sum(token_mask(sample).numel() for sample in self._samples) // max(len(self._samples), 1)
+            self._faster = faster(model, self.config, self._coverage, tokens)
         else:
             _tell_unread(self.config)
             if run.processor is None:
@@ -95,26 +137,55 @@ class QuantizationRun:
             ValueError: a weight is not finite or was in no file, or too many samples are not finite.
             torch.OutOfMemoryError: the message says what would need less memory.
         """
+        with self.ranks.guarded(), quiet(not self.ranks.is_main):
+            report = self._quantize(model)
+        self.ranks.leave()
+        self.ranks = replaced(self.ranks, group=None)  # which cannot be copied with the model
+        return report
+
+    def _quantize(self, model: PreTrainedModel) -> QuantizationReport:
         from .calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
 
         start = time.perf_counter()
-        check_no_random_weights(model, self._options or self.plan)
+        stacks = find_experts(model)
+        check_no_random_weights(model, stored_as(self._options or self.plan, stacks))
         check_weights(model)
-        linearize_experts(model, self.plan)
+        linearize_experts(model, stacks, self.plan)
+        structure = ModelStructure.of(model)
         try:
             if self._options:
-                self._allocate(model)
+                self._allocate(model, structure)
+            start_of_loop = time.perf_counter()
+            self._times["costs of widths"] = start_of_loop - start if self._options else 0.0
             report = calibrate(
-                model, self.plan, self._coverage, self._samples, self.config, self._answers, self._exclusions
-            )
+                model, self.plan, self._coverage, self._samples, self.config, self._answers, self._exclusions,
+                on_target=self._tell if self.ranks.is_main else None, structure=structure, ranks=self.ranks,
+            )  # fmt: skip
         finally:
             self._samples, self._answers, self._options = [], [], {}
-        stack_experts(model)
+        scratch = self.config.calibration.work_path
+        stack_experts(model, None if scratch is None else ScratchFiles(scratch).keep)
         install_tied_embeddings(model, report.plan)
+        self._times["calibration"] = time.perf_counter() - start_of_loop
         report.seconds = time.perf_counter() - start
-        self.plan, self.config.plan = report.plan, plan_to_dict(compact(report.plan, model))
+        settings = {"faster": self._faster, "smaller": smaller(report.plan, self._coverage)}
+        report.alternatives = {what: setting for what, setting in settings.items() if setting}
+        self._complete(report)
+        self.plan, self.config.plan = report.plan, plan_to_dict(compact(report.plan, stacks))
         model.config.quantization_config = self.config
         return report
+
+    def _complete(self, report: QuantizationReport) -> None:
+        """Adds what calibration does not know."""
+        report.model_name = self._model_name
+        report.times = {name: seconds for name, seconds in self._times.items() if seconds}
+        report.views = self._views if self._views.lengths else None
+        report.width_costs = self._width_costs
+
+    def _tell(self, report: QuantizationReport) -> None:
+        """Writes what is done so far into the work folder, and the page that was asked for."""
+        self._complete(report)
+        self._progress.write(report)
 
     def processor(self) -> ProcessorToSave:
         """Returns the processor that calibration used, or would have used."""
@@ -154,7 +225,7 @@ class QuantizationRun:
         if self._options:
             self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.outside_plan}
         settings = copy.deepcopy(self.config)
-        settings.plan = plan_to_dict(compact(self.plan, model))
+        settings.plan = plan_to_dict(compact(self.plan, find_experts(model)))
         skeleton = packed_skeleton(model, self.plan)
         self.placement.plan(skeleton)
         tensors, metadata = checkpoint_tensors(skeleton, self.plan, self.unused)
@@ -176,16 +247,20 @@ class QuantizationRun:
         budget = self.config.budget
         return fused_sets(self._options) if budget is not None and budget.fuse else []
 
-    def _allocate(self, model: PreTrainedModel) -> None:
+    def _allocate(self, model: PreTrainedModel, structure: ModelStructure) -> None:
         """Chooses the plan under the budget, by what each width costs the answers."""
         from .calibration.bit_costs import measure_costs  # here for the same reason as `calibrate`
 
-        self._options = measure_costs(model, self._options, self._samples, self._answers, self.config, self._exclusions)
+        self._options = measure_costs(
+            model, self._options, self._samples, self._answers, self.config, self._exclusions, structure, self.ranks
+        )
+        assert self.config.budget is not None
         fused = self._fused()
         allocation = allocate(self._options, self._budget, fused)
         logger.info("%s", describe(allocation, self._options, self._budget, fused))
         self.plan = {**allocation.schemes, **self._coverage.outside_plan}
         self._coverage.stored_bits = allocation.size
+        self._width_costs = width_costs(self.config.budget.cost, self._options, allocation, self._coverage, fused)
 
 
 def _tell_unread(config: QAIGConfig) -> None:

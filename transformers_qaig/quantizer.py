@@ -20,15 +20,18 @@ from .config.devices import check_device
 from .execution.torch_state import default_torch_state
 from .loading.arguments import loading_arguments
 from .loading.conversions import sparing_packed
+from .loading.converted_weights import ConvertedWeights
 from .loading.dispatch import Placement, check_devices
 from .loading.packed_checkpoint import PackedCheckpoint, open_packed
-from .loading.packed_modules import check_loaded, prepare, unpack_modules
+from .loading.packed_modules import check_loaded, fits_prepared, prepare, unpack_modules
+from .loading.parallel import refuse_tensor_parallel
 from .loading.source import Source
 from .loading.text_config import mark_text_config, unmark_text_config
 from .quantization_run import QuantizationRun
 from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
 from .saving.state_dict import checkpoint_tensors
 from .utils.logging import get_logger
+from .utils.scratch import ScratchFiles
 
 logger = get_logger(__name__)
 
@@ -42,6 +45,7 @@ class QAIGHfQuantizer(HfQuantizer):
     Attributes:
         packed_by: the run that quantizes the model, or the checkpoint whose packed weights it is loaded from.
         source: the folder or repository of the weights.
+        converted: keeps weights in files that are converted on loading; None unless the model is to be quantized.
         placement: where the packed model goes.
     """
 
@@ -54,12 +58,21 @@ class QAIGHfQuantizer(HfQuantizer):
             self.quantization_config.validate()
         self.placement = Placement()
         self.source = Source("")
+        self.converted: ConvertedWeights | None = None
+        self._dtype: torch.dtype | None = None
         self.packed_by: QuantizationRun | PackedCheckpoint = PackedCheckpoint(self.quantization_config, {})
 
     # -- before the model exists
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Raises `RuntimeError` in inference mode, and `ValueError` for a calibration device that does not exist."""
+        """Checks what is asked of `from_pretrained`.
+
+        Raises:
+            RuntimeError: quantization in inference mode.
+            ValueError: a calibration device that does not exist.
+            NotImplementedError: tensor parallelism.
+        """
+        refuse_tensor_parallel()
         if not self.pre_quantized and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
@@ -80,6 +93,11 @@ class QAIGHfQuantizer(HfQuantizer):
         self.placement = Placement.requested(device_map, self.quantization_config)
         return {"": "cpu"}
 
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Returns the dtype in which weights are loaded, as it is."""
+        self._dtype = dtype
+        return dtype
+
     # -- on the meta model, before the first weight is read
 
     def _process_model_before_weight_loading(
@@ -93,6 +111,19 @@ class QAIGHfQuantizer(HfQuantizer):
         else:
             self.packed_by = QuantizationRun(self.quantization_config, self.placement, self.source)
             self.packed_by.prepare(model, checkpoint_files or ())
+            scratch = ScratchFiles(self.quantization_config.calibration.work_path)
+            self.converted = ConvertedWeights(model, checkpoint_files or (), self._dtype, scratch)
+
+    # -- while they are read, one after the other
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        """Whether a weight of a model to be quantized may have to go to a file: see [`ConvertedWeights`]."""
+        return self.converted is not None and param_name in self.converted
+
+    def get_quantize_ops(self) -> ConvertedWeights:
+        """Returns what Transformers calls with each of these weights."""
+        assert self.converted is not None
+        return self.converted
 
     # -- after the weights are loaded
 
@@ -104,11 +135,13 @@ class QAIGHfQuantizer(HfQuantizer):
         else:
             report = self.packed_by.quantize(model)
             model.qaig_report = report  # type: ignore[assignment]
-            attach_saving(model, self.packed_by.processor(), base_model_id=model.name_or_path)
+            attach_saving(model, self.packed_by.processor(), self.packed_by.base, self.packed_by.ranks)
             logger.info("%s", report)
             self.placement.place(model)
         mark_text_config(model.config)
-        prepare(model, self.packed_by.plan)
+        is_mapped = not self.pre_quantized and self.quantization_config.calibration.work_dir is not None
+        if not is_mapped or fits_prepared(model):
+            prepare(model, self.packed_by.plan)
 
     # -- back to full precision, and saving
 

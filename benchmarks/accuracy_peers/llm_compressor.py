@@ -22,7 +22,7 @@ from accuracy_peers import Job, Quantized, stored_bits
 from accuracy_peers.common import SKIPPED, linears_of, load
 from accuracy_peers.tensors import Inputs
 
-INSIDE = r"re:.*language_model.*\."
+INSIDE = r"re:(?!.*vision).*layers.*\."
 MAPPINGS = [
     AWQMapping(INSIDE + smooth + "$", [INSIDE + balance + "$" for balance in balanced])
     for smooth, balanced in {

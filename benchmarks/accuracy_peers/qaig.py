@@ -7,12 +7,11 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 import transformers_qaig  # noqa: F401  (registers the quantizer)
 from accuracy_peers import Job, Quantized, routing_weights
 from accuracy_peers.altered_weights import ALTERATIONS, altered
-from accuracy_peers.common import linears_of
+from accuracy_peers.common import auto_class, linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
 from accuracy_peers.token_weights import KINDS, weighed_by
 from transformers_qaig import QAIGConfig, QAIGLinear
@@ -41,7 +40,7 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
         weighing = weighed_by(kind, job.bits, job.group_size) if kind else nullcontext()
     with weighing:
         start = time.perf_counter()
-        model = AutoModelForImageTextToText.from_pretrained(job.model, quantization_config=config)
+        model = auto_class(job.model).from_pretrained(job.model, quantization_config=config)
         seconds = time.perf_counter() - start
     linears = {path: module.dequantize(torch.float32) for path, module in linears_of(model, QAIGLinear).items()}
     for stack, experts in linears_of(model, QAIGExperts).items():

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from transformers_qaig.calibration.routed_rows import RoutedRows
+from transformers_qaig.execution.routed_rows import RoutedRows
 
 Chosen = tuple[Tensor, Tensor]
 """Positions of the tokens that count for an expert, and how much each one counts."""

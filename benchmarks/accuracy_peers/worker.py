@@ -107,7 +107,7 @@ def run(job: Job) -> dict[str, Any]:
         answers["answers"] = logits_of(model, *read_inputs(job.questions))
     save_file(answers, job.folder / "answers.safetensors")
     weights = {
-        name: tensor.detach().contiguous()
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)  # a tied head shares its memory
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, Tensor) and tensor.dtype == torch.float32
     }

@@ -10,7 +10,7 @@ from ledger import RESULTS, Row, rows_of
 
 __all__ = ["RESULTS", "TABLES", "Row", "markdown", "rows_of", "table"]
 TABLES: dict[str, Callable[[], str]] = {}
-"""Name → what makes the table. `answers`, `experts` and `speed` fill it."""
+"""Name → what makes the table. The other modules fill it."""
 
 
 def table(name: str, *arguments: Any) -> Callable[[Callable[..., str]], Callable[..., str]]:

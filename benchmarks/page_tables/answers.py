@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,32 @@ def accuracy(setting: tuple[int, int, int]) -> str:
         bits = f"{stored_bits()[setting, name]:.2f}"
         rows.append([label, bits, kl_cell(name, setting), exact_match(name, setting), *compared])
     return markdown(["method", "stored bits", "KL, 1e-3", "exact match", "`default` / it", "by calibration set"], rows)
+
+
+def by_width(ledger: str, widths: Mapping[str, tuple[int, int, int]], exact: bool = True) -> str:
+    """Every method at every width, the largest KL first; `exact` adds the share of answers given exactly."""
+    rows = []
+    for title, setting in widths.items():
+        known = {name: figures for (each, name), figures in measured(ledger).items() if each == setting and figures}
+        if "default" not in known:
+            continue
+        for name in sorted(known, key=lambda name: -kl(pooled(list(known[name].values())))):
+            label = f"`{name}`" if name in OURS else name
+            compared = ("–", "–") if name == "default" else ratio(ledger, setting, "default", name)
+            bits = f"{stored_bits(ledger)[setting, name]:.2f}"
+            matches = [exact_match(name, setting, ledger)] if exact else []
+            rows.append([title, label, bits, kl_cell(name, setting, ledger), *matches, *compared])
+    more = ["exact match"] if exact else []
+    head = ["width", "method", "stored bits", "KL, 1e-3", *more, "`default` / it", "by calibration set"]
+    return markdown(head, rows)
+
+
+STORY = {"W2": (2, 16, 32), "W3": (3, 16, 32), "W4": (4, 16, 32)}
+
+
+@table("accuracy-story")
+def accuracy_story() -> str:
+    return by_width("accuracy_story", STORY, exact=False)  # whole texts are never given exactly
 
 
 SUMMARY = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import markdown, rows_of, table
-from .answers import exact_match, kl, kl_cell, measured, pooled, ratio, stored_bits
+from .answers import by_width
 
 EXPERTS = "accuracy_experts"
 WIDTHS = {"W2": (2, 16, 64), "W3": (3, 16, 64), "W4": (4, 16, 64)}
@@ -19,20 +19,7 @@ ROUTING = {
 
 @table("accuracy-experts")
 def accuracy_experts() -> str:
-    """Every method at every width, the largest KL first."""
-    rows = []
-    for title, setting in WIDTHS.items():
-        known = {name: figures for (each, name), figures in measured(EXPERTS).items() if each == setting and figures}
-        if "default" not in known:
-            continue
-        for name in sorted(known, key=lambda name: -kl(pooled(list(known[name].values())))):
-            label = name if name.startswith("llm-compressor") else f"`{name}`"
-            compared = ("–", "–") if name == "default" else ratio(EXPERTS, setting, "default", name)
-            bits = f"{stored_bits(EXPERTS)[setting, name]:.2f}"
-            cells = kl_cell(name, setting, EXPERTS), exact_match(name, setting, EXPERTS)
-            rows.append([title, label, bits, *cells, *compared])
-    head = ["width", "method", "stored bits", "KL, 1e-3", "exact match", "`default` / it", "by calibration set"]
-    return markdown(head, rows)
+    return by_width(EXPERTS, WIDTHS)
 
 
 @table("routing-weights")

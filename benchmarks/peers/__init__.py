@@ -83,6 +83,7 @@ class Candidate(ABC):
         copies (`int`): how many weights there are.
         tolerance (`float`): the relative error above which a result is wrong.
         calls_per_run (`int`): products that one `run` computes.
+        isa (`str`, *optional*): the instruction set, where the candidate says which.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Candidate(ABC):
     copies: int
     tolerance = 0.01
     calls_per_run = 1
+    isa: str | None = None
 
     @abstractmethod
     def prepare(self, x: Tensor) -> None:

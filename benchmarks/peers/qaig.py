@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
 
 from . import Candidate, Problem, Unavailable
@@ -40,7 +41,7 @@ class QAIG(Candidate):
     def __init__(self, problem: Problem, layers: list[QAIGLinear], weight_bytes: int, activation_bits: int) -> None:
         self.name, self.activations = "qaig", f"a{activation_bits}"
         self.tolerance = 0.01 if activation_bits == 16 else 0.05
-        self.layers, self.problem = layers, problem
+        self.layers, self.problem, self.isa = layers, problem, extension.cpu_isa()
         self.weight_bytes, self.copies = weight_bytes, len(layers)
 
     def prepare(self, x: Tensor) -> None:

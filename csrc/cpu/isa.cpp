@@ -7,27 +7,80 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(QAIG_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(QAIG_NEON) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace qaig {
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
+// The instruction sets of this architecture.
+struct Named {
+    Isa isa;
+    const char* name;
+};
+constexpr Named kNamed[] = {
+    {Isa::portable, "portable"},
+#if defined(__aarch64__)
+    {Isa::neon_dotprod, "neon-dotprod"},
+    {Isa::neon_i8mm, "neon-i8mm"},
+#else
+    {Isa::avx2, "avx2"},
+    {Isa::avxvnni, "avxvnni"},
+    {Isa::avx512, "avx512"},
+#endif
+};
 
-const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+std::string all_names() {
+    std::string names;
+    for (const Named& named : kNamed) {
+        names += (names.empty() ? "" : ", ") + std::string(named.name);
+    }
+    return names;
+}
+
+const char* name(Isa isa) {
+    for (const Named& named : kNamed) {
+        if (named.isa == isa) {
+            return named.name;
+        }
+    }
+    return "";
+}
 
 bool parse(const std::string& text, Isa* isa) {
-    for (int i = 0; i < 3; ++i) {
-        if (text == kNames[i]) {
-            *isa = static_cast<Isa>(i);
+    for (const Named& named : kNamed) {
+        if (text == named.name) {
+            *isa = named.isa;
             return true;
         }
     }
     return false;
 }
 
+#if defined(QAIG_NEON)
+#if defined(__linux__)
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+bool has(const char* feature) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
+#endif
+
 struct Features {
     Isa best = Isa::portable;
+    bool avx_vnni = false;
     std::string names;
 
     Features() {
@@ -40,13 +93,20 @@ struct Features {
         bool avx2 = add("avx2", __builtin_cpu_supports("avx2"));
         avx2 &= add("fma", __builtin_cpu_supports("fma"));
         avx2 &= add("f16c", f16c && __builtin_cpu_supports("avx2"));
+        const bool has_vnni_bit = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 4);
+        avx_vnni = add("avxvnni", QAIG_AVX_VNNI && has_vnni_bit && avx2);
         bool avx512 = add("avx512f", __builtin_cpu_supports("avx512f"));
         avx512 &= add("avx512bw", __builtin_cpu_supports("avx512bw"));
         avx512 &= add("avx512vl", __builtin_cpu_supports("avx512vl"));
         avx512 &= add("avx512dq", __builtin_cpu_supports("avx512dq"));
         avx512 &= add("avx512vnni", __builtin_cpu_supports("avx512vnni"));
         if (avx2) {
-            best = avx512 ? Isa::avx512 : Isa::avx2;
+            best = avx512 ? Isa::avx512 : avx_vnni ? Isa::avxvnni : Isa::avx2;
+        }
+#elif defined(QAIG_NEON)
+        const bool dotprod = add("asimddp", has_dotprod()), i8mm = add("i8mm", has_i8mm());
+        if (dotprod) {
+            best = i8mm ? Isa::neon_i8mm : Isa::neon_dotprod;
         }
 #endif
     }
@@ -90,7 +150,7 @@ struct Request {
         Isa wanted;
         if (!parse(text, &wanted)) {
             error =
-                setting + " is no instruction set of these kernels: set it to portable, avx2 or avx512, or unset it";
+                setting + " is no instruction set of these kernels: set it to one of " + all_names() + ", or unset it";
         } else if (wanted > features().best) {
             error = setting + " needs more than this processor has: its best is " + name(features().best) +
                     "; set that or one before it, or unset the variable";
@@ -123,6 +183,8 @@ bool set_isa(Isa wanted) {
     current().store(wanted, std::memory_order_relaxed);
     return true;
 }
+
+bool has_avx_vnni() { return features().avx_vnni; }
 
 }  // namespace qaig
 

@@ -1,13 +1,34 @@
 // The instruction set (ISA) of the kernels, chosen at run time.
 #pragma once
 
+// Compilers that know the instructions of the folder neon; others build portable kernels for Arm.
+#if defined(__aarch64__)
+#if defined(__clang__)
+#if __clang_major__ >= 16
+#define QAIG_NEON
+#endif
+#elif __GNUC__ >= 10
+#define QAIG_NEON
+#endif
+#endif
+
+// Whether the assembler of the compiler knows AVX-VNNI.
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define QAIG_AVX_VNNI 1
+#else
+#define QAIG_AVX_VNNI 0
+#endif
+
 namespace qaig {
 
-// Each includes those before it.
+// Each includes those before it of the same architecture.
 enum class Isa {
-    portable = 0,  // C++ without intrinsics, any processor
-    avx2 = 1,      // AVX2, FMA, F16C
-    avx512 = 2,    // AVX-512 F, BW, VL, DQ, VNNI
+    portable,      // C++ without intrinsics, any processor
+    avx2,          // x86-64: AVX2, FMA, F16C
+    avxvnni,       // the same and VPDPBUSD in 256 bits: AVX-VNNI, or part of AVX-512 VNNI
+    avx512,        // AVX-512 F, BW, VL, DQ, VNNI
+    neon_dotprod,  // aarch64: SDOT
+    neon_i8mm,     // SMMLA
 };
 
 // The best instruction set that this processor and its operating system can run.
@@ -18,5 +39,8 @@ Isa isa();
 
 // Changes the instruction set in use. Returns false, and changes nothing, if this processor cannot run `wanted`.
 bool set_isa(Isa wanted);
+
+// Which encoding of VPDPBUSD `Isa::avxvnni` uses: AVX-VNNI's, or that of AVX-512.
+bool has_avx_vnni();
 
 }  // namespace qaig

@@ -16,6 +16,12 @@ void linear_in_float32(const Linear& l, const Activations& a, const Parallel& pa
 // The weights of a tile in float32, [in_features][16].
 void dequantize_tile(const Weight& w, const Tile& tile, float* out);
 
+// Rows [first, last) of a tile in float32, [last - first][in_features]. `scratch` has room for a tile.
+void dequantize_rows(const Weight& w, const Tile& tile, int64_t first, int64_t last, float* out, float* scratch);
+
+// Columns [start, stop) of the first `rows` rows of a tile in bfloat16, rounded to nearest even: [rows][stop - start].
+void dequantize_columns(const Weight& w, const Tile& tile, int64_t rows, int64_t start, int64_t stop, uint16_t* out);
+
 // y = x W' + bias for every layer, with the kernels of the instruction set in use. All layers have the same x, which is
 // turned into integers once.
 void linear(const std::vector<Linear>& layers, const Parallel& parallel);
@@ -36,12 +42,28 @@ namespace avx2 {
 void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);
 void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+void dequantize_tile(const Weight& w, const Tile& tile, float* out);  // [16][in_features]; others use it, too
 }  // namespace avx2
+
+namespace avxvnni {  // quads; activations are turned into integers by avx2::quantize
+void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+}  // namespace avxvnni
 
 namespace avx512 {  // quads
 void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);
 void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+void dequantize_columns(const Weight& w, const Tile& tile, int64_t rows, int64_t start, int64_t stop, uint16_t* out);
 }  // namespace avx512
+
+namespace neon {  // quads
+void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);
+void quantize_for_i8mm(const Linear& l, Activations& a, int64_t begin, int64_t end);  // for gemv and gemm_i8mm
+void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+void gemm_dotprod(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+void gemm_i8mm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+void dequantize_tile(const Weight& w, const Tile& tile, float* out);  // [16][in_features]
+}  // namespace neon
 
 }  // namespace qaig

@@ -1,9 +1,11 @@
 // The linear layer, of one input or of many: which rows are computed at once, and rows that are not finite.
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/schedule.h"
@@ -122,18 +124,64 @@ void dequantize_tile(const Weight& w, const Tile& tile, float* out) {
     const Shape& s = w.shape;
     const int bits = kernel_bits(s.bits);
     uint8_t codes[kUnitSlots * kTileRows];
-    float scale[kTileRows];
+    float scale[kTileRows], zero[kTileRows];
     for (int64_t g = 0; g < s.groups(); g++) {
         load_floats(tile.scale, w.scale_type, g * kTileRows, kTileRows, scale);
+        for (int r = 0; r < kTileRows; r++) {
+            zero[r] = static_cast<float>(tile.zero ? tile.zero[g * kTileRows + r] : 1 << (s.bits - 1));
+        }
         for (int64_t k = 0; k < s.group_size; k++) {
             const int64_t unit = g * s.units_per_group() + k / kUnitSlots, slot = k % kUnitSlots;
             if (slot == 0) {
                 unit_codes(tile.words + unit * bits * kTileRows, bits, codes);
             }
             for (int r = 0; r < kTileRows; r++) {
-                const int zero = tile.zero ? tile.zero[g * kTileRows + r] : 1 << (s.bits - 1);
-                *out++ = static_cast<float>(codes[slot * kTileRows + r] - zero) * scale[r];
+                out[r] = (static_cast<float>(codes[slot * kTileRows + r]) - zero[r]) * scale[r];
             }
+            out += kTileRows;
+        }
+    }
+}
+
+void dequantize_rows(const Weight& w, const Tile& tile, int64_t first, int64_t last, float* out, float* scratch) {
+    const int64_t columns = w.shape.in_features;
+#if defined(__x86_64__) || defined(QAIG_NEON)
+#if defined(__x86_64__)
+    constexpr auto dequantize_by_rows = avx2::dequantize_tile;
+#else
+    constexpr auto dequantize_by_rows = neon::dequantize_tile;
+#endif
+    if (isa() != Isa::portable) {
+        const bool is_whole = last - first == kTileRows;
+        dequantize_by_rows(w, tile, is_whole ? out : scratch);
+        if (!is_whole) {
+            std::copy(scratch + first * columns, scratch + last * columns, out);
+        }
+        return;
+    }
+#endif
+    dequantize_tile(w, tile, scratch);
+    // Squares of the tile, which stay in the first cache while they are transposed.
+    for (int64_t k0 = 0; k0 < columns; k0 += kTileRows) {
+        for (int64_t r = first; r < last; r++) {
+            for (int64_t k = k0; k < std::min(columns, k0 + kTileRows); k++) {
+                out[(r - first) * columns + k] = scratch[k * kTileRows + r];
+            }
+        }
+    }
+}
+
+void dequantize_columns(const Weight& w, const Tile& tile, int64_t rows, int64_t start, int64_t stop, uint16_t* out) {
+#if defined(__x86_64__)
+    if (isa() == Isa::avx512) {
+        return avx512::dequantize_columns(w, tile, rows, start, stop, out);
+    }
+#endif
+    const Buffer<float> values(w.shape.in_features * kTileRows);
+    dequantize_tile(w, tile, values.data());
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t k = start; k < stop; k++) {
+            store_floats(out, Scalar::bf16, r * (stop - start) + k - start, 1, &values[k * kTileRows + r]);
         }
     }
 }

@@ -20,15 +20,18 @@ struct Kernels {
     void (*gemm)(const Linear&, const Activations&, int64_t begin, int64_t end);
 };
 
-const Kernels& kernels_in_use() {
-    static constexpr Kernels kKernels[] = {
-        {portable::quantize, portable::matmul, portable::matmul},
-#if defined(__x86_64__)  // elsewhere the folders avx2 and avx512 compile to nothing
-        {avx2::quantize, avx2::gemv, avx2::gemm},
-        {avx512::quantize, avx512::gemv, avx512::gemm},
+Kernels kernels_in_use() {
+    switch (isa()) {
+#if defined(__x86_64__)  // elsewhere the folders avx2, avxvnni and avx512 compile to nothing
+        case Isa::avx2: return {avx2::quantize, avx2::gemv, avx2::gemm};
+        case Isa::avxvnni: return {avx2::quantize, avxvnni::gemv, avxvnni::gemm};
+        case Isa::avx512: return {avx512::quantize, avx512::gemv, avx512::gemm};
+#elif defined(QAIG_NEON)  // elsewhere the folder neon does
+        case Isa::neon_dotprod: return {neon::quantize, neon::gemv, neon::gemm_dotprod};
+        case Isa::neon_i8mm: return {neon::quantize_for_i8mm, neon::gemv, neon::gemm_i8mm};
 #endif
-    };
-    return kKernels[static_cast<int>(isa())];
+        default: return {portable::quantize, portable::matmul, portable::matmul};
+    }
 }
 
 // Rows per batch: as few batches as registers allow, evenly filled.
@@ -47,7 +50,7 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
 // pays where codes are unpacked once.
 bool takes_quads(const Linear& l) {
     if (isa() != Isa::avx2) {
-        return isa() == Isa::avx512;
+        return isa() != Isa::portable;
     }
     return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kGemvRows || l.activation_bits == 8);
 }
@@ -86,12 +89,16 @@ ActivationsKey activations_key(const Linear& l) {
 Activations activations_for(const Linear& l) {
     const bool quads = takes_quads(l);
     // Rows whose sums fit in the registers.
-    const int64_t most = isa() == Isa::avx512 ? kMaxBatchRows : quads ? 3 : 6;
-    return Activations(l, rows_per_batch(l.rows, most), quads);
+    const int64_t most = isa() > Isa::avxvnni ? kMaxBatchRows : isa() == Isa::avx2 && quads ? 3 : 6;
+    int64_t rows = rows_per_batch(l.rows, most);
+    if (isa() == Isa::neon_i8mm && rows > kGemvRows) {
+        rows += rows % 2;  // one instruction multiplies two rows
+    }
+    return Activations(l, rows, quads);
 }
 
 void quantize(const std::vector<Product>& products, const Parallel& parallel) {
-    const Kernels& kernels = kernels_in_use();
+    const Kernels kernels = kernels_in_use();
     std::unordered_set<const Activations*> known;
     std::vector<Part> parts;
     int64_t values = 0;
@@ -109,7 +116,7 @@ void quantize(const std::vector<Product>& products, const Parallel& parallel) {
 }
 
 void multiply(const std::vector<Product>& products, const Parallel& parallel) {
-    const Kernels& kernels = kernels_in_use();
+    const Kernels kernels = kernels_in_use();
     int64_t count = 0, cost = 0;
     for (const Product& product : products) {
         const Shape& s = product.layer.weight.shape;

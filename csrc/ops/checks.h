@@ -166,6 +166,16 @@ inline void check_rotation(int64_t block, int64_t seed, int64_t in_features) {
     STD_TORCH_CHECK(seed >= 0, "rotation: seed must be between 0 and 2^63 - 1, got ", seed);
 }
 
+// The number of layers in the arguments of linear_many, which are lists with an entry for each layer.
+template <class... Lists>
+size_t checked_count(const std::vector<Tensor>& packed, const Lists&... others) {
+    const size_t count = packed.size();
+    STD_TORCH_CHECK(((others.size() == count) && ...),
+                    "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must "
+                    "have one entry per layer");
+    return count;
+}
+
 inline void check_activation_bits(int64_t activation_bits) {
     STD_TORCH_CHECK(activation_bits == 16 || activation_bits == 8, "activation_bits=", activation_bits,
                     " has no kernel here: use 16 or 8");

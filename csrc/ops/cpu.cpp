@@ -26,6 +26,7 @@ using qaig::check_activation_bits;
 using qaig::check_rotation;
 using qaig::check_storage;
 using qaig::check_tensor;
+using qaig::checked_count;
 using qaig::dtype_name;
 using qaig::Optional;
 using qaig::PackedWeight;
@@ -66,13 +67,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     check_activation("x", x);
     check_activation_bits(activation_bits);
     STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x must be float16, bfloat16 or float32, got float64");
-    const size_t count = packed.size();
-    STD_TORCH_CHECK(
-        scale.size() == count && zero.size() == count && bias.size() == count && rotation_block.size() == count &&
-            rotation_seed.size() == count && out_features.size() == count && bits.size() == count &&
-            group_size.size() == count,
-        "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have "
-        "one entry per layer");
+    const size_t count =
+        checked_count(packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits, group_size);
     std::vector<int64_t> y_shape = shape_of(x);
     const int64_t in_features = y_shape.back();
     const Tensor flat = as_contiguous(x);
@@ -165,19 +161,40 @@ Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zer
         return y;
     }
     qaig::parallel_chunks(torch_threads(), tiles, 1, [&] {
-        return
-            [&, reader = std::make_shared<qaig::TileReader>(weight.view),
-             tile = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin, int64_t end) {
-                for (int64_t t = first + begin; t < first + end; t++) {
-                    qaig::dequantize_tile(weight.view, (*reader)(t), tile->data());
-                    const int64_t row0 = t * qaig::kTileRows;
-                    for (int64_t r = std::max(start, row0); r < std::min(stop, row0 + qaig::kTileRows); r++) {
-                        for (int64_t k = 0; k < in_features; k++) {
-                            out[(r - start) * in_features + k] = (*tile)[k * qaig::kTileRows + r - row0];
-                        }
-                    }
-                }
-            };
+        return [&, reader = std::make_shared<qaig::TileReader>(weight.view),
+                scratch = std::make_shared<qaig::Buffer<float>>(in_features * qaig::kTileRows)](int64_t begin,
+                                                                                                int64_t end) {
+            for (int64_t t = first + begin; t < first + end; t++) {
+                const int64_t row0 = t * qaig::kTileRows, from = std::max(start, row0);
+                const int64_t to = std::min(stop, row0 + qaig::kTileRows);
+                qaig::dequantize_rows(weight.view, (*reader)(t), from - row0, to - row0,
+                                      out + (from - start) * in_features, scratch->data());
+            }
+        };
+    });
+    return y;
+}
+
+// Columns [start, stop) of the weight in bfloat16, for all rows.
+Tensor dequantize_columns(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
+                          int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start,
+                          int64_t stop) {
+    const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
+    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= in_features, "columns ", start, " to ", stop,
+                    " are not within the ", in_features, " of the weight");
+    const Tensor y = torch::stable::new_empty(packed, {out_features, stop - start}, ScalarType::BFloat16);
+    auto* out = static_cast<uint16_t*>(y.mutable_data_ptr());
+    if (start == stop) {
+        return y;
+    }
+    qaig::parallel_chunks(torch_threads(), weight.view.shape.tiles(), 1, [&] {
+        return [&, reader = std::make_shared<qaig::TileReader>(weight.view)](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t row0 = t * qaig::kTileRows;
+                const int64_t rows = std::min<int64_t>(qaig::kTileRows, out_features - row0);
+                qaig::dequantize_columns(weight.view, (*reader)(t), rows, start, stop, out + row0 * (stop - start));
+            }
+        };
     });
     return y;
 }
@@ -220,5 +237,6 @@ STABLE_TORCH_LIBRARY_IMPL(qaig, CPU, m) {
     m.impl("linear_many", TORCH_BOX(&linear_many));
     m.impl("repack", TORCH_BOX(&repack));
     m.impl("dequantize", TORCH_BOX(&dequantize));
+    m.impl("dequantize_columns", TORCH_BOX(&dequantize_columns));
     m.impl("embedding", TORCH_BOX(&embedding));
 }

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import log_softmax
 
 from tests import seeds
 from tests.tolerance import assert_close, rounding
+from transformers_qaig.attribution.draws import one_of_each
 from transformers_qaig.attribution.parameters import (
     fisher_losses,
     losses_alone,
@@ -92,7 +94,7 @@ def test_fisher_is_the_loss_of_a_small_error_alone() -> None:
     """Here each token is a position of its own, so that there are no cross terms to leave out."""
     case = Case(scale=1e-2)
     generator = seeds.generator()
-    found = fisher_losses(case.net, case.errors, case.log_p, draws=1500, generator=generator)
+    found = fisher_losses(case.net, case.errors, case.log_p, draws=1500, draw=partial(one_of_each, generator=generator))
     alone = torch.tensor([case.loss_with(path) for path in PATHS])
     torch.testing.assert_close(found, alone, rtol=0.15, atol=0)
 
@@ -105,7 +107,7 @@ def test_fisher_grows_with_the_square_of_the_error() -> None:
             {path: factor * error for path, error in case.errors.items()},
             case.log_p,
             at=0,
-            generator=seeds.generator(),
+            draw=partial(one_of_each, generator=seeds.generator()),
         )
         for factor in (1, 2)
     )
@@ -117,7 +119,7 @@ def test_fisher_halfway_is_fisher_of_the_network_with_half_the_errors() -> None:
     for path, error in other.errors.items():
         other.net.get_submodule(path).weight += 0.5 * error
     found, expected = (
-        fisher_losses(c.net, c.errors, c.log_p, at=at, generator=seeds.generator())
+        fisher_losses(c.net, c.errors, c.log_p, at=at, draw=partial(one_of_each, generator=seeds.generator()))
         for c, at in ((case, 0.5), (other, 0.0))
     )
     assert_close(found, expected, TERMS)

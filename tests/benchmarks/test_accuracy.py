@@ -183,7 +183,7 @@ def test_experts_are_checked_one_by_one_and_their_router_is_not_asked_for() -> N
 
 
 def test_answers_reach_our_recipes_as_labels(tmp_path: Path) -> None:
-    from accuracy import spans_of
+    from accuracy_data import spans_of
     from accuracy_peers import Job
     from accuracy_peers.qaig import _labelled
 

@@ -100,6 +100,7 @@ def test_gemm_dry_run():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_generate_dry_run():
     (about, *rows), table = dry_run("gpu_generate.py", "--variants", "bf16", "w3a16")
     assert "dry run" in about["note"]

@@ -9,11 +9,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.routed_rows import RoutedRows
-from transformers_qaig.data.loader import picture_tokens
 from transformers_qaig.data.samples import answer_mask, load_samples, token_mask
+from transformers_qaig.execution.routed_rows import RoutedRows
 from transformers_qaig.recipes import RECIPES
-from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.structure import find_decoder_blocks, picture_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "tiny-vlm"))

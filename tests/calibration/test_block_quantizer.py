@@ -11,10 +11,12 @@ from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
 from transformers_qaig.calibration import steps
-from transformers_qaig.calibration.block_quantizer import VALIDATION_EVERY, BlockQuantizer, QuantizerSettings
+from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
+from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.calibration.held_back import VALIDATION_EVERY
 from transformers_qaig.calibration.quantize_block import quantize_block
-from transformers_qaig.calibration.steps import GroupContext, passes
+from transformers_qaig.calibration.steps import passes
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
@@ -22,7 +24,7 @@ from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.rounding.hessian import second_moment
 from transformers_qaig.scheme import WeightScheme
-from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
 
 PATH = "model.language_model.layers.0"
@@ -65,7 +67,7 @@ class Case:
         return TargetInputs(self.calls, self.calls_q, self.masks)
 
     def settings(self, recipe: Recipe, seed: int = 0) -> QuantizerSettings:
-        return QuantizerSettings(recipe, GroupFinder(self.model, 0), token_weights_of(recipe), seed)
+        return QuantizerSettings(recipe, GroupFinder(shared_parameters(self.model), 0), token_weights_of(recipe), seed)
 
     def error(self, block: nn.Module, held: bool | None = None) -> float:
         error = OutputError()
@@ -211,7 +213,7 @@ def test_what_a_16_bit_block_keeps_in_float32_stays_there(recipe: str) -> None:
     calls = {s: LayerInputs((torch.randn(1, 64, 64).bfloat16(),), {}) for s in range(4)}
     inputs = TargetInputs(calls, calls, [torch.ones(1, 64, dtype=torch.bool)] * 4)
     settings = QuantizerSettings(
-        recipe_of(recipe, {"steps": 20}), GroupFinder(block, 0), token_weights_of(recipe_of(recipe))
+        recipe_of(recipe, {"steps": 20}), GroupFinder(shared_parameters(block), 0), token_weights_of(recipe_of(recipe))
     )
     schemes = dict.fromkeys(("up", "down"), WeightScheme(3, 32))
     result = quantize_block(block, "", schemes, inputs, settings).module

@@ -7,6 +7,7 @@ from tests.experts import build, stack_of
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.loading.experts import linearize_experts
+from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
 
@@ -28,7 +29,7 @@ def test_an_expert_that_no_token_needs_costs_nothing_and_gets_the_fewest_bits() 
         group_size=32, recipe="rtn", budget=BitBudget(bits=4.5, candidates=(2, 3, 4, 8), cost="fisher"), seed=0
     )
     options, coverage = list_schemes(model, config)
-    linearize_experts(model, {path: choices[0].scheme for path, choices in options.items()})
+    linearize_experts(model, find_experts(model), {path: choices[0].scheme for path, choices in options.items()})
     ids = torch.randint(3, 128, (6, 1, 24), generator=torch.Generator().manual_seed(0))
     samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     answers = [torch.arange(24)[None] > 4 for _ in samples]

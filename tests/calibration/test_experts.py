@@ -11,15 +11,17 @@ from transformers import AutoModelForImageTextToText
 from tests.experts import build
 from tests.families import conversations, save
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration import routed_rows
 from transformers_qaig.calibration.decisions import BlockDecisions, cast_like, in_float32, rounded
 from transformers_qaig.calibration.experts import Moments, StackStep
-from transformers_qaig.calibration.routed_rows import RoutedRows
-from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group
+from transformers_qaig.execution import routed_rows
+from transformers_qaig.execution.routed_rows import RoutedRows
 from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig.nn.experts_module import LinearExperts
 from transformers_qaig.recipes import RECIPES
+from transformers_qaig.rounding.hessian import Hessian
 from transformers_qaig.scheme import WeightScheme
 
 SETTINGS = {"bits": 3, "group_size": 32, "dataset": conversations(12), "modules_to_not_convert": ["self_attn"]}
@@ -57,7 +59,7 @@ def test_packed_bits_do_not_depend_on_the_memory_for_moments(
 ) -> None:
     sizes, slices = [], StackStep._slices
     monkeypatch.setattr(StackStep, "_slices", lambda *args: (sizes.append(len(part)) or part for part in slices(*args)))
-    assert same(quantized(vlm, calibration={"expert_memory": 1}), by_default)
+    assert same(quantized(vlm, calibration={"expert_memory": "1B"}), by_default)
     assert set(sizes) == {1}
     sizes.clear()
     assert same(quantized(vlm, calibration={"expert_memory": "200KB"}), by_default)
@@ -91,10 +93,12 @@ def test_token_weights_weigh_the_tokens_of_experts(vlm: Path, by_default: nn.Mod
 
 
 @pytest.mark.slow
-def test_learned_experts_are_no_worse_than_those_of_default(vlm: Path, by_default: nn.Module) -> None:
-    learned = quantized(vlm, recipe={"name": "best", "steps": 20})
-    for ours, theirs in zip(learned.qaig_report.targets, by_default.qaig_report.targets):
-        assert ours.error < 1.05 * theirs.error, ours.path
+def test_learned_experts_are_better_than_those_of_gptq(vlm: Path) -> None:
+    """`default` uses the held-back quarter too, which counts where experts have the tokens of 12 samples."""
+    learned, plain = quantized(vlm, recipe={"name": "best", "steps": 20}), quantized(vlm, recipe="gptq")
+    for ours, theirs in zip(learned.qaig_report.targets, plain.qaig_report.targets):
+        assert any("learned" in step for step in ours.accepted), ours.path
+        assert ours.error < 0.85 * theirs.error, ours.path
 
 
 def rows(count: int = 40, *, all_experts: bool = False) -> RoutedRows:
@@ -127,12 +131,27 @@ def test_a_token_of_weight_zero_is_none_of_an_experts() -> None:
     assert whole.counts(4) == [count - (expert == first) - (expert == second) for expert, count in enumerate(before)]
 
 
+@pytest.mark.parametrize(("recipe", "damping"), [("default", 0.01 * (1 + 4 * 32 / 64)), ("gptq", 0.01)])
+def test_few_tokens_are_damped_more_and_their_shift_counts_less(recipe: str, damping: float) -> None:
+    x, x_q = torch.randn(64, 32), torch.randn(64, 32)
+    moments = Moments()
+    moments.add(x, x_q, torch.ones(64), with_shift=True)
+    solved = moments.solved(context_of(recipe))
+    assert solved is not None
+    expected = Hessian.of(x_q.T @ x_q / 64, damping=damping)
+    torch.testing.assert_close(solved.hessian.factor, expected.factor)
+    torch.testing.assert_close(solved.shift, x_q.T @ (x - x_q) / 64 / (1 + 32 / 64))
+
+
+def context_of(recipe: str) -> GroupContext:
+    group = Group((), "", None, ())
+    return GroupContext(nn.Module(), group, {}, Terms([]), RECIPES[recipe], torch.bfloat16, foldable=False)
+
+
 def test_weights_whose_squares_are_zero_raise_nothing() -> None:
-    block = nn.Module()
-    context = GroupContext(block, Group((), "", None, ()), {}, [], RECIPES["default"], torch.bfloat16, foldable=False)
     moments = Moments()
     moments.add(torch.randn(4, 16), torch.randn(4, 16), torch.full((4,), 1e-30), with_shift=True)
-    solved = moments.solved(context)
+    solved = moments.solved(context_of("default"))
     assert solved is not None
     assert not solved.shift.any()
 
@@ -148,7 +167,9 @@ def test_a_token_counts_as_much_as_its_routing_weight() -> None:
 def test_the_input_shift_is_shrunk_where_few_tokens_count() -> None:
     """By n / (n + K): 16 tokens on 16 channels give half of it, 64 tokens four fifths."""
     block = nn.Module()
-    context = GroupContext(block, Group((), "", None, ()), {}, [], RECIPES["default"], torch.bfloat16, foldable=False)
+    context = GroupContext(
+        block, Group((), "", None, ()), {}, Terms([]), RECIPES["default"], torch.bfloat16, foldable=False
+    )
     x_q, difference = torch.randn(2, 17, 16)
     weights = torch.cat([torch.ones(16), torch.full((1,), 1e-6)])
     moments, every = Moments(), Moments()

@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.calibration.test_block_quantizer import PATH, Case
 from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.quantize_block import decide
-from transformers_qaig.calibration.steps import GroupContext
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.exclusions import NotFinite
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs

@@ -1,5 +1,6 @@
 """An interrupted run goes on where it stopped."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,12 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration import row_chunks
+from transformers_qaig.calibration.quantize_block import BlockResult
+from transformers_qaig.calibration.resume import BlockStore
+from transformers_qaig.execution import row_chunks
+from transformers_qaig.nn.linear import QAIGLinear
+from transformers_qaig.report.summary import TargetSummary
+from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.utils import work_folder
 
@@ -102,6 +108,21 @@ def test_a_block_with_a_right_checksum_and_wrong_facts_is_named_and_done_again(
     assert [block.resumed for block in model.qaig_report.targets] == [False, True]
     assert f"{first} does not hold what it stands for, which is done again" in caplog.text
     assert torch.equal(logits(model, llava), logits(whole, llava))
+
+
+def test_a_finished_block_is_where_the_dense_one_is(tmp_path: Path) -> None:
+    """On an accelerator, too, for which the meta device stands here; when it is kept, its file holds it."""
+    config, block = QAIGConfig(calibration={"work_dir": tmp_path}), nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 16))
+    schemes = {"1": WeightScheme(bits=4, group_size=32)}
+    module = nn.Sequential(block[0], QAIGLinear.like(block[1], schemes["1"]))
+    with BlockStore(config, schemes, [], block) as store:
+        store.save("block", BlockResult(module, schemes, TargetSummary("block"), {}))
+        found = store.load("block", copy.deepcopy(block).to("meta"), schemes)
+        assert found is not None
+        assert found.summary.resumed
+        assert {tensor.device.type for tensor in found.module.state_dict().values()} == {"meta"}
+        store.save("block", found)
+    assert {tensor.device.type for tensor in found.module.state_dict().values()} == {"cpu"}
 
 
 def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> None:

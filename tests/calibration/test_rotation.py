@@ -1,5 +1,6 @@
 """Rotated inputs, from the plan to the saved model: what is judged, kept, packed, recorded and loaded."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.scheme import WeightScheme
-from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
 
 ROTATION = Rotation(32, 5)
@@ -72,7 +73,7 @@ def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activa
     _, _, block, calls, _ = case
     decisions = rotated(block, activation_bits)
     dense = rounded(block, decisions, list(decisions.schemes), torch.float32)
-    result = choosing.packed(block, decisions, torch.float32)
+    result = choosing.pack(copy.deepcopy(block), decisions, torch.float32)
     for name in decisions.schemes:
         assert isinstance(dense.get_submodule(name), RoundedLinear)
         assert result.get_submodule(name).activation_bits == activation_bits
@@ -90,7 +91,7 @@ def test_eight_bit_inputs_are_part_of_what_is_judged_without_a_rotation_too(case
         first_tensor(forward(rounded(block, c, ["mlp.down_proj"], torch.float32), calls[0])) for c in (plain, eight)
     )
     assert not torch.equal(a, b)
-    result = choosing.packed(block, eight, torch.float32)
+    result = choosing.pack(copy.deepcopy(block), eight, torch.float32)
     alone = rounded(block, eight, ["mlp.down_proj"], torch.float32)
     x = torch.randn(3, 96)
     assert_close(alone.get_submodule("mlp.down_proj")(x), result.get_submodule("mlp.down_proj")(x), 96)
@@ -123,7 +124,7 @@ def test_gradients_go_straight_through_the_rounding_of_inputs(case) -> None:
 def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> None:
     _, _, block, _, _ = case
     decisions = rotated(block, 16)
-    result = choosing.packed(block, decisions, torch.float32)
+    result = choosing.pack(copy.deepcopy(block), decisions, torch.float32)
     for name, error in rounding_errors(block, decisions, torch.float32).items():
         expected = result.get_submodule(name).dequantize() - get_linear(block, name).weight
         weight = get_linear(block, name).weight
@@ -131,7 +132,7 @@ def test_rounding_errors_are_those_of_the_weights_in_their_own_basis(case) -> No
 
 
 def settings_for(model: nn.Module, recipe: Recipe) -> QuantizerSettings:
-    return QuantizerSettings(recipe, GroupFinder(model, 0), token_weights_of(recipe))
+    return QuantizerSettings(recipe, GroupFinder(shared_parameters(model), 0), token_weights_of(recipe))
 
 
 def outliers(block: nn.Module) -> nn.Module:

@@ -11,12 +11,12 @@ from tests.unusual import ENCODER_DECODERS, UNUSUAL
 from transformers_qaig import CalibrationConfig, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
-from transformers_qaig.calibration.targets import find_targets
 from transformers_qaig.data.decoder_inputs import DecoderInputs
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.data.tensors import NO_ANSWER, token_mask
+from transformers_qaig.execution.targets import find_targets
 from transformers_qaig.plan.build import list_schemes, make_plan
-from transformers_qaig.structure import find_decoder_blocks, find_vision_tower
+from transformers_qaig.structure import ModelStructure, find_decoder_blocks, find_vision_tower
 
 
 def errors(name: str, recipe: str, **options: object) -> tuple[list[float], list[str]]:
@@ -63,7 +63,7 @@ def test_the_text_encoder_counts() -> None:
 
 def test_blocks_of_two_lists_run_in_turn() -> None:
     model, data = idefics()
-    found, lost = find_targets(model, [], data, None)
+    found, lost = find_targets(model, ModelStructure.of(model), [], data, None)
     assert [target.path.removeprefix("model.") for target in found] == [
         "gated_cross_attn_layers.0",
         "layers.0",
@@ -99,7 +99,7 @@ def test_every_block_has_the_mask_of_its_own_tokens(name: str) -> None:
     model, data = UNUSUAL[name]()
     samples, answers = load_inputs(model, QAIGConfig(dataset=data))
     assert all(answer.shape == sample["decoder_input_ids"].shape for answer, sample in zip(answers, samples))
-    found, _ = find_targets(model, [], samples, None)
+    found, _ = find_targets(model, ModelStructure.of(model), [], samples, None)
     assert {t.token_input for t in found if "encoder" in t.path.split(".")} <= {"input_ids"}
     assert {t.token_input for t in found if "encoder" not in t.path.split(".")} == {"decoder_input_ids"}
 

@@ -1,9 +1,11 @@
 """`transformers-qaig evaluate`: figures of a model's answers, as a table or as JSON."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -63,3 +65,106 @@ def test_a_record_without_an_answer_is_named(llava: Path, tmp_path: Path, capsys
     (tmp_path / "data.jsonl").write_text(json.dumps({"image": 3, "question": "what ?"}))
     assert main(["evaluate", str(llava), str(tmp_path / "data.jsonl")]) == 1
     assert "conversations[0]" in capsys.readouterr().err
+
+
+def test_questions_that_changed_are_named_with_both_answers_and_picture(
+    llava: Path, quantized: tuple[nn.Module, Path], chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, figures, picture = (tmp_path / name for name in ("changed.html", "figures.json", "tasks.png"))
+    options = ["--reference", str(llava), "--html", str(page), "--output", str(figures), "--plot", str(picture)]
+    columns = ["--columns", "image=image", "prompt=question", "response=answer", "task=task"]
+    assert main(["evaluate", str(quantized[1]), "--dataset", str(chats), *columns, *options]) == 0
+    said, found = capsys.readouterr().out, json.loads(figures.read_text())
+    assert "processor: that of " in said
+    assert "exact match minus the reference's" in said
+    assert picture.stat().st_size > 1000
+    assert sum(found["changed_counts"].values()) >= len(found["changed"])
+    for change in found["changed"]:
+        assert change["question"] == "how many ?"
+        assert len(change["pictures"]) == 1
+        assert 0 <= change["probability"] <= 1
+    assert "Questions that changed" in page.read_text()
+    assert figures.stat().st_size < 1 << 20
+
+
+def test_a_model_differs_from_itself_in_nothing(llava: Path, chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(llava), "--dataset", str(chats), "--reference", str(llava), "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert found["changed"] == []
+    assert found["paired"] == {"exact_match": [0, 0, 0], "perplexity": [1, 1, 1]}
+
+
+def test_another_tokenizer_is_refused(
+    llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processor = AutoProcessor.from_pretrained(llava)
+    processor.tokenizer.add_tokens(["<other>"])
+    for file in llava.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    for file in tmp_path.glob("*token*"):
+        file.unlink()
+    processor.tokenizer.save_pretrained(tmp_path)
+    assert main(["evaluate", str(llava), "--dataset", str(chats), "--reference", str(tmp_path)]) == 1
+    assert "the tokenizers of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--columns", "picture=x"], "--columns takes PART=COLUMN, with a PART of"),
+        (["--baseline", "other"], "--baseline compares two models' KL to a third: give --reference"),
+        (["--dataset", "again.jsonl"], "give the conversations once"),
+    ],
+)
+def test_arguments_that_do_not_go_together(
+    options: list[str], said: str, llava: Path, chats: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(llava), str(chats), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_saved_sets_and_tables_are_read_with_mapped_columns_whatever_their_one_split_is_called(
+    llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from datasets import Dataset, Image
+
+    records = [json.loads(line) for line in chats.read_text().splitlines()]
+    columns = {
+        "shown": [str(chats.parent / record["image"]) for record in records],
+        "q": [record["question"] for record in records],
+        "a": [record["answer"] for record in records],
+        "kind": [record["task"] for record in records],
+    }
+    saved, tables = tmp_path / "saved", tmp_path / "tables"
+    made = Dataset.from_dict(columns).cast_column("shown", Image())
+    made.save_to_disk(saved)
+    tables.mkdir()
+    made.to_parquet(tables / "test.parquet")
+    mapped = ["--columns", "image=shown", "prompt=q", "response=a", "task=kind"]
+    found = []
+    for data in (saved, tables, tables / "test.parquet"):
+        assert main(["evaluate", str(llava), "--dataset", str(data), *mapped, "--json", "--quiet"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert main(["evaluate", str(llava), "--dataset", str(chats), "--json", "--quiet"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert all(each["nll"]["mean"] == pytest.approx(expected["nll"]["mean"], rel=1e-4) for each in found)
+    assert all(each["tasks"].keys() == {"odd", "even"} for each in found)
+
+
+def test_figures_go_into_the_card_of_a_saved_model(
+    quantized: tuple[nn.Module, Path], chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(quantized[1], folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    arguments = ["evaluate", str(folder), str(chats), "--num-samples", "2", "--card"]
+    assert main(arguments) == 2
+    assert "--card adds figures to MODEL/README.md, and there is none" in capsys.readouterr().err
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    assert main(arguments) == 2  # before anything is evaluated
+    assert f"--card: the metadata of the model card {folder / 'README.md'} cannot be read" in capsys.readouterr().err
+    (folder / "README.md").write_text("# Mine")
+    assert main(arguments) == 0
+    (exact,) = [e for e in ModelCard.load(folder / "README.md").data.eval_results if e.metric_type == "exact_match"]
+    assert exact.dataset_name == chats.name

@@ -16,7 +16,7 @@ import transformers_qaig_cli
 from tests.docs.pages import ROOT
 from transformers_qaig_cli import INTERRUPTED, main, parser
 
-COMMANDS = ("env", "plan", "quantize", "evaluate")
+COMMANDS = ("env", "plan", "quantize", "evaluate", "report", "export")
 PAGE = ROOT / "docs/reference/cli.md"
 LIGHT = """
 import sys, transformers_qaig_cli
@@ -96,7 +96,7 @@ def test_a_wrong_argument_is_told_with_the_usage_of_its_command(
 def test_a_misspelt_command_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["quantise", "m", "out"])
-    assert "no command 'quantise'; known are env, plan, quantize, evaluate; did you mean quantize?" in (
+    assert "no command 'quantise'; known are env, plan, quantize, evaluate, report, export; did you mean quantize?" in (
         capsys.readouterr().err
     )
 
@@ -169,7 +169,7 @@ def test_recipes_named_in_the_help_exist() -> None:
 
 def test_the_console_script_is_declared() -> None:
     assert 'transformers-qaig = "transformers_qaig_cli:main"' in (ROOT / "pyproject.toml").read_text()
-    assert Path(transformers_qaig_cli.__file__) == ROOT / "transformers_qaig_cli.py"
+    assert Path(transformers_qaig_cli.__file__) == ROOT / "transformers_qaig_cli/__init__.py"
 
 
 def test_env_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,9 @@ def test_the_front_is_printed_drawn_and_its_knee_written(
     assert sizes[0] >= 3.2 or sizes[-1] <= 5
     assert losses == sorted(losses, reverse=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    parts = text.split("one bit less than ")[1]
+    for part in ("language model's blocks", "vision tower and projector", "embeddings", "head"):
+        assert float(parts.split(part)[1].split()[1]) > 0
     config = QAIGConfig(plan=plan, recipe="rtn")
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert model.config.quantization_config.plan == json.loads(plan.read_text())

@@ -193,8 +193,8 @@ def test_a_folder_stands_for_its_one_file_of_conversations(chats: Path, tmp_path
     assert data_source(str(chats.parent)) == str(chats)
     assert data_source("org/name") == "org/name"
     assert data_source(None) is None
-    (tmp_path / "data.csv").write_text("")
-    for path, said in ((tmp_path, "holds 0 files"), (tmp_path / "data.csv", "is not a .json")):
+    (tmp_path / "data.txt").write_text("")
+    for path, said in ((tmp_path, "holds 0 files"), (tmp_path / "data.txt", "is not a file of conversations")):
         with pytest.raises(ValueError, match=said):
             data_source(str(path))
 

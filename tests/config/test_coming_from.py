@@ -64,7 +64,7 @@ def test_all_advice_is_in_the_guide() -> None:
 
 def test_what_the_advice_writes_is_accepted() -> None:
     """Every `name=` in it is an argument of `QAIGConfig`, of what it holds, or of `from_pretrained`."""
-    known = {*argument_names(), "processor", "device", "dtype", "device_map", "zero_point"}
+    known = {*argument_names(), "processor", "device", "max_length", "dtype", "device_map", "zero_point"}
     for text in ADVICE.values():
         assert set(re.findall(r"(\w+)=", text)) <= known
 

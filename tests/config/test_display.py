@@ -41,6 +41,14 @@ def test_what_is_printed_is_python_that_makes_it_again(settings: dict[str, Any],
     assert eval(text, known) == config
 
 
+def test_what_is_never_saved_is_printed_all_the_same() -> None:
+    calibration = CalibrationConfig(max_length=100, processor=lambda: None, token="secret", expert_memory="3.5GiB")
+    text = repr(QAIGConfig(dataset=[{}] * 7, calibration=calibration))
+    assert "dataset=<list of 7>" in text
+    assert "CalibrationConfig(max_length=100, processor=<function>, expert_memory='3.5GiB')" in text
+    assert "dataset='org/name:train'" in repr(QAIGConfig(dataset="org/name:train"))
+
+
 def test_a_plan_is_summed_up() -> None:
     plan = plan_of(300)
     assert "# plan: 300 layers, 3 bits\n" in repr(QAIGConfig(plan=plan))

@@ -27,6 +27,21 @@ def test_json_round_trip() -> None:
     assert QAIGConfig.from_dict(json.loads(config.to_json_string())) == config
 
 
+def test_widths_beside_a_plan_are_those_of_the_plan() -> None:
+    entry = {"bits": 3, "group_size": 64, "sym": True}
+    mixed = {
+        "model.mlp.up_proj": {**entry, "bits": 8},
+        "model.experts.*.up_proj": entry,
+        "model.experts.0.down_proj": entry,
+    }
+    config = QAIGConfig(plan=mixed)
+    written = json.loads(config.to_json_string())
+    assert {name: written[name] for name in entry} == entry
+    assert QAIGConfig.from_dict(written) == config
+    assert QAIGConfig(bits=8, plan=mixed).to_dict()["bits"] == 8  # true of one weight
+    assert QAIGConfig(vision_bits=4, group_size=32, plan=mixed).to_dict()["group_size"] == 32  # to be read yet
+
+
 def test_a_budget_in_json() -> None:
     config = QAIGConfig(budget=BitBudget(3.2, candidates=(8, 2, 4), cost="integrated_gradients", fuse=True))
     assert config.budget.candidates == (2, 4, 8)
@@ -69,6 +84,14 @@ def test_newer_format_says_upgrade_even_with_unknown_keys() -> None:
 def test_a_newer_format_without_a_release_says_upgrade() -> None:
     with pytest.raises(ValueError, match=r"upgrade transformers-qaig\.$"):
         QAIGConfig(format_version=99)
+
+
+def test_a_known_format_that_needs_a_newer_release_says_upgrade() -> None:
+    with pytest.raises(ValueError, match=r"needs transformers-qaig >= 77\.0 .*upgrade"):
+        QAIGConfig.from_dict({"format_version": 1, "needs_version": "77.0"})
+    with pytest.raises(ValueError, match="`needs_version` must be a version"):
+        QAIGConfig.from_dict({"format_version": 1, "needs_version": "newest"})
+    assert QAIGConfig.from_dict({"format_version": 1, "needs_version": "0.1.0"}) == QAIGConfig()
 
 
 FOR_ONE_RUN = {

@@ -46,6 +46,9 @@ def test_a_plan_is_read_from_regular_files_of_bounded_size(tmp_path: Path, monke
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"`plan`.*cannot be read"):
         QAIGConfig(plan=tmp_path / "deep.json")
+    (tmp_path / "double.json").write_text(json.dumps({"a.b": ENTRY, "a.c": ENTRY}).replace("a.c", "a.b"))
+    with pytest.raises(ValueError, match=r"one of its objects has 'a\.b' twice"):
+        QAIGConfig(plan=tmp_path / "double.json")
 
 
 @pytest.mark.parametrize(

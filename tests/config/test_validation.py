@@ -43,6 +43,8 @@ def nested(levels: int) -> list[Any]:
         ({"calibration": {"devise": "cpu"}}, "Did you mean 'device'"),
         ({"calibration": {"trust_remote_code": "yes"}}, "trust_remote_code"),
         ({"calibration": {"min_coverage": 1.5}}, "min_coverage"),
+        ({"calibration": {"expert_memory": 3.5}}, r"name the unit, as in '3\.5GB'"),
+        ({"calibration": {"expert_memory": "64"}}, "name the unit, as in '64GB'"),
         ({"num_samples": 0}, "num_samples"),
         ({"seed": -1}, "seed"),
         ({"calibration": {"min_coverage": True}}, "min_coverage"),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.data.loading import conversation, one, same
 from transformers_qaig.data.messages import to_conversation
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.turns import MOST_JSON
 
 
@@ -46,15 +47,15 @@ def test_every_form_gives_the_same_sample(processor: Any, picture: Image.Image) 
 
 def test_messages_may_be_json(processor: Any) -> None:
     turns = [{"role": "user", "content": "how many cats are there ?"}, {"role": "assistant", "content": "2"}]
-    text, want = json.dumps(turns), one([turns], processor, is_vlm=False)
+    text, want = json.dumps(turns), one([turns], processor, inputs=ModelInputs(has_images=False))
     for form in (
         {"messages": text},
         {"conversations": text},
         {"prompt": json.dumps(turns[:1]), "completion": json.dumps(turns[1])},
         {"prompt": turns[:1], "chosen": text},
     ):
-        assert same(one([form], processor, is_vlm=False), want), form
-    assert same(one([text], processor, is_vlm=False), want)
+        assert same(one([form], processor, inputs=ModelInputs(has_images=False)), want), form
+    assert same(one([text], processor, inputs=ModelInputs(has_images=False)), want)
     assert to_conversation(json.dumps(turns[0])) == to_conversation(turns[:1])
 
 
@@ -80,7 +81,7 @@ def test_json_that_is_no_message_stays_a_text(answer: Any) -> None:
 def test_a_line_of_jsonl_that_was_read_as_text_is_refused(processor: Any, wrap: Any) -> None:
     line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     with pytest.raises(ValueError, match=r"calibration sample 0 .* JSON of a record with messages: parse it first"):
-        one([wrap(line)], processor, is_vlm=False)
+        one([wrap(line)], processor, inputs=ModelInputs(has_images=False))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_line_of_jsonl_that_was_read_as_text_is_refused(processor: Any, wrap: 
 )
 def test_what_is_no_json_of_messages_is_named(processor: Any, text: str, says: str) -> None:
     with pytest.raises(ValueError, match=f"calibration sample 0 .*{says}"):
-        one([{"messages": text}], processor, is_vlm=False)
+        one([{"messages": text}], processor, inputs=ModelInputs(has_images=False))
 
 
 def test_column_map(processor: Any, picture: Image.Image) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -37,7 +38,7 @@ def test_a_name_is_streamed_from_the_hub(processor: Any, picture: Image.Image, m
     for name in ("org/name", "org/name:test", "org/name:chart:validation"):
         load_samples(name, processor, num_samples=1, seed=0, token="secret")
     assert calls == [
-        (("org/name",), {"split": "train", "streaming": True, "token": "secret"}),
+        (("org/name",), {"split": None, "streaming": True, "token": "secret"}),
         (("org/name",), {"split": "test", "streaming": True, "token": "secret"}),
         (("org/name", "chart"), {"split": "validation", "streaming": True, "token": "secret"}),
     ]
@@ -50,6 +51,14 @@ def test_a_name_that_cannot_be_loaded_says_what_to_do(processor: Any, monkeypatc
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError, match=r"org/name.*no network.*bundled default set"):
         one("org/name", processor)
+
+
+def test_a_name_without_a_split_to_take_says_which_there_are(processor: Any, tmp_path: Path) -> None:
+    for split in ("dev", "test"):
+        (tmp_path / f"{split}.csv").write_text("question,answer\nwhat ?,2\n")
+    with pytest.raises(ValueError, match=rf"dataset='{tmp_path}': .*'name:split'"):
+        one(str(tmp_path), processor)
+    one(f"{tmp_path}:test", processor)
 
 
 def test_datasets_is_asked_for_only_when_needed(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,12 +75,17 @@ def test_datasets_is_asked_for_only_when_needed(processor: Any, monkeypatch: pyt
         one("org/name", processor)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 def test_a_file_with_paths_beside_it(processor: Any, picture: Image.Image, tmp_path: Path, suffix: str) -> None:
     picture.save(tmp_path / "cat.png")
     record = {"image": "cat.png", "question": "how many cats are there ?", "answer": "2"}
-    path = tmp_path / f"data{suffix}"
-    path.write_text(json.dumps(record) + "\n" if suffix == ".jsonl" else json.dumps([record]), encoding="utf-8")
+    path = tmp_path / f"of:today{suffix}"
+    if suffix == ".csv":
+        pandas.DataFrame([record]).to_csv(path, index=False)
+    elif suffix == ".parquet":
+        pandas.DataFrame([record]).to_parquet(path)
+    else:
+        path.write_text(json.dumps(record) + "\n" if suffix == ".jsonl" else json.dumps([record]), encoding="utf-8")
     assert same(one(str(path), processor), one([conversation(picture)], processor))
 
 
@@ -99,7 +113,7 @@ def test_a_file_with_paths_beside_it(processor: Any, picture: Image.Image, tmp_p
             r"cannot be read: the file nowhere/data\.jsonl cannot be opened \(No such file",
         ),
         (Path("nowhere/data.jsonl"), ValueError, r"the file nowhere/data\.jsonl cannot be opened"),
-        (__file__, ValueError, r"is a file of another kind than \.json and \.jsonl: open it, as with pandas"),
+        (__file__, ValueError, r"is a file of another kind than \.json, .* and \.csv: open it, as with pandas"),
         ([{"foto": "x", "frage": "y"}], ValueError, r"CalibrationConfig\(columns="),
         ("./nowhere", ValueError, r"dataset='\./nowhere' cannot be loaded: there is no file or folder of this name"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.families import VIDEO_FAMILIES, build
 from transformers_qaig.data.default_set import FOLDER, load_default_set
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.data.video import open_video
 
@@ -136,5 +137,5 @@ def test_without_images_for_a_text_model() -> None:
     tokenizer = build("llava")[1].tokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        samples = load_samples(None, tokenizer, num_samples=3, seed=0, is_vlm=False)
+        samples = load_samples(None, tokenizer, num_samples=3, seed=0, inputs=ModelInputs(has_images=False))
     assert all(set(sample) == {"input_ids", "attention_mask"} for sample in samples)

@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.samples import answer_mask, load_samples
+
+TEXT_MODEL = ModelInputs(has_images=False)
 
 
 def _turns(*pairs: tuple[str, str]) -> list[dict]:
@@ -70,10 +73,10 @@ def test_without_labels_every_token_but_the_images_counts(processor) -> None:
 def test_processor_outputs_keep_their_labels_and_padding_never_counts() -> None:
     ids, labels = torch.tensor([[0, 5, 6, 7]]), torch.tensor([[-100, -100, 6, 7]])
     record = {"input_ids": ids, "labels": labels, "attention_mask": torch.tensor([[0, 1, 1, 1]])}
-    (sample,) = load_samples([record], None, num_samples=1, seed=0, is_vlm=False, with_labels=True)
+    (sample,) = load_samples([record], None, num_samples=1, seed=0, inputs=TEXT_MODEL, with_labels=True)
     assert answer_mask(sample).tolist() == [[False, False, True, True]]
     none_set = {**record, "labels": torch.full_like(ids, -100)}
-    (sample,) = load_samples([none_set], None, num_samples=1, seed=0, is_vlm=False)
+    (sample,) = load_samples([none_set], None, num_samples=1, seed=0, inputs=TEXT_MODEL)
     assert answer_mask(sample).tolist() == [[False, True, True, True]]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.data.loading import conversation, one
 from tests.families import build
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.samples import load_samples
 
 
@@ -53,7 +54,7 @@ def test_text_only_data_warns_for_a_vlm_only(
 ) -> None:
     text = [{"role": "user", "content": "how many ?"}, {"role": "assistant", "content": "2"}]
     load_samples([text, conversation(picture)], processor, num_samples=2, seed=0)
-    load_samples([text], processor, num_samples=2, seed=0, is_vlm=False)
+    load_samples([text], processor, num_samples=2, seed=0, inputs=ModelInputs(has_images=False))
     assert "no image" not in caplog.text
     load_samples([text], processor, num_samples=2, seed=0)
     assert re.search(r"never sees its vision tokens.*image \+ text", caplog.text)

@@ -127,6 +127,14 @@ def test_images_and_videos_that_are_scaled_down_are_said(video: np.ndarray, capl
     assert length(small) < length(one([about(np.repeat(np.repeat(video, 2, 1), 2, 2), "what ?")], processor))
 
 
+def test_max_pixels_does_not_reach_processor_outputs_and_that_is_said(
+    picture: Image.Image, processor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = [one([conversation(picture, "a")], processor)]
+    assert one(outputs, processor, max_pixels=100)["pixel_values"].equal(outputs[0]["pixel_values"])
+    assert "max_pixels=100 has no effect on 1 of 1 samples, which are processor outputs" in caplog.text
+
+
 def test_the_settings_reach_the_loader_and_the_model_s_context_is_the_limit_without_them(
     picture: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:

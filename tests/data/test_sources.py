@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.families import build
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.data.sources import open_records
 
@@ -27,7 +28,7 @@ def tokenizer() -> Any:
 
 
 def texts(dataset: Any, tokenizer: Any) -> list[str]:
-    samples = load_samples(dataset, tokenizer, num_samples=3, seed=0, is_vlm=False)
+    samples = load_samples(dataset, tokenizer, num_samples=3, seed=0, inputs=ModelInputs(has_images=False))
     return [tokenizer.decode(sample["input_ids"][0]) for sample in samples]
 
 

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from tests.families import build
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.samples import answer_mask, load_samples
 
+TEXT_MODEL = ModelInputs(has_images=False)
 PICTURE = Image.new("RGB", (28, 28))
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "look_up", "arguments": {"q": "red"}}}]}
 TOOLS = [{"type": "function", "function": {"name": "look_up", "description": "look it up", "parameters": {}}}]
@@ -38,7 +40,7 @@ def user(text: str) -> dict[str, Any]:
 
 
 def load(processor: Any, record: Any, **options: Any) -> dict[str, torch.Tensor]:
-    (sample,) = load_samples([record], processor, num_samples=1, seed=0, is_vlm=False, **options)
+    (sample,) = load_samples([record], processor, num_samples=1, seed=0, inputs=TEXT_MODEL, **options)
     return sample
 
 

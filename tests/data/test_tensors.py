@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.preview import preview
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.data.tensors import as_tensors, pixels_as
@@ -42,7 +43,7 @@ IDS = torch.tensor([[5, 6, 7]])
 def test_an_entry_that_does_not_fit_is_named(entries: dict[str, Any], message: str) -> None:
     good, bad = {"input_ids": IDS}, {"input_ids": IDS, **entries}
     with pytest.raises(ValueError, match=f"calibration sample 1, a processor output, cannot be used: .*{message}"):
-        load_samples([good, bad], None, num_samples=2, seed=0, is_vlm=False, vocab_size=100)
+        load_samples([good, bad], None, num_samples=2, seed=0, inputs=ModelInputs(has_images=False, vocab_size=100))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16])

@@ -12,13 +12,15 @@ from tests.docs.pages import PAGES, ROOT, blocks, name
 
 HUB_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
 TINY = "examples/tiny-vlm/model"
+LESS = {"num_samples": "4", "recipe": '"gptq"'}
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
 
 
 def small(code: str) -> str:
-    """The block with the tiny VLM in place of a large model, and four calibration samples instead of 128."""
+    """The block with the tiny VLM in place of a large model, four calibration samples instead of 128, a fast recipe."""
     code = code.replace(HUB_ID, TINY)
-    return code if "num_samples" in code else re.sub(r"\bQAIGConfig\((?=\w)", "QAIGConfig(num_samples=4, ", code)
+    less = "".join(f"{name}={value}, " for name, value in LESS.items() if name not in code)
+    return re.sub(r"\bQAIGConfig\((?=\w)", f"QAIGConfig({less}", code)
 
 
 def test_pages_have_code_that_runs() -> None:

@@ -6,9 +6,11 @@ from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.exclusions import NotFinite
 from transformers_qaig.execution.gathering import gather_group_inputs
 from transformers_qaig.execution.group_inputs import NotReached, enter, is_tokenwise, run
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.streamed_inputs import StreamedInputs
 from transformers_qaig.structure import find_decoder_blocks
 
 
@@ -33,9 +35,8 @@ def case() -> tuple[nn.Module, list[LayerInputs], list[Tensor], dict[str, Group]
 def _pieces(case, module: str):
     block, calls, masks, groups = case
     by_index = dict(enumerate(calls))
-    return gather_group_inputs(
-        block, groups[module], (block, block), TargetInputs(by_index, by_index, masks), range(len(calls))
-    )
+    inputs = TargetInputs(by_index, by_index, masks)
+    return list(gather_group_inputs(block, groups[module], (block, block), inputs, range(len(calls))))
 
 
 def test_enter_gives_what_the_linears_read(case) -> None:
@@ -137,3 +138,46 @@ def test_output_error_counts_real_tokens_only() -> None:
     a[0, 3] = 99.0
     error.add(a, b, torch.tensor([[True, True, True, False]]))
     assert error.value == pytest.approx(8 / 6)
+
+
+@pytest.mark.parametrize("module", ["self_attn", "mlp.down_proj"])
+def test_streamed_inputs_are_the_gathered_ones(case, module: str) -> None:
+    block, calls, masks, groups = case
+    by_index = dict(enumerate(calls))
+    inputs = TargetInputs(by_index, by_index, masks)
+
+    def weigh(some):
+        return [2.0 * one.mask for one in some]
+
+    streamed = StreamedInputs(block, groups[module], (block, block), inputs, range(len(calls)), weigh)
+    gathered = _pieces(case, module)
+    for _ in range(2):  # every iteration runs the samples again
+        found = list(streamed)
+        assert len(found) == len(gathered)
+        for one, kept in zip(found, gathered):
+            assert torch.equal(one.hidden, kept.hidden)
+            assert torch.equal(one.mask, kept.mask)
+            assert torch.equal(one.token_weights, 2.0 * kept.mask)
+            assert (one.samples, one.lengths) == (kept.samples, kept.lengths)
+        assert streamed.num_tokens == sum(int(mask.sum()) for mask in masks)
+
+
+def test_streamed_inputs_tell_which_sample_is_not_finite(case) -> None:
+    block, calls, masks, groups = case
+    by_index = dict(enumerate(calls))
+    broken = LayerInputs((torch.full_like(calls[3].args[0], torch.nan), *calls[3].args[1:]), calls[3].kwargs)
+    inputs = TargetInputs(by_index, by_index | {3: broken}, masks)
+
+    def weigh(some):
+        return [one.mask.float() for one in some]
+
+    streamed = StreamedInputs(block, groups["mlp.down_proj"], (block, block), inputs, range(len(calls)), weigh)
+    with pytest.raises(NotFinite) as found:
+        list(streamed)
+    assert found.value.sample == 3
+
+
+def test_a_tensor_that_is_also_an_argument_is_kept_once(case) -> None:
+    one = _pieces(case, "self_attn")[0]
+    given = [*one.args, *one.kwargs.values()]
+    assert any(x is one.hidden for x in given)

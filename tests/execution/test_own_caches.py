@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 from transformers_qaig.execution.block_outputs import forward
 from transformers_qaig.execution.paused_forward import PausedForwards
+from transformers_qaig.execution.sequential_onload import sequential_onload
 
 
 class Attention(nn.Module):
@@ -49,3 +50,14 @@ def test_trials_leave_the_models_cache_alone() -> None:
             assert torch.equal(first, second)
             paused.resume(0, forward(block, call, on_trial=False))
         assert torch.equal(paused.outputs()[0], model(**sample))
+
+
+def test_a_block_that_runs_again_for_its_gradient_writes_the_cache_once() -> None:
+    torch.manual_seed(0)
+    model = PrefixThenRest().requires_grad_(False)
+    x, y = torch.randn(1, 5, 8, requires_grad=True), torch.randn(1, 3, 8, requires_grad=True)
+    wanted = torch.autograd.grad(model(x, y).square().sum(), (x, y))
+    with sequential_onload(model, [*model.prefix, *model.rest], None):
+        found = torch.autograd.grad(model(x, y).square().sum(), (x, y))
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other)

@@ -26,7 +26,7 @@ def media() -> tuple[dict[str, Any], dict[str, Any]]:
     return {"type": "video", "video": pixels}, {"type": "image", "image": Image.fromarray(pixels[0])}
 
 
-@pytest.mark.parametrize("family", VIDEO_FAMILIES)
+@pytest.mark.parametrize("family", [*VIDEO_FAMILIES, "qwen2_vl"])
 def test_videos_and_images_of_several_samples(family: str) -> None:
     model, processor = build(family)
     video, image = media()

@@ -58,6 +58,22 @@ def test_gradients_are_those_of_the_model_with_one_block_alive() -> None:
     assert saved[1] < saved[0] / 2
 
 
+def test_gradients_of_a_16_bit_model_are_those_in_float32() -> None:
+    model, sample = _model(torch.bfloat16)
+
+    def gradient() -> Tensor:
+        embedded = model.get_input_embeddings()(sample["input_ids"]).float().requires_grad_()
+        with torch.enable_grad():
+            inputs = {name: value for name, value in sample.items() if name == "attention_mask"}
+            loss = model.model.language_model(inputs_embeds=embedded, use_cache=False, **inputs)[0].logsumexp(-1).sum()
+            return torch.autograd.grad(loss, embedded)[0]
+
+    with sequential_onload(model, list(find_decoder_blocks(model).values()), None):
+        one_by_one = gradient()
+    model.float()
+    assert_close(one_by_one, gradient(), 2 * terms_of(model))
+
+
 def test_a_models_own_forward_attribute_is_put_back() -> None:
     model, sample = _model(torch.float32)
     block = next(iter(find_decoder_blocks(model).values()))

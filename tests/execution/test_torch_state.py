@@ -129,6 +129,7 @@ def test_no_setting_changes_a_bit(llava: Path, recipe: str) -> None:
     assert same(quantize(llava, RECIPES[recipe], change), expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("name", SETTINGS)

@@ -59,6 +59,33 @@ def test_chunks_of_rows_change_nothing_but_the_peak(sym, monkeypatch):
     assert_close(reference.linear_grad_input(grad, packed, None), grad_x, grad.shape[-1])
 
 
+@pytest.mark.parametrize(
+    ("able", "dtype", "product"),
+    [
+        ({}, torch.bfloat16, torch.float32),
+        ({}, torch.float16, torch.float32),
+        ({}, torch.float64, torch.float64),
+        ({"amx_bf16": True}, torch.bfloat16, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.float16, torch.float32),
+    ],
+)
+def test_gradients_are_multiplied_in_half_precision_only_where_the_processor_can(able, dtype, product, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    codes, scale, _ = random_weight(50, 32, 4, 16, True)
+    packed = Weight(pack(codes, 4), scale, None, 50, 32, 4, 16, CHECKPOINT_LAYOUT)
+    grad, dtypes = torch.randn(4, 50, dtype=dtype), []
+    monkeypatch.setattr(
+        Weight,
+        "rows",
+        lambda self, dtype: dtypes.append(dtype) or iter([(0, 50, dense(codes, scale, None, 4).to(dtype))]),
+    )
+    found = reference.linear_grad_input(grad, packed, None)
+    assert dtypes == [product]
+    assert found.dtype == dtype
+    expected = grad.double() @ dense(codes, scale, None, 4).double()
+    assert (found.double() - expected).norm() <= 4 * torch.finfo(dtype).eps * expected.norm()
+
+
 def test_linear_is_deterministic():
     """Up to what the library that sums it promises."""
     codes, scale, zero = random_weight(64, 96, 4, 32, False)

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 from tests.families import build, conversations, samples, save  # noqa: E402
-from tests.integration.accelerator_cases import BEST, CASES  # noqa: E402
+from tests.integration.accelerator_cases import BEST, CASES, OTHERS  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
 from transformers_qaig.execution.offload import offloaded  # noqa: E402
 from transformers_qaig.execution.paused_forward import PausedForwards  # noqa: E402
@@ -43,6 +43,7 @@ def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, A
     return {
         "errors": {block.path: block.error for block in report.targets},
         "bits": report.bits_per_weight,
+        "resumed": [block.resumed for block in report.targets],
         "devices": sorted({str(tensor.device) for tensor in tensors}),
     }
 
@@ -66,6 +67,13 @@ def placed(folder: Path) -> dict[str, Any]:
         "devices": sorted({str(tensor.device) for tensor in (*found.values(), generated)}),
         "differences": {name: float((logits.cpu() - expected).abs().max()) for name, logits in found.items()},
     }
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """A run whose blocks are all finished, with both kinds of work folders."""
+    settings = {"budget": {"bits": 4.5, "candidates": (3, 4)}, "calibration": {"work_dir": str(folder / "work")}}
+    first, again = (quantize(folder, pretend.DEVICE, settings) for _ in range(2))
+    return {"devices": again["devices"], "same": again["errors"] == first["errors"], "resumed": again["resumed"]}
 
 
 def by_default(folder: Path) -> dict[str, Any]:
@@ -161,9 +169,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save("llava", Path(folder), dtype=torch.float32)
         print(json.dumps({"case": "placed", **placed(Path(folder))}), flush=True)
+        print(json.dumps({"case": "resumed", **resumed(Path(folder))}), flush=True)
         print(json.dumps({"case": "by default", **by_default(Path(folder))}), flush=True)
     for name in sys.argv[1:]:
-        family, settings = CASES[name]
+        family, settings = {**CASES, **OTHERS}[name]
         with tempfile.TemporaryDirectory() as folder:
             save(family, Path(folder), dtype=torch.float32)
             try:

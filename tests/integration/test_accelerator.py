@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.accelerator_cases import CASES
+from tests.integration.accelerator_cases import CASES, OTHERS
 
 pytestmark = pytest.mark.slow
 
@@ -17,20 +17,38 @@ SAME = 3.0
 """Other roundings of float32 tip choices in models this small: weights changed by 1e-6 moved errors by up to 2.4."""
 
 
-@pytest.fixture(scope="module")
-def rows() -> dict[str, dict[str, Any]]:
+def found(*arguments: str) -> dict[str, dict[str, Any]]:
     """What a process of its own found: the accelerator would be everybody's default for the rest of this one."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.integration.accelerator_quantize", *CASES]
+    command = [sys.executable, "-m", "tests.integration.accelerator_quantize", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(root), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return {row["case"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.fixture(scope="module")
+def rows() -> dict[str, dict[str, Any]]:
+    return found(*CASES)
+
+
+@pytest.fixture(scope="module")
+def other_rows() -> dict[str, dict[str, Any]]:
+    return found(*OTHERS)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_as_on_the_cpu(case, rows):
-    row = rows[case]
+    compare(rows[case])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", OTHERS)
+def test_others_as_on_the_cpu(case, other_rows):
+    compare(other_rows[case])
+
+
+def compare(row: dict[str, Any]) -> None:
     assert "failure" not in row, row["failure"]
     there, here = row["mtia"], row["cpu"]
     assert there["devices"] == here["devices"] == ["cpu"]  # the model comes back from where it was calibrated
@@ -63,6 +81,10 @@ def test_placed(rows):
     row = rows["placed"]
     assert row["devices"] == ["mtia:0"]
     assert all(difference < 1e-4 for difference in row["differences"].values()), row["differences"]
+
+
+def test_finished_blocks_are_taken_up_there(rows):
+    assert rows["resumed"] == {"case": "resumed", "devices": ["cpu"], "same": True, "resumed": [True, True]}
 
 
 def test_as_the_default_device(rows):

@@ -118,7 +118,7 @@ def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> 
 def test_an_interrupted_measurement_resumes(
     llava: Path, mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, measured, chosen = bit_costs._costs_of, [], []
+    real, measured, chosen = bit_costs.costs_of, [], []
     decide = bit_costs.decide
 
     def stop_at_second(*args):
@@ -127,7 +127,7 @@ def test_an_interrupted_measurement_resumes(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(bit_costs, "_costs_of", stop_at_second)
+    monkeypatch.setattr(bit_costs, "costs_of", stop_at_second)
     monkeypatch.setattr(
         bit_costs, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
     )

@@ -68,7 +68,7 @@ def test_the_folder_goes_with_the_last_that_reads_it(llava: Path, tmp_path: Path
 
 
 def test_a_failed_run_leaves_nothing(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("calibration failed")
 
     monkeypatch.setattr("transformers_qaig.calibration.pipeline.calibrate", fail)

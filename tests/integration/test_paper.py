@@ -16,7 +16,7 @@ from transformers_qaig.execution.paused_forward import PausedForwards
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import RECIPES
 from transformers_qaig.scheme import WeightScheme
-from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
 
 BITS, GROUP = 3, 32
@@ -152,7 +152,7 @@ def test_paper_recipe_equals_a_slow_reimplementation(seed: int) -> None:
     (path, first), (second_path, second) = list(blocks.items())[:2]
     data = samples(processor, 6, seed=seed)
     masks = [sample["attention_mask"].bool() for sample in data]
-    finder, recipe = GroupFinder(model, seed=0), RECIPES["paper"]
+    finder, recipe = GroupFinder(shared_parameters(model), seed=0), RECIPES["paper"]
     settings = QuantizerSettings(recipe, finder, token_weights_of(recipe))
 
     def schemes(block: nn.Module) -> dict[str, WeightScheme]:

@@ -43,7 +43,7 @@ def test_opened_without_the_plugin_it_fails_instead_of_answering(quantized: tupl
         "from transformers import AutoModelForImageTextToText as Auto\n"
         f"Auto.from_pretrained({str(quantized[1])!r})\nprint('ANSWERED')\n"
     )
-    done = run(code)
+    done = run(code, QAIG_AUTOLOAD="0")
     assert done.returncode != 0
     assert "ANSWERED" not in done.stdout
     rows = [line for line in done.stderr.splitlines() if "UNEXPECTED" in line]

@@ -24,6 +24,7 @@ def scenes(first: int, count: int) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_answers_as_well_with_experts_of_three_bits() -> None:
     processor = AutoProcessor.from_pretrained(MODEL)
     questions = encode_questions(processor, scenes(10_000, 40), [2])

@@ -11,7 +11,8 @@ from tests.integration.whole_model import quantize
 from tests.lifecycle import logits
 from tests.tolerance import assert_close, rounding, terms_of
 from transformers_qaig import BitBudget, QAIGLinear
-from transformers_qaig.calibration import row_chunks, target_quantizer
+from transformers_qaig.calibration import target_quantizer
+from transformers_qaig.execution import row_chunks
 
 
 def test_the_language_model_is_calibrated_on_the_quantized_towers_features(

@@ -60,7 +60,7 @@ def test_why_not_a_better_instruction_set(kernels, monkeypatch):
         monkeypatch.setenv(variable, "avx2")
         assert backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster == f"{variable}=avx2"
     kernels["best"] = "avx2"
-    assert "what avx512 needs" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
+    assert "what avxvnni needs" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
 
 
 def test_cuda_is_not_claimed(kernels, monkeypatch):
@@ -111,6 +111,12 @@ def test_only_gpus_that_were_there_are_claimed(kernels):
 
 def test_the_report(kernels):
     report = str(env.collect())
-    for part in (torch.__version__, platform.python_version(), "avx2 fma", "avx512 (best: avx512)", "(prebuilt)"):
+    for part in (
+        torch.__version__,
+        platform.python_version(),
+        "avx2 fma",
+        "avx512 (of portable, avx2, avxvnni, avx512)",
+        "(prebuilt)",
+    ):
         assert part in report
     assert "linear on cpu, bits 5, 6, 7: cpu (avx512)" in report

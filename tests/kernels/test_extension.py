@@ -247,7 +247,7 @@ def test_instruction_sets(package, monkeypatch):
     for isa in extension.cpu_isas():
         extension.set_cpu_isa(isa)
         assert extension.cpu_isa() == isa
-    with pytest.raises(ValueError, match='"portable", "avx2" or "avx512", got "neon"'):
+    with pytest.raises(ValueError, match=r'one of portable, .*, got "neon"'):
         extension.set_cpu_isa("neon")
     assert extension.cpu_isa() == extension.best_cpu_isa()
 
@@ -273,7 +273,7 @@ def test_instruction_set_from_the_environment(package, monkeypatch, variables):
 def test_an_unknown_instruction_set(package, monkeypatch, variable):
     monkeypatch.setenv(variable, "neon")
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf"{variable}=neon.*portable, avx2 or avx512"):
+        with pytest.raises(ValueError, match=rf"{variable}=neon.*one of portable, .*, or unset it"):
             extension.load()
 
 

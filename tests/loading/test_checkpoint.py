@@ -61,7 +61,7 @@ def test_damage_is_an_error_that_names_the_tensor(
 
     folder = _damaged(quantized[1], tmp_path, change)
     linear = "side_proj" if damage == "extra" else "up_proj"
-    with pytest.raises(ValueError, match=rf"1\.mlp\.{linear}\.{part}"):
+    with pytest.raises(ValueError, match=rf"(?s)1\.mlp\.{linear}\.{part}.*left from an earlier push"):
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
@@ -81,7 +81,9 @@ def test_dense_weights_under_the_config_of_packed_ones_are_told_so(
 ) -> None:
     (tmp_path / "config.json").write_bytes((quantized[1] / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((llava / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"layers\.\d.*model\.safetensors' holds none .* in full precision\. Delete"):
+    with pytest.raises(
+        ValueError, match=r"(?s)layers\.\d.*model\.safetensors' holds none .* in full precision\. Delete.*earlier push"
+    ):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 
@@ -245,21 +247,23 @@ def test_a_plan_that_does_not_fit_is_an_error(quantized: tuple[nn.Module, Path],
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("count", [10_000, pytest.param(200_000, marks=pytest.mark.slow)])
-def test_a_plan_of_many_entries_costs_little_time(
-    quantized: tuple[nn.Module, Path], tmp_path: Path, count: int
-) -> None:
+@pytest.mark.parametrize("count", [10_000, pytest.param(80_000, marks=pytest.mark.slow)])
+def test_time_grows_no_faster_than_a_plan(quantized: tuple[nn.Module, Path], tmp_path: Path, count: int) -> None:
     folder = _damaged(quantized[1], tmp_path, lambda tensors: None)
     config = json.loads((folder / "config.json").read_text())
     plan = config["quantization_config"]["plan"]
     entry = next(iter(plan.values()))
-    plan.update({f"model.language_model.layers.{i}.x": entry for i in range(count)})
-    (folder / "config.json").write_text(json.dumps(config))
     for cls in (AutoModelForImageTextToText, AutoModel):
-        start = time.process_time()
-        with pytest.raises(ValueError, match=rf"packs {count + 14:,} weights, such as .*\.layers\.0\.x'"):
-            cls.from_pretrained(folder)
-        assert time.process_time() - start < count / 10_000
+        seconds = []
+        for entries in (count // 8, count):
+            more = {f"model.language_model.layers.{i}.x": entry for i in range(entries)}
+            config["quantization_config"]["plan"] = {**plan, **more}
+            (folder / "config.json").write_text(json.dumps(config))
+            start = time.process_time()
+            with pytest.raises(ValueError, match=rf"packs {entries + 14:,} weights, such as .*\.layers\.0\.x'"):
+                cls.from_pretrained(folder)
+            seconds.append(time.process_time() - start)
+        assert seconds[1] < 24 * seconds[0]  # eight times where time is linear, 64 times where it is quadratic
 
 
 def test_a_newer_format_says_so_when_loading(quantized: tuple[nn.Module, Path], tmp_path: Path) -> None:

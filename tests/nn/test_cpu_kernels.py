@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.nn.rounding_errors import ROUNDING, error
+from transformers_qaig.formats import reference
 from transformers_qaig.formats.hadamard import BLOCKS, Rotation, rotate
 from transformers_qaig.formats.reference import dequantize, round_activations
 from transformers_qaig.kernels import extension
@@ -268,3 +269,41 @@ def test_many_layers_of_one_input(isa, activation_bits, rows):
     torch.library.opcheck(torch.ops.qaig.linear_many.default, (x, *arguments))
     with pytest.raises(RuntimeError, match="one entry per layer"):
         torch.ops.qaig.linear_many(x, *arguments[:8], [32], *arguments[9:])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("sym", [False, True])
+def test_rows_are_dequantized_to_the_bit(isa, bits, sym):
+    for in_features, group_size in ((96, 32), (96, -1), (80, 20), (104, 104), (72, 36)):
+        layer = random_layer(bits, group_size, sym, in_features=in_features)
+        expected = dequantize(layer._weight(), torch.float32)  # plain torch: the layer is not prepared
+        assert layer.prepare()
+        for start, stop in ((0, 40), (5, 33), (16, 32), (39, 40)):
+            assert torch.equal(torch.ops.qaig.dequantize(*layer._weight(), start, stop), expected[start:stop])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("sym", [False, True])
+def test_columns_are_dequantized_to_the_bit(isa, bits, sym):
+    for in_features, group_size in ((96, 32), (96, -1), (80, 20), (104, 104), (72, 36)):
+        layer = random_layer(bits, group_size, sym, in_features=in_features)
+        layer.weight_scale[3] = 1e-39  # a denormal number in bfloat16
+        expected = dequantize(layer._weight(), torch.bfloat16)  # plain torch: the layer is not prepared
+        for _ in range(2):
+            for start, stop in ((0, in_features), (5, 33), (32, 64), (in_features - 1, in_features), (7, 7)):
+                found = torch.ops.qaig.dequantize_columns(*layer._weight(), start, stop)
+                assert torch.equal(found, expected[:, start:stop])
+            layer.prepare()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_gradient_in_bfloat16_is_rounded_once(isa, bits, monkeypatch):
+    """Whatever a processor multiplies fastest: panels of 32 columns, and a product in bfloat16."""
+    monkeypatch.setattr(reference, "product_dtype", lambda x: x.dtype)
+    monkeypatch.setattr("transformers_qaig.formats.packing._CHUNK_CODES", 1)
+    layer = random_layer(bits, in_features=160)
+    grad = torch.randn(9, 40).bfloat16()
+    weight = dequantize(layer._weight(), torch.bfloat16)
+    assert layer.prepare()
+    found = reference.linear_grad_input(grad, layer._weight(), None)
+    assert error(found, grad.double() @ weight.double()) < ROUNDING[torch.bfloat16]

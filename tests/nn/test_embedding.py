@@ -203,6 +203,27 @@ def test_compiles_whole_and_checks_as_an_operator():
     torch.compiler.reset()
 
 
+class ReadsARow(nn.Module):
+    """As Gemma 4 does, which puts the row of the padding in the place of pictures."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids):
+        row = self.table.weight[3, :].to(self.table.weight.device)
+        return torch.where((ids == 0)[..., None], row.view(1, 1, -1), self.table(ids).to(self.table.weight.dtype))
+
+
+def test_a_row_of_the_weight_is_read_in_a_compiled_model_too():
+    torch.compiler.reset()
+    model = ReadsARow(packed(nn.Embedding(N, K)))
+    ids = torch.tensor([[0, 1, 5]])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids), model(ids))
+    torch.compiler.reset()
+
+
 def in_cuda_layout(bits, group_size=32, sym=False, columns=K):
     head = random_head(bits, group_size, sym, torch.bfloat16, columns)
     stored = head.weight_packed.data, head.weight_scale.data, None if sym else head.weight_zero_point.data

@@ -1,12 +1,17 @@
 """Gradients and tangents through a packed linear layer."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.nn.random_layers import K, N, random_layer
+from tests.nn.rounding_errors import ROUNDING, error
 from tests.tolerance import assert_close, assert_product
+from transformers_qaig.formats.reference import linear_grad_input
 
 
 def test_gradient_passes_through_to_trainable_layers():
@@ -17,6 +22,27 @@ def test_gradient_passes_through_to_trainable_layers():
     nn.functional.linear(hidden, model[1].dequantize(), model[1].bias).square().sum().backward()
     assert_close(model[0].weight.grad, weight.grad, K + K + N)
     assert model[1].weight_scale.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_input_needs_no_dense_copy_of_the_weight(dtype: torch.dtype) -> None:
+    layer = random_layer(out_features=4096, in_features=2048, dtype=torch.bfloat16)
+    grad, largest = torch.randn(2, 4096, dtype=dtype), [0]
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest[0] = max(largest[0], result.nbytes)
+            return result
+
+    for _ in range(2):
+        with Sizes():
+            found = linear_grad_input(grad, layer._weight(), None)
+        expected = grad.float() @ layer.dequantize(dtype).float()
+        assert error(found, expected) < max(ROUNDING[dtype], 4096**0.5 * torch.finfo(torch.float32).eps)
+        assert largest[0] <= layer.dequantize(torch.bfloat16).nbytes // 2
+        layer.prepare()
 
 
 @pytest.mark.parametrize("activation_bits", [16, 8])

@@ -223,6 +223,8 @@ def test_untrusted_tensors_are_refused(position, value, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.qaig.dequantize(*args, 0, 1)
     with pytest.raises(RuntimeError, match=message):
+        torch.ops.qaig.dequantize_columns(*args, 0, 1)
+    with pytest.raises(RuntimeError, match=message):
         torch.ops.qaig.repack(*args)
 
 
@@ -231,6 +233,13 @@ def test_rows_outside_the_weight_are_refused(rows):
     layer, _ = prepared(3)
     with pytest.raises(RuntimeError, match="are not within the 40"):
         torch.ops.qaig.dequantize(*arguments(layer), *rows)
+
+
+@pytest.mark.parametrize("columns", [(-1, 2), (3, 2), (0, 97)])
+def test_columns_outside_the_weight_are_refused(columns):
+    layer, _ = prepared(3)
+    with pytest.raises(RuntimeError, match="are not within the 96"):
+        torch.ops.qaig.dequantize_columns(*arguments(layer), *columns)
 
 
 def test_dequantize_gives_any_rows():

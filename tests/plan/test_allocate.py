@@ -178,6 +178,14 @@ def test_fused_linears_share_a_width_and_it_costs() -> None:
     assert f"{free.cost:.3g}" in describe(together, options, budget, fused)
 
 
+def test_linear_attention_has_fused_linears_too() -> None:
+    """The export to vLLM asks for `fuse=True` where these differ."""
+    paths = [
+        f"layers.0.linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d")
+    ]
+    assert fused_sets(paths) == [paths[:2], paths[2:4]]
+
+
 def test_fused_linears_without_a_common_entry_are_refused() -> None:
     options = {
         "a.gate_proj": [SchemeOption(_scheme(2), 2, 1.0)],

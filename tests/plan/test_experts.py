@@ -47,7 +47,44 @@ def test_experts_may_differ_in_width(mixtral: nn.Module) -> None:
     assert bits == [3, 4, 8, 4]
 
 
-@pytest.mark.parametrize("pattern", [f"{STACK}.3", f"{STACK}.3.up_proj", "*.experts.*.gate_proj"])
+@pytest.mark.parametrize(
+    ("pattern", "experts", "projections"),
+    [
+        ("experts.3", (3,), 3),
+        ("experts.0-1,3", (0, 1, 3), 3),
+        (f"{STACK}.0-2.down_proj", (0, 1, 2), 1),
+        ("*.experts.1-2.*", (1, 2), 3),
+        ("gate_up_proj", (0, 1, 2, 3), 2),
+        ("experts.down_proj", (0, 1, 2, 3), 1),
+    ],
+)
+def test_overrides_name_experts_as_plans_and_parameters_do(
+    mixtral: nn.Module, pattern: str, experts: tuple[int, ...], projections: int
+) -> None:
+    plan, _ = make_plan(mixtral, QAIGConfig(bits=3, overrides={pattern: 8}))
+    wide = [path for path, scheme in plan.items() if scheme.bits == 8 and path.startswith(STACK)]
+    assert {int(path.split(".")[-2]) for path in wide} == set(experts)
+    assert len(wide) == len(experts) * projections
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("experts.0-9", "Experts are numbered from 0 to 3"),
+        ("experts.7.down_proj", "Experts are numbered from 0 to 3"),
+        ("1-99999999", "matches no module"),
+        ("router", "Routers always stay"),
+        ("mlp.gate", "layers.0.mlp.gate is a parameter of MixtralTopKRouter"),
+    ],
+)
+def test_an_override_that_reaches_no_expert_says_why(mixtral: nn.Module, pattern: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make_plan(mixtral, QAIGConfig(bits=3, overrides={pattern: 8}))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["gate_up_proj", "experts.0-2", f"{STACK}.3", f"{STACK}.3.up_proj", "*.experts.*.gate_proj"]
+)
 def test_a_stack_is_packed_whole_or_not_at_all(mixtral: nn.Module, pattern: str) -> None:
     with pytest.raises(ValueError, match=r"experts of a stack are packed all together"):
         make_plan(mixtral, QAIGConfig(modules_to_not_convert=[pattern]))
@@ -67,18 +104,18 @@ def test_experts_of_a_stack_share_group_size_and_symmetry(mixtral: nn.Module, ch
 
 def test_a_short_plan_names_experts_of_one_width_together(mixtral: nn.Module) -> None:
     plan, _ = make_plan(mixtral, QAIGConfig(bits=3, overrides={f"{STACK}.2.up_proj": 8}))
-    short = compact(plan, mixtral)
+    short = compact(plan, find_experts(mixtral))
     assert f"{STACK}.*.down_proj" in short
     assert short[f"{STACK}.2.up_proj"].bits == 8
     assert short[f"{STACK}.0-1,3.up_proj"].bits == 3
-    assert expand(short, mixtral) == plan
+    assert expand(short, find_experts(mixtral)) == plan
 
 
 @pytest.mark.parametrize("experts", ["0-4", "2-1", "0,9", "1-99999999999"])
 def test_a_plan_of_experts_that_there_are_not_is_an_error(mixtral: nn.Module, experts: str) -> None:
     plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
     wrong = {
-        **plan_to_dict(compact(plan, mixtral)),
+        **plan_to_dict(compact(plan, find_experts(mixtral))),
         f"{STACK}.{experts}.up_proj": {"bits": 3, "group_size": 128, "sym": False},
     }
     with pytest.raises(ValueError, match="which is nothing that can be packed"):
@@ -89,7 +126,7 @@ def test_a_plan_of_experts_that_there_are_not_is_an_error(mixtral: nn.Module, ex
 def test_a_plan_that_names_an_expert_twice_is_an_error(mixtral: nn.Module, experts: str) -> None:
     plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
     twice = {
-        **plan_to_dict(compact(plan, mixtral)),
+        **plan_to_dict(compact(plan, find_experts(mixtral))),
         f"{STACK}.{experts}.up_proj": {"bits": 8, "group_size": 128, "sym": False},
     }
     with pytest.raises(ValueError, match=rf"`plan` names '{STACK}\.[0-2]\.up_proj' twice"):
@@ -98,7 +135,7 @@ def test_a_plan_that_names_an_expert_twice_is_an_error(mixtral: nn.Module, exper
 
 def test_a_given_plan_may_be_short(mixtral: nn.Module) -> None:
     plan, _ = make_plan(mixtral, QAIGConfig(bits=3))
-    again, _ = make_plan(mixtral, QAIGConfig(plan=plan_to_dict(compact(plan, mixtral))))
+    again, _ = make_plan(mixtral, QAIGConfig(plan=plan_to_dict(compact(plan, find_experts(mixtral)))))
     assert again == plan
 
 

@@ -58,7 +58,7 @@ def test_what_transformers_leaves_out_is_left_out(llava: nn.Module, pattern: str
     linears = [path for path, module in llava.named_modules() if isinstance(module, nn.Linear)]
     theirs = {path for path in linears if not should_convert_module(path, [pattern])}
     assert theirs
-    assert theirs <= ModelNames(llava).matching(pattern)
+    assert theirs <= ModelNames(llava, {}).matching(pattern)
 
 
 @pytest.mark.parametrize("patterns", [["lm_head"], ["vision_tower"], [BLOCK], ["norm"], [f"{BLOCK}.input_layernorm"],
@@ -110,7 +110,7 @@ def test_what_means_nothing_is_an_error_that_names_it(llava: nn.Module, pattern:
 def test_the_number_of_a_layer_is_not_the_end_of_another() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Sequential(nn.Linear(64, 64, False), nn.Linear(64, 64, False)) for _ in range(12)])
-    names = ModelNames(model)
+    names = ModelNames(model, {})
     assert names.matching("layers.1") == {"layers.1", "layers.1.0", "layers.1.1"}
     assert "layers.10.0" not in names.matching("layers.1")
     assert "layers.10.1" not in names.matching("layers.0")

@@ -1,10 +1,12 @@
 """Answer statistics: where an answer's tokens are, and what the figures mean."""
 
 import copy
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tests import seeds
 from tests.data.test_template import CALL, TOOL_TEMPLATE, TOOLS, decoded, user
 from tests.families import FAMILIES, build
 from transformers_qaig.data.samples import load_samples
+from transformers_qaig.report.batches import kl_of_batching
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions, paired_ratio
 
 
@@ -158,6 +161,21 @@ def test_batches_change_nothing(
         np.testing.assert_allclose(getattr(mixed, name), getattr(alone, name)[order], rtol=1e-3, atol=1e-6)
 
 
+def test_a_kernel_that_computes_something_else_for_several_rows_is_found(
+    model: torch.nn.Module, processor: Any, conversations: list
+) -> None:
+    questions = encode_questions(processor, conversations[:8], [2])
+    assert kl_of_batching(model, questions) < 1e-3
+    assert kl_of_batching(model, questions[:1]) == 0
+
+    def wrong(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output if len(output) == 1 else output.flip(-1)
+
+    handle = model.lm_head.register_forward_hook(wrong)
+    assert kl_of_batching(model, questions) > 1
+    handle.remove()
+
+
 def test_records_are_questions_too(processor: Any, conversations: list) -> None:
     """The forms that public data sets have, with their own column names."""
     user, reply = conversations[0][:2]
@@ -178,6 +196,28 @@ def test_records_are_questions_too(processor: Any, conversations: list) -> None:
     assert encode_questions(processor, [named], [2])[0].task == expected.task
     with pytest.raises(ValueError, match=r"conversations\[1\] is not usable.*none of the sample's keys"):
         encode_questions(processor, [named, {"bild": picture}])
+
+
+def test_sets_of_datasets_streamed_and_undecoded(model: torch.nn.Module, processor: Any, conversations: list) -> None:
+    user, reply = conversations[0][:2]
+    file = io.BytesIO()
+    user["content"][0]["image"].save(file, "png")
+    image = {"bytes": file.getvalue(), "path": None}
+    said = {"question": user["content"][1]["text"], "answer": reply["content"][0]["text"]}
+    decoded_set = datasets.Dataset.from_list([{"image": image, **said}] * 2).cast_column("image", datasets.Image())
+    undecoded_set = decoded_set.cast_column("image", datasets.Image(decode=False))
+    message = {"role": "user", "content": [{"type": "image", "image": image}, user["content"][1]]}
+    expected = answer_statistics(model, processor, [[user, reply]] * 2).nll
+    for given in (
+        decoded_set,
+        undecoded_set,
+        decoded_set.to_iterable_dataset(),
+        undecoded_set.to_iterable_dataset(),
+        ([message, reply] for _ in range(2)),
+    ):
+        np.testing.assert_array_equal(answer_statistics(model, processor, given).nll, expected)
+    with pytest.raises(ValueError, match="conversations has no answer"):
+        answer_statistics(model, processor, iter([]))
 
 
 def test_trained_model_answers_and_noise_costs(

@@ -39,6 +39,13 @@ def report() -> QuantizationReport:
     return QuantizationReport("default", coverage, PLAN, 127, 12_345, targets, 3700.0, 2**20, {3: "the input"})
 
 
+def test_experts_with_too_few_tokens_come_with_a_remedy(report: QuantizationReport) -> None:
+    report.targets[0].averaged = {"mlp.experts": 3}
+    line = next(line for line in str(report).splitlines() if line.startswith("experts"))
+    assert "3 saw too few tokens" in line
+    assert "moe_calibrate_all_experts=True" in line
+
+
 def test_the_short_form_says_what_was_packed_and_what_was_not(report: QuantizationReport) -> None:
     lines = str(report).splitlines()
     assert lines[0] == "Quantized with recipe 'default': 127 samples, 12,345 tokens, 1 h 1 min"

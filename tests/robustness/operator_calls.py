@@ -188,6 +188,12 @@ def _dequantize(random: Random) -> Call:
     return Call("dequantize", [*vars(w).values(), start, random.randrange(start, w.rows + 1)])
 
 
+def _dequantize_columns(random: Random) -> Call:
+    w = _layer(random)
+    start = random.randrange(w.columns + 1)
+    return Call("dequantize_columns", [*vars(w).values(), start, random.randrange(start, w.columns + 1)])
+
+
 def _embedding(random: Random) -> Call:
     w = _layer(random)
     shape = random.choice(((), (1,), (4,), (2, 3), (0,)))
@@ -208,7 +214,7 @@ def _round_columns(random: Random) -> Call:
 
 CALLS: tuple[Callable[[Random], Call], ...] = (
     _linear, _linear, _linear, _linear_reference, _linear_many, _linear_many, _linear_grad_input, _repack, _dequantize,
-    _embedding, _embedding, _round_columns, _experts_linear, _experts_linear, _experts_linear,
+    _dequantize_columns, _embedding, _embedding, _round_columns, _experts_linear, _experts_linear, _experts_linear,
     _experts_linear_reference, _experts_linear_grad_input,
 )  # fmt: skip
 REFERENCES: dict[str, Callable[..., Any]] = {

@@ -20,7 +20,7 @@ from tests.robustness.mutations import damage
 from tests.robustness.outcomes import FAULTS, Outcome, sort
 
 SEED = os.environ.get("QAIG_FUZZ_SEED", "0")
-COUNT = int(os.environ.get("QAIG_FUZZ_COUNT", 1050))
+COUNT = int(os.environ.get("QAIG_FUZZ_COUNT", 420))
 
 
 @pytest.mark.slow

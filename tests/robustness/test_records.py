@@ -10,7 +10,10 @@ from PIL import Image
 
 from tests.families import build
 from transformers_qaig.data.columns import COLUMN_NAMES
+from transformers_qaig.data.model_inputs import ModelInputs
 from transformers_qaig.data.samples import load_samples
+
+TEXT_MODEL = ModelInputs(has_images=False)
 
 ANSWER = "the brown fox"
 KEYS = [name for names in COLUMN_NAMES.values() for name in names[:4]] + ["chosen", "completion", "input_ids", "extra"]
@@ -58,7 +61,7 @@ def record(rng: random.Random) -> Any:
 def read_or_refused(processor: Any, made: Any) -> dict[str, torch.Tensor] | str:
     """The sample, or the message of the error."""
     try:
-        return load_samples(iter([made]), processor, num_samples=1, seed=0, is_vlm=False, with_labels=True)[0]
+        return load_samples(iter([made]), processor, num_samples=1, seed=0, inputs=TEXT_MODEL, with_labels=True)[0]
     except ValueError as error:
         return str(error)
 

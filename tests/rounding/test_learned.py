@@ -38,10 +38,10 @@ def _learn(start: LearnableInit, steps: int = 40, seed: int = 0, unlearnable: bo
         loss.backward()
         return float(loss.detach())
 
-    def judge(weights: dict[str, Tensor]) -> float:
+    def validate(weights: dict[str, Tensor]) -> float:
         return float((held @ (weights["w"] - start.weight).T).square().mean())
 
-    return learn({"w": LearnableRounding(start)}, batch_loss, judge, steps=steps, rate=1 / steps), held
+    return learn({"w": LearnableRounding(start)}, batch_loss, validate, steps=steps, rate=1 / steps), held
 
 
 @pytest.mark.parametrize("sym", [False, True])

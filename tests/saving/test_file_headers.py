@@ -17,11 +17,13 @@ TENSORS = {
     "b": torch.zeros(0, dtype=torch.float16),
     "c": torch.zeros((), dtype=torch.int64),
     "d": torch.zeros(7, dtype=torch.uint8),
+    "e": torch.zeros(4, dtype=torch.float8_e4m3fn),
+    "f": torch.zeros(4, 2, dtype=torch.float8_e5m2),
 }
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"format": "pt", "more": 'quo"ted\n'}])
-@pytest.mark.parametrize("count", [1, 5, 6])
+@pytest.mark.parametrize("count", [1, 5, 8])
 def test_the_length_is_that_of_a_file(count: int, metadata: dict[str, str], tmp_path: Path) -> None:
     tensors = dict(list(TENSORS.items())[:count])
     save_file(tensors, tmp_path / "file.safetensors", metadata)

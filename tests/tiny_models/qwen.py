@@ -26,6 +26,25 @@ def _frames(patch: int) -> dict[str, Any]:
     return {"size": {"shortest_edge": 2 * (2 * patch) ** 2, "longest_edge": 32 * (2 * patch) ** 2}}
 
 
+def qwen2_vl() -> Family:
+    t, ids = _qwen_tokenizer()
+    image = hf.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=84 * 84)
+    processor = processor_of(hf.Qwen2VLProcessor, t, image, video_processor=hf.Qwen2VLVideoProcessor(**_frames(14)))
+    config = hf.Qwen2VLConfig(
+        text_config={"vocab_size": len(t), "rope_parameters": MROPE, **TEXT},
+        vision_config={
+            "depth": 2,
+            "patch_size": 14,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+        },
+        **ids,
+    )
+    return hf.Qwen2VLForConditionalGeneration, config, processor
+
+
 def qwen2_5_vl() -> Family:
     t, ids = _qwen_tokenizer()
     image = hf.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=84 * 84)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from transformers_qaig.calibration.decisions import BlockDecisions
-from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.distributed import Terms
 from transformers_qaig.recipes import recipe_of
 from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.token_weights.base import SubBlock, TokenWeights
@@ -27,7 +28,7 @@ def context_of(case, module: str, recipe: str, activation_bits: int = 16) -> tup
         block,
         group,
         {name: schemes[name] for name in group.linears},
-        [replace(piece) for piece in gathered[module]],
+        Terms([replace(piece) for piece in gathered[module]]),
         recipe_of(recipe),
         torch.float32,
         True,

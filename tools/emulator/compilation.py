@@ -1,13 +1,16 @@
-"""Compiles kernels and the emulator with g++ into one library, unless an earlier run did."""
+"""Compiles kernels and the emulator with g++ into one library; what an earlier run compiled is taken."""
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -15,6 +18,7 @@ EMULATOR = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 _FLAGS = ["-std=c++17", "-O2", "-march=native", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 def cuda_files(sources: Path) -> list[Path]:
@@ -22,33 +26,53 @@ def cuda_files(sources: Path) -> list[Path]:
 
 
 def compiled(files: list[Path], sources: Path, flags: list[str], link: list[str]) -> Path:
-    command = [str(COMPILER), *_FLAGS, *flags]
-    digest = hashlib.sha256("\0".join([*command, *link]).encode())
-    for folder in (sources / "cuda", sources / "ops", EMULATOR):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
-                digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser()
-    folder = cache / "emulator" / digest.hexdigest()[:20]
+    """Returns the library of `files`, whose includes are looked for beside them, in `sources` and in the emulator.
+
+    Raises:
+        RuntimeError: something does not compile.
+    """
+    cache = Path(os.environ.get("QAIG_CACHE") or "~/.cache/transformers_qaig").expanduser() / "emulator"
+    command, folders = [str(COMPILER), *_FLAGS, *flags], (sources, EMULATOR)
+    digests = [_digest(file, command, folders) for file in files]
+    folder = cache / hashlib.sha256("\0".join([*digests, *link]).encode()).hexdigest()[:20]
     library = folder / "kernels.so"
-    folder.mkdir(parents=True, exist_ok=True)
+    for made in (folder, cache / "objects"):
+        made.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if not library.is_file():
-            _compile(files, [*command, f"-I{sources}", f"-I{EMULATOR}"], link, library)
+            objects = [cache / "objects" / f"{digest}.o" for digest in digests]
+            command += [f"-I{path}" for path in folders]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_make, objects, [[*command, "-xc++", "-c", str(file)] for file in files]))
+            _make(library, [str(COMPILER), "-shared", *map(str, objects), *link])
     return library
 
 
-def _compile(files: list[Path], command: list[str], link: list[str], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        objects = [f"{folder}/{path.name}.o" for path in files]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, [[*command, "-xc++", "-c", str(f), "-o", o] for f, o in zip(files, objects)]))
-        linked = Path(folder) / "kernels.so"
-        _run([str(COMPILER), "-shared", *objects, *link, "-o", str(linked)])
-        linked.replace(library)
+def _digest(file: Path, command: Sequence[str], folders: Sequence[Path]) -> str:
+    """Names an object file by all that it depends on, but for the compiler; of torch's headers by their version."""
+    digest = hashlib.sha256("\0".join([*command, torch.__version__]).encode())
+    for path in sorted(set(_included(file, folders, set()))):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[:2000]}")
+def _included(file: Path, folders: Sequence[Path], seen: set[Path]) -> Iterator[Path]:
+    """Yields a file and all that it includes by a name in quotes."""
+    seen.add(file)
+    yield file
+    for name in _INCLUDE.findall(file.read_text()):
+        found = next((path for folder in (file.parent, *folders) if (path := folder / name).is_file()), None)
+        if found is not None and found not in seen:
+            yield from _included(found, folders, seen)
+
+
+def _make(target: Path, command: list[str]) -> None:
+    """Lets `command` make a file, unless it is there. Two processes may do so at the same time."""
+    if target.is_file():
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr[:2000]}")
+        made.replace(target)

@@ -39,7 +39,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
+
+from .draws import DRAWS, Draw, one_of_each
 
 Errors = Mapping[str, Tensor]
 """Path of a linear → δ [N, K], in any dtype and on any device."""
@@ -108,21 +110,21 @@ def fisher_losses(
     model: nn.Module,
     errors: Errors,
     log_probabilities: Callable[[], Tensor],
-    draws: int = 4,
+    draws: int = DRAWS,
     at: float = 0.0,
-    generator: torch.Generator | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Predicts, to second order, the loss with linear m alone rounded.
 
     This is ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²], see the notes on Fisher above.
 
     Args:
-        model: see [`perturbed`].
+        model: see [`perturbed`]; here a path may also be that of embeddings.
         errors: δ.
         log_probabilities: runs the model; log p at the answers' tokens [A, V].
         draws: of ŷ for every token.
         at: α, where on the weight path the scores are taken; 0 is full precision.
-        generator: on the CPU.
+        draw: draws ŷ, int64 `[A, 1]`, from probabilities `[A, V]` on the CPU; None: by torch's own generator.
 
     Returns:
         fp32 [M], in the order of `errors`; summed over the tokens.
@@ -132,16 +134,16 @@ def fisher_losses(
 
     def hook(index: int, error: Tensor) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return _Tally.apply(output, args[0], error.to(args[0]), at, anchor, tally[index])
+            return _Tally.apply(output, args[0], error.to(output), at, anchor, tally[index])
 
         return add
 
     with torch.enable_grad(), _hooked(model, errors, hook):
         log_p = log_probabilities()
-        for draw in range(draws):
-            answer = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+        for number in range(draws):
+            answer = (draw or one_of_each)(log_p.detach().exp().cpu()).to(log_p.device)
             score = log_p.gather(1, answer).sum()
-            torch.autograd.grad(score, anchor, retain_graph=draw < draws - 1)
+            torch.autograd.grad(score, anchor, retain_graph=number < draws - 1)
     return tally / (2 * draws)
 
 
@@ -155,14 +157,19 @@ class _Tally(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, x: Tensor, error: Tensor, at: float, anchor: Tensor, tally: Tensor) -> Tensor:
         ctx.save_for_backward(x, error)
         ctx.at, ctx.tally = at, tally
-        return output + at * linear(x, error)
+        return output + at * _product(x, error)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, error = ctx.saved_tensors
-        ctx.tally += (gradient * linear(x, error)).sum(-1).square().sum().to(ctx.tally)
+        ctx.tally += (gradient * _product(x, error)).sum(-1).square().sum().to(ctx.tally)
         along_x = ctx.at * gradient @ error if ctx.needs_input_grad[1] else None
         return gradient, along_x, None, None, gradient.new_zeros((), device=ctx.tally.device), None
+
+
+def _product(x: Tensor, error: Tensor) -> Tensor:
+    """Returns what an error adds to the output: x δᵀ of a linear, the rows of δ of embeddings, whose x is ids."""
+    return linear(x, error) if x.is_floating_point() else embedding(x, error)
 
 
 @torch.no_grad()

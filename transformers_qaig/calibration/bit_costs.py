@@ -13,32 +13,36 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 
+from ..attribution.draws import Draws
 from ..attribution.parameters import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
 from ..config import QAIGConfig
 from ..data.samples import token_mask
+from ..distributed import ALONE, Ranks
+from ..distributed.joining import device_of
+from ..distributed.work_folder import SharedFolder, shared_folder
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of, forward
-from ..execution.exclusions import Exclusions, Sample, gradient_advice, numbered, overflow_advice
+from ..execution.exclusions import Exclusions, Sample, gradient_advice, numbered
 from ..execution.few_rows import independent_of_thread_count
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
-from ..execution.paused_forward import PausedForwards, sample_excluder
+from ..execution.paused_forward import PausedForwards, drop_others, sample_excluder
 from ..execution.sequential_onload import moved, sequential_onload
+from ..execution.targets import find_targets
 from ..execution.torch_state import default_torch_state
 from ..nn.linear import get_linear
 from ..plan.allocate import SchemeOption
 from ..scheme import Plan, inside
-from ..structure import find_decoder_blocks
+from ..structure import ModelStructure
 from ..token_weights.registry import token_weights_of
 from ..utils.finite import is_finite
 from ..utils.hashing import digest
 from ..utils.logging import ProgressBar, tqdm
-from ..utils.work_folder import WorkFolder, work_folder
 from .decisions import dtype_of, in_float32, rounding_errors
+from .held_back import held_back_every
 from .quantize_block import decide
 from .quantizer_settings import settings_of
 from .resume import run_facts
-from .targets import find_targets
 
 
 @default_torch_state()
@@ -49,6 +53,8 @@ def measure_costs(
     answers: Sequence[Tensor],
     config: QAIGConfig,
     exclusions: Exclusions | None = None,
+    structure: ModelStructure | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[SchemeOption]]:
     """Returns the options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
 
@@ -64,6 +70,8 @@ def measure_costs(
         answers: bool [B, T] per sample, True at the tokens of its answers; the first position is False.
         config: cost, recipe, seed, work folder, calibration device.
         exclusions: samples that are left out already; those in which NaN or Inf turns up are added.
+        structure: of the model; found here if it is not given.
+        ranks: over which the samples are spread; all are given the same arguments.
 
     Raises:
         ValueError: no sample has an answer's token; the work folder belongs to another run, is in use by one, or
@@ -73,28 +81,28 @@ def measure_costs(
         raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
     budget = config.budget
     assert budget is not None
-    device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
+    device = device_of(ranks, config.calibration.device)
     samples = numbered(samples)
-    exclusions = exclusions or Exclusions(len(samples))
+    structure = structure or ModelStructure.of(model)
+    exclusions = exclusions or Exclusions(len(samples), structure.dtype)
     work_path = config.calibration.work_path
     folder = work_path / "costs" if work_path is not None else None
-    run: dict[str, Any] = {}
-    if folder is not None:
-        run = {
-            "weights": digest([model.state_dict()]),
+
+    def run() -> dict[str, Any]:
+        return {
             "options": {path: [option.scheme.to_dict() for option in choices] for path, choices in options.items()},
-            "samples": digest(samples),
             "answers": digest([{"a": a} for a in answers]),
             "recipe": config.recipe.to_dict(),
             "seed": config.seed,
             "activation_bits": config.activation_bits,
-            **run_facts(config),
+            **run_facts(config, samples, model),
         }
-    blocks = find_decoder_blocks(model)
+
+    blocks = list(structure.blocks.values())
     costs: dict[str, list[float]] = {path: [] for path in options}
     count = max(len(choices) for choices in options.values())
     with (
-        work_folder(folder, run) as store,
+        shared_folder(folder, run, ranks) as store,
         independent_of_thread_count(model),
         tqdm(total=count * (len(blocks) + len(samples)), desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
@@ -106,10 +114,12 @@ def measure_costs(
                 found = known
                 bar.update(len(blocks) + len(samples))
             else:
-                errors = errors_of(model, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.")
-                with sequential_onload(model, list(blocks.values()), device):
-                    found = _costs_of(
-                        model, errors, samples, answers, config.seed, budget.cost, device, bar, exclusions
+                errors = errors_of(
+                    model, structure, plan, samples, config, device, bar, exclusions, store, f"{index}.errors.", ranks
+                )
+                with sequential_onload(model, blocks, device):
+                    found = costs_of(
+                        model, errors, samples, answers, config.seed, budget.cost, device, bar, exclusions, ranks
                     )
                 if store is not None:
                     facts = {"costs": json.dumps(found), "left_out": json.dumps(exclusions.where)}
@@ -125,42 +135,46 @@ def measure_costs(
 
 def errors_of(
     model: PreTrainedModel,
+    structure: ModelStructure,
     plan: Plan,
     samples: Sequence[Sample],
     config: QAIGConfig,
     device: torch.device | str | None,
     bar: ProgressBar,
     exclusions: Exclusions,
-    store: WorkFolder | None = None,
+    store: SharedFolder | None = None,
     prefix: str = "",
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Computes the rounding error of each weight by the recipe: path → [N, K] in the weight's dtype, on the CPU.
 
     Every block reads full-precision inputs, because the rounding of earlier blocks is not decided yet. The errors of a
     block are kept in `store`, as `prefix` and the block's path.
     """
-    recipe, (targets, _) = config.recipe, find_targets(model, [], samples if config.recipe.calibrates else [], device)
+    recipe, errors = config.recipe, {}
     if recipe.rounding == "learned":  # learning every width would take hours; its start ranks them as well
         recipe = replace(recipe, rounding="gptq")
-    finder, modules, errors = GroupFinder(model, config.seed), [target.module for target in targets], {}
     read: Sequence[Sample] = samples if recipe.calibrates else []
+    targets, _ = find_targets(model, structure, [], read, device)
+    finder, modules = GroupFinder(structure.shared, config.seed), [target.module for target in targets]
     with (
         offloaded(model, modules, device) as offload,
         PausedForwards(model, modules, read, inputs_device="cpu") as full,
     ):
-        exclude_samples = sample_excluder(exclusions, read, overflow_advice(model.dtype), full)
+        exclude_samples = sample_excluder(exclusions, read, full)
+        drop_others(ranks, len(read), held_back_every(recipe), full)
         for index, target in enumerate(targets):
             path, block = target.path, target.module
             masks = [token_mask(sample, target.token_input) for sample in samples]
             schemes, waiting = inside(plan, path), full.inputs(index)
-            inputs = TargetInputs(waiting, waiting, masks, exclude_samples)
+            inputs = TargetInputs(waiting, waiting, masks, exclude_samples, ranks)
             check_inputs_of(path, inputs)
             with offload.onload(block):
                 of_file = partial(_stored_errors, block, list(schemes))
                 known = _recall(store, f"{prefix}{path}", exclusions, of_file) if schemes else None
                 if known is not None:
                     found = known
-                    exclude_samples = sample_excluder(exclusions, read, overflow_advice(model.dtype), full)
+                    exclude_samples = sample_excluder(exclusions, read, full)
                 elif schemes:
                     token_weights = token_weights_of(recipe, config.seed)  # for each block, as if it stood alone
                     settings = settings_of(config, recipe, finder, token_weights)
@@ -183,7 +197,7 @@ Pieces = TypeVar("Pieces")
 
 
 def _recall(
-    store: WorkFolder | None,
+    store: SharedFolder | None,
     name: str,
     exclusions: Exclusions,
     read: Callable[[dict[str, Tensor], dict[str, str]], Pieces],
@@ -215,7 +229,7 @@ def _stored_errors(
     return {name: tensors[name] for name in names}
 
 
-def _costs_of(
+def costs_of(
     model: nn.Module,
     errors: Errors,
     samples: Sequence[Sample],
@@ -225,46 +239,48 @@ def _costs_of(
     device: torch.device | str | None,
     bar: ProgressBar,
     exclusions: Exclusions,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Computes the cost of each error, over all samples that are not left out."""
-    generator = torch.Generator().manual_seed(seed)
-    total: Tensor = torch.zeros(())
-    tokens = 0
-    for waiting, answer in zip(samples, answers):
-        bar.update()
-        if waiting in exclusions:
-            continue
-        sample = moved(waiting, device)
+    """Computes the cost of each error, over all samples that are not left out, each of which one rank runs."""
+    used = [(sample, answer) for sample, answer in zip(samples, answers) if sample not in exclusions]
+    bar.update(len(samples) - len(used))
+    draws = Draws(seed, [int(answer[:, 1:].sum()) for _, answer in used])
 
-        def log_p(sample: Mapping[str, Any] = sample, answer: Tensor = answer) -> Tensor:
+    def cost_of(place: int) -> Tensor:
+        bar.update(ranks.size)
+        sample, answer = moved(used[place][0], device), used[place][1]
+
+        def log_p() -> Tensor:
             return answer_log_probabilities(model, sample, answer)
 
         with torch.no_grad():
             full = log_p() if cost in ("integrated_gradients", "one_at_a_time") else torch.empty(0)
 
-        def loss(full: Tensor = full, log_p: Any = log_p) -> Tensor:
+        def loss() -> Tensor:
             return (full.exp() * (full - log_p())).sum(-1).sum()
 
         if cost == "fisher":
-            found = fisher_losses(model, errors, log_p, generator=generator)
-        elif cost == "integrated_gradients":
-            found = weight_path_shares(model, errors, loss)
-        elif cost == "one_at_a_time":
-            found = losses_alone(model, errors, loss)
-        else:
-            found = output_energies(model, errors, log_p)
+            return fisher_losses(model, errors, log_p, draw=draws.of(place))
+        if cost == "integrated_gradients":
+            return weight_path_shares(model, errors, loss)
+        if cost == "one_at_a_time":
+            return losses_alone(model, errors, loss)
+        return output_energies(model, errors, log_p)
+
+    mine = [place for place in range(len(used)) if ranks.owns(place)]
+    total: Tensor = torch.zeros(())
+    tokens = 0
+    for (sample, answer), found in zip(used, ranks.of_each(zip(mine, mine), cost_of)):
         if is_finite(found):
             total, tokens = total + found, tokens + int(answer.sum())
         else:
-            exclusions.add({waiting.index: "what rounding costs its answers"}, gradient_advice())
+            exclusions.add({sample.index: "what rounding costs its answers"}, gradient_advice())
     if not tokens:
         raise ValueError(
             "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."
         )
-    if cost == "output_error":
-        values = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
-    else:
-        values = total / tokens
+    by = total[1].clamp(min=torch.finfo(torch.float32).tiny) if cost == "output_error" else tokens
+    values = (total[0] if cost == "output_error" else total) / by
     return dict(zip(errors, values.tolist()))
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
+from ..distributed import Terms
 from ..equalization.fold import Group
-from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
-from ..execution.exclusions import NotFinite
+from ..execution.exclusions import NotFinite, place_in
 from ..execution.gathering import gather_group_inputs
-from ..execution.group_inputs import NotReached
-from ..execution.interceptor import TargetInputs
+from ..execution.group_inputs import GroupInputs, NotReached
+from ..execution.interceptor import LayerInputs, TargetInputs
+from ..execution.routed_rows import RoutedRows, gather_routed
+from ..execution.streamed_inputs import StreamedInputs
 from ..execution.token_rows import row_mask
 from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
@@ -23,13 +25,12 @@ from ..token_weights.base import SubBlock
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
 from .experts import StackStep
+from .group_context import GroupContext
+from .held_back import VALIDATION_EVERY, HeldBack, full_outputs
 from .quantizer_settings import QuantizerSettings
 from .reconstruction import BlockReconstruction
-from .routed_rows import Entrance, RoutedRows, gather_routed
-from .steps import GroupContext, Pass, passes
+from .steps import Pass, passes
 
-VALIDATION_EVERY = 4
-"""Every fourth sample is held back from the searches, for validation."""
 SHOWN = 8
 """Samples whose λ is kept in the report."""
 
@@ -52,10 +53,10 @@ class BlockQuantizer:
         self.nothing = BlockDecisions(unrotated, self.recipe.include_zero)
         self.summary = TargetSummary(path)
         self.dtype, self.in_float32 = dtype_of(block, schemes), in_float32(block)
-        samples = list(inputs.full)
+        samples = inputs.samples()
         self.validation = samples[::VALIDATION_EVERY] if self.recipe.validate else []
         self.calibration = [sample for sample in samples if sample not in self.validation] or self.validation
-        self.wanted: dict[int, Tensor] = {}
+        self.held_back = HeldBack(block, inputs, [])
         experts = (name for name, module in block.named_modules() if isinstance(module, LinearExperts))
         self.stacks = {stack: [name for name in schemes if name.startswith(f"{stack}.")] for stack in experts}
 
@@ -65,10 +66,9 @@ class BlockQuantizer:
         Raises:
             NotFinite: a sample is not finite on the way.
         """
-        self.wanted = self._full_outputs(self.validation)
+        self.held_back = HeldBack(self.block, self.inputs, self.validation)
         decisions = self.nothing
-        example = self.inputs.full[self.calibration[0]].to(next(self.block.parameters()).device)
-        groups = self.settings.finder.groups(self.block, example.args, example.kwargs)
+        groups = self.inputs.of_one(self.calibration[0], self._find_groups)
         alone = set(self.schemes).difference(*(group.linears for group in groups), *self.stacks.values())
         self.summary.to_nearest = dict.fromkeys(sorted(alone), "it never runs")
         for steps in passes(self.recipe):
@@ -76,6 +76,10 @@ class BlockQuantizer:
         if self.recipe.rounding == "learned":
             decisions, self.summary.to_nearest = self._learn(decisions), {}
         return decisions
+
+    def _find_groups(self, call: LayerInputs) -> list[Group]:
+        example = call.to(next(self.block.parameters()).device)
+        return self.settings.finder.groups(self.block, example.args, example.kwargs)
 
     def _pass(self, groups: Sequence[Group], steps: Pass, earlier: BlockDecisions) -> BlockDecisions:
         """Takes every group through the steps, in the block that has the earlier decisions' scales folded."""
@@ -88,13 +92,13 @@ class BlockQuantizer:
             if not schemes:
                 continue
             sees_rounding = self.settings.token_weights.sees_earlier_rounding
-            blocks = full, self._rounded(original, decisions, done) if sees_rounding else full
+            blocks = full, self._rounded(original, decisions, done) if sees_rounding and done else full
             done += schemes
             context = GroupContext(
                 original,
                 group,
                 schemes,
-                [],
+                Terms([]),
                 self.recipe,
                 self.dtype,
                 foldable=self.settings.finder.foldable(self.block, group),
@@ -103,10 +107,9 @@ class BlockQuantizer:
             )
             try:
                 context = self._gather(context, decisions, blocks, self.calibration)
+                decisions = self._group(context, decisions, steps, blocks, done)
             except NotReached as found:
                 self.summary.to_nearest.update(dict.fromkeys(schemes, str(found)))
-                continue
-            decisions = self._group(context, decisions, steps, blocks, done)
         if steps.rounds:
             for stack, names in self.stacks.items():
                 if names:
@@ -127,18 +130,23 @@ class BlockQuantizer:
         blocks = full, self._rounded(original, decisions, done)
         done += names
         schemes = {name: self.schemes[name] for name in names}
-        group = Group(tuple(names), stack, None, ())
         context = GroupContext(
-            original, group, schemes, [], self.recipe, self.dtype, foldable=False, path=self.summary.path
+            original,
+            Group((stack,), stack, None, ()),
+            schemes,
+            Terms([]),
+            self.recipe,
+            self.dtype,
+            foldable=False,
+            path=self.summary.path,
         )
         step = StackStep(stack, context, self.settings.expert_memory)
         if not step.decides:
             return decisions
-        where = Entrance(stack, self.block, original, blocks, schemes, decisions.include_zero, self.dtype)
 
         def gather(samples: Sequence[int]) -> RoutedRows:
-            weights, everywhere = self.settings.token_weights, self.settings.all_experts
-            return gather_routed(where, self.inputs, samples, weights, everywhere)
+            weigh = partial(self._weigh, context, decisions)
+            return gather_routed(stack, blocks, self.inputs, samples, weigh, self.settings.all_experts)
 
         try:
             candidate = step(gather(self.calibration), decisions)
@@ -153,6 +161,7 @@ class BlockQuantizer:
         if steps.uses_validation_samples and self.validation:
             candidate = step(gather([*self.calibration, *self.validation]), decisions) or candidate
         self.summary.averaged[stack] = len(step.averaged)
+        self.summary.to_nearest.update(step.to_nearest)
         return candidate
 
     def _group(
@@ -204,28 +213,40 @@ class BlockQuantizer:
         Raises:
             NotReached: none of the samples can be used.
         """
+        ranks = self.inputs.ranks
+        if context.only_sums and ranks.size == 1:
+            weigh = partial(self._weigh, context, decisions)
+            streamed = StreamedInputs(context.block, context.group, blocks, self.inputs, samples, weigh)
+            return replace(context, inputs=Terms(streamed))
         inputs = gather_group_inputs(context.block, context.group, blocks, self.inputs, samples)
-        context = replace(context, inputs=inputs)
-        sub_block = SubBlock(
-            self.block,
-            context.block,
-            context.group,
-            inputs,
-            decisions.schemes,
-            decisions.include_zero,
-            self.dtype,
-            context.is_equalized,
-        )
-        for one, weights in zip(inputs, self.settings.token_weights.weigh(sub_block)):
-            one.token_weights = weights
-            if not is_finite(weights):
-                each = one.token_weights_by_sample().items()
-                sample = next(sample for sample, rows in each if not all(map(is_finite, rows)))
-                raise NotFinite(sample, f"the token weights at {context.members[0]}")
+        ranks.together(lambda: self._weigh_all(context, decisions, list(inputs)), place_in(samples))
         if self.recipe.token_weights != "uniform":
             shown = {s: w for one in inputs for s, w in one.first_sequence_weights().items() if s < SHOWN}
-            self.summary.token_weights.setdefault(context.group.module, {}).update(shown)
-        return context
+            for of_rank in ranks.gather(shown):
+                self.summary.token_weights.setdefault(context.group.module, {}).update(of_rank)
+        return replace(context, inputs=inputs)
+
+    def _weigh_all(self, context: GroupContext, decisions: BlockDecisions, inputs: Sequence[GroupInputs]) -> None:
+        for one, weights in zip(inputs, self._weigh(context, decisions, inputs)):
+            one.token_weights = weights
+
+    def _weigh(self, context: GroupContext, decisions: BlockDecisions, inputs: Sequence[GroupInputs]) -> list[Tensor]:
+        """Computes the token weights λ fp32 `[B, T]` of each of a group's inputs.
+
+        Raises:
+            NotFinite: those of a sample are not finite.
+        """
+        block, group, schemes = context.block, context.group, decisions.schemes
+        sub_block = SubBlock(
+            self.block, block, group, inputs, schemes, decisions.include_zero, self.dtype, context.is_equalized
+        )
+        found = self.settings.token_weights.weigh(sub_block)
+        for one, weights in zip(inputs, found):
+            if not is_finite(weights):
+                each = replace(one, token_weights=weights).token_weights_by_sample().items()
+                sample = next(sample for sample, rows in each if not all(map(is_finite, rows)))
+                raise NotFinite(sample, f"the token weights at {context.group.linears[0]}")
+        return found
 
     def _validation_error(self, original: nn.Module, candidate: BlockDecisions, done: list[str]) -> float:
         """Computes the output error on the validation samples, with the linears in `done` rounded as `candidate` says.
@@ -235,12 +256,8 @@ class BlockQuantizer:
         """
         if not self.validation:
             return float("inf")
-        trial, error = self._rounded(original, candidate, done), OutputError()
-        for sample in self.validation:
-            output = first_tensor(forward(trial, self.inputs.quantized[sample]))
-            if not error.add(output, self.wanted[sample].to(output.device), self.inputs.masks[sample]):
-                raise NotFinite(sample, f"the output with {', '.join(done)} rounded")
-        return 0.0 if math.isnan(error.value) else error.value  # no token to validate by
+        trial = self._rounded(original, candidate, done)
+        return self.held_back.error(trial, f"the output with {', '.join(done)} rounded")
 
     def _rounded(self, original: nn.Module, decisions: BlockDecisions, names: list[str]) -> nn.Module:
         return cast_like(rounded(original, decisions, names, self.dtype), self.block)
@@ -248,7 +265,8 @@ class BlockQuantizer:
     def _learn(self, decisions: BlockDecisions) -> BlockDecisions:
         """Learns the block as a whole: its rounding, then its scales and the other parameters around the linears."""
         inputs = self.inputs
-        targets = self._full_outputs(inputs.full)
+        samples = inputs.samples()
+        targets = full_outputs(self.block, inputs, samples)
         learner = BlockReconstruction(
             self.in_float32,
             inputs.quantized,
@@ -258,6 +276,8 @@ class BlockQuantizer:
             self.recipe.steps,
             self.settings.seed,
             self.dtype,
+            samples,
+            inputs.ranks,
         )
         others = {
             name: parameter.dtype
@@ -269,15 +289,6 @@ class BlockQuantizer:
         decisions, found = learner.scales(decisions, others)
         self._note(found.is_better, f"learned scales {found.start:.2e} → {found.best:.2e}")
         return decisions
-
-    def _full_outputs(self, samples: Iterable[int]) -> dict[int, Tensor]:
-        """Computes the block's outputs for some samples in full precision, finite at real tokens; on the CPU."""
-        outputs = {}
-        for sample in samples:
-            outputs[sample] = first_tensor(forward(self.block, self.inputs.full[sample])).cpu()
-            if not is_finite_where(self.inputs.masks[sample], outputs[sample]):
-                raise NotFinite(sample, "the full-precision output")
-        return outputs
 
     def _note(self, accepted: bool, what: str) -> None:
         (self.summary.accepted if accepted else self.summary.rejected).append(what)

@@ -113,12 +113,13 @@ def copy_block(block: nn.Module) -> nn.Module:
 
 def in_float32(block: nn.Module) -> nn.Module:
     """Returns a frozen fp32 copy of the block, whose experts stay in their dtype: they are cast one at a time."""
-    copied = copy_block(block)
-    shared = {id(weight) for weight in _weights_of_experts(copied)}
-    for tensor in chain(copied.parameters(), copied.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in shared:
-            tensor.data = tensor.data.float()
-    return copied.requires_grad_(False)
+    copies: dict[int, Tensor] = {id(weight): weight for weight in _weights_of_experts(block)}
+    for tensor in chain(block.parameters(), block.buffers()):
+        if tensor.is_floating_point() and id(tensor) not in copies:
+            values = tensor.detach().to(torch.float32, copy=True)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(values, requires_grad=False) if is_parameter else values
+    return copy.deepcopy(block, copies).requires_grad_(False)
 
 
 def _weights_of_experts(block: nn.Module) -> list[nn.Parameter]:
@@ -135,11 +136,15 @@ def dtype_of(block: nn.Module, schemes: Plan) -> torch.dtype:
 def folded(original: nn.Module, decisions: BlockDecisions) -> nn.Module:
     """Returns a copy of the fp32 block with every decided scale folded: the same function, other weights."""
     block = copy_block(original)
+    _fold_into(block, decisions)
+    return block
+
+
+def _fold_into(block: nn.Module, decisions: BlockDecisions) -> None:
     for group, scale in decisions.scales:
         fold(block, group, scale)
     for name, value in decisions.parameters.items():
         block.get_parameter(name).data.copy_(value)
-    return block
 
 
 def folded_view(original: nn.Module, decisions: BlockDecisions) -> nn.Module:
@@ -196,11 +201,11 @@ class RoundedLinear(nn.Linear):
         return nn.functional.linear(inputs, self.weight.float(), bias).to(x.dtype)
 
 
-def packed(original: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:
-    """Makes the folded block with a packed layer for every linear of the plan.
+def pack(block: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:
+    """Folds a block and puts a packed layer in the place of every linear of the plan. A dense weight is freed then.
 
     Args:
-        original: the fp32 block; not changed.
+        block: in fp32; changed, and returned.
         decisions: made for it.
         dtype: of the scales.
         path: of the block, for the error.
@@ -208,7 +213,7 @@ def packed(original: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, p
     Raises:
         ValueError: a rounded weight overflows `dtype`.
     """
-    block = folded(original, decisions)
+    _fold_into(block, decisions)
     for name, scheme in decisions.schemes.items():
         weight = decisions.rounding(name, decisions.weight(block, name), dtype)
         weight.check_range(dtype, f"{path}.{name}")

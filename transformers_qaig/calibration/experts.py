@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -9,17 +10,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..execution.routed_rows import RoutedRows
 from ..nn.experts_layout import ExpertsLayout, expert_path, split_path
 from ..nn.experts_module import LinearExperts
 from ..rounding.clipping import diagonal_blocks, search_clipping
-from ..rounding.hessian import MIN_TOKENS, Hessian, HessianAccumulator
+from ..rounding.hessian import DAMPING, MIN_TOKENS, Hessian, HessianAccumulator
 from ..utils.memory import free_memory
 from .decisions import BlockDecisions, folded_view
-from .routed_rows import RoutedRows
-from .steps import GroupContext, gptq
+from .group_context import GroupContext
+from .steps import gptq
 
 SHARE_OF_FREE_MEMORY = 4
 """A quarter of what is free on the device may hold second moments of experts, unless a limit is given."""
+MORE_DAMPING = 4
+"""The Hessian's damping grows by this times K / n, with K channels and n tokens of an expert."""
+_MOST_NOISE = 100.0
 _FLOAT32 = 4
 
 
@@ -35,12 +40,14 @@ class StackStep:
         context: of all its linears, without inputs.
         memory: bytes that the moments of a slice may take; None for a share of what is free.
         averaged: the experts that had too few tokens, in the last call.
+        to_nearest: path in the block of a weight that was rounded to nearest in the last call → why.
     """
 
     stack: str
     context: GroupContext
     memory: int | None = None
     averaged: list[int] = field(default_factory=list)
+    to_nearest: dict[str, str] = field(default_factory=dict)
 
     @property
     def decides(self) -> bool:
@@ -61,7 +68,7 @@ class StackStep:
         experts = block.get_submodule(self.stack)
         assert isinstance(experts, LinearExperts)
         counts = rows.counts(experts.stack.num_experts)
-        self.averaged = [expert for expert, count in enumerate(counts) if count < MIN_TOKENS]
+        self.averaged, self.to_nearest = [e for e, count in enumerate(counts) if count < MIN_TOKENS], {}
         for names in (experts.stack.projections[:-1], ("down_proj",)):
             decisions = self._projections(names, rows, block, experts, decisions)
         return decisions
@@ -131,9 +138,11 @@ class StackStep:
     ) -> BlockDecisions:
         """Adds the codes, or clipped ranges, of some experts' projections; nothing if no token counts."""
         context, recipe = self.context, self.context.recipe
+        paths = [expert_path(self.stack, expert, name) for expert in wanted for name in names]
         if solved is None:
+            self.to_nearest.update(dict.fromkeys(paths, "no token counts for it"))
             return decisions
-        for path in (expert_path(self.stack, expert, name) for expert in wanted for name in names):
+        for path in paths:
             weight, arguments = decisions.weight(block, path), decisions.grid_arguments(path, context.dtype)
             if solved.hessian is None:
                 blocks = diagonal_blocks(solved.moment, arguments["group_size"])
@@ -250,15 +259,14 @@ class Moments:
                 mine.mass = mine.mass.to(theirs.mass) + theirs.mass
 
     @property
-    def trusted(self) -> float:
-        """How far the shift is trusted: n / (n + K) with n = (Σ λ)² / Σ λ², the number of tokens that count alike.
+    def noise(self) -> float:
+        """K / n for K channels and n = (Σ λ)² / Σ λ², the number of tokens that count alike.
 
-        Its regression on K channels fits noise too, of K / n: an expert sees few tokens where a linear sees all.
+        An expert sees few tokens where a linear sees all. So its moments, and a regression by them, are noisier.
         """
         if not float(self.squares):  # of weights so small that their squares are zero
-            return 0.0
-        tokens = float(self.second.mass) ** 2 / float(self.squares)
-        return tokens / (tokens + len(self.second.moment))
+            return math.inf
+        return len(self.second.moment) * float(self.squares) / float(self.second.mass) ** 2
 
     def solved(self, context: GroupContext) -> Solved | None:
         """Returns the means, and the Hessian if the recipe rounds by it; None if no token counts."""
@@ -266,5 +274,8 @@ class Moments:
         if not float(mass):
             return None
         moment, shift = self.second.moment / mass.clamp(min=1e-12), self.shift.moment / mass.clamp(min=1e-12)
-        hessian = Hessian.of(moment) if context.recipe.rounding != "nearest" else None
-        return Solved(moment, self.trusted * shift, hessian)
+        if context.recipe.rounding == "nearest":
+            return Solved(moment, shift, None)
+        as_published = not context.recipe.clipping  # the recipe `gptq`
+        damping = DAMPING * (1 if as_published else 1 + MORE_DAMPING * min(self.noise, _MOST_NOISE))
+        return Solved(moment, shift / (1 + self.noise), Hessian.of(moment, damping=damping))

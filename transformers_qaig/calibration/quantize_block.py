@@ -13,7 +13,7 @@ from ..execution.interceptor import TargetInputs
 from ..report.summary import TargetSummary
 from ..scheme import Plan
 from .block_quantizer import BlockQuantizer
-from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, packed
+from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, pack
 from .quantizer_settings import QuantizerSettings
 
 
@@ -41,7 +41,7 @@ def quantize_block(
     if not schemes:
         return BlockResult(copy.deepcopy(block), {}, TargetSummary(path), settings.token_weights.state())
     decisions, summary = decide(block, path, schemes, inputs, settings)
-    module = cast_like(packed(in_float32(block), decisions, dtype_of(block, schemes), path), block)
+    module = cast_like(pack(in_float32(block), decisions, dtype_of(block, schemes), path), block)
     return BlockResult(module, decisions.schemes, summary, settings.token_weights.state())
 
 
@@ -54,7 +54,7 @@ def decide(
     """
     recipe, token_weights = settings.recipe, settings.token_weights
     before, left_out = token_weights.state(), []
-    while recipe.calibrates and inputs.full:
+    while recipe.calibrates and inputs.samples():
         token_weights.restore(before)
         quantizer = BlockQuantizer(block, path, schemes, inputs, settings)
         try:

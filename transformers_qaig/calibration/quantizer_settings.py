@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import QAIGConfig
-from ..config.size import parse_size
+from ..config.size import parse_memory
 from ..equalization.finder import GroupFinder
 from ..recipes import Recipe
 from ..token_weights.base import TokenWeights
@@ -37,5 +37,5 @@ def settings_of(
 ) -> QuantizerSettings:
     """Makes the settings of a run."""
     run = config.calibration
-    memory = None if run.expert_memory is None else parse_size(run.expert_memory)
+    memory = None if run.expert_memory is None else parse_memory(run.expert_memory)
     return QuantizerSettings(recipe, finder, token_weights, config.seed, run.moe_calibrate_all_experts, memory)

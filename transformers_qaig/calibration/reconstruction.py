@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed import ALONE, Ranks, Terms
+from ..distributed.gradients import gradients_in_order
 from ..execution.block_outputs import first_tensor
 from ..execution.interceptor import LayerInputs, map_tensors
 from ..rounding.learned import (
@@ -42,6 +45,8 @@ class BlockReconstruction:
         steps: of the learning; each draws `BATCH` samples.
         seed: of the draw.
         dtype: what scales are stored in.
+        samples: of all ranks, in order; those before are of this rank, but for `validation`. None: all are here.
+        ranks: that learn together, in the same steps.
     """
 
     original: nn.Module
@@ -52,6 +57,8 @@ class BlockReconstruction:
     steps: int
     seed: int
     dtype: torch.dtype
+    samples: Sequence[int] | None = None
+    ranks: Ranks = ALONE
 
     def rounding(self, decisions: BlockDecisions) -> tuple[BlockDecisions, Learned]:
         """Returns the decisions so far with the rounding of every linear learned, and how the error fell."""
@@ -95,11 +102,10 @@ class BlockReconstruction:
 
     def _learn(self, block: nn.Module, soft: Mapping[str, Learnable], rate: float, what: str) -> Learned:
         device = next(block.parameters()).device
-        drawn_from = [sample for sample in self.calls if sample not in self.validation] or list(self.validation)
-        mass = {sample: float(weight.sum()) for sample, weight in self.weights.items()}
-        power = sum(
-            float((self.weights[s].unsqueeze(-1) * target.float().square()).sum()) for s, target in self.targets.items()
-        )
+        samples = list(self.calls) if self.samples is None else self.samples
+        drawn_from = [sample for sample in samples if sample not in self.validation] or list(self.validation)
+        mass = dict(zip(samples, self._of_each(samples, lambda s: float(self.weights[s].sum()))))
+        power = sum(self._of_each(samples, self._power))
         unit = power / sum(mass.values()) or 1.0  # mean ‖target‖² of a token
 
         def loss(tensors: Mapping[str, Tensor], sample: int) -> Tensor:
@@ -116,18 +122,28 @@ class BlockReconstruction:
 
         def batch_loss(tensors: Mapping[str, Tensor], step: int) -> float:
             batch = [drawn_from[i] for i in torch.randperm(len(drawn_from), generator=generator)[:BATCH].tolist()]
-            total = 0.0
-            for sample in batch:
-                value = loss(tensors, sample)
-                value.backward()
-                total += float(value.detach())
+            total = gradients_in_order(partial(loss, tensors), list(tensors.values()), self._terms(batch))
             mean = total / sum(mass[sample] for sample in batch)
             bar.update()
             bar.set_postfix(loss=f"{mean:.2e}")
             return mean
 
         def validate(tensors: Mapping[str, Tensor]) -> float:
-            return sum(float(loss(tensors, s)) for s in self.validation) / sum(mass[s] for s in self.validation)
+            losses = self._of_each(self.validation, lambda s: float(loss(tensors, s)))
+            return sum(losses) / sum(mass[s] for s in self.validation)
 
         with tqdm(total=self.steps, desc=f"Learning {what}", unit="step", leave=False) as bar:
             return learn(soft, batch_loss, validate, steps=self.steps, rate=rate)
+
+    def _power(self, sample: int) -> float:
+        return float((self.weights[sample].unsqueeze(-1) * self.targets[sample].float().square()).sum())
+
+    def _of_each(self, samples: Sequence[int], compute: Callable[[int], float]) -> list[float]:
+        """Returns a number of each of some samples, on all ranks."""
+        return self.ranks.of_each(((place, s) for place, s in enumerate(samples) if s in self.targets), compute)
+
+    def _terms(self, batch: Sequence[int]) -> Terms[int]:
+        """Returns the samples of a batch, each on the rank that has it."""
+        mine = [sample for sample in batch if sample in self.targets]
+        owners = {sample: rank for rank, of_rank in enumerate(self.ranks.gather(mine)) for sample in of_rank}
+        return Terms(mine, [owners[sample] for sample in batch], self.ranks)

@@ -14,14 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
+from ..distributed import ALONE, Ranks
+from ..distributed.work_folder import SharedFolder, shared_folder
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import TargetSummary
 from ..scheme import Plan, Rotation, plan_to_dict
 from ..utils.hashing import digest
-from ..utils.work_folder import work_folder
 from .quantize_block import BlockResult
 
-FORMAT = 3
+FORMAT = 4
 """Version of a finished block's facts."""
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""
@@ -38,26 +39,32 @@ class BlockStore(ExitStack):
         plan: what is packed and how.
         samples: the calibration samples.
         model: in full precision; hashed if there is a `work_dir`.
+        ranks: of which the main one reads and writes.
 
     Raises:
         ValueError: the folder belongs to a run with another model, configuration or calibration data, is in use, or
             cannot be written.
     """
 
-    def __init__(self, config: QAIGConfig, plan: Plan, samples: Sequence[Mapping[str, Any]], model: nn.Module):
+    def __init__(
+        self,
+        config: QAIGConfig,
+        plan: Plan,
+        samples: Sequence[Mapping[str, Any]],
+        model: nn.Module,
+        ranks: Ranks = ALONE,
+    ):
         super().__init__()
-        self.folder = None
-        if config.calibration.work_path is not None:
-            run = {
+
+        def run() -> dict[str, Any]:
+            return {
                 "format": FORMAT,
                 "config": {**config.to_dict(), "plan": None},
                 "plan": plan_to_dict(plan),
-                "samples": digest(samples),
-                "weights": digest([model.state_dict()]),
-                "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
-                **run_facts(config),
+                **run_facts(config, samples, model),
             }
-            self.folder = self.enter_context(work_folder(config.calibration.work_path, run))
+
+        self.folder = self.enter_context(shared_folder(config.calibration.work_path, run, ranks))
 
     def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
         """Returns the finished block at `path`, or None."""
@@ -73,24 +80,39 @@ class BlockStore(ExitStack):
         )
 
     def save(self, path: str, result: BlockResult) -> None:
-        """Keeps a finished block, unless it was resumed."""
-        if self.folder is None or result.summary.resumed:
+        """Keeps a finished block, unless it was resumed. Its tensors are mapped from the file from then on."""
+        if self.folder is None:
             return
+        if not result.summary.resumed:
+            self._write(self.folder, path, result)
+        tensors = self.folder.tensors(path)
+        if tensors is not None:
+            result.module.load_state_dict(tensors, assign=True)
+
+    @staticmethod
+    def _write(folder: SharedFolder, path: str, result: BlockResult) -> None:
         summary = {k: v for k, v in asdict(result.summary).items() if k not in ("token_weights", "resumed")}
         rotations = {
             name: scheme.rotation._asdict() for name, scheme in result.schemes.items() if scheme.rotation is not None
         }
         facts = {"summary": summary, "rotations": rotations, "token_weights": result.state}
-        self.folder.save(path, result.module.state_dict(), {name: json.dumps(fact) for name, fact in facts.items()})
+        folder.save(path, result.module.state_dict(), {name: json.dumps(fact) for name, fact in facts.items()})
 
 
-def run_facts(config: QAIGConfig) -> dict[str, bool]:
-    """Returns the settings of one run that change the result, and that its config.json does not hold."""
-    return {"moe_calibrate_all_experts": True} if config.calibration.moe_calibrate_all_experts else {}
+def run_facts(config: QAIGConfig, samples: Sequence[Mapping[str, Any]], model: nn.Module) -> dict[str, str | bool]:
+    """Returns what changes the result of a run, and is not in its config.json; all weights are read for it."""
+    facts: dict[str, str | bool] = {
+        "samples": digest(samples),
+        "weights": digest([model.state_dict()]),
+        "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
+    }
+    if config.calibration.moe_calibrate_all_experts:
+        facts["moe_calibrate_all_experts"] = True
+    return facts
 
 
 def _result_of(block: nn.Module, schemes: Plan, tensors: dict[str, Tensor], facts: Mapping[str, str]) -> BlockResult:
-    """Makes a finished block of what its file holds."""
+    """Makes a finished block of what its file holds, on the device of the block in full precision."""
     module, rotations = copy.deepcopy(block), json.loads(facts["rotations"])
     became = {}
     for name, scheme in schemes.items():
@@ -101,7 +123,8 @@ def _result_of(block: nn.Module, schemes: Plan, tensors: dict[str, Tensor], fact
         became[name] = replace(scheme, rotation=rotation)
         dtype = tensors[f"{name}.weight_scale"].dtype
         module.set_submodule(name, QAIGLinear.like(linear, became[name], dtype=dtype))
-    module.load_state_dict(tensors)
+    devices = {name: tensor.device for name, tensor in module.state_dict().items()}
+    module.load_state_dict({name: tensor.to(devices[name]) for name, tensor in tensors.items()}, assign=True)
     return BlockResult(module, became, _summary_of(facts), json.loads(facts["token_weights"]))
 
 

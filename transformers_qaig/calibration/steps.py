@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..equalization.fold import Group
 from ..equalization.search import search_scale
 from ..execution.group_inputs import GroupInputs, run
 from ..nn.linear import get_linear
@@ -17,107 +15,11 @@ from ..recipes import Recipe
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
 from ..rounding.gptq import gptq as gptq_codes
 from ..rounding.gptq import gptq_on_best_grid
-from ..rounding.hessian import MIN_TOKENS, Hessian, HessianAccumulator
+from ..rounding.hessian import MIN_TOKENS, Hessian
 from ..rounding.quant_grid import QuantizedWeight, minmax_grid
 from ..rounding.scale_refit import refit_scales
-from ..scheme import Plan, Rotation
 from .decisions import BlockDecisions, folded_view
-
-
-@dataclass(frozen=True)
-class GroupContext:
-    """The inputs of a step.
-
-    Attributes:
-        block: in fp32, before any decision of this pass; not changed.
-        group: the linears that read one tensor.
-        schemes: path of each of them that is in the plan → how the plan stores it, with the rotation that it offers.
-        inputs: the samples at their entrance, with token weights.
-        recipe: the settings of the steps.
-        dtype: what the scales are stored in.
-        foldable: whether a scale on the tensor can be folded away.
-        path: of the block, for warnings.
-        counts_padding: whether padding counts when a scale is searched.
-        measured: rotation → moments of earlier samples, which are added to those of `inputs`: of hidden_q, of hidden_q
-            with hidden - hidden_q, and Σ λ. On the CPU: at 19,000 channels each is 1.4 GB, and they are idle while the
-            block is validated.
-    """
-
-    block: nn.Module
-    group: Group
-    schemes: Plan
-    inputs: list[GroupInputs]
-    recipe: Recipe
-    dtype: torch.dtype
-    foldable: bool
-    path: str = ""
-    counts_padding: bool = False
-    measured: dict[Rotation | None, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-
-    @property
-    def members(self) -> list[str]:
-        """The group's linears that are in the plan."""
-        return list(self.schemes)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the block."""
-        return next(self.block.parameters()).device
-
-    @property
-    def is_equalized(self) -> bool:
-        """Whether the recipe searches a scale for this group."""
-        shared = len(set(self.group.channels)) < len(self.group.channels)
-        recipe, bits = self.recipe, max(scheme.bits for scheme in self.schemes.values())
-        wanted = recipe.equalization != "none" and bits <= recipe.equalization_bits
-        return wanted and self.foldable and (recipe.equalize_gqa or not shared)
-
-    @property
-    def num_tokens(self) -> int:
-        """The number of real tokens in the inputs."""
-        return sum(int(inputs.mask.sum()) for inputs in self.inputs)
-
-    def name_of(self, member: str) -> str:
-        """Returns a member's path in the model."""
-        return f"{self.path}.{member}"
-
-    def loaded(self) -> Iterator[GroupInputs]:
-        """Yields the inputs one after the other, on the block's device."""
-        return (inputs.loaded(self.device) for inputs in self.inputs)
-
-    def scale(self, decisions: BlockDecisions) -> Tensor:
-        """Returns E that `decisions` folds into the group; 1 if none."""
-        return next((e for g, e in decisions.scales if g is self.group), torch.ones(())).to(self.device)
-
-    def quantized_inputs(self, decisions: BlockDecisions) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields what the linears multiply in the quantized model once `decisions` is folded, and the token weights."""
-        scale, name = self.scale(decisions), self.members[0]
-        return ((decisions.inputs(one.hidden_q / scale, name), one.token_weights) for one in self.loaded())
-
-    def measure(self, decisions: BlockDecisions) -> tuple[Tensor, Tensor]:
-        """Computes second moments of all inputs so far.
-
-        Returns:
-            Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, both fp32 `[K, K]`. x_q is
-            what the linears multiply in the quantized model, x what they would in the full-precision one.
-        """
-        scale, name = self.scale(decisions), self.members[0]
-        rotation = decisions.schemes[name].rotation
-        second, shift = HessianAccumulator(), HessianAccumulator()
-        for inputs in self.loaded():
-            x, x_q = inputs.hidden / scale, decisions.inputs(inputs.hidden_q / scale, name)
-            weights = inputs.token_weights
-            del inputs  # 8192 tokens of 19,000 channels are 0.6 GB
-            second.add(x_q, x_q, weights)
-            if self.recipe.asymmetric:
-                shift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
-        sums = second.moment, shift.moment, second.mass
-        for total, before in zip(sums, self.measured.get(rotation, ())):
-            total += before.to(total.device)
-        moment, shifts, mass = (total.to("cpu", copy=True) for total in sums)
-        self.measured[rotation] = moment, shifts, mass
-        divisor = second.mass.clamp(min=1e-12)
-        return second.moment.div_(divisor), shift.moment.div_(divisor) if self.recipe.asymmetric else shift.moment
+from .group_context import GroupContext
 
 
 class Step(Protocol):
@@ -149,13 +51,18 @@ class Equalize:
         activation_bits = decisions.schemes[context.members[0]].activation_bits
         rounds_inputs = activation_bits == 8
         weights = {name: get_linear(block, name).weight for name in context.members}
-        wanted, magnitude, count = [], torch.zeros(len(group.channels), device=context.device), 0
-        for inputs in context.loaded():
+        wanted: list[Tensor] = []
+
+        def look(inputs: GroupInputs) -> tuple[Tensor, int]:
             x = inputs.hidden_q if rounds_inputs else inputs.hidden
             wanted.append(run(block, group, inputs, x).cpu())
             counted = torch.ones_like(inputs.mask) if context.counts_padding else inputs.mask
-            magnitude += x[counted].abs().sum(0)
-            count += int(counted.sum())
+            return x[counted].abs().sum(0), int(counted.sum())
+
+        magnitude, count = torch.zeros(len(group.channels), device=context.device), 0
+        for size, tokens in context.of_each(look):
+            magnitude += size.to(context.device)
+            count += tokens
         magnitude /= count
 
         def loss(scale: Tensor) -> float:
@@ -165,13 +72,18 @@ class Equalize:
             }
             if not rounds_inputs:
                 trial = {name: weight / scale for name, weight in trial.items()}
-            total, mass = 0.0, 0.0
-            for inputs, target in zip(context.loaded(), wanted):
+            targets = iter(wanted)
+
+            def error_of(inputs: GroupInputs) -> tuple[float, float]:
                 x = inputs.hidden_q / scale if rounds_inputs else inputs.hidden
-                difference = run(block, group, inputs, x, trial, activation_bits) - target.to(context.device)
+                difference = run(block, group, inputs, x, trial, activation_bits) - next(targets).to(context.device)
                 error = (difference.abs() if recipe.equalization == "mae" else difference.square()).mean(-1)
                 weight = inputs.weights_of_output(error.shape)
-                total, mass = total + float((error * weight).sum()), mass + float(weight.sum())
+                return float((error * weight).sum()), float(weight.sum())
+
+            total, mass = 0.0, 0.0
+            for error, weight in context.of_each(error_of):
+                total, mass = total + error, mass + weight
             return total / mass if mass else 0.0
 
         layer = context.name_of(context.members[0])
@@ -191,7 +103,8 @@ class Clip:
             return None
         block, clippings = folded_view(context.block, decisions), {}
         for name in context.members:
-            moments = second_moments(context.quantized_inputs(decisions), decisions.schemes[name].group_size)
+            inputs, size = context.quantized_inputs(decisions), decisions.schemes[name].group_size
+            moments = second_moments(inputs, size, context.inputs)
             weight = decisions.weight(block, name)
             arguments = decisions.grid_arguments(name, context.dtype)
             clippings[name] = search_clipping(weight, moments, layer=context.name_of(name), **arguments)
@@ -212,9 +125,13 @@ class Gptq:
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
         """Returns None with a recipe that rounds to nearest, or with too few tokens."""
         recipe = context.recipe
-        if recipe.rounding == "nearest" or (context.num_tokens < MIN_TOKENS and not context.measured):
+        if recipe.rounding == "nearest":
             return None
+        is_first = not context.measured
         moment, shift = context.measure(decisions)
+        if is_first and context.num_tokens < MIN_TOKENS:
+            context.measured.clear()
+            return None
         hessian = Hessian.of(moment)
         block, roundings = folded_view(context.block, decisions), {}
         targets = {name: decisions.weight(block, name) for name in context.members}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
+from ..execution.dense_copy import dense_copy
 from ..execution.interceptor import TargetInputs
 from ..execution.paused_forward import PausedForwards
+from ..execution.row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, concat_rows, row_chunks_of
+from ..execution.stream_errors import StreamErrors
+from ..execution.targets import Target
 from ..loading.tied_embeddings import replace as replace_everywhere
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
@@ -25,11 +29,10 @@ from .decisions import pack_linear
 from .quantize_block import BlockResult, quantize_block
 from .quantizer_settings import QuantizerSettings
 from .resume import BlockStore
-from .row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, concat_rows, row_chunks_of
-from .targets import Target
 
 NO_PADDING = torch.ones(0, 0, dtype=torch.bool)
 """A token mask for hidden states that are not the text's, such as an image's: all their tokens are real."""
+NO_PICTURES: Mapping[int, Tensor] = {}
 
 
 @dataclass
@@ -41,6 +44,7 @@ class TargetResult:
         chunks: in which it was quantized.
         results: of each chunk.
         errors: of each chunk's output; filled by [`advance`].
+        streams: of the error, if the target was quantized as a whole; filled by [`advance`].
         seconds: wall time, so far.
     """
 
@@ -48,6 +52,7 @@ class TargetResult:
     chunks: Sequence[RowChunk]
     results: Sequence[BlockResult]
     errors: Sequence[OutputError]
+    streams: StreamErrors = field(default_factory=StreamErrors)
     seconds: float = 0.0
 
     @property
@@ -73,7 +78,8 @@ class TargetResult:
         """The summary of all chunks together."""
         summaries = [result.summary for result in self.results]
         if len(summaries) == 1:
-            return replace(summaries[0], path=self.target.path, error=self.error, seconds=self.seconds)
+            found = {name: getattr(self.streams, name).value for name in ("entering", "pictures", "text")}
+            return replace(summaries[0], path=self.target.path, error=self.error, seconds=self.seconds, **found)
         return TargetSummary(
             self.target.path,
             self.error,
@@ -94,7 +100,7 @@ def quantize_target(
     start, chunks = time.perf_counter(), row_chunks_of(target, plan)
     results = [_quantize_chunk(chunk, inputs, settings, store) for chunk in chunks]
     errors = [OutputError() for _ in chunks]
-    return TargetResult(target, chunks, results, errors, time.perf_counter() - start)
+    return TargetResult(target, chunks, results, errors, seconds=time.perf_counter() - start)
 
 
 def _quantize_chunk(
@@ -135,35 +141,61 @@ def _quantize_embedding(embeddings: nn.Embedding, scheme: WeightScheme, recipe: 
     return QAIGEmbedding.like(embeddings, scheme).adopt(concat_rows(chunks))
 
 
+@dataclass
+class _Seen:
+    """What one sample showed of a target: the error of each chunk's output, its streams, what was not finite."""
+
+    errors: list[OutputError] = field(default_factory=list)
+    streams: StreamErrors = field(default_factory=StreamErrors)
+    not_finite: str = ""
+
+
 def advance(
-    result: TargetResult, inputs: TargetInputs, full: PausedForwards | None, quantized: PausedForwards | None
+    result: TargetResult,
+    inputs: TargetInputs,
+    pictures: Mapping[int, Tensor],
+    forwards: tuple[PausedForwards, PausedForwards] | None,
 ) -> None:
     """Runs the target on every sample, in full precision and quantized, and measures its output error.
 
     Args:
         result: of the target; gets the errors.
         inputs: the samples that wait at the target. One whose output is not finite is left out.
-        full: forwards that go on with the full-precision output; None: they end here.
-        quantized: the same with the quantized output.
+        pictures: bool `[B, T]` by sample, True at tokens of pictures; of no sample if the tokens are not the text's.
+        forwards: those that go on with the full-precision output, and with the quantized one; None: they end here.
     """
     start = time.perf_counter()
-    for sample, call in inputs.full.items():
-        call_q, mask = inputs.quantized[sample], inputs.masks[sample]
+    running = [dense_copy(became.module) for became in result.results] if inputs.full else []
+
+    def run(sample: int) -> _Seen:
+        call, call_q, mask = inputs.full[sample], inputs.quantized[sample], inputs.masks[sample]
         outputs: list[tuple[Any, Any]] = []
-        for chunk, became, error in zip(result.chunks, result.results, result.errors):
+        seen = _Seen()
+        for chunk, became in zip(result.chunks, running):
             output = forward(chunk.module, call, on_trial=False)
-            output_q = forward(became.module, call_q, on_trial=False)
+            output_q = forward(became, call_q, on_trial=False)
+            error = OutputError()
             if not error.add(output_q, output, mask):
                 whose = "quantized" if is_finite_where(mask, first_tensor(output)) else "full-precision"
-                inputs.exclude_samples({sample: f"the {whose} output of {chunk.path}"})
-                break
-            if full is not None:
+                seen.not_finite = f"the {whose} output of {chunk.path}"
+                return seen
+            seen.errors.append(error)
+            if len(result.chunks) == 1:
+                seen.streams.add((call_q, call), (output_q, output), mask, pictures.get(sample))
+            if forwards is not None:
                 outputs.append((output, output_q))
-        else:
-            if full is not None and quantized is not None:
-                output, output_q = (concat_outputs(rows) for rows in zip(*outputs))
-                full.resume(sample, output)
-                quantized.resume(sample, output_q)
+        if forwards is not None:
+            for paused, rows in zip(forwards, zip(*outputs)):
+                paused.resume(sample, concat_outputs(rows))
+        return seen
+
+    samples = inputs.samples()
+    for sample, seen in zip(samples, inputs.of_each(samples, run)):
+        for total, error in zip(result.errors, seen.errors):
+            total.join(error)
+        result.streams.join(seen.streams)
+        if seen.not_finite:
+            inputs.exclude_samples({sample: seen.not_finite})
     result.seconds += time.perf_counter() - start
 
 
@@ -202,7 +234,7 @@ def _replace_modules(model: nn.Module, result: TargetResult) -> None:
     elif isinstance(target, nn.Embedding):
         replace_everywhere(model, target, modules[0].cpu())
     else:
-        _install_block(target, modules[0])
+        _install_block(target, modules[0].cpu())
 
 
 def _install_block(block: nn.Module, became: nn.Module) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..config import CANDIDATES, DEFAULT_COST, BitBudget, CalibrationConfig, QAIGConfig
+from ..data.sources import TABLES, is_data_folder
 from ..utils.errors import SettingError
 
 DATA_FILES = (".json", ".jsonl")
@@ -69,15 +70,15 @@ def require_unquantized(options: argparse.Namespace) -> None:
 
 
 def data_source(name: str | None) -> str | None:
-    """Returns a dataset for `QAIGConfig`: the one file of a folder, else the given name.
+    """Returns a dataset for `QAIGConfig`: the one file of a folder, a folder for `datasets`, else the given name.
 
     Raises:
-        UsageError: there is no such file, or the folder does not hold exactly one.
+        UsageError: there is no such file, or the folder holds neither exactly one nor tables.
     """
     path = Path(name or "").expanduser()
     if name is None:
         return None
-    if not path.exists() and path.suffix not in DATA_FILES:
+    if not path.exists() and path.suffix not in (*DATA_FILES, *TABLES):
         try:
             validate_repo_id(name.partition(":")[0])
         except HFValidationError as error:
@@ -85,21 +86,24 @@ def data_source(name: str | None) -> str | None:
         return name
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in DATA_FILES)
+        if is_data_folder(path):
+            return str(path)
         if len(files) != 1:
             raise UsageError(f"{path} holds {len(files)} files of conversations (.json, .jsonl): name one of them.")
         return str(files[0])
     if not path.is_file():
         raise UsageError(f"there is no file {path}.")
-    if path.suffix not in DATA_FILES:
-        raise UsageError(f"{path} is not a .json or .jsonl file of conversations.")
+    if path.suffix not in (*DATA_FILES, *TABLES):
+        raise UsageError(f"{path} is not a file of conversations ({', '.join((*DATA_FILES, *TABLES))}).")
     return str(path)
 
 
-def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGConfig:
+def quantization_config(options: argparse.Namespace, live_page: str | None = None, **settings: Any) -> QAIGConfig:
     """Returns the configuration that the arguments describe.
 
     Args:
         options: of `plan` or `quantize`.
+        live_page: page that shows how far the run is.
         settings: what only one of the two has.
 
     Raises:
@@ -120,6 +124,7 @@ def quantization_config(options: argparse.Namespace, **settings: Any) -> QAIGCon
                 trust_remote_code=options.trust_remote_code,
                 device=options.device,
                 work_dir=options.work_dir,
+                live_page=live_page,
             ),
             **settings,
         )

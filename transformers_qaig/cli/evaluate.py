@@ -1,8 +1,9 @@
-"""Runs `transformers-qaig evaluate MODEL DATA`: compares a model's answers with given ones."""
+"""Runs `transformers-qaig evaluate MODEL`: compares a model's answers with given ones, and with another model's."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,77 +11,179 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config.devices import check_device
+from ..data.columns import COLUMN_NAMES
 from ..data.sources import choose_records, open_records
-from ..report.evaluate import Question, answer_logits, answer_statistics, encode_questions
+from ..report.answers import AnswerDetails, change_lines, changes
+from ..report.batches import kl_of_batching
+from ..report.card_results import add_results, open_card
+from ..report.evaluate import answer_logits, answer_statistics
+from ..report.evaluation_plot import plot
+from ..report.page.comparison import FIGURES, evaluation_page
+from ..report.questions import Question, encode_questions
+from ..report.statistics import AnswerStatistics, paired_differences, paired_ratio
 from ..report.text import aligned
-from .arguments import UsageError, data_source, loading, require_model, set_loudness
+from ..utils.files import write
+from ..utils.logging import get_logger
+from .arguments import UsageError, data_source, require_model, set_loudness
+from .evaluated_models import load_model, shared_processor
 
+logger = get_logger(__name__)
+
+LARGEST_KL_OF_BATCHING = 0.1
+"""Nats a token; bfloat16 on the tiny VLM moves KL by less than 1e-5."""
 Records = tuple[list[Any], Path | None]
-FIGURES = {
-    "exact_match": "answers given exactly",
-    "kl": "KL to the reference, nats per token",
-    "agreement": "same first choice as the reference",
-    "perplexity": "perplexity of the answers",
-}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures and prints.
+    """Measures, prints, and writes what is asked for.
 
     Raises:
         UsageError: an argument is wrong; no model was loaded yet.
         ValueError, OSError: what loading or the data raise.
     """
     set_loudness(options)
-    for name in ("num_samples", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
     device = _device(options.device)
+    columns = check(options)
     records = _records(options)
-    for name in (options.model, options.reference):
-        if name is not None:
-            require_model(name)
-    processor = AutoProcessor.from_pretrained(options.model, **loading(options))
+    processor, whose = shared_processor(options)
+
     # One model after the other: memory need not hold both.
-    expected: list[Tensor] | None = None
+    def load(name: str) -> tuple[PreTrainedModel, list[Question]]:
+        model = load_model(name, device, options)
+        questions = _questions(model, processor, records, columns)
+        if options.batch_size != 1 and (kl := kl_of_batching(model, questions)) > LARGEST_KL_OF_BATCHING:
+            logger.warning(
+                "%s predicts one question otherwise if another is in its batch (KL %.2g): a kernel of its library is "
+                "wrong. --batch-size 1 measures what `generate` gives for a single prompt.", name, kl,
+            )  # fmt: skip
+        return model, questions
+
+    expected: Sequence[Tensor] | None = None
+    theirs: list[AnswerDetails] = []
     if options.reference is not None:
-        access = {"token": options.token, "trust_remote_code": options.trust_remote_code}
-        reference = _load(options.reference, device, access)
-        questions = _questions(reference, processor, records)
+        reference, questions = load(options.reference)
         expected = answer_logits(reference, questions, batch_size=options.batch_size)
         del reference
-    model = _load(options.model, device, loading(options))
+        full = answer_statistics(expected, processor, questions, details=theirs)
+    ours: list[AnswerDetails] = []
+    model, own_questions = load(options.model)
     if options.reference is None:
-        questions = _questions(model, processor, records)
-    statistics = answer_statistics(model, processor, questions, reference=expected, batch_size=options.batch_size)
-    summary = statistics.summary()
-    if options.json:
-        named = {"model": options.model, "reference": options.reference, "data": options.data}
-        print(json.dumps({**named, **summary}, indent=1))
-    else:
-        print(table(summary))
+        questions = own_questions
+    statistics = answer_statistics(
+        model, processor, questions, reference=expected, batch_size=options.batch_size, details=ours
+    )
+    del model
+    result: dict[str, Any] = {
+        "model": options.model, "reference": options.reference, "data": options.data, "processor": whose,
+        **statistics.summary(),
+    }  # fmt: skip
+    text = f"{table(result)}\nprocessor: {whose}"
+    if expected is not None:
+        result["reference_figures"] = full.summary()
+        result["paired"] = paired_differences(statistics, full)
+        counts, described = changes(processor, questions, (full, statistics), (theirs, ours), options.changes)
+        result |= {"changed_counts": counts, "changed": [change.to_dict() for change in described]}
+        text += f"\n\n{paired_lines(result)}\n{change_lines(counts, described)}"
+    if options.baseline is not None:
+        other, _ = load(options.baseline)
+        others = answer_statistics(other, processor, questions, reference=expected, batch_size=options.batch_size)
+        result |= {"baseline": options.baseline, "kl_ratio": _ratio(statistics, others)}
+        text += "\nKL over that of {}: {:.3g} ({:.3g} to {:.3g})".format(options.baseline, *result["kl_ratio"])
+    print(json.dumps(result, indent=1) if options.json else text)
+    _write(options, result)
+
+
+def check(options: argparse.Namespace) -> dict[str, str]:
+    """Raises `UsageError` for a wrong argument, and returns the columns that were named."""
+    for name in ("num_samples", "batch_size", "changes"):
+        value, least = getattr(options, name), 0 if name == "changes" else 1
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    if (options.data is None) == (options.dataset is None):
+        raise UsageError("give the conversations once: --dataset DATA.")
+    options.data = options.data or options.dataset
+    if options.baseline is not None and options.reference is None:
+        raise UsageError("--baseline compares two models' KL to a third: give --reference, too.")
+    for name in ("output", "html", "plot"):
+        file = getattr(options, name)
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UsageError(f"--{name} must be a file in a folder that is there, got {file}.")
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
+    if options.card:
+        _check_card(options.model)
+    for name in (options.model, options.reference, options.baseline):
+        if name is not None:
+            require_model(name)
+    columns = {}
+    for pair in options.columns or ():
+        part, is_pair, column = pair.partition("=")
+        if not is_pair or not column or part not in (known := [*COLUMN_NAMES, "task"]):
+            raise UsageError(f"--columns takes PART=COLUMN, with a PART of {', '.join(known)}; got {pair!r}.")
+        columns[part] = column
+    return columns
+
+
+def _check_card(model: str) -> None:
+    card = Path(model, "README.md")
+    if not card.is_file():
+        raise UsageError(f"--card adds figures to MODEL/README.md, and there is none in {model}.")
+    try:
+        open_card(card)
+    except ValueError as error:
+        raise UsageError(f"--card: {error}") from error
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Formats the figures of [`AnswerStatistics.summary`] as text, with exact matches of each task if there are any."""
+    """Formats the figures of [`AnswerStatistics.summary`] as text, with those of each task if there are any."""
+    shown = [name for name in FIGURES if name in summary]
     rows = [("", "mean", "± standard error")]
-    rows += [(label, *_cells(summary[name])) for name, label in FIGURES.items() if name in summary]
+    rows += [(FIGURES[name], *_cells(summary[name])) for name in shown]
     for task, figures in summary["tasks"].items():
         rows.append((f"  exactly, {task} ({figures['questions']})", *_cells(figures["exact_match"])))
+        if "kl" in figures:
+            rows.append((f"  KL, {task}", *_cells(figures["kl"])))
     head = f"{summary['questions']:,} answers of {summary['answer_tokens']:,} tokens"
     return f"{head}\n\n{aligned(rows)}"
+
+
+def paired_lines(result: dict[str, Any]) -> str:
+    """Formats the differences to the reference, each with its 95 % interval."""
+    exact, perplexity = (result["paired"][name] for name in ("exact_match", "perplexity"))
+    return "exact match minus the reference's: {:+.4f} ({:+.4f} to {:+.4f})\n".format(
+        *exact
+    ) + "perplexity over the reference's: {:.4f} ({:.4f} to {:.4f})".format(*perplexity)
 
 
 def _cells(figure: dict[str, float]) -> tuple[str, str]:
     return f"{figure['mean']:.4g}", f"{figure['standard_error']:.2g}"
 
 
-def _load(name: str, device: torch.device, access: dict[str, Any]) -> PreTrainedModel:
-    model: Any = AutoModelForImageTextToText.from_pretrained(name, **access)
-    return model.to(device).eval()
+def _ratio(model: AnswerStatistics, other: AnswerStatistics) -> list[float]:
+    if other.kl is not None and not other.kl.any():
+        raise ValueError("--baseline predicts the same as --reference, so nothing can be divided by its KL of 0.")
+    return list(paired_ratio(model, other))
+
+
+def _write(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    said = []
+    if options.output is not None:
+        write(options.output, json.dumps(result, indent=1) + "\n")
+        said.append(f"figures: {options.output}")
+    if options.html is not None:
+        write(options.html, evaluation_page(result))
+        said.append(f"page: {options.html}")
+    if options.plot is not None:
+        plot(result, options.plot)
+        said.append(f"drawn: {options.plot}")
+    if options.card:
+        add_results(card := Path(options.model, "README.md"), result, FIGURES)
+        said.append(f"model card: {card}")
+    if said and not options.json:
+        print("\n".join(said))
 
 
 def _device(name: str | None) -> torch.device:
@@ -99,7 +202,7 @@ def _records(options: argparse.Namespace) -> Records:
     return [record for _, record in choose_records(records, options.num_samples, options.seed, False)], folder
 
 
-def _questions(model: PreTrainedModel, processor: Any, records: Records) -> list[Question]:
+def _questions(model: PreTrainedModel, processor: Any, records: Records, columns: dict[str, str]) -> list[Question]:
     ends: int | Sequence[int] | None = model.generation_config.eos_token_id if model.generation_config else None
     tokens = [ends] if isinstance(ends, int) else list(ends or ())
-    return encode_questions(processor, records[0], tokens, base_dir=records[1] or Path())
+    return encode_questions(processor, records[0], tokens, columns=columns or None, base_dir=records[1] or Path())

@@ -6,24 +6,35 @@ import argparse
 import importlib.util
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-from transformers import AutoModelForImageTextToText
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..calibration.bit_costs import measure_costs
+from ..config import DEFAULT_COST, QAIGConfig
 from ..data.loader import load_inputs
 from ..execution.exclusions import Exclusions
 from ..loading.experts import linearize_experts
-from ..plan.allocate import Options, allocate, fused_sets, knee, reachable
+from ..nn.experts_layout import find_experts
+from ..plan.allocate import SchemeOption, allocate, fused_sets, reachable
 from ..plan.build import list_schemes
 from ..plan.coverage import Coverage
 from ..plan.experts import compact
-from ..report.bit_front import Front, Point, plot, table
+from ..plan.front import even_budgets, front_of
+from ..plan.width_costs import one_bit_less
+from ..report.bit_front import plot, table
+from ..report.marginal import draw_marginal, part_table
+from ..report.page.plan import plan_page
 from ..saving.file_headers import predict_headers
 from ..scheme import plan_to_dict
+from ..structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.files import write
 from ..utils.finite import check_weights
+from . import dry_run
 from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
+from .part_costs import measure_part_costs
 
 
 def check(options: argparse.Namespace) -> None:
@@ -38,7 +49,8 @@ def check(options: argparse.Namespace) -> None:
         file = getattr(options, name)
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"--{name} must be a file in a folder that is there, got {file}.")
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+    is_picture = options.plot is not None and options.plot.suffix != ".html"
+    if is_picture and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
 
 
@@ -53,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
     check(options)
     low, high = options.budgets
     config = quantization_config(options, budget=bit_budget(options, high))
+    if options.dry_run:
+        return dry_run.run(options, config)
     require_unquantized(options)
     model = AutoModelForImageTextToText.from_pretrained(options.model, **loading(options)).eval().requires_grad_(False)
     choices, coverage = list_schemes(model, config)
@@ -63,20 +77,58 @@ def run(options: argparse.Namespace) -> None:
     if options.pick is not None and options.pick * coverage.packed + 0.5 < reachable(choices, fused)[0]:
         raise UsageError(f"--pick {options.pick} cannot be met: the smallest plan takes more bits than that.")
     check_weights(model)
-    linearize_experts(model, {path: widths[0].scheme for path, widths in choices.items()})
-    exclusions = Exclusions()
+    stacks = find_experts(model)
+    linearize_experts(model, stacks, {path: widths[0].scheme for path, widths in choices.items()})
+    exclusions = Exclusions(dtype=model.dtype)
     samples, answers = load_inputs(model, config, exclusions=exclusions)
     choices = measure_costs(model, choices, samples, answers, config, exclusions)
-    found = front(choices, coverage, budgets, fused)
+    found = front_of(choices, coverage, budgets, fused)
     print(table(found))
     if options.plot is not None:
-        plot(found, options.plot)
+        start = min(max(round(found.points[found.knee].bits), 3), 8)
+        outside = _outside(model, options, config, start, samples, answers, exclusions)
+        layers = one_bit_less({**choices, **outside}, start, _parts(model))
+        print(part_table(layers, start))
+        if options.plot.suffix == ".html":
+            cost = options.cost or DEFAULT_COST
+            write(options.plot, plan_page(options.model, found, cost, layers, start))
+        else:
+            plot(found, options.plot, lambda figure: draw_marginal(figure, layers, start))
         print(f"drawn: {options.plot}")
     if options.output is not None:
         bits = found.points[found.knee].bits if options.pick is None else options.pick
         allocation = allocate(choices, bits * coverage.packed + 0.5, fused)
-        write(options.output, json.dumps(plan_to_dict(compact(allocation.schemes, model)), indent=1) + "\n")
+        write(options.output, json.dumps(plan_to_dict(compact(allocation.schemes, stacks)), indent=1) + "\n")
         print(f"plan at {allocation.size / coverage.packed:.2f} bits: {options.output}, for QAIGConfig(plan=...)")
+
+
+def _outside(
+    model: PreTrainedModel,
+    options: argparse.Namespace,
+    config: QAIGConfig,
+    bits: int,
+    samples: Sequence[Any],
+    answers: Sequence[Tensor],
+    exclusions: Exclusions,
+) -> dict[str, list[SchemeOption]]:
+    """Returns the options of weights outside the blocks, measured at `bits` and one bit less."""
+    budget = config.budget
+    if budget is None or budget.cost != DEFAULT_COST:
+        return {}  # in another unit
+    everything = quantization_config(
+        options, budget=bit_budget(options, budget.bits or 4.0), vision_bits=8, lm_head_bits=8, embedding_bits=8
+    )
+    outside = list_schemes(model, everything)[1].outside_plan
+    return measure_part_costs(model, outside, (bits - 1, bits), samples, answers, config, exclusions)
+
+
+def _parts(model: PreTrainedModel) -> dict[str, str]:
+    """Returns path → name of the parts of a model."""
+    parts = dict.fromkeys(find_decoder_blocks(model), "language model's blocks")
+    parts |= dict.fromkeys(find_vision_tower(model), "vision tower and projector")
+    for name, found in (("embeddings", find_input_embeddings(model)), ("head", find_lm_head(model))):
+        parts |= {found.path: name} if found.path else {}
+    return parts
 
 
 def budgets_between(low: float, high: float, points: int, coverage: Coverage, limits: tuple[int, int]) -> list[float]:
@@ -91,22 +143,4 @@ def budgets_between(low: float, high: float, points: int, coverage: Coverage, li
             f"--budgets {low}:{high} cannot be met: these widths and this group size take {least:.3f} to {most:.3f} "
             "stored bits per packed weight."
         )
-    # Half a bit more in all, so that the smallest choice itself is not missed by rounding.
-    return [float(b) * coverage.packed + 0.5 for b in np.linspace(max(low, least), min(high, most), points)]
-
-
-def front(options: Options, coverage: Coverage, budgets: list[float], fused: list[list[str]]) -> Front:
-    """Returns the best plan within each budget, and the uniform plans to compare them with."""
-    points: list[Point] = []
-    for budget in budgets:
-        allocation = allocate(options, budget, fused)
-        if not points or allocation.size / coverage.packed > points[-1].bits:
-            points.append(Point.of(allocation, coverage))
-    widths = sorted({option.scheme.bits for choices in options.values() for option in choices})
-    uniform = []
-    for width in widths:
-        same = {
-            path: [o for o in choices if o.scheme.bits == width] or choices[-1:] for path, choices in options.items()
-        }
-        uniform.append(Point.of(allocate(same, reachable(same)[1]), coverage))
-    return Front(points, knee([p.bits for p in points], [p.loss for p in points]), uniform)
+    return even_budgets(max(low, least) * coverage.packed, min(high, most) * coverage.packed, points)

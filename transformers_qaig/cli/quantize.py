@@ -16,8 +16,11 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoModelForImageTextToText
 
 from ..config import QAIGConfig
+from ..distributed.joining import number_of_processes
+from ..report.files import PAGE, save_report
 from ..utils.files import UNFINISHED, require_writable
 from ..utils.readable import readable_size
+from . import dry_run
 from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -31,19 +34,33 @@ def run(options: argparse.Namespace) -> None:
         ValueError, OSError: what loading, calibration or saving raises.
     """
     set_loudness(options)
+    refuse_several_processes()
     config = configuration(options)
+    if options.dry_run:
+        return dry_run.run(options, config)
     check_output(options)
     check_upload(options)
     require_unquantized(options)
     model = AutoModelForImageTextToText.from_pretrained(options.model, quantization_config=config, **loading(options))
     with output(options.out) as folder:
         model.save_pretrained(folder)
+        if options.report:
+            save_report(model, folder / PAGE)
     print(model.qaig_report)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
     print(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights, the processor and a model card.")
     if options.push_to_hub:
         model.push_to_hub(options.push_to_hub, private=options.private or None, token=options.token)
         print(f"Uploaded to {options.push_to_hub}.")
+
+
+def refuse_several_processes() -> None:
+    """Raises `UsageError` under a launcher: its processes would write one folder."""
+    if number_of_processes() > 1:
+        raise UsageError(
+            "`quantize` runs in one process. To use several, start a Python script with the launcher: see "
+            "'Several processes' in the guide on large models."
+        )
 
 
 def configuration(options: argparse.Namespace) -> QAIGConfig:
@@ -60,6 +77,7 @@ def configuration(options: argparse.Namespace) -> QAIGConfig:
         embedding_bits=options.embedding_bits,
         activation_bits=options.activation_bits,
         modules_to_not_convert=options.exclude,
+        live_page=options.live,
         **settings,
     )
 

@@ -37,7 +37,7 @@ class BitBudget:
         cost: How the loss of a width is predicted. `"fisher"`: by the squared gradient along the rounding error;
             `"one_at_a_time"`: the true loss with one layer rounded (slow); `"output_error"`: of the layer;
             `"integrated_gradients"`: along the path of the weights.
-        fuse: Whether q, k and v get one width, and gate and up one: engines that merge them need that.
+        fuse: Whether q, k and v get one width, gate and up one, and so on: engines that fuse them need that.
 
     Raises:
         ValueError: a value out of its range, or both or neither of `bits` and `size`.

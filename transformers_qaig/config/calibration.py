@@ -14,7 +14,7 @@ from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
 from .folder import check_folder
 from .plain import plain
-from .size import parse_size
+from .size import parse_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,16 @@ class CalibrationConfig:
         columns: Which columns of `dataset` hold what, when their names are not the usual ones: `{"image": "picture"}`.
         max_length: Tokens of a sample. A longer conversation loses video frames and parts of its texts. By default what
             the model can take.
-        max_pixels: Pixels of an image or a video frame. Larger ones are scaled down. By default any number.
+        max_pixels: Pixels of an image or a video frame. Larger ones are scaled down. By default any number. It does not
+            reach samples that are processor outputs. A processor that scales every image to one size scales these up
+            again: they lose detail, and a sample gets no shorter.
         processor: The model's processor, or where to load it from; by default the model's own repository.
         token: For the processor and the data set; by default the one given to `from_pretrained`.
         trust_remote_code: For the processor; also on if `from_pretrained` has it on.
         device: Where blocks are calibrated, such as `"cuda:0"`; by default the first accelerator, else the CPU.
-        work_dir: Folder in which every finished block is kept, so that an interrupted run resumes there.
+        work_dir: Folder in which every finished block is kept, so that an interrupted run resumes there. Weights are
+            mapped from its files, so that a model may be larger than memory.
+        live_page: HTML file that shows what is done so far. It is written again after every block.
         min_coverage: Share of the weights in the language model's blocks that must get packed. Below it quantization
             stops before any weight is read. Weights that `modules_to_not_convert` lists do not count.
         moe_calibrate_all_experts: Whether every expert is calibrated by all tokens, not only by those that are routed
@@ -50,6 +54,7 @@ class CalibrationConfig:
     trust_remote_code: bool = False
     device: str | torch.device | None = None
     work_dir: str | os.PathLike[str] | None = None
+    live_page: str | os.PathLike[str] | None = None
     min_coverage: float = 0.9
     moe_calibrate_all_experts: bool = False
     expert_memory: int | str | None = None
@@ -74,11 +79,13 @@ class CalibrationConfig:
                 raise ValueError(f"`{name}` must be True or False, got {quote(getattr(self, name))}.")
         if self.expert_memory is not None:
             try:
-                parse_size(self.expert_memory)
+                parse_memory(self.expert_memory)
             except ValueError as error:
                 raise ValueError(f"`expert_memory`: {error}") from None
         if self.work_dir is not None:
             check_folder(self.work_dir, "work_dir")
+        if self.live_page is not None:
+            _check_page(self.live_page)
         object.__setattr__(self, "device", _checked_device(self.device))
         if type(self.min_coverage) not in (int, float) or not 0 <= self.min_coverage <= 1:
             raise ValueError(f"`min_coverage` must be a share between 0 and 1, got {quote(self.min_coverage)}.")
@@ -122,6 +129,14 @@ def _check_processor(processor: Any) -> None:
             "`processor` must be an object, such as AutoProcessor.from_pretrained(...), or a path or Hub id to load "
             f"it from, got {quote(processor)}."
         )
+
+
+def _check_page(page: Any) -> None:
+    path = os.path.expanduser(os.fspath(page)) if isinstance(page, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path.endswith(".html"):
+        raise ValueError(f"`live_page` must be the path of an .html file, got {quote(page)}.")
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise ValueError(f"`live_page` must be a file in a folder that is there, got {quote(page)}.")
 
 
 def _checked_device(device: Any) -> Any:

@@ -5,35 +5,48 @@ A `QAIGConfig` is shown as the Python that makes it. A model's config shows it i
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from ..nn.experts_layout import count_open_stacks, count_weights
+from .calibration import CalibrationConfig
 
 _REPR = PreTrainedConfig.__repr__.__code__
 _DEEPEST = 8  # frames between a model's config that is printed and ours
 
 
 _WIDTH = 100
+_USUAL = {field.name: field.default for field in fields(CalibrationConfig)}
 
 
-def as_python(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def as_python(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], dataset: Any, calibration: CalibrationConfig
+) -> str:
     """Returns the call of `QAIGConfig` that makes these settings; the plan is summed up in a comment.
 
     Args:
         settings: as config.json holds them.
         defaults: of a configuration without arguments.
+        dataset: which config.json does not hold; an object is shown by its type and length.
+        calibration: the same.
     """
-    always, hidden = ("bits", "group_size"), ("quant_method", "format_version", "needs_version", "plan")
+    always, hidden = ("bits", "group_size"), ("quant_method", "format_version", "needs_version", "plan", "min_coverage")
     shown = [
-        f"calibration=CalibrationConfig(min_coverage={value!r})" if name == "min_coverage" else f"{name}={value!r}"
+        f"{name}={value!r}"
         for name, value in settings.items()
         if name in always or (name not in hidden and value != defaults.get(name))
     ]
+    if dataset is not None:
+        shown.append(f"dataset={_in_short(dataset)}")
+    if calibration != CalibrationConfig():
+        shown.append(f"calibration={_calibration(calibration)}")
     plan = settings.get("plan")
     line = f"QAIGConfig({', '.join(shown)})"
     if len(line) <= _WIDTH and plan is None:
@@ -57,6 +70,23 @@ def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
         for name, value in settings.items()
         if name in always or (name not in hidden and value != defaults.get(name))
     }
+
+
+def _calibration(calibration: CalibrationConfig) -> str:
+    """Returns the call of `CalibrationConfig` that makes it; the token is left out."""
+    values = {field.name: getattr(calibration, field.name) for field in fields(calibration) if field.repr}
+    changed = (f"{name}={_in_short(value)}" for name, value in values.items() if value != _USUAL[name])
+    return f"CalibrationConfig({', '.join(changed)})"
+
+
+def _in_short(value: Any) -> str:
+    """Returns the Python of a plain value; of any other object its type, and how many items it has."""
+    if isinstance(value, (str, int, float, os.PathLike, torch.device)) or (
+        isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
+    ):
+        return repr(value)
+    items = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    return f"<{type(value).__name__}{items}>"
 
 
 def _flat(value: Any) -> Any:

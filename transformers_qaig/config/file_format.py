@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..nn.experts_layout import split_path
+from ..nn.experts_layout import count_weights, split_path
 from ..scheme import is_int
 from ..utils.quote import quote
+from ..utils.version import __version__
 from .deprecated import CALIBRATION, PLACEMENT, is_old, translate
 
 QUANT_METHOD = "qaig"
@@ -29,13 +32,29 @@ def check_format(version: Any, needs: Any = None) -> None:
     """
     if not is_int(version) or version < 1:
         raise ValueError(f"`format_version` must be a positive integer, got {quote(version)}.")
-    if needs is not None and not isinstance(needs, str):
-        raise ValueError(f"`needs_version` must be a version such as '0.1.0', got {quote(needs)}.")
+    wanted = None if needs is None else _release(needs)
     if version > FORMAT_VERSION:
         raise ValueError(
             f"This model was saved in a newer format (`format_version` {quote(version)}), and this installation reads "
-            f"up to {FORMAT_VERSION}: upgrade transformers-qaig{f' to >= {needs[:40]}' if needs else ''}."
+            f"up to {FORMAT_VERSION}: upgrade transformers-qaig{f' to >= {wanted}' if wanted else ''}."
         )
+    if wanted is not None and _numbers(wanted) > max(_numbers(FORMATS[FORMAT_VERSION]), _numbers(__version__)):
+        raise ValueError(
+            f"This model needs transformers-qaig >= {wanted} (`needs_version`), and {__version__} is installed: "
+            "upgrade it."
+        )
+
+
+def _release(needs: Any) -> str:
+    """Returns `needs_version`, which anybody may have written, if it is a version."""
+    if not isinstance(needs, str) or re.match(r"[0-9]{1,6}(\.[0-9]{1,6}){1,2}(?![0-9])", needs[:40]) is None:
+        raise ValueError(f"`needs_version` must be a version such as '0.1.0', got {quote(needs)}.")
+    return needs[:40]
+
+
+def _numbers(version: str) -> list[int]:
+    """Returns `[0, 2, 0]` for `0.2.0.dev0`."""
+    return [int(number) for number in re.findall(r"[0-9]{1,6}", version)[:3]]
 
 
 def format_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +62,26 @@ def format_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     has_experts = any(split_path(path) for path in settings.get("plan") or ())
     version = 2 if "budget" in settings or isinstance(settings["recipe"], Mapping) or has_experts else 1
     return {"format_version": version, "needs_version": FORMATS[version]}
+
+
+def true_to_plan(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings with `bits`, `group_size` and `sym` that hold for some weight of the plan.
+
+    Beside a plan they are not read, but people and tools read them in config.json. One that no weight has is replaced
+    by what most weights have. They stay without a plan, and where a part of the model is yet to be stored by them.
+    """
+    plan, parts = settings.get("plan"), ("vision_bits", "lm_head_bits", "embedding_bits")
+    if not plan or any(part in settings for part in parts):
+        return settings
+    counts = count_weights(plan)
+    changed: dict[str, Any] = {}
+    for name in ("bits", "group_size", "sym"):
+        values: Counter[Any] = Counter()
+        for path, entry in plan.items():
+            values[entry.get(name)] += counts[path]
+        if name in settings and settings[name] not in values:
+            changed[name] = values.most_common(1)[0][0]
+    return {**settings, **changed}
 
 
 def read_settings(

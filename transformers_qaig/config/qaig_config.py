@@ -19,7 +19,7 @@ from .budget import BitBudget
 from .calibration import CalibrationConfig
 from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate
 from .display import as_python, is_being_printed, summary
-from .file_format import QUANT_METHOD, check_format, format_of, read_settings
+from .file_format import QUANT_METHOD, check_format, format_of, read_settings, true_to_plan
 from .plain import plain
 from .plan_source import copy_plan, read_plan
 from .validation import check_settings, refuse_unknown, tell_without_effect
@@ -40,8 +40,8 @@ class QAIGConfig(QuantizationConfigMixin):
     Args:
         bits: Bits per weight, 2 to 8; by default 4. Under a `budget` there is none.
         group_size: Consecutive input channels that share one scale and zero point, by default 128; at least 32, or -1
-            for one group per output channel. Where it does not divide a layer's input width, the largest divisor of
-            that width between 32 and `group_size` is used instead, else one group per channel; the plan says which.
+            for one group per output channel. Where it does not divide a layer's input width, the largest divisor from
+            32 to `group_size` is used instead. Without one there is one group per channel. The plan says which.
         sym: Whether the grid is symmetric around zero, without zero points.
         recipe: How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`; or attributes to
             change, with the name of the recipe that they change: `{"name": "default", "rotation": "all"}`.
@@ -60,10 +60,10 @@ class QAIGConfig(QuantizationConfigMixin):
             head, both are one packed tensor: give one of the two, or both the same.
         budget: Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`), or a
             [`BitBudget`]. Every layer gets the width with which the answers are predicted to lose least.
-        plan: Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated (in a plan
-            that is given: where it is if that lowers the error). The quantizer writes here what it did. A plan that is
-            given to quantize a model is carried out, except for `overrides` and `modules_to_not_convert`. A weight that
-            it does not name stays as it is, unless it belongs to a part whose own bits (`vision_bits`, ...) are given.
+        plan: Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated. The quantizer
+            writes here what it did. A plan that you give is carried out, except for `overrides` and
+            `modules_to_not_convert`. A recipe that validates keeps a rotation in it only if that lowers the error. A
+            weight that the plan does not name stays as it is, unless its part has bits of its own (`vision_bits`, ...).
             `bits`, `group_size` and `sym` beside it have no effect on what it names. May be a JSON file that holds a
             plan or a whole config.json, a folder with a config.json, or another `QAIGConfig`.
         dataset: Calibration data: chat conversations, a `datasets` name or object, processor outputs; `None` is the
@@ -132,7 +132,7 @@ class QAIGConfig(QuantizationConfigMixin):
         self.offload_folder = spelled.placement.get("offload_folder")
         self.validate()
         if not written_by_us:
-            tell_without_effect(self, {"bits": bits, "group_size": group_size, "sym": sym or None})
+            tell_without_effect(vars(self), {"bits": bits, "group_size": group_size, "sym": sym or None})
 
     def validate(self) -> None:
         """Checks every setting. Call it after setting attributes.
@@ -142,7 +142,7 @@ class QAIGConfig(QuantizationConfigMixin):
         """
         for name in _PLAIN:
             setattr(self, name, plain(vars(self)[name], name))
-        check_settings(self)
+        check_settings(vars(self), self.candidates)
 
     @property
     def bits(self) -> Any:
@@ -227,7 +227,7 @@ class QAIGConfig(QuantizationConfigMixin):
         coverage = self.calibration.min_coverage
         settings["min_coverage"] = None if coverage == CalibrationConfig.min_coverage else coverage
         settings = {name: value for name, value in settings.items() if value is not None}
-        return {"quant_method": QUANT_METHOD, **format_of(settings), **settings}
+        return {"quant_method": QUANT_METHOD, **format_of(settings), **true_to_plan(settings)}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Returns what [`to_dict`] does, without the defaults of today's release."""
@@ -236,7 +236,7 @@ class QAIGConfig(QuantizationConfigMixin):
         return {k: v for k, v in self._settings().items() if k in always or v != defaults.get(k)}
 
     def __repr__(self) -> str:
-        return as_python(self._settings(), _defaults())
+        return as_python(self._settings(), _defaults(), self.dataset, self.calibration)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         yield from self._settings().items()

@@ -8,6 +8,19 @@ from ..utils.quote import quote
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _LONGEST_SIZE = 40  # characters
+_FEWEST_BYTES = 10**6
+
+
+def parse_memory(size: int | str) -> int:
+    """Returns the bytes of a size as [`parse_size`] does, but refuses a small one that names no unit.
+
+    Raises:
+        ValueError: it is no size, or a number below a million without a unit: `3.5` is meant as gigabytes.
+    """
+    value = parse_size(size)
+    if value < _FEWEST_BYTES and not re.search("[a-zA-Z]", str(size)):
+        raise ValueError(f"{quote(size)} is a number of bytes, too few to be meant: name the unit, as in '{size}GB'.")
+    return value
 
 
 def parse_size(size: int | str) -> int:

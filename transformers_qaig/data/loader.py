@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
@@ -17,18 +17,18 @@ from ..execution.exclusions import Exclusions, Sample, check_inputs
 from ..execution.torch_state import default_torch_state
 from ..loading.source import Source
 from ..rounding.hessian import MIN_TOKENS
-from ..structure import find_input_embeddings
+from ..structure import picture_tokens
 from ..utils.logging import get_logger
-from .decoder_inputs import DecoderInputs
 from .mixed import check_placeholders
+from .model_inputs import ModelInputs
 from .samples import answer_mask, are_encoded, load_samples, token_mask
 from .tensors import NO_ANSWER, marks_answers, pixels_as, text_name
+from .views import SampleViews
 
 logger = get_logger(__name__)
 
 FEW = 8
 """With fewer conversations, one or none is held back for validation."""
-IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 def load_inputs(
@@ -36,6 +36,7 @@ def load_inputs(
     config: QAIGConfig,
     source: Source | None = None,
     exclusions: Exclusions | None = None,
+    views: SampleViews | None = None,
 ) -> tuple[list[Sample], list[Tensor]]:
     """Reads the calibration set, once.
 
@@ -45,6 +46,7 @@ def load_inputs(
             answers are told apart.
         source: where to take the processor from; by default where the model's name says.
         exclusions: of the run; samples with an input that is not finite are left out.
+        views: collects the samples for people to look at.
 
     Returns:
         the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
@@ -58,7 +60,10 @@ def load_inputs(
             f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
             "'sdpa' or 'eager', and load the saved model with any."
         )
-    needs_answers, decoder = config.budget is not None or config.recipe.reads_answers, DecoderInputs.of(model)
+    picture_ids = picture_tokens(model)
+    if views is not None:
+        views.picture_ids = picture_ids
+    needs_answers, inputs = config.budget is not None or config.recipe.reads_answers, ModelInputs.of(model, picture_ids)
     # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors need neither.
     with default_torch_state():
         samples = load_samples(
@@ -66,18 +71,16 @@ def load_inputs(
             _processor(config, source or Source.of(model.name_or_path or "")),
             num_samples=config.num_samples,
             seed=config.seed,
-            is_vlm=hasattr(model.config, "vision_config"),
+            inputs=inputs,
             columns=config.calibration.columns,
             max_pixels=config.calibration.max_pixels,
             max_length=config.calibration.max_length,
-            context=_context(model),
             token=config.calibration.token,
-            with_labels=needs_answers or decoder is not None,
-            vocab_size=_vocab_size(model),
-            decoder=decoder,
+            with_labels=needs_answers or inputs.decoder is not None,
+            views=views,
         )
         check_placeholders(model, samples)
-        answers = [answer_mask(sample, picture_tokens(model)) for sample in samples]
+        answers = [answer_mask(sample, picture_ids) for sample in samples]
         if needs_answers:
             _tell_unmarked(samples, config)
     accepted = inspect.signature(model.forward).parameters
@@ -100,15 +103,9 @@ def load_inputs(
     return samples, answers
 
 
-def picture_tokens(model: nn.Module) -> list[int]:
-    """Returns the ids of the tokens that stand for pieces of pictures and videos, as the model's config names them."""
-    config = getattr(model, "config", None)
-    return [token for name in IMAGE_TOKENS if isinstance(token := getattr(config, name, None), int)]
-
-
-def picture_masks(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+def picture_masks(picture_ids: Sequence[int], samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
     """Returns bool [B, T] per sample, on the CPU: True at the tokens of pictures; a decoder's own text has none."""
-    ids = torch.tensor(picture_tokens(model), dtype=torch.long, device="cpu")
+    ids = torch.tensor(picture_ids, dtype=torch.long, device="cpu")
     return [torch.isin(sample[text_name(sample)].cpu(), ids) for sample in samples]
 
 
@@ -138,25 +135,6 @@ def _tell_few(samples: Sequence[Sample]) -> None:
             "The calibration set has only %d conversations (%d tokens): too few for a good model. Give at least %d in "
             "`dataset`; 128 are usual.", len(samples), tokens, FEW,
         )  # fmt: skip
-
-
-def _vocab_size(model: PreTrainedModel) -> int | None:
-    """Returns the limit of token ids.
-
-    It covers the rows of the embedding, and ids of placeholders that the model replaces before a lookup.
-    """
-    embeddings = find_input_embeddings(model).module
-    weight = getattr(embeddings, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        return None
-    rows = weight.shape[0] + int(getattr(embeddings, "num_additional_embeddings", 0))
-    return max([rows, *(token + 1 for token in picture_tokens(model))])
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    """Returns the most tokens that the model can take, if its config says so."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 0 else None
 
 
 def _processor(config: QAIGConfig, source: Source) -> Any:

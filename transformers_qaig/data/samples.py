@@ -10,20 +10,23 @@ import torch
 from ..execution.exclusions import Sample
 from ..utils.logging import get_logger, tqdm
 from .columns import find_columns
-from .decoder_inputs import DecoderInputs
 from .encode import encode, reads_video
 from .messages import ChatTools, Conversation, to_conversation, tools_of
+from .model_inputs import ModelInputs
 from .preview import preview
 from .shorten import SampleLimits
 from .sources import choose_records, open_records
 from .template import ProcessorError
 from .tensors import answer_mask, as_tensors, has_image, token_mask
+from .views import SampleViews
 
 __all__ = ["answer_mask", "are_encoded", "load_samples", "token_mask"]
 
 logger = get_logger(__name__)
 
 SHOWN = 10  # samples that a warning names
+ANY_MODEL = ModelInputs()
+"""A model that takes images, and of which nothing else is known."""
 
 
 def load_samples(
@@ -32,15 +35,13 @@ def load_samples(
     *,
     num_samples: int,
     seed: int,
-    is_vlm: bool = True,
+    inputs: ModelInputs = ANY_MODEL,
     columns: Mapping[str, str] | None = None,
     max_pixels: int | None = None,
     max_length: int | None = None,
-    context: int | None = None,
     token: str | bool | None = None,
     with_labels: bool = False,
-    vocab_size: int | None = None,
-    decoder: DecoderInputs | None = None,
+    views: SampleViews | None = None,
 ) -> list[Sample]:
     """Loads calibration samples as the model's inputs.
 
@@ -60,17 +61,16 @@ def load_samples(
         processor: the model's processor; None will do for processor outputs.
         num_samples: how many samples to keep. More are shuffled by `seed` and cut; fewer are all used.
         seed: seed of the choice and its order.
-        is_vlm: whether the model takes images. If so, a set without a single image is warned about.
+        inputs: what the model takes; by default images and any number of tokens.
         columns: what the records call their `messages`, `image`, `video`, `prompt`, `response`, `context`, `choices`,
             `system`, `tools` (default: found by name).
-        max_pixels: larger images and frames are scaled down to this many pixels (memory grows with them).
-        max_length: conversations longer than this many tokens lose video frames and parts of their texts. Those that
-            are longer without them, and longer processor outputs, are left out: their tokens cannot be cut.
-        context: the most tokens that the model can take; `max_length` for a user who says none.
+        max_pixels: larger images and frames are scaled down to this many pixels (memory grows with them). Those in
+            processor outputs are not.
+        max_length: by default what the model can take. Conversations with more tokens lose video frames and parts of
+            their texts. Those that are longer without them are left out, and so are longer processor outputs.
         token: for a gated set on the Hub.
         with_labels: mark the assistant's answers in `labels`. Processor outputs keep the labels they have.
-        vocab_size: token ids of the model are below; None: not known.
-        decoder: of an encoder-decoder model: adds what its decoder reads.
+        views: collects the samples for people to look at.
 
     Returns:
         At most `num_samples` dicts of CPU tensors with the names that the model's forward takes.
@@ -83,12 +83,15 @@ def load_samples(
     for name, value in (("num_samples", num_samples), ("max_pixels", max_pixels), ("max_length", max_length)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, it is {value}")
-    most = min((length for length in (max_length, context) if length is not None), default=None)
+    most = min((length for length in (max_length, inputs.context) if length is not None), default=None)
     limits = SampleLimits(max_pixels, most, is_context=most != max_length)
     records, base_dir = open_records(
-        dataset, with_images=is_vlm, token=token, with_videos=is_vlm and dataset is None and reads_video(processor)
+        dataset,
+        with_images=inputs.has_images,
+        token=token,
+        with_videos=inputs.has_images and dataset is None and reads_video(processor),
     )
-    encoder = _Encoder(processor, columns, base_dir, limits, with_labels, vocab_size, decoder)
+    encoder = _Encoder(processor, columns, base_dir, limits, with_labels, inputs)
     samples: list[Sample] = []
     total = min(num_samples, len(records)) if hasattr(records, "__len__") else num_samples
     with tqdm(total=total, desc="Encoding samples", unit="sample") as bar:
@@ -97,12 +100,14 @@ def load_samples(
             if sample is None:
                 continue
             samples.append(Sample(sample, index))
+            if views is not None:
+                views.add(index, sample, processor, encoder.conversation)
             bar.update()
             if len(samples) == num_samples:
                 break
     encoder.tell()
     limits.tell(len(samples) + limits.left_out)
-    _report(samples, processor, num_samples, limits, is_vlm)
+    _report(samples, processor, num_samples, limits, inputs.has_images)
     return samples
 
 
@@ -134,18 +139,21 @@ class _Encoder:
     base_dir: Path | None
     limits: SampleLimits
     with_labels: bool
-    vocab_size: int | None
-    decoder: DecoderInputs | None
+    inputs: ModelInputs
     notes: dict[str, list[int]] = field(default_factory=dict)  # what was dropped, and of which samples
+    conversation: Conversation | None = None  # the last one that was encoded; None for a processor's output
 
     def __call__(self, index: int, record: Any) -> dict[str, torch.Tensor] | None:
         """Converts one record; returns None for one that is too long."""
+        self.conversation = None
         if _is_encoded(record):
             try:
-                sample = as_tensors(record, self.vocab_size, has_decoder=self.decoder is not None)
-                sample = sample if self.decoder is None else self.decoder(sample)
+                sample = self._for_decoder(
+                    as_tensors(record, self.inputs.vocab_size, has_decoder=self.inputs.decoder is not None)
+                )
             except ValueError as error:
                 raise ValueError(f"calibration sample {index}, a processor output, cannot be used: {error}") from error
+            self.limits.encoded += has_image(sample)
             if self.limits.exceeds(_length(sample)):
                 self.limits.leave_out(_length(sample))
                 return None
@@ -155,8 +163,8 @@ class _Encoder:
                 record, self.columns
             )  # a wrong column map is no fault of this sample: its message needs no index
         try:
-            conversation = self.limits.shrink(to_conversation(record, self.columns, self.base_dir))
-            return self._encode_within_limits(index, conversation, tools_of(record, self.columns))
+            self.conversation = self.limits.shrink(to_conversation(record, self.columns, self.base_dir))
+            return self._encode_within_limits(index, self.conversation, tools_of(record, self.columns))
         except ProcessorError as error:
             raise ValueError(
                 f"calibration sample {index} was refused by {error}. Remove or mend this sample, check that the "
@@ -176,15 +184,15 @@ class _Encoder:
                 conversation,
                 tools,
                 with_labels=with_labels,
-                vocab_size=self.vocab_size,
+                vocab_size=self.inputs.vocab_size,
                 tell=lambda note: self.notes.setdefault(note, []).append(index),
             )
-            return sample if self.decoder is None else self.decoder(sample)
+            return self._for_decoder(sample)
 
         sample = encoded(conversation, self.with_labels)
         if not self.limits.exceeds(_length(sample)):
             return sample
-        has_decoder = self.decoder is not None  # its text is the labels
+        has_decoder = self.inputs.decoder is not None  # its text is the labels
         try:
             shorter = self.limits.shorten(
                 conversation, _length(sample), lambda one: _length(encoded(one, self.with_labels and has_decoder))
@@ -193,6 +201,9 @@ class _Encoder:
         except ValueError:  # the chat template refuses what would be left of it
             self.limits.leave_out(_length(sample))
             return None
+
+    def _for_decoder(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return sample if self.inputs.decoder is None else self.inputs.decoder(sample)
 
     def tell(self) -> None:
         """Warns once of each thing that the chat template dropped."""
@@ -207,7 +218,7 @@ def _report(
     processor: Any,
     num_samples: int,
     limits: SampleLimits,
-    is_vlm: bool,
+    has_images: bool,
 ) -> None:
     """Logs what was loaded, with one decoded sample; warns about a set that would harm the model."""
     if not samples:
@@ -221,7 +232,7 @@ def _report(
         "calibration: %d samples%s, %d with an image or a video, %d tokens", len(samples), short, with_image, tokens
     )
     logger.info("calibration sample: %s", preview(processor, samples[0]))
-    if is_vlm and not with_image:
+    if has_images and not with_image:
         logger.warning(
             "The calibration data has no image and no video. A vision-language model then never sees its vision tokens "
             "while it is quantized: their statistics, which differ from the text's, are missing, and answers about "

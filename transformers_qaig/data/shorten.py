@@ -28,12 +28,14 @@ class SampleLimits:
         max_pixels: of an image or a frame; None: any number.
         max_length: tokens; None: any number.
         is_context: whether that is what the model can take, and not what the user asked for.
+        encoded: samples that are processor outputs, whose pixels no limit reaches.
     """
 
     max_pixels: int | None = None
     max_length: int | None = None
     is_context: bool = False
     shrunk: int = 0
+    encoded: int = 0
     shortened: int = 0
     tokens_cut: int = 0
     left_out: int = 0
@@ -104,6 +106,11 @@ class SampleLimits:
         said = []
         if self.shrunk:
             said.append(f"{self.shrunk} images and videos were scaled down to max_pixels={self.max_pixels}")
+        if self.encoded and self.max_pixels is not None:
+            said.append(
+                f"max_pixels={self.max_pixels} has no effect on {self.encoded} of {total} samples, which are processor "
+                "outputs: scale their images before the processor takes them"
+            )
         limit = f"{self.max_length} tokens, {'which the model can take' if self.is_context else '`max_length`'}"
         if self.shortened:
             said.append(

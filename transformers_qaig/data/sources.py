@@ -19,6 +19,7 @@ logger = get_logger(__name__)
 
 STREAM_BUFFER = 4  # a stream is shuffled inside its first STREAM_BUFFER x num_samples records
 MAX_FILE_BYTES = 4 << 30
+TABLES = (".parquet", ".arrow", ".csv")
 
 
 def open_records(
@@ -48,7 +49,8 @@ def open_records(
         path = Path(dataset).expanduser()
         return _read_json(path), path.parent
     if isinstance(dataset, str):
-        return _load_from_hub(dataset, token), None
+        file = Path(dataset).expanduser()
+        return _load_from_hub(dataset, token), file.parent if file.is_file() else None
     dataset = _rows_of_table(_split_of(dataset))
     if isinstance(dataset, Mapping):
         keys = ", ".join(repr(key) for key in list(dataset)[:5])
@@ -116,8 +118,10 @@ def _split_of(dataset: Any) -> Any:
         return dataset
     name = next(iter(dataset)) if len(dataset) == 1 else "train"
     if name not in dataset:
-        raise TypeError(f"dataset has the splits {sorted(map(str, dataset))} and no 'train': pass one, ds['...']")
-    logger.warning("calibration: of the splits %s, %r is taken", sorted(map(str, dataset)), name)
+        known = sorted(map(str, dataset))
+        raise TypeError(f"dataset has the splits {known} and no 'train': pass one, ds['...'] or 'name:split'")
+    if len(dataset) > 1:
+        logger.warning("calibration: of the splits %s, %r is taken", sorted(map(str, dataset)), name)
     return dataset[name]
 
 
@@ -167,24 +171,40 @@ def _read_lines(text: str) -> list[Any]:
     return records
 
 
+def is_data_folder(folder: Path) -> bool:
+    """Whether a folder holds what the `datasets` library reads: a saved set, tables, or pictures with metadata."""
+    names = [file.name for file in folder.iterdir()]
+    return _is_saved_set(folder) or any(name.endswith(TABLES) or name == "metadata.jsonl" for name in names)
+
+
+def _is_saved_set(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
 def _load_from_hub(name: str, token: str | bool | None) -> Any:
-    if Path(name).expanduser().is_file():
+    file = Path(name).expanduser()
+    if file.is_file() and file.suffix not in TABLES:
         raise ValueError(
-            f"dataset={name!r} is a file of another kind than .json and .jsonl: open it, as with pandas.read_csv, "
-            "pandas.read_parquet or datasets.load_dataset, and pass what that returns"
+            f"dataset={name!r} is a file of another kind than .json, .jsonl, .parquet, .arrow and .csv: open it, as "
+            "with pandas.read_excel, and pass what that returns"
         )
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset, load_from_disk
     except ImportError as error:
         where = ", here a folder" if Path(name).expanduser().is_dir() else ""
         raise ImportError(
             f"dataset={name!r} names a set of the `datasets` library, which is not installed{where}: `pip install "
             "datasets`, give a .json or .jsonl file, or leave dataset out to use the bundled default set"
         ) from error
-    path, *rest = name.split(":")
-    split = rest.pop() if rest else "train"
+    path, *rest = [name] if file.is_file() else name.split(":")
+    options = {"split": rest.pop() if rest else None, "streaming": True, "token": token}
     try:
-        return load_dataset(path, *rest, split=split, streaming=True, token=token)
+        if file.is_file():
+            found = load_dataset(file.suffix[1:], data_files=str(file), **options)
+        elif Path(path).is_dir() and _is_saved_set(Path(path)):
+            found = load_from_disk(path)
+        else:
+            found = load_dataset(path, *rest, **options)
     except Exception as error:  # the library raises many kinds: connection, missing set, unknown split, scripts
         here = "" if Path(name).exists() else "there is no file or folder of this name, and "
         raise ValueError(
@@ -192,3 +212,7 @@ def _load_from_hub(name: str, token: str | bool | None) -> Any:
             "A name on the Hub is written 'org/name', 'org/name:split' or 'org/name:config:split'. Without a "
             "connection pass a list of conversations, or leave dataset out to use the bundled default set"
         ) from error
+    try:
+        return _split_of(found)
+    except TypeError as error:
+        raise ValueError(f"dataset={name!r}: {error}") from error

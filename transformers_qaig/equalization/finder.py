@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,15 +15,13 @@ class GroupFinder:
     """Finds a block's groups. Blocks of one class whose parameters have the same names and shapes share them.
 
     Args:
-        model: the whole model, to find which parameters are used in several places.
+        shared: `id` of every parameter that is used in several places of the model.
         seed: of the probe's random weights.
     """
 
-    def __init__(self, model: nn.Module, seed: int):
-        self._seed = seed
+    def __init__(self, shared: Container[int], seed: int):
+        self._shared, self._seed = shared, seed
         self._found: dict[tuple[Any, ...], list[Group]] = {}
-        uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-        self._shared = {parameter for parameter, count in uses.items() if count > 1}
 
     def groups(self, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Group]:
         """Returns the block's groups in execution order, given one call of it; the probe runs where its tensors are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,17 +37,26 @@ class NotFinite(ArithmeticError):
         super().__init__(f"sample {sample}: NaN or Inf in {where}")
         self.sample, self.where = sample, where
 
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[int, str]]:
+        return NotFinite, (self.sample, self.where)  # another process may raise it, too
+
+
+def place_in(samples: Sequence[int]) -> Callable[[Exception], int]:
+    """Returns a function that says where among `samples` an error belongs: at the sample it names, or before all."""
+    return lambda error: samples.index(error.sample) if isinstance(error, NotFinite) else -1
+
 
 class Exclusions:
     """The samples that are left out of a run. All readers of the samples share it, so that a sample is named once.
 
     Attributes:
         total: samples that there were before any was left out.
+        dtype: of the model's weights, for advice on a forward pass that overflows.
         where: index of a sample → where NaN or Inf turned up.
     """
 
-    def __init__(self, total: int = 0) -> None:
-        self.total = total
+    def __init__(self, total: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        self.total, self.dtype = total, dtype
         self.where: dict[int, str] = {}
 
     def __contains__(self, sample: Sample) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed import Terms
 from ..equalization.fold import Group
 from ..utils.finite import is_finite
 from .block_outputs import hidden_states, is_finite_where
 from .exclusions import NotFinite
 from .group_inputs import GroupInputs, NotReached, enter, merge
 from .interceptor import LayerInputs, TargetInputs, map_tensors
+from .spread import Entered, spread
 from .token_rows import OtherTokens, RowLayout, layouts_of_axes, probe_layout
 
 
@@ -24,7 +26,7 @@ def gather_group_inputs(
     blocks: tuple[nn.Module, nn.Module],
     inputs: TargetInputs,
     samples: Sequence[int],
-) -> list[GroupInputs]:
+) -> Terms[GroupInputs]:
     """Collects the samples at a sub-block's entrance, in both models.
 
     Args:
@@ -35,8 +37,9 @@ def gather_group_inputs(
         samples: which ones. Those that do not get there are left out; at least one does.
 
     Returns:
-        their inputs. What the linears read is seen as `[B, T, C]` where its rows are the sample's tokens in order, and
-        as one sequence of all its rows where it has another rank.
+        their inputs, each on the rank that has the sample, or that runs the row it is in. What the linears read is seen
+        as `[B, T, C]` where its rows are the sample's tokens in order. Where it has another rank, it is one sequence of
+        all its rows.
 
     Raises:
         NotReached: no sample gets there, or all that do have padding that cannot be found among the rows.
@@ -44,10 +47,45 @@ def gather_group_inputs(
     """
     if group.runs > 1:
         return _of_all_runs(original, group, blocks, inputs, samples)
-    gathered, calls = [], (inputs.full, inputs.quantized)
-    finder, what = RowFinder(blocks[0], group, inputs, samples), f"hidden states that {group.linears[0]} reads"
-    reason = "no sample gets there"
-    for s in samples:
+    if inputs.ranks.size == 1:
+        entered = list(_entered(group, blocks, inputs, RowFinder(blocks[0], group, inputs, samples)))
+        return Terms(merge(original, group, entered))
+    mine = [sample for sample in samples if sample in inputs.full]
+    finder = RowFinder(blocks[0], group, inputs, mine)
+
+    def enter_mine() -> Entered:
+        try:
+            found = list(_entered(group, blocks, inputs, finder))
+        except NotReached as none:
+            return Entered((), str(none))
+        return Entered(found, layout=vars(finder).get("layout", "not looked for"))
+
+    return spread(original, group, enter_mine, samples, inputs.ranks)
+
+
+def _entered(
+    group: Group, blocks: tuple[nn.Module, nn.Module], inputs: TargetInputs, finder: RowFinder
+) -> Iterator[GroupInputs]:
+    """Yields the finder's samples at a sub-block's entrance, finite and on the CPU."""
+    for one in entering(group, blocks, inputs, finder):
+        finite = finite_inputs(one, group)
+        moved = map_tensors(lambda t: t.cpu(), (finite.hidden, finite.hidden_q, finite.args, finite.kwargs))
+        yield replace(finite, hidden=moved[0], hidden_q=moved[1], args=moved[2], kwargs=moved[3])
+
+
+def entering(
+    group: Group, blocks: tuple[nn.Module, nn.Module], inputs: TargetInputs, finder: RowFinder
+) -> Iterator[GroupInputs]:
+    """Yields each of the finder's samples at a sub-block's entrance, in both models, on their device. See above.
+
+    Values may be not finite: see [`finite_inputs`].
+
+    Raises:
+        NotReached: as above, at the end.
+    """
+    calls = inputs.full, inputs.quantized
+    reason, found = "no sample gets there", False
+    for s in finder.samples:
         try:
             (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
         except NotReached:
@@ -58,15 +96,25 @@ def gather_group_inputs(
             continue
         if x.shape != x_q.shape:  # tokens are routed otherwise in the quantized model
             x = x_q
-        x, x_q = (t.reshape(*rows.mask.shape, t.shape[-1]) for t in (x, x_q))
-        x = _finite(x, rows.mask, s, f"the full-precision {what}")
-        x_q = _finite(x_q, rows.mask, s, f"the quantized {what}")
-        x, x_q, args, kwargs = map_tensors(lambda t: t.cpu(), (x, x_q, args, kwargs))
+        shape, found = rows.mask.shape, True
+        # A tensor that is among the arguments, too, stays one tensor with it.
+        x, x_q = (t if t.shape[:-1] == shape else t.reshape(*shape, t.shape[-1]) for t in (x, x_q))
         lengths = [x.shape[1]] * x.shape[0]
-        gathered.append(GroupInputs([s], x, x_q, rows.mask, lengths, args, kwargs, tokens=[rows.tokens]))
-    if not gathered:
+        yield GroupInputs([s], x, x_q, rows.mask, lengths, args, kwargs, tokens=[rows.tokens])
+    if not found:
         raise NotReached(reason)
-    return merge(original, group, gathered)
+
+
+def finite_inputs(one: GroupInputs, group: Group) -> GroupInputs:
+    """Returns one sample's inputs, with zeros where a token of the padding is not finite.
+
+    Raises:
+        NotFinite: a real token is not finite.
+    """
+    (sample,), what = one.samples, f"hidden states that {group.linears[0]} reads"
+    x = _finite(one.hidden, one.mask, sample, f"the full-precision {what}")
+    x_q = _finite(one.hidden_q, one.mask, sample, f"the quantized {what}")
+    return replace(one, hidden=x, hidden_q=x_q)
 
 
 def _of_all_runs(
@@ -75,15 +123,18 @@ def _of_all_runs(
     blocks: tuple[nn.Module, nn.Module],
     inputs: TargetInputs,
     samples: Sequence[int],
-) -> list[GroupInputs]:
+) -> Terms[GroupInputs]:
     """Collects the inputs of each run of a linear that runs several times in one call of the block."""
-    gathered, reason = [], NotReached("no sample gets there")
+    gathered, reason = Terms[GroupInputs]([], [], inputs.ranks), NotReached("no sample gets there")
+    reached = False
     for run in range(group.runs):
         try:
-            gathered += gather_group_inputs(original, replace(group, runs=1, run=run), blocks, inputs, samples)
+            of_run = gather_group_inputs(original, replace(group, runs=1, run=run), blocks, inputs, samples)
         except NotReached as found:
             reason = found
-    if not gathered:
+        else:
+            gathered, reached = gathered.then(of_run), True
+    if not reached:
         raise reason
     return gathered
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from ..utils.caches import with_own_caches
 from ..utils.first_call import first_call
 from .interceptor import LayerInputs, map_tensors
 
+T = TypeVar("T")
 MAX_TOKENS = 8192
 """Tokens of several samples that are run at once where a sub-block treats each token by itself."""
 
 
 @dataclass
 class GroupInputs:
-    """One sample at a sub-block's entrance, or several in a row. They are kept on the CPU; `loaded` copies one.
+    """One sample at a sub-block's entrance, or several in a row, on the CPU or on the device; `loaded` copies one.
 
     Attributes:
         samples: which ones.
@@ -113,7 +114,7 @@ def enter(block: nn.Module, group: Group, call: LayerInputs) -> tuple[Tensor, tu
         handle.remove()
     if reached is None:
         raise NotReached(f"the call does not reach {group.linears[0]!r}")
-    return reached[0][0].detach(), *seen[-1]
+    return reached[0][0], *seen[-1]
 
 
 def run(
@@ -167,19 +168,21 @@ def merge(block: nn.Module, group: Group, gathered: Sequence[GroupInputs]) -> li
     device = next(block.parameters()).device
     if not gathered or not is_tokenwise(block, group, gathered[0].loaded(device)):
         return list(gathered)
-    return [
-        row[0]
-        if len(row) == 1
-        else GroupInputs(
-            [s for one in row for s in one.samples],
-            torch.cat([_in_one_row(one.hidden) for one in row], 1),
-            torch.cat([_in_one_row(one.hidden_q) for one in row], 1),
-            torch.cat([_in_one_row(one.mask) for one in row], 1),
-            [length for one in row for length in one.lengths],
-            tokens=[tokens for one in row for tokens in one.tokens],
-        )
-        for row in _rows(gathered)
-    ]
+    return [join(row) for row in rows_of(gathered, tokens_of)]
+
+
+def join(row: Sequence[GroupInputs]) -> GroupInputs:
+    """Puts the tokens of several inputs one after the other, without the sub-block's arguments."""
+    if len(row) == 1:
+        return row[0]
+    return GroupInputs(
+        [s for one in row for s in one.samples],
+        torch.cat([_in_one_row(one.hidden) for one in row], 1),
+        torch.cat([_in_one_row(one.hidden_q) for one in row], 1),
+        torch.cat([_in_one_row(one.mask) for one in row], 1),
+        [length for one in row for length in one.lengths],
+        tokens=[tokens for one in row for tokens in one.tokens],
+    )
 
 
 @torch.no_grad()
@@ -201,14 +204,20 @@ def is_tokenwise(block: nn.Module, group: Group, inputs: GroupInputs) -> bool:
     return bool((halves[0] - halves[1])[:, :-1].abs().max() <= size and (ends[0] - ends[1])[:, 1:].abs().max() <= size)
 
 
-def _rows(gathered: Sequence[GroupInputs]) -> Iterator[list[GroupInputs]]:
-    row: list[GroupInputs] = []
+def rows_of(gathered: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yields inputs, or what stands for them, in rows of at most `MAX_TOKENS` tokens, in order."""
+    row: list[T] = []
     for one in gathered:
-        if row and sum(other.mask.numel() for other in row) + one.mask.numel() > MAX_TOKENS:
+        if row and sum(map(size, row)) + size(one) > MAX_TOKENS:
             yield row
             row = []
         row.append(one)
     yield row
+
+
+def tokens_of(inputs: GroupInputs) -> int:
+    """Returns the number of tokens, padding included."""
+    return inputs.mask.numel()
 
 
 def _in_one_row(tensor: Tensor) -> Tensor:

@@ -11,16 +11,20 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..distributed import ALONE, Ranks
 from ..utils.caches import with_own_caches
 from .exclusions import NotFinite
 from .torch_state import Modes
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,16 +64,33 @@ class TargetInputs:
     """The inputs with which the samples are paused at a target.
 
     Attributes:
-        full: what the target is called with in the full-precision model, per sample.
+        full: what the target is called with in the full-precision model, per sample of this rank.
         quantized: the same in the model that is quantized so far.
         masks: bool `[B, T]` per sample, True at real tokens.
         exclude_samples: removes samples, given with where each is not finite, from `full` and `quantized`; or raises.
+        ranks: over which the samples are spread.
     """
 
     full: Mapping[int, LayerInputs]
     quantized: Mapping[int, LayerInputs]
     masks: Sequence[Tensor]
     exclude_samples: Callable[[Mapping[int, str]], None] = _refuse
+    ranks: Ranks = ALONE
+
+    def samples(self) -> list[int]:
+        """Returns the samples that wait at the target, of all ranks."""
+        of_each_rank = self.ranks.gather(list(self.full))
+        return of_each_rank[0] if len(of_each_rank) == 1 else sorted(chain(*of_each_rank))
+
+    def of_each(self, samples: Iterable[int], compute: Callable[[int], T]) -> list[T]:
+        """Returns what `compute` makes of each of `samples`, in their order: each on the rank that has it."""
+        mine = ((place, sample) for place, sample in enumerate(samples) if sample in self.full)
+        return self.ranks.of_each(mine, compute)
+
+    def of_one(self, sample: int, compute: Callable[[LayerInputs], T]) -> T:
+        """Returns what `compute` makes of a sample's call in full precision, on all ranks."""
+        (found,) = self.of_each([sample], lambda one: compute(self.full[one]))
+        return found
 
 
 class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here

@@ -1,20 +1,20 @@
-"""Offloading: keeps the model on the CPU, and moves to the device what computes.
+"""Offloading: keeps the model on the CPU in forward passes, and copies to the device what computes.
 
-A target is moved there whole, while it is quantized (`onload`). The modules around the targets are copied there when a
-forward pass calls them (`offloaded`), and stay until `release`.
+A target is copied there whole, while it is quantized (`Offload.onload`). The modules around the targets are copied when
+a forward pass calls them (`offloaded`), and the copies stay until `release`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import chain
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .interceptor import map_tensors
+from .onload import onload
 
 
 class Offload:
@@ -30,21 +30,17 @@ class Offload:
     """
 
     def __init__(self, device: torch.device | str | None):
-        self._target = device
         self._device = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
-        self._copies: dict[int, Tensor] = {}  # by the id of the model's own tensor
-        self._homes: dict[int, tuple[Tensor, Tensor]] = {}  # the model's own tensor, and its values on the CPU
+        self._copies: dict[int, Tensor] = {}
         self._running: nn.Module | None = None
-        self._watched = ExitStack()
+        self._onloaded, self._watched = ExitStack(), ExitStack()
 
     def __enter__(self) -> Offload:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._watched.close()
-        for tensor, home in self._homes.values():  # an interrupt, unlike an error, runs no hooks
-            tensor.data = home
-        self._homes.clear()
+        self._onloaded.close()  # an interrupt, unlike an error, runs no hooks
         self._running = None
         self.release()
 
@@ -62,24 +58,15 @@ class Offload:
                 on_call()
             if self._device is None or self._running is not None:  # in a module that is there already
                 return None
+            self._onloaded.enter_context(onload(module, self._device, copies=self._copies if stays else None))
             self._running = module
-            for tensor in _weights(module):
-                self._homes[id(tensor)] = tensor, tensor.data
-                if id(tensor) not in self._copies:
-                    self._copies[id(tensor)] = tensor.data.to(self._device)
-                tensor.data = self._copies[id(tensor)]
             return map_tensors(lambda tensor: tensor.to(self._device), (args, kwargs))
 
         def back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if self._running is not module:
                 return None
             self._running = None
-            for tensor in _weights(module):
-                # A tensor that was not there before: rotary frequencies may be made anew for a longer text.
-                _, home = self._homes.pop(id(tensor), (tensor, None))
-                tensor.data = tensor.data.cpu() if home is None else home
-                if not stays:
-                    self._copies.pop(id(tensor), None)
+            self._onloaded.close()
             return map_tensors(lambda tensor: tensor.cpu(), output)
 
         watching = ExitStack()
@@ -93,19 +80,15 @@ class Offload:
         self._copies.clear()
 
     def onload(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Moves `module` to the device within the context, after dropping the copies of others. See [`onload`]."""
+        """Copies `module` to the device within the context, after dropping the copies of others. See [`onload`]."""
         self.release()
-        return onload(module, self._target)
-
-
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
+        return nullcontext() if self._device is None else onload(module, self._device)
 
 
 def offloaded(model: nn.Module, targets: Sequence[nn.Module], device: torch.device | str | None) -> Offload:
     """Makes the modules around `targets` (towers, projector, norms, head) compute on `device`, within the context.
 
-    Embeddings do not: a lookup is no work, and their weight may be a gigabyte. A target is moved by [`Offload.onload`].
+    Embeddings do not: a lookup is no work, and their weight may be a gigabyte. See [`Offload.onload`] for targets.
     """
     memory = Offload(device)
     for module in _beside(model, {id(target) for target in targets}):
@@ -113,41 +96,11 @@ def offloaded(model: nn.Module, targets: Sequence[nn.Module], device: torch.devi
     return memory
 
 
-@contextmanager
-def onload(module: nn.Module, device: torch.device | str | None) -> Iterator[None]:
-    """Moves the parameters and buffers of a module to `device` within the context, and back at its end.
-
-    Args:
-        module: on one device, except for tensors that are already on `device` because they are tied to others there. It
-            is moved, not copied; nothing happens if it is already there.
-        device: None leaves the module where it is.
-
-    Raises:
-        ValueError: the module is spread over several devices, or has no data (`meta`).
-    """
-    target = None if device is None else torch.empty(0, device=device).device  # "cuda" → "cuda:0"
-    devices = {tensor.device for tensor in _weights(module)}
-    homes = devices - {target}
-    if target is None or not homes:
-        yield
-        return
-    if len(homes) > 1 or torch.device("meta") in devices:
-        raise ValueError(
-            f"a block on {', '.join(sorted(map(str, devices)))} cannot be moved to {target} and back: place each block "
-            "as a whole on one device that holds data."
-        )
-    try:
-        module.to(target)
-        yield
-    finally:
-        module.to(homes.pop())
-
-
 def _beside(module: nn.Module, blocks: set[int]) -> Iterator[nn.Module]:
     """Yields the modules with weights, large and small, that neither are in a block nor hold one."""
     if id(module) in blocks:
         return
-    has_weights = any(True for _ in _weights(module)) and not isinstance(module, nn.Embedding)
+    has_weights = any(True for _ in (*module.parameters(), *module.buffers())) and not isinstance(module, nn.Embedding)
     if has_weights and blocks.isdisjoint(map(id, module.modules())):
         yield module
     for child in module.children():

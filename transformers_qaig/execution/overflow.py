@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..structure import find_decoder_blocks
+from ..structure import ModelStructure
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
 from .block_outputs import first_tensor
@@ -23,20 +23,20 @@ TOKENS = 16
 
 
 @torch.no_grad()
-def check_forward(model: PreTrainedModel, device: torch.device | str | None, picture_tokens: Sequence[int]) -> None:
+def check_forward(model: PreTrainedModel, structure: ModelStructure, device: torch.device | str | None) -> None:
     """Refuses a float16 model in which a few tokens of text overflow.
 
     Other dtypes have the range of float32 and are not run. Nor is a model that takes no text alone.
 
     Args:
         model: in full precision, on the CPU.
+        structure: of the model.
         device: where its modules compute, one at a time; None: the CPU.
-        picture_tokens: ids that stand for pictures, and are not in the text.
 
     Raises:
         ValueError: NaN or Inf in the output; the message names the first block that has it.
     """
-    if model.dtype != torch.float16:
+    if structure.dtype != torch.float16:
         return
     found: list[str] = []
 
@@ -44,15 +44,15 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None, pic
         if not found and not is_finite(first_tensor(output)):
             found.append(path)
 
-    blocks = find_decoder_blocks(model)
+    blocks = structure.blocks
     with offloaded(model, list(blocks.values()), device) as memory:
         for block in blocks.values():
             memory.watch(block, stays=False)
         handles = [block.register_forward_hook(partial(look, path)) for path, block in blocks.items()]
         try:
-            logits = getattr(model(input_ids=_text(model, picture_tokens), use_cache=False), "logits", None)
+            logits = getattr(model(input_ids=_text(model, structure.picture_tokens), use_cache=False), "logits", None)
         except Exception as error:  # a model's forward may raise anything where it has no picture
-            logger.info("%s is not looked at for overflow, a text alone fails: %s", type(model).__name__, error)
+            logger.info("%s is not looked at for overflow, a text alone fails: %s", structure.model_name, error)
             return
         finally:
             for handle in handles:
@@ -60,7 +60,7 @@ def check_forward(model: PreTrainedModel, device: torch.device | str | None, pic
     if found or (logits is not None and not is_finite(logits)):
         where = f"the output of {found[0]}" if found else "the logits"
         raise ValueError(
-            f"NaN or Inf turned up in {where} for a text of {TOKENS} tokens. {overflow_advice(model.dtype)}"
+            f"NaN or Inf turned up in {where} for a text of {TOKENS} tokens. {overflow_advice(structure.dtype)}"
         )
 
 

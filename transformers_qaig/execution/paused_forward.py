@@ -14,9 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..distributed import Ranks
 from ..utils.logging import tqdm
-from .exclusions import Exclusions, Sample
+from ..utils.memory import free_memory
+from .exclusions import Exclusions, Sample, overflow_advice
 from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, storage_bytes
+
+WITH_ARGUMENTS = 2
+"""Bytes that a block is called with, over those of its hidden states: positions and masks come on top."""
+FREE_SHARE = 8
+"""Inputs that wait on the device take at most one part in so many of what is free there."""
 
 
 class Waiting(Mapping[int, LayerInputs]):
@@ -178,14 +185,28 @@ class PausedForwards:
             self._on_finish(sample, result)
 
 
+def waiting_device(device: torch.device | str | None, tokens: int, token_bytes: int) -> torch.device | str:
+    """Returns where the inputs of paused forwards are kept: on `device` if they take little of its free memory.
+
+    Args:
+        device: where blocks run.
+        tokens: of all samples, which wait in two models.
+        token_bytes: of a token's hidden states.
+    """
+    if device is None or torch.device(device).type == "cpu":
+        return "cpu"
+    needed = 2 * WITH_ARGUMENTS * tokens * token_bytes
+    return device if needed * FREE_SHARE <= free_memory(torch.device(device)) else "cpu"
+
+
 def sample_excluder(
-    exclusions: Exclusions, samples: Sequence[Sample], advice: str, *forwards: PausedForwards
+    exclusions: Exclusions, samples: Sequence[Sample], *forwards: PausedForwards
 ) -> Callable[[Mapping[int, str]], None]:
     """Drops the samples that are left out already from open forwards.
 
     Returns:
         a function that drops more of them: it takes position in `samples` → where NaN or Inf turned up. It raises as
-        [`Exclusions`] does, with `advice`.
+        [`Exclusions`] does.
     """
 
     def drop(gone: Iterable[int]) -> None:
@@ -194,8 +215,18 @@ def sample_excluder(
                 paused.drop(sample)
 
     def exclude_samples(found: Mapping[int, str]) -> None:
-        exclusions.add({samples[sample].index: where for sample, where in found.items()}, advice)
+        exclusions.add(
+            {samples[sample].index: where for sample, where in found.items()}, overflow_advice(exclusions.dtype)
+        )
         drop(found)
 
     drop(position for position, sample in enumerate(samples) if sample in exclusions)
     return exclude_samples
+
+
+def drop_others(ranks: Ranks, count: int, every: int, *forwards: PausedForwards) -> None:
+    """Drops those of `count` samples that other ranks run. See [`Ranks.owns`]."""
+    for position in range(count):
+        if not ranks.owns(position, every):
+            for paused in forwards:
+                paused.drop(position)

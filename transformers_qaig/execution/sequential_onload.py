@@ -1,18 +1,22 @@
 """Runs a whole model forwards and backwards in float32 with one block at a time on the device.
 
-`Offload`, which is for forward passes alone, cannot do it: a backward pass reads weights after their hooks are over.
+A backward pass reads a block's weights after its forward is over. So each block is checkpointed: it runs again, with
+its weights copied again.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from ..utils.caches import with_own_caches
+from .onload import copies_of, onload
 
 
 @contextmanager
@@ -22,27 +26,16 @@ def sequential_onload(
     """Makes the model compute in float32 with one block at a time on `device`, within the context.
 
     A block's weights are copied there when it runs. For a backward pass only its inputs are kept, and it runs again.
-    What is around the blocks (embeddings, towers, head) moves to `device` and to float32 within the context. A 16-bit
-    model comes back unchanged, because the copies in between are exact. So the device holds the parts around the
-    blocks, one block, its activations for one batch, and each block's input.
+    What is around the blocks (embeddings, towers, head) is copied for the whole context. So the device holds the parts
+    around the blocks, one block, its activations for one batch, and each block's input.
 
     Args:
         model: its parameters need no gradients.
         blocks: run one after the other. Their own parameters stay where they are.
         device: None computes where the model is.
     """
-    inside = {id(module) for block in blocks for module in block.modules()}
-    tensors = {
-        id(tensor): tensor
-        for module in model.modules()
-        if id(module) not in inside
-        for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False))
-    }
-    homes = {key: (tensor.device, tensor.dtype) for key, tensor in tensors.items()}
     with ExitStack() as stack:
-        for key, tensor in tensors.items():
-            stack.callback(_set, tensor, *homes[key])
-            _set(tensor, device or tensor.device, torch.float32)
+        stack.enter_context(onload(model, device, dtype=torch.float32, without=blocks))
         for block in blocks:
             stack.callback(_restore, block, vars(block).get("forward"))
             block.forward = _Onloaded(block, device)
@@ -69,24 +62,24 @@ class _Onloaded:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._inside:
             return self._forward(*args, **kwargs)
-        if torch.is_grad_enabled():
-            return checkpoint(self._run, *args, use_reentrant=False, **kwargs)
-        return self._run(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self._run(*args, **kwargs)
+        before, runs = with_own_caches((args, kwargs)), itertools.count()
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if next(runs):  # again, for the gradient: the model's own caches have its keys and values already
+                args, kwargs = with_own_caches(before)
+            return self._run(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        state = {
-            name: tensor.to(self._device or tensor.device, torch.float32 if tensor.is_floating_point() else None)
-            for name, tensor in chain(self._block.named_parameters(), self._block.named_buffers())
-        }
+        weights = copies_of(self._block, self._device, dtype=torch.float32)
         self._inside = True
         try:
-            return torch.func.functional_call(self._block, state, args, kwargs)
+            return torch.func.functional_call(self._block, weights, args, kwargs)
         finally:
             self._inside = False
-
-
-def _set(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> None:
-    tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _restore(block: nn.Module, forward: Any) -> None:

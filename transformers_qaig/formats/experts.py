@@ -28,7 +28,7 @@ from .packing import (
     num_groups,
     num_words,
 )
-from .reference import Weight, round_activations
+from .reference import Weight, add_product, product_dtype, round_activations
 
 _TILE_ROWS, _UNIT_SLOTS = 16, 32  # of csrc/cpu/layout.h
 MOST_EXPERTS = 1 << 16
@@ -223,8 +223,8 @@ def experts_linear_grad_input(grad: Tensor, offsets: Tensor, weights: ExpertWeig
     """Computes grad[r] @ W_e for each row r of expert e, `[R, K]` in the dtype of grad; rows of no expert are zero."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
     out = torch.zeros(len(grad), weights.in_features, dtype=dtype, device=grad.device)
-    ranges = _ranges(offsets, len(grad))
+    ranges, wide = _ranges(offsets, len(grad)), grad.to(product_dtype(grad))
     for (_, first, last), weight in zip(ranges, weights.experts([e for e, _, _ in ranges])):
-        for start, stop, rows in weight.rows(grad.dtype):
-            out[first:last] += grad[first:last, start:stop] @ rows
+        for start, stop, rows in weight.rows(wide.dtype):
+            add_product(out[first:last], wide[first:last, start:stop], rows)
     return out.to(grad.dtype)

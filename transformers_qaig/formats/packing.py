@@ -149,6 +149,13 @@ def row_chunks(rows: int, columns: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def column_chunks(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Splits columns into consecutive `(start, stop)` ranges of at most 2 `_CHUNK_CODES` elements, or of 32 columns."""
+    units = -(-columns // 32)
+    step = 32 * max(1, min(units, 2 * _CHUNK_CODES // (32 * max(1, rows))))
+    return [(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
 def _check_matrix(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dtype != dtype or tensor.dim() != 2:
         raise ValueError(f"{name} must be a 2-D {dtype} tensor, got {tensor.dtype} of shape {tuple(tensor.shape)}")

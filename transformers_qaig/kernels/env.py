@@ -4,6 +4,7 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ class Environment:
     cpu_model: str
     cpu_features: tuple[str, ...]
     cpu_isa: str | None
-    best_cpu_isa: str | None
+    cpu_isas: tuple[str, ...]
     library: Path | None
     library_origin: str
     gpus: tuple[str, ...]
@@ -59,7 +60,7 @@ class Environment:
         lines.append(f"{'CPU':<18} {self.cpu_model}")
         if self.library is not None:
             lines.append(f"{'CPU features':<18} {' '.join(self.cpu_features) or 'none that the kernels use'}")
-            lines.append(f"{'CPU ISA':<18} {self.cpu_isa} (best: {self.best_cpu_isa})")
+            lines.append(f"{'CPU ISA':<18} {self.cpu_isa} (of {', '.join(self.cpu_isas)})")
         lines.append(f"{'library':<18} {self.library or 'none'} ({self.library_origin})")
         lines += [f"{'GPU':<18} {gpu}" for gpu in self.gpus or ("none that torch sees",)]
         lines.append(f"{'CUDA in library':<18} {self.cuda_library}")
@@ -89,7 +90,7 @@ def collect() -> Environment:
         cpu_model=_cpu_model(),
         cpu_features=extension.cpu_features(),
         cpu_isa=extension.cpu_isa(),
-        best_cpu_isa=extension.best_cpu_isa(),
+        cpu_isas=extension.cpu_isas(),
         library=extension.library_path(),
         library_origin=extension.origin() or extension.why_not() or "",
         gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
@@ -167,8 +168,9 @@ def _why_not_faster_isa() -> str | None:
             if os.environ.get(variable) == isa:
                 return f"{variable}={isa}"
         return f"the instruction set was set below the best, {best}"
-    better = {"portable": "avx2", "avx2": "avx512"}.get(isa or "")
-    return f"this processor lacks part of what {better} needs (csrc/cpu/isa.h)" if better else None
+    better = dict(pairwise(extension.CPU_ISAS)).get(isa or "")
+    lacking = "this processor, or the compiler of the kernels, lacks part of what"
+    return f"{lacking} {better} needs (csrc/cpu/isa.h)" if better else None
 
 
 def _cpu_model() -> str:

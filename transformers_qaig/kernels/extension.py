@@ -18,6 +18,7 @@ Importing this module does none of it: the first packed layer that is prepared, 
 
 import ctypes
 import os
+import platform
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,9 @@ _TEXTS = (
     "qaig_cpu_isa_error",
 )
 
-CPU_ISAS = ("portable", "avx2", "avx512")
-"""The instruction sets of csrc/cpu/isa.h; each includes those before it."""
+_IS_ARM = platform.machine() in ("aarch64", "arm64")
+CPU_ISAS = ("portable", "neon-dotprod", "neon-i8mm") if _IS_ARM else ("portable", "avx2", "avxvnni", "avx512")
+"""The instruction sets of csrc/cpu/isa.h for this machine's architecture; each includes those before it."""
 
 _logger = get_logger(__name__)
 _lock = threading.Lock()
@@ -114,7 +116,7 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def best_cpu_isa() -> str | None:
-    """Returns the best instruction set of this processor: "portable", "avx2" or "avx512"; None without the kernels."""
+    """Returns the best of `CPU_ISAS` that this processor can run; None without the kernels."""
     return _text("qaig_cpu_best_isa")
 
 
@@ -147,7 +149,7 @@ def set_cpu_isa(isa: str) -> None:
         raise RuntimeError(f"the instruction set cannot be set, there are no compiled kernels: {why_not()}")
     status = library.qaig_set_cpu_isa(isa.encode())
     if status == 1:
-        raise ValueError(f'isa must be "portable", "avx2" or "avx512", got "{isa}"')
+        raise ValueError(f'isa must be one of {", ".join(CPU_ISAS)}, got "{isa}"')
     if status != 0:
         raise ValueError(f'isa "{isa}" is more than this processor can run: its best is "{best_cpu_isa()}"')
 

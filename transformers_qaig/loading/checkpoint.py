@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -20,11 +21,11 @@ from ..utils.quote import quote
 from .conversions import loading_conversions
 from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths
 from .packed_modules import packed_modules
-from .shards import StoredTensor, read_headers
+from .shards import DTYPES, StoredTensor, read_headers
 
+SINGLE_FILE = "model.safetensors"
 FEW = 100  # weights, which other checks look at in a moment
 MOST_SHOWN = 1000  # characters of a problem: a name in a file may be long
-DTYPES = {"I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def check_number(plan: Collection[str], files: Sequence[str]) -> None:
@@ -45,6 +46,7 @@ def check_number(plan: Collection[str], files: Sequence[str]) -> None:
             f"config.json says that {len(plan):,} weights are packed, such as {quote(next(iter(plan)))}, and "
             f"{quote(files[0])} holds none that is: these are weights in full precision. Delete `quantization_config` "
             "from config.json to load them as they are, or save the packed model again with `save_pretrained`."
+            + _left_behind(files)
         )
     plan = list(dict.fromkeys(map(_stored_path, plan)))
     if files and len(plan) > 2 * len(stored) + FEW:
@@ -54,6 +56,16 @@ def check_number(plan: Collection[str], files: Sequence[str]) -> None:
             f"The plan in config.json packs {len(plan):,} weights, such as {quote(other)}, and the files hold "
             f"{len(stored):,}: the checkpoint is damaged."
         )
+
+
+def _left_behind(files: Sequence[str]) -> str:
+    """Returns what to do where a push in several files left the single file of an earlier push, which is read first."""
+    if [Path(file).name for file in files] != [SINGLE_FILE]:
+        return ""
+    return (
+        f"\nDoes the repository hold shards such as model-00001-of-00002.safetensors, too? Then {SINGLE_FILE} is left "
+        "from an earlier push, and Transformers reads it first: delete it there."
+    )
 
 
 def _stored_path(path: str) -> str:
@@ -129,7 +141,8 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
     if problems:
         shown = "\n".join(f"  {problem[:MOST_SHOWN]}" for problem in problems[:8])
         more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}")
+        hint = _left_behind(files)
+        raise ValueError(f"The quantized checkpoint is damaged or does not match its config.json:\n{shown}{more}{hint}")
     return {key: DTYPES[headers[key].dtype] for key in found}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -11,6 +13,7 @@ from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..nn.experts_module import LinearExperts
 from ..plan.experts import stack_schemes
 from ..scheme import Plan
+from ..utils.memory import return_freed_memory
 
 _TOKENS = 4
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -37,17 +40,18 @@ def skeleton_experts(model: nn.Module, plan: Plan) -> set[str]:
     return packed
 
 
-def linearize_experts(model: PreTrainedModel, plan: Plan) -> None:
+def linearize_experts(model: PreTrainedModel, stacks: Mapping[str, ExpertsLayout], plan: Plan) -> None:
     """Puts linears in the places of the stacks that `plan` names. Their weights are views: nothing is copied.
 
     Args:
         model: with its weights, on the CPU.
+        stacks: those of the model, by path.
         plan: names the weights of a stack all together.
 
     Raises:
         ValueError: the linears do not compute what the model's own class does.
     """
-    for stack, layout in find_experts(model).items():
+    for stack, layout in stacks.items():
         if not stack_schemes(stack, layout, plan):
             continue
         original = model.get_submodule(stack)
@@ -86,8 +90,21 @@ def _random_inputs(layout: ExpertsLayout, like: Tensor) -> tuple[Tensor, ...]:
     return hidden, chosen, weights
 
 
-def stack_experts(model: PreTrainedModel) -> None:
-    """Joins the packed linears of each stack to packed experts."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, LinearExperts):
-            model.set_submodule(path, QAIGExperts.from_linears(module))
+def stack_experts(model: PreTrainedModel, keep: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Joins the packed linears of each stack to packed experts.
+
+    Args:
+        model: with packed linears.
+        keep: called with each large tensor that is made; returns what takes its place.
+    """
+    paths = [path for path, module in model.named_modules() if isinstance(module, LinearExperts)]
+    for path in paths:
+        linears = model.get_submodule(path)
+        assert isinstance(linears, LinearExperts)
+        experts = QAIGExperts.from_linears(linears)
+        if keep is not None:
+            for parameter in experts.parameters(recurse=False):
+                parameter.data = keep(parameter.data)
+        model.set_submodule(path, experts)
+        del linears  # one stack at a time is there twice
+        return_freed_memory()

@@ -160,7 +160,7 @@ def local_paths(paths: Iterable[str], model: PreTrainedModel, files: Sequence[st
     names = {path: path if owner(path, stacks) in known else _weight_name(name_of, path) for path in paths}
     if all(owner(name, stacks) in known for name in names.values()) or is_class_that_saved(model):
         return names
-    saver = _model_that_saved(files)
+    saver = model_that_saved(files)
     if saver is None:
         return names
     name_there = loader_naming(saver, conversions=sparing_packed(get_model_conversion_mapping(saver)))
@@ -205,7 +205,7 @@ def _packed_path(key: str) -> str | None:
     return expert_path(path, EVERY, projection) if projection != name and projection in PROJECTIONS else None
 
 
-def _model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
+def model_that_saved(files: Sequence[str]) -> PreTrainedModel | None:
     """Makes a model of the class that saved the checkpoint, on the meta device; None if it is not Transformers' own."""
     if not files:
         return None

@@ -19,8 +19,15 @@ from ..nn.packed_module import PackedModule
 from ..plan.experts import owner
 from ..scheme import Plan
 from ..utils.finite import buffers_with_nan
-from ..utils.logging import tqdm
+from ..utils.logging import get_logger, tqdm
+from ..utils.memory import free_memory, return_freed_memory
+from ..utils.readable import readable_size
 from .tied_embeddings import replace, uninstall_tied_embeddings
+
+logger = get_logger(__name__)
+
+PREPARED_SHARE = 0.5
+"""Of the free memory that a model mapped from files may take once it is prepared."""
 
 
 def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.dtype]) -> None:
@@ -56,6 +63,20 @@ def prepare(model: nn.Module, plan: Plan) -> None:
     modules = packed_modules(model, plan).values()
     for module in tqdm(modules, desc="Preparing packed layers", unit="layer", leave=False):
         module.prepare()
+        return_freed_memory()
+
+
+def fits_prepared(model: nn.Module) -> bool:
+    """Whether there is room for packed tensors that are mapped from files, once [`prepare`] makes copies of them."""
+    size = sum(tensor.nbytes for tensor in model.state_dict().values() if tensor.device.type == "cpu")
+    free = free_memory(torch.device("cpu"))
+    if size <= free * PREPARED_SHARE:
+        return True
+    logger.warning(
+        "The packed model takes %s of the %s that are free, so its weights stay in the files of `work_dir`, which is "
+        "slow to run. Save it, and load it where it fits.", readable_size(8 * size), readable_size(8 * free),
+    )  # fmt: skip
+    return False
 
 
 def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None) -> None:
@@ -76,26 +97,31 @@ def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None
             f"dequantize() needs all packed weights in memory, and those of {absent[0]} (and {len(absent) - 1} "
             "others) are offloaded: load the model without offloading, as with `device_map='cpu'`."
         )
-    for path, packed in modules.items():
-        if isinstance(packed, (QAIGEmbedding, QAIGExperts)):
-            replace(model, packed, packed.to_dense(dtype))
-            continue
-        assert isinstance(packed, QAIGLinear)
-        weight = packed.dequantize(dtype)
-        linear = nn.Linear(packed.in_features, packed.out_features, packed.bias is not None, device="meta")
-        linear.weight = nn.Parameter(weight)
-        if packed.bias is not None:
-            linear.bias = nn.Parameter(packed.bias.to(weight.dtype))
-        model.set_submodule(path, linear)
+    for packed in modules.values():
+        assert isinstance(packed, (QAIGLinear, QAIGEmbedding, QAIGExperts))
+        replace(model, packed, packed.to_dense(dtype))
     uninstall_tied_embeddings(model)
 
 
 def packed_modules(model: nn.Module, plan: Plan) -> dict[str, PackedModule | QAIGExperts]:
-    """Returns the packed modules that hold the weights of `plan`, by path; a stack of experts is one of them."""
+    """Returns the packed modules that hold the weights of `plan`, by path; a stack of experts is one of them.
+
+    Where adapters are around them, a path is that of the adapter.
+    """
     stacks = find_experts(model)
     modules: dict[str, PackedModule | QAIGExperts] = {}
     for path in dict.fromkeys(owner(path, stacks) for path in plan):
-        module = model.get_submodule(path)
+        module = _without_adapter(model.get_submodule(path))
         assert isinstance(module, (PackedModule, QAIGExperts))
         modules[path] = module
     return modules
+
+
+def _without_adapter(module: nn.Module) -> nn.Module:
+    """Returns the model's own layer where PEFT has put an adapter around it."""
+    while not isinstance(module, (PackedModule, QAIGExperts)):
+        below = module._modules.get("base_layer") or module._modules.get("original_module")
+        if below is None:
+            break
+        module = below
+    return module

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from ..nn.experts_layout import find_experts
-from ..plan.experts import stored_as
 from .arguments import loading_arguments
 
 
-def check_no_random_weights(model: nn.Module, paths: Iterable[str]) -> None:
+def check_no_random_weights(model: nn.Module, names: Iterable[str]) -> None:
     """Raises `ValueError` if weights that are to be packed were in no file, or in another shape.
 
     Transformers only prints them. A calibration of random values would take its time, and end in a useless model.
@@ -19,12 +17,11 @@ def check_no_random_weights(model: nn.Module, paths: Iterable[str]) -> None:
 
     Args:
         model: loaded.
-        paths: of the weights, with or without `.weight`.
+        names: of the parameters, with or without `.weight`.
     """
     info = loading_arguments().get("loading_info")
     random = set() if info is None else {name.removesuffix(".weight") for name in info.missing_and_mismatched()}
-    names = stored_as(paths, find_experts(model))
-    lost = sorted(path for path in names if path.removesuffix(".weight") in random or _is_misshapen(model, path))
+    lost = sorted(name for name in names if name.removesuffix(".weight") in random or _is_misshapen(model, name))
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ValueError(

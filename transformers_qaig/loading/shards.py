@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ..utils.json_file import read_json
 from ..utils.quote import quote
 
+DTYPES = {
+    "I32": torch.int32, "I64": torch.int64,
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+"""A header's word → dtype, of those that this package reads."""
 LARGEST_INDEX = 256 << 20
 """The most bytes of an index.json: room for two million tensors."""
 

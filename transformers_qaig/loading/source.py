@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from transformers import AutoProcessor
 
 PROCESSOR_FILES = (
@@ -101,6 +101,32 @@ class Source:
                 if not subfolder:
                     raise
         raise AssertionError("unreachable")
+
+    def file(self, name: str, *, token: str | bool | None = None) -> Path | None:
+        """Returns a file beside the weights, or else one of the whole repository; None if neither can be had.
+
+        Args:
+            name: of the file.
+            token: for a gated repository.
+        """
+        for subfolder in dict.fromkeys((self.subfolder, "")):
+            path = Path(self.name, subfolder, name)
+            if not Path(self.name).is_dir():
+                with contextlib.suppress(Exception):
+                    path = Path(
+                        hf_hub_download(
+                            self.name,
+                            name,
+                            subfolder=subfolder or None,
+                            revision=self.revision,
+                            cache_dir=self.cache_dir,
+                            local_files_only=self.local_files_only,
+                            token=token,
+                        )
+                    )
+            if path.is_file():
+                return path
+        return None
 
     def fetch(self, token: str | bool | None) -> None:
         """Downloads the processor's files now, for saving: the token is not kept. If that fails, saving says so."""

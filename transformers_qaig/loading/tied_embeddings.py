@@ -20,11 +20,6 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         model.set_submodule(path, new)
 
 
-def without_tied_head(model: PreTrainedModel, plan: Plan) -> list[str]:
-    """Lists the paths in `plan`, without a head that is tied to the embeddings: it is stored with them."""
-    return [path for path in plan if path != find_lm_head(model).path or not are_tied(model)]
-
-
 def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
     """Makes packed embeddings and a packed head behave as a model's own, in this one model.
 

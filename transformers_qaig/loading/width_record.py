@@ -47,8 +47,13 @@ def check_widths(plan: Plan, files: Sequence[str]) -> None:
             raise ValueError(
                 f"`{KEY}` in the header of {file} cannot be read, it says {quote(text)}: the file is damaged."
             )
+        if len(recorded) != len(widths):
+            raise ValueError(
+                f"config.json names the experts of {len(widths)} projections, and {file} was saved with those of "
+                f"{len(recorded)}: config.json is damaged, or belongs to other weights."
+            )
         for path, (found, saved) in zip(widths, zip(widths.values(), recorded)):
-            if found != saved and len(recorded) == len(widths):
+            if found != saved:
                 raise ValueError(
                     f"config.json gives the experts in {path} the bits {quote(found)}, and {file} was saved with "
                     f"{quote(saved)}: config.json is damaged, or belongs to other weights."

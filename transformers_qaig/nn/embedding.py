@@ -123,7 +123,7 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         """
         stand_in = self._stand_in(self.num_embeddings, 0)
         if torch.compiler.is_compiling():
-            return stand_in
+            return _TracedRows(self, stand_in)  # type: ignore[return-value]
         rows = stand_in.as_subclass(_Rows)
         rows.embeddings = self
         rows._is_hf_initialized = True
@@ -161,17 +161,35 @@ class _Rows(Tensor):
     _is_hf_initialized: bool
 
     def __getitem__(self, index: Any) -> Tensor:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        ids = torch.as_tensor(first, device=self.device) if isinstance(first, (int, Tensor)) else None
-        if ids is None or ids.dtype == torch.bool:
-            return self.embeddings.dequantize()[index]
-        rows = QAIGEmbedding.forward(self.embeddings, (ids % self.embeddings.num_embeddings).reshape(-1))
-        return rows.reshape(*ids.shape, -1)[(slice(None),) * ids.ndim + tuple(rest)]
+        return _rows(self.embeddings, index, self.device)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
+
+
+class _TracedRows:
+    """The same where `torch.compile` follows: it traces classes of Python, but not that subclass of Tensor."""
+
+    def __init__(self, embeddings: QAIGEmbedding, stand_in: Tensor):
+        self.embeddings, self.stand_in = embeddings, stand_in
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return _rows(self.embeddings, index, self.stand_in.device)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stand_in, name)
+
+
+def _rows(embeddings: QAIGEmbedding, index: Any, device: torch.device) -> Tensor:
+    """Returns what indexing the dequantized weight gives; ids in the first place read their rows alone."""
+    first, *rest = index if isinstance(index, tuple) else (index,)
+    ids = torch.as_tensor(first, device=device) if isinstance(first, (int, Tensor)) else None
+    if ids is None or ids.dtype == torch.bool:
+        return embeddings.dequantize()[index]
+    rows = QAIGEmbedding.forward(embeddings, (ids % embeddings.num_embeddings).reshape(-1))
+    return rows.reshape(*ids.shape, -1)[(slice(None),) * ids.ndim + tuple(rest)]
 
 
 _OWN = ("in_features", "out_features", "bits", "group_size", "sym", "compute_dtype", "layout", "tied_to")

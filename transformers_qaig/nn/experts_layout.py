@@ -16,9 +16,9 @@ from ..formats.experts import MOST_EXPERTS
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """Names of an expert's weights in a plan: `….experts.{e}.gate_proj`."""
 _INDEX = r"[0-9]{1,9}"
-_EXPERTS = rf"\*|{_INDEX}(?:-{_INDEX})?(?:,{_INDEX}(?:-{_INDEX})?)*"
-"""An expert's index, `*` for all of them, or several as in `0-3,7`."""
-_PATH = re.compile(rf"(?P<stack>.+)\.(?P<expert>{_EXPERTS})\.(?P<projection>{'|'.join(PROJECTIONS)})")
+SPANS = rf"{_INDEX}(?:-{_INDEX})?(?:,{_INDEX}(?:-{_INDEX})?)*"
+"""An expert's index, or several as in `0-3,7`."""
+_PATH = re.compile(rf"(?P<stack>.+)\.(?P<expert>\*|{SPANS})\.(?P<projection>{'|'.join(PROJECTIONS)})")
 _ALL, _SHARED, _ROUTED = 1, 2, 3  # arguments of the forward: hidden states; with weights; with indices and weights
 
 
@@ -62,6 +62,10 @@ class ExpertsLayout:
         """The names of the 3-D parameters that hold them."""
         return ("gate_up_proj", "down_proj") if self.fused else self.projections
 
+    def parameter_of(self, projection: str) -> str:
+        """Returns the name of the parameter that holds a projection."""
+        return projection if projection in self.parameters else "gate_up_proj"
+
     @property
     def is_routed(self) -> bool:
         """Whether the forward takes hidden states, indices and weights of the chosen experts."""
@@ -97,7 +101,7 @@ class ExpertsLayout:
 
     def weight(self, module: nn.Module, expert: int, projection: str) -> Tensor:
         """Returns a view `[N, K]` of an expert's weight in the stack."""
-        name = projection if projection in self.parameters else "gate_up_proj"
+        name = self.parameter_of(projection)
         stacked = module.get_parameter(name).data[expert]
         rows = stacked.t() if self.transposed else stacked
         if name == projection:

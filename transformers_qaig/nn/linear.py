@@ -182,6 +182,36 @@ class QAIGLinear(PackedModule):
         with torch._C._AutoDispatchBelowAutograd():  # autograd's Python rule costs as much as a small layer
             return torch.ops.qaig.linear.default(*arguments)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Multiplies the input by the packed weight, without a bias and without rounding the input to 8 bits.
+
+        Args:
+            x: `[..., in_features]`, floating.
+
+        Returns:
+            `[..., out_features]` in the dtype of x.
+        """
+        packed, scale, zero, size, _, *format, layout = self._weight()
+        rotation = self.rotation or (0, 0)
+        return torch.ops.qaig.linear.default(x, packed, scale, zero, None, *rotation, size, *format, 16, layout)
+
+    def row_squares(self) -> Tensor:
+        """Returns the sum of squares of each row of the weight, float32 `[out_features]`, without a dense copy."""
+        return torch.cat([rows.square().sum(1) for _, _, rows in self._weight().rows(torch.float32)])
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """Makes an `nn.Linear` from the dequantized weight.
+
+        Args:
+            dtype: of weight and bias; None for the compute dtype.
+        """
+        weight = self.dequantize(dtype)
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True))
+        return linear.train(self.training)
+
     @property
     def scheme(self) -> WeightScheme:
         """How this layer stores its weight and treats its input."""

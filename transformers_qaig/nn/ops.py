@@ -215,7 +215,7 @@ def repack_cuda(
     sizes = (out_features, in_features, bits, group_size)
     weight = Weight(packed, scale, zero, *sizes, layout)
     if bits not in KERNEL_BITS:
-        raise ValueError(f"CUDA kernels have an order of their own for 2, 3, 4 and 8 bits, got {bits}")
+        raise ValueError(f"CUDA kernels have a layout for 2, 3, 4 and 8 bits only, got {bits}")
     if layout == CHECKPOINT_LAYOUT:
         check_checkpoint_layout(packed, weight)
         return cuda_layout.from_checkpoint(packed, scale, zero, *sizes)
@@ -244,8 +244,8 @@ def _check_weight(x: Tensor, weight: Weight) -> None:
         return
     if layout != CHECKPOINT_LAYOUT:
         raise NotImplementedError(
-            f"layout={layout} belongs to another backend: the reference reads layout 0 (the checkpoint layout) only. A "
-            "layer in a device's own order is brought to another device by `to`, which restores that order first"
+            f"layout={layout} belongs to another backend: the reference reads layout 0 (the checkpoint layout) only. "
+            "Move the layer with `to`, which restores the checkpoint layout first"
         )
     check_checkpoint_layout(x, weight)
 

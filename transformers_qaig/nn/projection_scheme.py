@@ -56,6 +56,12 @@ class ProjectionScheme:
         """The bits of each expert; one entry if all are equal."""
         return list(self.bits[:1] if len(set(self.bits)) == 1 else self.bits)
 
-    def shapes(self, layout: ExpertsLayout, projection: str, order: int = CHECKPOINT_LAYOUT) -> ExpertShapes:
-        """Returns the shapes of the projection's tensors in the layout `order`."""
-        return expert_shapes(self.bits, *layout.shape(projection), self.group_size, order)
+    def shapes(self, stack: ExpertsLayout, projection: str, layout: int = CHECKPOINT_LAYOUT) -> ExpertShapes:
+        """Returns the shapes of the projection's tensors.
+
+        Args:
+            stack: sizes of the experts.
+            projection: its name.
+            layout: of the packed words: checkpoint, CPU or CUDA.
+        """
+        return expert_shapes(self.bits, *stack.shape(projection), self.group_size, layout)

@@ -28,11 +28,11 @@ LIBRARY.define(
     "repack(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, int group_size, "
     "int layout) -> (Tensor, Tensor, Tensor)"
 )
-LIBRARY.define(
-    "dequantize(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
-    "int group_size, int layout, int start, int stop) -> Tensor"
-)
-
+for _name in ("dequantize", "dequantize_columns"):
+    LIBRARY.define(
+        f"{_name}(Tensor packed, Tensor scale, Tensor? zero, int out_features, int in_features, int bits, "
+        "int group_size, int layout, int start, int stop) -> Tensor"
+    )
 LIBRARY.define(
     "round_columns(Tensor(a!) rows, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor groups, Tensor step, "
     "Tensor scale, Tensor zero, int max_code) -> ()"

@@ -11,8 +11,13 @@ import numpy as np
 from ..scheme import Plan, WeightScheme
 from .knapsack import knapsack
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Linears that serving engines merge into one: they must share one width."""
+FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
+)
+"""Linears that serving engines fuse into one, which has one scheme; the last two are of linear attention."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,7 @@ def knee(sizes: Sequence[float], costs: Sequence[float]) -> int:
 
 
 def fused_sets(paths: Iterable[str]) -> list[list[str]]:
-    """Returns the sets of paths that serving engines merge, by name: siblings q, k, v and gate, up.
-
-    Only sets of two or more are returned.
-    """
+    """Returns the sets of siblings that serving engines fuse, by their names in [`FUSED`]; each has two or more."""
     groups: dict[tuple[str, int], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")

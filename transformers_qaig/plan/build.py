@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from ..config.size import parse_size
 from ..nn.embedding import why_not_packed
 from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..scheme import MIN_GROUP_SIZE, Plan
-from ..structure import Found, are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
+from ..structure import Found, ModelStructure, find_vision_tower
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from .allocate import SchemeOption
@@ -63,12 +63,13 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
             plan has a path that cannot be packed; a part that was asked for is missing or cannot be packed; tied
             embeddings and head have different bits; or there is nothing to pack.
     """
-    resolver, coverage = SchemeResolver(config, model), Coverage()
+    stacks = find_experts(model)
+    resolver, coverage = SchemeResolver(config, model, stacks), Coverage()
+    structure = ModelStructure.of(model)
     options: dict[str, list[SchemeOption]] = {}
-    blocks = find_decoder_blocks(model)
     candidates = None if config.plan is not None else config.candidates
-    stacks, tied = find_experts(model), _tied_names(model)
-    for path, parameter, reason in weights_in(blocks, stacks):
+    tied = _in_both_directions(structure.ties)
+    for path, parameter, reason in weights_in(structure.blocks, stacks):
         coverage.total += parameter.numel()
         if other := _tied_to(path, tied, stacks):
             reason = f"one tensor with {other}, which stays as it is"
@@ -80,7 +81,7 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
             continue
         options[path] = found
         coverage.packed += parameter.numel()
-    outside = {**_vision(model, resolver, stacks), **_embeddings_and_head(model, resolver)}
+    outside = {**_vision(model, resolver, stacks), **_embeddings_and_head(structure, resolver)}
     example = next(iter(options), next(iter(coverage.skipped), "nothing"))
     resolver.check(example)
     if not options:
@@ -91,13 +92,12 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
     check_stacks(stacks, {path: choices[0].scheme for path, choices in options.items()}, coverage.outside_plan)
     sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
     sizes |= stack_sizes(stacks, outside, {*options, *outside})
-    _measure(model, coverage, blocks, sizes)
+    _measure(model, structure, coverage, sizes)
     return options, coverage
 
 
-def _tied_names(model: nn.Module) -> dict[str, str]:
+def _in_both_directions(ties: Mapping[str, str]) -> dict[str, str]:
     """Returns every parameter that is one tensor with another, by name → the other's name."""
-    ties = getattr(model, "all_tied_weights_keys", {})
     return {one: other for pair in ties.items() for one, other in (pair, pair[::-1])}
 
 
@@ -131,13 +131,13 @@ def _vision(model: nn.Module, resolver: SchemeResolver, stacks: Mapping[str, Exp
     return packed
 
 
-def _embeddings_and_head(model: nn.Module, resolver: SchemeResolver) -> dict[str, SchemeOption]:
+def _embeddings_and_head(structure: ModelStructure, resolver: SchemeResolver) -> dict[str, SchemeOption]:
     """Lists embeddings and head, if they are to be packed."""
-    config, embeddings, head, tied = resolver.config, find_input_embeddings(model), find_lm_head(model), are_tied(model)
+    config, embeddings, head, tied = resolver.config, structure.embeddings, structure.head, structure.is_tied
     asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
     if tied and None not in asked.values() and len(set(asked.values())) > 1:
         raise SettingError(
-            f"{type(model).__name__} ties its head to its embeddings: one tensor cannot have "
+            f"{structure.model_name} ties its head to its embeddings: one tensor cannot have "
             f"`embedding_bits={config.embedding_bits}` and `lm_head_bits={config.lm_head_bits}`; give one of them."
         )
     wanted = dict(asked)
@@ -147,7 +147,7 @@ def _embeddings_and_head(model: nn.Module, resolver: SchemeResolver) -> dict[str
     for (name, bits), found in zip(asked.items(), (embeddings, head)):
         if bits is None and found.path not in resolver.given:
             continue
-        if reason := _why_stays_dense(model, found, tied):
+        if reason := _why_stays_dense(structure, found):
             given = [f"`{key}`" for key, value in wanted.items() if value is not None] if tied else [f"`{name}`"]
             raise SettingError(f"{' and '.join(given) or f'`plan[{found.path!r}]`'}: {reason}.")
         assert found.module is not None
@@ -159,7 +159,7 @@ def _embeddings_and_head(model: nn.Module, resolver: SchemeResolver) -> dict[str
     if tied and schemes[0] != schemes[1]:
         entries = [None if scheme is None else scheme.to_dict() for scheme in schemes]
         raise SettingError(
-            f"{type(model).__name__} ties its head to its embeddings: {embeddings.path!r} and {head.path!r} are one "
+            f"{structure.model_name} ties its head to its embeddings: {embeddings.path!r} and {head.path!r} are one "
             f"tensor and need one entry, got {entries[0]} and {entries[1]}."
         )
     if tied:  # stored once
@@ -169,21 +169,21 @@ def _embeddings_and_head(model: nn.Module, resolver: SchemeResolver) -> dict[str
     return packed
 
 
-def _why_stays_dense(model: nn.Module, found: Found, tied: bool) -> str:
+def _why_stays_dense(structure: ModelStructure, found: Found) -> str:
     """Returns why embeddings or a head cannot be packed; empty if they can."""
     if found.module is None:
-        return f"{type(model).__name__} has none"
+        return f"{structure.model_name} has none"
     if isinstance(found.module, nn.Embedding):
         reason = why_not_packed(found.module)
         if min(found.module.weight.shape) < MIN_GROUP_SIZE:
             reason = f"{found.path} is of {tuple(found.module.weight.shape)}: too small to be worth packing"
     else:
         reason = why_not(found.module, "weight", found.path, {})
-    if tied and getattr(found.module, "bias", None) is not None:
+    if structure.is_tied and getattr(found.module, "bias", None) is not None:
         reason = f"{found.path} has a bias and is tied"
-    ties = getattr(model, "all_tied_weights_keys", {}).items()
-    names = {find_input_embeddings(model).path, find_lm_head(model).path}
-    others = {name.removesuffix(".weight") for pair in ties if f"{found.path}.weight" in pair for name in pair} - names
+    pairs = [pair for pair in structure.ties.items() if f"{found.path}.weight" in pair]
+    others = {name.removesuffix(".weight") for pair in pairs for name in pair}
+    others -= {structure.embeddings.path, structure.head.path}
     if others:
         reason = (
             f"{found.path} is one tensor with {', '.join(sorted(others))}, and only embeddings and head can be packed "
@@ -192,14 +192,13 @@ def _why_stays_dense(model: nn.Module, found: Found, tied: bool) -> str:
     return reason
 
 
-def _measure(model: nn.Module, coverage: Coverage, blocks: Iterable[str], sizes: Mapping[str, int]) -> None:
+def _measure(model: nn.Module, structure: ModelStructure, coverage: Coverage, sizes: Mapping[str, int]) -> None:
     """Fills in the size of each part; `sizes` are the saved bits of each packed weight, without the blocks' codes."""
-    tied = getattr(model, "all_tied_weights_keys", {})  # on meta they are not one tensor yet
-    inside = tuple(f"{path}." for path in blocks)
-    ends = (find_input_embeddings(model).path, find_lm_head(model).path)
+    inside = tuple(f"{path}." for path in structure.blocks)
+    ends = (structure.embeddings.path, structure.head.path)
     weights = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.ndim >= 2}
     for name, tensor in model.state_dict().items():
-        if name in tied:
+        if name in structure.ties:  # on meta they are not one tensor yet
             continue
         path = name.removesuffix(".weight")
         part = BLOCKS if name.startswith(inside) else path if path in ends else _part(name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..scheme import Plan
 from ..utils.errors import SettingError
+from ..utils.old_names import warn_of_old_name
 
 BLOCKS, FILE_HEADERS = "language model's blocks", "file headers"
 
@@ -45,6 +46,12 @@ class Coverage:
     outside_plan: Plan = field(default_factory=dict)
     parts: dict[str, PartSize] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+
+    @property
+    def extra_plan(self) -> Plan:
+        """`outside_plan`, as an earlier version called it."""
+        warn_of_old_name("Coverage.extra_plan", "outside_plan")
+        return self.outside_plan
 
     @property
     def share(self) -> float:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..nn.experts_layout import ExpertsLayout, expert_path, find_experts, split_path
+from ..nn.experts_layout import ExpertsLayout, expert_path, split_path
 from ..nn.projection_scheme import ProjectionScheme
 from ..scheme import MIN_GROUP_SIZE, Plan, WeightScheme
 from ..utils.errors import SettingError
@@ -19,7 +19,7 @@ from .allocate import SchemeOption
 
 EVERY = "*"
 """Stands for the index of every expert: `….experts.*.down_proj`."""
-_ROUTER = re.compile(r"(?:^|[._])(?:router|gate|gating)(?:[._]|$)")
+ROUTER = re.compile(r"(?:^|[._])(?:router|gate|gating)(?:[._]|$)")
 _Entry = TypeVar("_Entry")
 
 
@@ -56,20 +56,19 @@ def is_router(path: str, linear: nn.Linear, stacks: Mapping[str, ExpertsLayout])
 
 
 def _called_router(path: str, above: str) -> bool:
-    return _ROUTER.search(path.removeprefix(f"{above}.")) is not None
+    return ROUTER.search(path.removeprefix(f"{above}.")) is not None
 
 
-def expand(plan: Mapping[str, _Entry], model: nn.Module) -> dict[str, _Entry]:
+def expand(plan: Mapping[str, _Entry], stacks: Mapping[str, ExpertsLayout]) -> dict[str, _Entry]:
     """Returns a plan with one path an expert in the place of `….experts.*.down_proj` and `….experts.0-3,7.down_proj`.
 
     Args:
         plan: paths, some of which stand for several experts of a stack.
-        model: may be on the meta device.
+        stacks: those of the model, by path.
 
     Raises:
         SettingError: two paths, or two spans of one, name the same expert.
     """
-    stacks = find_experts(model)
     expanded: dict[str, _Entry] = {}
     for path, entry in plan.items():
         for full in expand_path(path, stacks):
@@ -89,11 +88,17 @@ def expand_path(path: str, stacks: Mapping[str, ExpertsLayout]) -> list[str]:
         return [path]
     stack, named, projection = parts
     count = stacks[stack].num_experts
-    spans = [(0, count - 1)] if named == EVERY else [_span(part) for part in named.split(",")]
+    indices = range(count) if named == EVERY else indices_of(named, count)
+    return [path] if indices is None else [expert_path(stack, index, projection) for index in indices]
+
+
+def indices_of(named: str, count: int) -> Sequence[int] | None:
+    """Returns the experts that `0-3,7` names, of `count` in all; None if some do not exist or one is named twice."""
+    spans = [_span(part) for part in named.split(",")]
     named_in_all = sum(last - first + 1 for first, last in spans)  # more than there are: some are named twice
     if named_in_all > count or any(last >= count or first > last for first, last in spans):
-        return [path]
-    return [expert_path(stack, index, projection) for first, last in spans for index in range(first, last + 1)]
+        return None
+    return [index for first, last in spans for index in range(first, last + 1)]
 
 
 def _span(text: str) -> tuple[int, int]:
@@ -101,12 +106,11 @@ def _span(text: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-def compact(plan: Plan, model: nn.Module) -> dict[str, WeightScheme]:
+def compact(plan: Plan, stacks: Mapping[str, ExpertsLayout]) -> dict[str, WeightScheme]:
     """Inverts [`expand`]: names the experts of a stack that are stored alike together, by projection.
 
     config.json would have 20,000 paths otherwise, and Transformers prints and copies it while it loads.
     """
-    stacks = find_experts(model)
     alike: dict[tuple[str, str, WeightScheme], list[int]] = {}  # in the plan's order; no experts: a path of its own
     for path, scheme in plan.items():
         parts = split_path(path)

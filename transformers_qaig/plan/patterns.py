@@ -8,44 +8,54 @@ A pattern is read in this order:
 3. as Transformers reads `modules_to_not_convert`: a regular expression from the start of a path, or the end of a path.
 
 What it matches brings all that is below it. The end of a path does so only after a dot or an underscore: `"attn"` means
-`self_attn`, and `"0"` does not mean layer 10.
+`self_attn`, and `"0"` does not mean layer 10. Experts may be named together, as in a plan: `"experts.0-3,7"`. The name
+of a stack's parameter, such as `"gate_up_proj"`, reaches the weights of all its experts that are in it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import translate
 
 import torch
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..nn.experts_layout import find_experts
+from ..nn.experts_layout import SPANS, ExpertsLayout
 from ..utils.suggestion import did_you_mean
-from .experts import expert_weights
+from .experts import ROUTER, expert_weights, indices_of
 
 BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 """A boundary of names. Transformers 5.17 has none: there `"layers.1"` would reach `"layers.11"`."""
+_TOGETHER = re.compile(rf"(?P<before>|.*\.)(?P<named>(?=[0-9,]*-|[0-9]+,)(?:{SPANS}))(?P<after>|\..*)")
+"""A name with several experts in it, as in `experts.0-3,7.down_proj`."""
+_EXPERT = re.compile(r"experts\.[0-9][0-9,-]*(?=\.|$)")
 
 
 class ModelNames:
     """The paths of a model's modules and parameters, a parameter `"q_proj.weight"` as `"q_proj"`."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, stacks: Mapping[str, ExpertsLayout]):
         modules = (path for path, _ in model.named_modules() if path)
         parameters = (path.removesuffix(".weight") for path, _ in model.named_parameters(remove_duplicate=False))
-        experts = (
-            path
-            for stack, layout in find_experts(model).items()
+        self.most_experts = max((layout.num_experts for layout in stacks.values()), default=0)
+        self.parameters = {  # of a stack, by the path of each expert's weight in them
+            path: f"{stack}.{layout.parameter_of(path.rpartition('.')[2])}"
+            for stack, layout in stacks.items()
             for path, *_ in expert_weights(stack, layout, torch.float32)
-        )
+        }
+        experts = (path for weight in self.parameters for path in (weight.rpartition(".")[0], weight))
         self.paths = list(dict.fromkeys([*modules, *parameters, *experts]))
 
     def matching(self, pattern: str) -> set[str]:
         """Returns all paths that a pattern reaches; empty if it matches nothing in this model."""
         pattern = pattern.removesuffix(".weight")
+        if together := _TOGETHER.fullmatch(pattern):
+            named = indices_of(together["named"], self.most_experts) or []
+            each = (f"{together['before']}{index}{together['after']}" for index in named)
+            return set().union(*(self.matching(one) for one in each))
         if globbed := self._globbed(pattern):
             return self._with_children(globbed)
         ends = {path for path in self.paths if path.endswith(pattern)}
@@ -63,6 +73,10 @@ class ModelNames:
         if pattern.startswith("re:"):
             return " Leave out 're:': a regular expression needs no mark here."
         pattern = pattern.removesuffix(".weight")
+        if self.most_experts and _EXPERT.search(pattern):
+            return f" Experts are numbered from 0 to {self.most_experts - 1} here."
+        if self.most_experts and ROUTER.search(pattern):
+            return " Routers always stay in full precision: remove the name."
         for wanted in dict.fromkeys((pattern, pattern.lstrip("*."), pattern.rpartition(".")[2])):
             ends = {path if "." in wanted else path.rpartition(".")[2]: None for path in self.paths}
             if hint := did_you_mean(wanted, ends):
@@ -83,7 +97,8 @@ class ModelNames:
             return set()
 
     def _with_children(self, found: set[str]) -> set[str]:
-        return {path for path in self.paths if any(part in found for part in _self_and_parents(path))}
+        reached = {path for path in self.paths if any(part in found for part in _self_and_parents(path))}
+        return reached | {path for path, parameter in self.parameters.items() if parameter in found}
 
 
 def _self_and_parents(path: str) -> Iterable[str]:

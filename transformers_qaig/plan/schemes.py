@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..formats.hadamard import fit_block
+from ..nn.experts_layout import ExpertsLayout
 from ..scheme import Rotation, WeightScheme, parse_plan
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger
@@ -31,25 +32,27 @@ class SchemeResolver:
     It remembers which overrides and paths have matched nothing yet.
     """
 
-    def __init__(self, config: QAIGConfig, model: nn.Module):
+    def __init__(self, config: QAIGConfig, model: nn.Module, stacks: Mapping[str, ExpertsLayout]):
         """Finds the modules and parameters that the configuration's patterns mean.
 
         Args:
             config: how to quantize.
             model: may be on the meta device.
+            stacks: its stacks of experts, by path.
 
         Raises:
             ValueError: a pattern that matches no module and no parameter; the message has the nearest name.
         """
         self.config = config
-        names = ModelNames(model)
+        names = ModelNames(model, stacks)
         self.skipped = set().union(*_matches(names, config.modules_to_not_convert or [], "modules_to_not_convert"))
         overrides = config.overrides or {}
         self.overrides = dict(zip(overrides, _matches(names, overrides, "overrides")))
         self.unused = set(overrides)
-        self.plan = {} if config.plan is None else expand(parse_plan(config.plan, config.activation_bits), model)
+        self.plan = {} if config.plan is None else expand(parse_plan(config.plan, config.activation_bits), stacks)
         self.given = set(self.plan)
         self.refitted: set[tuple[int, int]] = set()
+        self.dense: dict[str, str] = {}  # path → why it cannot be packed
 
     def options(
         self,
@@ -77,6 +80,7 @@ class SchemeResolver:
         if not reason and candidates is None:
             reason = "not in the given plan"
         if reason or candidates is None:
+            self.dense[path] = reason
             return [], reason
         self.given.discard(path)
         for pattern, value in (config.overrides or {}).items():
@@ -114,6 +118,11 @@ class SchemeResolver:
     def check(self, example: str) -> None:
         """Raises `ValueError` if an override or a path of the given plan has reached nothing that is packed."""
         for pattern in sorted(self.unused):
+            if stays := next((path for path in self.dense if path in self.overrides[pattern]), ""):
+                raise SettingError(
+                    f"overrides[{quote(pattern)}] reaches no weight that would be packed: {stays} is "
+                    f"{self.dense[stays]}. Remove it. A path of a packed weight looks like {example!r}."
+                )
             raise SettingError(
                 f"overrides[{quote(pattern)}] reaches no weight that would be packed. Tower, head and embeddings are "
                 "packed with `vision_bits`, `lm_head_bits` and `embedding_bits` only. A path of a packed weight looks "

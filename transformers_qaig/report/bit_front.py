@@ -1,62 +1,17 @@
-"""Shows the Pareto front of a model under a budget of bits: predicted loss against size, as a table and a picture."""
+"""Shows the Pareto front of a model under a budget: predicted loss against size, as a table and a picture."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ..plan.allocate import Allocation
-from ..plan.coverage import Coverage
+from ..plan.front import Front, Point
 from ..utils.files import written_whole
 from ..utils.readable import readable_size
 
 BAR = 32
 """Characters of the longest bar in the table."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One plan on the front.
-
-    Attributes:
-        bits: stored bits per packed weight.
-        size: of all weights of the saved model, in bytes.
-        loss: predicted; in nats per answer token, except for the cost `"output_error"`.
-        widths: bits → how many linears have them.
-    """
-
-    bits: float
-    size: float
-    loss: float
-    widths: dict[int, int]
-
-    @classmethod
-    def of(cls, allocation: Allocation, coverage: Coverage) -> Point:
-        """Makes the point of an allocation; `coverage` has the size of the rest of the model."""
-        widths = Counter(scheme.bits for scheme in allocation.schemes.values())
-        return cls(
-            allocation.size / coverage.packed,
-            (allocation.size + coverage.other_bits) / 8,
-            allocation.cost,
-            dict(sorted(widths.items())),
-        )
-
-
-@dataclass(frozen=True)
-class Front:
-    """The best plans at several sizes, and uniform plans to compare them with.
-
-    Attributes:
-        points: the best plans, sizes rising.
-        knee: index of the point after which a bit buys less than on average.
-        uniform: every linear at one width, for comparison.
-    """
-
-    points: Sequence[Point]
-    knee: int
-    uniform: Sequence[Point]
 
 
 def table(front: Front) -> str:
@@ -71,8 +26,13 @@ def table(front: Front) -> str:
     return "\n".join(lines)
 
 
-def plot(front: Front, path: str | Path) -> None:
+def plot(front: Front, path: str | Path, draw_below: Callable[[Any], None] | None = None) -> None:
     """Draws the front to a picture file, with loss on a logarithmic axis.
+
+    Args:
+        front: to draw.
+        path: of the file.
+        draw_below: draws more into a part of the figure below.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -83,8 +43,12 @@ def plot(front: Front, path: str | Path) -> None:
         raise ImportError(
             "drawing the front needs matplotlib: pip install matplotlib, or leave the plot out."
         ) from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 4.5) if draw_below is None else (11, 9), layout="constrained")
+    upper: Any = figure
+    if draw_below is not None:
+        upper, lower = figure.subfigures(2, 1)  # type: ignore[misc]  # an array of two
+        draw_below(lower)
+    axes = upper.subplots()
     shown = [point for point in front.points if point.loss > 0]
     axes.plot([p.bits for p in shown], [p.loss for p in shown], "o-", ms=4, label="chosen under the budget")
     low, high = front.points[0].bits, front.points[-1].bits

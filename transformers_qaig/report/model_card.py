@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from transformers.utils import PushToHubMixin
+from huggingface_hub import ModelCardData
 
 from ..config import QAIGConfig
-from ..nn.experts_layout import count_open_stacks, count_weights
-from ..utils.files import write
+from ..nn.experts_layout import count_open_stacks, count_weights, split_path
 from ..utils.readable import readable_time
+from .base_model import BaseModel
+from .hub_names import HUB, dataset_id
 from .sizes import HEAD, part_rows
 from .summary import QuantizationReport
 
@@ -34,15 +31,26 @@ import transformers_qaig  # first: Transformers cannot read these weights withou
 from transformers import pipeline
 
 pipe = pipeline("image-text-to-text", model="{repo_id}")
+image = {{"type": "image", "image": "picture.png"}}
+chat = [{{"role": "user", "content": [image, {{"type": "text", "text": "Describe the picture."}}]}}]
+print(pipe(text=chat, return_full_text=False)[0]["generated_text"])
 ```
 
-Or `AutoModelForImageTextToText.from_pretrained("{repo_id}")`, as with any other model."""
+Or `AutoModelForImageTextToText.from_pretrained("{repo_id}")`, as with any other model.
+
+| for | run |
+| --- | --- |
+{vllm}| llama.cpp, MLX, or vLLM without this package | `transformers-qaig export FOLDER OUT --format gguf`, `mlx`, \
+`compressed-tensors`; a format that cannot hold these weights is refused |
+| fine-tuning with PEFT | `get_peft_model(model, LoraConfig(target_modules="all-linear"))` |"""
+
+_VLLM = "| vLLM, in whose environment this package is installed | `vllm serve {repo_id}` |\n"
 
 
 def model_card(
     config: Any,
     report: QuantizationReport | None = None,
-    base_model_id: str | None = None,
+    base: BaseModel | None = None,
     *,
     repo_id: str | None = None,
     size_in_bytes: int | None = None,
@@ -53,33 +61,37 @@ def model_card(
     Args:
         config: the `QAIGConfig`, or its dict from config.json.
         report: of the run that quantized the model; None for a model that was loaded already quantized.
-        base_model_id: Hub id of the unquantized model. A local folder is not named.
+        base: the unquantized model. A local folder is not named.
         repo_id: where the card goes; named in the lines that load the model.
         size_in_bytes: of all weight files.
         tags: more tags for the Hub.
     """
     settings = QAIGConfig.from_dict(config) if isinstance(config, Mapping) else config
     assert isinstance(settings, QAIGConfig)
-    base = (
-        base_model_id if base_model_id and base_model_id.count("/") == 1 and not Path(base_model_id).exists() else None
-    )
+    name = base.repo_id if base is not None else None
+    taken_over: dict[str, Any] = dict(base.metadata) if base is not None else {}
+    ours = ["qaig", f"{_usual_bits(settings)}-bit"]
     data = ModelCardData(
-        base_model=base,
-        base_model_relation="quantized" if base else None,
+        base_model=name,
+        base_model_relation="quantized" if name else None,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        tags=["qaig", *(tag for tag in tags if tag != "qaig")],
+        datasets=[data] if report is not None and (data := dataset_id(settings.dataset)) else None,
+        tags=[*ours, *(tag for tag in tags if tag not in ours)],
+        **taken_over,
     )
-    subject = f"[{base}](https://huggingface.co/{base})" if base else "A vision-language model"
-    licence = f"\n\nThe licence of {base} holds for these weights too." if base else ""
+    address = repo_id or "path/or/id"
+    has_experts = any(split_path(path) for path in settings.plan or {})  # the plugin for vLLM refuses them
+    subject = f"[{name}]({HUB}/{name})" if name else "A vision-language model"
+    licence = f"\n\nThe licence of {name} holds for these weights too." if name else ""
     return (
         "\n\n".join(
             [
                 f"---\n{data.to_yaml()}\n---\n{MARK}",
-                f"# {(repo_id or base or 'Quantized vision-language model').split('/')[-1]}",
+                f"# {(repo_id or name or 'Quantized vision-language model').split('/')[-1]}",
                 f"{subject}: the weights of its {_parts(settings)} are packed to {_widths(settings)} by "
                 f"transformers-qaig.{licence}",
-                _LOADING.format(repo_id=repo_id or "path/or/id"),
+                _LOADING.format(repo_id=address, vllm="" if has_experts else _VLLM.format(repo_id=address)),
                 "## What was done",
                 _markdown([("", ""), *_facts(settings, report, size_in_bytes)]),
                 *(["## Size", _sizes(report)] if report is not None else []),
@@ -87,105 +99,6 @@ def model_card(
         )
         + "\n"
     )
-
-
-def save_model_card(model: Any, directory: str | os.PathLike[str], base_model_id: str | None = None) -> Path:
-    """Writes the card of a quantized `model`, saved in `directory`, to README.md there; returns that path."""
-    directory = Path(directory)
-    card = model_card(
-        model.config.quantization_config,
-        getattr(model, "qaig_report", None),
-        base_model_id,
-        size_in_bytes=_weight_bytes(directory),
-    )
-    write(directory / "README.md", card)
-    return directory / "README.md"
-
-
-def attach_model_card(model: Any, base_model_id: str | None = None, processor: Writable | None = None) -> None:
-    """Makes `model.push_to_hub` upload this package's card, and the model's processor.
-
-    Both ways to the Hub, `push_to_hub` and `save_pretrained(push_to_hub=True)`, write an unfilled template to README.md
-    beside the weights, and then call `model._upload_modified_files`. There is no public hook between the two. So this
-    one object gets a method that writes the card and goes on. A card that somebody else wrote is kept.
-
-    Args:
-        model: quantized; its class is left alone.
-        base_model_id: Hub id of the unquantized model.
-        processor: writes its files into the folder that is uploaded.
-    """
-    model._upload_modified_files = _UploadWithCard(
-        type(model).__name__,
-        model.config.quantization_config,
-        getattr(model, "qaig_report", None),
-        base_model_id,
-        processor,
-    )
-
-
-def detach_model_card(model: Any) -> None:
-    """Undoes [`attach_model_card`] except for the processor: the card no longer describes the model."""
-    upload = vars(model).get("_upload_modified_files")
-    if isinstance(upload, _UploadWithCard):
-        model._upload_modified_files = replace(upload, config=None, report=None, base_model_id=None)
-
-
-class Writable(Protocol):
-    """Something that writes files of its own into a folder."""
-
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Writes its files into `folder`."""
-        ...
-
-
-@dataclass
-class _UploadWithCard:
-    """Writes the card before an upload.
-
-    It holds no model: the model that it is attached to can be copied, pickled and freed as before.
-    """
-
-    class_name: str
-    config: Any  # None: no card is due
-    report: QuantizationReport | None
-    base_model_id: str | None
-    processor: Writable | None = None
-
-    def __call__(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        folder = Path(working_dir)
-        readme = folder / "README.md"
-        is_whole_model = (folder / "config.json").is_file()  # else only an adapter is pushed
-        if is_whole_model and self.processor is not None:
-            self.processor.write(folder)
-        if is_whole_model and self.config is not None and is_replaceable(readme, ours_too=self.report is not None):
-            known = ModelCard.load(readme).data.tags if readme.is_file() else None
-            card = model_card(
-                self.config,
-                self.report,
-                self.base_model_id,
-                repo_id=repo_id,
-                size_in_bytes=_weight_bytes(folder),
-                tags=known or [],
-            )
-            write(readme, card)
-        if kwargs.get("commit_message") is None:
-            kwargs["commit_message"] = f"Upload {self.class_name}"
-        return PushToHubMixin()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-
-
-def is_replaceable(readme: Path, *, ours_too: bool) -> bool:
-    """Whether a README.md is missing, the Hub's unfilled template, or (if `ours_too`) ours."""
-    if not readme.is_file():
-        return not readme.exists()
-    try:
-        card = ModelCard.load(readme, ignore_metadata_errors=True)
-    except (OSError, ValueError):  # it is no text, and so not ours
-        return False
-    if MARK in card.text:
-        return ours_too
-    blank = "\0"
-    start, end = ModelCard.from_template(ModelCardData(), model_description=blank).text.split(blank)
-    return card.text.strip().startswith(start.strip()) and card.text.strip().endswith(end.strip())
 
 
 def _facts(
@@ -202,7 +115,7 @@ def _facts(
         yield "Packed layers", str(layers) + (f", {stacks} of which are stacks of experts" if stacks else "")
     if report is not None:
         if report.num_samples:
-            data = f"{report.num_samples} conversations, {report.num_tokens:,} tokens"
+            data = f"{report.num_samples} conversations{_origin(settings.dataset)}, {report.num_tokens:,} tokens"
             yield "Calibration", f"{data}, {readable_time(report.seconds)}"
         yield from ((name.capitalize(), value) for name, value in report.facts())
     if size_in_bytes is not None:
@@ -250,5 +163,15 @@ def _widths(settings: QAIGConfig) -> str:
     return " and ".join(f"{bits} bits ({count} layers)" for bits, count in sorted(widths.items()))
 
 
-def _weight_bytes(folder: Path) -> int | None:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
+def _usual_bits(settings: QAIGConfig) -> int:
+    """Returns the width of most packed layers."""
+    plan = settings.plan or {}
+    widths = Counter[int]()
+    for path, count in count_weights(plan).items():
+        widths[plan[path]["bits"]] += count
+    return widths.most_common(1)[0][0] if widths else settings.bits
+
+
+def _origin(dataset: Any) -> str:
+    name = dataset_id(dataset)
+    return " of the bundled set" if dataset is None else f" of `{name}`" if name else ""

@@ -121,6 +121,32 @@ def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tup
     return float(ratio), float(lower), float(upper)
 
 
+def paired_differences(model: AnswerStatistics, reference: AnswerStatistics, seed: int = 0) -> dict[str, list[float]]:
+    """Computes how much a model's figures differ from another's on the same questions, with 95 % intervals.
+
+    Percentile bootstrap over conversations; both are measured on the same resampled conversations.
+
+    Returns:
+        `"exact_match"`: model minus reference, and `"perplexity"`: model over reference; each [value, lower, upper].
+
+    Raises:
+        ValueError: the two were not measured on the same questions.
+    """
+    require_same_questions(model, reference)
+    counts = _resampled_counts(model.conversation, seed)
+    found = {}
+    for name, values, weights, seen in (
+        ("exact_match", (model.exact, reference.exact), np.ones(len(model)), lambda d: d),
+        ("perplexity", (model.nll, reference.nll), model.tokens, np.exp),
+    ):
+        difference = values[0].astype(float) - values[1].astype(float)
+        resampled = seen(_mean(difference, weights, model.conversation, counts))
+        lower, upper = np.quantile(resampled, [0.025, 0.975])
+        value = seen(np.average(difference, weights=weights))
+        found[name] = [float(value), float(lower), float(upper)]
+    return found
+
+
 def resampled_kl(statistics: AnswerStatistics, seed: int = 0) -> Array:
     """Computes mean KL per answer token in each bootstrap resample of the conversations, float64 ``[RESAMPLES]``.
 

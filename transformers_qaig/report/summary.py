@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..data.views import SampleViews
 from ..plan.coverage import Coverage
+from ..plan.width_costs import WidthCosts
 from ..scheme import Plan
 from ..utils.old_names import warn_of_old_name
 from ..utils.readable import readable_time
@@ -32,6 +34,10 @@ class TargetSummary:
         left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
         to_nearest: linear that was rounded to nearest although the recipe calibrates → why.
         averaged: stack of experts → how many of them saw too few tokens, and were rounded by the mean of the stack.
+        entering: the same error of the hidden states that enter it: what earlier targets left.
+        pictures, text: the output's error at tokens of pictures, and at all others; NaN if no sample has a picture.
+        memory: bytes of the process once it was done.
+        device_memory: the most bytes that the accelerator held so far; 0 on the CPU.
     """
 
     path: str
@@ -44,6 +50,11 @@ class TargetSummary:
     left_out: list[tuple[int, str]] = field(default_factory=list)
     to_nearest: dict[str, str] = field(default_factory=dict)
     averaged: dict[str, int] = field(default_factory=dict)
+    entering: float = float("nan")
+    pictures: float = float("nan")
+    text: float = float("nan")
+    memory: int = 0
+    device_memory: int = 0
 
     @property
     def importance(self) -> dict[str, dict[int, Tensor]]:
@@ -65,6 +76,12 @@ class QuantizationReport:
         seconds: wall time of measuring costs, calibration and packing.
         bytes_per_sample: the most that a paused sample held at a target, on average.
         left_out: index of a sample that was left out → where NaN or Inf turned up in it.
+        num_targets: targets in all; during the run `targets` has fewer.
+        model_name: of the unquantized model; of a folder only its name.
+        times: part of the run → seconds.
+        views: the first samples, and the lengths of all; None without data.
+        width_costs: what each width costs and where the plan stands, under a budget.
+        alternatives: `"faster"` and `"smaller"` → a setting that would have been so.
     """
 
     recipe: str
@@ -76,6 +93,12 @@ class QuantizationReport:
     seconds: float = 0.0
     bytes_per_sample: float = 0.0
     left_out: dict[int, str] = field(default_factory=dict)
+    num_targets: int = 0
+    model_name: str = ""
+    times: dict[str, float] = field(default_factory=dict)
+    views: SampleViews | None = None
+    width_costs: WidthCosts | None = None
+    alternatives: dict[str, str] = field(default_factory=dict)
 
     @property
     def blocks(self) -> list[TargetSummary]:
@@ -108,7 +131,9 @@ class QuantizationReport:
             why = ": no gain on validation samples" if rejected else ""
             facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
         if averaged := sum(sum(block.averaged.values()) for block in self.targets):
-            facts.append(("experts", f"{averaged} saw too few tokens, and were rounded by the mean of their stacks"))
+            remedy = "give more samples, or CalibrationConfig(moe_calibrate_all_experts=True)"
+            what = "saw too few tokens, and were rounded by the mean of their stacks"
+            facts.append(("experts", f"{averaged} {what}: {remedy}"))
         if to_nearest := self._to_nearest():
             reasons = Counter(to_nearest.values()).most_common()
             shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)
@@ -147,7 +172,7 @@ class QuantizationReport:
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
-        return "\n\n".join([self._title(), self._sizes(), labelled(self.facts())])
+        return "\n\n".join([self._title(), self._sizes(), labelled([*self.facts(), *self.alternatives.items()])])
 
     def _title(self) -> str:
         data = f"{self.num_samples} samples, {self.num_tokens:,} tokens" if self.num_samples else "no data"

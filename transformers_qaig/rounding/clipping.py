@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import Terms
 from ..utils.finite import is_finite, is_lower
 from ..utils.logging import get_logger
+from .hessian import ALL_HERE
 from .quant_grid import minmax_grid
 
 logger = get_logger(__name__)
@@ -33,12 +35,13 @@ class Clipping:
     gain: Tensor
 
 
-def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> Tensor:
+def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int, terms: Terms[Any] = ALL_HERE) -> Tensor:
     """Computes λ-weighted second moments of the input channels, one block per quantization group.
 
     Args:
         inputs: (x fp32 [B, T, K], λ fp32 [B, T]), at least one.
         group_size: divides K, or -1 for K.
+        terms: which ranks have inputs, in turns.
 
     Returns:
         fp32 [G, g, g]: Σ λ x xᵀ / Σ λ over each group's own channels.
@@ -48,8 +51,11 @@ def second_moments(inputs: Iterable[tuple[Tensor, Tensor]], group_size: int) -> 
         columns = x.shape[-1]
         size = columns if group_size == -1 else group_size
         rows = x.reshape(-1, columns // size, size).transpose(0, 1)  # [G, tokens, g]
-        moments = moments.to(x) + rows.transpose(1, 2) @ (rows * weight.reshape(1, -1, 1))
-        total = total.to(x) + weight.sum()
+        part = rows.transpose(1, 2) @ (rows * weight.reshape(1, -1, 1))
+        moments, total = moments.to(x).expand_as(part).contiguous(), total.to(x, copy=True)
+        terms.add(moments, part)
+        terms.add(total, weight.sum())
+    terms.complete(moments)
     return moments / total.clamp(min=1e-12)
 
 

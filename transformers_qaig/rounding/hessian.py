@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributed import Terms
 from ..utils.finite import is_finite
 from .cholesky import inverse_root
 
@@ -19,6 +21,8 @@ RETRIES = 3
 """Times that the damping is raised tenfold when H cannot be factorized."""
 STRIPE = 4096
 """Rows of a moment that are made, or looked at, at once: all of 19,000 channels are 1.4 GB."""
+ALL_HERE = Terms[Any]([])
+"""Terms that one process adds up by itself."""
 
 
 def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -54,10 +58,16 @@ class HessianAccumulator:
     """Adds up Σ λ x yᵀ (fp32 [K, K]) and Σ λ (fp32 []) over tokens.
 
     Sums of several sets of tokens may be added. Tokens that are not finite are skipped.
+
+    Attributes:
+        moment: so far; of the tokens of several ranks only after `complete`.
+        mass: so far.
+        terms: which ranks add tokens in turns. All then add in the same rounds.
     """
 
     moment: Tensor = field(default_factory=lambda: torch.zeros(()))
     mass: Tensor = field(default_factory=lambda: torch.zeros(()))
+    terms: Terms[Any] = ALL_HERE
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         """Adds some tokens: x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]."""
@@ -70,8 +80,14 @@ class HessianAccumulator:
             self.moment = torch.zeros(x.shape[-1], y.shape[-1], dtype=x.dtype, device=x.device)
         y = y * weight.unsqueeze(-1)
         for start in range(0, len(self.moment), STRIPE):
-            self.moment[start : start + STRIPE] += x[:, start : start + STRIPE].T @ y
-        self.mass = self.mass.to(x) + weight.sum()
+            self.terms.add(self.moment[start : start + STRIPE], x[:, start : start + STRIPE].T @ y)
+        self.mass = self.mass.to(x, copy=True)
+        self.terms.add(self.mass, weight.sum())
+
+    def complete(self) -> None:
+        """Collects the sums of all ranks."""
+        for start in range(0, len(self.moment) if self.moment.ndim else 0, STRIPE):
+            self.terms.complete(self.moment[start : start + STRIPE])
 
 
 def _finite_rows(x: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ class Learned:
 
     Attributes:
         results: the best found: what each module's `result` returned.
-        start, best: what `judge` returned at the start, and for the best.
-        history: (step, loss of its batch, what `judge` returned) at each check.
+        start, best: validation loss at the start, and of the best.
+        history: (step, loss of its batch, validation loss) at each check.
     """
 
     results: dict[str, Any]
@@ -188,7 +188,7 @@ class LearnableVector(Learnable):
 def learn(
     soft: Mapping[str, Learnable],
     batch_loss: Callable[[Mapping[str, Tensor], int], float],
-    judge: Callable[[Mapping[str, Tensor]], float],
+    validate: Callable[[Mapping[str, Tensor]], float],
     *,
     steps: int,
     rate: float,
@@ -199,14 +199,14 @@ def learn(
     Args:
         soft: name → what is learned; changed.
         batch_loss: (name → tensor, step) → loss of that step's batch, its gradient added to the tensors' `.grad`.
-        judge: name → tensor → loss on data that no batch holds; what is best by it is returned.
+        validate: name → tensor → loss on samples that no batch holds. The tensors with the lowest one are returned.
         steps: at most.
         rate: size of the first step; it falls linearly to zero.
-        checks: how often `judge` is called, spread evenly. Learning stops when more than half of them in a row found
+        checks: how often `validate` is called, spread evenly. Learning stops when more than half of them in a row found
             nothing better (a falling step makes most of the gain at the end).
 
     Returns:
-        the best by `judge`: the start if nothing was better. What is not finite is never better.
+        the best by `validate`: the start if nothing was better. What is not finite is never better.
     """
 
     def current() -> dict[str, Tensor]:
@@ -216,8 +216,8 @@ def learn(
         return {name: module.result() for name, module in soft.items()}
 
     with torch.no_grad():
-        level = judge(current())
-    found = Learned(results(), level, level)
+        validation_loss = validate(current())
+    found = Learned(results(), validation_loss, validation_loss)
     every, worse = max(steps // checks, 1), 0
     for step in range(steps):
         with torch.enable_grad():
@@ -230,10 +230,10 @@ def learn(
             module.move(rate * (1 - step / steps))
         if (step + 1) % every == 0 or step + 1 == steps:
             with torch.no_grad():
-                level = judge(current())
-            found.history.append((step + 1, loss, level))
-            if math.isfinite(level) and not found.best <= level:
-                found.best, found.results, worse = level, results(), 0
+                validation_loss = validate(current())
+            found.history.append((step + 1, loss, validation_loss))
+            if math.isfinite(validation_loss) and not found.best <= validation_loss:
+                found.best, found.results, worse = validation_loss, results(), 0
             else:
                 worse += 1
             if worse > checks // 2:

@@ -19,7 +19,10 @@ from .trial import saved_names
 
 LENGTH_BYTES, ALIGNMENT = 8, 8
 """safetensors writes the header's length first, and pads it."""
-DTYPES = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
+DTYPES = (
+    *("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16", "U16", "F16", "BF16"),
+    *("I32", "U32", "F32", "C64", "F64", "I64", "U64"),
+)
 """In the reverse of the order in which it stores tensors."""
 
 
@@ -72,10 +75,12 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _dtype(dtype: torch.dtype) -> str:
-    """Returns a name as long as the one in the file: `F32`, `BF16`, `I32`, `BOOL`."""
+    """Returns the name in the file: `F32`, `BF16`, `I32`, `BOOL`, `F8_E4M3`."""
     kind, bits = str(dtype).removeprefix("torch."), 8 * dtype.itemsize
     if dtype is torch.bool:
         return "BOOL"
+    if kind.startswith("float8_"):
+        return f"F8_{kind.removeprefix('float8_').upper().removesuffix('FN').removesuffix('FNU')}"
     return f"{'BF' if kind.startswith('bfloat') else kind[0].upper()}{bits}"
 
 

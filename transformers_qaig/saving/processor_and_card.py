@@ -5,16 +5,22 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..distributed import ALONE, Ranks
+from ..distributed.one_writer import OneWriter
 from ..loading.source import Source
-from ..report.model_card import attach_model_card, detach_model_card, is_replaceable, save_model_card
+from ..report.base_model import BaseModel
+from ..report.record import record_of
+from ..report.record_file import BESIDE_MODEL, save_record
+from ..report.summary import QuantizationReport
 from ..utils.logging import get_logger
+from .card_upload import attach_model_card, detach_model_card, is_replaceable, save_model_card
 
 PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -68,36 +74,62 @@ class _Beside:
 
     Attributes:
         processor: of the model.
-        base_model_id: of the unquantized model; None for a model that was loaded packed.
+        base: the unquantized model; None for a model that was loaded packed.
         is_packed: whether a card is due.
+        writer: of the process that writes, if several hold the model.
     """
 
     processor: ProcessorToSave
-    base_model_id: str | None
+    base: BaseModel | None
     is_packed: bool = True
+    writer: OneWriter = field(default_factory=OneWriter)
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:
         """Writes into `folder`. A card that somebody wrote stays; a card of an earlier save is replaced."""
         self.processor.write(folder)
+        self._write_report(model, folder)
         readme = folder / "README.md"
         if not is_replaceable(readme, ours_too=True):
             return
         if not self.is_packed:
             readme.unlink(missing_ok=True)
             return
-        source = self.processor.source
-        card = Path(source.name, source.subfolder, "README.md")
-        if self.base_model_id is None and card.is_file():  # loaded packed: the card of the run that made it says more
+        card = _card_of(self.processor)
+        if self.base is None and card.is_file():  # loaded packed: the card of the run that made it says more
             if not readme.exists() or not card.samefile(readme):
                 shutil.copyfile(card, readme)
         else:
-            save_model_card(model, folder, self.base_model_id)
+            save_model_card(model, folder, self.base)
+
+    def _write_report(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes the facts of the run, without its data; of a model that was loaded packed, those it came with."""
+        file, report = folder / BESIDE_MODEL, getattr(model, "qaig_report", None)
+        source = self.processor.source
+        given = Path(source.name, source.subfolder, BESIDE_MODEL)
+        if not self.is_packed:
+            file.unlink(missing_ok=True)
+        elif isinstance(report, QuantizationReport):
+            save_record(record_of(report, model.config.quantization_config), file)
+        elif not given.is_file():
+            file.unlink(missing_ok=True)  # of another model that was saved here
+        elif not file.exists() or not given.samefile(file):
+            shutil.copyfile(given, file)
 
 
-def attach_saving(model: PreTrainedModel, processor: ProcessorToSave, base_model_id: str | None = None) -> None:
-    """Makes `save_pretrained` and `push_to_hub` of `model` write its processor and its card beside the weights."""
-    attach_model_card(model, base_model_id, processor)
-    model._qaig_beside = _Beside(processor, base_model_id)  # type: ignore[assignment]
+def _card_of(processor: ProcessorToSave) -> Path:
+    """Returns where the card of the weights lies, if it does."""
+    return Path(processor.source.name, processor.source.subfolder, "README.md")
+
+
+def attach_saving(
+    model: PreTrainedModel, processor: ProcessorToSave, base: BaseModel | None = None, ranks: Ranks = ALONE
+) -> None:
+    """Makes `save_pretrained` and `push_to_hub` of `model` write its processor and its card beside the weights.
+
+    Of the `ranks` that quantized it together, the main one writes.
+    """
+    attach_model_card(model, base, processor, _card_of(processor) if base is None else None)
+    model._qaig_beside = _Beside(processor, base, writer=OneWriter.of(ranks))  # type: ignore[assignment]
 
 
 def detach_saving(model: PreTrainedModel) -> None:
@@ -119,10 +151,17 @@ def _remove_older_whole_file(folder: Path) -> None:
 def extend_save_pretrained() -> None:
     """Makes Transformers' `save_pretrained` write what [`attach_saving`] asks for; other models are saved as before.
 
+    Of several processes that quantized a model together, the main one writes, and it alone pushes to the Hub.
+
     Transformers has no hook that tells a quantizer the folder. A method on the one object instead would hold that
     object, which would then live until the next garbage collection.
     """
-    save = PreTrainedModel.save_pretrained
+    save, push = PreTrainedModel.save_pretrained, PreTrainedModel.push_to_hub
+
+    @functools.wraps(push)
+    def push_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        beside = vars(self).get("_qaig_beside")
+        return None if beside is not None and beside.writer.is_other else push(self, *args, **kwargs)
 
     @functools.wraps(save)
     def save_pretrained(
@@ -132,10 +171,18 @@ def extend_save_pretrained() -> None:
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        save(self, save_directory, is_main_process, *args, **kwargs)
         beside, only_adapter = vars(self).get("_qaig_beside"), getattr(self, "_hf_peft_config_loaded", False)
-        if beside is not None and is_main_process and not only_adapter and os.path.isdir(save_directory):
-            _remove_older_whole_file(Path(save_directory))
-            beside.write(self, Path(save_directory))
+
+        def save_all() -> None:
+            save(self, save_directory, is_main_process, *args, **kwargs)
+            if beside is not None and is_main_process and not only_adapter and os.path.isdir(save_directory):
+                _remove_older_whole_file(Path(save_directory))
+                beside.write(self, Path(save_directory))
+
+        if beside is None:
+            save_all()
+        else:
+            beside.writer.write(save_directory, save_all, is_main_process)
 
     PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+    PreTrainedModel.push_to_hub = push_to_hub  # type: ignore[method-assign, assignment]

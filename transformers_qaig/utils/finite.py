@@ -13,7 +13,7 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype.itemsize == 1:  # nothing can be compared in float8
         tensor = tensor.float()
     low, high = tensor.aminmax()  # NaN wins both
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def is_lower(new: Tensor, old: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from transformers.utils.logging import get_logger as transformers_logger
-from transformers.utils.logging import tqdm
+from transformers.utils.logging import tqdm as transformers_tqdm
 
-__all__ = ["ROOT", "ProgressBar", "get_logger", "tqdm"]
+__all__ = ["ROOT", "ProgressBar", "get_logger", "quiet", "tqdm"]
 
 ROOT = "transformers.qaig"
 """Above all loggers of this package. `logging.getLogger("transformers.qaig").setLevel("ERROR")` reaches only them."""
@@ -25,6 +27,29 @@ def get_logger(name: str) -> logging.Logger:
     """
     logger: logging.Logger = transformers_logger(ROOT + name.removeprefix("transformers_qaig"))  # type: ignore[assignment]
     return logger
+
+
+_quiet = False
+
+
+def tqdm(*args: Any, disable: bool = False, **kwargs: Any) -> Any:
+    """Makes Transformers' progress bar, which its own switch turns off; one that shows nothing within [`quiet`]."""
+    return transformers_tqdm(*args, disable=disable or _quiet, **kwargs)
+
+
+@contextmanager
+def quiet(on: bool) -> Iterator[None]:
+    """Shows neither bars nor warnings of this package within the context, if `on`: another process shows them."""
+    global _quiet
+    root, before = logging.getLogger(ROOT), (_quiet, logging.getLogger(ROOT).level)
+    if on:
+        _quiet = True
+        root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _quiet = before[0]
+        root.setLevel(before[1])
 
 
 class ProgressBar(Protocol):

@@ -76,7 +76,7 @@ class WorkFolder:
         try:
             with safe_open(file, "pt") as stored:
                 facts = stored.metadata() or {}
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}
+            tensors = self.tensors(name)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             logger.warning("%s cannot be read, so what it stood for is done again: %s", file, reason(error))
             return None
@@ -88,22 +88,18 @@ class WorkFolder:
             return None
         return tensors, facts
 
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Returns the tensors of a piece that is there, mapped from its file."""
+        with safe_open(self._file(name), "pt") as stored:
+            return {key: stored.get_tensor(key) for key in stored.keys()}
+
     def load_as(self, name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:
         """Reads the piece with this name and returns what `read` makes of its tensors and facts; None if there is none.
 
         A piece that `read` raises an error at counts as none: a warning names it.
         """
         found = self.load(name)
-        if found is None:
-            return None
-        try:
-            return read(*found)
-        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            logger.warning(
-                "%s does not hold what it stands for, which is done again: %s: %s",
-                self._file(name), type(error).__name__, error,
-            )  # fmt: skip
-            return None
+        return None if found is None else understood(found, read, self._file(name))
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
         """Writes a piece.
@@ -124,7 +120,7 @@ class WorkFolder:
             ) from error
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        return file_of(self.folder, name)
 
     def _claim(self) -> None:
         file = self.folder / RUN
@@ -146,6 +142,26 @@ class WorkFolder:
         elif any(self.folder.glob("*.safetensors")):
             logger.warning("%s is missing, so it is written again; blocks are taken if they say they are ours.", file)
         write(file, self._text)
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Returns the file of the piece with this name."""
+    return folder / f"{name}.safetensors"
+
+
+def understood(
+    found: tuple[dict[str, Tensor], dict[str, str]],
+    read: Callable[[dict[str, Tensor], dict[str, str]], T],
+    file: Path,
+) -> T | None:
+    """Returns what `read` makes of a piece; None, with a warning that names its file, if it fails."""
+    try:
+        return read(*found)
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        logger.warning(
+            "%s does not hold what it stands for, which is done again: %s: %s", file, type(error).__name__, error
+        )
+        return None
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-// gemm with AVX2, for many rows of x. The codes of a tile and a segment are unpacked once, into the first-level cache, and
-// multiplied by every batch of rows: as bytes where both sides are small, else as 16-bit integers.
-#include "cpu/avx2/common.h"
+// gemm with AVX2: products of bytes where both sides are small, else of 16-bit integers.
+#include "cpu/avx2/gemm.h"
 
 #if defined(__x86_64__)
 
@@ -9,148 +8,48 @@ QAIG_AVX2_BEGIN
 namespace qaig::avx2 {
 namespace {
 
-constexpr int kSegmentWords = kSegmentUnits * kUnitPairs * kTileRows;
-constexpr int64_t kBlockRows = 96;  // rows of x that share unpacked codes
-
-template <class Form, int B>
-void unpack(const uint32_t* words, int64_t units, uint32_t* codes) {
-    for (int64_t u = 0; u < units; u++, words += B * kTileRows) {
-        prefetch(words, B);
-        unroll<Form::kPerUnit>([&](auto i) QAIG_LAMBDA_INLINE {
-            for (int h = 0; h < kHalves; h++) {
-                auto* out = reinterpret_cast<__m256i*>(codes + (u * Form::kPerUnit + i) * kTileRows + 8 * h);
-                _mm256_store_si256(out, Form::template codes<B, i>(words + 8 * h));
-            }
-        });
-    }
-}
-
-template <class Form>
-void unpack(int bits, const uint32_t* words, int64_t units, uint32_t* codes) {
-    switch (bits) {
-        case 2: return unpack<Form, 2>(words, units, codes);
-        case 3: return unpack<Form, 3>(words, units, codes);
-        case 4: return unpack<Form, 4>(words, units, codes);
-        default: return unpack<Form, 8>(words, units, codes);
-    }
-}
-
-// R rows by the 16 of a tile. Every index is a constant: arrays that GCC cannot take apart end up in memory, not in
-// registers.
-template <int R>
-struct Sums {
-    __m256i at[R][kHalves];
-
-    QAIG_INLINE Sums() {
-        each([](auto, auto, __m256i& sum) QAIG_LAMBDA_INLINE { sum = _mm256_setzero_si256(); });
-    }
-
-    template <class F>
-    QAIG_INLINE void each(F&& f) {
-        unroll<R>([&](auto m)
-                      QAIG_LAMBDA_INLINE { unroll<kHalves>([&](auto h) QAIG_LAMBDA_INLINE { f(m, h, at[m][h]); }); });
-    }
-};
-
 // Makes GCC compute the sum here, in a register. Without it GCC computes the products of all rows first, and runs out of
 // registers for the sums.
 QAIG_INLINE void keep_in_register(__m256i& sum) { __asm__("" : "+x"(sum)); }
 
-// Sums of products of R rows with one segment.
-template <int R>
-QAIG_INLINE void multiply(Pairs, const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
-    for (int64_t i = 0; i < units * kUnitPairs; i++, codes += kTileRows, x += R) {
-        const __m256i pairs[kHalves] = {load(codes), load(codes + 8)};
-        sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
-            const __m256i product = _mm256_madd_epi16(pairs[h], _mm256_set1_epi32(static_cast<int>(x[m])));
-            sum = _mm256_add_epi32(sum, product);
-            keep_in_register(sum);
-        });
-    }
-}
-
-template <int R>
-QAIG_INLINE void multiply(Quads, const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
-    for (int64_t u = 0; u < units; u++) {
-        Sums<R> small;  // eight sums of two products of at most 15 * 128 fit in 16 bits
-        for (int q = 0; q < kUnitQuads; q++, codes += kTileRows, x += R) {
-            const __m256i quads[kHalves] = {load(codes), load(codes + 8)};
-            small.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
-                const __m256i products = _mm256_maddubs_epi16(quads[h], _mm256_set1_epi32(static_cast<int>(x[m])));
-                sum = _mm256_add_epi16(sum, products);
+struct PairProducts : Pairs {
+    template <int R>
+    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
+        for (int64_t i = 0; i < units * kUnitPairs; i++, codes += kTileRows, x += R) {
+            const __m256i pairs[kHalves] = {load(codes), load(codes + 8)};
+            sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+                const __m256i product = _mm256_madd_epi16(pairs[h], _mm256_set1_epi32(static_cast<int>(x[m])));
+                sum = _mm256_add_epi32(sum, product);
                 keep_in_register(sum);
             });
         }
-        sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(small.at[m][h], _mm256_set1_epi16(1)));
-        });
     }
-}
+};
 
-// Adds the products of R rows with one segment to out [R][16].
-template <class Form, int R>
-__attribute__((noinline)) void add_rows(const uint32_t* codes, int64_t units, const Grid& grid, const uint32_t* x,
-                                        const float* x_scale, const int32_t* x_sum, float* out) {
-    Sums<R> sums;
-    multiply(Form(), codes, units, x, sums);
-    sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
-        float* at = out + m * kTileRows + 8 * h;
-        _mm256_store_ps(at, grid.add(h, sum, x_scale[m], x_sum[m], _mm256_load_ps(at)));
-    });
-}
-
-using AddRows = void (*)(const uint32_t*, int64_t, const Grid&, const uint32_t*, const float*, const int32_t*, float*);
-
-template <class Form>
-AddRows add_rows_of(int64_t rows) {
-    switch (rows) {
-        case 3: return add_rows<Form, 3>;
-        case 4: return add_rows<Form, 4>;
-        case 5: return add_rows<Form, 5>;
-        default: return add_rows<Form, 6>;
-    }
-}
-
-template <class Form>
-void gemm_tile(const Linear& l, const Activations& a, int64_t t, const Tile& tile, int64_t b0, int64_t b1, float* out) {
-    const Shape& s = l.weight.shape;
-    const int bits = kernel_bits(s.bits);
-    const int64_t rows = a.batch_rows;
-    const AddRows add_rows = add_rows_of<Form>(rows);
-    alignas(32) uint32_t codes[kSegmentWords];
-    std::fill_n(out, (b1 - b0) * rows * kTileRows, 0.f);
-    for (int64_t i = 0; i < s.segments(); i++) {
-        const Segment segment = segment_at(s, i);
-        const int64_t part_words = segment.units * Form::kPerUnit * rows;
-        unpack<Form>(bits, tile.words + segment.unit * bits * kTileRows, segment.units, codes);
-        const Grid grid(l.weight, tile, i / s.segments_per_group());
-        for (int64_t b = b0; b < b1; b++) {
-            const int count = parts(a.planes[b]);
-            const uint32_t* x = a.words.data() + b * a.batch_words + segment.unit * Form::kPerUnit * count * rows;
-            for (int part = 0; part < count; part++) {
-                const int64_t at = b * a.batch_sums + (i * kMaxParts + part) * rows;
-                add_rows(codes, segment.units, grid, x + part * part_words, a.scales.data() + at, a.sums.data() + at,
-                         out + (b - b0) * rows * kTileRows);
+struct QuadProducts : Quads {
+    template <int R>
+    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
+        for (int64_t u = 0; u < units; u++) {
+            Sums<R> small;  // eight sums of two products of at most 15 * 128 fit in 16 bits
+            for (int q = 0; q < kUnitQuads; q++, codes += kTileRows, x += R) {
+                const __m256i quads[kHalves] = {load(codes), load(codes + 8)};
+                small.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+                    const __m256i products = _mm256_maddubs_epi16(quads[h], _mm256_set1_epi32(static_cast<int>(x[m])));
+                    sum = _mm256_add_epi16(sum, products);
+                    keep_in_register(sum);
+                });
             }
+            sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(small.at[m][h], _mm256_set1_epi16(1)));
+            });
         }
     }
-    for (int64_t m = b0 * rows; m < std::min(b1 * rows, l.rows); m++) {
-        store_row(l, m, t, out + (m - b0 * rows) * kTileRows);
-    }
-}
+};
 
 }  // namespace
 
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);
-    const auto tile = a.quads ? gemm_tile<Quads> : gemm_tile<Pairs>;
-    const TileReader reader(l.weight);
-    const Buffer<float> out(block * a.batch_rows * kTileRows);
-    for (int64_t b = 0; b < a.batches; b += block) {
-        for (int64_t t = begin; t < end; t++) {
-            tile(l, a, t, reader(t), b, std::min(b + block, a.batches), out.data());
-        }
-    }
+    (a.quads ? gemm_with<QuadProducts> : gemm_with<PairProducts>)(l, a, begin, end);
 }
 
 }  // namespace qaig::avx2

@@ -28,13 +28,8 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
                                 const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
     check_activation("x", x);
     check_activation_bits(activation_bits);
-    const size_t count = packed.size();
-    STD_TORCH_CHECK(
-        scale.size() == count && zero.size() == count && bias.size() == count && rotation_block.size() == count &&
-            rotation_seed.size() == count && out_features.size() == count && bits.size() == count &&
-            group_size.size() == count,
-        "packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits and group_size must have "
-        "one entry per layer");
+    const size_t count =
+        checked_count(packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits, group_size);
     for (size_t i = 0; i < count; i++) {
         check_rotation(rotation_block[i], rotation_seed[i], x.size(-1));
     }

@@ -1,7 +1,7 @@
 """Products that the kernels for many rows are tried on, of 16-bit floats and of integers alike."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,6 +9,21 @@ from torch import Tensor
 from tests import seeds
 from tools.emulator.emulated import Emulator
 from tools.emulator.weights import Weight, random_weight
+
+RAGGED = [(1, 32, -1), (17, 114, 57), (200, 36, 36), (31, 1, -1), (50, 1100, 275), (129, 40, -1)]
+"""Output features, input features and group size, of which none fills a tile."""
+
+
+def check_order_does_not_matter(
+    emulator: Emulator, run: Callable[[], list[Tensor]], processors: int, orders: int
+) -> None:
+    """Blocks and threads run in any order, and `run` launches twice: results are equal to the bit."""
+    emulator.set_processors(processors)
+    results = []
+    for order in range(orders):
+        emulator.seed(seeds.seed(order))
+        results += run()
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def every_width(emulator: Emulator, bits: int, dtype: torch.dtype, sym: bool) -> Iterator[tuple[Tensor, Weight]]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import seeds
 from tests.kernels.cuda import gemm_cases
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
 from tools.emulator.compilation import COMPILER
@@ -50,10 +49,7 @@ def test_sweep(emulator, bits, dtype):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(
-    ("out_features", "in_features", "group_size"),
-    [(1, 32, -1), (17, 114, 57), (200, 36, 36), (31, 1, -1), (50, 1100, 275), (129, 40, -1)],
-)
+@pytest.mark.parametrize(("out_features", "in_features", "group_size"), gemm_cases.RAGGED)
 def test_ragged_shapes(emulator, bits, out_features, in_features, group_size):
     for dtype, rows in ((torch.float16, 19), (torch.bfloat16, 65)):
         w = random_weight(bits, out_features, in_features, group_size, dtype=dtype)
@@ -98,15 +94,10 @@ def test_largest_sums_do_not_overflow(emulator, bits):
 
 
 def test_results_do_not_depend_on_timing(emulator):
-    """Blocks and threads in any order, to the bit; and each launch leaves the semaphores as the next one needs them."""
+    """Each launch leaves the semaphores as the next one needs them, too."""
     x = torch.randn(20, 1152).bfloat16()
     w = random_weight(8, 200, 1152, 128, dtype=torch.bfloat16)
-    emulator.set_processors(3)
-    results = []
-    for seed in range(4):
-        emulator.seed(seeds.seed(seed))
-        results += check(emulator, x, [w], launches=2)
-    assert all(torch.equal(result, results[0]) for result in results)
+    gemm_cases.check_order_does_not_matter(emulator, lambda: check(emulator, x, [w], launches=2), 3, 4)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

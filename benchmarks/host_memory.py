@@ -1,0 +1,195 @@
+"""
+Anonymous memory that quantizing takes, of a checkpoint several times as large.
+
+    python benchmarks/host_memory.py --checkpoints plain cast experts --recipes rtn gptq default > results.jsonl
+
+Each row is a process of its own. It quantizes a random text model from a folder and saves it, while a thread reads
+RssAnon of /proc/self/status every few milliseconds. Pages that the kernel can read again from a file do not count.
+What the libraries and the modules' objects take is counted before and subtracted: a narrow model of as many layers
+is quantized first. Its packed weights are not subtracted.
+
+| checkpoint | what its files hold |
+| --- | --- |
+| plain | the model's own dtype and tensors |
+| cast | float32, loaded in bfloat16 |
+| experts | each expert's weights, which Transformers joins to stacks |
+
+`bound_bytes` is the packed model, two blocks in float32, and the hidden states of the samples in two models.
+`predicted_bytes` is what `--dry-run` says. It counts second moments and the grids that are tried, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ledger import provenance
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+
+from transformers_qaig import QAIGConfig
+from transformers_qaig.cli.dry_run import estimate_for
+from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.utils.memory import return_freed_memory
+
+CHECKPOINTS, RECIPES = ("plain", "cast", "experts"), ("rtn", "gptq", "default")
+SAMPLES, TOKENS, EXPERTS = 8, 128, 16
+INTERVAL = 0.003
+"""Seconds between two readings."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--work-dir", nargs="+", choices=("yes", "no"), default=["no", "yes"])
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(Path(options.child), options)))
+        return
+    print(json.dumps(provenance() | {"options": vars(options)}), flush=True)
+    for checkpoint in options.checkpoints:
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder), checkpoint, options)
+            for recipe in options.recipes:
+                for work_dir in options.work_dir:
+                    command = [sys.executable, __file__, "--child", folder, "--checkpoints", checkpoint]
+                    command += ["--recipes", recipe, "--work-dir", work_dir, "--bits", str(options.bits)]
+                    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+                    print(found.splitlines()[-1], flush=True)
+
+
+def config_of(checkpoint: str, hidden: int, layers: int) -> Any:
+    """The shapes of a model: a dense one, or one whose experts hold as many weights."""
+    shapes: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(hidden // 64, 1),
+        "num_key_value_heads": max(hidden // 256, 1),
+        "head_dim": 64,
+        "vocab_size": 1024,
+        "dtype": torch.bfloat16,
+    }
+    if checkpoint != "experts":
+        return Qwen3Config(intermediate_size=4 * hidden, **shapes)
+    inner = max(4 * hidden // EXPERTS, 128)
+    return Qwen3MoeConfig(num_experts=EXPERTS, num_experts_per_tok=2, moe_intermediate_size=inner, **shapes)
+
+
+def make(folder: Path, checkpoint: str, options: argparse.Namespace) -> None:
+    """Writes a checkpoint of random weights, in several files."""
+    config = config_of(checkpoint, options.hidden, options.layers)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if checkpoint == "cast":
+        model = model.float()
+    model.save_pretrained(folder, max_shard_size="100MB")
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Quantizes and saves one checkpoint in this process."""
+    (checkpoint,), (recipe,), (work_dir,) = options.checkpoints, options.recipes, options.work_dir
+    with tempfile.TemporaryDirectory() as scratch:
+        narrow = Path(scratch, "narrow")
+        small = config_of(checkpoint, 128, AutoConfig.from_pretrained(folder).num_hidden_layers)
+        AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16).save_pretrained(narrow)
+        first = quantize(narrow, recipe, options.bits, None)
+        first.save_pretrained(Path(scratch, "narrow-saved"))
+        return_freed_memory()
+        base, start = rss_anon() - bytes_in(Path(scratch, "narrow-saved")), time.perf_counter()
+        del first
+        with peak_of() as loading:
+            model = quantize(folder, recipe, options.bits, Path(scratch, "work") if work_dir == "yes" else None)
+        seconds, after = time.perf_counter() - start, rss_anon()
+        with peak_of() as saving:
+            model.save_pretrained(Path(scratch, "saved"), max_shard_size="20MB")
+        packed = bytes_in(Path(scratch, "saved"))
+    with torch.device("meta"):
+        full = AutoModelForCausalLM.from_config(model_config := AutoConfig.from_pretrained(folder))
+    estimate = estimate_for(full, settings(recipe, options.bits, scratch if work_dir == "yes" else None), TOKENS)
+    block = max(sum(p.numel() for p in each.parameters()) for each in find_decoder_blocks(full).values())
+    streams = 0 if recipe == "rtn" else 2 * SAMPLES * TOKENS * model_config.hidden_size * 2
+    return {
+        "task": checkpoint,
+        "recipe": recipe,
+        "work_dir": work_dir,
+        "checkpoint_bytes": bytes_in(folder),
+        "packed_bytes": packed,
+        "block_float32_bytes": 4 * block,
+        "bound_bytes": packed + 8 * block + streams,
+        "predicted_bytes": estimate.memory + estimate.device_memory,
+        "peak_bytes": loading[0] - base,
+        "after_bytes": after - base,
+        "saving_peak_bytes": saving[0] - base,
+        "seconds": round(seconds, 1),
+    }
+
+
+def quantize(folder: Path, recipe: str, bits: int, work_dir: Path | None) -> Any:
+    """Quantizes the model in a folder, in bfloat16."""
+    config = settings(recipe, bits, work_dir)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config)
+
+
+def settings(recipe: str, bits: int, work_dir: str | Path | None) -> QAIGConfig:
+    """The configuration, with random samples where the recipe reads any."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(10, 1000, (1, TOKENS), generator=generator) for _ in range(SAMPLES)]
+    dataset = [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in ids]
+    return QAIGConfig(
+        bits=bits,
+        recipe=recipe,
+        group_size=128,
+        num_samples=SAMPLES,
+        dataset=None if recipe == "rtn" else dataset,
+        calibration={"work_dir": work_dir},
+    )
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of the weights in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def rss_anon() -> int:
+    """Bytes of this process's anonymous memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("/proc/self/status has no RssAnon: run this on Linux.")
+
+
+@contextmanager
+def peak_of() -> Iterator[list[int]]:
+    """Watches the most anonymous memory within the context; it is the one item of the list."""
+    peak, over = [rss_anon()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(INTERVAL):
+            peak[0] = max(peak[0], rss_anon())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+        peak[0] = max(peak[0], rss_anon())
+
+
+if __name__ == "__main__":
+    main()

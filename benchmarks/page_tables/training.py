@@ -1,0 +1,62 @@
+"""What LoRA on packed weights costs: loss, time, memory."""
+
+from __future__ import annotations
+
+import statistics
+
+from . import Row, markdown, rows_of, table
+
+NAMES = {
+    "bf16": "bfloat16",
+    "bitsandbytes-nf4": "bitsandbytes nf4",
+    **{f"w{bits}": f"{bits} bits" for bits in range(9)},
+}
+
+
+@table("lora-loss")
+def lora_loss() -> str:
+    """Every step's loss against that of bfloat16 LoRA with the same trainer and learning rate."""
+    known = {(row["learning_rate"], row["trainer"], row["base"]): row for row in rows_of("lora_loss")}
+    rows = []
+    for (rate, trainer, base), row in sorted(known.items(), key=lambda item: item[0][:2]):
+        losses = row["losses"]
+        changes = [own / dense - 1 for own, dense in zip(losses, known[rate, trainer, "bfloat16"]["losses"])]
+        largest = max(changes, key=abs)
+        over = sum(abs(change) > 0.02 for change in changes)
+        compared = ["–", "–"] if base == "bfloat16" else [f"{largest:+.1%}", f"{len(losses) - over} of {len(losses)}"]
+        share = f"{row['fresh_before']:.0%} → {row['fresh']:.0%}"
+        loss = f"{losses[0]:.2f} → {losses[-1]:.2f}"
+        rows.append([f"`{trainer}`", f"{rate:g}", NAMES.get(base, base), loss, *compared, share])
+    head = ["trainer", "learning rate", "base", "loss", "largest change", "steps within 2 %", "other scenes right"]
+    return markdown(head, rows)
+
+
+@table("grad-input")
+def grad_input() -> str:
+    """bfloat16's time over a candidate's, by shape and tokens."""
+    known = {(row["k"], row["n"], row["m"], row["op"]): row for row in rows_of("grad_input")}
+    shapes = sorted({key[:2] for key in known})
+    tokens = sorted({key[2] for key in known})
+    names = [name for name in NAMES if name != "bf16" and any(key[3] == name for key in known)]
+    rows = []
+    for k, n in shapes:
+        for name in names:
+            cells = [known.get((k, n, m, name)) for m in tokens]
+            if any(cells):
+                shown = [f"{cell['speed_over_bf16']:.2f}" if cell else "–" for cell in cells]
+                rows.append([f"{k}×{n}", NAMES[name], *shown])
+    return markdown(["K×N", "weights", *(f"{m} tokens" for m in tokens)], rows)
+
+
+@table("lora-steps")
+def lora_steps() -> str:
+    """Medians over the rounds."""
+    known: dict[tuple[int, str], list[Row]] = {}
+    for row in rows_of("lora"):
+        known.setdefault((row["tokens"], row["variant"]), []).append(row)
+    rows = []
+    for (tokens, variant), found in sorted(known.items(), key=lambda item: (item[0][0], list(NAMES).index(item[0][1]))):
+        step, base = (statistics.median(row["step_s"] for row in each) for each in (found, known[tokens, "bf16"]))
+        memory = [f"{statistics.median(row[key] for row in found):,.0f}" for key in ("model_mib", "added_mib")]
+        rows.append([str(tokens), NAMES[variant], f"{step:.2f}", f"{base / step:.2f}", *memory])
+    return markdown(["tokens", "weights", "seconds a step", "× bfloat16's speed", "model, MiB", "steps add, MiB"], rows)

@@ -1,0 +1,25 @@
+// gemm with NEON, for many rows of x: what SDOT and SMMLA do alike. The codes of a tile and a segment are unpacked once,
+// into the first-level cache, and multiplied by every batch of rows.
+#pragma once
+
+#include "cpu/neon/common.h"
+
+#if defined(QAIG_NEON)
+
+namespace qaig::neon {
+
+// Adds the products of a batch of R rows with `units` units of codes to out [R][16].
+using AddRows = void (*)(const int8_t* codes, int64_t units, const Grid& grid, const uint32_t* x, const float* x_scale,
+                         const int32_t* x_sum, float* out);
+
+// Adds them up: `unpack` fixes the order of the codes, and `add_rows` returns what reads them in that order.
+struct Gemm {
+    void (*unpack)(int bits, const uint32_t* words, int64_t units, int8_t* codes);
+    AddRows (*add_rows)(int64_t rows, int planes);
+};
+
+void gemm_with(const Gemm& kernels, const Linear& l, const Activations& a, int64_t begin, int64_t end);
+
+}  // namespace qaig::neon
+
+#endif

@@ -1,0 +1,102 @@
+// gemm with SDOT: a lane of it is 4 channels of a row of the weight, times 4 channels of a row of x.
+#include "cpu/neon/gemm.h"
+
+#if defined(QAIG_NEON)
+
+QAIG_DOTPROD_BEGIN
+
+namespace qaig::neon {
+namespace {
+
+QAIG_DEFINE_UNROLL
+
+constexpr int H = 2;  // registers of the tile whose sums with 8 rows fit
+
+// Codes as [quad][16 rows][4].
+template <int B>
+void unpack(const uint32_t* words, int64_t units, int8_t* __restrict codes) {
+    for (int64_t u = 0; u < units; u++, words += B * kTileRows, codes += kUnitQuads * kQuadBytes) {
+        unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
+            for (int h = 0; h < kRegisters; h++) {
+                const int8x16_t four_rows = quad<B, q, false>(words + kRegisterRows * h);
+                vst1q_s8(codes + q * kQuadBytes + 16 * h, four_rows);  // Clang's is a macro: no commas of templates
+            }
+        });
+    }
+}
+
+void unpack_any(int bits, const uint32_t* words, int64_t units, int8_t* __restrict codes) {
+    switch (bits) {
+        case 2: return unpack<2>(words, units, codes);
+        case 3: return unpack<3>(words, units, codes);
+        case 4: return unpack<4>(words, units, codes);
+        default: return unpack<8>(words, units, codes);
+    }
+}
+
+// R is 5 to 8: one load for the first four rows, one for the last four.
+template <int R, int P>
+void add_rows(const int8_t* codes, int64_t units, const Grid& grid, const uint32_t* x, const float* x_scale,
+              const int32_t* x_sum, float* out) {
+    const int64_t quads = units * kUnitQuads;
+    const auto* part_x = reinterpret_cast<const int32_t*>(x);
+    for (int part = 0; part < parts(P); part++) {
+        for (int h0 = 0; h0 < kRegisters; h0 += H) {
+            const int32_t* at = part_x;
+            int32x4_t sum[R][H];
+            unroll<R * H>([&](auto j) QAIG_LAMBDA_INLINE { sum[j / H][j % H] = vdupq_n_s32(0); });
+            for (int p = 0; p < part_planes(P, part); p++) {
+                if (p == 1) {
+                    unroll<R * H>([&](auto j)
+                                      QAIG_LAMBDA_INLINE { sum[j / H][j % H] = vshlq_n_s32(sum[j / H][j % H], 8); });
+                }
+                for (int64_t q = 0; q < quads; q++, at += R) {
+                    const int8_t* from = codes + q * kQuadBytes + 16 * h0;
+                    const int8x16_t rows[H] = {vld1q_s8(from), vld1q_s8(from + 16)};
+                    const int8x16_t first = vreinterpretq_s8_s32(vld1q_s32(at));
+                    const int8x16_t last = vreinterpretq_s8_s32(vld1q_s32(at + R - 4));
+                    unroll<R * H>([&](auto j) QAIG_LAMBDA_INLINE {
+                        constexpr int m = j / H, h = j % H;
+                        if constexpr (m < 4) {
+                            sum[m][h] = vdotq_laneq_s32(sum[m][h], rows[h], first, m);
+                        } else {
+                            sum[m][h] = vdotq_laneq_s32(sum[m][h], rows[h], last, m - (R - 4));
+                        }
+                    });
+                }
+            }
+            unroll<R * H>([&](auto j) QAIG_LAMBDA_INLINE {
+                constexpr int m = j / H, h = j % H;
+                float* y = out + m * kTileRows + kRegisterRows * (h0 + h);
+                vst1q_f32(y, grid.add(h0 + h, sum[m][h], x_scale[part * R + m], x_sum[part * R + m], vld1q_f32(y)));
+            });
+        }
+        part_x += part_planes(P, part) * quads * R;
+    }
+}
+
+template <int R>
+AddRows add_rows_of(int planes) {
+    return planes == 1 ? add_rows<R, 1> : planes == 2 ? add_rows<R, 2> : add_rows<R, 3>;
+}
+
+AddRows add_rows_of(int64_t rows, int planes) {
+    switch (rows) {
+        case 5: return add_rows_of<5>(planes);
+        case 6: return add_rows_of<6>(planes);
+        case 7: return add_rows_of<7>(planes);
+        default: return add_rows_of<8>(planes);
+    }
+}
+
+}  // namespace
+
+void gemm_dotprod(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
+    gemm_with({unpack_any, add_rows_of}, l, a, begin, end);
+}
+
+}  // namespace qaig::neon
+
+QAIG_TARGET_END
+
+#endif

@@ -1,0 +1,34 @@
+"""PEFT on models whose experts are packed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.experts import build
+from transformers_qaig import QAIGConfig
+from transformers_qaig.nn.experts import QAIGExperts
+
+peft = pytest.importorskip("peft", minversion="0.21.2")
+
+
+def test_all_linear_names_the_experts_that_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build("qwen3_moe").save_pretrained(tmp_path)
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    assert sum(isinstance(module, QAIGExperts) for module in model.modules()) == 2
+    ids = torch.arange(3, 19)[None]
+    before = model(ids).logits
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    assert "no adapter on 2 packed stacks of experts (model.layers.0.mlp.experts, model.layers.1" in caplog.text
+    assert torch.equal(model(ids).logits, before)
+    model(ids, labels=ids).loss.backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert any("q_proj" in name for name in trained)
+    assert all(grad.isfinite().all() for grad in trained.values() if grad is not None)
+    assert sum(grad is not None and grad.norm() > 0 for grad in trained.values()) >= 8  # B of both layers' attention
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    again = peft.PeftModel.from_pretrained(again, tmp_path / "adapter")
+    assert torch.equal(again(ids).logits, before)

@@ -1,0 +1,74 @@
+"""Folders that the engine serves: the trained tiny VLM, in full precision and quantized in every way."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "tiny-vlm"))
+
+WAYS: dict[str, dict[str, Any]] = {
+    "w4": {"bits": 4},
+    "w3": {"bits": 3, "sym": True},
+    "w2": {"bits": 2},
+    "w8": {"bits": 8, "group_size": -1},
+    "mixed": {"bits": 4, "overrides": {"*.k_proj": 3, "*.v_proj": 8, "*.up_proj": 5, "*.layers.2.*": 6}},
+    "w4a8": {
+        "bits": 4,
+        "activation_bits": 8,
+        "recipe": {"name": "rtn", "rotation": "all"},
+    },
+    "whole": {
+        "bits": 4,
+        "vision_bits": 4,
+        "lm_head_bits": 8,
+        "embedding_bits": 3,
+        "overrides": {"*.vision_tower.*.v_proj": 8, "*.self_attn.q_proj": 2},
+    },
+}
+QWEN: dict[str, Any] = {"bits": 4, "group_size": 32, "vision_bits": 4, "overrides": {"*.k_proj": 3, "*.up_proj": 8}}
+"""For a tiny Qwen2.5-VL."""
+
+
+def make_qwen(folder: Path) -> Path:
+    """Makes a tiny Qwen2.5-VL of random weights, with heads of 32 channels: vLLM's CPU engine has none of 16."""
+    import torch
+
+    from tests import families
+    from tests.tiny_models.weights import randomise
+
+    cls, config, processor = families.FAMILIES["qwen2_5_vl"]()
+    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 2, 1
+    config.text_config.rope_parameters["mrope_section"] = [4, 6, 6]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cls(config).to(torch.bfloat16)
+    randomise(model, 0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_quantized(source: Path, folder: Path, **settings: Any) -> Path:
+    """Quantizes `source` in `folder`, as a user does."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from transformers_qaig import QAIGConfig
+
+    config = QAIGConfig(**{"group_size": 64, "recipe": "rtn", "num_samples": 4, **settings})
+    model = AutoModelForImageTextToText.from_pretrained(source, quantization_config=config)
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def make_full(source: Path, folder: Path) -> Path:
+    """Copies a LLaVA with the names that published files have and vLLM reads: with one more level in the tower."""
+    shutil.copytree(source, folder)
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    tensors = load_file(source / "model.safetensors")
+    renamed = {name.replace(old, new) if new not in name else name: tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,66 @@
+"""Which layers of vLLM get which scheme."""
+
+from transformers_qaig.integrations.vllm.served_plan import ServedPlan
+from transformers_qaig.scheme import WeightScheme
+
+LAYER = "model.language_model.layers.0"
+W3, W4, W8 = (WeightScheme(bits, 64) for bits in (3, 4, 8))
+PLAN = {
+    f"{LAYER}.self_attn.q_proj": W3,
+    f"{LAYER}.self_attn.k_proj": W4,
+    f"{LAYER}.self_attn.v_proj": W4,
+    f"{LAYER}.mlp.gate_proj": W3,
+    f"{LAYER}.mlp.down_proj": W8,
+    "model.visual.blocks.0.attn.qkv": W8,
+    "model.language_model.embed_tokens": W3,
+    "lm_head": W8,
+}
+
+
+def renamed() -> ServedPlan:
+    plan = ServedPlan(PLAN)
+    plan.rename(lambda name: name.replace("model.language_model.", "language_model.model.").replace("model.vis", "vis"))
+    return plan
+
+
+def test_every_part_of_a_fused_layer_keeps_its_scheme() -> None:
+    assert renamed().linear("language_model.model.layers.0.self_attn.qkv_proj", {}) == [W3, W4, W4]
+
+
+def test_a_part_that_is_not_packed_is_none() -> None:
+    assert renamed().linear("language_model.model.layers.0.mlp.gate_up_proj", {}) == [W3, None]
+
+
+def test_a_layer_that_the_file_holds_whole_has_one_scheme() -> None:
+    assert renamed().linear("visual.blocks.0.attn.qkv", {"qkv": ["qkv"]}) == [W8]
+
+
+def test_a_model_says_what_it_fuses() -> None:
+    fused = {"all": ["gate_proj", "down_proj"]}
+    assert renamed().linear("language_model.model.layers.0.mlp.all", fused) == [W3, W8]
+
+
+def test_other_layers_are_not_packed() -> None:
+    assert renamed().linear("language_model.model.layers.0.self_attn.o_proj", {}) is None
+    assert renamed().rows("other_head") is None
+
+
+def test_embeddings_without_a_name_are_found() -> None:
+    assert renamed().rows("") == W3
+    assert renamed().rows("", is_head=True) == W8
+    assert ServedPlan({**PLAN, "second.embed_tokens": W4}).rows("") is None  # one of two
+
+
+def test_what_no_layer_asked_for_is_told() -> None:
+    plan = renamed()
+    plan.linear("visual.blocks.0.attn.qkv", {})
+    plan.rename(lambda name: name)  # the model's parts rename it again
+    assert "visual.blocks.0.attn.qkv" not in plan.unused
+    assert "lm_head" in plan.unused
+
+
+def test_a_level_of_modules_that_only_one_side_has_does_not_matter() -> None:
+    for path in ("vision_tower.encoder.layers.0.fc1", "vision_tower.vision_model.encoder.layers.0.fc1"):
+        plan = ServedPlan({path: W4})
+        assert plan.linear("vision_tower.vision_model.encoder.layers.0.fc1", {}) == [W4]
+        assert plan.has_tower_level

@@ -1,0 +1,81 @@
+"""Predicts what rounding costs outside the language model's blocks: in the tower, projector, head and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..calibration.bit_costs import costs_of
+from ..config import QAIGConfig
+from ..execution.exclusions import Exclusions, numbered
+from ..execution.few_rows import independent_of_thread_count
+from ..execution.sequential_onload import sequential_onload
+from ..execution.torch_state import default_torch_state
+from ..plan.allocate import SchemeOption
+from ..rounding.quant_grid import grid_arguments, minmax_grid
+from ..scheme import Plan, WeightScheme
+from ..structure import find_decoder_blocks
+from ..utils.logging import tqdm
+
+MOST_SAMPLES = 32
+ROWS = 4096
+"""Rows of a weight that are rounded at once: a head may have 150,000."""
+
+
+@default_torch_state()
+def measure_part_costs(
+    model: PreTrainedModel,
+    outside: Plan,
+    widths: Sequence[int],
+    samples: Sequence[Any],
+    answers: Sequence[Tensor],
+    config: QAIGConfig,
+    exclusions: Exclusions | None = None,
+) -> dict[str, list[SchemeOption]]:
+    """Returns options for weights outside the blocks, with their costs by Fisher, each rounded to nearest.
+
+    Args:
+        model: in full precision, in evaluation mode, on the CPU.
+        outside: weight path → scheme, of linears and embeddings; its bits do not count.
+        widths: to measure.
+        samples: model inputs on the CPU; the first `MOST_SAMPLES` are read.
+        answers: bool `[B, T]` per sample.
+        config: seed and device.
+        exclusions: samples that are left out.
+    """
+    samples, answers = numbered(samples)[:MOST_SAMPLES], answers[:MOST_SAMPLES]
+    device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
+    options: dict[str, list[SchemeOption]] = {path: [] for path in outside}
+    left_out = exclusions or Exclusions(len(samples))
+    blocks = list(find_decoder_blocks(model).values())
+    with (
+        independent_of_thread_count(model),
+        sequential_onload(model, blocks, device),
+        tqdm(total=len(widths) * len(samples), desc="Costs outside the blocks", unit="sample") as bar,
+    ):
+        for bits in widths:
+            plan = {path: replace(scheme, bits=bits) for path, scheme in outside.items()}
+            errors = {path: _error(model.get_submodule(path).get_parameter("weight"), s) for path, s in plan.items()}
+            costs = costs_of(model, errors, samples, answers, config.seed, "fisher", device, bar, left_out)
+            for path, scheme in plan.items():
+                weight = model.get_submodule(path).get_parameter("weight")
+                rows, columns = weight.shape
+                size = scheme.stored_bits(rows, columns, 8 * weight.element_size())
+                options[path].append(SchemeOption(scheme, size, costs[path]))
+    return options
+
+
+@torch.no_grad()
+def _error(weight: Tensor, scheme: WeightScheme) -> Tensor:
+    """Returns what rounding to nearest adds to a weight `[N, K]`, in its dtype, on the CPU."""
+    pieces = []
+    for rows in weight.detach().split(ROWS):
+        values = rows.float()
+        grid = minmax_grid(values, **grid_arguments(scheme, weight.dtype, False))
+        pieces.append((grid.quantize(values) - values).to("cpu", weight.dtype))
+    return torch.cat(pieces)

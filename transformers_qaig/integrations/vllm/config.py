@@ -1,0 +1,105 @@
+"""vLLM's configuration of the method `qaig`: which layer is run how. Importing this registers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.models.utils import WeightsMapper
+
+from ...config import QUANT_METHOD, QAIGConfig
+from ...nn.experts_layout import split_path
+from ...scheme import parse_plan
+from ...utils.logging import get_logger
+from ...utils.quote import quote
+from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
+from .served_plan import ServedPlan
+
+_logger = get_logger(__name__)
+_TOWER = r"(^|\.)vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)"
+
+
+@register_quantization_config(QUANT_METHOD)
+class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
+    """Reads `quantization_config` of a model's config.json as it is.
+
+    Args:
+        plan: how every packed weight is stored.
+    """
+
+    def __init__(self, plan: ServedPlan):
+        super().__init__()
+        self.plan = plan
+        self._told = False
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QAIGServedConfig:
+        """Makes it from the mapping in config.json.
+
+        Raises:
+            ValueError: the mapping is damaged, or holds what vLLM cannot run.
+        """
+        settings = QAIGConfig.from_dict(dict(config))
+        assert isinstance(settings, QAIGConfig)
+        plan = parse_plan(config.get("plan"), settings.activation_bits)
+        experts = next((path for path in plan if split_path(path)), None)
+        if experts is not None:
+            raise ValueError(
+                f"The plan packs experts, such as {quote(experts)}, which vLLM cannot run in this format: each stack "
+                "is stored as one tensor. Serve this model with Transformers, or quantize it with the experts left out."
+            )
+        return cls(ServedPlan(plan))
+
+    def get_name(self) -> str:
+        """Returns the method's name."""
+        return QUANT_METHOD
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        """Returns the dtypes of a model that can be served."""
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Returns the oldest CUDA capability, times ten."""
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """Returns no names: everything is in config.json."""
+        return []
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
+        """Translates the plan to vLLM's names."""
+        self.plan.rename(hf_to_vllm_mapper.map_name)
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
+        """Returns how a layer is run; None for one that has nothing to do with this method."""
+        if isinstance(layer, LinearBase):
+            schemes = self.plan.linear(prefix, self.packed_modules_mapping)
+            return UnquantizedLinearMethod() if schemes is None else QAIGLinearMethod(prefix, schemes)
+        if isinstance(layer, VocabParallelEmbedding):
+            is_head = isinstance(layer, ParallelLMHead)
+            scheme = self.plan.rows(prefix, is_head)
+            if scheme is not None:
+                return QAIGEmbeddingMethod(prefix or ("lm_head" if is_head else "embed_tokens"), [scheme])
+            return DenseHeadMethod() if is_head else None
+        return None
+
+    def get_checkpoint_weight_mapper(self) -> WeightsMapper:
+        """Adds the level of a tower that vLLM's names have and this file's lack. All layers exist by now."""
+        if self.plan.unused and not self._told:
+            self._told = True
+            _logger.warning(
+                "vLLM has no layer of its own for %d packed weights, such as %s. If it runs them otherwise, loading "
+                "fails with their names.", len(self.plan.unused), self.plan.unused[0],
+            )  # fmt: skip
+        if not self.plan.has_tower_level:
+            return WeightsMapper()
+        import regex
+
+        return WeightsMapper(orig_to_new_regex={regex.compile(_TOWER): r"\1vision_tower.vision_model."})

@@ -1,0 +1,87 @@
+"""`ServedPlan`: a checkpoint's plan by the names of vLLM's layers, which fuse several linears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ...scheme import Plan, WeightScheme
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""What vLLM fuses in nearly all models; a model's own `packed_modules_mapping` counts before this."""
+EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
+_TOWER_LEVEL = ("vision_tower.vision_model.", "vision_tower.")
+"""vLLM has a level of modules in towers that Transformers removed; names are compared without it."""
+
+
+class ServedPlan:
+    """Finds the schemes of vLLM's layers.
+
+    Args:
+        plan: of config.json.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan = {_short(path): scheme for path, scheme in plan.items()}
+        self._unused = set(self._plan)
+        self.has_tower_level = False
+        """Whether a layer was asked for whose name has the level that this file's names lack."""
+
+    def rename(self, name_of: Callable[[str], str | None]) -> None:
+        """Translates every path. One that becomes None is left out.
+
+        Args:
+            name_of: from a tensor's name to vLLM's; paths are given to it with `.weight` at their end.
+        """
+        renamed = {path: name_of(f"{path}.weight") for path in self._plan}
+        names = {path: _short(name.removesuffix(".weight")) for path, name in renamed.items() if name is not None}
+        self._plan = {name: self._plan[path] for path, name in names.items()}
+        self._unused = {name for path, name in names.items() if path in self._unused}
+
+    @property
+    def unused(self) -> list[str]:
+        """The paths that no layer has asked for."""
+        return sorted(self._unused)
+
+    def linear(self, name: str, fused: Mapping[str, Sequence[str]]) -> list[WeightScheme | None] | None:
+        """Returns the scheme of each shard of a linear; None for a shard that is not packed.
+
+        Args:
+            name: of vLLM's layer.
+            fused: last part of a fused layer's name → those of its shards.
+
+        Returns:
+            one entry for a layer that the file holds whole; None if no shard is packed.
+        """
+        name = self._known(name)
+        if name in self._plan:
+            return [self._take(name)]
+        parent, _, last = name.rpartition(".")
+        parts = fused.get(last) or FUSED.get(last, ())
+        shards = [self._take(f"{parent}.{part}".removeprefix(".")) for part in parts]
+        return shards if any(shards) else None
+
+    def rows(self, name: str, is_head: bool = False) -> WeightScheme | None:
+        """Returns the scheme of embeddings or of a head; None if it is not packed.
+
+        Args:
+            name: of vLLM's layer; some of its models give their embeddings or their head none.
+            is_head: whether it is a head.
+        """
+        if not name:
+            last = HEAD if is_head else EMBEDDINGS
+            found = [path for path in self._plan if path.rpartition(".")[-1] == last]
+            name = found[0] if len(found) == 1 else ""
+        return self._take(self._known(name))
+
+    def _known(self, name: str) -> str:
+        short = _short(name)
+        self.has_tower_level |= short != name
+        return short
+
+    def _take(self, path: str) -> WeightScheme | None:
+        self._unused.discard(path)
+        return self._plan.get(path)
+
+
+def _short(name: str) -> str:
+    return name.replace(*_TOWER_LEVEL)

@@ -1,0 +1,90 @@
+"""Keeps weights that Transformers converts on loading in files: others are mapped from the checkpoint's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+
+from ..utils.memory import return_freed_memory
+from ..utils.scratch import LEAST, ScratchFiles
+from .shards import DTYPES
+
+
+class ConvertedWeights(ConversionOps):
+    """The last step of loading a weight. One that was cast, joined or split goes to a file.
+
+    Transformers takes it for the step that quantizes a weight. It runs for one weight after the other.
+
+    Args:
+        model: on the meta device.
+        checkpoint_files: paths of the shards.
+        dtype: in which Transformers loads weights.
+        scratch: where converted ones go.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        checkpoint_files: Sequence[str],
+        dtype: torch.dtype | None,
+        scratch: ScratchFiles,
+    ):
+        self._scratch, self._stored = scratch, _stored_dtypes(checkpoint_files)
+        # Transformers casts what a quantizer treats to `dtype`, whatever its dtype in the model.
+        self._waiting = {
+            name
+            for name, tensor in model.state_dict().items()
+            if tensor.dtype == dtype and tensor.numel() * tensor.element_size() >= LEAST
+        }
+
+    def __contains__(self, name: str) -> bool:
+        """Whether this step must run for a weight. Once it ran, Transformers checks the shape as it always does."""
+        return name in self._waiting
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Returns what it gets, in files: name → tensor, or a list of one.
+
+        Args:
+            input_dict: the converted weights.
+            source_patterns: name of the stored tensor, or patterns of several.
+            target_patterns: not used.
+            kwargs: not used.
+        """
+        found = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+        self._waiting -= found.keys()
+        kept = {name: self._kept(tensor, source_patterns[0]) for name, tensor in found.items()}
+        found.clear()
+        input_dict.clear()
+        return_freed_memory()
+        return kept
+
+    def _kept(self, tensor: Tensor, source: str) -> Tensor:
+        is_mapped = self._stored.get(source) == tensor.dtype  # a pattern is no tensor's name
+        return tensor if is_mapped else self._scratch.keep(tensor)
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Raises: this step is no part of saving."""
+        raise NotImplementedError
+
+
+def _stored_dtypes(files: Sequence[str]) -> dict[str, torch.dtype | None]:
+    """Returns the dtype of every tensor in safetensors files, by its name there."""
+    dtypes = {}
+    for file in files:
+        if file.endswith(".safetensors"):
+            with safe_open(file, "pt") as stored:
+                dtypes.update({key: DTYPES.get(stored.get_slice(key).get_dtype()) for key in stored.keys()})
+    return dtypes

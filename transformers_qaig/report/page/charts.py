@@ -1,0 +1,143 @@
+"""Draws lines on a logarithmic axis: errors by block, and predicted loss against size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .markup import both_widths, escaped, label, svg
+
+HEIGHT, TOP, BOTTOM = 264, 12, 38
+Value = float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        name: in the legend.
+        x: positions.
+        y: values; None and what is not positive leave a gap.
+        kind: class of the style.
+        dots: whether the points are drawn alone, unconnected.
+        blocks: paths of blocks that points stand for, for clicks.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Value]
+    kind: str
+    dots: bool = False
+    blocks: Sequence[str] = ()
+
+
+def chart(
+    lines: Sequence[Line], x_label: str, y_label: str, *, marks: Sequence[tuple[float, float, str]] = (), ticks: int = 0
+) -> str:
+    """Returns a chart with a legend.
+
+    Args:
+        lines: to draw.
+        x_label: below the axis.
+        y_label: above the axis.
+        marks: x, y and words of points to name.
+        ticks: of the x axis: how far apart; 0: four round ones.
+    """
+    lines = [line for line in lines if any(_shown(line.y))]
+    if not lines:
+        return ""
+    values = [value for line in lines for value in _shown(line.y)]
+    low, high = math.log10(min(values)), math.log10(max(values))
+    low, high = (low - 0.1, high + 0.1) if high - low > 0.3 else (low - 0.3, high + 0.3)
+    xs = [x for line in lines for x in line.x]
+    left_x, right_x = min(xs), max(xs)
+    span = (right_x - left_x) or 1.0
+
+    def draw(width: int) -> str:
+        left, right = 52.0, width - 12.0
+
+        def at(x: float, y: float) -> tuple[float, float]:
+            across = (x - left_x) / span if right_x > left_x else 0.5
+            return left + across * (right - left), TOP + (high - math.log10(y)) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+        parts = [_y_axis(low, high, left, right)]
+        step = ticks or _step(span, 4 if width < 500 else 8)
+        first = math.ceil(left_x / step) * step
+        while first <= right_x + 1e-9:
+            x, _ = at(first, 10**low)
+            parts.append(label(x, HEIGHT - 20, f"{first:g}", "tick", "middle"))
+            first += step
+        parts.append(label((left + right) / 2, HEIGHT - 5, x_label, "tick", "middle"))
+        for line in lines:
+            parts.append(_line(line, [at(x, y) if y and y > 0 else None for x, y in zip(line.x, line.y)]))
+        for number, (x, y, words) in enumerate(marks):
+            px, py = at(x, y)
+            anchor = "end" if px > width * 0.6 else "start"
+            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="7" class="mark"/>')
+            parts.append(
+                label(
+                    px + (-10 if anchor == "end" else 10),
+                    max(py - 10, 12) if number % 2 == 0 else min(py + 22, HEIGHT - BOTTOM - 4),
+                    words,
+                    "strong",
+                    anchor,
+                )
+            )
+        return svg(width, HEIGHT, *parts, label=f"{y_label} against {x_label}")
+
+    keys = "".join(f'<span><i class="line {escaped(line.kind)}"></i>{escaped(line.name)}</span>' for line in lines)
+    return f'<p class="legend">{escaped(y_label)}: {keys}</p>{both_widths(draw)}'
+
+
+def _shown(values: Sequence[Value]) -> list[float]:
+    return [value for value in values if value is not None and value > 0]
+
+
+def _step(span: float, most: int) -> float:
+    """Returns a round distance of at most so many ticks."""
+    rough = span / max(most, 1)
+    power = 10 ** math.floor(math.log10(rough))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+
+
+def _y_axis(low: float, high: float, left: float, right: float) -> str:
+    parts = []
+    for value in _decades(low, high):
+        y = TOP + (high - math.log10(value)) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        parts.append(f'<line x1="{left:.0f}" x2="{right:.0f}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(label(left - 6, y + 4, f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e"), "tick", "end"))
+    return "".join(parts)
+
+
+def _decades(low: float, high: float) -> Iterator[float]:
+    factors = (1,) if high - low > 1.5 else (1, 2, 5)
+    for power in range(math.floor(low), math.ceil(high) + 1):
+        for factor in factors:
+            if low <= math.log10(factor * 10.0**power) <= high:
+                yield factor * 10.0**power
+
+
+def _line(line: Line, points: Sequence[tuple[float, float] | None]) -> str:
+    parts, kind = [], escaped(line.kind)
+    if not line.dots:
+        path, pen = [], "M"
+        for point in points:
+            if point is None:
+                pen = "M"
+                continue
+            path.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
+            pen = "L"
+        parts.append(f'<path d="{"".join(path)}" class="line {kind}"/>')
+    for index, point in enumerate(points):
+        if point is None:
+            continue
+        block = line.blocks[index] if index < len(line.blocks) else ""
+        where = f' data-block="{escaped(block)}"' if block else ""
+        said = f"{block or line.x[index]} {line.name}: {line.y[index]:.3g}"
+        parts.append(
+            f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{4 if line.dots else 2.5}" class="dot {kind}"{where}>'
+            f"<title>{escaped(said)}</title></circle>"
+        )
+    return "".join(parts)

@@ -1,0 +1,46 @@
+"""Keeps large tensors in files without a name, mapped into memory: the kernel drops their pages and reads them back."""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LEAST = 2**18
+"""Bytes from which a tensor is worth a file."""
+RESERVE = 2**30
+"""Bytes of the disk that stay free."""
+
+
+class ScratchFiles:
+    """Moves tensors out of anonymous memory. A file is gone with its tensor, or with the process.
+
+    Args:
+        folder: on a local disk, and there; None for that of Python's `tempfile`, which `TMPDIR` names.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = Path(tempfile.gettempdir()) if folder is None else folder
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Returns a copy of a tensor in a file.
+
+        A tensor below `LEAST` bytes is returned as it is, and so is one for which the disk has no room.
+        """
+        size = tensor.numel() * tensor.element_size()
+        if tensor.is_meta or size < LEAST:
+            return tensor
+        try:
+            if shutil.disk_usage(self.folder).free < size + RESERVE:
+                return tensor
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+                file.flush()
+                pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+        except OSError:  # a full disk, or a folder that cannot be written
+            return tensor
+        return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
