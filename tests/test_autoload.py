@@ -43,9 +43,9 @@ def test_every_import_of_torch_may_pay_for_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "transformers.quantizers.auto", raising=False)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         importlib.reload(autoload).install()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 5e-3
 
 

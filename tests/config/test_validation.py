@@ -155,10 +155,10 @@ def test_unknown_key_names_the_nearest() -> None:
     ],
 )
 def test_no_setting_of_a_file_costs_time_or_a_long_message(setting: dict[str, Any]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((ValueError, TypeError)) as error:
         QAIGConfig.from_dict({"format_version": 1, **setting})
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert len(str(error.value)) < 1000
     assert next(iter(setting)).replace("stages", "recipe")[:50] in str(error.value)
 

@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, length=100)
         elif self.path == "/drip":
             self._answer(200, length=10**6)
-            for _ in range(20):
+            for _ in range(100):
                 self.wfile.write(b"x")
                 time.sleep(0.1)
         else:
@@ -117,7 +117,7 @@ def test_a_dripping_server_meets_the_deadline(server: str, monkeypatch: pytest.M
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"not done after 0\.3 s"):
         fetch(f"{server}/drip")
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 5  # dripping lasts 10 s
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ import io
 import os
 import pickle
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tests.robustness.kills import _own_lock as own_lock
@@ -20,12 +20,11 @@ from tests.robustness.kills import _own_lock as own_lock
 def in_processes(number: int, function: Callable[[int], Any], seconds: float = 120) -> list[Any]:
     """What `function(rank)` returns in each of `number` forked processes: an exception as it is, None if it died.
 
+    This process holds the store that they meet at, as `torchrun` does, so none of them loses it when another one ends.
     Those that are still at work after some time are killed, and fail the test.
     """
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        port = server.getsockname()[1]
-    children = [_start(rank, number, port, function) for rank in range(number)]
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    children = [_start(rank, number, store.port, function) for rank in range(number)]
     end = time.monotonic() + seconds
     try:
         return [_result(reader, child, end) for reader, child in children]
@@ -49,6 +48,7 @@ def _start(rank: int, number: int, port: int, function: Callable[[int], Any]) ->
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     sys.stdout = sys.stderr = io.StringIO()
     try:
         found = function(rank)

@@ -118,7 +118,7 @@ def test_sizes_of_no_stack_are_an_error_at_once(
         schemes = {re.sub(r"experts\.[^.]+", "experts.*", path): scheme for path, scheme in plan.items()}
         config["quantization_config"]["plan"] = schemes
     (tmp_path / "config.json").write_text(json.dumps(config))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts"):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10

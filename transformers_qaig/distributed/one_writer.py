@@ -80,7 +80,8 @@ def _wait(store: dist.Store, key: str, folder: str) -> None:
     except RuntimeError as error:
         raise RuntimeError(
             f"the main process did not save the model to {folder}: it has ended, or saves to another folder. Look for "
-            "its error above, and give every process the same folder."
+            "its error above, and give every process the same folder. Without `torchrun`, end the script with "
+            "`torch.distributed.barrier()`: the main process may not end first."
         ) from error
     told = store.get(key)
     if told != _DONE:
