@@ -30,7 +30,7 @@ from .loading.text_config import mark_text_config, unmark_text_config
 from .quantization_run import QuantizationRun
 from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
 from .saving.state_dict import checkpoint_tensors
-from .utils.logging import get_logger
+from .utils.logging import get_logger, quiet
 from .utils.scratch import ScratchFiles
 
 logger = get_logger(__name__)
@@ -132,12 +132,19 @@ class QAIGHfQuantizer(HfQuantizer):
         if isinstance(self.packed_by, PackedCheckpoint):
             check_loaded(model, self.packed_by.plan, self.packed_by.dtypes)
             attach_saving(model, ProcessorToSave(None, self.source))
+            self._finish(model)
         else:
+            assert self.converted is not None
+            self.converted.check_shapes(model)
             report = self.packed_by.quantize(model)
             model.qaig_report = report  # type: ignore[assignment]
             attach_saving(model, self.packed_by.processor(), self.packed_by.base, self.packed_by.ranks)
-            logger.info("%s", report)
-            self.placement.place(model)
+            with quiet(not self.packed_by.ranks.is_main):
+                logger.info("%s", report)
+                self.placement.place(model)
+                self._finish(model)
+
+    def _finish(self, model: PreTrainedModel) -> None:
         mark_text_config(model.config)
         is_mapped = not self.pre_quantized and self.quantization_config.calibration.work_dir is not None
         if not is_mapped or fits_prepared(model):

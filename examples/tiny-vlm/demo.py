@@ -133,9 +133,10 @@ def table(models: dict[str, PreTrainedModel], sizes: dict[str, int], statistics:
     )
 
 
-def plus_minus(figure: dict[str, float], digits: int, times: float = 1) -> str:
-    """Mean ± standard error."""
-    return f"{times * figure['mean']:.{digits}f} ± {times * figure['standard_error']:.{digits}f}"
+def plus_minus(figure: dict[str, float | None], digits: int, times: float = 1) -> str:
+    """Mean ± standard error, which needs 30 pictures."""
+    error = figure["standard_error"]
+    return f"{times * figure['mean']:.{digits}f}" + ("" if error is None else f" ± {times * error:.{digits}f}")
 
 
 def heading(text: str) -> None:

@@ -84,6 +84,7 @@ def test_no_weight_is_read(command, monkeypatch, capsys, tmp_path):
     (tmp_path / "config.json").write_text((ROOT / "examples/tiny-vlm/model/config.json").read_text())
     assert transformers_qaig_cli.main([*command, str(tmp_path), "--dry-run", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
+    assert "Python, torch and libraries, which hold " in printed
     assert all(what in printed for what in ("memory", "result", "disk", "time, rounding", "time in all"))
 
 

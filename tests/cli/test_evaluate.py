@@ -22,6 +22,8 @@ def test_the_table_has_every_figure_and_every_task(
     assert said.startswith("4 answers of ")
     for row in ("answers given exactly", "KL to the reference", "same first choice", "perplexity", "exactly, odd (2)"):
         assert row in said
+    assert "4 conversations are too few for a standard error or an interval: give at least 30." in said
+    assert "e+" not in said
 
 
 def test_the_json_has_the_figures_of_the_library(
@@ -44,6 +46,8 @@ def test_without_a_reference_there_is_no_kl(llava: Path, chats: Path, capsys: py
     figures = json.loads(capsys.readouterr().out)
     assert figures["questions"] == 2
     assert "kl" not in figures
+    assert figures["perplexity"]["standard_error"] is None
+    assert "too few" in figures["note"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_a_model_differs_from_itself_in_nothing(llava: Path, chats: Path, capsys
     found = json.loads(capsys.readouterr().out)
     assert found["kl"]["mean"] == pytest.approx(0, abs=1e-9)
     assert found["changed"] == []
-    assert found["paired"] == {"exact_match": [0, 0, 0], "perplexity": [1, 1, 1]}
+    assert found["paired"] == {"exact_match": [0, None, None], "perplexity": [1, None, None]}
 
 
 def test_another_tokenizer_is_refused(
@@ -168,3 +172,5 @@ def test_figures_go_into_the_card_of_a_saved_model(
     assert main(arguments) == 0
     (exact,) = [e for e in ModelCard.load(folder / "README.md").data.eval_results if e.metric_type == "exact_match"]
     assert exact.dataset_name == chats.name
+    assert exact.metric_args["questions"] == 2
+    assert "| 2 answers of " in (folder / "README.md").read_text()

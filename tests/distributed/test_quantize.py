@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from tests import seeds
 from tests.distributed.processes import digest, in_processes, same
@@ -21,7 +23,7 @@ from tests.experts import build
 from tests.families import conversations, samples
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration import held_back, target_quantizer
-from transformers_qaig.distributed import joining
+from transformers_qaig.distributed import joining, ranks
 from transformers_qaig.execution import exclusions, gathering, group_inputs
 from transformers_qaig.recipes import RECIPES
 
@@ -150,6 +152,52 @@ def test_saves_of_the_main_process_alone_are_no_saves_of_all(llava: Path, tmp_pa
         return (tmp_path / "all" / "model.safetensors").exists()
 
     assert in_processes(2, run) == [True, True]
+
+
+def test_one_process_saves_where_the_group_is_gone(llava: Path, tmp_path: Path) -> None:
+    def run(rank: int) -> bool:
+        model = quantize(llava, bits=3, recipe="rtn")
+        torch.distributed.destroy_process_group()
+        model.save_pretrained(tmp_path / f"by {rank}")
+        return (tmp_path / f"by {rank}").exists()
+
+    assert in_processes(2, run) == [True, False]
+
+
+def test_a_silent_rank_that_works_for_long_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "SILENT", 0.2)
+    monkeypatch.setattr(joining, "TIMEOUT", timedelta(seconds=2))
+
+    def work(alive: Callable[[], None]) -> str:
+        for _ in range(30):
+            time.sleep(0.1)
+            alive()
+        return "done"
+
+    def fail(alive: Callable[[], None]) -> str:
+        raise ValueError(f"failed after {work(alive)}")
+
+    def run(rank: int) -> tuple[str, str]:
+        joined = joining.join()
+        done = joined.on_main_for_long(work)
+        with pytest.raises(ValueError, match="failed after done"):
+            joined.on_main_for_long(fail)
+        return done, joined.on_main(lambda: "next")
+
+    assert in_processes(3, run) == [("done", "next")] * 3
+
+
+def test_the_main_process_alone_prints_the_report_and_shows_bars(llava: Path, capfd: pytest.CaptureFixture) -> None:
+    def run(rank: int) -> str:
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
+        quantize(llava, bits=3, recipe="rtn")
+        return sys.stderr.getvalue()
+
+    main, other = in_processes(2, run)
+    assert "Preparing packed layers" in main
+    assert "Preparing packed layers" not in other
+    assert "Quantized with recipe" not in other
 
 
 def test_an_error_of_the_main_process_is_an_error_of_all(llava: Path, tmp_path: Path) -> None:

@@ -31,6 +31,15 @@ def test_more_are_an_error_that_says_what_to_do(bad: int, total: int) -> None:
         Exclusions(total).add(found, "Mend them.")
 
 
+def test_samples_are_listed_as_the_user_numbers_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Several processes find them in another order: each its own first."""
+    exclusions = Exclusions(128)
+    exclusions.add({9: "x", 3: "x", 6: "x"}, "")
+    assert [record.getMessage().split()[2] for record in caplog.records] == ["3", "6", "9"]
+    with pytest.raises(ValueError, match="sample 1, in x; sample 2, in x; sample 3, in x; and 4 more"):
+        exclusions.add({2: "x", 7: "x", 8: "x", 1: "x"}, "")
+
+
 def test_inputs_are_checked_but_for_masks() -> None:
     good, mask, bad = ({"x": torch.ones(2), "mask": torch.zeros(2)} for _ in range(3))
     mask["mask"] = torch.tensor([0.0, -INF])

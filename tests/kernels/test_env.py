@@ -68,6 +68,9 @@ def test_cuda_is_not_claimed(kernels, monkeypatch):
     (backend,) = backends("linear", "cuda").values()
     assert backend.name == "reference"
     assert "no CUDA device" in backend.why_not_faster
+    report = str(env.collect())
+    assert report.count("torch sees no CUDA device") == 1
+    assert "reference          below: plain torch, in the place of a kernel of this package" in report
 
 
 @pytest.fixture

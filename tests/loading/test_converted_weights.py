@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from transformers_qaig import QAIGConfig
 from transformers_qaig.loading import converted_weights
+from transformers_qaig.loading.converted_weights import ConvertedWeights
 from transformers_qaig.utils import scratch
 from transformers_qaig.utils.scratch import ScratchFiles
 
@@ -77,3 +78,22 @@ def test_a_kept_tensor_has_its_values_and_leaves_no_file(tmp_path: Path, monkeyp
     assert torch.equal(kept, tensor)
     assert kept.dtype == tensor.dtype
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_large_weight_of_another_shape_is_an_error_where_the_first_is_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Transformers asks about the first weight that a stored tensor becomes, and so never runs the step for these."""
+    monkeypatch.setattr(converted_weights, "LEAST", 64)
+    small, large = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(8, 8, bias=False)
+    model = torch.nn.ModuleDict({"small": small, "large": large})
+    step = ConvertedWeights(model, [], torch.float32, ScratchFiles(None))
+    assert "small.weight" not in step
+    step.check_shapes(model)
+    large.weight.data = torch.ones(8, 9)
+    assert "large.weight" in step  # so Transformers does not look at its shape
+    with pytest.raises(ValueError, match=r"large.weight has the shape \[8, 9\] in the checkpoint and \[8, 8\]"):
+        step.check_shapes(model)
+    step.convert({"large.weight": large.weight}, ["stored"], [])
+    assert "large.weight" not in step
+    step.check_shapes(model)

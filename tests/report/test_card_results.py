@@ -6,15 +6,16 @@ import pytest
 from huggingface_hub import ModelCard
 
 from transformers_qaig import QAIGConfig
+from transformers_qaig.report.card_name import MARK
 from transformers_qaig.report.card_results import add_results
 from transformers_qaig.report.hub_names import dataset_id
-from transformers_qaig.report.model_card import MARK, model_card
+from transformers_qaig.report.model_card import model_card
 from transformers_qaig.report.page.comparison import FIGURES
 
 
 def result_of(data: str, kl: float) -> dict:
     figures = {name: {"mean": value, "standard_error": 0.1} for name, value in (("kl", kl), ("exact_match", 0.9))}
-    return {"data": data, **figures}
+    return {"data": data, "questions": 120, "conversations": 40, "answer_tokens": 500, **figures}
 
 
 def test_figures_join_those_of_other_data_and_replace_their_own(tmp_path: Path) -> None:
@@ -32,6 +33,22 @@ def test_figures_join_those_of_other_data_and_replace_their_own(tmp_path: Path) 
     assert len(results) == 4
     assert MARK in written.text
     assert "/home/me" not in card.read_text()
+
+
+def test_the_card_shows_readers_figures_with_their_errors_and_the_number_of_answers(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(model_card(QAIGConfig()))
+    few = result_of("few.jsonl", 0.5) | {"kl": {"mean": 0.5, "standard_error": None}}
+    for result in (result_of("mine.jsonl", 0.5), few, result_of("mine.jsonl", 0.25)):
+        add_results(card, result, FIGURES)
+    text = card.read_text()
+    measured = "120 answers of 500 tokens, in 40 conversations"
+    assert text.count("## Evaluation") == 1
+    assert f"| `mine.jsonl` | {FIGURES['kl']} | 0.25 ± 0.1 | {measured} |" in text
+    assert f"| `few.jsonl` | {FIGURES['kl']} | 0.5 | {measured} |" in text
+    assert text.index("## What was done") < text.index("## Evaluation")
+    errors = {entry.metric_args.get("standard_error") for entry in ModelCard.load(card).data.eval_results}
+    assert errors == {0.1, None}
 
 
 def test_a_figure_that_is_not_finite_is_left_out(tmp_path: Path) -> None:

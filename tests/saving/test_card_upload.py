@@ -13,7 +13,8 @@ from transformers.utils import PushToHubMixin
 from tests.report.cards import BASE, config_of_a_run, report_of_a_run
 from transformers_qaig import QAIGConfig
 from transformers_qaig.report.base_model import BaseModel
-from transformers_qaig.report.model_card import MARK, model_card
+from transformers_qaig.report.card_name import MARK, renamed
+from transformers_qaig.report.model_card import model_card
 from transformers_qaig.report.summary import QuantizationReport
 from transformers_qaig.saving.card_upload import attach_model_card, save_model_card
 
@@ -102,7 +103,8 @@ def test_upload_of_a_reloaded_model_keeps_the_fuller_card(
     model = Model(config, None)
     attach_model_card(model)
     model._upload_modified_files(folder, "me/w3")
-    assert uploads[0][0] == before
+    assert uploads[0][0] == renamed(before, "me/w3", "")
+    assert "`vllm serve me/w3`" in uploads[0][0]
 
 
 def test_the_first_upload_of_a_reloaded_model_has_the_card_it_came_with(
@@ -113,7 +115,7 @@ def test_the_first_upload_of_a_reloaded_model_has_the_card_it_came_with(
     attach_model_card(model, earlier=earlier)
     model._upload_modified_files(folder, "me/w3")
     card = ModelCard(uploads[0][0])
-    assert card.text == ModelCard.load(earlier).text
+    assert card.text == ModelCard(renamed(earlier.read_text(), "me/w3", "")).text
     assert card.data.base_model == BASE.repo_id
     assert card.data.tags == ["qaig", "3-bit", "mine"]
 

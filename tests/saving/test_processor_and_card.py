@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import logging
+import os
 import pickle
 import weakref
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.families import build, save
 from tests.lifecycle import FAST, logits, packed
 from transformers_qaig import QAIGConfig
 from transformers_qaig.loading.source import Source
-from transformers_qaig.report.model_card import MARK
+from transformers_qaig.report.card_name import MARK
 
 RTN = {"bits": 4, "group_size": 32, "recipe": "rtn"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -155,6 +156,22 @@ def test_a_dequantized_model_saves_as_any_other(llava: Path, tmp_path: Path) -> 
     files = {file.name for file in tmp_path.iterdir()}
     assert files == {"config.json", "generation_config.json", "model.safetensors", *beside}
     assert answers(tmp_path)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_have_the_permissions_of_the_files_beside_them(
+    llava: Path, tmp_path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        quantized_from(llava, calibration={"work_dir": tmp_path / "work"}, recipe="fast", **FAST).save_pretrained(
+            tmp_path / "model", max_shard_size="300KB"
+        )
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "model").rglob("*"), *(tmp_path / "work").rglob("*.*")]
+    assert len([file for file in files if file.suffix == ".safetensors"]) > 2
+    assert {file.stat().st_mode & 0o777 for file in files if file.is_file()} == {mode}
 
 
 def test_a_card_of_an_earlier_save_is_replaced(llava: Path, tmp_path: Path) -> None:

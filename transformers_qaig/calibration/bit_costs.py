@@ -88,14 +88,14 @@ def measure_costs(
     work_path = config.calibration.work_path
     folder = work_path / "costs" if work_path is not None else None
 
-    def run() -> dict[str, Any]:
+    def run(alive: Callable[[], None]) -> dict[str, Any]:
         return {
             "options": {path: [option.scheme.to_dict() for option in choices] for path, choices in options.items()},
             "answers": digest([{"a": a} for a in answers]),
             "recipe": config.recipe.to_dict(),
             "seed": config.seed,
             "activation_bits": config.activation_bits,
-            **run_facts(config, samples, model),
+            **run_facts(config, samples, model, alive),
         }
 
     blocks = list(structure.blocks.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -56,12 +56,12 @@ class BlockStore(ExitStack):
     ):
         super().__init__()
 
-        def run() -> dict[str, Any]:
+        def run(alive: Callable[[], None]) -> dict[str, Any]:
             return {
                 "format": FORMAT,
                 "config": {**config.to_dict(), "plan": None},
                 "plan": plan_to_dict(plan),
-                **run_facts(config, samples, model),
+                **run_facts(config, samples, model, alive),
             }
 
         self.folder = self.enter_context(shared_folder(config.calibration.work_path, run, ranks))
@@ -99,11 +99,13 @@ class BlockStore(ExitStack):
         folder.save(path, result.module.state_dict(), {name: json.dumps(fact) for name, fact in facts.items()})
 
 
-def run_facts(config: QAIGConfig, samples: Sequence[Mapping[str, Any]], model: nn.Module) -> dict[str, str | bool]:
+def run_facts(
+    config: QAIGConfig, samples: Sequence[Mapping[str, Any]], model: nn.Module, alive: Callable[[], None]
+) -> dict[str, str | bool]:
     """Returns what changes the result of a run, and is not in its config.json; all weights are read for it."""
     facts: dict[str, str | bool] = {
         "samples": digest(samples),
-        "weights": digest([model.state_dict()]),
+        "weights": digest([model.state_dict()], alive),
         "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
     }
     if config.calibration.moe_calibrate_all_experts:

@@ -12,7 +12,7 @@ from ..config import QAIGConfig
 from ..plan.allocate import fused_sets, reachable
 from ..plan.build import budget_in_bits, list_schemes
 from ..plan.cost_estimate import CostEstimate, estimate_costs
-from ..utils.memory import free_memory
+from ..utils.memory import free_memory, process_memory
 from ..utils.readable import readable_size, readable_time
 from .arguments import UsageError, loading
 
@@ -103,6 +103,8 @@ def table(estimate: CostEstimate, device: torch.device) -> str:
         f"Estimated from shapes. Time is arithmetic at {rate / 1e9:,.0f} GFLOP/s, which a float32 product reached on "
         f"{device} just now. Files: {READING / 1e9:.0f} GB/s."
     )
+    held = readable_size(8 * process_memory())
+    lines.append(f"Not in the memory above: Python, torch and libraries, which hold {held} in this process now.")
     return "\n".join(lines)
 
 

@@ -23,8 +23,8 @@ from ..report.evaluate import answer_logits, answer_statistics
 from ..report.evaluation_plot import plot
 from ..report.page.comparison import FIGURES, evaluation_page
 from ..report.questions import Question, encode_questions
-from ..report.statistics import AnswerStatistics, paired_differences, paired_ratio
-from ..report.text import aligned
+from ..report.statistics import AnswerStatistics, interval_note, paired_differences, paired_ratio
+from ..report.text import aligned, with_interval
 from ..utils.files import write
 from ..utils.logging import get_logger
 from .arguments import UsageError, data_source, require_model, set_loudness
@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
         "model": options.model, "reference": options.reference, "data": options.data, "processor": whose,
         **statistics.summary(),
     }  # fmt: skip
+    result["note"] = interval_note(result)
     text = f"{table(result)}\nprocessor: {whose}"
     if expected is not None:
         result["reference_figures"] = full.summary()
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
         other, _ = load(options.baseline)
         others = answer_statistics(other, processor, questions, reference=expected, batch_size=options.batch_size)
         result |= {"baseline": options.baseline, "kl_ratio": _ratio(statistics, others)}
-        text += "\nKL over that of {}: {:.3g} ({:.3g} to {:.3g})".format(options.baseline, *result["kl_ratio"])
+        text += f"\nKL over that of {options.baseline}: {with_interval(result['kl_ratio'], '.3g')}"
     print(json.dumps(result, indent=1) if options.json else text)
     _write(options, result)
 
@@ -147,22 +148,25 @@ def table(summary: dict[str, Any]) -> str:
         if "kl" in figures:
             rows.append((f"  KL, {task}", *_cells(figures["kl"])))
     head = f"{summary['questions']:,} answers of {summary['answer_tokens']:,} tokens"
-    return f"{head}\n\n{aligned(rows)}"
+    note = summary.get("note")
+    return f"{head}\n\n{aligned(rows)}" + (f"\n{note}" if note else "")
 
 
 def paired_lines(result: dict[str, Any]) -> str:
     """Formats the differences to the reference, each with its 95 % interval."""
     exact, perplexity = (result["paired"][name] for name in ("exact_match", "perplexity"))
-    return "exact match minus the reference's: {:+.4f} ({:+.4f} to {:+.4f})\n".format(
-        *exact
-    ) + "perplexity over the reference's: {:.4f} ({:.4f} to {:.4f})".format(*perplexity)
+    return (
+        f"exact match minus the reference's: {with_interval(exact, '+.4f')}\n"
+        f"perplexity over the reference's: {with_interval(perplexity, '.4f')}"
+    )
 
 
-def _cells(figure: dict[str, float]) -> tuple[str, str]:
-    return f"{figure['mean']:.4g}", f"{figure['standard_error']:.2g}"
+def _cells(figure: dict[str, float | None]) -> tuple[str, str]:
+    error = figure["standard_error"]
+    return f"{figure['mean']:.4g}", "too few" if error is None else f"{error:.2g}"
 
 
-def _ratio(model: AnswerStatistics, other: AnswerStatistics) -> list[float]:
+def _ratio(model: AnswerStatistics, other: AnswerStatistics) -> list[float | None]:
     if other.kl is not None and not other.kl.any():
         raise ValueError("--baseline predicts the same as --reference, so nothing can be divided by its KL of 0.")
     return list(paired_ratio(model, other))

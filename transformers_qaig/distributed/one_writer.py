@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
+from ..utils.logging import get_logger
 from .joining import TIMEOUT
 from .ranks import ALONE, Ranks
 
+logger = get_logger(__name__)
 _DONE = b"done"
 
 
@@ -42,7 +44,7 @@ class OneWriter:
     @property
     def is_other(self) -> bool:
         """Whether another process writes in the place of this one."""
-        return self.rank != 0 and self.size > 1 and dist.is_initialized()
+        return self.rank != 0 and self.size > 1
 
     def write(self, folder: str | os.PathLike[str], save: Callable[[], None], is_main_process: bool = True) -> None:
         """Calls `save` in the main process, and waits for it in the others.
@@ -55,8 +57,17 @@ class OneWriter:
         Raises:
             RuntimeError: saving failed in the main process, or took too long.
         """
-        if self.size == 1 or not dist.is_initialized():
+        if self.size == 1:
             save()
+            return
+        if not dist.is_initialized():  # the script has destroyed the group: nobody can wait
+            if self.rank == 0 or not is_main_process:
+                save()
+            else:
+                logger.warning(
+                    "The main process saves %s, and this one does not wait for it: there is no process group any more. "
+                    "Save before `destroy_process_group`.", os.fspath(folder),
+                )  # fmt: skip
             return
         name = os.fspath(folder)
         self.saves[name] += 1

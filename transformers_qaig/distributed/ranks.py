@@ -7,6 +7,7 @@ ranks decide alike. A method here is called by all ranks, in the same order. One
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from .messages import as_bytes, received, sent
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+
+SILENT = 60.0
+"""Seconds after which a rank with long work tells the others that it is alive."""
 
 
 def place_of(error: Exception) -> int:
@@ -148,6 +153,30 @@ class Ranks:
     def on_main(self, compute: Callable[[], T]) -> T:
         """Returns what `compute` returns on the main rank, where alone it runs; its error is raised on all."""
         return self.together(lambda: compute() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def on_main_for_long(self, compute: Callable[[Callable[[], None]], T]) -> T:
+        """Does as [`on_main`], for what takes longer than ranks wait for one that is silent.
+
+        Args:
+            compute: gets a function to call now and then, which tells the other ranks that this one is alive.
+        """
+        if not self.is_main:
+            told: Any = "alive"
+            while isinstance(told, str):
+                told = self.gather((None, None))[0]
+            found, failure = told  # as `together` sends them
+            if failure is not None:
+                raise received(failure[2])
+            return found
+        told_at = time.monotonic()
+
+        def alive() -> None:
+            nonlocal told_at
+            if self.size > 1 and time.monotonic() - told_at >= SILENT:
+                self.gather("alive")
+                told_at = time.monotonic()
+
+        return self.together(lambda: compute(alive))[0]
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -48,13 +48,13 @@ class SharedFolder:
 
 @contextmanager
 def shared_folder(
-    folder: Path | None, run: Callable[[], Mapping[str, Any]], ranks: Ranks
+    folder: Path | None, run: Callable[[Callable[[], None]], Mapping[str, Any]], ranks: Ranks
 ) -> Iterator[SharedFolder | None]:
     """Opens a work folder for the length of a context; None without a folder.
 
     Args:
         folder: of the main rank.
-        run: makes what the pieces depend on.
+        run: makes what the pieces depend on; gets a function to call now and then, where that takes long.
         ranks: that share it.
     """
     if folder is None:
@@ -63,9 +63,9 @@ def shared_folder(
     with ExitStack() as stack:
         opened: WorkFolder | None = None
 
-        def open_folder() -> None:
+        def open_folder(alive: Callable[[], None]) -> None:
             nonlocal opened
-            opened = stack.enter_context(work_folder(folder, run()))
+            opened = stack.enter_context(work_folder(folder, run(alive)))
 
-        ranks.on_main(open_folder)
+        ranks.on_main_for_long(open_folder)
         yield SharedFolder(folder, opened, ranks)

@@ -76,13 +76,13 @@ class Exclusions:
         self.where |= new
         count = len(self.where)
         if count == self.total or count > max(1, int(MOST * self.total)):
-            named = "; ".join(f"sample {index}, in {where}" for index, where in list(self.where.items())[:3])
+            named = "; ".join(f"sample {index}, in {where}" for index, where in sorted(self.where.items())[:3])
             more = f"; and {count - 3} more" if count > 3 else ""
             raise ValueError(
                 f"NaN or Inf turned up in {count} of {self.total} calibration samples ({named}{more}), and at most "
                 f"{MOST:.0%} of them are left out. {advice}"
             )
-        for index, where in new.items():
+        for index, where in sorted(new.items()):
             logger.warning("Calibration sample %d is left out: NaN or Inf in %s.", index, where)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report.model_card import MARK
+from ..report.card_name import MARK
 from .saved_model import SavedModel
 
 OPENING = {
-    "compressed-tensors": "```bash\nvllm serve path/or/id\n```\n\n"
+    "compressed-tensors": "```bash\nvllm serve FOLDER\n```\n\n"
     "Transformers loads it with the package `compressed-tensors`.",
-    "mlx": '```bash\npython -m mlx_vlm.generate --model path/or/id --image picture.png --prompt "..."\n```',
+    "mlx": '```bash\npython -m mlx_vlm.generate --model FOLDER --image picture.png --prompt "..."\n```',
     "gguf": '```bash\nllama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --image picture.png -p "..."\n```',
-    "awq": "```bash\nvllm serve path/or/id\n```",
-    "gptq": "```bash\nvllm serve path/or/id\n```",
+    "awq": "```bash\nvllm serve FOLDER\n```",
+    "gptq": "```bash\nvllm serve FOLDER\n```",
 }
 """Format → how its readers open a folder, in Markdown."""
 _LARGEST_CARD = 1 << 20

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..loading.source import PROCESSOR_FILES
+from ..utils.files import open_to_umask
 
 LARGEST_SHARD = 4 << 30
 """Bytes of tensors that are held in memory and written into one file."""
@@ -65,7 +66,8 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._held:
-            save_file(self._held, self._file(len(self._shards)), metadata=self._metadata)
+            save_file(self._held, file := self._file(len(self._shards)), metadata=self._metadata)
+            open_to_umask(file)
             self._shards.append(list(self._held))
             self._held, self._bytes = {}, 0
 

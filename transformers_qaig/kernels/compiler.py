@@ -238,6 +238,7 @@ def compile_library(sources: Path, torch: Path, compiler: Compiler, library: Pat
     """
     library.parent.mkdir(parents=True, exist_ok=True)
     flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{sources}", f"-isystem{torch / 'include'}"]
+    flags += [f"-ffile-prefix-map={folder}={name}" for folder, name in ((sources, "csrc"), (torch, "torch"))]
     if nvcc is not None:
         flags.append(f'-DQAIG_CUDA_ARCHS="{" ".join(nvcc.architectures)}"')
     jobs = [([*compiler.command, *flags, *extra_flags()], file) for file in sorted(sources.rglob("*.cpp"))]

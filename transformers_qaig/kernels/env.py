@@ -16,6 +16,7 @@ OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _WIDENED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 _NO_KERNEL = "the weight is dequantized a few rows at a time and multiplied by torch's own kernels"
+_NO_GPU = "torch sees no CUDA device here"
 _NO_CPU_KERNEL = {"round_columns": "no kernel of its own: a few of torch's operations a column"}
 _NO_CUDA_KERNEL = {"linear_grad_input": _NO_KERNEL, "embedding": "no kernel of its own: torch reads the rows asked for"}
 
@@ -66,10 +67,15 @@ class Environment:
         lines.append(f"{'CUDA in library':<18} {self.cuda_library}")
         lines.append(f"{'NVRTC':<18} {self.nvrtc}")
         lines.append(f"{'CUDA ran on':<18} {', '.join(cuda.EXECUTED_ON)}; for others compiled, and run on an emulator")
+        lines.append(f"{'reference':<18} below: plain torch, in the place of a kernel of this package")
         for backend in self.backends:
+            if backend.why_not_faster == _NO_GPU:
+                continue
             lines.append(f"\n{backend.op} on {backend.device}, {backend.case}: {backend.name}")
             if backend.why_not_faster is not None:
                 lines.append(f"    why not faster: {backend.why_not_faster}")
+        if any(backend.why_not_faster == _NO_GPU for backend in self.backends):
+            lines.append(f"\nevery operator on cuda: reference\n    why not faster: {_NO_GPU}")
         return "\n".join(lines)
 
 
@@ -104,7 +110,7 @@ def _backends(op: str, device: str) -> list[Backend]:
     if device == "cuda":
         capabilities = dict.fromkeys(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
         if not capabilities:
-            return [Backend(op, device, "every call", "reference", "torch sees no CUDA device here")]
+            return [Backend(op, device, "every call", "reference", _NO_GPU)]
         return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
     if op in _NO_CPU_KERNEL:
         return [Backend(op, device, "every call", "reference", _NO_CPU_KERNEL[op])]

@@ -38,13 +38,16 @@ class ConvertedWeights(ConversionOps):
         self._scratch, self._stored = scratch, _stored_dtypes(checkpoint_files)
         # Transformers casts what a quantizer treats to `dtype`, whatever its dtype in the model.
         self._waiting = {
-            name
+            name: tensor.shape
             for name, tensor in model.state_dict().items()
             if tensor.dtype == dtype and tensor.numel() * tensor.element_size() >= LEAST
         }
 
     def __contains__(self, name: str) -> bool:
-        """Whether this step must run for a weight. Once it ran, Transformers checks the shape as it always does."""
+        """Whether this step must run for a weight. Once it ran, Transformers checks the shape as it always does.
+
+        For a weight for which it never ran, [`check_shapes`] does so.
+        """
         return name in self._waiting
 
     def convert(
@@ -63,12 +66,29 @@ class ConvertedWeights(ConversionOps):
             kwargs: not used.
         """
         found = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
-        self._waiting -= found.keys()
+        for name in found:
+            self._waiting.pop(name, None)
         kept = {name: self._kept(tensor, source_patterns[0]) for name, tensor in found.items()}
         found.clear()
         input_dict.clear()
         return_freed_memory()
         return kept
+
+    def check_shapes(self, model: PreTrainedModel) -> None:
+        """Checks the shapes that Transformers left to this step and then set without it.
+
+        It asks about the first of the weights that one stored tensor becomes, which may be too small to go to a file.
+
+        Raises:
+            ValueError: a weight has another shape in the checkpoint than in the model.
+        """
+        tensors = model.state_dict() if self._waiting else {}
+        for name, shape in self._waiting.items():
+            if name in tensors and tensors[name].shape != shape:
+                raise ValueError(
+                    f"{name} has the shape {list(tensors[name].shape)} in the checkpoint and {list(shape)} in the "
+                    "model: config.json is of another model."
+                )
 
     def _kept(self, tensor: Tensor, source: str) -> Tensor:
         is_mapped = self._stored.get(source) == tensor.dtype  # a pattern is no tensor's name

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..utils.files import written_whole
 from .statistics import AnswerStatistics, paired_ratio
+from .text import with_interval
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def table(rows: Sequence[Row], baseline: str | None = None) -> str:
             _with_error(entry["exact_match"], ".3f"),
         ]
         if baseline:
-            cells.append("{:.2f} ({:.2f} – {:.2f})".format(*entry["kl_ratio"]) if "kl_ratio" in entry else "–")
+            cells.append(with_interval(entry["kl_ratio"], ".2f") if "kl_ratio" in entry else "–")
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -108,7 +109,7 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
             axes.errorbar(
                 [entry[key] / unit for entry in line],
                 [entry["kl"]["mean"] for entry in line],
-                [entry["kl"]["standard_error"] for entry in line],
+                [entry["kl"]["standard_error"] or 0.0 for entry in line],
                 fmt="os^Dv<>ph*"[index % 10] + "-",
                 color=f"C{index % 10}",
                 linewidth=1,
@@ -125,7 +126,8 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def _with_error(figure: dict[str, float] | None, digits: str) -> str:
+def _with_error(figure: dict[str, float | None] | None, digits: str) -> str:
     if figure is None:
         return "–"
-    return f"{figure['mean']:{digits}} ± {figure['standard_error']:{digits}}"
+    error = figure["standard_error"]
+    return f"{figure['mean']:{digits}}" + ("" if error is None else f" ± {error:{digits}}")

@@ -33,7 +33,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
     for axes, name in zip(panels, shown):
         figures = [task[name] for task in tasks.values()]
         rows = range(len(figures))
-        axes.barh(rows, [f["mean"] for f in figures], xerr=[f["standard_error"] for f in figures], height=0.6)
+        axes.barh(rows, [f["mean"] for f in figures], xerr=[f["standard_error"] or 0.0 for f in figures], height=0.6)
         if name == "exact_match" and full is not None:
             means = [{"all": full, **full["tasks"]}[task][name]["mean"] for task in tasks]
             axes.plot(means, rows, "k|", markersize=14, label="reference")

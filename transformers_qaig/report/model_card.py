@@ -12,15 +12,15 @@ from ..config import QAIGConfig
 from ..nn.experts_layout import count_open_stacks, count_weights, split_path
 from ..utils.readable import readable_time
 from .base_model import BaseModel
+from .card_name import FOLDER, MARK, title_of
+from .engines import repository, vllm_row
 from .hub_names import HUB, dataset_id
 from .sizes import HEAD, part_rows
 from .summary import QuantizationReport
 
-MARK = "<!-- Written by transformers-qaig. Without this line the card is kept when the model is pushed again. -->"
-
 _LOADING = """## How to load it
 
-transformers-qaig is not on PyPI. Install it from a clone of its repository:
+transformers-qaig is not on PyPI. Install it from a clone of {repository}:
 
 ```bash
 pip install torch && pip install .
@@ -40,11 +40,12 @@ Or `AutoModelForImageTextToText.from_pretrained("{repo_id}")`, as with any other
 
 | for | run |
 | --- | --- |
-{vllm}| llama.cpp, MLX, or vLLM without this package | `transformers-qaig export FOLDER OUT --format gguf`, `mlx`, \
+| {vllm_for} | {vllm_run} |
+| llama.cpp, MLX, or vLLM without this package | `transformers-qaig export FOLDER OUT --format gguf`, `mlx`, \
 `compressed-tensors`; a format that cannot hold these weights is refused |
-| fine-tuning with PEFT | `get_peft_model(model, LoraConfig(target_modules="all-linear"))` |"""
+| fine-tuning with PEFT | `get_peft_model(model, LoraConfig(target_modules="all-linear"))` |
 
-_VLLM = "| vLLM, in whose environment this package is installed | `vllm serve {repo_id}` |\n"
+FOLDER is where the files of this model lie."""
 
 
 def model_card(
@@ -80,18 +81,19 @@ def model_card(
         tags=[*ours, *(tag for tag in tags if tag not in ours)],
         **taken_over,
     )
-    address = repo_id or "path/or/id"
-    has_experts = any(split_path(path) for path in settings.plan or {})  # the plugin for vLLM refuses them
+    address = repo_id or FOLDER
+    vllm_for, vllm_run = vllm_row(address, any(split_path(path) for path in settings.plan or {}))
+    how_to_load = _LOADING.format(repo_id=address, repository=repository(), vllm_for=vllm_for, vllm_run=vllm_run)
     subject = f"[{name}]({HUB}/{name})" if name else "A vision-language model"
     licence = f"\n\nThe licence of {name} holds for these weights too." if name else ""
     return (
         "\n\n".join(
             [
                 f"---\n{data.to_yaml()}\n---\n{MARK}",
-                f"# {(repo_id or name or 'Quantized vision-language model').split('/')[-1]}",
+                f"# {title_of(repo_id, name)}",
                 f"{subject}: the weights of its {_parts(settings)} are packed to {_widths(settings)} by "
                 f"transformers-qaig.{licence}",
-                _LOADING.format(repo_id=address, vllm="" if has_experts else _VLLM.format(repo_id=address)),
+                how_to_load,
                 "## What was done",
                 _markdown([("", ""), *_facts(settings, report, size_in_bytes)]),
                 *(["## Size", _sizes(report)] if report is not None else []),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..plan.coverage import BLOCKS, Coverage, PartSize
+from ..plan.coverage import BLOCKS, FILE_HEADERS, Coverage, PartSize
 from ..scheme import Plan
 from ..utils.readable import readable_size
 
@@ -31,10 +31,11 @@ class PartRow:
 
     def cells(self) -> tuple[str, ...]:
         """Returns the row's text under `HEAD`."""
+        unpacked = "more tensors" if self.name == FILE_HEADERS else "" if self.name == WHOLE else "not packed"
         shrinks = (self.bits or self.name == WHOLE) and self.size.full != self.size.saved and self.size.saved
         return (
             self.name,
-            ", ".join(map(str, self.bits)) or ("" if self.name == WHOLE else "not packed"),
+            ", ".join(map(str, self.bits)) or unpacked,
             readable_size(self.size.full),
             readable_size(self.size.saved),
             f"{self.size.full / self.size.saved:.2f}" if shrinks else "",
@@ -51,7 +52,8 @@ def part_rows(coverage: Coverage, plan: Plan, *, every_part: bool = False) -> li
     """
     rows = [PartRow(name, _widths(name, coverage, plan), size) for name, size in coverage.sizes.items() if size.saved]
     least = 0 if every_part else SMALL * coverage.whole.full
-    small = [row for row in rows if not row.bits and row.size.full < least and row.name != BLOCKS]
+    own = (BLOCKS, FILE_HEADERS)  # headers grow, and other parts do not
+    small = [row for row in rows if not row.bits and row.size.full < least and row.name not in own]
     if len(small) > 1:
         total = PartSize(sum(row.size.full for row in small), sum(row.size.saved for row in small))
         rows = [row for row in rows if row not in small] + [PartRow(f"{len(small)} small parts", (), total)]

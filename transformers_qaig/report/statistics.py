@@ -1,6 +1,6 @@
 """Figures per answer, and statistics of them: means, standard errors, paired comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2000
+LEAST = 30
+"""Conversations below which a bootstrap tells no standard error and no interval: it would be of those few alone."""
 
 Array = npt.NDArray[Any]
 
@@ -49,7 +51,8 @@ class AnswerStatistics:
         """Computes means with bootstrap standard errors, over all questions and (under ``"tasks"``) per task.
 
         ``exact_match`` is a mean over questions; ``kl``, ``agreement`` and ``nll`` are means over answer tokens, and
-        ``perplexity`` is exp of the mean ``nll``. The bootstrap resamples whole conversations.
+        ``perplexity`` is exp of the mean ``nll``. The bootstrap resamples whole conversations. Of fewer than
+        [`LEAST`] conversations the standard errors are None.
         """
         figures = self._figures(seed)
         tasks = sorted(set(self.task.tolist()) - {""})
@@ -58,7 +61,9 @@ class AnswerStatistics:
 
     def _figures(self, seed: int) -> dict[str, Any]:
         counts = _resampled_counts(self.conversation, seed)
-        figures: dict[str, Any] = {"questions": len(self), "answer_tokens": int(self.tokens.sum())}
+        figures: dict[str, Any] = {
+            "questions": len(self), "conversations": counts.shape[1], "answer_tokens": int(self.tokens.sum()),
+        }  # fmt: skip
         for name, values, weights in (
             ("exact_match", self.exact, np.ones(len(self))),
             ("nll", self.nll, self.tokens),
@@ -68,9 +73,9 @@ class AnswerStatistics:
             if values is None:
                 continue
             mean, resampled = np.average(values, weights=weights), _mean(values, weights, self.conversation, counts)
-            figures[name] = _figure(mean, resampled)
+            figures[name] = _figure(mean, resampled, counts)
             if name == "nll":
-                figures["perplexity"] = _figure(np.exp(mean), np.exp(resampled))
+                figures["perplexity"] = _figure(np.exp(mean), np.exp(resampled), counts)
         return figures
 
 
@@ -99,13 +104,13 @@ def require_same_questions(a: AnswerStatistics, b: AnswerStatistics) -> None:
             raise ValueError(f"both statistics must be of the same questions in the same order; their {name} differs.")
 
 
-def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tuple[float, float, float]:
+def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tuple[float, float | None, float | None]:
     """Computes mean KL of ``a`` over mean KL of ``b`` on the same questions, with its 95 % interval.
 
     Percentile bootstrap over conversations; both models are measured on the same resampled conversations.
 
     Returns:
-        (ratio, lower, upper).
+        (ratio, lower, upper); no bounds of fewer than [`LEAST`] conversations.
 
     Raises:
         ValueError: a KL is missing, or the two were not measured on the same questions.
@@ -117,33 +122,34 @@ def paired_ratio(a: AnswerStatistics, b: AnswerStatistics, seed: int = 0) -> tup
     ratio = np.average(a.kl, weights=a.tokens) / np.average(b.kl, weights=b.tokens)
     above = _mean(a.kl, a.tokens, a.conversation, counts)
     resampled = above / _mean(b.kl, b.tokens, b.conversation, counts)
-    lower, upper = np.quantile(resampled, [0.025, 0.975])
-    return float(ratio), float(lower), float(upper)
+    return (float(ratio), *_bounds(resampled, counts))
 
 
-def paired_differences(model: AnswerStatistics, reference: AnswerStatistics, seed: int = 0) -> dict[str, list[float]]:
+def paired_differences(
+    model: AnswerStatistics, reference: AnswerStatistics, seed: int = 0
+) -> dict[str, list[float | None]]:
     """Computes how much a model's figures differ from another's on the same questions, with 95 % intervals.
 
     Percentile bootstrap over conversations; both are measured on the same resampled conversations.
 
     Returns:
-        `"exact_match"`: model minus reference, and `"perplexity"`: model over reference; each [value, lower, upper].
+        `"exact_match"`: model minus reference, and `"perplexity"`: model over reference; each [value, lower, upper],
+        with None for the bounds of fewer than [`LEAST`] conversations.
 
     Raises:
         ValueError: the two were not measured on the same questions.
     """
     require_same_questions(model, reference)
     counts = _resampled_counts(model.conversation, seed)
-    found = {}
+    found: dict[str, list[float | None]] = {}
     for name, values, weights, seen in (
         ("exact_match", (model.exact, reference.exact), np.ones(len(model)), lambda d: d),
         ("perplexity", (model.nll, reference.nll), model.tokens, np.exp),
     ):
         difference = values[0].astype(float) - values[1].astype(float)
         resampled = seen(_mean(difference, weights, model.conversation, counts))
-        lower, upper = np.quantile(resampled, [0.025, 0.975])
         value = seen(np.average(difference, weights=weights))
-        found[name] = [float(value), float(lower), float(upper)]
+        found[name] = [float(value), *_bounds(resampled, counts)]
     return found
 
 
@@ -161,8 +167,30 @@ def resampled_kl(statistics: AnswerStatistics, seed: int = 0) -> Array:
     return _mean(statistics.kl, statistics.tokens, statistics.conversation, counts)
 
 
-def _figure(mean: Any, resampled: Array) -> dict[str, float]:
-    return {"mean": float(mean), "standard_error": float(resampled.std(ddof=1))}
+def interval_note(summary: Mapping[str, Any]) -> str | None:
+    """Returns why a summary, or one of its tasks, lacks standard errors; None if it has all."""
+    number = summary["conversations"]
+    if number < LEAST:
+        return f"{number} conversations are too few for a standard error or an interval: give at least {LEAST}."
+    if any(task["conversations"] < LEAST for task in summary["tasks"].values()):
+        return f"A task of fewer than {LEAST} conversations has too few for a standard error."
+    return None
+
+
+def _figure(mean: Any, resampled: Array, counts: Array) -> dict[str, float | None]:
+    return {"mean": float(mean), "standard_error": float(resampled.std(ddof=1)) if _suffice(counts) else None}
+
+
+def _bounds(resampled: Array, counts: Array) -> tuple[float | None, float | None]:
+    """Returns the 95 % interval of a resampled figure, if the conversations suffice."""
+    if not _suffice(counts):
+        return None, None
+    lower, upper = np.quantile(resampled, [0.025, 0.975])
+    return float(lower), float(upper)
+
+
+def _suffice(counts: Array) -> bool:
+    return counts.shape[1] >= LEAST
 
 
 def _resampled_counts(conversation: Array, seed: int) -> Array:

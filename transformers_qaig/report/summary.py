@@ -139,7 +139,7 @@ class QuantizationReport:
             shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)
             facts.append(("to nearest", f"{len(to_nearest)} linears: {shown}"))
         if self.left_out:
-            shown = ", ".join(map(str, list(self.left_out)[:8])) + (", …" if len(self.left_out) > 8 else "")
+            shown = ", ".join(map(str, sorted(self.left_out)[:8])) + (", …" if len(self.left_out) > 8 else "")
             facts.append(("left out", f"samples {shown}: NaN or Inf in {next(iter(self.left_out.values()))}"))
         return facts + [("checkpoint", line) for line in self.coverage.unused]
 
@@ -161,7 +161,7 @@ class QuantizationReport:
         lists = {
             "rejected steps": rejected,
             "linears rounded to nearest": list(self._to_nearest().items()),
-            "samples left out, for NaN or Inf in": [(str(index), where) for index, where in self.left_out.items()],
+            "samples left out, for NaN or Inf in": [(str(index), where) for index, where in sorted(self.left_out.items())],
             "weights of the blocks that are not packed": [
                 (path, f"{size:,} weights, {reason}") for path, (size, reason) in self.coverage.skipped.items()
             ],

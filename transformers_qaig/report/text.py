@@ -19,6 +19,13 @@ def aligned(rows: Sequence[Sequence[str]], gap: str = "  ") -> str:
     return "\n".join(lines)
 
 
+def with_interval(figure: Sequence[float | None], form: str) -> str:
+    """Formats [value, lower, upper] as `0.8 (0.7 to 0.9)`; without bounds the value alone."""
+    value, lower, upper = figure
+    text = format(value, form)
+    return text if lower is None or upper is None else f"{text} ({lower:{form}} to {upper:{form}})"
+
+
 def labelled(facts: Sequence[tuple[str, str]]) -> str:
     """Formats names and values as lines, the values in one column."""
     width = max((len(name) for name, _ in facts), default=0)

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
 from ..report.base_model import BaseModel
-from ..report.model_card import MARK, model_card
+from ..report.card_name import MARK, renamed
+from ..report.model_card import model_card
 from ..report.summary import QuantizationReport
 from ..utils.files import write
 
@@ -92,17 +93,22 @@ class _UploadWithCard:
             self.processor.write(folder)
         if is_whole_model and self.config is not None and is_replaceable(readme, ours_too=self.report is not None):
             known = ModelCard.load(readme).data.tags if readme.is_file() else None
-            write(readme, self._earlier_card(known or []) or self._new_card(folder, repo_id, known or []))
+            write(readme, self._earlier_card(repo_id, known or []) or self._new_card(folder, repo_id, known or []))
+        elif is_whole_model and self.config is not None and is_replaceable(readme, ours_too=True):
+            write(readme, renamed(readme.read_text(encoding="utf-8"), repo_id, folder.name))
         if kwargs.get("commit_message") is None:
             kwargs["commit_message"] = f"Upload {self.class_name}"
         return PushToHubMixin()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
-    def _earlier_card(self, tags: Sequence[str]) -> str | None:
-        """Returns the card that the model came with, which says more than a new one could, with more tags."""
+    def _earlier_card(self, repo_id: str, tags: Sequence[str]) -> str | None:
+        """Returns the card that the model came with, which says more than a new one could, with more tags.
+
+        It has the name of the upload.
+        """
         if self.earlier is None or not self.earlier.is_file():
             return None
         try:
-            card = ModelCard.load(self.earlier)
+            card: Any = ModelCard(renamed(self.earlier.read_text(encoding="utf-8"), repo_id, repo_id))
         except Exception:  # damaged metadata, no text
             return None
         card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *tags]))

@@ -16,9 +16,11 @@ from ..distributed import ALONE, Ranks
 from ..distributed.one_writer import OneWriter
 from ..loading.source import Source
 from ..report.base_model import BaseModel
+from ..report.card_name import renamed
 from ..report.record import record_of
 from ..report.record_file import BESIDE_MODEL, save_record
 from ..report.summary import QuantizationReport
+from ..utils.files import open_to_umask, write
 from ..utils.logging import get_logger
 from .card_upload import attach_model_card, detach_model_card, is_replaceable, save_model_card
 
@@ -97,7 +99,7 @@ class _Beside:
         card = _card_of(self.processor)
         if self.base is None and card.is_file():  # loaded packed: the card of the run that made it says more
             if not readme.exists() or not card.samefile(readme):
-                shutil.copyfile(card, readme)
+                _copy_card(card, readme)
         else:
             save_model_card(model, folder, self.base)
 
@@ -119,6 +121,16 @@ class _Beside:
 def _card_of(processor: ProcessorToSave) -> Path:
     """Returns where the card of the weights lies, if it does."""
     return Path(processor.source.name, processor.source.subfolder, "README.md")
+
+
+def _copy_card(card: Path, readme: Path) -> None:
+    """Copies a card. Where this package wrote it, it gets the name of the copy."""
+    try:
+        text = renamed(card.read_text(encoding="utf-8"), None, readme.absolute().parent.name)
+    except UnicodeDecodeError:  # no text, hence not ours
+        shutil.copyfile(card, readme)
+    else:
+        write(readme, text)
 
 
 def attach_saving(
@@ -148,6 +160,12 @@ def _remove_older_whole_file(folder: Path) -> None:
         logger.warning("%s of an earlier save is removed: the shards beside it are newer.", whole)
 
 
+def _weight_files(folder: str | os.PathLike[str]) -> set[tuple[Path, int, int]]:
+    """Returns the weight files of a folder, each with what changes when it is written."""
+    files = [(file, file.stat()) for file in Path(folder).glob("*.safetensors") if file.is_file()]
+    return {(file, stat.st_ino, stat.st_mtime_ns) for file, stat in files}
+
+
 def extend_save_pretrained() -> None:
     """Makes Transformers' `save_pretrained` write what [`attach_saving`] asks for; other models are saved as before.
 
@@ -174,8 +192,11 @@ def extend_save_pretrained() -> None:
         beside, only_adapter = vars(self).get("_qaig_beside"), getattr(self, "_hf_peft_config_loaded", False)
 
         def save_all() -> None:
+            before = _weight_files(save_directory)
             save(self, save_directory, is_main_process, *args, **kwargs)
             if beside is not None and is_main_process and not only_adapter and os.path.isdir(save_directory):
+                for file, _, _ in _weight_files(save_directory) - before:
+                    open_to_umask(file)
                 _remove_older_whole_file(Path(save_directory))
                 beside.write(self, Path(save_directory))
 

@@ -64,6 +64,17 @@ def is_whole(file: Path) -> bool:
     return file.is_file() and beside.is_file() and beside.read_bytes() == _checksum(file).encode()
 
 
+def open_to_umask(file: Path) -> None:
+    """Gives a file the permissions that a new file here has: one that safetensors wrote is its owner's alone."""
+    probe = file.with_name(f"{UNFINISHED}{secrets.token_hex(6)}-mode")
+    with contextlib.suppress(OSError):  # a file system without permissions
+        probe.touch()
+        try:
+            file.chmod(file.stat().st_mode | probe.stat().st_mode)
+        finally:
+            probe.unlink(missing_ok=True)
+
+
 def remove_unfinished(folder: Path, name: str = "*") -> None:
     """Removes what killed writers left in `folder`, of files called `name`.
 

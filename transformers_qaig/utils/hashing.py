@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def digest(items: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a hash of all tensors in a list of mappings."""
+def digest(items: Sequence[Mapping[str, Any]], after_each: Callable[[], None] = lambda: None) -> str:
+    """Returns a hash of all tensors in a list of mappings.
+
+    Args:
+        items: the mappings.
+        after_each: called after each tensor: all weights of a large model take long.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
         for name in sorted(item):
@@ -20,4 +25,5 @@ def digest(items: Sequence[Mapping[str, Any]]) -> str:
             if isinstance(value, Tensor):
                 digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                after_each()
     return digest.hexdigest()

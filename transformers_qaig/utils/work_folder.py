@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import reason
-from .files import remove_unfinished, require_writable, write, written_whole
+from .files import open_to_umask, remove_unfinished, require_writable, write, written_whole
 from .hashing import digest
 from .json_file import read_json
 from .logging import get_logger
@@ -113,6 +113,7 @@ class WorkFolder:
         try:
             with written_whole(file) as temporary:
                 save_file(tensors, temporary, {**facts, _CHECKSUM_KEY: _checksum(name, tensors, facts)})
+                open_to_umask(temporary)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"`work_dir`: {file} cannot be written ({reason(error)}). What was finished before is kept there: "

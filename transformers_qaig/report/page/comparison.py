@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..text import with_interval
 from .markup import escaped, section, table
 from .page import document
 
@@ -36,9 +37,10 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
         f"<h1>{escaped(result['model'])}</h1>",
         f'<p class="note">against {escaped(reference)}, on {escaped(result["data"])}</p>' if reference else "",
         section(
-            "Figures", table(head, rows), _paired(result), note="± one standard error, by bootstrap over pictures."
+            "Figures", table(head, rows), _paired(result),
+            note=" ".join(filter(None, ("± one standard error, by bootstrap over conversations.", result.get("note")))),
         ),
-    ]
+    ]  # fmt: skip
     if "changed" in result:
         counts = result["changed_counts"]
         said = "; ".join(f"{counts[kind]} × {words}" for kind, words in _KINDS.items())
@@ -51,19 +53,18 @@ def evaluation_page(result: Mapping[str, Any]) -> str:
     return document(f"Evaluation of {result['model']}", body, None)
 
 
-def _figure(figure: Mapping[str, float]) -> str:
-    return f"{figure['mean']:.4g} ± {figure['standard_error']:.2g}"
+def _figure(figure: Mapping[str, float | None]) -> str:
+    error = figure["standard_error"]
+    return f"{figure['mean']:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def _paired(result: Mapping[str, Any]) -> str:
     rows = []
     for name, words in _PAIRED.items():
         if name in result.get("paired", {}):
-            value, low, high = result["paired"][name]
-            rows.append((words, f"{value:.4g} ({low:.4g} to {high:.4g})"))
+            rows.append((words, with_interval(result["paired"][name], ".4g")))
     if "kl_ratio" in result:
-        value, low, high = result["kl_ratio"]
-        rows.append((f"KL over that of {result['baseline']}", f"{value:.3g} ({low:.3g} to {high:.3g})"))
+        rows.append((f"KL over that of {result['baseline']}", with_interval(result["kl_ratio"], ".3g")))
     return table(("on the same questions", "95 % interval"), rows) if rows else ""
 
 
