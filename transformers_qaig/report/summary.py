@@ -161,7 +161,9 @@ class QuantizationReport:
         lists = {
             "rejected steps": rejected,
             "linears rounded to nearest": list(self._to_nearest().items()),
-            "samples left out, for NaN or Inf in": [(str(index), where) for index, where in sorted(self.left_out.items())],
+            "samples left out, for NaN or Inf in": [
+                (str(index), where) for index, where in sorted(self.left_out.items())
+            ],
             "weights of the blocks that are not packed": [
                 (path, f"{size:,} weights, {reason}") for path, (size, reason) in self.coverage.skipped.items()
             ],
