@@ -85,18 +85,38 @@ class QAIGLinear(PackedModule):
         Raises:
             ValueError: `linear` cannot be stored so.
         """
+        bias, dtype = linear.bias is not None, dtype or linear.weight.dtype
+        device = linear.weight.device if device is None else device
+        return cls.from_scheme(linear.in_features, linear.out_features, scheme, bias, device=device, dtype=dtype)
+
+    @classmethod
+    def from_scheme(
+        cls,
+        in_features: int,
+        out_features: int,
+        scheme: WeightScheme,
+        bias: bool = False,
+        *,
+        device: torch.device | str | None = "meta",
+        dtype: torch.dtype | None = None,
+    ) -> "QAIGLinear":
+        """Makes a layer without content for a weight stored as `scheme` says.
+
+        Args:
+            in_features: K.
+            out_features: N.
+            scheme: bits, groups, rotation and activation bits.
+            bias: whether the layer has a bias.
+            device: of its tensors.
+            dtype: of the scales; None for torch's default dtype.
+
+        Raises:
+            ValueError: a weight of these sizes cannot be stored so.
+        """
         return cls(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            bits=scheme.bits,
-            group_size=scheme.group_size,
-            sym=scheme.sym,
-            activation_bits=scheme.activation_bits,
-            rotation=scheme.rotation,
-            dtype=dtype or linear.weight.dtype,
-            device=linear.weight.device if device is None else device,
-        )
+            in_features, out_features, bias, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
+            activation_bits=scheme.activation_bits, rotation=scheme.rotation, dtype=dtype, device=device,
+        )  # fmt: skip
 
     @classmethod
     def from_codes(

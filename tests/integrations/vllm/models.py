@@ -7,7 +7,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "tiny-vlm"))
+EXAMPLES = Path(__file__).parents[3] / "examples"
+WITH_EXPERTS = EXAMPLES / "tiny-vlm-moe" / "model"
+sys.path.insert(0, str(EXAMPLES / "tiny-vlm"))
 
 WAYS: dict[str, dict[str, Any]] = {
     "w4": {"bits": 4},
@@ -28,6 +30,15 @@ WAYS: dict[str, dict[str, Any]] = {
         "overrides": {"*.vision_tower.*.v_proj": 8, "*.self_attn.q_proj": 2},
     },
 }
+EXPERTS: dict[str, dict[str, Any]] = {
+    "w4": {"bits": 4},
+    "mixed": {
+        "bits": 4,
+        "overrides": {"*.experts.0-2,5.down_proj": 3, "*.experts.*.up_proj": 8, "*.experts.6.gate_proj": 2},
+    },
+    "sym-w4a8": {"bits": 4, "sym": True, "activation_bits": 8, "recipe": {"name": "rtn", "rotation": "none"}},
+}
+"""For the trained tiny VLM with experts."""
 QWEN: dict[str, Any] = {"bits": 4, "group_size": 32, "vision_bits": 4, "overrides": {"*.k_proj": 3, "*.up_proj": 8}}
 """For a tiny Qwen2.5-VL."""
 

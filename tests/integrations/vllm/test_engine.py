@@ -52,3 +52,16 @@ def test_a_family_whose_tower_is_fused_in_the_file(tmp_path: Path) -> None:
     """Random weights: what is compared is every token, not whether it answers the question."""
     folder = models.make_quantized(models.make_qwen(tmp_path / "full"), tmp_path / "qwen", **models.QWEN)
     check(folder, tmp_path, torch.float32, distinct=2)
+
+
+@pytest.mark.parametrize("way", ("mixed",) if engine.IS_SHORT else models.EXPERTS)
+def test_experts_of_several_widths(way: str, tmp_path: Path) -> None:
+    folder = models.make_quantized(models.WITH_EXPERTS, tmp_path / way, **models.EXPERTS[way])
+    check(folder, tmp_path, torch.float32)
+
+
+@pytest.mark.skipif(engine.IS_SHORT, reason="the long form: `make vllm`")
+def test_experts_that_are_not_packed(tmp_path: Path) -> None:
+    settings = {"bits": 4, "modules_to_not_convert": ["re:.*experts.*"]}
+    folder = models.make_quantized(models.WITH_EXPERTS, tmp_path / "w4", **settings)
+    check(folder, tmp_path, torch.float32)

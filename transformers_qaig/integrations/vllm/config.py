@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
@@ -13,10 +14,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from ...config import QUANT_METHOD, QAIGConfig
-from ...nn.experts_layout import split_path
 from ...scheme import parse_plan
 from ...utils.logging import get_logger
-from ...utils.quote import quote
+from .experts import QAIGExpertsMethod
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
 from .served_plan import ServedPlan
 
@@ -46,14 +46,7 @@ class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
         """
         settings = QAIGConfig.from_dict(dict(config))
         assert isinstance(settings, QAIGConfig)
-        plan = parse_plan(config.get("plan"), settings.activation_bits)
-        experts = next((path for path in plan if split_path(path)), None)
-        if experts is not None:
-            raise ValueError(
-                f"The plan packs experts, such as {quote(experts)}, which vLLM cannot run in this format: each stack "
-                "is stored as one tensor. Serve this model with Transformers, or quantize it with the experts left out."
-            )
-        return cls(ServedPlan(plan))
+        return cls(ServedPlan(parse_plan(config.get("plan"), settings.activation_bits)))
 
     def get_name(self) -> str:
         """Returns the method's name."""
@@ -82,6 +75,9 @@ class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
         if isinstance(layer, LinearBase):
             schemes = self.plan.linear(prefix, self.packed_modules_mapping)
             return UnquantizedLinearMethod() if schemes is None else QAIGLinearMethod(prefix, schemes)
+        if isinstance(layer, RoutedExperts):
+            experts = self.plan.experts(prefix, layer.global_num_experts)
+            return QAIGExpertsMethod(prefix, layer.moe_config, experts) if experts else None
         if isinstance(layer, VocabParallelEmbedding):
             is_head = isinstance(layer, ParallelLMHead)
             scheme = self.plan.rows(prefix, is_head)

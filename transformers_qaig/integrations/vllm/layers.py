@@ -85,10 +85,7 @@ class QAIGEmbeddingMethod(QAIGLinearMethod):
         else:
             layer.rows = make_embedding(loaded, count, self.in_features, device, self.dtype)
         if self.is_tied:
-            head = QAIGLinear(
-                self.in_features, count, False, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
-                activation_bits=scheme.activation_bits, dtype=layer.rows.weight_scale.dtype, device="meta",
-            )  # fmt: skip
+            head = QAIGLinear.from_scheme(self.in_features, count, scheme, dtype=layer.rows.weight_scale.dtype)
             tie(head, layer.rows)
             head.prepare()
             layer.packed = nn.ModuleList([head])

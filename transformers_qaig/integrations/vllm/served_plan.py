@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ...nn.experts_layout import split_path
+from ...nn.projection_scheme import ProjectionScheme
+from ...plan.experts import EVERY, indices_of
 from ...scheme import Plan, WeightScheme
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -59,6 +62,35 @@ class ServedPlan:
         parts = fused.get(last) or FUSED.get(last, ())
         shards = [self._take(f"{parent}.{part}".removeprefix(".")) for part in parts]
         return shards if any(shards) else None
+
+    def experts(self, name: str, count: int) -> dict[str, ProjectionScheme]:
+        """Returns how each projection of a stack of experts is stored; nothing if the stack is not packed.
+
+        Args:
+            name: of vLLM's layer.
+            count: of its experts.
+
+        Raises:
+            ValueError: the plan names an expert twice or not at all, or they differ in more than their bits.
+        """
+        found: dict[str, dict[int, WeightScheme]] = {}
+        for path in [path for path in self._plan if path.startswith(f"{name}.")]:
+            parts = split_path(path)
+            if parts is None or parts[0] != name:
+                continue
+            indices = range(count) if parts[1] == EVERY else indices_of(parts[1], count)
+            named = found.setdefault(parts[2], {})
+            scheme = self._take(path)
+            if indices is None or scheme is None or named.keys() & set(indices):
+                raise ValueError(f"The plan names experts of {name} that do not exist or twice, in {path}.")
+            named |= dict.fromkeys(indices, scheme)
+        short = [projection for projection, named in found.items() if len(named) < count]
+        if short:
+            raise ValueError(f"The plan packs some of the {count} experts of {name} only, in {short[0]}.")
+        return {
+            projection: ProjectionScheme.of([named[index] for index in range(count)], f"{name}: {projection}")
+            for projection, named in found.items()
+        }
 
     def rows(self, name: str, is_head: bool = False) -> WeightScheme | None:
         """Returns the scheme of embeddings or of a head; None if it is not packed.

@@ -80,10 +80,7 @@ def make_embedding(
 def _packed(
     name: str, scheme: WeightScheme, in_features: int, rows: int, found: Mapping[str, Tensor], device: torch.device
 ) -> QAIGLinear:
-    module = QAIGLinear(
-        in_features, rows, False, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
-        activation_bits=scheme.activation_bits, rotation=scheme.rotation, device="meta",
-    )  # fmt: skip
+    module = QAIGLinear.from_scheme(in_features, rows, scheme)
     _fill(module, name, found, device)
     return module
 
@@ -103,10 +100,7 @@ def _fill(module: PackedModule, name: str, found: Mapping[str, Tensor], device: 
 def _joined(layers: Sequence[QAIGLinear], scheme: WeightScheme) -> QAIGLinear:
     """Makes one layer of several that have the same scheme and read the same input."""
     rows, first = sum(layer.out_features for layer in layers), layers[0]
-    module = QAIGLinear(
-        first.in_features, rows, False, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym,
-        activation_bits=scheme.activation_bits, rotation=scheme.rotation, dtype=first.weight_scale.dtype, device="meta",
-    )  # fmt: skip
+    module = QAIGLinear.from_scheme(first.in_features, rows, scheme, dtype=first.weight_scale.dtype)
     module.weight_packed = frozen(torch.cat([layer.weight_packed for layer in layers]))
     module.weight_scale = frozen(torch.cat([layer.weight_scale for layer in layers]))
     module.weight_shape = frozen(torch.tensor([rows, first.in_features], device=first.device))
