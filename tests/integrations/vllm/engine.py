@@ -91,10 +91,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 def ask(address: str, picture: Any, question: str) -> list[int]:
     """Asks one question about a picture, with greedy decoding; returns the answer's tokens."""
-    stored = io.BytesIO()
-    picture.save(stored, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(stored.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    content = [{"type": "image_url", "image_url": {"url": data_url(picture)}}, {"type": "text", "text": question}]
     body = {
         "model": "model",
         "messages": [{"role": "user", "content": content}],
@@ -107,6 +104,13 @@ def ask(address: str, picture: Any, question: str) -> list[int]:
     )
     with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
         return json.load(reply)["choices"][0]["token_ids"]
+
+
+def data_url(picture: Any) -> str:
+    """Returns a picture as a PNG in a URL."""
+    stored = io.BytesIO()
+    picture.save(stored, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stored.getvalue()).decode()
 
 
 def ask_all(address: str, questions: list[tuple[Any, str]]) -> list[list[int]]:
