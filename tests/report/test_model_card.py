@@ -15,7 +15,7 @@ from transformers_qaig.report import engines
 from transformers_qaig.report.base_model import BaseModel
 from transformers_qaig.report.card_name import renamed
 from transformers_qaig.report.card_results import add_results
-from transformers_qaig.report.engines import VLLM_REFUSES_EXPERTS, VLLM_TRIED
+from transformers_qaig.report.engines import VLLM_TRIED
 from transformers_qaig.report.model_card import model_card
 from transformers_qaig.report.page.comparison import FIGURES
 from transformers_qaig.report.summary import QuantizationReport
@@ -92,9 +92,6 @@ def test_card_names_data_of_the_hub_only(
 
 def test_card_says_how_far_serving_by_vllm_was_tried(config: QAIGConfig) -> None:
     assert f"{VLLM_TRIED} | `vllm serve FOLDER` |" in model_card(config)
-    config.plan = {"layers.0.experts.*.down_proj": {"bits": 3, "group_size": 64, "sym": False}}
-    said = "refused: the plugin cannot run packed experts" in model_card(config)
-    assert said == VLLM_REFUSES_EXPERTS
 
 
 def test_one_word_stands_for_a_model_without_an_address(config: QAIGConfig) -> None:

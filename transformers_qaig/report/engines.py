@@ -6,21 +6,11 @@ from importlib.metadata import PackageNotFoundError, metadata
 
 VLLM_TRIED = "tried with its engine for x86 CPUs only"
 """How far serving by the plugin for vLLM was run."""
-VLLM_REFUSES_EXPERTS = True
-"""Whether the plugin refuses a model whose experts are packed."""
 
 
-def vllm_row(repo_id: str, has_experts: bool) -> tuple[str, str]:
-    """Returns the row of the table "for, run".
-
-    Args:
-        repo_id: of the model, or what stands for it.
-        has_experts: whether experts are packed.
-    """
-    subject = "vLLM, in whose environment this package is installed"
-    if has_experts and VLLM_REFUSES_EXPERTS:
-        return subject, "refused: the plugin cannot run packed experts"
-    return f"{subject}; {VLLM_TRIED}", f"`vllm serve {repo_id}`"
+def vllm_row(repo_id: str) -> tuple[str, str]:
+    """Returns the row of the table "for, run" for a model, or for what stands for its name."""
+    return f"vLLM, in whose environment this package is installed; {VLLM_TRIED}", f"`vllm serve {repo_id}`"
 
 
 def repository() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..config import QAIGConfig
-from ..nn.experts_layout import count_open_stacks, count_weights, split_path
+from ..nn.experts_layout import count_open_stacks, count_weights
 from ..utils.readable import readable_time
 from .base_model import BaseModel
 from .card_name import FOLDER, MARK, title_of
@@ -82,7 +82,7 @@ def model_card(
         **taken_over,
     )
     address = repo_id or FOLDER
-    vllm_for, vllm_run = vllm_row(address, any(split_path(path) for path in settings.plan or {}))
+    vllm_for, vllm_run = vllm_row(address)
     how_to_load = _LOADING.format(repo_id=address, repository=repository(), vllm_for=vllm_for, vllm_run=vllm_run)
     subject = f"[{name}]({HUB}/{name})" if name else "A vision-language model"
     licence = f"\n\nThe licence of {name} holds for these weights too." if name else ""
