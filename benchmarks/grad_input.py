@@ -1,5 +1,5 @@
 """
-The gradient of a linear layer's input on the CPU: packed weights and bitsandbytes' nf4 against bfloat16.
+The gradient of a linear layer's input on the CPU: packed weights, float32 and bitsandbytes' nf4 against bfloat16.
 
     python benchmarks/grad_input.py --threads 2 > rows.jsonl
 
@@ -53,14 +53,15 @@ def main() -> None:
 
 def cells(in_features: int, out_features: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     linear = nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16)
-    layers: dict[str, nn.Module] = {"bf16": linear}
+    # float32, whose gradients are float32, is the peer where the processor multiplies no half precision.
+    layers: dict[str, nn.Module] = {"bf16": linear, "fp32": copy.deepcopy(linear).float()}
     for bits in options.bits:
         layers[f"w{bits}"] = layer = packed(linear, f"w{bits}a16", 128)
         layer.prepare()
     with contextlib.suppress(ImportError):
         layers["bitsandbytes-nf4"] = nf4(in_features, out_features, bias=False)
     for tokens in options.tokens:
-        grad = torch.randn(tokens, out_features, dtype=torch.bfloat16)
+        grad = torch.randn(tokens, out_features)
         calls = {name: backward(layer, grad, options.stream_mib << 20) for name, layer in layers.items()}
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(options.rounds):
@@ -85,6 +86,7 @@ def backward(layer: Any, grad: Tensor, stream_bytes: int) -> Callable[[], object
     """Returns what computes dX once, by copies of the layer in turn."""
     size = sum(tensor.nbytes for tensor in layer.state_dict().values())
     graphs = []
+    grad = grad.to(torch.float32 if _is_float32(layer) else torch.bfloat16)
     for _ in range(1 + stream_bytes // size):  # the forward pass is run once, and only its backward pass is timed
         x = torch.zeros(len(grad), layer.in_features, dtype=grad.dtype, requires_grad=True)
         graphs.append((copy.deepcopy(layer)(x), x))
@@ -95,6 +97,10 @@ def backward(layer: Any, grad: Tensor, stream_bytes: int) -> Callable[[], object
         return torch.autograd.grad(y, x, grad, retain_graph=True)
 
     return call
+
+
+def _is_float32(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32
 
 
 def timed(call: Callable[[], object], clock: Callable[[], float]) -> float:

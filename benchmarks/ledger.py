@@ -34,7 +34,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "generate": ("variant", "round"),
     "gpu_gemm": ("k", "n", "bits", "m", "op", "reason"),
     "gpu_generate": ("part", "variant"),
-    "grad_input": ("k", "n", "m", "threads", "op"),
+    "grad_input": ("k", "n", "m", "threads", "op", "cpu_level"),
     "kv_cache": ("weights", "cache", "recipe"),
     "kv_cache_speed": ("cache", "context", "layers", "threads"),
     "lora": ("variant", "tokens", "threads", "clock", "round"),

@@ -8,6 +8,7 @@ from . import Row, markdown, rows_of, table
 
 NAMES = {
     "bf16": "bfloat16",
+    "fp32": "float32",
     "bitsandbytes-nf4": "bitsandbytes nf4",
     **{f"w{bits}": f"{bits} bits" for bits in range(9)},
 }
@@ -34,7 +35,18 @@ def lora_loss() -> str:
 @table("grad-input")
 def grad_input() -> str:
     """bfloat16's time over a candidate's, by shape and tokens."""
-    known = {(row["k"], row["n"], row["m"], row["op"]): row for row in rows_of("grad_input")}
+    return _grad_input("avx512")
+
+
+@table("grad-input-avx2")
+def grad_input_avx2() -> str:
+    """The same on a processor that multiplies no half precision, float32 beside it."""
+    return _grad_input("avx2")
+
+
+def _grad_input(level: str) -> str:
+    found = [row for row in rows_of("grad_input") if row["cpu_level"] == level]
+    known = {(row["k"], row["n"], row["m"], row["op"]): row for row in found}
     shapes = sorted({key[:2] for key in known})
     tokens = sorted({key[2] for key in known})
     names = [name for name in NAMES if name != "bf16" and any(key[3] == name for key in known)]

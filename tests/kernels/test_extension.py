@@ -49,6 +49,17 @@ def test_compiles_once_and_loads(package, compilations, monkeypatch, caplog, cap
     assert "Compiling the kernels, once" in capfd.readouterr().err
 
 
+def test_errors_of_the_library_name_no_folder_of_the_machine_that_built_it(tmp_path):
+    """torch's checks put the name of their source file into the message."""
+    sources = tmp_path / "somewhere" / "csrc"
+    sources.mkdir(parents=True)
+    (sources / "failing.cpp").write_text('extern "C" const char* place() { return __FILE__; }\n')
+    library = tmp_path / "library.so"
+    compiler.compile_library(sources, TORCH, compiler.find_compiler(), library)
+    assert b"csrc/failing.cpp" in library.read_bytes()
+    assert b"somewhere" not in library.read_bytes()
+
+
 def test_threads_and_processes_compile_once(package, compilations):
     """`build` locks a file, as between processes; `load` has a lock for the threads of one."""
     with ThreadPoolExecutor(4) as pool:
