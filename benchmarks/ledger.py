@@ -37,7 +37,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "grad_input": ("k", "n", "m", "threads", "op", "cpu_level"),
     "kv_cache": ("weights", "cache", "recipe"),
     "kv_cache_speed": ("cache", "context", "layers", "threads"),
-    "lora": ("variant", "tokens", "threads", "clock", "round"),
+    "lora": ("variant", "tokens", "threads", "clock", "round", "cpu_level"),
     "lora_loss": ("trainer", "base", "learning_rate"),
     "mixed_bits": ("plan", "calibration", "width", "budget"),
     "several_processes": ("recipe", "processes", "samples", "tokens", "round"),

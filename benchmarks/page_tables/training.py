@@ -63,12 +63,24 @@ def _grad_input(level: str) -> str:
 @table("lora-steps")
 def lora_steps() -> str:
     """Medians over the rounds."""
+    return _lora_steps("avx512")
+
+
+@table("lora-steps-avx2")
+def lora_steps_avx2() -> str:
+    """The same on a processor on which bfloat16 is too slow to be measured."""
+    return _lora_steps("avx2")
+
+
+def _lora_steps(level: str) -> str:
     known: dict[tuple[int, str], list[Row]] = {}
-    for row in rows_of("lora"):
+    for row in (row for row in rows_of("lora") if row["cpu_level"] == level):
         known.setdefault((row["tokens"], row["variant"]), []).append(row)
     rows = []
     for (tokens, variant), found in sorted(known.items(), key=lambda item: (item[0][0], list(NAMES).index(item[0][1]))):
-        step, base = (statistics.median(row["step_s"] for row in each) for each in (found, known[tokens, "bf16"]))
+        step = statistics.median(row["step_s"] for row in found)
+        dense = [row["step_s"] for row in known.get((tokens, "bf16"), [])]
+        speed = f"{statistics.median(dense) / step:.2f}" if dense else "–"
         memory = [f"{statistics.median(row[key] for row in found):,.0f}" for key in ("model_mib", "added_mib")]
-        rows.append([str(tokens), NAMES[variant], f"{step:.2f}", f"{base / step:.2f}", *memory])
+        rows.append([str(tokens), NAMES[variant], f"{step:.2f}", speed, *memory])
     return markdown(["tokens", "weights", "seconds a step", "× bfloat16's speed", "model, MiB", "steps add, MiB"], rows)
