@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from transformers_qaig import BitBudget, QAIGConfig
+from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.equalization import finder
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.kernels.cuda.interface import MAX_GPTQ_COLUMNS
@@ -131,7 +132,8 @@ def _block_of(run: str, samples: int, options: argparse.Namespace) -> dict[str, 
 
         with patch.object(pipeline, "install", installed):
             read = config.recipe.calibrates
-            pipeline.calibrate(model, plan, coverage, inputs if read else (), config, answers if read else ())
+            data = CalibrationData.of(inputs, answers) if read else CalibrationData()
+            pipeline.calibrate(model, plan, coverage, data, config)
     before, after = ends[-2:]
     return {name: after[name] - (0 if name == "peak_bytes" else before[name]) for name in after}
 
@@ -141,10 +143,10 @@ def _budget(layers: int, samples: int, options: argparse.Namespace) -> dict[str,
     budget, calibration = BitBudget(3.5, candidates=(2, 3, 4)), {"device": pretend.DEVICE}
     config = QAIGConfig(budget=budget, num_samples=samples, group_size=GROUP_SIZE, calibration=calibration)
     choices, _ = list_schemes(model, config)
-    costs = import_module("transformers_qaig.calibration.bit_costs")
+    costs = import_module("transformers_qaig.bit_costs.measure")
     pretend.reset_peak()
     with Counts() as counts:
-        costs.measure_costs(model, choices, inputs, answers, config)
+        costs.measure_costs(model, choices, CalibrationData.of(inputs, answers), config)
     return counts.taken()
 
 

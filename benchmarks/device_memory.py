@@ -41,6 +41,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only  # noqa
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
 from transformers_qaig import BitBudget, QAIGConfig  # noqa: E402
+from transformers_qaig.data.calibration_data import CalibrationData  # noqa: E402
 from transformers_qaig.execution.block_outputs import OutputError  # noqa: E402
 from transformers_qaig.plan.build import list_schemes, make_plan  # noqa: E402
 from transformers_qaig.rounding import gptq  # noqa: E402
@@ -92,13 +93,13 @@ def measure(run: str, options: argparse.Namespace) -> None:
         plan, coverage = make_plan(model, config)
         calibration = import_module("transformers_qaig.calibration.pipeline")
         with phases.of(calibration, "quantize_target", "first forward passes", "block"):
-            calibration.calibrate(model, plan, coverage, samples, config, answers)
+            calibration.calibrate(model, plan, coverage, CalibrationData.of(samples, answers), config)
     else:
         config = QAIGConfig(budget=BitBudget(3.5, candidates=(3, 4)), **settings)
         choices, _ = list_schemes(model, config)
-        sensitivity = import_module("transformers_qaig.calibration.bit_costs")
-        with phases.of(sensitivity, "costs_of", "rounding at each width", "gradients"):
-            sensitivity.measure_costs(model, choices, samples, answers, config)
+        costs = import_module("transformers_qaig.bit_costs.measure")
+        with phases.of(costs, "costs_of", "rounding at each width", "gradients"):
+            costs.measure_costs(model, choices, CalibrationData.of(samples, answers), config)
 
 
 class Phases:

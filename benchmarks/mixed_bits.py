@@ -27,7 +27,7 @@ from ledger import provenance
 from transformers import AutoProcessor
 
 from transformers_qaig import AutoModelForVision2Seq, BitBudget, CalibrationConfig, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure_costs
+from transformers_qaig.bit_costs.measure import measure_costs
 from transformers_qaig.config import COSTS
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.plan.allocate import allocate
@@ -114,7 +114,7 @@ def main() -> None:
                 model = AutoModelForVision2Seq.from_pretrained(MODEL).eval().requires_grad_(False)
                 choices, coverage = list_schemes(model, config)
                 start = time.perf_counter()
-                choices = measure_costs(model, choices, *load_inputs(model, config), config)
+                choices = measure_costs(model, choices, load_inputs(model, config), config)
                 measuring = time.perf_counter() - start
                 for budget in options.budgets:
                     found = allocate(choices, budget * coverage.packed)

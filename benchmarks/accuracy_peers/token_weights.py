@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from transformers_qaig.attribution.qig import weights_from_attribution
-from transformers_qaig.calibration.bit_costs import answer_log_probabilities
+from transformers_qaig.bit_costs.answer_costs import answer_log_probabilities
 from transformers_qaig.execution.block_outputs import first_tensor, forward
 from transformers_qaig.execution.interceptor import LayerInputs, map_tensors
 from transformers_qaig.rounding.quant_grid import minmax_grid
@@ -37,6 +36,7 @@ from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.token_weights import registry
 from transformers_qaig.token_weights.base import Stateless, SubBlock
 from transformers_qaig.token_weights.data import WeightingData
+from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution
 from transformers_qaig.token_weights.precomputed import spread
 
 KINDS = ("path", "downstream", "fisher")

@@ -14,11 +14,11 @@ from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
 from transformers_qaig.calibration.group_context import GroupContext
-from transformers_qaig.calibration.held_back import VALIDATION_EVERY
 from transformers_qaig.calibration.quantize_block import quantize_block
 from transformers_qaig.calibration.steps import passes
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.held_back import VALIDATION_EVERY
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.recipes import Recipe, recipe_of

@@ -17,6 +17,7 @@ from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration.quantize_block import BlockResult
 from transformers_qaig.calibration.resume import BlockStore
+from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.execution import row_chunks
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.report.summary import TargetSummary
@@ -115,7 +116,7 @@ def test_a_finished_block_is_where_the_dense_one_is(tmp_path: Path) -> None:
     config, block = QAIGConfig(calibration={"work_dir": tmp_path}), nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 16))
     schemes = {"1": WeightScheme(bits=4, group_size=32)}
     module = nn.Sequential(block[0], QAIGLinear.like(block[1], schemes["1"]))
-    with BlockStore(config, schemes, [], block) as store:
+    with BlockStore(config, schemes, CalibrationData(), block) as store:
         store.save("block", BlockResult(module, schemes, TargetSummary("block"), {}))
         found = store.load("block", copy.deepcopy(block).to("meta"), schemes)
         assert found is not None
@@ -139,9 +140,7 @@ def test_blocks_of_other_weights_are_refused(llava: Path, tmp_path: Path) -> Non
 def test_a_work_folder_that_cannot_be_written_is_refused_before_the_samples_are_read(
     llava: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import transformers_qaig.quantization_run as quantization_run
-
-    monkeypatch.setattr(quantization_run, "load_inputs", None)
+    monkeypatch.setattr("transformers_qaig.quantizer.run.load_inputs", None)
     config = QAIGConfig(bits=3, calibration={"work_dir": "/proc/nowhere/work"}, **FAST)
     with pytest.raises(
         ValueError, match=r"`work_dir`: nothing can be written to /proc/nowhere/work \(No such file or directory\)\."

@@ -231,7 +231,7 @@ def test_the_plan_that_is_given_to_calibration_is_left_as_it_was(llava: Path) ->
     config = QAIGConfig(recipe={"rotation": "all"}, **FAST)
     plan, coverage = make_plan(model, config)
     before = dict(plan)
-    report = calibrate(model, plan, coverage, load_inputs(model, config)[0], config)
+    report = calibrate(model, plan, coverage, load_inputs(model, config), config)
     assert plan == before
     assert all(scheme.rotation is not None for scheme in plan.values())
     assert not all(scheme.rotation is not None for scheme in report.plan.values())

@@ -9,7 +9,7 @@ from tests.tiny_models.unusual_decoders import idefics
 from tests.tiny_models.unusual_parts import texts
 from tests.unusual import ENCODER_DECODERS, UNUSUAL
 from transformers_qaig import CalibrationConfig, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure_costs
+from transformers_qaig.bit_costs.measure import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.decoder_inputs import DecoderInputs
 from transformers_qaig.data.loader import load_inputs
@@ -25,8 +25,7 @@ def errors(name: str, recipe: str, **options: object) -> tuple[list[float], list
     config = QAIGConfig(recipe=recipe, bits=3, group_size=32, dataset=data, **options)
     plan, coverage = make_plan(model, config)
     coverage.require(0.9)
-    samples, answers = load_inputs(model, config)
-    report = calibrate(model, plan, coverage, samples, config, answers)
+    report = calibrate(model, plan, coverage, load_inputs(model, config), config)
     return [b.error for b in report.targets], [linear for b in report.targets for linear in b.to_nearest]
 
 
@@ -97,9 +96,10 @@ def test_the_tower_of_an_encoder_decoder_is_found(name: str, wanted: list[str]) 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_every_block_has_the_mask_of_its_own_tokens(name: str) -> None:
     model, data = UNUSUAL[name]()
-    samples, answers = load_inputs(model, QAIGConfig(dataset=data))
-    assert all(answer.shape == sample["decoder_input_ids"].shape for answer, sample in zip(answers, samples))
-    found, _ = find_targets(model, ModelStructure.of(model), [], samples, None)
+    read = load_inputs(model, QAIGConfig(dataset=data))
+    pairs = zip(read.answer_masks, read.samples)
+    assert all(answer.shape == sample["decoder_input_ids"].shape for answer, sample in pairs)
+    found, _ = find_targets(model, ModelStructure.of(model), [], read.samples, None)
     assert {t.token_input for t in found if "encoder" in t.path.split(".")} <= {"input_ids"}
     assert {t.token_input for t in found if "encoder" not in t.path.split(".")} == {"decoder_input_ids"}
 
@@ -109,8 +109,7 @@ def test_a_budget_goes_by_the_answers_of_the_decoder() -> None:
     model, data = udop()
     config = QAIGConfig(budget=3.5, group_size=32, dataset=data[:2], recipe="gptq")
     options, _ = list_schemes(model, config)
-    samples, answers = load_inputs(model, config)
-    costs = measure_costs(model, options, samples, answers, config)
+    costs = measure_costs(model, options, load_inputs(model, config), config)
     assert all(option.cost >= 0 for choices in costs.values() for option in choices)
     assert any(option.cost > 0 for choices in costs.values() for option in choices)
 

@@ -143,7 +143,7 @@ def test_the_settings_reach_the_loader_and_the_model_s_context_is_the_limit_with
     data = [conversation(picture, DOCUMENT)]
     for max_length, most in ((None, 300), (100, 100), (1000, 300)):
         calibration = CalibrationConfig(processor=processor, max_length=max_length)
-        (sample,), _ = load_inputs(model, QAIGConfig(dataset=data, calibration=calibration))
+        (sample,) = load_inputs(model, QAIGConfig(dataset=data, calibration=calibration)).samples
         assert 0.9 * most <= length(sample) <= most
     assert caplog.text.count("longer than 300 tokens, which the model can take") == 2
     assert caplog.text.count("longer than 100 tokens, `max_length`") == 1

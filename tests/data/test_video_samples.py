@@ -46,7 +46,7 @@ def test_the_rate_of_frames_reaches_the_processor(array: np.ndarray) -> None:
 def test_seconds_between_frames_are_not_rounded_as_pixels_are(array: np.ndarray) -> None:
     model, processor = build("qwen2_5_vl", dtype=torch.bfloat16)
     calibration = CalibrationConfig(processor=processor)
-    (sample,), _ = load_inputs(model, QAIGConfig(dataset=[asked(array, fps=3)], calibration=calibration))
+    (sample,) = load_inputs(model, QAIGConfig(dataset=[asked(array, fps=3)], calibration=calibration)).samples
     assert sample["pixel_values_videos"].dtype == torch.bfloat16
     assert sample["second_per_grid_ts"].item() == pytest.approx(2 / 3, rel=1e-6)
 

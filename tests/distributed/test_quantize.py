@@ -22,9 +22,9 @@ from tests.distributed.processes import digest, in_processes, same
 from tests.experts import build
 from tests.families import conversations, samples
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration import held_back, target_quantizer
+from transformers_qaig.calibration import target_quantizer
 from transformers_qaig.distributed import joining, ranks
-from transformers_qaig.execution import exclusions, gathering, group_inputs
+from transformers_qaig.execution import exclusions, gathering, group_inputs, held_back
 from transformers_qaig.recipes import RECIPES
 
 SHORT = replace(RECIPES["best"], steps=4)

@@ -33,7 +33,7 @@ def test_videos_and_images_of_several_samples(family: str) -> None:
     conversations = [asked(video), asked(video, video), asked(image, image, image)]
     conversations += [] if family in ONE_KIND else [asked(video, image), asked(image, video, image)]
     calibration = CalibrationConfig(processor=processor)
-    inputs, _ = load_inputs(model, QAIGConfig(dataset=conversations, calibration=calibration))
+    inputs = load_inputs(model, QAIGConfig(dataset=conversations, calibration=calibration)).samples
     expected, blocks = plain(model, inputs), blocks_of(model)
     with PausedForwards(model, blocks, inputs) as forwards:
         assert_equal(run_blocks(forwards, blocks), expected)

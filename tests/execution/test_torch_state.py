@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure_costs
+from transformers_qaig.bit_costs.measure import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.execution.block_outputs import OutputError
@@ -105,10 +105,10 @@ def quantize(folder: Path, settings: dict[str, Any], change: Callable[[], Any] =
     change()
     changed = state()
     options, coverage = list_schemes(model, config)
-    samples, answers = load_inputs(model, config)
-    options = measure_costs(model, options, samples, answers, config)
+    data = load_inputs(model, config)
+    options = measure_costs(model, options, data, config)
     chosen = allocate(options, 4.5 * coverage.packed).schemes
-    calibrate(model, {**chosen, **coverage.outside_plan}, coverage, samples, config, answers)
+    calibrate(model, {**chosen, **coverage.outside_plan}, coverage, data, config)
     assert state() == changed
     return model.state_dict()
 

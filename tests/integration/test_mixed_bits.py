@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration import bit_costs
+from transformers_qaig.bit_costs import measure, width_errors
 from transformers_qaig.config import COSTS
 from transformers_qaig.scheme import plan_to_dict
 from transformers_qaig.utils import work_folder
@@ -95,7 +95,7 @@ def test_overrides_take_their_share_of_the_budget(llava: Path) -> None:
 
 
 def test_a_budget_out_of_reach_stops_before_any_weight_is_read(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bit_costs, "measure_costs", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(measure, "measure_costs", lambda *_: pytest.fail("measured"))
     with pytest.raises(ValueError, match=r"budget=2.*to 9\."):
         _quantize(llava, budget=2)
 
@@ -118,8 +118,8 @@ def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> 
 def test_an_interrupted_measurement_resumes(
     llava: Path, mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, measured, chosen = bit_costs.costs_of, [], []
-    decide = bit_costs.decide
+    real, measured, chosen = measure.costs_of, [], []
+    decide = width_errors.decide
 
     def stop_at_second(*args):
         measured.append(1)
@@ -127,9 +127,9 @@ def test_an_interrupted_measurement_resumes(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(bit_costs, "costs_of", stop_at_second)
+    monkeypatch.setattr(measure, "costs_of", stop_at_second)
     monkeypatch.setattr(
-        bit_costs, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
+        width_errors, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
     )
     settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     with pytest.raises(KeyboardInterrupt):
@@ -145,13 +145,13 @@ def test_an_interrupted_measurement_resumes(
 
 
 def test_the_report_counts_the_time_of_the_measurements(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, pause = bit_costs.measure_costs, 1.0
+    real, pause = measure.measure_costs, 1.0
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(pause)
-        return measure(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(bit_costs, "measure_costs", slowly)
+    monkeypatch.setattr(measure, "measure_costs", slowly)
     report = _quantize(llava, budget=4.5, recipe="rtn").qaig_report
     assert report.seconds > sum(block.seconds for block in report.targets) + pause
 
@@ -192,7 +192,7 @@ def test_costs_of_another_model_or_of_other_inputs_are_not_taken(llava: Path, tm
 def test_a_budget_beyond_the_widest_choice_measures_nothing(
     llava: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(bit_costs, "measure_costs", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(measure, "measure_costs", lambda *_: pytest.fail("measured"))
     model = _quantize(llava, budget=BitBudget(12, candidates=(2, 4)))
     assert _widths(model) == {4}
     assert model.qaig_report.bits_per_weight == pytest.approx(5.125)

@@ -5,22 +5,20 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
-from transformers_qaig.attribution.gradients import token_gradients
-from transformers_qaig.attribution.qig import weights_from_attribution
-from transformers_qaig.execution.exclusions import Exclusions, numbered
+from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.recipes import recipe_of
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.token_weights.data import WeightingData
+from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution
 from transformers_qaig.token_weights.registry import precompute
+from transformers_qaig.token_weights.token_gradients import token_gradients
 
 
 def test_a_picture_weighs_as_much_as_the_text_when_balanced() -> None:
     real = torch.tensor([[True] * 10 + [False] * 2])
     vision = torch.arange(12)[None] < 8
     recipe, block = recipe_of("fast", {"token_weights": "balanced"}), nn.Identity()
-    data = WeightingData(
-        nn.Linear(1, 1), [block], numbered([{}]), [real], [real], [vision], device=None, exclusions=Exclusions(1)
-    )
+    data = WeightingData(nn.Linear(1, 1), [block], CalibrationData.of([{}], [real]), [real], [vision], device=None)
     (weights,) = precompute(recipe, data)[block].values()
     torch.testing.assert_close(weights[vision].sum(), weights[~vision].sum())
     assert (weights[~real] == 0).all()
@@ -37,10 +35,8 @@ def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
     vision = [sample["input_ids"] == model.config.image_token_id for sample in data]
     answers = [(torch.arange(mask.shape[1]) >= mask.shape[1] - 4)[None] & ~v for mask, v in zip(masks, vision)]
     recipe = recipe_of("mbq", {"token_weights": kind})
-    given = precompute(
-        recipe,
-        WeightingData(model, blocks, numbered(data), masks, answers, vision, device=None, exclusions=Exclusions(2)),
-    )
+    calibration = CalibrationData.of(data, answers)
+    given = precompute(recipe, WeightingData(model, blocks, calibration, masks, vision, device=None))
     assert given is not None
 
     def loss(sample: dict, answer: Tensor, block: int, token: int, channel: int, step: float) -> float:

@@ -14,6 +14,7 @@ from ..equalization.fold import Group
 from ..execution.exclusions import NotFinite, place_in
 from ..execution.gathering import gather_group_inputs
 from ..execution.group_inputs import GroupInputs, NotReached
+from ..execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs
 from ..execution.interceptor import LayerInputs, TargetInputs
 from ..execution.routed_rows import RoutedRows, gather_routed
 from ..execution.streamed_inputs import StreamedInputs
@@ -26,7 +27,6 @@ from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
 from .experts import StackStep
 from .group_context import GroupContext
-from .held_back import VALIDATION_EVERY, HeldBack, full_outputs
 from .quantizer_settings import QuantizerSettings
 from .reconstruction import BlockReconstruction
 from .steps import Pass, passes
@@ -156,7 +156,7 @@ class BlockQuantizer:
         if candidate is None:
             return decisions
         level = self._validation_error(original, decisions, done)
-        if self._lower(f"experts {stack}", original, candidate, done, level) is None:
+        if self._error_if_better(f"experts {stack}", original, candidate, done, level) is None:
             return decisions
         if steps.uses_validation_samples and self.validation:
             candidate = step(gather([*self.calibration, *self.validation]), decisions) or candidate
@@ -178,7 +178,9 @@ class BlockQuantizer:
             candidate = step(context, decisions)
             if candidate is None:
                 continue
-            new_level = self._lower(f"{step.name} {', '.join(context.members)}", context.block, candidate, done, level)
+            new_level = self._error_if_better(
+                f"{step.name} {', '.join(context.members)}", context.block, candidate, done, level
+            )
             if new_level is None:
                 continue
             if steps.uses_validation_samples and self.validation:
@@ -188,7 +190,7 @@ class BlockQuantizer:
             decisions, level = candidate, new_level
         return decisions
 
-    def _lower(
+    def _error_if_better(
         self, what: str, original: nn.Module, candidate: BlockDecisions, done: list[str], level: float
     ) -> float | None:
         """Returns the candidate's validation error if it is below `level` or there is none to measure; else None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import QAIGConfig
-from ..distributed import ALONE, Ranks
+from ..data.calibration_data import CalibrationData
 from ..distributed.work_folder import SharedFolder, shared_folder
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import TargetSummary
@@ -37,23 +37,15 @@ class BlockStore(ExitStack):
     Args:
         config: of the run; without a `work_dir` nothing is kept.
         plan: what is packed and how.
-        samples: the calibration samples.
+        data: to calibrate with; the main one of its ranks reads and writes.
         model: in full precision; hashed if there is a `work_dir`.
-        ranks: of which the main one reads and writes.
 
     Raises:
         ValueError: the folder belongs to a run with another model, configuration or calibration data, is in use, or
             cannot be written.
     """
 
-    def __init__(
-        self,
-        config: QAIGConfig,
-        plan: Plan,
-        samples: Sequence[Mapping[str, Any]],
-        model: nn.Module,
-        ranks: Ranks = ALONE,
-    ):
+    def __init__(self, config: QAIGConfig, plan: Plan, data: CalibrationData, model: nn.Module):
         super().__init__()
 
         def run(alive: Callable[[], None]) -> dict[str, Any]:
@@ -61,10 +53,10 @@ class BlockStore(ExitStack):
                 "format": FORMAT,
                 "config": {**config.to_dict(), "plan": None},
                 "plan": plan_to_dict(plan),
-                **run_facts(config, samples, model, alive),
+                **run_facts(config, data, model, alive),
             }
 
-        self.folder = self.enter_context(shared_folder(config.calibration.work_path, run, ranks))
+        self.folder = self.enter_context(shared_folder(config.calibration.work_path, run, data.ranks))
 
     def load(self, path: str, block: nn.Module, schemes: Plan) -> BlockResult | None:
         """Returns the finished block at `path`, or None."""
@@ -100,11 +92,11 @@ class BlockStore(ExitStack):
 
 
 def run_facts(
-    config: QAIGConfig, samples: Sequence[Mapping[str, Any]], model: nn.Module, alive: Callable[[], None]
+    config: QAIGConfig, data: CalibrationData, model: nn.Module, alive: Callable[[], None]
 ) -> dict[str, str | bool]:
     """Returns what changes the result of a run, and is not in its config.json; all weights are read for it."""
     facts: dict[str, str | bool] = {
-        "samples": digest(samples),
+        "samples": digest(data.samples),
         "weights": digest([model.state_dict()], alive),
         "attn_implementation": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
     }

@@ -27,6 +27,8 @@ class Step(Protocol):
 
     name: str
     """The step's name in the report."""
+    rounds: bool
+    """Whether it clips grids or chooses codes."""
 
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
         """Returns the decisions so far with the step's own added; None if it makes none."""
@@ -40,7 +42,7 @@ class Equalize:
     x is the input of the full-precision model, or, where the linears round their inputs, of the quantized one.
     """
 
-    name = "equalize"
+    name, rounds = "equalize", False
 
     @torch.no_grad()
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
@@ -94,7 +96,7 @@ class Equalize:
 class Clip:
     """Clips the ranges of the group's grids where that lowers each row's own output error."""
 
-    name = "clip"
+    name, rounds = "clip", True
 
     @torch.no_grad()
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
@@ -119,7 +121,7 @@ class Gptq:
     full-precision model: to W + share · W D H⁻¹ with D = Σ λ (x - x_q) x_qᵀ.
     """
 
-    name = "gptq"
+    name, rounds = "gptq", True
 
     @torch.no_grad()
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
@@ -168,7 +170,7 @@ class Rotate:
     the rounding that follows.
     """
 
-    name = "rotate"
+    name, rounds = "rotate", True
 
     def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions | None:
         """Returns None if the members are not all offered the same rotation."""
@@ -199,7 +201,7 @@ class Pass:
     @property
     def rounds(self) -> bool:
         """Whether grids are clipped or codes chosen in this pass, and not scales alone."""
-        return clip in self.steps or gptq in self.steps
+        return any(step.rounds for step in self.steps)
 
 
 def passes(recipe: Recipe) -> list[Pass]:

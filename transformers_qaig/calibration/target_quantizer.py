@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
 from ..execution.dense_copy import dense_copy
 from ..execution.interceptor import TargetInputs
-from ..execution.paused_forward import PausedForwards
 from ..execution.row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, concat_rows, row_chunks_of
 from ..execution.stream_errors import StreamErrors
 from ..execution.targets import Target
@@ -26,43 +25,27 @@ from ..rounding.clipping import search_clipping
 from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
 from ..scheme import Plan, WeightScheme
 from .decisions import pack_linear
+from .paused_samples import PausedSamples
 from .quantize_block import BlockResult, quantize_block
 from .quantizer_settings import QuantizerSettings
 from .resume import BlockStore
 
-NO_PADDING = torch.ones(0, 0, dtype=torch.bool)
-"""A token mask for hidden states that are not the text's, such as an image's: all their tokens are real."""
-NO_PICTURES: Mapping[int, Tensor] = {}
 
-
-@dataclass
+@dataclass(frozen=True)
 class TargetResult:
-    """A quantized target.
+    """A quantized target, which is not in the model yet.
 
     Attributes:
         target: in full precision.
         chunks: in which it was quantized.
         results: of each chunk.
-        errors: of each chunk's output; filled by [`advance`].
-        streams: of the error, if the target was quantized as a whole; filled by [`advance`].
-        seconds: wall time, so far.
+        seconds: wall time.
     """
 
     target: Target
     chunks: Sequence[RowChunk]
     results: Sequence[BlockResult]
-    errors: Sequence[OutputError]
-    streams: StreamErrors = field(default_factory=StreamErrors)
-    seconds: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """The relative error of the target's output; NaN if there was nothing to measure."""
-        return self._error.value
-
-    @property
-    def _error(self) -> OutputError:
-        return OutputError(sum(each.error for each in self.errors), sum(each.power for each in self.errors))
+    seconds: float
 
     @property
     def schemes(self) -> Plan:
@@ -73,24 +56,33 @@ class TargetResult:
             return {target.path: scheme}
         return {f"{target.path}.{name}": scheme for name, scheme in self.results[0].schemes.items()}
 
+
+@dataclass
+class TargetErrors:
+    """The errors of a quantized target's outputs, of one sample or of all.
+
+    Attributes:
+        chunks: of each chunk's output.
+        streams: of what came in, and where the error is, if the target was quantized as a whole.
+        not_finite: which output of the sample is not finite; "" if all are.
+        seconds: wall time of the forward passes.
+    """
+
+    chunks: list[OutputError] = field(default_factory=list)
+    streams: StreamErrors = field(default_factory=StreamErrors)
+    not_finite: str = ""
+    seconds: float = 0.0
+
     @property
-    def summary(self) -> TargetSummary:
-        """The summary of all chunks together."""
-        summaries = [result.summary for result in self.results]
-        if len(summaries) == 1:
-            found = {name: getattr(self.streams, name).value for name in ("entering", "pictures", "text")}
-            return replace(summaries[0], path=self.target.path, error=self.error, seconds=self.seconds, **found)
-        return TargetSummary(
-            self.target.path,
-            self.error,
-            [f"{what}, {c.rows}" for c, summary in zip(self.chunks, summaries) for what in summary.accepted],
-            [f"{what}, {c.rows}" for c, summary in zip(self.chunks, summaries) for what in summary.rejected],
-            seconds=self.seconds,
-            resumed=all(summary.resumed for summary in summaries),
-            to_nearest={
-                f"{name}, {c.rows}": w for c, s in zip(self.chunks, summaries) for name, w in s.to_nearest.items()
-            },
-        )
+    def whole(self) -> OutputError:
+        """The error of the whole target's output; its value is NaN if there was nothing to measure."""
+        return OutputError(sum(each.error for each in self.chunks), sum(each.power for each in self.chunks))
+
+    def join(self, other: TargetErrors) -> None:
+        """Adds the errors of other samples."""
+        for total, error in zip(self.chunks, other.chunks):
+            total.join(error)
+        self.streams.join(other.streams)
 
 
 def quantize_target(
@@ -99,8 +91,7 @@ def quantize_target(
     """Quantizes a target, or reads it from `store`. The model stays as it is."""
     start, chunks = time.perf_counter(), row_chunks_of(target, plan)
     results = [_quantize_chunk(chunk, inputs, settings, store) for chunk in chunks]
-    errors = [OutputError() for _ in chunks]
-    return TargetResult(target, chunks, results, errors, seconds=time.perf_counter() - start)
+    return TargetResult(target, chunks, results, time.perf_counter() - start)
 
 
 def _quantize_chunk(
@@ -141,62 +132,45 @@ def _quantize_embedding(embeddings: nn.Embedding, scheme: WeightScheme, recipe: 
     return QAIGEmbedding.like(embeddings, scheme).adopt(concat_rows(chunks))
 
 
-@dataclass
-class _Seen:
-    """What one sample showed of a target: the error of each chunk's output, its streams, what was not finite."""
-
-    errors: list[OutputError] = field(default_factory=list)
-    streams: StreamErrors = field(default_factory=StreamErrors)
-    not_finite: str = ""
-
-
-def advance(
-    result: TargetResult,
-    inputs: TargetInputs,
-    pictures: Mapping[int, Tensor],
-    forwards: tuple[PausedForwards, PausedForwards] | None,
-) -> None:
-    """Runs the target on every sample, in full precision and quantized, and measures its output error.
+def advance(result: TargetResult, inputs: TargetInputs, paused: PausedSamples | None) -> TargetErrors:
+    """Runs the target on every sample, in full precision and quantized, and measures the errors of its output.
 
     Args:
-        result: of the target; gets the errors.
+        result: of the target.
         inputs: the samples that wait at the target. One whose output is not finite is left out.
-        pictures: bool `[B, T]` by sample, True at tokens of pictures; of no sample if the tokens are not the text's.
-        forwards: those that go on with the full-precision output, and with the quantized one; None: they end here.
+        paused: what goes on to the next target with the two outputs; None: the samples end here.
     """
     start = time.perf_counter()
     running = [dense_copy(became.module) for became in result.results] if inputs.full else []
 
-    def run(sample: int) -> _Seen:
+    def run(sample: int) -> TargetErrors:
         call, call_q, mask = inputs.full[sample], inputs.quantized[sample], inputs.masks[sample]
         outputs: list[tuple[Any, Any]] = []
-        seen = _Seen()
+        found = TargetErrors()
         for chunk, became in zip(result.chunks, running):
             output = forward(chunk.module, call, on_trial=False)
             output_q = forward(became, call_q, on_trial=False)
             error = OutputError()
             if not error.add(output_q, output, mask):
                 whose = "quantized" if is_finite_where(mask, first_tensor(output)) else "full-precision"
-                seen.not_finite = f"the {whose} output of {chunk.path}"
-                return seen
-            seen.errors.append(error)
+                found.not_finite = f"the {whose} output of {chunk.path}"
+                return found
+            found.chunks.append(error)
             if len(result.chunks) == 1:
-                seen.streams.add((call_q, call), (output_q, output), mask, pictures.get(sample))
-            if forwards is not None:
+                found.streams.add((call_q, call), (output_q, output), mask, inputs.pictures.get(sample))
+            if paused is not None:
                 outputs.append((output, output_q))
-        if forwards is not None:
-            for paused, rows in zip(forwards, zip(*outputs)):
-                paused.resume(sample, concat_outputs(rows))
-        return seen
+        if paused is not None:
+            paused.resume(sample, map(concat_outputs, zip(*outputs)))
+        return found
 
-    samples = inputs.samples()
-    for sample, seen in zip(samples, inputs.of_each(samples, run)):
-        for total, error in zip(result.errors, seen.errors):
-            total.join(error)
-        result.streams.join(seen.streams)
-        if seen.not_finite:
-            inputs.exclude_samples({sample: seen.not_finite})
-    result.seconds += time.perf_counter() - start
+    samples, total = inputs.samples(), TargetErrors([OutputError() for _ in result.chunks])
+    for sample, found in zip(samples, inputs.of_each(samples, run)):
+        total.join(found)
+        if found.not_finite:
+            inputs.exclude_samples({sample: found.not_finite})
+    total.seconds = time.perf_counter() - start
+    return total
 
 
 class Outcome(NamedTuple):
@@ -211,18 +185,37 @@ class Outcome(NamedTuple):
     summary: TargetSummary
 
 
-def install(model: nn.Module, result: TargetResult, store: BlockStore) -> Outcome:
+def install(model: nn.Module, result: TargetResult, errors: TargetErrors, store: BlockStore) -> Outcome:
     """Keeps a quantized target in `store`, and puts it into the model, in its place.
 
     One that comes from `store` must have the error that it was kept with.
     """
-    for chunk, became, error in zip(result.chunks, result.results, result.errors):
+    seconds = (result.seconds + errors.seconds) / len(result.chunks)
+    for chunk, became, error in zip(result.chunks, result.results, errors.chunks):
         store.check(became.summary, error.value)
-        became.summary.error, became.summary.seconds = error.value, result.seconds / len(result.chunks)
         if not isinstance(chunk.module, nn.Embedding):
-            store.save(chunk.path, became)
+            summary = replace(became.summary, error=error.value, seconds=seconds)
+            store.save(chunk.path, replace(became, summary=summary))
     _replace_modules(model, result)
-    return Outcome(result.schemes, result.summary)
+    return Outcome(result.schemes, _summary_of(result, errors))
+
+
+def _summary_of(result: TargetResult, errors: TargetErrors) -> TargetSummary:
+    """Returns the summary of all chunks of a target together."""
+    path, chunks, summaries = result.target.path, result.chunks, [became.summary for became in result.results]
+    error, seconds = errors.whole.value, result.seconds + errors.seconds
+    if len(summaries) == 1:
+        found = {name: getattr(errors.streams, name).value for name in ("entering", "pictures", "text")}
+        return replace(summaries[0], path=path, error=error, seconds=seconds, **found)
+    return TargetSummary(
+        path,
+        error,
+        [f"{what}, {c.rows}" for c, summary in zip(chunks, summaries) for what in summary.accepted],
+        [f"{what}, {c.rows}" for c, summary in zip(chunks, summaries) for what in summary.rejected],
+        seconds=seconds,
+        resumed=all(summary.resumed for summary in summaries),
+        to_nearest={f"{name}, {c.rows}": w for c, s in zip(chunks, summaries) for name, w in s.to_nearest.items()},
+    )
 
 
 def _replace_modules(model: nn.Module, result: TargetResult) -> None:

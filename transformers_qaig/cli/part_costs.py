@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.bit_costs import costs_of
+from ..bit_costs.answer_costs import costs_of
+from ..bit_costs.cost_run import CostRun
 from ..config import QAIGConfig
-from ..execution.exclusions import Exclusions, numbered
+from ..data.calibration_data import CalibrationData
 from ..execution.few_rows import independent_of_thread_count
 from ..execution.sequential_onload import sequential_onload
 from ..execution.torch_state import default_torch_state
 from ..plan.allocate import SchemeOption
 from ..rounding.quant_grid import grid_arguments, minmax_grid
 from ..scheme import Plan, WeightScheme
-from ..structure import find_decoder_blocks
+from ..structure import ModelStructure
 from ..utils.logging import tqdm
 
 MOST_SAMPLES = 32
@@ -32,10 +32,8 @@ def measure_part_costs(
     model: PreTrainedModel,
     outside: Plan,
     widths: Sequence[int],
-    samples: Sequence[Any],
-    answers: Sequence[Tensor],
+    data: CalibrationData,
     config: QAIGConfig,
-    exclusions: Exclusions | None = None,
 ) -> dict[str, list[SchemeOption]]:
     """Returns options for weights outside the blocks, with their costs by Fisher, each rounded to nearest.
 
@@ -43,25 +41,23 @@ def measure_part_costs(
         model: in full precision, in evaluation mode, on the CPU.
         outside: weight path → scheme, of linears and embeddings; its bits do not count.
         widths: to measure.
-        samples: model inputs on the CPU; the first `MOST_SAMPLES` are read.
-        answers: bool `[B, T]` per sample.
+        data: of which the first `MOST_SAMPLES` samples are read.
         config: seed and device.
-        exclusions: samples that are left out.
     """
-    samples, answers = numbered(samples)[:MOST_SAMPLES], answers[:MOST_SAMPLES]
+    data = replace(data, samples=data.samples[:MOST_SAMPLES], answer_masks=data.answer_masks[:MOST_SAMPLES])
     device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True)
     options: dict[str, list[SchemeOption]] = {path: [] for path in outside}
-    left_out = exclusions or Exclusions(len(samples))
-    blocks = list(find_decoder_blocks(model).values())
+    structure = ModelStructure.of(model)
     with (
         independent_of_thread_count(model),
-        sequential_onload(model, blocks, device),
-        tqdm(total=len(widths) * len(samples), desc="Costs outside the blocks", unit="sample") as bar,
+        sequential_onload(model, list(structure.blocks.values()), device),
+        tqdm(total=len(widths) * len(data.samples), desc="Costs outside the blocks", unit="sample") as bar,
     ):
+        run = CostRun(model, structure, data, config, device, bar)
         for bits in widths:
             plan = {path: replace(scheme, bits=bits) for path, scheme in outside.items()}
             errors = {path: _error(model.get_submodule(path).get_parameter("weight"), s) for path, s in plan.items()}
-            costs = costs_of(model, errors, samples, answers, config.seed, "fisher", device, bar, left_out)
+            costs = costs_of(run, errors, "fisher")
             for path, scheme in plan.items():
                 weight = model.get_submodule(path).get_parameter("weight")
                 rows, columns = weight.shape

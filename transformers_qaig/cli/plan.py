@@ -6,16 +6,13 @@ import argparse
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
 
-from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ..calibration.bit_costs import measure_costs
+from ..bit_costs.measure import measure_costs
 from ..config import DEFAULT_COST, QAIGConfig
+from ..data.calibration_data import CalibrationData
 from ..data.loader import load_inputs
-from ..execution.exclusions import Exclusions
 from ..loading.experts import linearize_experts
 from ..nn.experts_layout import find_experts
 from ..plan.allocate import SchemeOption, allocate, fused_sets, reachable
@@ -79,14 +76,13 @@ def run(options: argparse.Namespace) -> None:
     check_weights(model)
     stacks = find_experts(model)
     linearize_experts(model, stacks, {path: widths[0].scheme for path, widths in choices.items()})
-    exclusions = Exclusions(dtype=model.dtype)
-    samples, answers = load_inputs(model, config, exclusions=exclusions)
-    choices = measure_costs(model, choices, samples, answers, config, exclusions)
+    data = load_inputs(model, config)
+    choices = measure_costs(model, choices, data, config)
     found = front_of(choices, coverage, budgets, fused)
     print(table(found))
     if options.plot is not None:
         start = min(max(round(found.points[found.knee].bits), 3), 8)
-        outside = _outside(model, options, config, start, samples, answers, exclusions)
+        outside = _outside(model, options, config, start, data)
         layers = one_bit_less({**choices, **outside}, start, _parts(model))
         print(part_table(layers, start))
         if options.plot.suffix == ".html":
@@ -107,9 +103,7 @@ def _outside(
     options: argparse.Namespace,
     config: QAIGConfig,
     bits: int,
-    samples: Sequence[Any],
-    answers: Sequence[Tensor],
-    exclusions: Exclusions,
+    data: CalibrationData,
 ) -> dict[str, list[SchemeOption]]:
     """Returns the options of weights outside the blocks, measured at `bits` and one bit less."""
     budget = config.budget
@@ -119,7 +113,7 @@ def _outside(
         options, budget=bit_budget(options, budget.bits or 4.0), vision_bits=8, lm_head_bits=8, embedding_bits=8
     )
     outside = list_schemes(model, everything)[1].outside_plan
-    return measure_part_costs(model, outside, (bits - 1, bits), samples, answers, config, exclusions)
+    return measure_part_costs(model, outside, (bits - 1, bits), data, config)
 
 
 def _parts(model: PreTrainedModel) -> dict[str, str]:

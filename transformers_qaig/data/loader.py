@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
+from ..distributed import ALONE, Ranks
 from ..execution.exclusions import Exclusions, Sample, check_inputs
 from ..execution.torch_state import default_torch_state
 from ..loading.source import Source
 from ..rounding.hessian import MIN_TOKENS
 from ..structure import picture_tokens
 from ..utils.logging import get_logger
+from .calibration_data import CalibrationData
 from .mixed import check_placeholders
 from .model_inputs import ModelInputs
 from .samples import answer_mask, are_encoded, load_samples, token_mask
-from .tensors import NO_ANSWER, marks_answers, pixels_as, text_name
+from .tensors import NO_ANSWER, marks_answers, pixels_as
 from .views import SampleViews
 
 logger = get_logger(__name__)
@@ -35,9 +35,8 @@ def load_inputs(
     model: PreTrainedModel,
     config: QAIGConfig,
     source: Source | None = None,
-    exclusions: Exclusions | None = None,
-    views: SampleViews | None = None,
-) -> tuple[list[Sample], list[Tensor]]:
+    ranks: Ranks = ALONE,
+) -> CalibrationData:
     """Reads the calibration set, once.
 
     Args:
@@ -45,11 +44,10 @@ def load_inputs(
         config: data set, processor, number of samples, seed; under a budget, or for a recipe that asks for them, the
             answers are told apart.
         source: where to take the processor from; by default where the model's name says.
-        exclusions: of the run; samples with an input that is not finite are left out.
-        views: collects the samples for people to look at.
+        ranks: over which the samples will be spread.
 
     Returns:
-        the model's inputs, one conversation each, and bool [B, T] per sample: True at its answers' tokens.
+        the samples, without those that have an input that is not finite, and their answers.
 
     Raises:
         ValueError: no processor, no answer where they are asked for, too many inputs that are not finite, or what
@@ -60,9 +58,8 @@ def load_inputs(
             f"Calibration computes in float32, which attn_implementation={attention!r} cannot: quantize with "
             "'sdpa' or 'eager', and load the saved model with any."
         )
-    picture_ids = picture_tokens(model)
-    if views is not None:
-        views.picture_ids = picture_ids
+    picture_ids, exclusions = picture_tokens(model), Exclusions()
+    views = SampleViews(picture_ids)
     needs_answers, inputs = config.budget is not None or config.recipe.reads_answers, ModelInputs.of(model, picture_ids)
     # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors need neither.
     with default_torch_state():
@@ -82,7 +79,7 @@ def load_inputs(
         check_placeholders(model, samples)
         answers = [answer_mask(sample, picture_ids) for sample in samples]
         if needs_answers:
-            _tell_unmarked(samples, config)
+            _warn_of_unmarked(samples, config)
     accepted = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     # Labels would only make the forward compute a loss.
@@ -91,25 +88,19 @@ def load_inputs(
         Sample({k: pixels_as(v, model.dtype) for k, v in sample.items() if k in names}, sample.index)
         for sample in samples
     ]
-    stay = check_inputs(samples, exclusions if exclusions is not None else Exclusions())
+    stay = check_inputs(samples, exclusions)
     samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
-    _tell_few(samples)
+    _warn_of_few(samples)
     if needs_answers and not any(bool(answer.any()) for answer in answers):
         asked = "a budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         raise ValueError(
             f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
             "conversations in which the assistant answers, or another recipe."
         )
-    return samples, answers
+    return CalibrationData(samples, answers, exclusions, views, ranks)
 
 
-def picture_masks(picture_ids: Sequence[int], samples: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-    """Returns bool [B, T] per sample, on the CPU: True at the tokens of pictures; a decoder's own text has none."""
-    ids = torch.tensor(picture_ids, dtype=torch.long, device="cpu")
-    return [torch.isin(sample[text_name(sample)].cpu(), ids) for sample in samples]
-
-
-def _tell_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
+def _warn_of_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
     """Warns once of samples in which no answer is marked."""
     unmarked = [sample.index for sample in samples if not marks_answers(sample)]
     if unmarked:
@@ -122,7 +113,7 @@ def _tell_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
         )  # fmt: skip
 
 
-def _tell_few(samples: Sequence[Sample]) -> None:
+def _warn_of_few(samples: Sequence[Sample]) -> None:
     """Warns of a set that is too small."""
     tokens = sum(int(token_mask(sample).sum()) for sample in samples)
     if tokens < MIN_TOKENS:

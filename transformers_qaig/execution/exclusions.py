@@ -51,12 +51,11 @@ class Exclusions:
 
     Attributes:
         total: samples that there were before any was left out.
-        dtype: of the model's weights, for advice on a forward pass that overflows.
         where: index of a sample → where NaN or Inf turned up.
     """
 
-    def __init__(self, total: int = 0, dtype: torch.dtype = torch.float32) -> None:
-        self.total, self.dtype = total, dtype
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
         self.where: dict[int, str] = {}
 
     def __contains__(self, sample: Sample) -> bool:

@@ -10,7 +10,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -69,6 +69,7 @@ class TargetInputs:
         masks: bool `[B, T]` per sample, True at real tokens.
         exclude_samples: removes samples, given with where each is not finite, from `full` and `quantized`; or raises.
         ranks: over which the samples are spread.
+        pictures: bool `[B, T]` by sample, True at tokens of pictures; of no sample if the tokens are not the text's.
     """
 
     full: Mapping[int, LayerInputs]
@@ -76,6 +77,7 @@ class TargetInputs:
     masks: Sequence[Tensor]
     exclude_samples: Callable[[Mapping[int, str]], None] = _refuse
     ranks: Ranks = ALONE
+    pictures: Mapping[int, Tensor] = field(default_factory=dict)
 
     def samples(self) -> list[int]:
         """Returns the samples that wait at the target, of all ranks."""

@@ -7,17 +7,15 @@ its blocks needs no copy here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..distributed import Ranks
 from ..utils.logging import tqdm
 from ..utils.memory import free_memory
-from .exclusions import Exclusions, Sample, overflow_advice
 from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, storage_bytes
 
 WITH_ARGUMENTS = 2
@@ -197,36 +195,3 @@ def waiting_device(device: torch.device | str | None, tokens: int, token_bytes: 
         return "cpu"
     needed = 2 * WITH_ARGUMENTS * tokens * token_bytes
     return device if needed * FREE_SHARE <= free_memory(torch.device(device)) else "cpu"
-
-
-def sample_excluder(
-    exclusions: Exclusions, samples: Sequence[Sample], *forwards: PausedForwards
-) -> Callable[[Mapping[int, str]], None]:
-    """Drops the samples that are left out already from open forwards.
-
-    Returns:
-        a function that drops more of them: it takes position in `samples` → where NaN or Inf turned up. It raises as
-        [`Exclusions`] does.
-    """
-
-    def drop(gone: Iterable[int]) -> None:
-        for sample in gone:
-            for paused in forwards:
-                paused.drop(sample)
-
-    def exclude_samples(found: Mapping[int, str]) -> None:
-        exclusions.add(
-            {samples[sample].index: where for sample, where in found.items()}, overflow_advice(exclusions.dtype)
-        )
-        drop(found)
-
-    drop(position for position, sample in enumerate(samples) if sample in exclusions)
-    return exclude_samples
-
-
-def drop_others(ranks: Ranks, count: int, every: int, *forwards: PausedForwards) -> None:
-    """Drops those of `count` samples that other ranks run. See [`Ranks.owns`]."""
-    for position in range(count):
-        if not ranks.owns(position, every):
-            for paused in forwards:
-                paused.drop(position)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .find import (
     Found,
@@ -19,6 +19,9 @@ from .find import (
     picture_tokens,
     shared_parameters,
 )
+
+USUAL_TOKEN_BYTES = 2**14
+"""Of a token's hidden states, where the embeddings do not tell."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ class ModelStructure:
     def answering_blocks(self) -> list[nn.Module]:
         """The blocks that see the tokens of the answer: all but a text encoder's."""
         return [block for path, block in self.blocks.items() if self.token_inputs[path] == self.answer_input]
+
+    @property
+    def token_bytes(self) -> int:
+        """The bytes of a token's hidden states."""
+        weight = getattr(self.embeddings.module, "weight", None)
+        return weight.shape[-1] * weight.element_size() if isinstance(weight, Tensor) else USUAL_TOKEN_BYTES
 
     @property
     def is_tied(self) -> bool:

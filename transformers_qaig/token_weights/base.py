@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..attribution.qig import tempered
 from ..equalization.fold import Group
 from ..execution.group_inputs import GroupInputs
 from ..nn.linear import get_linear
 from ..rounding.quant_grid import grid_arguments, minmax_grid
 from ..scheme import Plan
 from ..utils.finite import is_finite
+from .integrated_gradients import tempered
 
 BlockWeights = Mapping[nn.Module, Mapping[int, Tensor]]
 """Block of the model → sample → λ fp32 `[B, T]`, where they can be computed before anything is quantized."""
@@ -108,7 +108,7 @@ class Stateless:
 
 
 class Tempered:
-    """Token weights flattened for a second moment: see [`transformers_qaig.attribution.qig.tempered`]."""
+    """Token weights flattened for a second moment: see [`tempered`]."""
 
     def __init__(self, inner: TokenWeights):
         self.inner = inner

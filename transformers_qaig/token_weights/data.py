@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..attribution.gradients import token_gradients
-from ..distributed import ALONE, Ranks
-from ..execution.exclusions import Exclusions, Sample, gradient_advice
+from ..data.calibration_data import CalibrationData
+from ..execution.exclusions import Sample, gradient_advice
 from ..execution.sequential_onload import moved, sequential_onload
 from ..utils.finite import is_finite
 from ..utils.logging import ProgressBar, tqdm
+from .token_gradients import token_gradients
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,28 @@ class WeightingData:
     Attributes:
         model: in full precision.
         blocks: of its decoder.
-        samples: model inputs.
+        calibration: the samples and their answers; those whose gradient is not finite are left out.
         masks: bool `[B, T]` per sample, True at real tokens.
-        answers: bool `[B, T]` per sample, True at the assistant's tokens.
         pictures: bool `[B, T]` per sample, True at the pictures' tokens.
         device: where to compute; None: where the model is.
-        exclusions: samples that are left out; those whose gradient is not finite are added.
-        ranks: over which the samples are spread.
     """
 
     model: nn.Module
     blocks: Sequence[nn.Module]
-    samples: Sequence[Sample]
+    calibration: CalibrationData
     masks: Sequence[Tensor]
-    answers: Sequence[Tensor]
     pictures: Sequence[Tensor]
     device: torch.device | str | None
-    exclusions: Exclusions
-    ranks: Ranks = ALONE
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Model inputs."""
+        return self.calibration.samples
+
+    @property
+    def answers(self) -> Sequence[Tensor]:
+        """Per sample bool `[B, T]`, True at the assistant's tokens."""
+        return self.calibration.answer_masks
 
     def gradients(self) -> list[list[Tensor]]:
         """Computes the size of the answers' loss gradient at every token: sample → block → fp32 `[B, T]`.
@@ -49,22 +53,23 @@ class WeightingData:
         It is empty for a sample that is left out.
         """
         found, nothing = [], [torch.empty(0)] * len(self.blocks)
+        ranks, exclusions = self.calibration.ranks, self.calibration.exclusions
         with (
             sequential_onload(self.model, self.blocks, self.device),
             tqdm(total=len(self.samples), desc="Token gradients", unit="sample") as bar,
         ):
-            mine = [place for place in range(len(self.samples)) if self.ranks.owns(place)]
-            for sample, gradients in zip(self.samples, self.ranks.of_each(zip(mine, mine), partial(self._of, bar))):
+            mine = [place for place in range(len(self.samples)) if ranks.owns(place)]
+            for sample, gradients in zip(self.samples, ranks.of_each(zip(mine, mine), partial(self._of, bar))):
                 if gradients and not all(map(is_finite, gradients)):
-                    self.exclusions.add({sample.index: "the gradient of its answers' loss"}, gradient_advice())
+                    exclusions.add({sample.index: "the gradient of its answers' loss"}, gradient_advice())
                     gradients = []
                 found.append(gradients or nothing)
         return found
 
     def _of(self, bar: ProgressBar, place: int) -> list[Tensor]:
         """Computes the gradients of one sample; none if it is left out."""
-        bar.update(self.ranks.size)
+        bar.update(self.calibration.ranks.size)
         sample = self.samples[place]
-        if sample in self.exclusions:
+        if sample in self.calibration.exclusions:
             return []
         return list(token_gradients(self.model, self.blocks, moved(sample, self.device), self.answers[place]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..attribution.qig import weights_from_attribution
 from .base import BlockWeights
 from .data import WeightingData
+from .integrated_gradients import weights_from_attribution
 
 
 def gradient(data: WeightingData) -> BlockWeights:

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..attribution.qig import qig, weights_from_attribution
 from ..execution.group_inputs import GroupInputs, run
 from .base import BlockWeights, SubBlock
 from .data import WeightingData
+from .integrated_gradients import qig, weights_from_attribution
 from .precomputed import Precomputed
 
 UNIFORM_SEARCHES = 5

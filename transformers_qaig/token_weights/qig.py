@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..attribution.qig import qig, qig_linear, weights_from_attribution
 from ..execution.group_inputs import GroupInputs, run
 from ..rounding.quant_grid import fake_quantize_tokens
 from .base import Stateless, SubBlock
+from .integrated_gradients import qig, qig_linear, weights_from_attribution
 
 
 class QIG(Stateless):

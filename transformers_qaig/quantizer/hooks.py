@@ -15,23 +15,23 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 from transformers.quantizers import HfQuantizer
 
-from .config import QAIGConfig
-from .config.devices import check_device
-from .execution.torch_state import default_torch_state
-from .loading.arguments import loading_arguments
-from .loading.conversions import sparing_packed
-from .loading.converted_weights import ConvertedWeights
-from .loading.dispatch import Placement, check_devices
-from .loading.packed_checkpoint import PackedCheckpoint, open_packed
-from .loading.packed_modules import check_loaded, fits_prepared, prepare, unpack_modules
-from .loading.parallel import refuse_tensor_parallel
-from .loading.source import Source
-from .loading.text_config import mark_text_config, unmark_text_config
-from .quantization_run import QuantizationRun
-from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
-from .saving.state_dict import checkpoint_tensors
-from .utils.logging import get_logger, quiet
-from .utils.scratch import ScratchFiles
+from ..config import QAIGConfig
+from ..config.devices import check_device
+from ..execution.torch_state import default_torch_state
+from ..loading.arguments import loading_arguments
+from ..loading.conversions import sparing_packed
+from ..loading.converted_weights import ConvertedWeights
+from ..loading.dispatch import Placement, check_devices
+from ..loading.packed_checkpoint import PackedCheckpoint, open_packed
+from ..loading.packed_modules import check_loaded, fits_prepared, prepare, unpack_modules
+from ..loading.parallel import refuse_tensor_parallel
+from ..loading.source import Source
+from ..loading.text_config import mark_text_config, unmark_text_config
+from ..saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
+from ..saving.state_dict import checkpoint_tensors
+from ..utils.logging import get_logger, quiet
+from ..utils.scratch import ScratchFiles
+from .run import QuantizationRun
 
 logger = get_logger(__name__)
 

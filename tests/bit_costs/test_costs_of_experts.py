@@ -5,7 +5,8 @@ import transformers as hf
 
 from tests.experts import build, stack_of
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure_costs
+from transformers_qaig.bit_costs.measure import measure_costs
+from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.loading.experts import linearize_experts
 from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.allocate import allocate
@@ -33,7 +34,7 @@ def test_an_expert_that_no_token_needs_costs_nothing_and_gets_the_fewest_bits() 
     ids = torch.randint(3, 128, (6, 1, 24), generator=torch.Generator().manual_seed(0))
     samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     answers = [torch.arange(24)[None] > 4 for _ in samples]
-    measured = measure_costs(model, options, samples, answers, config)
+    measured = measure_costs(model, options, CalibrationData.of(samples, answers), config)
     costs = [[option.cost for option in measured[f"{stack}.{e}.up_proj"]] for e in range(layout.num_experts)]
     assert costs[RARE] == [0.0] * 4
     assert all(costs[e][0] > costs[e][-1] > 0 for e in range(layout.num_experts) if e != RARE)

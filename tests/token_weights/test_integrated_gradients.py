@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tests import seeds
 from tests.tolerance import assert_close
-from transformers_qaig.attribution.qig import qig, qig_linear, tempered, weights_from_attribution
+from transformers_qaig.token_weights.integrated_gradients import qig, qig_linear, tempered, weights_from_attribution
 
 
 def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

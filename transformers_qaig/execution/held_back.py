@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
-from ..execution.exclusions import NotFinite
-from ..execution.interceptor import TargetInputs
 from ..recipes import Recipe
+from .block_outputs import OutputError, first_tensor, forward, is_finite_where
+from .exclusions import NotFinite
+from .interceptor import TargetInputs
 
 VALIDATION_EVERY = 4
 """Every fourth sample is held back from the searches, for validation."""

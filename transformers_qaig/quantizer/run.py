@@ -9,47 +9,43 @@ from collections.abc import Sequence
 from dataclasses import replace as replaced
 from functools import partial
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from .config import QAIGConfig
-from .data.loader import load_inputs
-from .data.samples import token_mask
-from .data.views import SampleViews
-from .distributed import ALONE
-from .distributed.alike import require_alike
-from .distributed.joining import join
-from .execution.exclusions import Exclusions
-from .loading.arguments import loading_arguments
-from .loading.dispatch import Placement
-from .loading.experts import linearize_experts, stack_experts
-from .loading.random_weights import check_no_random_weights
-from .loading.skeleton import likely_plan, packed_skeleton
-from .loading.source import Source
-from .loading.tied_embeddings import install_tied_embeddings
-from .loading.unused_tensors import UnusedTensor, find_unused, report_unused
-from .nn.experts_layout import find_experts
-from .plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
-from .plan.alternatives import faster, smaller
-from .plan.build import budget_in_bits, list_schemes, make_plan
-from .plan.coverage import Coverage
-from .plan.experts import compact, stored_as
-from .plan.width_costs import WidthCosts, width_costs
-from .report.base_model import BaseModel
-from .report.files import ProgressWriter
-from .report.summary import QuantizationReport
-from .saving.file_headers import count_headers, predict_headers
-from .saving.processor_and_card import ProcessorToSave
-from .saving.state_dict import checkpoint_tensors
-from .saving.trial import try_saving
-from .scheme import Plan, plan_to_dict
-from .structure import ModelStructure
-from .utils.errors import SettingError
-from .utils.files import require_writable
-from .utils.finite import check_weights
-from .utils.hashing import digest
-from .utils.logging import get_logger, quiet
-from .utils.scratch import ScratchFiles
+from ..config import QAIGConfig
+from ..data.calibration_data import CalibrationData
+from ..data.loader import load_inputs
+from ..distributed import ALONE
+from ..distributed.alike import require_alike
+from ..distributed.joining import join
+from ..loading.arguments import loading_arguments
+from ..loading.dispatch import Placement
+from ..loading.experts import linearize_experts, stack_experts
+from ..loading.random_weights import check_no_random_weights
+from ..loading.skeleton import likely_plan, packed_skeleton
+from ..loading.source import Source
+from ..loading.tied_embeddings import install_tied_embeddings
+from ..loading.unused_tensors import UnusedTensor, find_unused, report_unused
+from ..nn.experts_layout import find_experts
+from ..plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
+from ..plan.alternatives import faster, smaller
+from ..plan.build import budget_in_bits, list_schemes, make_plan
+from ..plan.coverage import Coverage
+from ..plan.experts import compact, stored_as
+from ..plan.width_costs import WidthCosts, width_costs
+from ..report.base_model import BaseModel
+from ..report.files import ProgressWriter
+from ..report.summary import QuantizationReport
+from ..saving.file_headers import count_headers, predict_headers
+from ..saving.processor_and_card import ProcessorToSave
+from ..saving.state_dict import checkpoint_tensors
+from ..saving.trial import try_saving
+from ..scheme import Plan, plan_to_dict
+from ..utils.errors import SettingError
+from ..utils.files import require_writable
+from ..utils.finite import check_weights
+from ..utils.hashing import digest
+from ..utils.logging import get_logger, quiet
+from ..utils.scratch import ScratchFiles
 
 logger = get_logger(__name__)
 
@@ -75,10 +71,8 @@ class QuantizationRun:
         self.unused: list[UnusedTensor] = []
         self.base = BaseModel()
         self._coverage = Coverage()
-        self._samples: Sequence[dict[str, Tensor]] = []
-        self._answers: Sequence[Tensor] = []
-        self._exclusions = Exclusions()
-        self._views, self._progress = SampleViews(), ProgressWriter(config)
+        self._data = CalibrationData()
+        self._progress = ProgressWriter(config)
         self._model_name = ""
         self._times: dict[str, float] = {}
         self._faster = ""
@@ -114,19 +108,20 @@ class QuantizationRun:
         if run.work_path is not None:
             self.ranks.on_main(partial(require_writable, run.work_path, "work_dir"))
         self._make_plan(model, checkpoint_files)
-        self._rehearse(model, checkpoint_files)
-        access = self._with_access()
+        self._try_placing_and_saving(model, checkpoint_files)
+        access = self._with_token_of_weights()
         self.base = BaseModel.of(self.source, access.calibration.token)
         if self.config.recipe.calibrates or self._options:
-            start, self._exclusions = time.perf_counter(), Exclusions(dtype=model.dtype)
-            self._samples, self._answers = load_inputs(model, access, self.source, self._exclusions, self._views)
-            read = [*self._samples, *({"answers": answer} for answer in self._answers)]
+            start = time.perf_counter()
+            self._data = data = load_inputs(model, access, self.source, self.ranks)
+            read = [*data.samples, *({"answers": answer} for answer in data.answer_masks)]
             require_alike(self.ranks, lambda: {"calibration samples": digest(read)})
             self._times["samples"] = time.perf_counter() - start
-            tokens = sum(token_mask(sample).numel() for sample in self._samples) // max(len(self._samples), 1)
+            tokens = sum(mask.numel() for mask in data.token_masks) // max(len(data.samples), 1)
             self._faster = faster(model, self.config, self._coverage, tokens)
         else:
-            _tell_unread(self.config)
+            self._data = CalibrationData(ranks=self.ranks)
+            _warn_of_unread(self.config)
             if run.processor is None:
                 self.source.fetch(access.calibration.token)
 
@@ -144,25 +139,22 @@ class QuantizationRun:
         return report
 
     def _quantize(self, model: PreTrainedModel) -> QuantizationReport:
-        from .calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
+        from ..calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
 
         start = time.perf_counter()
         stacks = find_experts(model)
         check_no_random_weights(model, stored_as(self._options or self.plan, stacks))
         check_weights(model)
         linearize_experts(model, stacks, self.plan)
-        structure = ModelStructure.of(model)
         try:
             if self._options:
-                self._allocate(model, structure)
+                self._allocate(model)
             start_of_loop = time.perf_counter()
             self._times["costs of widths"] = start_of_loop - start if self._options else 0.0
-            report = calibrate(
-                model, self.plan, self._coverage, self._samples, self.config, self._answers, self._exclusions,
-                on_target=self._tell if self.ranks.is_main else None, structure=structure, ranks=self.ranks,
-            )  # fmt: skip
+            on_target = self._write_progress if self.ranks.is_main else None
+            report = calibrate(model, self.plan, self._coverage, self._data, self.config, on_target)
         finally:
-            self._samples, self._answers, self._options = [], [], {}
+            self._data, self._options = CalibrationData(views=self._data.views), {}
         scratch = self.config.calibration.work_path
         stack_experts(model, None if scratch is None else ScratchFiles(scratch).keep)
         install_tied_embeddings(model, report.plan)
@@ -179,10 +171,10 @@ class QuantizationRun:
         """Adds what calibration does not know."""
         report.model_name = self._model_name
         report.times = {name: seconds for name, seconds in self._times.items() if seconds}
-        report.views = self._views if self._views.lengths else None
+        report.views = self._data.views if self._data.views.lengths else None
         report.width_costs = self._width_costs
 
-    def _tell(self, report: QuantizationReport) -> None:
+    def _write_progress(self, report: QuantizationReport) -> None:
         """Writes what is done so far into the work folder, and the page that was asked for."""
         self._complete(report)
         self._progress.write(report)
@@ -220,7 +212,7 @@ class QuantizationRun:
         self._coverage.stored_bits = sum(option.size for (option,) in options.values())
         self._options = {}
 
-    def _rehearse(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
+    def _try_placing_and_saving(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Places and saves the packed model without weights, so that errors are raised before the calibration."""
         if self._options:
             self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.outside_plan}
@@ -232,7 +224,7 @@ class QuantizationRun:
         count_headers(self._coverage, model, tensors, metadata, checkpoint_files)
         try_saving(model, skeleton, tensors, settings, checkpoint_files)
 
-    def _with_access(self) -> QAIGConfig:
+    def _with_token_of_weights(self) -> QAIGConfig:
         """Returns the settings with what `from_pretrained` may use: the weights' token serves the processor, too."""
         given, config = loading_arguments(), copy.deepcopy(self.config)  # a copy: the token is not kept
         run = config.calibration
@@ -247,13 +239,11 @@ class QuantizationRun:
         budget = self.config.budget
         return fused_sets(self._options) if budget is not None and budget.fuse else []
 
-    def _allocate(self, model: PreTrainedModel, structure: ModelStructure) -> None:
+    def _allocate(self, model: PreTrainedModel) -> None:
         """Chooses the plan under the budget, by what each width costs the answers."""
-        from .calibration.bit_costs import measure_costs  # here for the same reason as `calibrate`
+        from ..bit_costs.measure import measure_costs  # here for the same reason as `calibrate`
 
-        self._options = measure_costs(
-            model, self._options, self._samples, self._answers, self.config, self._exclusions, structure, self.ranks
-        )
+        self._options = measure_costs(model, self._options, self._data, self.config)
         assert self.config.budget is not None
         fused = self._fused()
         allocation = allocate(self._options, self._budget, fused)
@@ -263,7 +253,7 @@ class QuantizationRun:
         self._width_costs = width_costs(self.config.budget.cost, self._options, allocation, self._coverage, fused)
 
 
-def _tell_unread(config: QAIGConfig) -> None:
+def _warn_of_unread(config: QAIGConfig) -> None:
     """Warns of settings for calibration data that the recipe does not read."""
     settings = {"dataset": config.dataset, "columns": config.calibration.columns}
     given = [name for name, value in settings.items() if value is not None]

@@ -1,0 +1,86 @@
+"""Computes what rounding errors cost the answers, over all samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from ..execution.exclusions import gradient_advice
+from ..execution.sequential_onload import moved
+from ..utils.finite import is_finite
+from .cost_run import CostRun
+from .draws import Draws
+from .estimators import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
+
+
+def costs_of(run: CostRun, errors: Errors, cost: str) -> dict[str, float]:
+    """Computes the cost of each error, over all samples that are not left out, each of which one rank runs.
+
+    Args:
+        run: model, data and settings. Within [`sequential_onload`].
+        errors: weight path → what rounding adds.
+        cost: how loss is predicted.
+
+    Raises:
+        ValueError: no sample with an answer is left, or NaN or Inf turned up in too many.
+    """
+    model, data = run.model, run.data
+    used = [(s, answer) for s, answer in zip(data.samples, data.answer_masks) if s not in data.exclusions]
+    run.bar.update(len(data.samples) - len(used))
+    draws = Draws(run.config.seed, [int(answer[:, 1:].sum()) for _, answer in used])
+
+    def cost_of(place: int) -> Tensor:
+        run.bar.update(data.ranks.size)
+        sample, answer = moved(used[place][0], run.device), used[place][1]
+
+        def log_p() -> Tensor:
+            return answer_log_probabilities(model, sample, answer)
+
+        with torch.no_grad():
+            full = log_p() if cost in ("integrated_gradients", "one_at_a_time") else torch.empty(0)
+
+        def loss() -> Tensor:
+            return (full.exp() * (full - log_p())).sum(-1).sum()
+
+        if cost == "fisher":
+            return fisher_losses(model, errors, log_p, draw=draws.of(place))
+        if cost == "integrated_gradients":
+            return weight_path_shares(model, errors, loss)
+        if cost == "one_at_a_time":
+            return losses_alone(model, errors, loss)
+        return output_energies(model, errors, log_p)
+
+    mine = [place for place in range(len(used)) if data.ranks.owns(place)]
+    total: Tensor = torch.zeros(())
+    tokens = 0
+    for (sample, answer), found in zip(used, data.ranks.of_each(zip(mine, mine), cost_of)):
+        if is_finite(found):
+            total, tokens = total + found, tokens + int(answer.sum())
+        else:
+            data.exclusions.add({sample.index: "what rounding costs its answers"}, gradient_advice())
+    if not tokens:
+        raise ValueError(
+            "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."
+        )
+    by = total[1].clamp(min=torch.finfo(torch.float32).tiny) if cost == "output_error" else tokens
+    values = (total[0] if cost == "output_error" else total) / by
+    return dict(zip(errors, values.tolist()))
+
+
+def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
+    """Computes log p at an answer's tokens, given the tokens before them.
+
+    Args:
+        model: with logits.
+        sample: its inputs.
+        answer: bool [B, T], True at the tokens that are predicted; the first position is False.
+
+    Returns:
+        fp32 [A, V].
+    """
+    logits = model(**sample, use_cache=False).logits
+    return log_softmax(logits[:, :-1][answer[:, 1:].to(logits.device)].float(), dim=-1)
