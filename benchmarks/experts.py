@@ -127,18 +127,18 @@ class Stacks:
                 layout.weight(self.dense, expert, projection).copy_(weights[expert % len(draws)])
                 self.linears.set_submodule(f"{expert}.{projection}", copy.deepcopy(layer))
         self.packed = QAIGExperts.from_linears(self.linears)
-        if not self.packed.prepare():
+        if not self.packed.to_kernel_layout():
             raise SystemExit("no compiled kernels for the packed experts: see `transformers-qaig env`")
         for module in self.linears.modules():
             if isinstance(module, QAIGLinear):
-                module.prepare()
+                module.to_kernel_layout()
         self.bytes_of_expert = sum(parameter.nbytes for parameter in self.packed.parameters()) // experts
         wide = [(hidden, routed * intermediate)] * 2 + [(intermediate, routed * hidden)]
         self.wide = [random_linear(rows, columns, bits, 0) for columns, rows in wide]
         copies = -(-STREAM_BYTES // (routed * self.bytes_of_expert))
         self.wide_copies = [[copy.deepcopy(layer) for layer in self.wide] for _ in range(copies)]
         for layer in itertools.chain(*self.wide_copies):
-            layer.prepare()
+            layer.to_kernel_layout()
 
     def candidates(self, tokens: int) -> list[Candidate]:
         """Makes the candidates for a number of tokens, and checks that they agree."""

@@ -97,7 +97,7 @@ def build(
     fill(model, device)
     for module in model.modules():
         if isinstance(module, QAIGLinear):
-            module.prepare()
+            module.to_kernel_layout()
     return model.eval()
 
 

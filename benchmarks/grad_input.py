@@ -57,7 +57,7 @@ def cells(in_features: int, out_features: int, options: argparse.Namespace) -> I
     layers: dict[str, nn.Module] = {"bf16": linear, "fp32": copy.deepcopy(linear).float()}
     for bits in options.bits:
         layers[f"w{bits}"] = layer = packed(linear, f"w{bits}a16", 128)
-        layer.prepare()
+        layer.to_kernel_layout()
     with contextlib.suppress(ImportError):
         layers["bitsandbytes-nf4"] = nf4(in_features, out_features, bias=False)
     for tokens in options.tokens:

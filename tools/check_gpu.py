@@ -27,7 +27,7 @@ for bits in (2, 3, 4, 8):
     layer = QAIGLinear.from_codes(codes, torch.rand(512, 8).bfloat16() * 0.1, zero, bits=bits, group_size=128)
     weight = layer.dequantize(torch.float64)
     layer = layer.cuda()
-    assert layer.prepare(), "the layer was not prepared"
+    assert layer.to_kernel_layout(), "the layer was not prepared"
     assert layer.layout == CUDA_LAYOUT, layer.layout
     for rows in (1, 16, 100):
         x = torch.randn(rows, 1024).bfloat16()

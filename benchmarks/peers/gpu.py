@@ -53,7 +53,7 @@ def _ours(problem: Problem, device: torch.device) -> list[Candidate]:
     layer = QAIGLinear.from_codes(
         problem.codes, problem.scale, problem.zero, bits=problem.bits, group_size=problem.group_size
     ).to(device)
-    prepared = layer.prepare()
+    prepared = layer.to_kernel_layout()
     weight_bytes = sum(p.nbytes for n, p in layer.named_parameters() if n != "weight_shape")
     layers = [layer] + [copy.deepcopy(layer) for _ in range(problem.copies(weight_bytes) - 1)]
     rounded = [copy.copy(one) for one in layers]  # the same tensors

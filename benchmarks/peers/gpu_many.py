@@ -58,7 +58,7 @@ def candidates(problems: Problems, device: torch.device) -> Iterator[Candidate |
         QAIGLinear.from_codes(p.codes, p.scale, p.zero, bits=p.bits, group_size=p.group_size).to(device)
         for p in problems.parts
     ]
-    prepared = [layer.prepare() for layer in layers]
+    prepared = [layer.to_kernel_layout() for layer in layers]
     weight_bytes = sum(t.nbytes for layer in layers for n, t in layer.named_parameters() if n != "weight_shape")
     sets = [layers] + [copy.deepcopy(layers) for _ in range(problems.copies(weight_bytes) - 1)]
     name = "qaig" if all(prepared) else "qaig reference"

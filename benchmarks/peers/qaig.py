@@ -23,8 +23,8 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate | Unavailab
     weight_bytes = sum(p.nbytes for n, p in layer.named_parameters() if n != "weight_shape")
     layers += [copy.deepcopy(layer) for _ in range(problem.copies(weight_bytes) - 1)]
     for one in layers:
-        if hasattr(one, "prepare"):
-            one.prepare()
+        if hasattr(one, "to_kernel_layout"):
+            one.to_kernel_layout()
     yield QAIG(problem, layers, weight_bytes, 16)
     layers = [copy.copy(one) for one in layers]  # the same tensors
     for one in layers:

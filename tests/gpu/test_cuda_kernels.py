@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.kernels.cuda.gptq_cases import by_reference, random_columns, same
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error
-from tests.nn.test_cpu_kernels import exact, random_layer
+from tests.nn.cpu_layers import exact, random_layer
 from transformers_qaig.formats.hadamard import BLOCKS, Rotation
 from transformers_qaig.formats.packing import CUDA_LAYOUT
 from transformers_qaig.nn import QAIGLinear
@@ -25,7 +25,7 @@ CALLS = 200
 
 def on_gpu(layer: QAIGLinear, device: str = "cuda") -> QAIGLinear:
     layer = layer.to(device)
-    assert layer.prepare(), "there are no CUDA kernels: see python -m transformers_qaig env"
+    assert layer.to_kernel_layout(), "there are no CUDA kernels: see python -m transformers_qaig env"
     assert layer.layout == CUDA_LAYOUT
     return layer
 

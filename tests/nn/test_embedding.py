@@ -58,7 +58,7 @@ def test_a_tied_head_is_read_in_its_own_order(bits, sym, columns, group_size):
     table = QAIGEmbedding.like(nn.Embedding(N, columns), WeightScheme(bits, group_size, sym)).adopt(head)
     tie(head, table)
     rows = table(IDS)
-    assert head.prepare()
+    assert head.to_kernel_layout()
     assert head.layout == table.layout == CPU_LAYOUT
     assert head.weight_packed is table.weight_packed
     assert torch.equal(table(IDS), rows)
@@ -167,7 +167,7 @@ def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first)
     model = TiedModel(head, table, head_first)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows, head_rows = table(IDS), head.dequantize()
-    head.prepare()
+    head.to_kernel_layout()
     for changed in (model, copy.deepcopy(model), model.to(torch.float32), pickle.loads(pickle.dumps(model))):
         assert changed.head.weight_packed is changed.table.weight_packed
         assert changed.head.layout == changed.table.layout == CPU_LAYOUT
@@ -179,10 +179,10 @@ def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first)
     assert head.weight_packed is table.weight_packed
     assert torch.equal(table(IDS), rows)
     assert head.layout == table.layout == CPU_LAYOUT
-    table.unprepare()
+    table.to_checkpoint_layout()
     assert head.layout == table.layout == CHECKPOINT_LAYOUT
     assert torch.equal(head.dequantize(), head_rows)
-    head.prepare()
+    head.to_kernel_layout()
     meta = copy.deepcopy(model).to("meta")
     assert {p.device.type for p in meta.parameters()} == {"meta"}
 

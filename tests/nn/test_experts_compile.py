@@ -23,7 +23,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 def packed(name: str) -> QAIGExperts:
     module = QAIGExperts.from_linears(packed_linears(experts(name)))
-    module.prepare()
+    module.to_kernel_layout()
     return module
 
 
@@ -68,7 +68,7 @@ def packed_mixtral() -> nn.Module:
     model = build("mixtral")
     for path in find_experts(model):
         stack = QAIGExperts.from_linears(packed_linears(model.get_submodule(path)))
-        stack.prepare()
+        stack.to_kernel_layout()
         model.set_submodule(path, stack)
     return model
 

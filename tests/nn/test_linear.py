@@ -43,7 +43,7 @@ def test_a_rotation_travels_with_the_layer():
     fresh = QAIGLinear(K, N, True, bits=4, group_size=GROUP, rotation=Rotation(16, 2))
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh(x), expected)
-    fresh.prepare()
+    fresh.to_kernel_layout()
     assert torch.equal(fresh(x), expected)
     with pytest.raises(ValueError, match="rotation: block must be one of"):
         QAIGLinear(K, N, True, bits=4, group_size=GROUP, rotation=Rotation(48, 2))
@@ -97,7 +97,7 @@ def test_an_input_that_does_not_fit_is_refused_by_its_width(prepared):
     codes = torch.zeros(N, K, dtype=torch.uint8)
     layer = QAIGLinear.from_codes(codes, torch.ones(N, 1), None, bits=2, group_size=-1)  # a row ends within a word
     if prepared:
-        layer.prepare()
+        layer.to_kernel_layout()
     for x in (torch.ones(3, K - 1), torch.ones(3, K + 1), torch.ones(())):
         with pytest.raises(ValueError, match=rf"\[\.\.\., {K}\], its in_features"):
             layer(x)

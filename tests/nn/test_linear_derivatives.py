@@ -42,7 +42,7 @@ def test_the_gradient_of_the_input_needs_no_dense_copy_of_the_weight(dtype: torc
         expected = grad.float() @ layer.dequantize(dtype).float()
         assert error(found, expected) < max(ROUNDING[dtype], 4096**0.5 * torch.finfo(torch.float32).eps)
         assert largest[0] <= layer.dequantize(torch.bfloat16).nbytes // 2
-        layer.prepare()
+        layer.to_kernel_layout()
 
 
 @pytest.mark.parametrize("activation_bits", [16, 8])

@@ -73,7 +73,7 @@ def _wrong(cases: list[tuple[str, Call]]) -> list[str]:
 def test_a_layer_whose_words_were_freed_says_so() -> None:
     codes = torch.zeros(16, 32, dtype=torch.uint8)
     layer = QAIGLinear.from_codes(codes, torch.ones(16, 1), None, bits=4, group_size=32)
-    layer.prepare()
+    layer.to_kernel_layout()
     layer.weight_packed.untyped_storage().resize_(0)
     with pytest.raises((RuntimeError, ValueError), match="packed has memory of 0 bytes"):
         layer(torch.randn(2, 32))

@@ -17,7 +17,7 @@ def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def test_closed_form_equals_a_fine_quadrature(baseline: str) -> None:
     x, x0, error = _linear_case()
     x0 = x0 if baseline == "quantized" else torch.zeros_like(x0)
-    slow = qig(lambda point: point @ error.T, x, x0, nodes=4000)
+    slow = qig(lambda point: point @ error.T, x, x0, steps=4000)
     torch.testing.assert_close(qig_linear(x, x0, error), slow, rtol=0, atol=2e-3 * float(slow.abs().max()))
 
 
@@ -44,7 +44,7 @@ def test_quadrature_is_complete_on_a_module_that_mixes_tokens() -> None:
     def field(point: Tensor) -> Tensor:
         return difference(point).abs().mean(-1).sum(-1)
 
-    total = qig(difference, x, x0, nodes=256).sum((-1, -2))
+    total = qig(difference, x, x0, steps=256).sum((-1, -2))
     torch.testing.assert_close(total, field(x) - field(x0), rtol=1e-2, atol=1e-3)
 
 

@@ -80,7 +80,7 @@ def concat_outputs(outputs: Sequence[Any]) -> Any:
 def concat_rows(layers: Sequence[QAIGLinear]) -> QAIGLinear:
     """Joins the rows of `layers`, in order; all but the last hold a multiple of 32 rows."""
     for layer in layers:
-        layer.unprepare()
+        layer.to_checkpoint_layout()
     whole, rows = copy.copy(layers[0]), sum(layer.out_features for layer in layers)
     whole._parameters = {}
     whole.out_features = rows

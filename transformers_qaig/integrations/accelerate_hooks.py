@@ -25,10 +25,10 @@ def support_packed_layers() -> None:
 
     @functools.wraps(load)
     def load_packed(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        layers = _unprepared(model.modules())
+        layers = _in_checkpoint_layout(model.modules())
         result = load(model, *args, **kwargs)
         for layer in layers:
-            layer.prepare()  # not one that has gone to disk
+            layer.to_kernel_layout()  # not one that has gone to disk
         return result
 
     for name, module in list(sys.modules.items()):  # a copy: other threads may import
@@ -45,21 +45,21 @@ def _on_packed(init_hook: Callable[[AlignDevicesHook, nn.Module], nn.Module]) ->
 
     @functools.wraps(init_hook)
     def init_packed(self: AlignDevicesHook, module: nn.Module) -> nn.Module:
-        layers = _unprepared(module.modules() if self.place_submodules else (module,))
+        layers = _in_checkpoint_layout(module.modules() if self.place_submodules else (module,))
         module = init_hook(self, module)
         for layer in layers:
             if not self.offload:
-                layer.prepare()
+                layer.to_kernel_layout()
         return module
 
     return init_packed
 
 
-def _unprepared(modules: Iterable[nn.Module]) -> list[PackedTensors]:
+def _in_checkpoint_layout(modules: Iterable[nn.Module]) -> list[PackedTensors]:
     """Brings packed layers to the checkpoint layout, and returns those that were in another."""
     layers = [layer for layer in modules if isinstance(layer, PackedTensors) and layer.layout != CHECKPOINT_LAYOUT]
     for layer in layers:
-        layer.unprepare()
+        layer.to_checkpoint_layout()
     return layers
 
 

@@ -58,16 +58,16 @@ def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.
         raise ValueError(f"{name} holds NaN: download the checkpoint or save it again")
 
 
-def prepare(model: nn.Module, plan: Plan) -> None:
+def to_kernel_layout(model: nn.Module, plan: Plan) -> None:
     """Converts the packed modules to the layout of their device's kernels, one after the other."""
     modules = packed_modules(model, plan).values()
     for module in tqdm(modules, desc="Preparing packed layers", unit="layer", leave=False):
-        module.prepare()
+        module.to_kernel_layout()
         return_freed_memory()
 
 
-def fits_prepared(model: nn.Module) -> bool:
-    """Whether there is room for packed tensors that are mapped from files, once [`prepare`] makes copies of them."""
+def fits_in_kernel_layout(model: nn.Module) -> bool:
+    """Whether there is room for packed tensors that are mapped from files, once they are copied."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values() if tensor.device.type == "cpu")
     free = free_memory(torch.device("cpu"))
     if size <= free * PREPARED_SHARE:

@@ -1,4 +1,4 @@
-"""Checks the tensors of a loaded packed module, before it is prepared."""
+"""Checks the tensors of a loaded packed module, before its layout changes."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ LARGEST_WEIGHT = 2.0**60
 
 
 def check_packed(module: PackedModule, name: str, *, negative_scales: bool = True) -> None:
-    """Checks a loaded layer before it is prepared: the dtypes, shapes and content of its tensors.
+    """Checks a loaded layer before its layout changes: the dtypes, shapes and content of its tensors.
 
     Tensors on the meta device (offloaded) have no content to check; their shapes and dtypes are checked.
 

@@ -110,9 +110,9 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
         )
         return rows.to(self.compute_dtype)
 
-    def prepare(self) -> bool:
+    def to_kernel_layout(self) -> bool:
         """Prepares a tied head; otherwise does nothing, because rows are read fastest in the checkpoint layout."""
-        return any(other.prepare() for other in self._sharing() if other is not self)
+        return any(other.to_kernel_layout() for other in self._sharing() if other is not self)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -236,8 +236,8 @@ def tie(head: PackedModule, embeddings: QAIGEmbedding) -> None:
         ValueError: they are not made for the same tensors.
     """
     _check_alike(head, embeddings)
-    head.unprepare()
-    embeddings.unprepare()
+    head.to_checkpoint_layout()
+    embeddings.to_checkpoint_layout()
     for name in embeddings._packed_names():
         setattr(head, name, getattr(embeddings, name))
     head.tied_to, embeddings.tied_to = (embeddings,), (head,)

@@ -35,8 +35,8 @@ class QAIGExperts(ExpertsModule, PackedTensors):
     | `down_proj_zero_point`   | int32                   | [Σ ceil(N bits / 32) G]      | zero points; None if sym     |
 
     Words and zero points of one expert are those of [`PackedModule`], flattened. This is the checkpoint layout.
-    `prepare` converts them to the layout of the device's kernels, and saving converts them back. As in `PackedModule`,
-    all of them are frozen parameters, and a dtype cast does not reach them.
+    `to_kernel_layout` converts them to the layout of the device's kernels, and saving converts them back. As in
+    `PackedModule`, all of them are frozen parameters, and a dtype cast does not reach them.
     """
 
     schemes: dict[str, ProjectionScheme]
@@ -143,7 +143,7 @@ class QAIGExperts(ExpertsModule, PackedTensors):
     # -- layouts
 
     @one_thread_at_a_time
-    def prepare(self) -> bool:
+    def to_kernel_layout(self) -> bool:
         """Converts the packed tensors to the layout of the device's kernels, and returns whether they are in it now.
 
         Nothing happens where the experts are offloaded, or the device, the bits or the installation have no kernels.
@@ -160,7 +160,7 @@ class QAIGExperts(ExpertsModule, PackedTensors):
         return True
 
     @one_thread_at_a_time
-    def unprepare(self) -> None:
+    def to_checkpoint_layout(self) -> None:
         """Converts the packed tensors back to the checkpoint layout."""
         if self.layout != CHECKPOINT_LAYOUT:
             self._convert(CHECKPOINT_LAYOUT)

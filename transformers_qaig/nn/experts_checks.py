@@ -1,4 +1,4 @@
-"""Checks the tensors of loaded experts, before they are prepared."""
+"""Checks the tensors of loaded experts, before their layout changes."""
 
 import torch
 
@@ -8,7 +8,7 @@ from .experts import QAIGExperts
 
 
 def check_packed_experts(module: QAIGExperts, name: str, *, negative_scales: bool = True) -> None:
-    """Checks loaded experts before they are prepared: the dtypes, shapes and content of their tensors.
+    """Checks loaded experts before their layout changes: the dtypes, shapes and content of their tensors.
 
     Args:
         module: in the checkpoint layout.

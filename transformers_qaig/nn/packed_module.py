@@ -23,10 +23,10 @@ class PackedModule(PackedTensors):
 
     The weight is `(code - zero_point) * scale`, with zero point 2^(b - 1) if `sym`.
 
-    This is the checkpoint layout, in which they are made, saved and loaded. `prepare` converts the first three to the
-    layout that their device's kernels read fastest. Then `layout` and the shapes change, but not the values.
-    `unprepare` converts them back. A prepared module saves and loads as any other, and follows moves to another device
-    by itself.
+    This is the checkpoint layout, in which they are made, saved and loaded. `to_kernel_layout` converts the first
+    three to the layout that their device's kernels read fastest. Then `layout` and the shapes change, but not the
+    values. `to_checkpoint_layout` converts them back. In either layout a module saves and loads alike, and follows
+    moves to another device by itself.
 
     All of them are Parameters, integers included, because offloading moves parameters but not buffers. They are frozen
     when set, and never trainable. A dtype cast (`.to(dtype)`, `.half()`, ...) does not reach them: casting scales would
@@ -77,16 +77,16 @@ class PackedModule(PackedTensors):
             self.register_parameter("weight_zero_point", None)
 
     @one_thread_at_a_time
-    def prepare(self) -> bool:
+    def to_kernel_layout(self) -> bool:
         """Converts the packed tensors to the layout of the device's fastest kernels; needs memory for one more layer.
 
         Threads may call it at the same time, but not while another one computes with the layer.
 
-        Nothing happens in three cases, in which the layer computes from its present layout. It is prepared already; it
+        Nothing happens in three cases, in which the layer computes from its present layout. It is there already; it
         is offloaded, so that its tensors come and go; or its device, bits or installation have no kernel layout.
 
         Returns:
-            whether the layer is prepared now.
+            whether the layer is in it now.
         """
         if self.layout != CHECKPOINT_LAYOUT:
             return True
@@ -98,7 +98,7 @@ class PackedModule(PackedTensors):
         return True
 
     @one_thread_at_a_time
-    def unprepare(self) -> None:
+    def to_checkpoint_layout(self) -> None:
         """Converts the packed tensors back to the checkpoint layout."""
         if self.layout != CHECKPOINT_LAYOUT:
             self._replace_packed(self._in_checkpoint_layout(), CHECKPOINT_LAYOUT)
@@ -116,7 +116,7 @@ class PackedModule(PackedTensors):
         )
 
     def _in_checkpoint_layout(self) -> dict[str, Tensor]:
-        """Returns packed words, scales and zero points of a prepared layer in the checkpoint layout."""
+        """Returns packed words, scales and zero points of a layer in a kernel layout, in the checkpoint layout."""
         packed, scale, zero = torch.ops.qaig.repack(*self._weight())
         return self._named(packed, scale, zero if self.sym else pack_zero_point(zero, self.bits))
 

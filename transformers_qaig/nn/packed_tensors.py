@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.packing import CHECKPOINT_LAYOUT
+from ..utils.old_names import warn_of_old_name
 
 _order_lock = threading.RLock()  # one for all modules: some share their tensors, and a module's own could not be copied
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -47,13 +48,23 @@ class PackedTensors(nn.Module):
         """Whether the packed tensors are not in memory."""
         return self.device.type == "meta"
 
-    def prepare(self) -> bool:
+    def to_kernel_layout(self) -> bool:
         """Converts the packed tensors to the layout of the device's kernels, and returns whether they are in it now."""
         raise NotImplementedError
 
-    def unprepare(self) -> None:
+    def to_checkpoint_layout(self) -> None:
         """Converts the packed tensors back to the checkpoint layout."""
         raise NotImplementedError
+
+    def prepare(self) -> bool:
+        """`to_kernel_layout`, as an earlier version called it."""
+        warn_of_old_name("prepare()", "to_kernel_layout()")
+        return self.to_kernel_layout()
+
+    def unprepare(self) -> None:
+        """`to_checkpoint_layout`, as an earlier version called it."""
+        warn_of_old_name("unprepare()", "to_checkpoint_layout()")
+        self.to_checkpoint_layout()
 
     def _packed_names(self) -> Iterable[str]:
         """Returns the names of the packed tensors that there are."""
@@ -80,9 +91,9 @@ class PackedTensors(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedTensors":
         """Applies `fn` to move the packed tensors but not to cast them; a new device gets its kernels' layout."""
         probe = fn(self._stand_in(0))
-        prepared = self.layout != CHECKPOINT_LAYOUT
-        if prepared and probe.device != self.device:
-            self.unprepare()
+        in_kernel_layout = self.layout != CHECKPOINT_LAYOUT
+        if in_kernel_layout and probe.device != self.device:
+            self.to_checkpoint_layout()
         packed = {id(self._parameters[name]) for name in self._packed_names()}
 
         def move(tensor: Tensor) -> Tensor:
@@ -93,8 +104,8 @@ class PackedTensors(nn.Module):
 
         super()._apply(move, recurse)
         self.compute_dtype = probe.dtype if probe.dtype.is_floating_point else self.compute_dtype
-        if prepared:
-            self.prepare()
+        if in_kernel_layout:
+            self.to_kernel_layout()
         return self
 
     @one_thread_at_a_time
@@ -112,10 +123,10 @@ class PackedTensors(nn.Module):
     ) -> None:  # fmt: skip
         """Loads as `nn.Module` does, but a packed tensor of another dtype is an error: copying would cast it silently.
 
-        A prepared module is prepared again afterwards.
+        A module in a kernel layout is in one again afterwards.
         """
-        prepared = self.layout != CHECKPOINT_LAYOUT
-        self.unprepare()
+        in_kernel_layout = self.layout != CHECKPOINT_LAYOUT
+        self.to_checkpoint_layout()
         for name in self._packed_names():
             value, own = state_dict.get(prefix + name), self._parameters[name]
             if value is not None and own is not None and value.dtype != own.dtype:
@@ -123,8 +134,8 @@ class PackedTensors(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if prepared and not error_msgs:
-            self.prepare()
+        if in_kernel_layout and not error_msgs:
+            self.to_kernel_layout()
 
 
 def has_offload_hook(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from ..loading.conversions import sparing_packed
 from ..loading.converted_weights import ConvertedWeights
 from ..loading.dispatch import Placement, check_devices
 from ..loading.packed_checkpoint import PackedCheckpoint, open_packed
-from ..loading.packed_modules import check_loaded, fits_prepared, prepare, unpack_modules
+from ..loading.packed_modules import check_loaded, fits_in_kernel_layout, to_kernel_layout, unpack_modules
 from ..loading.parallel import refuse_tensor_parallel
 from ..loading.source import Source
 from ..loading.text_config import mark_text_config, unmark_text_config
@@ -147,8 +147,8 @@ class QAIGHfQuantizer(HfQuantizer):
     def _finish(self, model: PreTrainedModel) -> None:
         mark_text_config(model.config)
         is_mapped = not self.pre_quantized and self.quantization_config.calibration.work_dir is not None
-        if not is_mapped or fits_prepared(model):
-            prepare(model, self.packed_by.plan)
+        if not is_mapped or fits_in_kernel_layout(model):
+            to_kernel_layout(model, self.packed_by.plan)
 
     # -- back to full precision, and saving
 

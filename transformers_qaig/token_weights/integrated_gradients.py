@@ -16,7 +16,7 @@ def qig(
     x: Tensor,
     baseline: Tensor,
     *,
-    nodes: int = 8,
+    steps: int = 8,
     both_ends: bool = False,
 ) -> Tensor:
     """Computes QIG of a sub-block's input by the midpoint rule.
@@ -29,8 +29,8 @@ def qig(
         difference: x_α [B, T, C] → f(x_α, w) - f(x_α, w^q), [..., C'].
         x: [B, T, C] fp32, the input in the full-precision model.
         baseline: [B, T, C] fp32, x0: the input in the quantized model for the paper's own form.
-        nodes: number of midpoint nodes. The integrand has kinks, so a higher-order rule gains nothing.
-        both_ends: the rule of the paper's code instead: `nodes` points from 0 to 1, both ends included, all of the same
+        steps: of the midpoint rule. The integrand has kinks, so a higher-order rule gains nothing.
+        both_ends: the rule of the paper's code instead: `steps` points from 0 to 1, both ends included, all of the same
             weight. Its sum is not complete.
 
     Returns:
@@ -38,14 +38,14 @@ def qig(
     """
     step = x - baseline
     gradient = torch.zeros_like(x)
-    for node in range(nodes):
-        share = node / (nodes - 1) if both_ends else (node + 0.5) / nodes
+    for index in range(steps):
+        share = index / (steps - 1) if both_ends else (index + 0.5) / steps
         point = (baseline + share * step).detach().requires_grad_()
         with torch.enable_grad():
             total = difference(point).abs().mean(-1).sum()
             (slope,) = torch.autograd.grad(total, point)
         gradient += slope
-    return step * gradient / nodes
+    return step * gradient / steps
 
 
 def qig_linear(x: Tensor, baseline: Tensor, weight_error: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Compared with [`QIG`](qig.py):
 - all scales of a block are searched before anything in it is rounded;
 - weights alone: the path starts at zero; with rounded inputs: at the quantized model's input, which is not rounded;
 - with rounded inputs the quantized output counts as a constant, and outliers are not clipped;
-- the integral has 32 nodes, both ends among them, and no closed form is used;
+- the integral has 32 points, both ends among them, and no closed form is used;
 - padding counts;
 - a sequence's weights sum up to 1, however long it is; they are 0 where all attributions are zero.
 """
@@ -25,7 +25,7 @@ from .integrated_gradients import qig, weights_from_attribution
 from .precomputed import Precomputed
 
 UNIFORM_SEARCHES = 5
-NODES = 32
+STEPS = 32
 
 
 def pictures_and_answers(data: WeightingData) -> BlockWeights:
@@ -75,7 +75,7 @@ class OfficialCode:
             return run(block, group, inputs, x) - rounded
 
         baseline = inputs.hidden_q if rounds_inputs else torch.zeros_like(inputs.hidden)
-        attribution = qig(difference, inputs.hidden, baseline, nodes=NODES, both_ends=True)
+        attribution = qig(difference, inputs.hidden, baseline, steps=STEPS, both_ends=True)
         found = []
         for values in attribution.reshape(-1, attribution.shape[-1]).split(inputs.lengths):
             all_tokens = torch.ones(len(values), dtype=torch.bool, device=values.device)

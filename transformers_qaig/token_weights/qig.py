@@ -19,12 +19,12 @@ class QIG(Stateless):
     f^q has every linear of the sub-block rounded to nearest. Its inputs are rounded to 8 bits if activations are.
 
     Args:
-        nodes: points of the integral, where it has no closed form.
+        steps: of the integral, where it has no closed form.
         from_zero: whether the path starts at zero instead.
     """
 
-    def __init__(self, nodes: int, from_zero: bool = False):
-        self.nodes, self.from_zero = nodes, from_zero
+    def __init__(self, steps: int, from_zero: bool = False):
+        self.steps, self.from_zero = steps, from_zero
 
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
         """Computes λ fp32 `[B, T]` on the CPU for each of the sub-block's inputs; zero at padding."""
@@ -59,7 +59,7 @@ class QIG(Stateless):
             rounded = run(block, group, inputs, x, weights_q, activation_bits)
             return run(block, group, inputs, x) - rounded
 
-        return qig(difference, inputs.hidden, baseline, nodes=self.nodes)
+        return qig(difference, inputs.hidden, baseline, steps=self.steps)
 
 
 class Shuffled(Stateless):

@@ -23,7 +23,7 @@ def test_the_output_is_that_of_pefts_own_on_the_dense_layer(
     rotation: Rotation | None, dtype: torch.dtype, dropout: float
 ) -> None:
     packed = layer(rotation, dtype)
-    packed.prepare()
+    packed.to_kernel_layout()
     config = peft.LoraConfig(target_modules=["0"], r=4, lora_alpha=16, use_dora=True, lora_dropout=dropout)
     models = []
     for base in (packed, packed.to_dense()):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.kernels.aarch64.cases import HARNESS, LEVELS, Call, emulate, run
+from tests.nn.cpu_layers import exact, random_layer
 from tests.nn.rounding_errors import ROUNDING, error
-from tests.nn.test_cpu_kernels import exact, random_layer
 from transformers_qaig.formats.hadamard import BLOCKS, Rotation
 from transformers_qaig.formats.reference import dequantize
 from transformers_qaig.nn import QAIGLinear

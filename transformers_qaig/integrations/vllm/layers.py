@@ -87,7 +87,7 @@ class QAIGEmbeddingMethod(QAIGLinearMethod):
         if self.is_tied:
             head = QAIGLinear.from_scheme(self.in_features, count, scheme, dtype=layer.rows.weight_scale.dtype)
             tie(head, layer.rows)
-            head.prepare()
+            head.to_kernel_layout()
             layer.packed = nn.ModuleList([head])
         loaded.release(layer)
 

@@ -55,7 +55,7 @@ def make_linears(
             module.bias = frozen(bias.data[start : start + module.out_features].clone())
         start += module.out_features
         if isinstance(module, QAIGLinear):
-            module.prepare()
+            module.to_kernel_layout()
     return nn.ModuleList(made)
 
 

@@ -1,4 +1,4 @@
-"""`QAIGLinear.prepare`: the kernels' word order, and that nobody outside the kernels ever sees it."""
+"""`QAIGLinear.to_kernel_layout`: the kernels' word order, and that nobody outside the kernels ever sees it."""
 
 import copy
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.nn.test_cpu_kernels import random_layer
+from tests.nn.cpu_layers import random_layer
 from tests.tolerance import assert_close
 from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, KERNEL_BITS, unpack, unpack_zero_point
 from transformers_qaig.kernels import extension
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kerne
 def prepared(*args, **kwargs):
     layer = random_layer(*args, **kwargs)
     state = copy.deepcopy(layer.state_dict())
-    assert layer.prepare()
+    assert layer.to_kernel_layout()
     assert layer.layout == CPU_LAYOUT
     return layer, state
 
@@ -57,7 +57,7 @@ def test_the_order_is_the_one_described(bits, in_features, group_size):
         unpack_zero_point(layer.weight_zero_point, bits, 20),
     )
     scale = layer.weight_scale.detach().clone()
-    layer.prepare()
+    layer.to_kernel_layout()
     length = in_features if group_size == -1 else group_size
     groups, units = in_features // length, -(-length // 32)
     assert layer.weight_packed.shape == (2, groups * units, bits, 16)
@@ -86,7 +86,7 @@ def test_state_dict_is_in_the_checkpoint_layout_bit_by_bit(bits, sym, dtype):
     assert_state(layer, state)
     assert layer.layout == CPU_LAYOUT
     assert torch.equal(layer.dequantize(), random_like(layer, state).dequantize())
-    layer.unprepare()
+    layer.to_checkpoint_layout()
     assert layer.layout == CHECKPOINT_LAYOUT
     assert {n: t.shape for n, t in layer.named_parameters()} == {n: t.shape for n, t in state.items()}
     assert_state(layer, state)
@@ -104,7 +104,7 @@ def random_like(layer, state):
 def test_preparing_twice_changes_nothing():
     layer, state = prepared(3)
     words = layer.weight_packed
-    assert layer.prepare()
+    assert layer.to_kernel_layout()
     assert layer.weight_packed is words
     assert_state(layer, state)
 
@@ -114,7 +114,7 @@ def test_threads_prepare_undo_and_save_at_the_same_time():
     layer, state = prepared(3, out_features=400, in_features=480)
 
     def work(i: int) -> None:
-        (layer.prepare, layer.unprepare)[i % 2]()
+        (layer.to_kernel_layout, layer.to_checkpoint_layout)[i % 2]()
         assert_state(layer, state)
 
     interval = sys.getswitchinterval()
@@ -130,7 +130,7 @@ def test_threads_prepare_undo_and_save_at_the_same_time():
 @pytest.mark.parametrize("bits", [5, 6, 7])
 def test_other_widths_stay_as_they_are(bits):
     layer = random_layer(bits)
-    assert not layer.prepare()
+    assert not layer.to_kernel_layout()
     assert layer.layout == CHECKPOINT_LAYOUT
 
 
@@ -176,14 +176,14 @@ def test_offloaded_layers_stay_in_the_checkpoint_layout(where, tmp_path):
         cpu_offload(model, execution_device=torch.device("cpu"))
     else:
         disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
-    assert not model[0].prepare()
+    assert not model[0].to_kernel_layout()
     assert torch.equal(model(x), expected)
 
 
 def test_memory_is_not_doubled():
     layer = random_layer(4, 128, out_features=256, in_features=1024, dtype=torch.bfloat16)
     size = sum(p.nbytes for p in layer.parameters())
-    layer.prepare()
+    layer.to_kernel_layout()
     grown = sum(p.nbytes for p in layer.parameters()) - size
     assert grown == 256 * 8 * (8 - 4) // 8  # zero points take a byte instead of 4 bits
 
@@ -191,7 +191,7 @@ def test_memory_is_not_doubled():
 def test_gradients_pass_through_a_prepared_layer():
     layer, x = random_layer(3), torch.randn(5, 96, requires_grad=True)
     (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
-    layer.prepare()
+    layer.to_kernel_layout()
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x)
     assert_close(gradient, expected, layer.out_features)
     assert torch.autograd.gradcheck(layer, x.detach().double().requires_grad_())
