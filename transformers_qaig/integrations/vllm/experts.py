@@ -97,7 +97,7 @@ class QAIGExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         self.loaded = {}
         check_packed_experts(self.experts, self.name, negative_scales=False)
         self.experts.compute_dtype = self.experts.get_parameter("down_proj_scale").dtype
-        self.experts.prepare()
+        self.experts.to_kernel_layout()
         layer.packed = self.experts
 
     def get_fused_moe_quant_config(self, layer: nn.Module) -> None:
