@@ -30,6 +30,8 @@ WAYS: dict[str, dict[str, Any]] = {
         "overrides": {"*.vision_tower.*.v_proj": 8, "*.self_attn.q_proj": 2},
     },
 }
+EXPORTED: dict[str, Any] = {"bits": 4, "overrides": {"*.down_proj": 3, "*.o_proj": 8, "*.layers.2.*": 2}}
+"""For compressed-tensors: parts of one fused layer have one width."""
 EXPERTS: dict[str, dict[str, Any]] = {
     "w4": {"bits": 4},
     "mixed": {

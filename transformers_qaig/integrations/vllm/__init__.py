@@ -10,5 +10,6 @@ from importlib import import_module
 
 
 def register() -> None:
-    """Adds the quantization method `qaig` to vLLM. It may be called several times."""
+    """Adds the method `qaig` and the kernels for other packed files to vLLM. It may be called several times."""
     import_module(".config", __name__)
+    import_module(".linear_kernel", __name__)

@@ -46,7 +46,7 @@ def make_linears(
         if scheme is None:
             made += [_dense(loaded.name, in_features, rows, found, device, dtype) for _, rows, found in members]
             continue
-        layers = [_packed(loaded.name, scheme, in_features, rows, found, device) for _, rows, found in members]
+        layers = [packed_linear(loaded.name, scheme, in_features, rows, found, device) for _, rows, found in members]
         made.append(layers[0] if len(layers) == 1 else _joined(layers, scheme))
     start = 0
     for module in made:
@@ -77,9 +77,22 @@ def make_embedding(
     return module
 
 
-def _packed(
+def packed_linear(
     name: str, scheme: WeightScheme, in_features: int, rows: int, found: Mapping[str, Tensor], device: torch.device
 ) -> QAIGLinear:
+    """Makes a packed layer, which is not prepared.
+
+    Args:
+        name: of the layer, for messages.
+        scheme: how its weight is stored.
+        in_features: of the layer.
+        rows: its output features.
+        found: its tensors, by name.
+        device: where they go.
+
+    Raises:
+        ValueError: a tensor is missing, or does not fit.
+    """
     module = QAIGLinear.from_scheme(in_features, rows, scheme)
     _fill(module, name, found, device)
     return module
