@@ -3,6 +3,7 @@
 import re
 
 from torch import nn
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from transformers_qaig.exporting.mlx import quantization_config
 from transformers_qaig.exporting.patterns import module_names, patterns
@@ -27,6 +28,14 @@ def test_a_block_that_is_left_out_is_not_the_beginning_of_another_ones_name() ->
     names = module_names(model, ["layers.1"])
     assert any(name in "model.layers.1.mlp" or name in "layers.1.mlp" for name in names)
     assert not any(name in f"layers.{number}.mlp" for name in names for number in (0, 10, 11))
+
+
+def test_a_part_that_is_left_out_is_found_by_transformers() -> None:
+    """It looks at the beginning of a path, other engines anywhere in it."""
+    model = nn.ModuleDict({"model": nn.ModuleDict({"tower": nn.Linear(2, 2)}), "lm_head": nn.Linear(2, 2)})
+    names = module_names(model, ["model.tower", "lm_head"])
+    assert names == ["tower", "model.tower", "lm_head"]
+    assert not should_convert_module("model.tower.layers.0.fc1", names)
 
 
 def test_mlx_finds_other_widths_of_a_tower_by_its_own_name() -> None:

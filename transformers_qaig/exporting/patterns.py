@@ -86,7 +86,8 @@ def _has_matrix(module: nn.Module) -> bool:
 def module_names(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """Returns names for engines that look for a text in a module's name: the part of a model, or a whole path.
 
-    A block is named by what is in it, because `layers.1` is in the name `layers.10`, too.
+    Transformers looks at the beginning of a path, so a part has its path there, too. A block is named by what is in it,
+    because `layers.1` is in the name `layers.10`.
 
     Args:
         model: whose modules they are.
@@ -100,7 +101,7 @@ def module_names(model: nn.Module, paths: Iterable[str]) -> list[str]:
             continue
         parts = [part for part in path.split(".") if part != _TRUNK]
         if not any(part.isdecimal() for part in parts):
-            names.append(".".join(parts))
+            names += dict.fromkeys([".".join(parts), path])
             continue
         names += [path, f"{parts[0]}.{_TRUNK}.{'.'.join(parts[1:])}"]
     return names

@@ -64,7 +64,7 @@ class QAIGLinearKernel(MPLinearKernel):  # type: ignore[misc]
             tensors.pop("weight_zero_point", None)
         device = tensors["weight_packed"].device
         layer.packed = packed_linear(self.w_q_name, scheme, columns, rows, tensors, device)
-        layer.packed.prepare()
+        layer.packed.to_kernel_layout()
         for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
             if name is not None and getattr(layer, name, None) is not None:
                 delattr(layer, name)
