@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig.calibration.decisions import BlockDecisions, rounded
 from transformers_qaig.calibration.experts import StackStep
-from transformers_qaig.calibration.steps import GroupContext
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group

@@ -134,7 +134,7 @@ def test_scales_are_folded_before_codes_are_chosen(case: Case) -> None:
 
 def test_a_step_that_does_harm_is_rejected(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ruin:
-        name = "ruin"
+        name, rounds = "ruin", True
 
         def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions:
             roundings = {}

@@ -247,3 +247,12 @@ def test_dequantize_gives_any_rows():
     weight = layer.dequantize(torch.float32)
     for start, stop in ((0, 40), (5, 6), (15, 33), (40, 40)):
         assert torch.equal(torch.ops.qaig.dequantize(*arguments(layer), start, stop), weight[start:stop])
+
+
+def test_the_old_names_of_the_layouts_warn_and_work():
+    layer = random_layer(4)
+    with pytest.warns(FutureWarning, match=r"to_kernel_layout\(\)"):
+        assert layer.prepare() == (layer.layout != CHECKPOINT_LAYOUT)
+    with pytest.warns(FutureWarning, match=r"to_checkpoint_layout\(\)"):
+        layer.unprepare()
+    assert layer.layout == CHECKPOINT_LAYOUT

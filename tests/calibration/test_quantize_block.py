@@ -89,7 +89,7 @@ def test_padding_may_be_anything(case: Case, recipe: str) -> None:
 
 def test_a_candidate_whose_output_is_not_finite_is_rejected(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ruin:
-        name = "ruin"
+        name, rounds = "ruin", True
 
         def __call__(self, context: GroupContext, decisions: BlockDecisions) -> BlockDecisions:
             roundings = {}
