@@ -1,4 +1,4 @@
-"""AutoRound, in its mode for VLMs: signed gradient descent on rounding and on each group's range.
+"""AutoRound, in its mode for VLMs or language models: signed gradient descent on rounding and on each group's range.
 
 A sample is a batch of its own, since padding would count in the loss, and gradients of eight are added up before each
 step, which is the library's default batch. torch.compile is off: every length would be compiled anew.
@@ -22,7 +22,6 @@ BATCH = 8
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     model = load(job.model)
-    processor = AutoProcessor.from_pretrained(job.model)
     settings: dict[str, Any] = {
         **job.settings,
         "bits": job.bits,
@@ -39,9 +38,7 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     start = time.perf_counter()
     rounding = AutoRound(
         model,
-        tokenizer=processor.tokenizer,
-        processor=processor,
-        image_processor=processor.image_processor,
+        **_readers(job.model),
         dataset=[{**sample} for sample in samples],
         device_map="cpu",
         **settings,
@@ -54,3 +51,16 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     zero_bits = 0 if settings["sym"] else job.bits
     bits = stored_bits(job.bits, job.group_size, zero_bits=zero_bits)
     return Quantized(model.to(torch.float32), linears, bits, seconds, settings)
+
+
+def _readers(folder: str) -> dict[str, Any]:
+    """Returns what reads text and pictures: the tokenizer alone for a language model, whose samples have no padding."""
+    processor = AutoProcessor.from_pretrained(folder)
+    if not hasattr(processor, "image_processor"):
+        processor.pad_token = None  # else the ends of stories would count as padding
+        return {"tokenizer": processor}
+    return {
+        "tokenizer": processor.tokenizer,
+        "processor": processor,
+        "image_processor": processor.image_processor,
+    }
