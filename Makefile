@@ -28,8 +28,8 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # What the kernels are built with for `make sanitize` (-O3 takes minutes): flags of their own, hence a cache entry of
-# their own. libstdc++ comes along: without it ASan cannot see exceptions.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
+# their own. AMX is emulated: csrc/cpu/amx/tiles.h. libstdc++ comes along: without it ASan cannot see exceptions.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -DQAIG_EMULATE_AMX
 SANITIZED = ASAN_OPTIONS=detect_leaks=0 QAIG_CXXFLAGS="$(SANITIZE)" LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 SERVED := OMP_NUM_THREADS=1 QAIG_VLLM_PYTHON="$(CURDIR)/.venv-vllm/bin/python"
 CROSS := aarch64-linux-gnu-g++
@@ -99,10 +99,10 @@ cross: $(VENV)/.test
 	@if ! command -v $(CROSS) >/dev/null; then echo "cross: skipped, there is no $(CROSS)"; \
 	elif ! command -v qemu-aarch64 >/dev/null; then echo "cross: skipped, there is no qemu-aarch64"; \
 	else set -ex; mkdir -p out/aarch64; \
-	  for file in $$(find csrc/cpu -name '*.cpp') tests/kernels/aarch64/harness.cpp; do \
+	  for file in $$(find csrc/cpu -name '*.cpp') tests/kernels/cpu/harness.cpp; do \
 	    $(CROSS) -std=c++17 -O2 -fPIC -Wall -Wextra -Werror -Icsrc -c $$file -o out/aarch64/$$(echo $$file | tr / -).o; done; \
 	  $(CROSS) -static out/aarch64/*.o -o out/aarch64/harness; rm out/aarch64/*.o; \
-	  QAIG_AARCH64_HARNESS=out/aarch64/harness $(BIN)/python -m pytest -q tests/kernels/aarch64; fi
+	  QAIG_AARCH64_HARNESS=out/aarch64/harness $(BIN)/python -m pytest -q -m "not slow" tests/kernels/cpu; fi
 
 cuda: $(VENV)/.dev
 	$(BIN)/python tools/check_cuda.py $(if $(ARCHS),--archs $(ARCHS))

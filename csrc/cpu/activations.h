@@ -14,6 +14,8 @@
 //   quads  [planes][quads of the segment][R]: the bytes of slots 0, 2, 1, 3, the order in which `layout.h` puts codes
 //          into a word, for 8-bit products
 //   pairs  [parts][pairs of the segment][R]: two neighbouring slots as 16-bit integers, for 16-bit products
+//
+// For AMX quads come row by row: [R][planes][quads of the segment].
 #pragma once
 
 #include <vector>
@@ -24,7 +26,7 @@
 
 namespace qaig {
 
-constexpr int kMaxBatchRows = 8;  // in every instruction set
+constexpr int kMaxBatchRows = 16;  // in every instruction set
 constexpr int kMaxPlanes = 3, kMaxParts = 2, kUnitPairs = kUnitSlots / 2;
 constexpr int kQuadWords = kUnitQuads * kMaxPlanes, kPairWords = kUnitPairs * kMaxParts;  // per row and unit, at most
 constexpr int parts(int planes) { return planes == 3 ? 2 : 1; }
@@ -54,7 +56,7 @@ public:
           batches((l.rows + batch_rows - 1) / batch_rows),
           batch_words(l.weight.shape.units() * (quads ? kQuadWords : kPairWords) * batch_rows),
           batch_sums(l.weight.shape.segments() * kMaxParts * batch_rows),
-          words(batches * batch_words),
+          words(batches * batch_words + kUnitQuads),  // a tile may read a unit too much
           scales(batches * batch_sums),
           sums(batches * batch_sums),
           signs(sign_words(l.rotation, l.weight.shape.in_features)),

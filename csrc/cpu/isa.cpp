@@ -1,12 +1,18 @@
 // Which instruction sets this processor has, and which one the environment asks for.
 #include "cpu/isa.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(QAIG_NEON) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(QAIG_NEON) && defined(__APPLE__)
@@ -27,9 +33,7 @@ constexpr Named kNamed[] = {
     {Isa::neon_dotprod, "neon-dotprod"},
     {Isa::neon_i8mm, "neon-i8mm"},
 #else
-    {Isa::avx2, "avx2"},
-    {Isa::avxvnni, "avxvnni"},
-    {Isa::avx512, "avx512"},
+    {Isa::avx2, "avx2"},         {Isa::avxvnni, "avxvnni"}, {Isa::avx512, "avx512"}, {Isa::amx, "amx"},
 #endif
 };
 
@@ -78,8 +82,27 @@ bool has_i8mm() { return false; }
 #endif
 #endif
 
+#if defined(__x86_64__) && !defined(QAIG_EMULATE_AMX)
+// Whether the operating system saves the tiles, and lets this process use them. Linux wants to be asked, once.
+bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long kAskForFeature = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) {
+        return false;
+    }
+    unsigned low = 0, high = 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned kTileState = 3u << 17;
+    return (low & kTileState) == kTileState && syscall(SYS_arch_prctl, kAskForFeature, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 struct Features {
-    Isa best = Isa::portable;
+    std::vector<Isa> isas = {Isa::portable};  // that can run, the best last
     bool avx_vnni = false;
     std::string names;
 
@@ -100,15 +123,31 @@ struct Features {
         avx512 &= add("avx512vl", __builtin_cpu_supports("avx512vl"));
         avx512 &= add("avx512dq", __builtin_cpu_supports("avx512dq"));
         avx512 &= add("avx512vnni", __builtin_cpu_supports("avx512vnni"));
-        if (avx2) {
-            best = avx512 ? Isa::avx512 : avx_vnni ? Isa::avxvnni : Isa::avx2;
-        }
+#if defined(QAIG_EMULATE_AMX)
+        const bool amx = add("emulated-amx", avx2);
+#else
+        const bool has_tiles = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & 1 << 24) && (edx & 1 << 25);
+        const bool amx = add("amx_int8", avx512 && has_tiles && may_use_tiles());
+#endif
+        avx512 &= avx2;
+        add_isa(Isa::avx2, avx2);
+        add_isa(Isa::avxvnni, avx_vnni || avx512);
+        add_isa(Isa::avx512, avx512);
+        add_isa(Isa::amx, amx && avx2);
 #elif defined(QAIG_NEON)
         const bool dotprod = add("asimddp", has_dotprod()), i8mm = add("i8mm", has_i8mm());
-        if (dotprod) {
-            best = i8mm ? Isa::neon_i8mm : Isa::neon_dotprod;
-        }
+        add_isa(Isa::neon_dotprod, dotprod);
+        add_isa(Isa::neon_i8mm, dotprod && i8mm);
 #endif
+    }
+
+    // The last before `end` that can run.
+    Isa last_before(Isa end) const {
+        Isa found = Isa::portable;
+        for (const Isa isa : isas) {
+            found = isa == end ? found : isa;
+        }
+        return found;
     }
 
 private:
@@ -117,6 +156,12 @@ private:
             names += (names.empty() ? "" : " ") + std::string(feature);
         }
         return present;
+    }
+
+    void add_isa(Isa isa, bool present) {
+        if (present) {
+            isas.push_back(isa);
+        }
     }
 };
 
@@ -133,7 +178,7 @@ const char* variable(const char* name) {
 // What QAIG_CPU_ISA asks for, or QAIG_CPU_LEVEL, its old name. A request that cannot be met leaves a message, which Python
 // raises when it loads the library, and the best instruction set: never an illegal instruction.
 struct Request {
-    Isa isa = features().best;
+    Isa isa = best_isa();
     std::string error;
 
     Request() {
@@ -151,8 +196,8 @@ struct Request {
         if (!parse(text, &wanted)) {
             error =
                 setting + " is no instruction set of these kernels: set it to one of " + all_names() + ", or unset it";
-        } else if (wanted > features().best) {
-            error = setting + " needs more than this processor has: its best is " + name(features().best) +
+        } else if (!can_run(wanted)) {
+            error = setting + " needs more than this processor has: its best is " + name(features().isas.back()) +
                     "; set that or one before it, or unset the variable";
         } else {
             isa = wanted;
@@ -172,12 +217,17 @@ std::atomic<Isa>& current() {
 
 }  // namespace
 
-Isa best_isa() { return features().best; }
+bool can_run(Isa wanted) {
+    const std::vector<Isa>& isas = features().isas;
+    return std::find(isas.begin(), isas.end(), wanted) != isas.end();
+}
+
+Isa best_isa() { return features().last_before(Isa::amx); }
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
 
 bool set_isa(Isa wanted) {
-    if (wanted > best_isa()) {
+    if (!can_run(wanted)) {
         return false;
     }
     current().store(wanted, std::memory_order_relaxed);
@@ -192,6 +242,18 @@ bool has_avx_vnni() { return features().avx_vnni; }
 #define QAIG_EXPORT extern "C" __attribute__((visibility("default")))
 
 QAIG_EXPORT const char* qaig_cpu_features() { return qaig::features().names.c_str(); }
+
+// Those that this processor can run, the best last.
+QAIG_EXPORT const char* qaig_cpu_isas() {
+    static const std::string names = [] {
+        std::string all;
+        for (const qaig::Isa isa : qaig::features().isas) {
+            all += (all.empty() ? "" : " ") + std::string(qaig::name(isa));
+        }
+        return all;
+    }();
+    return names.c_str();
+}
 
 QAIG_EXPORT const char* qaig_cpu_best_isa() { return qaig::name(qaig::best_isa()); }
 

@@ -40,6 +40,7 @@ void matmul(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 
 namespace avx2 {
 void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);
+void quantize_by_rows(const Linear& l, Activations& a, int64_t begin, int64_t end);  // for an emulated amx::gemm
 void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void dequantize_tile(const Weight& w, const Tile& tile, float* out);  // [16][in_features]; others use it, too
@@ -52,10 +53,15 @@ void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 
 namespace avx512 {  // quads
 void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);
+void quantize_by_rows(const Linear& l, Activations& a, int64_t begin, int64_t end);  // for amx::gemm
 void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void dequantize_columns(const Weight& w, const Tile& tile, int64_t rows, int64_t start, int64_t stop, uint16_t* out);
 }  // namespace avx512
+
+namespace amx {  // quads, row by row; the rest is that of avx512
+void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
+}  // namespace amx
 
 namespace neon {  // quads
 void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);

@@ -173,7 +173,7 @@ void dequantize_rows(const Weight& w, const Tile& tile, int64_t first, int64_t l
 
 void dequantize_columns(const Weight& w, const Tile& tile, int64_t rows, int64_t start, int64_t stop, uint16_t* out) {
 #if defined(__x86_64__)
-    if (isa() == Isa::avx512) {
+    if (isa() >= Isa::avx512 && can_run(Isa::avx512)) {
         return avx512::dequantize_columns(w, tile, rows, start, stop, out);
     }
 #endif

@@ -25,6 +25,18 @@ struct WordByWord {
     }
 };
 
+// The same values, and rows that stay one after the other.
+template <class Values>
+struct RowByRow : Values {
+    using Values::Values;
+
+    static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
+        for (int64_t m = 0; m < R; m++) {
+            out = std::copy_n(rows[m], count, out);
+        }
+    }
+};
+
 // Fills the batches [begin, end) of `a`. Values is one row of one segment as an instruction set holds it:
 //
 //   Values(const Linear&, int64_t row, const Segment&)

@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kMinParallelProducts = 1 << 18;  // with fewer, starting threads costs more than they save
 constexpr int64_t kMinParallelInputs = 1 << 15;    // values to quantize: likewise
 constexpr int64_t kMostChunkWords = 1 << 19;       // of weights: 2 MiB
+constexpr int64_t kMinTileRows = 9;                // of x for AMX: fewer are one batch for AVX-512. Not measured.
 
 struct Kernels {
     void (*quantize)(const Linear&, Activations&, int64_t begin, int64_t end);
@@ -20,12 +21,23 @@ struct Kernels {
     void (*gemm)(const Linear&, const Activations&, int64_t begin, int64_t end);
 };
 
-Kernels kernels_in_use() {
-    switch (isa()) {
+// The instruction set that computes a layer.
+Isa isa_of(const Linear& l) { return isa() == Isa::amx && l.rows < kMinTileRows ? best_isa() : isa(); }
+
+// AMX takes x row by row, as the instruction set before it makes it.
+[[maybe_unused]] auto quantize_for_amx() {
+#if defined(__x86_64__)
+    return can_run(Isa::avx512) ? avx512::quantize_by_rows : avx2::quantize_by_rows;
+#endif
+}
+
+Kernels kernels_for(const Linear& l) {
+    switch (isa_of(l)) {
 #if defined(__x86_64__)  // elsewhere the folders avx2, avxvnni and avx512 compile to nothing
         case Isa::avx2: return {avx2::quantize, avx2::gemv, avx2::gemm};
         case Isa::avxvnni: return {avx2::quantize, avxvnni::gemv, avxvnni::gemm};
         case Isa::avx512: return {avx512::quantize, avx512::gemv, avx512::gemm};
+        case Isa::amx: return {quantize_for_amx(), avx512::gemv, amx::gemm};
 #elif defined(QAIG_NEON)  // elsewhere the folder neon does
         case Isa::neon_dotprod: return {neon::quantize, neon::gemv, neon::gemm_dotprod};
         case Isa::neon_i8mm: return {neon::quantize_for_i8mm, neon::gemv, neon::gemm_i8mm};
@@ -49,8 +61,9 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
 // AVX2 has 8-bit products for codes of 2 to 4 bits. 16-bit activations need two of them for one 16-bit product, which
 // pays where codes are unpacked once.
 bool takes_quads(const Linear& l) {
-    if (isa() != Isa::avx2) {
-        return isa() != Isa::portable;
+    const Isa isa = isa_of(l);
+    if (isa != Isa::avx2) {
+        return isa != Isa::portable;
     }
     return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kGemvRows || l.activation_bits == 8);
 }
@@ -89,16 +102,16 @@ ActivationsKey activations_key(const Linear& l) {
 Activations activations_for(const Linear& l) {
     const bool quads = takes_quads(l);
     // Rows whose sums fit in the registers.
-    const int64_t most = isa() > Isa::avxvnni ? kMaxBatchRows : isa() == Isa::avx2 && quads ? 3 : 6;
+    const Isa isa = isa_of(l);
+    const int64_t most = isa == Isa::amx ? 16 : isa > Isa::avxvnni ? 8 : isa == Isa::avx2 && quads ? 3 : 6;
     int64_t rows = rows_per_batch(l.rows, most);
-    if (isa() == Isa::neon_i8mm && rows > kGemvRows) {
+    if (isa == Isa::neon_i8mm && rows > kGemvRows) {
         rows += rows % 2;  // one instruction multiplies two rows
     }
     return Activations(l, rows, quads);
 }
 
 void quantize(const std::vector<Product>& products, const Parallel& parallel) {
-    const Kernels kernels = kernels_in_use();
     std::unordered_set<const Activations*> known;
     std::vector<Part> parts;
     int64_t values = 0;
@@ -111,12 +124,12 @@ void quantize(const std::vector<Product>& products, const Parallel& parallel) {
         }
     }
     for_each(parts, one_thread_if(values < kMinParallelInputs, parallel), [&](const Part& part) {
-        kernels.quantize(part.product->layer, *part.product->activations, part.begin, part.end);
+        const Linear& l = part.product->layer;
+        kernels_for(l).quantize(l, *part.product->activations, part.begin, part.end);
     });
 }
 
 void multiply(const std::vector<Product>& products, const Parallel& parallel) {
-    const Kernels kernels = kernels_in_use();
     int64_t count = 0, cost = 0;
     for (const Product& product : products) {
         const Shape& s = product.layer.weight.shape;
@@ -139,6 +152,7 @@ void multiply(const std::vector<Product>& products, const Parallel& parallel) {
     }
     for_each(parts, threads, [&](const Part& part) {
         const Linear& l = part.product->layer;
+        const Kernels kernels = kernels_for(l);
         (l.rows <= kGemvRows ? kernels.gemv : kernels.gemm)(l, *part.product->activations, part.begin, part.end);
     });
     for (const Product& product : products) {

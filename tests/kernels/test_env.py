@@ -10,11 +10,12 @@ from transformers_qaig.kernels import cuda, env, extension
 @pytest.fixture
 def kernels(monkeypatch):
     """A machine that can run AVX-512, with kernels for every operator, with an instruction set to be chosen."""
-    chosen = {"isa": "avx512", "best": "avx512"}
+    chosen = {"isa": "avx512", "best": "avx512", "isas": extension.CPU_ISAS[:4]}
     monkeypatch.setattr(extension, "load", lambda: True)
     monkeypatch.setattr(extension, "why_not", lambda: None)
     monkeypatch.setattr(extension, "cpu_isa", lambda: chosen["isa"])
     monkeypatch.setattr(extension, "best_cpu_isa", lambda: chosen["best"])
+    monkeypatch.setattr(extension, "cpu_isas", lambda: chosen["isas"])
     monkeypatch.setattr(extension, "cpu_features", lambda: ("avx2", "fma"))
     monkeypatch.setattr(extension, "library_path", lambda: "/somewhere/_C.abi3.so")
     monkeypatch.setattr(extension, "origin", lambda: "prebuilt")
@@ -47,7 +48,8 @@ def test_every_operator_on_every_device(kernels):
 
 def test_widths_and_dtypes(kernels):
     cases = backends("linear", "cpu")
-    assert (cases["bits 2, 3, 4, 8"].name, cases["bits 2, 3, 4, 8"].why_not_faster) == ("cpu (avx512)", None)
+    assert cases["bits 2, 3, 4, 8"].name == "cpu (avx512)"
+    assert "lacks part of what amx needs" in cases["bits 2, 3, 4, 8"].why_not_faster
     assert "widened to 8 bits" in cases["bits 5, 6, 7"].why_not_faster
     assert cases["float64 input"].name == "reference"
     assert [(b.case, b.name) for b in backends("embedding", "cpu").values()] == [("every call", "cpu (portable)")]

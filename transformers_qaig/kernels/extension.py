@@ -31,13 +31,14 @@ from . import compilation, compiler
 
 _TEXTS = (
     "qaig_cpu_features",
+    "qaig_cpu_isas",
     "qaig_cpu_best_isa",
     "qaig_cpu_isa",
     "qaig_cpu_isa_error",
 )
 
 _IS_ARM = platform.machine() in ("aarch64", "arm64")
-CPU_ISAS = ("portable", "neon-dotprod", "neon-i8mm") if _IS_ARM else ("portable", "avx2", "avxvnni", "avx512")
+CPU_ISAS = ("portable", "neon-dotprod", "neon-i8mm") if _IS_ARM else ("portable", "avx2", "avxvnni", "avx512", "amx")
 """The instruction sets of csrc/cpu/isa.h for this machine's architecture; each includes those before it."""
 
 _logger = get_logger(__name__)
@@ -116,14 +117,13 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def best_cpu_isa() -> str | None:
-    """Returns the best of `CPU_ISAS` that this processor can run; None without the kernels."""
+    """Returns the one of `CPU_ISAS` that is taken if nobody asks for another; None without the kernels."""
     return _text("qaig_cpu_best_isa")
 
 
 def cpu_isas() -> tuple[str, ...]:
     """Lists the instruction sets that this processor can run, the best last; empty without the kernels."""
-    best = best_cpu_isa()
-    return () if best is None else CPU_ISAS[: CPU_ISAS.index(best) + 1]
+    return tuple((_text("qaig_cpu_isas") or "").split())
 
 
 def cpu_isa() -> str | None:
@@ -151,7 +151,7 @@ def set_cpu_isa(isa: str) -> None:
     if status == 1:
         raise ValueError(f'isa must be one of {", ".join(CPU_ISAS)}, got "{isa}"')
     if status != 0:
-        raise ValueError(f'isa "{isa}" is more than this processor can run: its best is "{best_cpu_isa()}"')
+        raise ValueError(f'isa "{isa}" is more than this processor can run: its best is "{cpu_isas()[-1]}"')
 
 
 def move_to_huge_pages(tensor: torch.Tensor) -> None:

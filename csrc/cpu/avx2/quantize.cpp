@@ -166,6 +166,10 @@ struct Values : WordByWord {
 
 void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end) { quantize_with<Values>(l, a, begin, end); }
 
+void quantize_by_rows(const Linear& l, Activations& a, int64_t begin, int64_t end) {
+    quantize_with<RowByRow<Values>>(l, a, begin, end);
+}
+
 }  // namespace qaig::avx2
 
 QAIG_TARGET_END

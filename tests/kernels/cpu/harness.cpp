@@ -1,11 +1,12 @@
-// Runs products of packed layers at every level of the processor, without torch: `harness CALLS RESULTS`. Without
-// arguments it prints what it detects: best level, level in use, features, and what is wrong with QAIG_CPU_ISA.
+// Runs products of packed layers with every instruction set of the processor, without torch: `harness CALLS RESULTS`.
+// Without arguments it prints what it detects: the instruction sets, the best one, the one in use, features, and what is
+// wrong with QAIG_CPU_ISA.
 //
-// cases.py writes the calls and reads the results. Numbers are int64, arrays follow without padding:
+// harness.py writes the calls and reads the results. Numbers are int64, arrays follow without padding:
 //
 //   calls    count; per call: count of layers, whether their weights are dequantized, too; per layer: the fields of
 //            `Layer` in order, then words, scale, zero (if there is one), bias (if there is one), x
-//   results  per call and level: y of every layer, from the checkpoint layout and, where there is one, the CPU layout;
+//   results  per call and instruction set: y of every layer, from the checkpoint layout and, where there is one, the CPU layout;
 //            then the dequantized weights in float32
 #include <cstdio>
 #include <cstdlib>
@@ -16,6 +17,7 @@
 #include "cpu/repack.h"
 
 extern "C" const char* qaig_cpu_features();
+extern "C" const char* qaig_cpu_isas();
 extern "C" const char* qaig_cpu_best_isa();
 extern "C" const char* qaig_cpu_isa();
 extern "C" const char* qaig_cpu_isa_error();
@@ -129,6 +131,9 @@ struct Layer {
     }
 };
 
+constexpr qaig::Isa kIsas[] = {qaig::Isa::portable, qaig::Isa::avx2,         qaig::Isa::avxvnni,  qaig::Isa::avx512,
+                               qaig::Isa::amx,      qaig::Isa::neon_dotprod, qaig::Isa::neon_i8mm};
+
 // As if two threads shared the work, one after the other.
 const qaig::Parallel kParallel = {[](int64_t size, void* context, qaig::Body body) {
                                       for (int64_t i = 0; i < size; i++) {
@@ -154,7 +159,8 @@ void write_products(std::vector<Layer>& layers, bool in_checkpoint_layout, File&
 int main(int count, char** arguments) {
     if (count != 3) {
         const char* error = qaig_cpu_isa_error();
-        std::printf("%s\n%s\n%s\n%s\n", qaig_cpu_best_isa(), qaig_cpu_isa(), qaig_cpu_features(), error ? error : "");
+        std::printf("%s\n%s\n%s\n%s\n%s\n", qaig_cpu_isas(), qaig_cpu_best_isa(), qaig_cpu_isa(), qaig_cpu_features(),
+                    error ? error : "");
         return 0;
     }
     File in(arguments[1], "rb"), out(arguments[2], "wb");
@@ -167,9 +173,9 @@ int main(int count, char** arguments) {
             layers.emplace_back(in);
             have_cpu_layout &= layers.back().has_cpu_layout();
         }
-        for (const qaig::Isa level : {qaig::Isa::portable, qaig::Isa::neon_dotprod, qaig::Isa::neon_i8mm}) {
-            if (!qaig::set_isa(level)) {
-                break;
+        for (const qaig::Isa isa : kIsas) {
+            if (!qaig::set_isa(isa)) {
+                continue;
             }
             write_products(layers, true, out);
             if (have_cpu_layout) {

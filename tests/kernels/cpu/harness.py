@@ -1,4 +1,4 @@
-"""Calls of the kernels for aarch64, run by `harness.cpp` on an emulated processor."""
+"""Calls of the CPU kernels without torch, run by `harness.cpp` in every instruction set that a processor has."""
 
 import os
 import shlex
@@ -12,12 +12,6 @@ from torch import Tensor
 
 from transformers_qaig.formats.packing import KERNEL_BITS
 from transformers_qaig.nn import QAIGLinear
-
-EMULATOR = "qemu-aarch64"
-HARNESS = os.environ.get("QAIG_AARCH64_HARNESS")
-LEVELS = {"cortex-a72": ["portable"], "neoverse-n1": ["portable", "neon-dotprod"]}
-LEVELS["max"] = [*LEVELS["neoverse-n1"], "neon-i8mm"]
-"""Instruction sets of some processors that the emulator knows."""
 
 _SCALARS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -40,29 +34,37 @@ class Call:
 
 @dataclass
 class Result:
-    """What one level computes: `y[layout][layer]`, and the weights in float32 if they were asked for."""
+    """What one instruction set computes: `y[layout][layer]`, and the weights in float32 if they were asked for."""
 
     y: list[list[Tensor]]
     weights: list[Tensor]
 
 
-def run(calls: list[Call], folder: Path, cpu: str = "max") -> list[list[Result]]:
-    """Runs calls, and returns for each the results of all levels of the processor."""
-    (folder / "calls").write_bytes(struct.pack("<q", len(calls)) + b"".join(_call(call) for call in calls))
-    emulate(cpu, str(folder / "calls"), str(folder / "results"))
-    reader = _Reader((folder / "results").read_bytes())
-    results = [[reader.result(call) for _ in LEVELS[cpu]] for call in calls]
-    reader.check_end()
-    return results
+@dataclass(frozen=True)
+class Harness:
+    """The compiled harness, by the words of its command: an emulator may come first."""
 
+    command: tuple[str, ...]
 
-def emulate(cpu: str, *arguments: str, **environment: str) -> str:
-    """Runs the harness on an emulated processor, and returns what it prints."""
-    variables = [word for name, value in environment.items() for word in ("-E", f"{name}={value}")]
-    command = [EMULATOR, "-cpu", cpu, *variables, str(HARNESS), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{shlex.join(command)} failed with status {done.returncode}: {done.stderr}"
-    return done.stdout
+    def ask(self, *arguments: str, **environment: str) -> str:
+        """Runs it, and returns what it prints."""
+        command = [*self.command, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+        assert done.returncode == 0, f"{shlex.join(command)} failed with status {done.returncode}: {done.stderr}"
+        return done.stdout
+
+    def isas(self) -> list[str]:
+        """Lists the instruction sets that the processor has."""
+        return self.ask().split("\n")[0].split()
+
+    def run(self, calls: list[Call], folder: Path) -> list[dict[str, Result]]:
+        """Runs calls, and returns for each the results of every instruction set."""
+        (folder / "calls").write_bytes(struct.pack("<q", len(calls)) + b"".join(_call(call) for call in calls))
+        self.ask(str(folder / "calls"), str(folder / "results"))
+        reader, isas = _Reader((folder / "results").read_bytes()), self.isas()
+        results = [{isa: reader.result(call) for isa in isas} for call in calls]
+        reader.check_end()
+        return results
 
 
 def _call(call: Call) -> bytes:

@@ -1,0 +1,154 @@
+// The eight tiles of AMX: configured, loaded, multiplied, stored.
+//
+// One source, two bodies. With QAIG_EMULATE_AMX the tiles are memory of the thread, and each function does to the bit what
+// its instruction does; what the processor would refuse ends the program. So the kernel runs where there is no AMX.
+//
+// Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, has the tiles and their limits.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace qaig::amx {
+
+constexpr int kTiles = 8, kMaxTileRows = 16, kRowBytes = 64;
+
+// What LDTILECFG reads: how many rows each tile has, and how many bytes each of its rows.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    void set(int tile, int64_t tile_rows, int64_t bytes) {
+        rows[tile] = static_cast<uint8_t>(tile_rows);
+        row_bytes[tile] = static_cast<uint16_t>(bytes);
+    }
+};
+static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
+
+#if defined(QAIG_EMULATE_AMX)
+
+struct EmulatedTiles {
+    TileConfig config;
+    uint8_t bytes[kTiles][kMaxTileRows][kRowBytes];
+
+    EmulatedTiles() { config.palette = 0; }
+
+    static void check(bool holds, const char* what) {
+        if (!holds) {
+            std::fprintf(stderr, "AMX: %s\n", what);
+            std::abort();
+        }
+    }
+    int rows(int tile) const {
+        check(config.palette == 1, "tiles are used before they are configured, or after their release");
+        check(config.rows[tile] != 0, "a tile is used that is not configured");
+        return config.rows[tile];
+    }
+    int row_bytes(int tile) const { return rows(tile) ? config.row_bytes[tile] : 0; }
+};
+
+inline EmulatedTiles& emulated() {
+    static thread_local EmulatedTiles tiles;
+    return tiles;
+}
+
+inline void configure(const TileConfig& config) {
+    for (int tile = 0; tile < kTiles; tile++) {
+        const bool is_used = config.rows[tile] != 0;
+        EmulatedTiles::check(is_used == (config.row_bytes[tile] != 0), "a tile has rows without bytes, or the reverse");
+        EmulatedTiles::check(config.rows[tile] <= kMaxTileRows && config.row_bytes[tile] <= kRowBytes,
+                             "a tile is larger than 16 rows of 64 bytes");
+    }
+    EmulatedTiles::check(config.palette == 1, "the palette is not 1");
+    emulated().config = config;
+    std::memset(emulated().bytes, 0, sizeof(emulated().bytes));
+}
+
+inline void release() { emulated().config.palette = 0; }
+
+template <int T>
+void load(const void* from, int64_t stride) {
+    EmulatedTiles& e = emulated();
+    std::memset(e.bytes[T], 0, sizeof(e.bytes[T]));
+    for (int r = 0; r < e.rows(T); r++) {
+        std::memcpy(e.bytes[T][r], static_cast<const char*>(from) + r * stride, e.row_bytes(T));
+    }
+}
+
+template <int T>
+void store(void* to, int64_t stride) {
+    const EmulatedTiles& e = emulated();
+    for (int r = 0; r < e.rows(T); r++) {
+        std::memcpy(static_cast<char*>(to) + r * stride, e.bytes[T][r], e.row_bytes(T));
+    }
+}
+
+template <int T>
+void clear() {
+    EmulatedTiles& e = emulated();
+    std::memset(e.bytes[T], 0, e.rows(T) ? sizeof(e.bytes[T]) : 0);
+}
+
+template <int Sums, int X, int Codes>
+void multiply() {
+    EmulatedTiles& e = emulated();
+    e.check(e.rows(Sums) == e.rows(X), "sums and x differ in rows");
+    e.check(e.row_bytes(Sums) == e.row_bytes(Codes), "sums and codes differ in columns");
+    e.check(e.row_bytes(X) == 4 * e.rows(Codes), "x and codes differ in quads");
+    for (int m = 0; m < e.rows(Sums); m++) {
+        for (int n = 0; n < e.row_bytes(Sums) / 4; n++) {
+            int32_t sum;
+            std::memcpy(&sum, e.bytes[Sums][m] + 4 * n, 4);
+            for (int k = 0; k < e.row_bytes(X); k++) {
+                sum += static_cast<int8_t>(e.bytes[X][m][k]) * e.bytes[Codes][k / 4][4 * n + k % 4];
+            }
+            std::memcpy(e.bytes[Sums][m] + 4 * n, &sum, 4);
+        }
+    }
+}
+
+#else
+
+// In assembly, because the compilers' intrinsics take no template's number for a tile.
+inline void configure(const TileConfig& config) { __asm__ volatile("ldtilecfg %0" ::"m"(config)); }
+
+inline void release() { __asm__ volatile("tilerelease"); }
+
+template <int T>
+inline void load(const void* from, int64_t stride) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
+}
+
+template <int T>
+inline void store(void* to, int64_t stride) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
+}
+
+template <int T>
+inline void clear() {
+    __asm__ volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+
+// Sums += x times codes: signed bytes times unsigned ones, four of them a lane (TDPBSUD).
+template <int Sums, int X, int Codes>
+inline void multiply() {
+    __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(X), "i"(Codes));
+}
+
+#endif
+
+// The tiles of this thread, configured as long as this lives. Others configure them anew before they use them.
+class Configured {
+public:
+    explicit Configured(const TileConfig& config) { configure(config); }
+    ~Configured() { release(); }
+    Configured(const Configured&) = delete;
+    Configured& operator=(const Configured&) = delete;
+};
+
+}  // namespace qaig::amx
