@@ -17,14 +17,23 @@ MUTANTS = {
     "wrong bytes of a row": ("gemm.cpp", ": rows, kRowBytes);", ": rows, is_codes ? kRowBytes : kRowBytes / 2);"),
     "palette not set": ("tiles.h", "uint8_t palette = 1", "uint8_t palette = 0"),
     "never configured": ("tiles.h", "{ configure(config); }", "{ static_cast<void>(config); }"),
-    "configured once, released after": ("gemm.cpp", "const Configured configured(", "static const Configured configured("),
+    "configured once, released after": (
+        "gemm.cpp", "const Configured configured(",
+        "static const Configured configured(",
+    ),
     "tiles of another number of rows": ("gemm.cpp", "(tile_config(a.batch_rows))", "(tile_config(8))"),
     "wrong stride of x": ("gemm.cpp", "stride = planes * plane_words * 4", "stride = plane_words * 4"),
-    "wrong stride of codes": ("gemm.cpp", "load<4>(panel.codes[0], kRowBytes)", "load<4>(panel.codes[0], 2 * kRowBytes)"),
+    "wrong stride of codes": (
+        "gemm.cpp", "load<4>(panel.codes[0], kRowBytes)",
+        "load<4>(panel.codes[0], 2 * kRowBytes)",
+    ),
     "missing zero of the sums": ("gemm.cpp", "    clear<1>();\n", ""),
     "missing zeros of half a step": ("gemm.cpp", "if (segment.units % kStepUnits)", "if (false)"),
     "missing zero point": ("gemm.cpp", "product - panel.zero[c][r] * x_sum[m]", "product"),
-    "codes of the segment before": ("gemm.cpp", "        load_codes(panel, steps);\n", "        if (i == 0) load_codes(panel, steps);\n"),
+    "codes of the segment before": (
+        "gemm.cpp", "        load_codes(panel, steps);\n",
+        "        if (i == 0) load_codes(panel, steps);\n",
+    ),
     "second half left out": ("gemm.cpp", "multiply<1, 3, 7>();", ""),
     "tiles of codes exchanged": ("gemm.cpp", "multiply<0, 3, 5>();", "multiply<0, 3, 7>();"),
     "x and codes exchanged": ("gemm.cpp", "multiply<0, 2, 4>();", "multiply<0, 4, 2>();"),
@@ -51,8 +60,9 @@ def is_right(harness: Harness, folder: Path) -> bool:
     try:
         results = harness.run(calls(), folder)
     except AssertionError as error:
-        assert "AMX: " in str(error) or "status -" in str(error), error
-        return False
+        if "AMX: " in str(error) or "status -" in str(error):
+            return False
+        raise
     return all(torch.equal(found["amx"].y[0][0], found["avx2"].y[0][0]) for found in results)
 
 
