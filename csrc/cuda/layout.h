@@ -11,9 +11,9 @@
 //   scale        [B][G][64]         float16, bfloat16 or float32, as stored
 //   zero   uint8 [B][G][64]         absent if symmetric: 2^(b - 1) everywhere
 //
-// A row block is four row tiles of 16, the rows of one mma.m16n8k16 with the weight as its A operand. Lane l, with
-// g = l / 4 and t = l % 4, has rows 16 r + g and 16 r + g + 8 of every row tile r, and of each unit the slots 8 t to
-// 8 t + 7: of x it needs 16 contiguous bytes a unit. Its 4 b words are those of row tile 0, then 1, 2 and 3; word f of
+// A row block is four row tiles of 16, the rows of one mma.m16n8k16 with the weight as its A operand. Let
+// g = l / 4 and t = l % 4. Lane l has rows 16 r + g and 16 r + g + 8 of every row tile r. Of each unit it has the slots
+// 8 t to 8 t + 7, so of x it needs 16 contiguous bytes a unit. Its 4 b words are those of row tile 0, then 1, 2 and 3; word f of
 // them is [f / 4, l, f % 4]. The b words of a row tile are 32 codes: 16 pairs of two neighbouring slots. Pairs 4 s to
 // 4 s + 3 are the registers a0 to a3 of the tile's product s:
 //
@@ -26,9 +26,9 @@
 //
 // Scales and zero points of a row block are sorted by lane, too: row 16 r + 8 h + g is at 8 g + 2 r + h.
 //
-// Rounded to bytes (8 activation bits, many rows), x has its slots in another order: lane t then finds what it needs of
-// both units of a tile in 16 contiguous bytes, and of each unit's eight slots 0, 2, 1, 3, 4, 6, 5, 7, as masks lay codes
-// of 4 bits bare. byte_place() tells.
+// Rounded to bytes (8 activation bits, many rows), x has its slots in another order, which byte_place() tells. Lane t then
+// finds what it needs of both units of a tile in 16 contiguous bytes. Each unit's eight slots are in the order 0, 2, 1, 3,
+// 4, 6, 5, 7, as masks lay codes of 4 bits bare.
 //
 // Padding (rows beyond N, slots beyond a group's channels, an odd last unit) holds code 0, scale 0, zero 0.
 #pragma once

@@ -1,8 +1,8 @@
 // Which kernel multiplies how many tokens: limits that depend on the GPU.
 //
 // Those of sm_90 were measured on an H200 (benchmarks/results), for a weight of a 7 B model's MLP. Smaller weights have
-// lower limits. The other rows are estimates from the sizes of caches, from what each kernel reads and writes, and from
-// the distance of plain mma kernels to cuBLAS on each GPU.
+// lower limits. The other rows are estimates. They follow from the sizes of caches, from what each kernel reads and writes,
+// and from the distance of plain mma kernels to cuBLAS on each GPU.
 #pragma once
 
 namespace qaig {

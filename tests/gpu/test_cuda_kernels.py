@@ -121,7 +121,7 @@ def test_columns_are_rounded_as_on_the_cpu(count):
     expected = by_reference(*arguments)
     there = [a.to("cuda") if isinstance(a, Tensor) else a for a in arguments]
     errors, codes = torch.empty_like(there[0]), torch.empty_like(there[0], dtype=torch.uint8)
-    torch.ops.qaig.round_columns(there[0], errors, codes, *there[1:])
+    torch.ops.qaig.gptq_columns(there[0], errors, codes, *there[1:])
     assert same((there[0].cpu(), errors.cpu(), codes.cpu()), expected)
 
 

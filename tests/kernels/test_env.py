@@ -36,7 +36,7 @@ def test_without_the_library(monkeypatch):
     found = env.collect()
     assert found.library is None
     assert {b.name for b in found.backends} == {"reference"}
-    compiled = [b for b in found.backends if b.device == "cpu" and b.op != "round_columns"]
+    compiled = [b for b in found.backends if b.device == "cpu" and b.op != "gptq_columns"]
     assert all(b.why_not_faster == "no compiler" for b in compiled)
     assert "none (no compiler)" in str(found)
 
@@ -98,7 +98,7 @@ def test_who_answers_on_a_gpu(gpu):
     assert not any("rounded to 8 bits" in case for case in cases)  # kernels or cuBLAS, however many rows
     for op in ("linear_grad_input", "embedding"):
         assert [b.name for b in backends(op, "cuda").values()] == ["reference"]
-    assert [b.name for b in backends("round_columns", "cuda").values()] == ["cuda (library)"]
+    assert [b.name for b in backends("gptq_columns", "cuda").values()] == ["cuda (library)"]
     gpu(cuda.NVRTC, library="no nvcc")
     case = backends("linear_many", "cuda")["sm_90, bits 2, 3, 4, 8"]
     assert (case.name, case.why_not_faster) == ("cuda (NVRTC)", "library: no nvcc")

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.robustness.odd_arguments import changed
 from transformers_qaig.formats.packing import CPU_LAYOUT, KERNEL_BITS, num_groups, pack, pack_zero_point
 from transformers_qaig.nn import experts_ops, ops
-from transformers_qaig.rounding.gptq_columns import round_columns_reference
+from transformers_qaig.rounding.gptq_columns import gptq_columns_reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -201,7 +201,7 @@ def _embedding(random: Random) -> Call:
     return Call("embedding", [ids, *vars(w).values()])
 
 
-def _round_columns(random: Random) -> Call:
+def _gptq_columns(random: Random) -> Call:
     columns, rows, groups = random.choice((1, 4, 9)), random.choice((1, 5, 32)), random.choice((1, 2))
     step = torch.rand(groups, rows) + 0.1
     arguments = [
@@ -209,12 +209,12 @@ def _round_columns(random: Random) -> Call:
         torch.eye(columns) + torch.rand(columns, columns).triu(1), torch.randint(0, groups, (columns,)), step,
         step.clone(), torch.randint(0, 4, (groups, rows)).float(), random.choice((3, 7, 15, 255)),
     ]  # fmt: skip
-    return Call("round_columns", arguments)
+    return Call("gptq_columns", arguments)
 
 
 CALLS: tuple[Callable[[Random], Call], ...] = (
     _linear, _linear, _linear, _linear_reference, _linear_many, _linear_many, _linear_grad_input, _repack, _dequantize,
-    _dequantize_columns, _embedding, _embedding, _round_columns, _experts_linear, _experts_linear, _experts_linear,
+    _dequantize_columns, _embedding, _embedding, _gptq_columns, _experts_linear, _experts_linear, _experts_linear,
     _experts_linear_reference, _experts_linear_grad_input,
 )  # fmt: skip
 REFERENCES: dict[str, Callable[..., Any]] = {
@@ -225,5 +225,5 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "experts_linear": experts_ops.experts_linear_reference,
     "experts_linear_reference": experts_ops.experts_linear_reference,
     "experts_linear_grad_input": experts_ops.experts_linear_grad_input,
-    "round_columns": round_columns_reference,
+    "gptq_columns": gptq_columns_reference,
 }

@@ -61,7 +61,7 @@ def _call(number: int) -> Call:
 def outcome(number: int) -> tuple[str, str]:
     """`"right"`, `"refused"` or a fault, and, for a fault, the call."""
     call = _call(number)
-    given = [_copy(argument) for argument in call.arguments]  # round_columns writes into them
+    given = [_copy(argument) for argument in call.arguments]  # gptq_columns writes into them
     try:
         result = call.run()
     except CLEAR as error:
@@ -70,7 +70,7 @@ def outcome(number: int) -> tuple[str, str]:
         return kind, _faulty(kind, number, call, error)
     except BaseException as error:
         return "unclear", _faulty("unclear", number, call, error)
-    if call.operator == "round_columns":
+    if call.operator == "gptq_columns":
         result = call.arguments[:3]
     kind, why = _judged(call, given, result)
     return kind, _faulty(kind, number, call, why)
@@ -101,7 +101,7 @@ def _judged(call: Call, given: list[Any], result: Any) -> tuple[str, str]:
         expected = REFERENCES[call.operator](*plain)
     except Exception as error:
         return "accepted", f"and the reference says: {type(error).__name__}: {error}"
-    expected = plain[:3] if call.operator == "round_columns" else [expected]
+    expected = plain[:3] if call.operator == "gptq_columns" else [expected]
     pairs = list(zip(_flat(result), expected, strict=True))
     wrong = [True for one, other in pairs if one.shape != other.shape or one.dtype != other.dtype]
     if wrong:

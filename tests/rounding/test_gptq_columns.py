@@ -1,11 +1,11 @@
-"""`qaig::round_columns` refuses what does not fit, by name; its values are tested in `test_gptq.py`."""
+"""`qaig::gptq_columns` refuses what does not fit, by name; its values are tested in `test_gptq.py`."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from transformers_qaig.rounding.gptq_columns import round_columns
+from transformers_qaig.rounding.gptq_columns import gptq_columns
 
 NAMES = ("rows", "errors", "codes", "factor", "groups", "step", "scale", "zero")
 
@@ -28,7 +28,7 @@ def test_a_tensor_that_does_not_fit_is_named(name: str, change) -> None:
     given[name] = change(given[name])
     other = {"rows": "errors", "step": "scale"}.get(name, name)  # the others are measured by these two
     with pytest.raises(ValueError, match=f"{name}|{other}"):
-        round_columns(*given.values(), 15)
+        gptq_columns(*given.values(), 15)
 
 
 @pytest.mark.parametrize("name", ["rows", "errors", "codes"])
@@ -36,9 +36,9 @@ def test_what_is_written_has_memory_of_its_own(name: str) -> None:
     given = arguments()
     given[name] = given[name][:1].expand(4, 5)
     with pytest.raises(ValueError, match=f"{name} is written"):
-        round_columns(*given.values(), 15)
+        gptq_columns(*given.values(), 15)
 
 
 def test_codes_fit_into_a_byte() -> None:
     with pytest.raises(ValueError, match="max_code"):
-        round_columns(*arguments().values(), 256)
+        gptq_columns(*arguments().values(), 256)

@@ -14,7 +14,7 @@ from transformers_qaig.kernels.compiler import TORCH_TARGET
 from transformers_qaig.kernels.cuda import interface
 from transformers_qaig.kernels.cuda.interface import TYPES, Shape
 
-OPERATORS = ("linear", "linear_many", "dequantize", "round_columns", "experts_linear")
+OPERATORS = ("linear", "linear_many", "dequantize", "gptq_columns", "experts_linear")
 
 
 class Emulator:

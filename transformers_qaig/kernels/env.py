@@ -12,12 +12,12 @@ import torch
 from ..utils.version import __version__
 from . import cuda, extension
 
-OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "round_columns")
+OPS = ("linear", "linear_many", "linear_grad_input", "embedding", "gptq_columns")
 DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _WIDENED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 _NO_KERNEL = "the weight is dequantized a few rows at a time and multiplied by torch's own kernels"
 _NO_GPU = "torch sees no CUDA device here"
-_NO_CPU_KERNEL = {"round_columns": "no kernel of its own: a few of torch's operations a column"}
+_NO_CPU_KERNEL = {"gptq_columns": "no kernel of its own: a few of torch's operations a column"}
 _NO_CUDA_KERNEL = {"linear_grad_input": _NO_KERNEL, "embedding": "no kernel of its own: torch reads the rows asked for"}
 
 
@@ -134,7 +134,7 @@ def _cuda_backends(op: str, capability: int) -> list[Backend]:
     why_not = "; ".join(f"{step}: {reason}" for step, reason in choice.reasons.items()) or None
     if choice.origin is None:
         return [Backend(op, "cuda", f"{gpu}, every call", "reference", why_not)]
-    if op == "round_columns":
+    if op == "gptq_columns":
         return [Backend(op, "cuda", f"{gpu}, every call", f"cuda ({choice.origin})", why_not)]
     return [
         Backend(op, "cuda", f"{gpu}, {_KERNEL_BITS}", f"cuda ({choice.origin})", why_not),

@@ -34,7 +34,7 @@ for _name in ("dequantize", "dequantize_columns"):
         "int group_size, int layout, int start, int stop) -> Tensor"
     )
 LIBRARY.define(
-    "round_columns(Tensor(a!) rows, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor groups, Tensor step, "
+    "gptq_columns(Tensor(a!) rows, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor groups, Tensor step, "
     "Tensor scale, Tensor zero, int max_code) -> ()"
 )
 LIBRARY.define(

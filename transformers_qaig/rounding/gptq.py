@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels.cuda.interface import MAX_GPTQ_COLUMNS
 from ..utils.logging import get_logger
-from .gptq_columns import round_columns
+from .gptq_columns import gptq_columns
 from .hessian import Hessian
 from .quant_grid import QuantGrid, QuantizedWeight
 
@@ -134,7 +134,7 @@ class _Columns(NamedTuple):
             self.take(middle, last)
             return
         columns = (t[first:last] for t in (remaining, errors, self.codes, factor[:, first:last], self.group_of))
-        round_columns(*columns, self.step, self.scale, self.zero, self.max_code)
+        gptq_columns(*columns, self.step, self.scale, self.zero, self.max_code)
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:

@@ -12,15 +12,15 @@ from ..nn.schema import LIBRARY
 
 
 def _by_kernel_or_reference(rows: Tensor, *args: Any) -> None:
-    """Runs `qaig::round_columns` where no kernel is registered: by the GPU's if it loads now, else the reference."""
+    """Runs `qaig::gptq_columns` where no kernel is registered: by the GPU's if it loads now, else the reference."""
     check_dense("rows", rows)
-    if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("round_columns", "cuda"):
-        torch.ops.qaig.round_columns(rows, *args)
+    if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("gptq_columns", "cuda"):
+        torch.ops.qaig.gptq_columns(rows, *args)
     else:
-        round_columns_reference(rows, *args)
+        gptq_columns_reference(rows, *args)
 
 
-def round_columns_reference(
+def gptq_columns_reference(
     rows: Tensor,
     errors: Tensor,
     codes: Tensor,
@@ -31,7 +31,7 @@ def round_columns_reference(
     zero: Tensor,
     max_code: int,
 ) -> None:
-    """Computes `qaig::round_columns` in plain torch.
+    """Computes `qaig::gptq_columns` in plain torch.
 
     It uses few operations a column, because launch overhead dominates on an accelerator.
 
@@ -92,7 +92,7 @@ def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: 
             raise ValueError(f"{name} is written, and its elements share memory: call {name}.contiguous() first")
 
 
-LIBRARY.impl("round_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")
+LIBRARY.impl("gptq_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")
 
-round_columns = torch.ops.qaig.round_columns
-"""The operator: the device's kernel where there is one, else `round_columns_reference`, which has its arguments."""
+gptq_columns = torch.ops.qaig.gptq_columns
+"""The operator: the device's kernel where there is one, else `gptq_columns_reference`, which has its arguments."""

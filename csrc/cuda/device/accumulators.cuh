@@ -7,8 +7,8 @@
 namespace qaig {
 namespace cuda {
 
-// Of one lane: tiles of 16 rows of the weight by 8 rows of x ("columns") as mma leaves them, rows g (0, 1) and g + 8
-// (2, 3) by columns 2 t (0, 2) and 2 t + 1 (1, 3).
+// The sums of one lane. A tile has 16 rows of the weight by 8 rows of x ("columns"), as mma leaves them.
+// Sums 0 and 1 are of row g, 2 and 3 of row g + 8. Sums 0 and 2 are of column 2 t, 1 and 3 of column 2 t + 1.
 template <int count>
 struct Accumulators {
     float at[count][4];
@@ -92,8 +92,8 @@ QAIG_DEVICE float token_scale_of(const QaigLayer& l, int rows, int m) {
     return l.token_scale && m < rows ? load_float(l.token_scale, QAIG_F32, m) : 1.0f;
 }
 
-// Finishes, rounds and stores the sums of a tile whose first one belongs to row `row` of the weight and row `column` of
-// x, where they are there.
+// Finishes, rounds and stores the sums of a tile, as far as their rows and columns exist. The first sum belongs to row
+// `row` of the weight and row `column` of x.
 template <class T>
 QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4], int row, int column,
                             const float* bias, const float (&token_scale)[2]) {

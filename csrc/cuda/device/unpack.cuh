@@ -1,8 +1,8 @@
 // Unpacks codes to pairs of 16-bit floats `code - zero`, exactly.
 //
-// A pair's two codes lie at the same bit of the two halves of a word. Masking them and setting the exponent of a power
-// of two (the "magic") yields two floats magic + code * 2^bit at once, without a conversion, where the code's field
-// lies within the mantissa. One fused multiply-add then makes both exactly code - zero:
+// A pair's two codes lie at the same bit of the two halves of a word. They are masked, and get the exponent
+// of a power of two (the "magic"). That yields two floats magic + code * 2^bit at once, without a conversion, where the
+// code's field lies within the mantissa. One fused multiply-add then makes both exactly code - zero:
 //
 //   (magic + code * 2^bit) * 2^-bit - (magic * 2^-bit + zero)
 //

@@ -18,8 +18,8 @@ struct WorkItem {
     }
 };
 
-// What a lane copies of a work item's groups: 16 bytes. Lanes 0 to 7 copy scales of the first unit's group, lanes 8 to 15
-// those of the second unit's, lanes 16 to 23 zero points of both. They lie in this order behind the work item's words.
+// What a lane copies of a work item's groups: 16 bytes. Lanes 0 to 7 copy scales of the first unit's group. Lanes 8 to
+// 15 copy those of the second unit's, and lanes 16 to 23 zero points of both. They lie in this order behind the work item's words.
 struct GroupCopy {
     static constexpr int kScales = kBlockRows * 2 / 16, kZeros = kBlockRows / 16;  // pieces of a group
 

@@ -5,7 +5,7 @@
 // less than 2^22: no conversion is needed. They become floats, are multiplied by the scale and added up where a group
 // ends, or after kSegmentSteps, before they grow too large. Nothing is rounded before that.
 //
-// Of 8 bits, whose bytes are code - 128, each sum lacks (128 - zero) times the sum of x, which is taken from the bytes
+// Bytes of 8-bit codes are code - 128. So each sum lacks (128 - zero) times the sum of x, which is taken from the bytes
 // that were multiplied. Both terms together are less than 2^24, so float32 holds this exactly, too.
 #pragma once
 

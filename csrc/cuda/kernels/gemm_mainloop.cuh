@@ -2,8 +2,8 @@
 //
 // A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its four
 // warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. A k-step has 64 slots.
-// Asynchronous copies bring the words and x of the next k-steps to shared memory, into a ring of stages, while tensor
-// cores multiply the current one. One barrier a k-step does two things: the copies of all threads have arrived, and the
+// Tensor cores multiply the current k-step. Meanwhile asynchronous copies bring the words and x of the next ones to
+// shared memory, into a ring of stages. One barrier a k-step does two things: the copies of all threads have arrived, and the
 // stage before is free again.
 //
 // The k-steps of all output tiles of all layers form one sequence, of which every block takes an equal part: stream-K

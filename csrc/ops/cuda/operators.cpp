@@ -136,7 +136,7 @@ STABLE_TORCH_LIBRARY_IMPL(qaig, CUDA, m) {
     m.impl("linear", TORCH_BOX(&qaig::cuda_ops::linear));
     m.impl("linear_many", TORCH_BOX(&qaig::cuda_ops::linear_many));
     m.impl("dequantize", TORCH_BOX(&qaig::cuda_ops::dequantize));
-    m.impl("round_columns", TORCH_BOX(&qaig::cuda_ops::round_columns));
+    m.impl("gptq_columns", TORCH_BOX(&qaig::cuda_ops::gptq_columns));
     m.impl("experts_linear", TORCH_BOX(&qaig::cuda_ops::experts_linear));
 }
 

@@ -23,7 +23,7 @@ def random_columns(count: int, size: int, groups: int = 3, bits: int = 3, column
 def by_reference(rows: Tensor, *others: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
     rows = rows.clone()
     errors, codes = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.uint8)
-    columns.round_columns_reference(rows, errors, codes, *others)
+    columns.gptq_columns_reference(rows, errors, codes, *others)
     return rows, errors, codes
 
 

@@ -53,9 +53,9 @@ def call(operator, arguments: Columns) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.fixture(params=["library", "NVRTC"])
 def operator(request):
     if request.param == "NVRTC":
-        return request.getfixturevalue("machine").operators.round_columns
+        return request.getfixturevalue("machine").operators.gptq_columns
     request.getfixturevalue("operators")
-    return torch.ops.qaig_emulated.round_columns
+    return torch.ops.qaig_emulated.gptq_columns
 
 
 @pytest.mark.parametrize("column_major", [False, True])
@@ -99,10 +99,10 @@ def test_gptq_with_the_kernel(operators, monkeypatch):
 
     def kernel(rows, *others):
         counts.append(len(rows))
-        torch.ops.qaig_emulated.round_columns(rows, *others)
+        torch.ops.qaig_emulated.gptq_columns(rows, *others)
 
     replaced = torch.library.Library("qaig", "IMPL")
-    replaced.impl("round_columns", kernel, "CPU")
+    replaced.impl("gptq_columns", kernel, "CPU")
     monkeypatch.setattr(gptq, "COLUMNS", interface.MAX_GPTQ_COLUMNS)
     try:
         actual = gptq.gptq_on_best_grid(weight, curvature, grids)

@@ -167,5 +167,5 @@ def _register() -> None:
 
     operators = Operators(Driver(api, nvrtc.cubin))
     _registered = torch.library.Library("qaig", "IMPL")
-    for name in ("linear", "linear_many", "dequantize", "round_columns"):
+    for name in ("linear", "linear_many", "dequantize", "gptq_columns"):
         _registered.impl(name, getattr(operators, name), "CUDA", allow_override=True)

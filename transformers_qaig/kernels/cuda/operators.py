@@ -109,11 +109,11 @@ class Operators:
         dequantize_rows(self._driver, weight, start, stop, out, self._device(packed.device))
         return out
 
-    def round_columns(
+    def gptq_columns(
         self, rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, step: Tensor,
         scale: Tensor, zero: Tensor, max_code: int,
     ) -> None:  # fmt: skip
-        """Computes what `rounding.gptq_columns.round_columns_reference` describes.
+        """Computes what `rounding.gptq_columns.gptq_columns_reference` describes.
 
         Raises:
             ValueError: shapes, dtypes or devices that do not fit, or tensors that are not contiguous.
