@@ -9,7 +9,7 @@ namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
 // `columns.gptq_columns_reference` says what. Only `factor` may be a part of a larger matrix.
 inline void gptq_columns(Tensor rows, Tensor errors, Tensor codes, const Tensor& factor, const Tensor& groups,
-                          const Tensor& step, const Tensor& scale, const Tensor& zero, int64_t max_code) {
+                         const Tensor& step, const Tensor& scale, const Tensor& zero, int64_t max_code) {
     STD_TORCH_CHECK(rows.dim() == 2 && step.dim() == 2, "rows and step must have two dimensions, got ",
                     shape_text(shape_of(rows)), " and ", shape_text(shape_of(step)));
     const int64_t count = rows.size(0), size = rows.size(1), groups_there = step.size(0);
