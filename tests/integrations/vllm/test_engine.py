@@ -64,13 +64,6 @@ def test_experts_of_several_widths(way: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(engine.IS_SHORT, reason="the long form: `make vllm`")
-def test_experts_that_are_not_packed(tmp_path: Path) -> None:
-    settings = {"bits": 4, "modules_to_not_convert": ["experts"]}
-    folder = models.make_quantized(models.WITH_EXPERTS, tmp_path / "w4", **settings)
-    check(folder, tmp_path, torch.float32)
-
-
-@pytest.mark.skipif(engine.IS_SHORT, reason="the long form: `make vllm`")
 def test_our_kernels_run_exported_files(tiny_vlm_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM reads compressed-tensors itself, and has no CPU kernel for 2, 3 and 8 bits; its own for 4 needs AVX-512."""
     folder = models.make_quantized(tiny_vlm_path, tmp_path / "ours", **models.EXPORTED)
