@@ -46,7 +46,7 @@ def gather(ledgers: Sequence[Ledger]) -> dict[Group, list[tuple[dict[str, Any], 
 def ratios(
     ours: Sequence[tuple[dict[str, Any], AnswerStatistics | None]],
     peer: Sequence[tuple[dict[str, Any], AnswerStatistics | None]],
-) -> tuple[tuple[float, float, float], dict[Any, float]] | None:
+) -> tuple[tuple[float, float | None, float | None], dict[Any, float]] | None:
     """
     KL of ours over the peer's.
 
@@ -105,7 +105,7 @@ def table(groups: dict[Group, Any], ours: Sequence[str]) -> str:
                 name,
                 f"{measured[0][0]['bits_per_weight']:.2f}",
                 f"{measured[0][0]['file_bytes'] / 1e6:.2f}",
-                f"{kl['mean']:.6f} ± {kl['standard_error']:.6f}",
+                f"{kl['mean']:.6f}" + ("" if kl["standard_error"] is None else f" ± {kl['standard_error']:.6f}"),
                 f"{_mean(measured, 'exact_match'):.3f}",
                 *(_ratio(ratios(groups.get((setting, our), []), rows) if our != name else None) for our in ours),
                 f"{_mean(measured, 'seconds'):.0f}",
@@ -120,11 +120,12 @@ def _mean(measured: Sequence[tuple[dict[str, Any], Any]], name: str) -> float:
     return sum(row[name] for row, _ in measured) / len(measured)
 
 
-def _ratio(found: tuple[tuple[float, float, float], dict[Any, float]] | None) -> str:
+def _ratio(found: tuple[tuple[float, float | None, float | None], dict[Any, float]] | None) -> str:
     if found is None:
         return "–"
     (ratio, lower, upper), each = found
-    return f"{ratio:.2f} ({lower:.2f} – {upper:.2f}); " + ", ".join(f"{one:.2f}" for one in each.values())
+    interval = "too few" if lower is None else f"{lower:.2f} – {upper:.2f}"
+    return f"{ratio:.2f} ({interval}); " + ", ".join(f"{one:.2f}" for one in each.values())
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def test_ledger_resumes_where_it_stopped(tmp_path: Path) -> None:
 
 def test_ratios_pair_calibration_sets() -> None:
     rng = seeds.rng()
-    base = [rng.exponential(size=40) for _ in range(3)]
+    base = [rng.exponential(size=80) for _ in range(3)]
     peer = [(row("peer", first), statistics(kl)) for first, kl in zip((0, 3000, 6000), base)]
     ours = [(row("ours", first), statistics(0.5 * kl)) for first, kl in zip((0, 3000), base)]
     (ratio, lower, upper), each = ratios(ours, peer)
@@ -112,7 +112,7 @@ def test_ratios_pair_calibration_sets() -> None:
 
 def test_table_shows_ratios_and_says_why_a_row_is_missing(tmp_path: Path) -> None:
     peers, ours = Ledger(tmp_path / "peers.jsonl"), Ledger(tmp_path / "ours.jsonl")
-    kl = seeds.rng().exponential(size=40)
+    kl = seeds.rng().exponential(size=80)
     peers.add(row("peer"), statistics(kl))
     peers.add(row("broken", error="Traceback\nImportError: needs torch 3"), None)
     peers.add(row("mended", error="broken"), None)
