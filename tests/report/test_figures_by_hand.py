@@ -14,7 +14,7 @@ from tests import seeds
 from transformers_qaig import QAIGConfig
 from transformers_qaig_cli import main
 
-SEEDS = range(14_000, 14_016)
+SEEDS = range(14_000, 14_032)  # fewer give no standard error
 
 
 @pytest.fixture
