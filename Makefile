@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # What the kernels are built with for `make sanitize` (-O3 takes minutes): flags of their own, hence a cache entry of
-# their own. Checks are calls and scopes are not checked: GCC takes a quarter of the time for kernels with unrolled loops.
+# their own. Checks are calls and scopes are not checked: GCC takes a third of the time for unrolled loops.
 # AMX is emulated: csrc/cpu/amx/tiles.h. libstdc++ comes along: without it ASan cannot see exceptions.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -DQAIG_EMULATE_AMX \
   --param asan-instrumentation-with-call-threshold=0 -fno-sanitize-address-use-after-scope
