@@ -15,6 +15,8 @@
 
 #if defined(QAIG_EMULATE_AMX)
 #define QAIG_AMX_BEGIN QAIG_AVX2_BEGIN
+#elif defined(__clang__)  // which would ignore all of it with a width
+#define QAIG_AMX_BEGIN QAIG_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #else
 #define QAIG_AMX_BEGIN QAIG_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
 #endif
