@@ -30,11 +30,11 @@ from transformers_qaig import AutoModelForVision2Seq, BitBudget, CalibrationConf
 from transformers_qaig.bit_costs.measure import measure_costs
 from transformers_qaig.config import COSTS
 from transformers_qaig.data.loader import load_inputs
+from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
 from transformers_qaig.report.evaluate import AnswerStatistics, answer_logits, answer_statistics, encode_questions
 from transformers_qaig.report.statistics import resampled_kl
-from transformers_qaig.scheme import plan_to_dict
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))

@@ -25,13 +25,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers_qaig.calibration.decisions import BlockDecisions, rounded
 from transformers_qaig.calibration.experts import StackStep
 from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.execution.routed_rows import RoutedRows
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.experts_module import LinearExperts
-from transformers_qaig.recipes import RECIPES
-from transformers_qaig.scheme import WeightScheme
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES / "tiny-vlm"))

@@ -17,12 +17,12 @@ from transformers.quantizers import register_quantization_config, register_quant
 
 from transformers_qaig_autoload import when_imported
 
-from .auto import AutoModelForVision2Seq, restore_removed_name
 from .config import QUANT_METHOD, BitBudget, CalibrationConfig, QAIGConfig
+from .config.recipes import Recipe
 from .exporting.run import export
+from .integrations.vision2seq import AutoModelForVision2Seq, restore_removed_name
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
-from .recipes import Recipe
 from .saving.processor_and_card import extend_save_pretrained
 from .utils.logging import get_logger
 from .utils.version import __version__ as __version__

@@ -15,9 +15,9 @@ from accuracy_peers.common import auto_class, linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
 from accuracy_peers.token_weights import KINDS, weighed_by
 from transformers_qaig import QAIGConfig, QAIGLinear
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.data.tensors import NO_ANSWER
 from transformers_qaig.nn.experts import QAIGExperts
-from transformers_qaig.recipes import RECIPES
 
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:

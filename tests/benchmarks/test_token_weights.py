@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_qaig import QAIGConfig
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.data.samples import answer_mask, load_samples, token_mask
 from transformers_qaig.execution.routed_rows import RoutedRows
-from transformers_qaig.recipes import RECIPES
 from transformers_qaig.structure import find_decoder_blocks, picture_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

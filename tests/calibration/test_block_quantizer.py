@@ -16,14 +16,14 @@ from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, 
 from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.quantize_block import quantize_block
 from transformers_qaig.calibration.steps import passes
+from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward
 from transformers_qaig.execution.held_back import VALIDATION_EVERY
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.recipes import Recipe, recipe_of
 from transformers_qaig.rounding.hessian import second_moment
-from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
 

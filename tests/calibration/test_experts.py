@@ -14,15 +14,15 @@ from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration.decisions import BlockDecisions, cast_like, in_float32, rounded
 from transformers_qaig.calibration.experts import Moments, StackStep
 from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.execution import routed_rows
 from transformers_qaig.execution.routed_rows import RoutedRows
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig.nn.experts_module import LinearExperts
-from transformers_qaig.recipes import RECIPES
 from transformers_qaig.rounding.hessian import Hessian
-from transformers_qaig.scheme import WeightScheme
 
 SETTINGS = {"bits": 3, "group_size": 32, "dataset": conversations(12), "modules_to_not_convert": ["self_attn"]}
 

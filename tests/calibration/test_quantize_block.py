@@ -11,10 +11,10 @@ from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.quantize_block import decide
+from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.exclusions import NotFinite
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
-from transformers_qaig.recipes import recipe_of
 from transformers_qaig.rounding.clipping import search_clipping
 from transformers_qaig.rounding.hessian import Hessian
 from transformers_qaig.rounding.learned import LearnableVector, learn

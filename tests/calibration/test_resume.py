@@ -19,9 +19,9 @@ from transformers_qaig.calibration.quantize_block import BlockResult
 from transformers_qaig.calibration.resume import BlockStore
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.execution import row_chunks
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.report.summary import TargetSummary
-from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.utils import work_folder
 

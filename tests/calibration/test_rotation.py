@@ -20,16 +20,16 @@ from transformers_qaig.calibration.decisions import BlockDecisions, RoundedLinea
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.calibration.quantize_block import decide
 from transformers_qaig.calibration.reconstruction import BlockReconstruction
+from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import first_tensor, forward
 from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.formats.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.formats.reference import round_activations
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.plan.build import make_plan
-from transformers_qaig.recipes import Recipe, recipe_of
-from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
 

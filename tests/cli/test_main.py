@@ -160,7 +160,7 @@ def test_the_page_shows_every_example() -> None:
 
 
 def test_recipes_named_in_the_help_exist() -> None:
-    from transformers_qaig.recipes import RECIPES
+    from transformers_qaig.config.recipes import RECIPES
 
     (recipe,) = (a for a in subparser("quantize")._actions if a.dest == "recipe")
     named = (recipe.help or "").split(", ...")[0].split(", ")

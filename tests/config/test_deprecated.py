@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST
 from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig, Recipe
-from transformers_qaig.recipes import RECIPES
+from transformers_qaig.config.recipes import RECIPES
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from tests.config.plans import SCHEME
 from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
-from transformers_qaig.recipes import RECIPES
+from transformers_qaig.config.recipes import RECIPES
 
 
 def test_defaults() -> None:

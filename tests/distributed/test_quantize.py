@@ -23,9 +23,9 @@ from tests.experts import build
 from tests.families import conversations, samples
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration import target_quantizer
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import joining, ranks
 from transformers_qaig.execution import exclusions, gathering, group_inputs, held_back
-from transformers_qaig.recipes import RECIPES
 
 SHORT = replace(RECIPES["best"], steps=4)
 RUNS: dict[str, dict[str, Any]] = {

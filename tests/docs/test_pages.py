@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, blocks, cells, name, prose
 from transformers_qaig.config.qaig_config import argument_names
-from transformers_qaig.recipes import RECIPES
+from transformers_qaig.config.recipes import RECIPES
 
 PACKAGE = ROOT / "transformers_qaig"
 MOST_WORDS = 25

@@ -7,8 +7,8 @@ from torch import nn
 from transformers_qaig.calibration.decisions import BlockDecisions, pack
 from transformers_qaig.execution import row_chunks
 from transformers_qaig.execution.targets import Target
+from transformers_qaig.formats.scheme import Rotation, WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.scheme import Rotation, WeightScheme
 
 
 def test_rows_that_are_joined_compute_what_the_linear_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.bit_costs import measure, width_errors
 from transformers_qaig.config import COSTS
-from transformers_qaig.scheme import plan_to_dict
+from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.utils import work_folder
 
 

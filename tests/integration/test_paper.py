@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from tests.families import build, samples
 from transformers_qaig.calibration.block_quantizer import QuantizerSettings
 from transformers_qaig.calibration.quantize_block import quantize_block
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import forward
 from transformers_qaig.execution.interceptor import TargetInputs
 from transformers_qaig.execution.paused_forward import PausedForwards
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.recipes import RECIPES
-from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
 

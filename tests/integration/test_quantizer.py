@@ -13,11 +13,11 @@ from transformers import AutoModelForImageTextToText, pipeline
 from tests.families import FAMILIES, save
 from tests.lifecycle import FAST, inputs, logits, packed, run
 from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
+from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.nn.experts_layout import ExpertsLayout, find_experts, split_path
 from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.plan.experts import expand_path, owner
 from transformers_qaig.quantizer import QAIGHfQuantizer
-from transformers_qaig.recipes import RECIPES
 from transformers_qaig.structure import find_decoder_blocks
 
 

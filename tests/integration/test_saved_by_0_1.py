@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from transformers_qaig.formats.scheme import parse_plan
 from transformers_qaig.nn.packed_module import PackedModule
-from transformers_qaig.scheme import parse_plan
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "saved_by_0_1"
 NAMES = ("llava-mixed", "qwen2_5_vl-a8", "gemma3-tied-budget")

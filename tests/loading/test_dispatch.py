@@ -14,9 +14,9 @@ from transformers import AutoModelForImageTextToText as Auto
 from tests.lifecycle import logits, packed
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.config.devices import bytes_by_device
+from transformers_qaig.formats.scheme import WeightScheme, parse_plan
 from transformers_qaig.loading.skeleton import likely_plan, packed_skeleton
 from transformers_qaig.nn import PackedModule
-from transformers_qaig.scheme import WeightScheme, parse_plan
 
 RTN = {"bits": 4, "group_size": 32, "recipe": "rtn"}
 LAYER = "model.language_model.layers.1"

@@ -11,11 +11,11 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from transformers_qaig.formats import cuda_layout
 from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT, CPU_LAYOUT, CUDA_LAYOUT, KERNEL_BITS, num_groups
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGEmbedding, QAIGLinear
 from transformers_qaig.nn.embedding import tie, why_not_packed
 from transformers_qaig.nn.ops import embedding_reference
-from transformers_qaig.scheme import WeightScheme
 
 N, K = 37, 96
 IDS = torch.tensor([[0, 36, 5, 5], [17, 16, 15, 31]])

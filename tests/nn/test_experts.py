@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.experts import CONFIGS, build, inputs_of, stack_of
 from transformers_qaig.formats.packing import CHECKPOINT_LAYOUT
+from transformers_qaig.formats.scheme import Rotation, WeightScheme
 from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig.nn.experts_checks import check_packed_experts
 from transformers_qaig.nn.experts_layout import experts_layout
@@ -16,7 +17,6 @@ from transformers_qaig.nn.experts_module import LinearExperts
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.nn.projection_scheme import ProjectionScheme
 from transformers_qaig.rounding.quant_grid import minmax_grid
-from transformers_qaig.scheme import Rotation, WeightScheme
 
 BITS = (4, 3, 2, 8, 5, 6, 7, 4)
 

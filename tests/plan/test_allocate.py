@@ -9,6 +9,7 @@ import pytest
 
 from tests import seeds
 from transformers_qaig.config.size import parse_size
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.allocate import (
     SchemeOption,
     allocate,
@@ -18,7 +19,6 @@ from transformers_qaig.plan.allocate import (
     knee,
     reachable,
 )
-from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.utils.stdout import silenced_stdout
 
 WIDTHS = (2, 3, 4, 8)

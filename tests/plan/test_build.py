@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.families import build
 from transformers_qaig import QAIGConfig
+from transformers_qaig.formats.scheme import WeightScheme, parse_plan, plan_to_dict
 from transformers_qaig.plan.build import make_plan
-from transformers_qaig.scheme import WeightScheme, parse_plan, plan_to_dict
 from transformers_qaig.structure import find_decoder_blocks
 
 

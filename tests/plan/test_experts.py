@@ -6,10 +6,10 @@ from torch import nn
 
 from tests.experts import CONFIGS, TEXT, build, stack_of
 from transformers_qaig import QAIGConfig
+from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.plan.experts import compact, expand
-from transformers_qaig.scheme import plan_to_dict
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import transformers as hf
 
 from tests import seeds
 from transformers_qaig import BitBudget, QAIGConfig
+from transformers_qaig.formats.scheme import Plan, parse_plan, plan_to_dict
 from transformers_qaig.loading.local_names import localise
 from transformers_qaig.loading.skeleton import likely_plan, packed_skeleton
 from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.allocate import Options, allocate, fused_sets
 from transformers_qaig.plan.build import list_schemes, make_plan
 from transformers_qaig.plan.experts import compact
-from transformers_qaig.scheme import Plan, parse_plan, plan_to_dict
 
 pytestmark = pytest.mark.slow
 TEXT = {

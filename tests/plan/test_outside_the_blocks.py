@@ -8,8 +8,8 @@ from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditio
 from tests.families import build
 from tests.tiny_models.encoder_decoders import florence_2
 from transformers_qaig import QAIGConfig
+from transformers_qaig.formats.scheme import WeightScheme, plan_to_dict
 from transformers_qaig.plan.build import make_plan
-from transformers_qaig.scheme import WeightScheme, plan_to_dict
 from transformers_qaig.structure import find_input_embeddings, find_vision_tower
 
 

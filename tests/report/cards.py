@@ -1,10 +1,10 @@
 """A configuration and a report of a made-up run, for tests of the model card."""
 
 from transformers_qaig import QAIGConfig
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report.base_model import BaseModel
 from transformers_qaig.report.summary import QuantizationReport, TargetSummary
-from transformers_qaig.scheme import WeightScheme
 
 BASE = BaseModel("org/vlm", {"license": "apache-2.0", "language": ["en", "de"]})
 

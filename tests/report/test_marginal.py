@@ -2,13 +2,13 @@
 
 import pytest
 
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.allocate import SchemeOption
 from transformers_qaig.plan.front import Front, Point
 from transformers_qaig.plan.width_costs import by_part, one_bit_less
 from transformers_qaig.report.marginal import part_table
 from transformers_qaig.report.page.marginal import shades_of
 from transformers_qaig.report.page.plan import plan_page
-from transformers_qaig.scheme import WeightScheme
 
 
 def options(*losses: tuple[int, float]) -> list[SchemeOption]:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from transformers_qaig import QAIGConfig
 from transformers_qaig.data.views import SampleView, SampleViews
+from transformers_qaig.formats.scheme import WeightScheme, plan_to_dict
 from transformers_qaig.plan.allocate import SchemeOption, allocate
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.plan.width_costs import split_layer, width_costs
@@ -17,7 +18,6 @@ from transformers_qaig.report.record import as_text, layers_of, record_of
 from transformers_qaig.report.record_file import checked
 from transformers_qaig.report.sources import find_record
 from transformers_qaig.report.summary import QuantizationReport, TargetSummary
-from transformers_qaig.scheme import WeightScheme, plan_to_dict
 
 PLAN = {f"model.layers.{i}.mlp.experts.{e}.up_proj": WeightScheme(2 + e, 64) for i in range(2) for e in range(2)}
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
 from transformers_qaig.report import summary
 from transformers_qaig.report.summary import QuantizationReport, TargetSummary
 from transformers_qaig.report.text import aligned, sparkline
-from transformers_qaig.scheme import WeightScheme
 from transformers_qaig.utils.readable import readable_size, readable_time
 
 PLAN = {"layers.0.q": WeightScheme(3, 64), "layers.0.k": WeightScheme(2, 64), "lm_head": WeightScheme(8, 64)}

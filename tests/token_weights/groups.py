@@ -7,9 +7,9 @@ from torch import nn
 
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.distributed import Terms
-from transformers_qaig.recipes import recipe_of
-from transformers_qaig.scheme import WeightScheme
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.token_weights.base import SubBlock, TokenWeights
 from transformers_qaig.token_weights.official_code import UNIFORM_SEARCHES
 from transformers_qaig.token_weights.registry import token_weights_of

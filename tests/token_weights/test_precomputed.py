@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
+from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.data.calibration_data import CalibrationData
-from transformers_qaig.recipes import recipe_of
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.token_weights.data import WeightingData
 from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.token_weights.groups import context_of, weigh
-from transformers_qaig.recipes import recipe_of
+from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.token_weights.registry import KINDS, token_weights_of
 
 

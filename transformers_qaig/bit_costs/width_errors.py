@@ -11,14 +11,14 @@ from ..calibration.paused_samples import PausedSamples
 from ..calibration.quantize_block import decide
 from ..calibration.quantizer_settings import settings_of
 from ..config import QAIGConfig
+from ..config.recipes import Recipe
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of, forward
 from ..execution.held_back import held_back_every
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.targets import find_targets
-from ..recipes import Recipe
-from ..scheme import Plan, inside
+from ..formats.scheme import Plan, inside
 from ..token_weights.registry import token_weights_of
 from .cost_run import CostRun
 from .cost_store import CostStore

@@ -19,9 +19,9 @@ from ..execution.interceptor import LayerInputs, TargetInputs
 from ..execution.routed_rows import RoutedRows, gather_routed
 from ..execution.streamed_inputs import StreamedInputs
 from ..execution.token_rows import row_mask
+from ..formats.scheme import Plan
 from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
-from ..scheme import Plan
 from ..token_weights.base import SubBlock
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded

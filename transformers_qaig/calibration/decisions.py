@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..equalization.fold import Group, fold
 from ..formats.hadamard import rotate, rotate_back
+from ..formats.scheme import Plan, Rotation, WeightScheme
 from ..nn.experts_module import LinearExperts
 from ..nn.linear import QAIGLinear, get_linear
 from ..rounding.clipping import Clipping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
-from ..scheme import Plan, Rotation, WeightScheme
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..config.recipes import Recipe
 from ..distributed import Terms
 from ..equalization.fold import Group
 from ..execution.group_inputs import GroupInputs
 from ..execution.spread import no_tokens
 from ..execution.streamed_inputs import StreamedInputs
+from ..formats.scheme import Plan, Rotation
 from ..nn.linear import get_linear
-from ..recipes import Recipe
 from ..rounding.hessian import HessianAccumulator
-from ..scheme import Plan, Rotation
 from .decisions import BlockDecisions
 
 T = TypeVar("T")

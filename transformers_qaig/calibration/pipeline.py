@@ -22,9 +22,9 @@ from ..execution.out_of_memory import out_of_memory_explained
 from ..execution.overflow import check_forward
 from ..execution.targets import Target, find_targets
 from ..execution.torch_state import default_torch_state
+from ..formats.scheme import Plan
 from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
-from ..scheme import Plan
 from ..structure import ModelStructure
 from ..token_weights.data import WeightingData
 from ..token_weights.registry import precompute, token_weights_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import QAIGConfig
+from ..config.recipes import Recipe
 from ..config.size import parse_memory
 from ..equalization.finder import GroupFinder
-from ..recipes import Recipe
 from ..token_weights.base import TokenWeights
 
 

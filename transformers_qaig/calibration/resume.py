@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ..config import QAIGConfig
 from ..data.calibration_data import CalibrationData
 from ..distributed.work_folder import SharedFolder, shared_folder
+from ..formats.scheme import Plan, Rotation, plan_to_dict
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import TargetSummary
-from ..scheme import Plan, Rotation, plan_to_dict
 from ..utils.hashing import digest
 from .quantize_block import BlockResult
 

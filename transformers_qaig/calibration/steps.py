@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..config.recipes import Recipe
 from ..equalization.search import search_scale
 from ..execution.group_inputs import GroupInputs, run
 from ..nn.linear import get_linear
-from ..recipes import Recipe
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
 from ..rounding.gptq import gptq as gptq_codes
 from ..rounding.gptq import gptq_on_best_grid

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..config.recipes import Recipe
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
 from ..execution.dense_copy import dense_copy
 from ..execution.interceptor import TargetInputs
 from ..execution.row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, concat_rows, row_chunks_of
 from ..execution.stream_errors import StreamErrors
 from ..execution.targets import Target
+from ..formats.scheme import Plan, WeightScheme
 from ..loading.tied_embeddings import replace as replace_everywhere
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
-from ..recipes import Recipe
 from ..report.summary import TargetSummary
 from ..rounding.clipping import search_clipping
 from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
-from ..scheme import Plan, WeightScheme
 from .decisions import pack_linear
 from .paused_samples import PausedSamples
 from .quantize_block import BlockResult, quantize_block

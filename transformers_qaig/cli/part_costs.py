@@ -16,9 +16,9 @@ from ..data.calibration_data import CalibrationData
 from ..execution.few_rows import independent_of_thread_count
 from ..execution.sequential_onload import sequential_onload
 from ..execution.torch_state import default_torch_state
+from ..formats.scheme import Plan, WeightScheme
 from ..plan.allocate import SchemeOption
 from ..rounding.quant_grid import grid_arguments, minmax_grid
-from ..scheme import Plan, WeightScheme
 from ..structure import ModelStructure
 from ..utils.logging import tqdm
 

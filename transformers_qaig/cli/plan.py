@@ -13,6 +13,7 @@ from ..bit_costs.measure import measure_costs
 from ..config import DEFAULT_COST, QAIGConfig
 from ..data.calibration_data import CalibrationData
 from ..data.loader import load_inputs
+from ..formats.scheme import plan_to_dict
 from ..loading.experts import linearize_experts
 from ..nn.experts_layout import find_experts
 from ..plan.allocate import SchemeOption, allocate, fused_sets, reachable
@@ -25,7 +26,6 @@ from ..report.bit_front import plot, table
 from ..report.marginal import draw_marginal, part_table
 from ..report.page.plan import plan_page
 from ..saving.file_headers import predict_headers
-from ..scheme import plan_to_dict
 from ..structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.files import write
 from ..utils.finite import check_weights

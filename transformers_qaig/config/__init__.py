@@ -1,6 +1,6 @@
-"""Configuration: `QAIGConfig`, `BitBudget` and `CalibrationConfig`, their checks, config.json and older spellings.
+"""Configuration: `QAIGConfig`, `BitBudget`, `CalibrationConfig`, recipes; their checks, config.json, older spellings.
 
-This room may import `recipes` and the rooms below it in docs/concepts/architecture.md.
+This room may import the rooms below it in docs/concepts/architecture.md.
 """
 
 from .budget import CANDIDATES, COSTS, DEFAULT_COST, BitBudget

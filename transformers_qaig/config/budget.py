@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..scheme import BITS, is_int
+from ..formats.scheme import BITS, is_int
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
 from .plain import plain

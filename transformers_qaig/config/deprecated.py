@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..recipes import renamed
 from ..utils.quote import quote
 from .budget import RENAMED_COSTS, BitBudget
 from .calibration import CalibrationConfig
+from .recipes import renamed
 
 CALIBRATION = {
     "dataset_columns": "columns",

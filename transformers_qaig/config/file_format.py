@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from ..formats.scheme import is_int
 from ..nn.experts_layout import count_weights, split_path
-from ..scheme import is_int
 from ..utils.quote import quote
 from ..utils.version import __version__
 from .deprecated import CALIBRATION, PLACEMENT, is_old, translate

@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..recipes import Recipe, recipe_of
-from ..scheme import WeightScheme
+from ..formats.scheme import WeightScheme
 from ..utils.logging import get_logger
 from ..utils.old_names import warn_of_old_name
 from .budget import BitBudget
@@ -22,6 +21,7 @@ from .display import as_python, is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings, true_to_plan
 from .plain import plain
 from .plan_source import copy_plan, read_plan
+from .recipes import Recipe, recipe_of
 from .validation import check_settings, refuse_unknown, tell_without_effect
 
 logger = get_logger(__name__)
@@ -43,7 +43,7 @@ class QAIGConfig(QuantizationConfigMixin):
             for one group per output channel. Where it does not divide a layer's input width, the largest divisor from
             32 to `group_size` is used instead. Without one there is one group per channel. The plan says which.
         sym: Whether the grid is symmetric around zero, without zero points.
-        recipe: How much effort goes in: one of the names in `transformers_qaig.recipes.RECIPES`; or attributes to
+        recipe: How much effort goes in: a name of `transformers_qaig.config.recipes.RECIPES`; or attributes to
             change, with the name of the recipe that they change: `{"name": "default", "rotation": "all"}`.
         activation_bits: 8 rounds the input of every packed layer to 8 bits per token, on the fly: faster where many
             tokens are computed at once, at a cost in accuracy. 16 does not.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..scheme import BITS, MAX_SEED, WeightScheme, check_fields, is_int, parse_plan
+from ..formats.scheme import BITS, MAX_SEED, WeightScheme, check_fields, is_int, parse_plan
 from ..utils.logging import get_logger
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from ..recipes import Recipe
+from ..config.recipes import Recipe
 from .block_outputs import OutputError, first_tensor, forward, is_finite_where
 from .exclusions import NotFinite
 from .interceptor import TargetInputs

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..formats.scheme import Plan, inside
 from ..nn.linear import QAIGLinear
-from ..scheme import Plan, inside
 from .targets import Target
 
 ROWS_PER_CHUNK = 4096

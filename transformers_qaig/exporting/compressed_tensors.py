@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ..formats.scheme import WeightScheme
 from ..nn.experts import QAIGExperts
-from ..scheme import WeightScheme
 from ..structure import find_lm_head
 from .patterns import patterns, unpacked_subtrees
 from .published_names import PublishedNames, published_experts

@@ -20,6 +20,7 @@ from ..config import QUANT_METHOD, QAIGConfig
 from ..formats.experts import ExpertWeights
 from ..formats.packing import CHECKPOINT_LAYOUT
 from ..formats.reference import Weight
+from ..formats.scheme import Plan, WeightScheme
 from ..loading.conversions import is_packed_name
 from ..loading.local_names import loader_naming, merging, model_that_saved
 from ..loading.packed_checkpoint import open_packed
@@ -30,7 +31,6 @@ from ..nn.experts import QAIGExperts
 from ..nn.experts_layout import expert_path, split_path
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
-from ..scheme import Plan, WeightScheme
 from ..utils.errors import SettingError, reason
 from ..utils.json_file import read_json
 from ..utils.quote import quote

@@ -1,5 +1,6 @@
 """How packed weights are stored and read: codes in words, layouts, rotation, the product in plain torch, the checks.
 
+- `scheme`: `WeightScheme`, how one weight is stored, and `Plan`, a scheme for every one.
 - `packing`: codes to int32 words and back, the names of the layouts, the shapes of a weight's tensors.
 - `cuda_layout`: the checkpoint layout to that of the CUDA kernels and back.
 - `hadamard`: the rotation of a layer's input.
@@ -8,5 +9,5 @@
 - `checks`: what every operator checks of its arguments.
 
 Another kind of code than the integer grid would add its own modules here. Calibration reaches them through
-`QAIGLinear.like` and `calibration.decisions.pack_linear` only. The room imports `scheme` and `utils`.
+`QAIGLinear.like` and `calibration.decisions.pack_linear` only. The room imports `utils`.
 """

@@ -17,7 +17,7 @@ its output k div 64 is set. Outputs of that generator can be computed in any ord
 import torch
 from torch import Tensor
 
-from ..scheme import BLOCKS, MAX_SEED, Rotation
+from .scheme import BLOCKS, MAX_SEED, Rotation
 
 __all__ = ["BLOCKS", "MAX_SEED", "Rotation", "fit_block", "random_signs", "rotate", "rotate_back"]
 

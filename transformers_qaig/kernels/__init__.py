@@ -1,4 +1,4 @@
 """Kernels: finds, compiles and loads native code, and launches it on CUDA.
 
-This room may import `formats`, `scheme` and `utils`.
+This room may import `formats` and `utils`.
 """

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
 from ..formats.packing import SCALE_DTYPES, packed_shapes
+from ..formats.scheme import Plan
 from ..nn.experts import QAIGExperts
 from ..nn.experts_checks import packed_expert_shapes
 from ..nn.experts_layout import expert_path, split_path
 from ..plan.experts import EVERY
-from ..scheme import Plan
 from ..utils.quote import quote
 from .conversions import loading_conversions
 from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..formats.scheme import Plan
 from ..nn.experts import QAIGExperts
 from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..nn.experts_module import LinearExperts
 from ..plan.experts import stack_schemes
-from ..scheme import Plan
 from ..utils.memory import return_freed_memory
 
 _TOKENS = 4

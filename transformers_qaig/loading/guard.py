@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..formats.scheme import Plan
 from ..nn.experts_layout import split_path
-from ..scheme import Plan
 from .local_names import LocalPlan
 
 NOTICE = "these_weights_are_packed__install_transformers-qaig__and_import_transformers_qaig_first.rotary_emb.cos_cached"

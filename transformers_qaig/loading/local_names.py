@@ -18,9 +18,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
 
+from ..formats.scheme import Plan, WeightScheme
 from ..nn.experts_layout import PROJECTIONS, ExpertsLayout, expert_path, find_experts, split_path
 from ..plan.experts import EVERY, expand_path, owner
-from ..scheme import Plan, WeightScheme
 from ..structure import are_tied, find_input_embeddings, find_lm_head
 from ..utils.quote import quote
 from .conversions import loading_conversions, sparing_packed

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
+from ..formats.scheme import Plan, parse_plan, plan_to_dict
 from ..nn.experts_layout import find_experts
 from ..plan.experts import compact
-from ..scheme import Plan, parse_plan, plan_to_dict
 from .checkpoint import check_headers, check_number
 from .guard import guard_patterns
 from .local_names import ignored_patterns, localise

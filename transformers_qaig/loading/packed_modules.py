@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..formats.scheme import Plan
 from ..nn.checks import check_finite, check_packed
 from ..nn.embedding import QAIGEmbedding
 from ..nn.experts import QAIGExperts
@@ -17,7 +18,6 @@ from ..nn.experts_layout import find_experts
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
 from ..plan.experts import owner
-from ..scheme import Plan
 from ..utils.finite import buffers_with_nan
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import free_memory, return_freed_memory

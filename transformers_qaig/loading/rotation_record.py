@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from ..scheme import Plan, WeightScheme
+from ..formats.scheme import Plan, WeightScheme
 from ..utils.quote import quote
 from .local_names import local_paths
 

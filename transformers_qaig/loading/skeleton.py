@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..formats.scheme import Plan, WeightScheme
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear, get_linear
 from ..plan.allocate import SchemeOption, allocate
 from ..plan.experts import owner
-from ..scheme import Plan, WeightScheme
 from .experts import skeleton_experts
 from .tied_embeddings import install_tied_embeddings, replace
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..formats.scheme import Plan
 from ..nn.embedding import QAIGEmbedding, tie, tied_names
 from ..nn.linear import QAIGLinear
-from ..scheme import Plan
 from ..structure import are_tied, find_input_embeddings, find_lm_head
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from safetensors import safe_open
 
+from ..formats.scheme import Plan
 from ..nn.experts_layout import split_path
-from ..scheme import Plan
 from ..utils.quote import quote
 
 KEY = "qaig_expert_bits"

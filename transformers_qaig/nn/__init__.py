@@ -1,6 +1,6 @@
 """Packed modules, and the `torch.ops.qaig` operators that they call.
 
-The modules are `QAIGLinear` and `QAIGEmbedding`. This room may import `kernels`, `formats`, `scheme` and `utils`.
+The modules are `QAIGLinear` and `QAIGEmbedding`. This room may import `kernels`, `formats` and `utils`.
 """
 
 from ..formats.packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point

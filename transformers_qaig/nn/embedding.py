@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..scheme import WeightScheme
+from ..formats.scheme import WeightScheme
 from .packed_module import PackedModule
 
 

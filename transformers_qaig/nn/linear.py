@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..formats.checks import check_input
 from ..formats.hadamard import rotate_back
 from ..formats.packing import num_groups, pack, pack_zero_point
-from ..scheme import Rotation, WeightScheme
+from ..formats.scheme import Rotation, WeightScheme
 from .checks import check_packed
 from .forward_mode import is_active
 from .packed_module import PackedModule, frozen

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..formats.experts import ExpertShapes, expert_shapes
 from ..formats.packing import CHECKPOINT_LAYOUT
-from ..scheme import WeightScheme
+from ..formats.scheme import WeightScheme
 from .experts_layout import ExpertsLayout
 
 

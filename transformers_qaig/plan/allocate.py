@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..scheme import Plan, WeightScheme
+from ..formats.scheme import Plan, WeightScheme
 from .knapsack import knapsack
 
 FUSED = (

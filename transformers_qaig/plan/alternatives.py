@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..config import QAIGConfig
-from ..scheme import Plan
+from ..formats.scheme import Plan
 from ..utils.readable import readable_size
 from .cost_estimate import estimate_costs
 from .coverage import Coverage

@@ -8,9 +8,9 @@ from torch import nn
 
 from ..config import QAIGConfig
 from ..config.size import parse_size
+from ..formats.scheme import MIN_GROUP_SIZE, Plan
 from ..nn.embedding import why_not_packed
 from ..nn.experts_layout import ExpertsLayout, find_experts
-from ..scheme import MIN_GROUP_SIZE, Plan
 from ..structure import Found, ModelStructure, find_vision_tower
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger

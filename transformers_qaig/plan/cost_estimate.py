@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..config import QAIGConfig
+from ..formats.scheme import MIN_GROUP_SIZE
 from ..nn.experts_layout import ExpertsLayout, find_experts
-from ..scheme import MIN_GROUP_SIZE
 from ..structure import find_decoder_blocks
 from .coverage import Coverage
 

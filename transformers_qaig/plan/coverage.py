@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..scheme import Plan
+from ..formats.scheme import Plan
 from ..utils.errors import SettingError
 from ..utils.old_names import warn_of_old_name
 

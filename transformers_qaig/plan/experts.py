@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..formats.scheme import MIN_GROUP_SIZE, Plan, WeightScheme
 from ..nn.experts_layout import ExpertsLayout, expert_path, split_path
 from ..nn.projection_scheme import ProjectionScheme
-from ..scheme import MIN_GROUP_SIZE, Plan, WeightScheme
 from ..utils.errors import SettingError
 from ..utils.quote import quote
 from .allocate import SchemeOption

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..formats.hadamard import fit_block
+from ..formats.scheme import Rotation, WeightScheme, parse_plan
 from ..nn.experts_layout import ExpertsLayout
-from ..scheme import Rotation, WeightScheme, parse_plan
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from ..utils.quote import quote

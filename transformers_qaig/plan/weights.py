@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from ..formats.scheme import MIN_GROUP_SIZE
 from ..nn.experts_layout import ExpertsLayout
-from ..scheme import MIN_GROUP_SIZE
 from .experts import expert_weights, is_router
 
 

@@ -17,6 +17,7 @@ from ..data.loader import load_inputs
 from ..distributed import ALONE
 from ..distributed.alike import require_alike
 from ..distributed.joining import join
+from ..formats.scheme import Plan, plan_to_dict
 from ..loading.arguments import loading_arguments
 from ..loading.dispatch import Placement
 from ..loading.experts import linearize_experts, stack_experts
@@ -39,7 +40,6 @@ from ..saving.file_headers import count_headers, predict_headers
 from ..saving.processor_and_card import ProcessorToSave
 from ..saving.state_dict import checkpoint_tensors
 from ..saving.trial import try_saving
-from ..scheme import Plan, plan_to_dict
 from ..utils.errors import SettingError
 from ..utils.files import require_writable
 from ..utils.finite import check_weights

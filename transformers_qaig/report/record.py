@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..config import QAIGConfig
 from ..data.views import MOST_TOKENS, SampleView, SampleViews
+from ..formats.scheme import Plan
 from ..plan.front import Point
 from ..plan.width_costs import WidthCosts, split_layer
-from ..scheme import Plan
 from ..utils.readable import readable_time
 from ..utils.version import __version__
 from .sizes import WHOLE, part_rows

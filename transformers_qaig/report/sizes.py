@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..formats.scheme import Plan
 from ..plan.coverage import BLOCKS, FILE_HEADERS, Coverage, PartSize
-from ..scheme import Plan
 from ..utils.readable import readable_size
 
 SMALL = 0.01

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..data.views import SampleViews
+from ..formats.scheme import Plan
 from ..plan.coverage import Coverage
 from ..plan.width_costs import WidthCosts
-from ..scheme import Plan
 from ..utils.old_names import warn_of_old_name
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formats.reference import round_activations
-from ..scheme import WeightScheme
+from ..formats.scheme import WeightScheme
 
 SMALLEST = 1e-12
 """The smallest scale: a group of zeros must have one, too."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..formats.packing import CHECKPOINT_LAYOUT
+from ..formats.scheme import Plan
 from ..loading.guard import guard_tensors
 from ..loading.rotation_record import record_rotations
 from ..loading.save_mark import save_mark
@@ -19,7 +20,6 @@ from ..loading.width_record import record_widths
 from ..nn.experts_layout import find_experts
 from ..nn.packed_tensors import PackedTensors
 from ..plan.experts import expand
-from ..scheme import Plan
 from ..utils.memory import return_freed_memory
 from ..utils.scratch import ScratchFiles
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..equalization.fold import Group
 from ..execution.group_inputs import GroupInputs
+from ..formats.scheme import Plan
 from ..nn.linear import get_linear
 from ..rounding.quant_grid import grid_arguments, minmax_grid
-from ..scheme import Plan
 from ..utils.finite import is_finite
 from .integrated_gradients import tempered
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..recipes import Recipe
+from ..config.recipes import Recipe
 from ..utils.logging import get_logger
 from .balanced import balanced
 from .base import BlockWeights, Tempered, TokenWeights

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from transformers_qaig.formats.scheme import Rotation
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.scheme import Rotation
 
 peft = pytest.importorskip("peft", minversion="0.21.2")
 

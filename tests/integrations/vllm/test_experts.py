@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.integrations.vllm.experts_stack import EmptyStack
 from transformers_qaig.integrations.vllm.served_plan import ServedPlan
 from transformers_qaig.nn.experts import QAIGExperts
-from transformers_qaig.scheme import WeightScheme
 
 STACK, EXPERTS, HIDDEN, INNER = "model.layers.0.mlp.experts", 5, 96, 64
 ROOM = "transformers_qaig.integrations.vllm"

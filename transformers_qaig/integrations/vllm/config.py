@@ -14,7 +14,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.models.utils import WeightsMapper
 
 from ...config import QUANT_METHOD, QAIGConfig
-from ...scheme import parse_plan
+from ...formats.scheme import parse_plan
 from ...utils.logging import get_logger
 from .experts import QAIGExpertsMethod
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
+from ...formats.scheme import WeightScheme
 from ...nn.embedding import tie
 from ...nn.linear import QAIGLinear
-from ...scheme import WeightScheme
 from .loaded_shards import LoadedShards
 from .shards import make_embedding, make_linears
 

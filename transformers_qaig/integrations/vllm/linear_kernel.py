@@ -8,7 +8,7 @@ from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConf
 from vllm.platforms import PlatformEnum
 
 from ...formats.packing import SCALE_DTYPES
-from ...scheme import BITS, MIN_GROUP_SIZE, WeightScheme
+from ...formats.scheme import BITS, MIN_GROUP_SIZE, WeightScheme
 from .loaded_shards import TENSORS
 from .shards import packed_linear
 

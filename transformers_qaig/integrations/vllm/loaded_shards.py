@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...scheme import WeightScheme
+from ...formats.scheme import WeightScheme
 from ...utils.quote import quote
 
 TENSORS = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ...formats.scheme import Plan, WeightScheme
 from ...nn.experts_layout import split_path
 from ...nn.projection_scheme import ProjectionScheme
 from ...plan.experts import EVERY, indices_of
-from ...scheme import Plan, WeightScheme
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """What vLLM fuses in nearly all models; a model's own `packed_modules_mapping` counts before this."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ...formats.packing import pack_zero_point, unpack_zero_point
+from ...formats.scheme import WeightScheme
 from ...nn.checks import check_packed
 from ...nn.embedding import QAIGEmbedding
 from ...nn.linear import QAIGLinear
 from ...nn.packed_module import PackedModule
 from ...nn.packed_tensors import frozen
-from ...scheme import WeightScheme
 from .loaded_shards import TENSORS, LoadedShards
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from transformers_qaig.recipes import NAMES, RECIPES, Recipe, recipe_of
+from transformers_qaig.config.recipes import NAMES, RECIPES, Recipe, recipe_of
 
 
 def test_stages_change_a_recipe_and_nothing_else() -> None:

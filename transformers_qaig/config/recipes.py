@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from .utils.quote import quote
-from .utils.suggestion import did_you_mean
+from ..utils.quote import quote
+from ..utils.suggestion import did_you_mean
 
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 CUSTOM = "custom"

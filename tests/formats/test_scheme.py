@@ -2,7 +2,7 @@
 
 import pytest
 
-from transformers_qaig.scheme import WeightScheme, fit_group_size
+from transformers_qaig.formats.scheme import WeightScheme, fit_group_size
 
 
 @pytest.mark.parametrize(

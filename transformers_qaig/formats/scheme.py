@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .utils.quote import quote
+from ..utils.quote import quote
 
 BITS = tuple(range(2, 9))
 MIN_GROUP_SIZE, MAX_GROUP_SIZE = 32, 2**31 - 1
