@@ -20,7 +20,7 @@ TORCHVISION ?= torchvision==0.28.0
 TRANSFORMERS ?= transformers
 OLDEST := transformers==5.17.0
 # Some of what asks Transformers for something that a version may lack; `make exhaustive` runs all with the oldest.
-TRANSFORMERS_TESTS := $(addprefix tests/,test_autoload.py config integrations/peft loading saving structure \
+TRANSFORMERS_TESTS := $(addprefix tests/,test_autoload.py config integrations/peft loading quantizer structure \
   $(addprefix integration/test_,experts.py hub.py quantizer.py saving.py tied_embeddings.py whole_file.py))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check

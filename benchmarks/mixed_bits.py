@@ -27,7 +27,7 @@ from ledger import provenance
 from transformers import AutoProcessor
 
 from transformers_qaig import AutoModelForVision2Seq, BitBudget, CalibrationConfig, QAIGConfig
-from transformers_qaig.bit_costs.measure import measure_costs
+from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.config import COSTS
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.formats.scheme import plan_to_dict

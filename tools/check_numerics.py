@@ -25,7 +25,7 @@ TESTS = (
     *KERNELS,
     "tests/formats",
     "tests/rounding",
-    "tests/bit_costs/test_estimators.py",
+    "tests/calibration/bit_costs/test_estimators.py",
     "tests/equalization",
     "tests/report/test_statistics.py",
     "tests/calibration/test_rotation.py",

@@ -23,7 +23,7 @@ from .exporting.run import export
 from .integrations.vision2seq import AutoModelForVision2Seq, restore_removed_name
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer
-from .saving.processor_and_card import extend_save_pretrained
+from .quantizer.saving.processor_and_card import extend_save_pretrained
 from .utils.logging import get_logger
 from .utils.version import __version__ as __version__
 

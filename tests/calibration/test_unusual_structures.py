@@ -9,7 +9,7 @@ from tests.tiny_models.unusual_decoders import idefics
 from tests.tiny_models.unusual_parts import texts
 from tests.unusual import ENCODER_DECODERS, UNUSUAL
 from transformers_qaig import CalibrationConfig, QAIGConfig
-from transformers_qaig.bit_costs.measure import measure_costs
+from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.decoder_inputs import DecoderInputs
 from transformers_qaig.data.loader import load_inputs

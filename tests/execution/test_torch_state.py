@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.bit_costs.measure import measure_costs
+from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.execution.block_outputs import OutputError

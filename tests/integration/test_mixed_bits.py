@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.bit_costs import measure, width_errors
+from transformers_qaig.calibration.bit_costs import measure, width_errors
 from transformers_qaig.config import COSTS
 from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.utils import work_folder

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..bit_costs.answer_costs import costs_of
-from ..bit_costs.cost_run import CostRun
+from ..calibration.bit_costs.answer_costs import costs_of
+from ..calibration.bit_costs.cost_run import CostRun
 from ..config import QAIGConfig
 from ..data.calibration_data import CalibrationData
 from ..execution.few_rows import independent_of_thread_count

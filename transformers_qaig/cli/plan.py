@@ -9,7 +9,7 @@ import math
 
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ..bit_costs.measure import measure_costs
+from ..calibration.bit_costs.measure import measure_costs
 from ..config import DEFAULT_COST, QAIGConfig
 from ..data.calibration_data import CalibrationData
 from ..data.loader import load_inputs
@@ -22,10 +22,10 @@ from ..plan.coverage import Coverage
 from ..plan.experts import compact
 from ..plan.front import even_budgets, front_of
 from ..plan.width_costs import one_bit_less
+from ..quantizer.saving.file_headers import predict_headers
 from ..report.bit_front import plot, table
 from ..report.marginal import draw_marginal, part_table
 from ..report.page.plan import plan_page
-from ..saving.file_headers import predict_headers
 from ..structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.files import write
 from ..utils.finite import check_weights

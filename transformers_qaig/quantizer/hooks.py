@@ -27,11 +27,11 @@ from ..loading.packed_modules import check_loaded, fits_in_kernel_layout, to_ker
 from ..loading.parallel import refuse_tensor_parallel
 from ..loading.source import Source
 from ..loading.text_config import mark_text_config, unmark_text_config
-from ..saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
-from ..saving.state_dict import checkpoint_tensors
 from ..utils.logging import get_logger, quiet
 from ..utils.scratch import ScratchFiles
 from .run import QuantizationRun
+from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
+from .saving.state_dict import checkpoint_tensors
 
 logger = get_logger(__name__)
 

@@ -36,16 +36,16 @@ from ..plan.width_costs import WidthCosts, width_costs
 from ..report.base_model import BaseModel
 from ..report.files import ProgressWriter
 from ..report.summary import QuantizationReport
-from ..saving.file_headers import count_headers, predict_headers
-from ..saving.processor_and_card import ProcessorToSave
-from ..saving.state_dict import checkpoint_tensors
-from ..saving.trial import try_saving
 from ..utils.errors import SettingError
 from ..utils.files import require_writable
 from ..utils.finite import check_weights
 from ..utils.hashing import digest
 from ..utils.logging import get_logger, quiet
 from ..utils.scratch import ScratchFiles
+from .saving.file_headers import count_headers, predict_headers
+from .saving.processor_and_card import ProcessorToSave
+from .saving.state_dict import checkpoint_tensors
+from .saving.trial import try_saving
 
 logger = get_logger(__name__)
 
@@ -241,7 +241,7 @@ class QuantizationRun:
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Chooses the plan under the budget, by what each width costs the answers."""
-        from ..bit_costs.measure import measure_costs  # here for the same reason as `calibrate`
+        from ..calibration.bit_costs.measure import measure_costs  # here for the same reason as `calibrate`
 
         self._options = measure_costs(model, self._options, self._data, self.config)
         assert self.config.budget is not None

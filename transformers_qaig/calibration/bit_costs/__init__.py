@@ -1,4 +1,4 @@
 """Bit costs: what each way to store each weight costs the answers, measured before anything is quantized.
 
-This room may import `calibration` and the rooms below it in docs/concepts/architecture.md.
+It calls the steps of calibration, and the loop does not call it. It may import what `calibration` may.
 """

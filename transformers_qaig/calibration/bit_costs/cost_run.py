@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..config import QAIGConfig
-from ..data.calibration_data import CalibrationData
-from ..structure import ModelStructure
-from ..utils.logging import ProgressBar
+from ...config import QAIGConfig
+from ...data.calibration_data import CalibrationData
+from ...structure import ModelStructure
+from ...utils.logging import ProgressBar
 
 
 @dataclass(frozen=True)

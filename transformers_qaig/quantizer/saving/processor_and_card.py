@@ -12,16 +12,16 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..distributed import ALONE, Ranks
-from ..distributed.one_writer import OneWriter
-from ..loading.source import Source
-from ..report.base_model import BaseModel
-from ..report.card_name import renamed
-from ..report.record import record_of
-from ..report.record_file import BESIDE_MODEL, save_record
-from ..report.summary import QuantizationReport
-from ..utils.files import open_to_umask, write
-from ..utils.logging import get_logger
+from ...distributed import ALONE, Ranks
+from ...distributed.one_writer import OneWriter
+from ...loading.source import Source
+from ...report.base_model import BaseModel
+from ...report.card_name import renamed
+from ...report.record import record_of
+from ...report.record_file import BESIDE_MODEL, save_record
+from ...report.summary import QuantizationReport
+from ...utils.files import open_to_umask, write
+from ...utils.logging import get_logger
 from .card_upload import attach_model_card, detach_model_card, is_replaceable, save_model_card
 
 PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")

@@ -12,11 +12,11 @@ from transformers.utils import PushToHubMixin
 
 from tests.report.cards import BASE, config_of_a_run, report_of_a_run
 from transformers_qaig import QAIGConfig
+from transformers_qaig.quantizer.saving.card_upload import attach_model_card, save_model_card
 from transformers_qaig.report.base_model import BaseModel
 from transformers_qaig.report.card_name import MARK, renamed
 from transformers_qaig.report.model_card import model_card
 from transformers_qaig.report.summary import QuantizationReport
-from transformers_qaig.saving.card_upload import attach_model_card, save_model_card
 
 
 class Model(nn.Module, PushToHubMixin):

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..calibration.decisions import dtype_of, in_float32, rounding_errors
-from ..calibration.paused_samples import PausedSamples
-from ..calibration.quantize_block import decide
-from ..calibration.quantizer_settings import settings_of
-from ..config import QAIGConfig
-from ..config.recipes import Recipe
-from ..equalization.finder import GroupFinder
-from ..execution.block_outputs import check_inputs_of, forward
-from ..execution.held_back import held_back_every
-from ..execution.interceptor import TargetInputs
-from ..execution.offload import offloaded
-from ..execution.targets import find_targets
-from ..formats.scheme import Plan, inside
-from ..token_weights.registry import token_weights_of
+from ...config import QAIGConfig
+from ...config.recipes import Recipe
+from ...equalization.finder import GroupFinder
+from ...execution.block_outputs import check_inputs_of, forward
+from ...execution.held_back import held_back_every
+from ...execution.interceptor import TargetInputs
+from ...execution.offload import offloaded
+from ...execution.targets import find_targets
+from ...formats.scheme import Plan, inside
+from ...token_weights.registry import token_weights_of
+from ..decisions import dtype_of, in_float32, rounding_errors
+from ..paused_samples import PausedSamples
+from ..quantize_block import decide
+from ..quantizer_settings import settings_of
 from .cost_run import CostRun
 from .cost_store import CostStore
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import PushToHubMixin
 
-from ..report.base_model import BaseModel
-from ..report.card_name import MARK, renamed
-from ..report.model_card import model_card
-from ..report.summary import QuantizationReport
-from ..utils.files import write
+from ...report.base_model import BaseModel
+from ...report.card_name import MARK, renamed
+from ...report.model_card import model_card
+from ...report.summary import QuantizationReport
+from ...utils.files import write
 
 
 def save_model_card(model: Any, directory: str | os.PathLike[str], base: BaseModel | None = None) -> Path:

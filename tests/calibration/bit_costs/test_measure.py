@@ -5,7 +5,7 @@ import transformers as hf
 
 from tests.experts import build, stack_of
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.bit_costs.measure import measure_costs
+from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.loading.experts import linearize_experts
 from transformers_qaig.nn.experts_layout import find_experts

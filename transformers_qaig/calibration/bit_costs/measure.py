@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from ..config import QAIGConfig
-from ..data.calibration_data import CalibrationData
-from ..distributed.joining import device_of
-from ..execution.few_rows import independent_of_thread_count
-from ..execution.sequential_onload import sequential_onload
-from ..execution.torch_state import default_torch_state
-from ..plan.allocate import SchemeOption
-from ..structure import ModelStructure
-from ..utils.logging import tqdm
+from ...config import QAIGConfig
+from ...data.calibration_data import CalibrationData
+from ...distributed.joining import device_of
+from ...execution.few_rows import independent_of_thread_count
+from ...execution.sequential_onload import sequential_onload
+from ...execution.torch_state import default_torch_state
+from ...plan.allocate import SchemeOption
+from ...structure import ModelStructure
+from ...utils.logging import tqdm
 from .answer_costs import costs_of
 from .cost_run import CostRun
 from .cost_store import CostStore

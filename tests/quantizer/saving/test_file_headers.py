@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.saving.file_headers import header_bytes
+from transformers_qaig.quantizer.saving.file_headers import header_bytes
 
 TENSORS = {
     "model.a.weight_packed": torch.zeros(130, 24, dtype=torch.int32),

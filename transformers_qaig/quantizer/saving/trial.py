@@ -23,11 +23,11 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from ..config import QAIGConfig
-from ..loading.arguments import loading_arguments
-from ..loading.conversions import loading_conversions, sparing_packed
-from ..loading.text_config import mark_text_config
-from ..nn.experts_layout import split_path
+from ...config import QAIGConfig
+from ...loading.arguments import loading_arguments
+from ...loading.conversions import loading_conversions, sparing_packed
+from ...loading.text_config import mark_text_config
+from ...nn.experts_layout import split_path
 
 
 def try_saving(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from ..execution.exclusions import gradient_advice
-from ..execution.sequential_onload import moved
-from ..utils.finite import is_finite
+from ...execution.exclusions import gradient_advice
+from ...execution.sequential_onload import moved
+from ...utils.finite import is_finite
 from .cost_run import CostRun
 from .draws import Draws
 from .estimators import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares

@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..formats.packing import CHECKPOINT_LAYOUT
-from ..formats.scheme import Plan
-from ..loading.guard import guard_tensors
-from ..loading.rotation_record import record_rotations
-from ..loading.save_mark import save_mark
-from ..loading.unused_tensors import UnusedTensor, read_unused
-from ..loading.width_record import record_widths
-from ..nn.experts_layout import find_experts
-from ..nn.packed_tensors import PackedTensors
-from ..plan.experts import expand
-from ..utils.memory import return_freed_memory
-from ..utils.scratch import ScratchFiles
+from ...formats.packing import CHECKPOINT_LAYOUT
+from ...formats.scheme import Plan
+from ...loading.guard import guard_tensors
+from ...loading.rotation_record import record_rotations
+from ...loading.save_mark import save_mark
+from ...loading.unused_tensors import UnusedTensor, read_unused
+from ...loading.width_record import record_widths
+from ...nn.experts_layout import find_experts
+from ...nn.packed_tensors import PackedTensors
+from ...plan.experts import expand
+from ...utils.memory import return_freed_memory
+from ...utils.scratch import ScratchFiles
 
 
 def checkpoint_tensors(

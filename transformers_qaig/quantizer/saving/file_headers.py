@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..loading.skeleton import packed_skeleton
-from ..plan.allocate import Options
-from ..plan.coverage import FILE_HEADERS, Coverage, PartSize
+from ...loading.skeleton import packed_skeleton
+from ...plan.allocate import Options
+from ...plan.coverage import FILE_HEADERS, Coverage, PartSize
 from .state_dict import checkpoint_tensors
 from .trial import saved_names
 
