@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from tests.families import build
 from transformers_qaig.execution.few_rows import FewRows, independent_of_thread_count
+from transformers_qaig.structure import ModelStructure
 
 X, WEIGHT, BIAS = torch.randn(7, 96), torch.randn(40, 96), torch.randn(40)
 CALLS: dict[str, Callable[[], Tensor]] = {
@@ -41,16 +43,7 @@ def test_what_autograd_records_or_other_functions_get_is_left_alone() -> None:
     assert weight.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("dtypes", "applies"),
-    [
-        ((torch.float32,), True),
-        ((torch.bfloat16,), False),
-        ((torch.bfloat16, torch.float32), True),
-        ((torch.float32, torch.bfloat16), True),
-    ],
-)
-def test_it_applies_where_any_weight_is_in_float32(dtypes: tuple[torch.dtype, ...], applies: bool) -> None:
-    model = nn.ModuleList(nn.Linear(8, 8, dtype=dtype) for dtype in dtypes)
-    model.norm = nn.LayerNorm(8)
-    assert isinstance(independent_of_thread_count(model), FewRows) == applies
+@pytest.mark.parametrize(("dtype", "applies"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_it_applies_to_models_in_float32(dtype: torch.dtype, applies: bool) -> None:
+    structure = ModelStructure.of(build("llava", dtype=dtype)[0])
+    assert isinstance(independent_of_thread_count(structure), FewRows) == applies

@@ -7,6 +7,7 @@ from transformers import GitConfig, GitForCausalLM
 
 from tests.families import FAMILIES, build
 from transformers_qaig.structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
+from transformers_qaig.structure.find import has_float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,3 +53,18 @@ def test_the_tower_and_the_projector_are_found(family: str) -> None:
     assert rest == ["lm_head"]
     assert find_lm_head(model).path == "lm_head"
     assert find_input_embeddings(model).module is model.get_input_embeddings()
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ((torch.float32,), True),
+        ((torch.bfloat16,), False),
+        ((torch.bfloat16, torch.float32), True),
+        ((torch.float32, torch.bfloat16), True),
+    ],
+)
+def test_a_norm_in_float32_does_not_count_and_any_matrix_does(dtypes: tuple[torch.dtype, ...], expected: bool) -> None:
+    model = nn.ModuleList(nn.Linear(8, 8, dtype=dtype) for dtype in dtypes)
+    model.norm = nn.LayerNorm(8)
+    assert has_float32(model) == expected

@@ -20,7 +20,7 @@ from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.out_of_memory import out_of_memory_explained
 from ..execution.overflow import check_forward
-from ..execution.targets import Target, find_targets
+from ..execution.targets import find_targets
 from ..execution.torch_state import default_torch_state
 from ..formats.scheme import Plan
 from ..plan.coverage import Coverage
@@ -32,7 +32,7 @@ from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
 from ..utils.readable import readable_size
 from .paused_samples import PausedSamples
-from .quantizer_settings import QuantizerSettings, settings_of
+from .quantizer_settings import settings_of
 from .resume import BlockStore
 from .target_quantizer import Outcome, advance, install, quantize_target
 
@@ -67,18 +67,23 @@ def calibrate(
         ValueError: `work_dir` belongs to another run, is in use by one, or cannot be written; or NaN or Inf turned up
             in too many samples.
     """
-    progress = _Progress(str(config.recipe), coverage, on_target)
+    recipe, progress = config.recipe, _Progress(str(config.recipe), coverage, on_target)
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
-    count, every = len(data.samples), held_back_every(config.recipe)
-    with BlockStore(config, plan, data, model) as store, independent_of_thread_count(model):
+    count, every = len(data.samples), held_back_every(recipe)
+    with BlockStore(config, plan, data, model) as store, independent_of_thread_count(structure):
         with out_of_memory_explained("in the first forward passes", device, count, lambda: 0):
-            targets, uncalibrated = _targets_of(model, structure, coverage, data, config, device)
-            settings = _settings_of(model, structure, data, config, device)
+            if not recipe.calibrates:
+                check_forward(model, structure, device)
+            outside = structure.without_tied_head(coverage.outside_plan)
+            targets, uncalibrated = find_targets(model, structure, outside, data.samples, device)
+            known = precompute(recipe, WeightingData.of(model, structure, data, device))
         progress.report.num_targets = len(targets) + len(uncalibrated)
+        finder = GroupFinder(structure.shared, config.seed)
+        settings = settings_of(config, recipe, finder, token_weights_of(recipe, config.seed, known))
         with (
             offloaded(model, [target.module for target in targets], device) as offload,
             PausedSamples(model, structure, targets, data, every, device) as paused,
-            tqdm(targets, desc=f"Quantizing ({config.recipe.name})", unit="target") as bar,
+            tqdm(targets, desc=f"Quantizing ({recipe.name})", unit="target") as bar,
         ):
             for index, target in enumerate(bar):
                 with out_of_memory_explained(f"at {target.path}", device, count, lambda: 2 * paused.full.nbytes()):
@@ -100,31 +105,6 @@ def calibrate(
             progress.add(install(model, result, advance(result, inputs, None), store), device)
             del result
     return progress.finished(plan, data)
-
-
-def _targets_of(
-    model: PreTrainedModel,
-    structure: ModelStructure,
-    coverage: Coverage,
-    data: CalibrationData,
-    config: QAIGConfig,
-    device: Device,
-) -> tuple[list[Target], list[Target]]:
-    """Finds the targets, and those without data. A recipe that reads no data gets one forward pass that is checked."""
-    if not config.recipe.calibrates:
-        check_forward(model, structure, device)
-    outside = structure.without_tied_head(coverage.outside_plan)
-    return find_targets(model, structure, outside, data.samples, device)
-
-
-def _settings_of(
-    model: PreTrainedModel, structure: ModelStructure, data: CalibrationData, config: QAIGConfig, device: Device
-) -> QuantizerSettings:
-    """Makes what stays the same from target to target, with the token weights that are computed in advance."""
-    pictures = data.picture_masks(structure.picture_tokens)
-    weighting = WeightingData(model, structure.answering_blocks, data, data.token_masks, pictures, device)
-    token_weights = token_weights_of(config.recipe, config.seed, precompute(config.recipe, weighting))
-    return settings_of(config, config.recipe, GroupFinder(structure.shared, config.seed), token_weights)
 
 
 class _Progress:

@@ -18,7 +18,7 @@ from ..execution.row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, con
 from ..execution.stream_errors import StreamErrors
 from ..execution.targets import Target
 from ..formats.scheme import Plan, WeightScheme
-from ..loading.tied_embeddings import replace as replace_everywhere
+from ..loading.tied_embeddings import replace_everywhere
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
 from ..report.summary import TargetSummary

@@ -49,7 +49,7 @@ def measure_part_costs(
     options: dict[str, list[SchemeOption]] = {path: [] for path in outside}
     structure = ModelStructure.of(model)
     with (
-        independent_of_thread_count(model),
+        independent_of_thread_count(structure),
         sequential_onload(model, list(structure.blocks.values()), device),
         tqdm(total=len(widths) * len(data.samples), desc="Costs outside the blocks", unit="sample") as bar,
     ):

@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
+
+from ..structure import ModelStructure
 
 ROWS = 128
 """From this many rows on each thread gets whole tiles, and only leftover rows would differ."""
@@ -16,10 +18,9 @@ TILE = 4
 ALIGNED = 8
 
 
-def independent_of_thread_count(model: nn.Module) -> AbstractContextManager[Any]:
-    """Returns [`FewRows`] for a model with a weight in float32; else an empty context, as it would only cost time."""
-    in_float32 = any(weight.dtype == torch.float32 for weight in model.parameters() if weight.ndim >= 2)
-    return FewRows() if in_float32 else nullcontext()
+def independent_of_thread_count(structure: ModelStructure) -> AbstractContextManager[Any]:
+    """Returns [`FewRows`] for a model with a matrix in float32; else an empty context, as it would only cost time."""
+    return FewRows() if structure.has_float32 else nullcontext()
 
 
 class FewRows(TorchFunctionMode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -50,7 +49,7 @@ def check_forward(model: PreTrainedModel, structure: ModelStructure, device: tor
             memory.watch(block, stays=False)
         handles = [block.register_forward_hook(partial(look, path)) for path, block in blocks.items()]
         try:
-            logits = getattr(model(input_ids=_text(model, structure.picture_tokens), use_cache=False), "logits", None)
+            logits = getattr(model(input_ids=_text(structure), use_cache=False), "logits", None)
         except Exception as error:  # a model's forward may raise anything where it has no picture
             logger.info("%s is not looked at for overflow, a text alone fails: %s", structure.model_name, error)
             return
@@ -64,8 +63,9 @@ def check_forward(model: PreTrainedModel, structure: ModelStructure, device: tor
         )
 
 
-def _text(model: PreTrainedModel, picture_tokens: Sequence[int]) -> Tensor:
+def _text(structure: ModelStructure) -> Tensor:
     """Returns ids from all over the vocabulary, int64 [1, TOKENS], without those that stand for pictures."""
-    ids = torch.arange(len(model.get_input_embeddings().get_parameter("weight")))
-    ids = ids[~torch.isin(ids, torch.tensor(picture_tokens, dtype=torch.long))]
+    assert structure.embeddings.module is not None
+    ids = torch.arange(len(structure.embeddings.module.get_parameter("weight")))
+    ids = ids[~torch.isin(ids, torch.tensor(structure.picture_tokens, dtype=torch.long))]
     return ids[torch.linspace(0, len(ids) - 1, TOKENS).long()].unsqueeze(0)

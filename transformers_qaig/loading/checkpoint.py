@@ -20,7 +20,7 @@ from ..plan.experts import EVERY
 from ..utils.quote import quote
 from .conversions import loading_conversions
 from .local_names import is_class_that_saved, lacks_part, loader_naming, merging, packed_paths
-from .packed_modules import packed_modules
+from .packed_modules import modules_of
 from .shards import DTYPES, StoredTensor, read_headers
 
 SINGLE_FILE = "model.safetensors"
@@ -97,7 +97,7 @@ def check_headers(model: PreTrainedModel, plan: Plan, files: Sequence[str]) -> d
             cannot be read.
     """
     expected, dense = {}, set()
-    for path, module in packed_modules(model, plan).items():
+    for path, module in modules_of(model, plan).items():
         if isinstance(module, QAIGExperts):
             shapes = packed_expert_shapes(module)
             dense |= {f"{path}.{name}" for name in module.stack.parameters}

@@ -14,7 +14,6 @@ from ..nn.checks import check_finite, check_packed
 from ..nn.embedding import QAIGEmbedding
 from ..nn.experts import QAIGExperts
 from ..nn.experts_checks import check_packed_experts
-from ..nn.experts_layout import find_experts
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
 from ..plan.experts import owner
@@ -22,9 +21,12 @@ from ..utils.finite import buffers_with_nan
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import free_memory, return_freed_memory
 from ..utils.readable import readable_size
-from .tied_embeddings import replace, uninstall_tied_embeddings
+from .tied_embeddings import replace_everywhere, uninstall_tied_embeddings
 
 logger = get_logger(__name__)
+
+PACKED = PackedModule, QAIGExperts
+"""The classes that hold packed weights."""
 
 PREPARED_SHARE = 0.5
 """Of the free memory that a model mapped from files may take once it is prepared."""
@@ -45,7 +47,7 @@ def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.
         if not tensor.is_meta:
             tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
     ties = model.all_tied_weights_keys
-    packed = packed_modules(model, plan)
+    packed = modules_of(model, plan)
     for path in sorted(packed, key=lambda path: f"{path}.weight_packed" in ties):  # named as in the files
         module = packed[path]
         if isinstance(module, QAIGExperts):
@@ -58,10 +60,10 @@ def check_loaded(model: PreTrainedModel, plan: Plan, dtypes: Mapping[str, torch.
         raise ValueError(f"{name} holds NaN: download the checkpoint or save it again")
 
 
-def to_kernel_layout(model: nn.Module, plan: Plan) -> None:
+def to_kernel_layout(model: nn.Module) -> None:
     """Converts the packed modules to the layout of their device's kernels, one after the other."""
-    modules = packed_modules(model, plan).values()
-    for module in tqdm(modules, desc="Preparing packed layers", unit="layer", leave=False):
+    modules = packed_modules(model)
+    for module in tqdm(modules.values(), desc="Preparing packed layers", unit="layer", leave=False):
         module.to_kernel_layout()
         return_freed_memory()
 
@@ -79,18 +81,17 @@ def fits_in_kernel_layout(model: nn.Module) -> bool:
     return False
 
 
-def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None) -> None:
+def unpack_modules(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
     """Replaces packed modules by dense ones.
 
     Args:
         model: all its packed weights are in memory.
-        plan: of its packed modules.
         dtype: of the weights; None: the dtype in which each module computes.
 
     Raises:
         ValueError: some weights are offloaded; nothing was changed.
     """
-    modules = packed_modules(model, plan)
+    modules = packed_modules(model)
     absent = [path for path, module in modules.items() if module.is_offloaded]
     if absent:
         raise ValueError(
@@ -99,29 +100,16 @@ def unpack_modules(model: PreTrainedModel, plan: Plan, dtype: torch.dtype | None
         )
     for packed in modules.values():
         assert isinstance(packed, (QAIGLinear, QAIGEmbedding, QAIGExperts))
-        replace(model, packed, packed.to_dense(dtype))
+        replace_everywhere(model, packed, packed.to_dense(dtype))
     uninstall_tied_embeddings(model)
 
 
-def packed_modules(model: nn.Module, plan: Plan) -> dict[str, PackedModule | QAIGExperts]:
-    """Returns the packed modules that hold the weights of `plan`, by path; a stack of experts is one of them.
-
-    Where adapters are around them, a path is that of the adapter.
-    """
-    stacks = find_experts(model)
-    modules: dict[str, PackedModule | QAIGExperts] = {}
-    for path in dict.fromkeys(owner(path, stacks) for path in plan):
-        module = _without_adapter(model.get_submodule(path))
-        assert isinstance(module, (PackedModule, QAIGExperts))
-        modules[path] = module
-    return modules
+def packed_modules(model: nn.Module) -> dict[str, PackedModule | QAIGExperts]:
+    """Returns the packed modules of a model, by path; a stack of experts is one of them."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, PACKED)}
 
 
-def _without_adapter(module: nn.Module) -> nn.Module:
-    """Returns the model's own layer where PEFT has put an adapter around it."""
-    while not isinstance(module, (PackedModule, QAIGExperts)):
-        below = module._modules.get("base_layer") or module._modules.get("original_module")
-        if below is None:
-            break
-        module = below
-    return module
+def modules_of(model: nn.Module, plan: Plan) -> dict[str, PackedModule | QAIGExperts]:
+    """Returns the packed modules that hold the weights of `plan`, by the paths that the plan and the files have."""
+    packed = {path: m for path, m in model.named_modules(remove_duplicate=False) if isinstance(m, PACKED)}
+    return {path: packed[path] for path in dict.fromkeys(owner(path, packed) for path in plan)}

@@ -17,7 +17,7 @@ from ..nn.linear import QAIGLinear, get_linear
 from ..plan.allocate import SchemeOption, allocate
 from ..plan.experts import owner
 from .experts import skeleton_experts
-from .tied_embeddings import install_tied_embeddings, replace
+from .tied_embeddings import install_tied_embeddings, replace_everywhere
 
 
 def pack_modules(model: PreTrainedModel, plan: Plan) -> None:
@@ -44,7 +44,7 @@ def pack_modules(model: PreTrainedModel, plan: Plan) -> None:
 def _pack(model: PreTrainedModel, path: str, scheme: WeightScheme) -> None:
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
-        replace(model, module, QAIGEmbedding.like(module, scheme, device="meta"))
+        replace_everywhere(model, module, QAIGEmbedding.like(module, scheme, device="meta"))
         return
     model.set_submodule(path, QAIGLinear.like(get_linear(model, path), scheme, device="meta"))
 

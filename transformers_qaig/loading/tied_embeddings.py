@@ -14,7 +14,7 @@ from ..nn.linear import QAIGLinear
 from ..structure import are_tied, find_input_embeddings, find_lm_head
 
 
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Puts `new` everywhere in `model` where `old` is: some models hold their embeddings in two places."""
     for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
         model.set_submodule(path, new)

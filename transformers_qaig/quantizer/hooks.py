@@ -17,6 +17,7 @@ from transformers.quantizers import HfQuantizer
 
 from ..config import QAIGConfig
 from ..config.devices import check_device
+from ..distributed import ALONE
 from ..execution.torch_state import default_torch_state
 from ..loading.arguments import loading_arguments
 from ..loading.conversions import sparing_packed
@@ -27,13 +28,11 @@ from ..loading.packed_modules import check_loaded, fits_in_kernel_layout, to_ker
 from ..loading.parallel import refuse_tensor_parallel
 from ..loading.source import Source
 from ..loading.text_config import mark_text_config, unmark_text_config
-from ..utils.logging import get_logger, quiet
+from ..utils.logging import quiet
 from ..utils.scratch import ScratchFiles
 from .run import QuantizationRun
 from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
 from .saving.state_dict import checkpoint_tensors
-
-logger = get_logger(__name__)
 
 
 class QAIGHfQuantizer(HfQuantizer):
@@ -129,26 +128,19 @@ class QAIGHfQuantizer(HfQuantizer):
 
     @default_torch_state()
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        ranks, is_mapped = ALONE, False
         if isinstance(self.packed_by, PackedCheckpoint):
             check_loaded(model, self.packed_by.plan, self.packed_by.dtypes)
             attach_saving(model, ProcessorToSave(None, self.source))
-            self._finish(model)
         else:
             assert self.converted is not None
             self.converted.check_shapes(model)
-            report = self.packed_by.quantize(model)
-            model.qaig_report = report  # type: ignore[assignment]
-            attach_saving(model, self.packed_by.processor(), self.packed_by.base, self.packed_by.ranks)
-            with quiet(not self.packed_by.ranks.is_main):
-                logger.info("%s", report)
-                self.placement.place(model)
-                self._finish(model)
-
-    def _finish(self, model: PreTrainedModel) -> None:
+            self.packed_by.quantize(model)
+            ranks, is_mapped = self.packed_by.ranks, self.quantization_config.calibration.work_dir is not None
         mark_text_config(model.config)
-        is_mapped = not self.pre_quantized and self.quantization_config.calibration.work_dir is not None
-        if not is_mapped or fits_in_kernel_layout(model):
-            to_kernel_layout(model, self.packed_by.plan)
+        with quiet(not ranks.is_main):
+            if not is_mapped or fits_in_kernel_layout(model):
+                to_kernel_layout(model)
 
     # -- back to full precision, and saving
 
@@ -156,7 +148,7 @@ class QAIGHfQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         # A string is what the config holds once it was saved.
         wanted: torch.dtype | None = getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-        unpack_modules(model, self.packed_by.plan, wanted)
+        unpack_modules(model, wanted)
         unmark_text_config(model.config)
         detach_saving(model)
         return model

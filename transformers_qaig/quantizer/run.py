@@ -43,7 +43,7 @@ from ..utils.hashing import digest
 from ..utils.logging import get_logger, quiet
 from ..utils.scratch import ScratchFiles
 from .saving.file_headers import count_headers, predict_headers
-from .saving.processor_and_card import ProcessorToSave
+from .saving.processor_and_card import ProcessorToSave, attach_saving
 from .saving.state_dict import checkpoint_tensors
 from .saving.trial import try_saving
 
@@ -125,8 +125,8 @@ class QuantizationRun:
             if run.processor is None:
                 self.source.fetch(access.calibration.token)
 
-    def quantize(self, model: PreTrainedModel) -> QuantizationReport:
-        """Calibrates `model` and packs it in place; its config then holds the plan.
+    def quantize(self, model: PreTrainedModel) -> None:
+        """Calibrates `model` and packs it in place, on its devices. Its config then holds the plan.
 
         Raises:
             ValueError: a weight is not finite or was in no file, or too many samples are not finite.
@@ -136,7 +136,11 @@ class QuantizationRun:
             report = self._quantize(model)
         self.ranks.leave()
         self.ranks = replaced(self.ranks, group=None)  # which cannot be copied with the model
-        return report
+        model.qaig_report = report  # type: ignore[assignment]
+        attach_saving(model, self._processor(), self.base, self.ranks)
+        with quiet(not self.ranks.is_main):
+            logger.info("%s", report)
+            self.placement.place(model)
 
     def _quantize(self, model: PreTrainedModel) -> QuantizationReport:
         from ..calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
@@ -179,7 +183,7 @@ class QuantizationRun:
         self._complete(report)
         self._progress.write(report)
 
-    def processor(self) -> ProcessorToSave:
+    def _processor(self) -> ProcessorToSave:
         """Returns the processor that calibration used, or would have used."""
         given = self.config.calibration.processor
         if isinstance(given, (str, os.PathLike)):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -226,6 +227,11 @@ def shared_parameters(model: nn.Module) -> frozenset[int]:
     """Returns the `id` of every parameter that is used in several places."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return frozenset(parameter for parameter, count in uses.items() if count > 1)
+
+
+def has_float32(model: nn.Module) -> bool:
+    """Whether a parameter of two or more dimensions is in float32."""
+    return any(weight.dtype == torch.float32 for weight in model.parameters() if weight.ndim >= 2)
 
 
 def picture_tokens(model: nn.Module) -> list[int]:

@@ -14,6 +14,7 @@ from .find import (
     find_input_embeddings,
     find_lm_head,
     find_text_encoder,
+    has_float32,
     is_encoder_decoder,
     is_tied,
     picture_tokens,
@@ -39,6 +40,7 @@ class ModelStructure:
         ties: name of a parameter → name of the one that it shares a tensor with, now or once the weights are loaded.
         shared: `id` of every parameter that is used in several places.
         picture_tokens: ids of the tokens that stand for pieces of pictures and videos.
+        has_float32: whether a parameter of two or more dimensions is in float32.
     """
 
     model_name: str
@@ -51,6 +53,7 @@ class ModelStructure:
     ties: Mapping[str, str]
     shared: frozenset[int]
     picture_tokens: Sequence[int]
+    has_float32: bool
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelStructure:
@@ -73,6 +76,7 @@ class ModelStructure:
             ties=getattr(model, "all_tied_weights_keys", {}),
             shared=shared_parameters(model),
             picture_tokens=picture_tokens(model),
+            has_float32=has_float32(model),
         )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.calibration_data import CalibrationData
 from ..execution.exclusions import Sample, gradient_advice
 from ..execution.sequential_onload import moved, sequential_onload
+from ..structure import ModelStructure
 from ..utils.finite import is_finite
 from ..utils.logging import ProgressBar, tqdm
 from .token_gradients import token_gradients
@@ -36,6 +37,18 @@ class WeightingData:
     masks: Sequence[Tensor]
     pictures: Sequence[Tensor]
     device: torch.device | str | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        structure: ModelStructure,
+        calibration: CalibrationData,
+        device: torch.device | str | None,
+    ) -> WeightingData:
+        """Takes the blocks and the ids of picture tokens from the model's structure."""
+        pictures = calibration.picture_masks(structure.picture_tokens)
+        return cls(model, structure.answering_blocks, calibration, calibration.token_masks, pictures, device)
 
     @property
     def samples(self) -> Sequence[Sample]:

@@ -53,7 +53,7 @@ def measure_costs(
     count, steps = max(len(choices) for choices in options.values()), len(blocks) + len(data.samples)
     with (
         CostStore(options, data, config, model) as store,
-        independent_of_thread_count(model),
+        independent_of_thread_count(structure),
         tqdm(total=count * steps, desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
         run = CostRun(model, structure, data, config, device, bar)
