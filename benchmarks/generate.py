@@ -193,7 +193,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
         "weights_mib": sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values()) / 2**20,
         "disk_mib": checkpoint_bytes(model) / 2**20,
         "peak_rss_mib": peak / 1024,
-        "cpu_level": extension.cpu_isa(),
+        "cpu_isa": extension.cpu_isa(),
     }
 
 

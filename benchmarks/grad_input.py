@@ -78,7 +78,7 @@ def cells(in_features: int, out_features: int, options: argparse.Namespace) -> I
                 "op": name,
                 "ms": 1e3 * statistics.median(measured),
                 "speed_over_bf16": statistics.median(ratios),
-                "cpu_level": extension.cpu_isa(),
+                "cpu_isa": extension.cpu_isa(),
             }
 
 

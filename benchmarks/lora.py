@@ -88,7 +88,7 @@ def measure(variant: str, tokens: int, options: argparse.Namespace) -> dict[str,
         "step_s": statistics.median(seconds[1:]),
         "model_mib": before - empty,
         "added_mib": memory.peak_mib - before,
-        "cpu_level": extension.cpu_isa(),
+        "cpu_isa": extension.cpu_isa(),
     }
 
 

@@ -44,8 +44,8 @@ def grad_input_avx2() -> str:
     return _grad_input("avx2")
 
 
-def _grad_input(level: str) -> str:
-    found = [row for row in rows_of("grad_input") if row["cpu_level"] == level]
+def _grad_input(isa: str) -> str:
+    found = [row for row in rows_of("grad_input") if row["cpu_isa"] == isa]
     known = {(row["k"], row["n"], row["m"], row["op"]): row for row in found}
     shapes = sorted({key[:2] for key in known})
     tokens = sorted({key[2] for key in known})
@@ -72,9 +72,9 @@ def lora_steps_avx2() -> str:
     return _lora_steps("avx2")
 
 
-def _lora_steps(level: str) -> str:
+def _lora_steps(isa: str) -> str:
     known: dict[tuple[int, str], list[Row]] = {}
-    for row in (row for row in rows_of("lora") if row["cpu_level"] == level):
+    for row in (row for row in rows_of("lora") if row["cpu_isa"] == isa):
         known.setdefault((row["tokens"], row["variant"]), []).append(row)
     rows = []
     for (tokens, variant), found in sorted(known.items(), key=lambda item: (item[0][0], list(NAMES).index(item[0][1]))):

@@ -85,8 +85,8 @@ inline uint32_t to_bits(float value) {
     return bits;
 }
 
-// The scale of 16-bit activations: the power of two that makes the largest value, given by its bits, a number of 15 or
-// 23 bits, or one fewer where its planes would not hold it.
+// The scale of 16-bit activations, a power of two. It makes the largest value, given by its bits, a number of 15 or 23
+// bits; of one bit fewer where its planes would not hold that.
 inline float power_scale(uint32_t largest, int planes) {
     const uint32_t digits = planes == 2 ? 14 : 22;
     const float scale = from_bits(((largest >> 23) - digits) << 23), most = planes == 2 ? 32639.f : 8355711.f;

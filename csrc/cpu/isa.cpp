@@ -176,7 +176,7 @@ const char* variable(const char* name) {
 }
 
 // What QAIG_CPU_ISA asks for, or QAIG_CPU_LEVEL, its old name. A request that cannot be met leaves a message, which Python
-// raises when it loads the library, and the best instruction set: never an illegal instruction.
+// raises when it loads the library. The best instruction set is taken then: never an illegal instruction.
 struct Request {
     Isa isa = best_isa();
     std::string error;

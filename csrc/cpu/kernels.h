@@ -29,7 +29,7 @@ void linear(const std::vector<Linear>& layers, const Parallel& parallel);
 // The same for layers that have an x each, of any number of rows. A layer's result is the one that `linear` gives it.
 void grouped_linear(const std::vector<Linear>& layers, const Parallel& parallel);
 
-// In each instruction set, `quantize` fills the form that it is asked for, `gemv` takes one batch of 1, 2 or 4 rows, and
+// In each instruction set, `quantize` fills the form that it is asked for. `gemv` takes one batch of 1, 2 or 4 rows,
 // `gemm` any number of batches. Each does a part, batches or tiles [begin, end), in the thread that calls it.
 constexpr int64_t kGemvRows = 4;
 

@@ -8,7 +8,7 @@
 
 namespace qaig {
 
-// Calls work(begin, end) for chunks of [0, size), handed out one by one: a thread that was disturbed, or runs on a
+// Calls work(begin, end) for chunks of [0, size), handed out one by one. A thread that was disturbed, or runs on a
 // slower core, takes fewer. make() is called once in every thread and gives its `work`.
 template <class Make>
 void parallel_chunks(const Parallel& parallel, int64_t size, int64_t chunk, Make make) {

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from ..formats.packing import unpack
-from .grids import refuse_indivisible_groups, repeated, scales_in_float16, split_group, zero_points
+from .grids import note_on_float16, refuse_indivisible_groups, repeated, scales_in_float16, split_group, zero_points
 from .patterns import module_names, unpacked_subtrees
 from .published_names import PublishedNames
 from .refusals import (
     Refusal,
-    refuse_kinds,
+    refuse_all_but_linears,
     refuse_other_widths,
-    refuse_rotated,
-    refuse_rounded_inputs,
     refuse_unequal_fused,
     refuse_where,
 )
@@ -35,8 +33,7 @@ _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
     """Yields what AWQ cannot hold."""
     weights = list(saved.packed.values())
-    yield from refuse_rotated(weights)
-    yield from refuse_rounded_inputs(weights)
+    yield from refuse_all_but_linears(weights, "AWQ")
     yield from refuse_other_widths(weights, (4,))
     yield from refuse_indivisible_groups(weights, GROUPS)
     yield from refuse_where(
@@ -45,21 +42,13 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
         "AWQ packs 8 output channels into a word, and these layers have another number of them",
         "leave them out with modules_to_not_convert",
     )
-    yield from refuse_kinds(
-        weights,
-        {
-            "embedding": ("AWQ has no packed embeddings", "quantize without embedding_bits"),
-            "expert": ("this export writes no experts as AWQ", "export as compressed-tensors"),
-        },
-    )
     yield from refuse_unequal_fused(weights, saved.unpacked_linears())
     yield from scales_in_float16(saved)[1]
 
 
 def notes(saved: SavedModel, engine: str) -> Iterator[str]:
     """Yields how exact float16 scales are."""
-    if worst := scales_in_float16(saved)[0]:
-        yield f"Scales are rounded to float16: the largest error of a weight is {worst:.4f} of a step of its grid."
+    yield from note_on_float16(saved)
 
 
 def write(saved: SavedModel, folder: Path) -> None:

@@ -14,16 +14,14 @@ import torch
 
 from ..formats.packing import pack_zero_point
 from ..structure import find_lm_head
-from .grids import scales_in_float16, zero_points
+from .grids import note_on_float16, scales_in_float16, zero_points
 from .patterns import patterns, unpacked_subtrees
 from .published_names import PublishedNames
 from .refusals import (
     Refusal,
-    refuse_kinds,
+    refuse_all_but_linears,
     refuse_other_group_sizes,
     refuse_other_widths,
-    refuse_rotated,
-    refuse_rounded_inputs,
     refuse_several_schemes,
     refuse_unequal_fused,
     refuse_where,
@@ -40,8 +38,7 @@ GROUPS = (-1, 32, 64, 128)
 def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
     """Yields what `engine` cannot read from GPTQ files."""
     weights = list(saved.packed.values())
-    yield from refuse_rotated(weights)
-    yield from refuse_rounded_inputs(weights)
+    yield from refuse_all_but_linears(weights, "GPTQ")
     yield from refuse_other_widths(weights, WIDTHS[engine])
     yield from refuse_other_group_sizes(weights, GROUPS)
     yield from refuse_where(
@@ -51,13 +48,6 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
         ),
         "GPTQ packs whole words along both dimensions, and these layers do not fill them",
         "leave them out with modules_to_not_convert",
-    )
-    yield from refuse_kinds(
-        weights,
-        {
-            "embedding": ("GPTQ has no packed embeddings", "quantize without embedding_bits"),
-            "expert": ("this export writes no experts as GPTQ", "export as compressed-tensors"),
-        },
     )
     if engine == "vllm":
         yield from refuse_where(
@@ -73,8 +63,7 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
 
 def notes(saved: SavedModel, engine: str) -> Iterator[str]:
     """Yields how exact float16 scales are, and who cannot read the file."""
-    if worst := scales_in_float16(saved)[0]:
-        yield f"Scales are rounded to float16: the largest error of a weight is {worst:.4f} of a step of its grid."
+    yield from note_on_float16(saved)
     if not _is_symmetric(saved):
         yield "The zero points are stored as in gptq_v2, which GPTQModel reads and vLLM does not."
 

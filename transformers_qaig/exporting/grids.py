@@ -46,6 +46,12 @@ def refuse_indivisible_groups(weights: Iterable[PackedWeight], sizes: Collection
         )
 
 
+def note_on_float16(saved: SavedModel) -> Iterator[str]:
+    """Yields how exact float16 scales are, unless they are all exact."""
+    if worst := scales_in_float16(saved)[0]:
+        yield f"Scales are rounded to float16: the largest error of a weight is {worst:.4f} of a step of its grid."
+
+
 def error_in_float16(scale: Tensor, bits: int) -> float:
     """Returns the largest error of a weight, in steps, that scales in float16 make."""
     exact = scale.double()

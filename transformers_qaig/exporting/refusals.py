@@ -111,6 +111,20 @@ def refuse_kinds(weights: Iterable[PackedWeight], refused: Mapping[str, tuple[st
         yield from refuse_where(weights, lambda weight, kind=kind: weight.kind == kind, reason, remedy)  # type: ignore[misc]
 
 
+def refuse_all_but_linears(weights: Iterable[PackedWeight], format_name: str) -> Iterator[Refusal]:
+    """Refuses all but linears whose input is taken as it is."""
+    weights = list(weights)
+    yield from refuse_rotated(weights)
+    yield from refuse_rounded_inputs(weights)
+    yield from refuse_kinds(
+        weights,
+        {
+            "embedding": (f"{format_name} has no packed embeddings", "quantize without embedding_bits"),
+            "expert": (f"this export writes no experts as {format_name}", "export as compressed-tensors"),
+        },
+    )
+
+
 def refuse_several_schemes(weights: Iterable[PackedWeight], reason: str) -> Iterator[Refusal]:
     """Refuses weights that differ from the first in bits, group size or symmetry."""
     weights = list(weights)

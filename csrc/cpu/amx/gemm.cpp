@@ -1,4 +1,4 @@
-// gemm with AMX-INT8, for many rows of x. The codes of 32 output channels and one segment are unpacked once, and stay in
+// gemm with AMX-INT8, for many rows of x. The codes of 32 output channels and one segment are unpacked once. They stay in
 // four tiles while every batch of rows is multiplied with them.
 //
 // The words of a quad are a row of a tile as they are: 16 channels of four bytes each. So codes need no other order than

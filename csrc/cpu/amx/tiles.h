@@ -1,7 +1,7 @@
 // The eight tiles of AMX: configured, loaded, multiplied, stored.
 //
 // One source, two bodies. With QAIG_EMULATE_AMX the tiles are memory of the thread, and each function does to the bit what
-// its instruction does; what the processor would refuse ends the program. So the kernel runs where there is no AMX.
+// its instruction does. What the processor would refuse ends the program. So the kernel runs where there is no AMX.
 //
 // Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, has the tiles and their limits.
 #pragma once

@@ -11,8 +11,8 @@ QAIG_AVX512_BEGIN
 namespace qaig::avx512 {
 namespace {
 
-// 8 quads of a unit, whose lane r is row r, to the 32 codes of each row in order. Register r, below 4, then holds rows r
-// and 4 + r, and register 4 + r holds rows 8 + r and 12 + r.
+// 8 quads of a unit, whose lane r is row r, to the 32 codes of each row in order. Then register r, below 4, holds rows r
+// and 4 + r. Register 4 + r holds rows 8 + r and 12 + r.
 QAIG_INLINE void transpose(__m512i (&v)[kUnitQuads]) {
     __m512i pairs[kUnitQuads], quads[kUnitQuads];
     unroll<kUnitQuads / 2>([&](auto i) QAIG_LAMBDA_INLINE {

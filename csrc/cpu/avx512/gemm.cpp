@@ -23,8 +23,8 @@ struct Panel {
     __m512i zero[kPanelTiles];  // as pairs of 16 bits: the zero point, and 128 times it
 };
 
-// Minus a sum of 16-bit integers over a segment as a pair (a, b), a + 128 b: of 128 integers, so b has 16 bits. Its
-// product with a pair of zero points is one instruction, cheaper than a product of 32 bits.
+// Minus a sum of 16-bit integers over a segment as a pair (a, b), a + 128 b. They are 128, so b has 16 bits. Its product
+// with a pair of zero points is one instruction, cheaper than a product of 32 bits.
 int minus_as_pair(int32_t sum) { return (-sum & 127) | static_cast<int>(static_cast<uint32_t>(-sum >> 7) << 16); }
 
 template <int B>

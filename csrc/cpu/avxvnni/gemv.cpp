@@ -13,7 +13,7 @@ namespace {
 using avx2::kHalves;
 using avx2::unroll;
 
-// For one row or two, a quad that begins at bit B of its bytes is used where it is: its sums are kept apart, and shifted
+// For one row or two, a quad that begins at bit B of its bytes is used where it is. Its sums are kept apart, and shifted
 // once per segment.
 template <class Dot, int B, int R, int P>
 struct Sums {

@@ -1,4 +1,4 @@
-// The loops over tiles, segments and batches of a gemm with NEON.
+// The loops over tiles, segments and batches of a gemm with NEON, and what unpacks a segment's codes for it.
 #include "cpu/neon/gemm.h"
 
 #if defined(QAIG_NEON)
@@ -6,7 +6,53 @@
 namespace qaig::neon {
 namespace {
 
+QAIG_DEFINE_UNROLL
+
 constexpr int64_t kBlockRows = 96;  // rows of x that share unpacked codes
+
+struct Quads {
+    template <int B>
+    static void unpack_unit(const uint32_t* words, int8_t* __restrict codes) {
+        unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
+            for (int h = 0; h < kRegisters; h++) {
+                const int8x16_t four_rows = quad<B, q, false>(words + kRegisterRows * h);
+                vst1q_s8(codes + q * kQuadBytes + 16 * h, four_rows);  // Clang's is a macro: no commas of templates
+            }
+        });
+    }
+};
+
+struct QuadPairs {
+    template <int B>
+    static void unpack_unit(const uint32_t* words, int8_t* __restrict codes) {
+        unroll<kUnitQuadPairs>([&](auto i) QAIG_LAMBDA_INLINE {
+            for (int h = 0; h < kRegisters; h++) {
+                const int32x4_t first = vreinterpretq_s32_s8(quad<B, 2 * i, false>(words + kRegisterRows * h));
+                const int32x4_t second = vreinterpretq_s32_s8(quad<B, 2 * i + 1, false>(words + kRegisterRows * h));
+                int8_t* to = codes + i * kQuadPairBytes + 32 * h;
+                vst1q_s8(to, vreinterpretq_s8_s32(vzip1q_s32(first, second)));
+                vst1q_s8(to + 16, vreinterpretq_s8_s32(vzip2q_s32(first, second)));
+            }
+        });
+    }
+};
+
+template <class Order, int B>
+void unpack(const uint32_t* words, int64_t units, int8_t* codes) {
+    for (int64_t u = 0; u < units; u++, words += B * kTileRows, codes += kUnitQuads * kQuadBytes) {
+        Order::template unpack_unit<B>(words, codes);
+    }
+}
+
+template <class Order>
+void unpack_any(int bits, const uint32_t* words, int64_t units, int8_t* codes) {
+    switch (bits) {
+        case 2: return unpack<Order, 2>(words, units, codes);
+        case 3: return unpack<Order, 3>(words, units, codes);
+        case 4: return unpack<Order, 4>(words, units, codes);
+        default: return unpack<Order, 8>(words, units, codes);
+    }
+}
 
 void gemm_tile(const Gemm& kernels, const Linear& l, const Activations& a, int64_t t, const Tile& tile, int64_t b0,
                int64_t b1, float* out) {
@@ -34,6 +80,14 @@ void gemm_tile(const Gemm& kernels, const Linear& l, const Activations& a, int64
 }
 
 }  // namespace
+
+void unpack_quads(int bits, const uint32_t* words, int64_t units, int8_t* codes) {
+    unpack_any<Quads>(bits, words, units, codes);
+}
+
+void unpack_quad_pairs(int bits, const uint32_t* words, int64_t units, int8_t* codes) {
+    unpack_any<QuadPairs>(bits, words, units, codes);
+}
 
 void gemm_with(const Gemm& kernels, const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const int64_t block = std::max<int64_t>(1, kBlockRows / a.batch_rows);

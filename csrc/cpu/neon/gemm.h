@@ -12,9 +12,17 @@ namespace qaig::neon {
 using AddRows = void (*)(const int8_t* codes, int64_t units, const Grid& grid, const uint32_t* x, const float* x_scale,
                          const int32_t* x_sum, float* out);
 
+constexpr int kUnitQuadPairs = kUnitQuads / 2;  // of a unit
+constexpr int kQuadPairBytes = 2 * kQuadBytes;  // codes of a pair of quads of all rows
+
+using Unpack = void (*)(int bits, const uint32_t* words, int64_t units, int8_t* codes);
+
+void unpack_quads(int bits, const uint32_t* words, int64_t units, int8_t* codes);       // [quad][16 rows][4]
+void unpack_quad_pairs(int bits, const uint32_t* words, int64_t units, int8_t* codes);  // [pair][8 pairs of rows][2][8]
+
 // Adds them up: `unpack` fixes the order of the codes, and `add_rows` returns what reads them in that order.
 struct Gemm {
-    void (*unpack)(int bits, const uint32_t* words, int64_t units, int8_t* codes);
+    Unpack unpack;
     AddRows (*add_rows)(int64_t rows, int planes);
 };
 

@@ -12,28 +12,6 @@ QAIG_DEFINE_UNROLL
 
 constexpr int H = 2;  // registers of the tile whose sums with 8 rows fit
 
-// Codes as [quad][16 rows][4].
-template <int B>
-void unpack(const uint32_t* words, int64_t units, int8_t* __restrict codes) {
-    for (int64_t u = 0; u < units; u++, words += B * kTileRows, codes += kUnitQuads * kQuadBytes) {
-        unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
-            for (int h = 0; h < kRegisters; h++) {
-                const int8x16_t four_rows = quad<B, q, false>(words + kRegisterRows * h);
-                vst1q_s8(codes + q * kQuadBytes + 16 * h, four_rows);  // Clang's is a macro: no commas of templates
-            }
-        });
-    }
-}
-
-void unpack_any(int bits, const uint32_t* words, int64_t units, int8_t* __restrict codes) {
-    switch (bits) {
-        case 2: return unpack<2>(words, units, codes);
-        case 3: return unpack<3>(words, units, codes);
-        case 4: return unpack<4>(words, units, codes);
-        default: return unpack<8>(words, units, codes);
-    }
-}
-
 // R is 5 to 8: one load for the first four rows, one for the last four.
 template <int R, int P>
 void add_rows(const int8_t* codes, int64_t units, const Grid& grid, const uint32_t* x, const float* x_scale,
@@ -92,7 +70,7 @@ AddRows add_rows_of(int64_t rows, int planes) {
 }  // namespace
 
 void gemm_dotprod(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    gemm_with({unpack_any, add_rows_of}, l, a, begin, end);
+    gemm_with({unpack_quads, add_rows_of}, l, a, begin, end);
 }
 
 }  // namespace qaig::neon

@@ -10,35 +10,8 @@ namespace {
 
 QAIG_DEFINE_UNROLL
 
-constexpr int H = 4;                            // pairs of rows of the tile whose sums with 8 rows of x fit
-constexpr int kRowPairs = kTileRows / 2;        // of a tile
-constexpr int kUnitQuadPairs = kUnitQuads / 2;  // of a unit
-constexpr int kQuadPairBytes = 2 * kQuadBytes;  // codes of a pair of quads of all rows
-
-// Codes as [pair of quads][pair of rows][2 rows][8].
-template <int B>
-void unpack(const uint32_t* words, int64_t units, int8_t* __restrict codes) {
-    for (int64_t u = 0; u < units; u++, words += B * kTileRows, codes += kUnitQuads * kQuadBytes) {
-        unroll<kUnitQuadPairs>([&](auto i) QAIG_LAMBDA_INLINE {
-            for (int h = 0; h < kRegisters; h++) {
-                const int32x4_t first = vreinterpretq_s32_s8(quad<B, 2 * i, false>(words + kRegisterRows * h));
-                const int32x4_t second = vreinterpretq_s32_s8(quad<B, 2 * i + 1, false>(words + kRegisterRows * h));
-                int8_t* to = codes + i * kQuadPairBytes + 32 * h;
-                vst1q_s8(to, vreinterpretq_s8_s32(vzip1q_s32(first, second)));
-                vst1q_s8(to + 16, vreinterpretq_s8_s32(vzip2q_s32(first, second)));
-            }
-        });
-    }
-}
-
-void unpack_any(int bits, const uint32_t* words, int64_t units, int8_t* __restrict codes) {
-    switch (bits) {
-        case 2: return unpack<2>(words, units, codes);
-        case 3: return unpack<3>(words, units, codes);
-        case 4: return unpack<4>(words, units, codes);
-        default: return unpack<8>(words, units, codes);
-    }
-}
+constexpr int H = 4;                      // pairs of rows of the tile whose sums with 8 rows of x fit
+constexpr int kRowPairs = kTileRows / 2;  // of a tile
 
 // R is 6 or 8. A sum's lanes are: row m of x by rows r, r + 1 of the weight, then row m + 1 by the same.
 template <int R, int P>
@@ -94,7 +67,7 @@ AddRows add_rows_of(int64_t rows, int planes) { return rows == 6 ? add_rows_of<6
 }  // namespace
 
 void gemm_i8mm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    gemm_with({unpack_any, add_rows_of}, l, a, begin, end);
+    gemm_with({unpack_quad_pairs, add_rows_of}, l, a, begin, end);
 }
 
 }  // namespace qaig::neon
