@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests import seeds
-from transformers_qaig.config.size import parse_size
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.allocate import (
     SchemeOption,
@@ -207,15 +206,3 @@ def test_the_knee_is_where_the_slope_changes() -> None:
     assert knee([2, 2.5, 3, 4, 5, 6], [1.0, 0.1, 0.01, 0.009, 0.008, 0.007]) == 2
     assert knee([1, 2], [1.0, 0.5]) == 0
     assert knee([1, 2, 3], [0.0, 0.0, 0.0]) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("3.5GiB", int(3.5 * 2**30)), ("800 MB", 800_000_000), ("1e3", None), (4096, 4096), ("2K", 2000), ("0", None)],
-)
-def test_sizes(text: str | int, size: int | None) -> None:
-    if size is None:
-        with pytest.raises(ValueError, match="GiB"):
-            parse_size(text)
-    else:
-        assert parse_size(text) == size
