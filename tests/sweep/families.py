@@ -30,7 +30,7 @@ ALIKE: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl"),
         {"text_config.rope_parameters": MROPE},
     ),
-    (("kimi_k25", "glm5_next", "mistral_large4", "hy_v4_vl"), {"text_config.num_key_value_heads": 4}),
+    (("kimi_k25", "mistral_large4", "hy_v4_vl"), {"text_config.num_key_value_heads": 4}),
     (("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), THINKER),
     (("fast_vlm", "perception_lm"), TIMM),
 ]
@@ -75,6 +75,13 @@ VALUES: dict[str, dict[str, Any]] = {
         "text_config.top_k_experts": 2,
         "text_config.moe_intermediate_size": 96,
         "text_config.hidden_size_per_layer_input": 32,
+    },
+    "glm5_next": {
+        "text_config.num_key_value_heads": 4,
+        "text_config.linear_num_heads": 4,
+        "text_config.linear_head_dim": 32,
+        "text_config.index_n_heads": 4,
+        "text_config.index_head_dim": 32,
     },
     "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]], "spatial_target_layers": [0, 1]},
     "hunyuan_vl": {"text_config.rope_parameters": MROPE, "text_config.head_dim": 16},

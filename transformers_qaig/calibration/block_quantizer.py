@@ -25,6 +25,7 @@ from ..report.summary import TargetSummary
 from ..token_weights.base import SubBlock
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
+from .expert_files import keepers
 from .experts import StackStep
 from .group_context import GroupContext
 from .quantizer_settings import QuantizerSettings
@@ -59,6 +60,8 @@ class BlockQuantizer:
         self.held_back = HeldBack(block, inputs, [])
         experts = (name for name, module in block.named_modules() if isinstance(module, LinearExperts))
         self.stacks = {stack: [name for name in schemes if name.startswith(f"{stack}.")] for stack in experts}
+        learned = self.stacks.values() if self.recipe.rounding == "learned" else ()
+        self.keepers = keepers(block, [name for names in learned for name in names], settings)
 
     def decide(self) -> BlockDecisions:
         """Makes the decisions, and describes them in `summary`.
@@ -140,7 +143,7 @@ class BlockQuantizer:
             foldable=False,
             path=self.summary.path,
         )
-        step = StackStep(stack, context, self.settings.expert_memory)
+        step = StackStep(stack, context, self.settings.expert_memory, self.keepers)
         if not step.decides:
             return decisions
 
@@ -280,6 +283,7 @@ class BlockQuantizer:
             self.dtype,
             samples,
             inputs.ranks,
+            self.keepers,
         )
         others = {
             name: parameter.dtype

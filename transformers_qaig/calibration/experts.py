@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,13 +15,12 @@ from ..nn.experts_layout import ExpertsLayout, expert_path, split_path
 from ..nn.experts_module import LinearExperts
 from ..rounding.clipping import diagonal_blocks, search_clipping
 from ..rounding.hessian import DAMPING, MIN_TOKENS, Hessian, HessianAccumulator
-from ..utils.memory import free_memory
+from ..rounding.learned import Keep, in_memory
 from .decisions import BlockDecisions, folded_view
+from .expert_files import memory_for_experts
 from .group_context import GroupContext
 from .steps import gptq
 
-SHARE_OF_FREE_MEMORY = 4
-"""A quarter of what is free on the device may hold second moments of experts, unless a limit is given."""
 MORE_DAMPING = 4
 """The Hessian's damping grows by this times K / n, with K channels and n tokens of an expert."""
 _MOST_NOISE = 100.0
@@ -39,6 +38,7 @@ class StackStep:
         stack: its path in the block.
         context: of all its linears, without inputs.
         memory: bytes that the moments of a slice may take; None for a share of what is free.
+        keepers: path in the block of a weight → where what `best` learns from is kept; in memory where it has none.
         averaged: the experts that had too few tokens, in the last call.
         to_nearest: path in the block of a weight that was rounded to nearest in the last call → why.
     """
@@ -46,6 +46,7 @@ class StackStep:
     stack: str
     context: GroupContext
     memory: int | None = None
+    keepers: Mapping[str, Keep] = field(default_factory=dict)
     averaged: list[int] = field(default_factory=list)
     to_nearest: dict[str, str] = field(default_factory=dict)
 
@@ -101,9 +102,7 @@ class StackStep:
         each = columns**2 * (2 if self.context.recipe.asymmetric else 1)
         if "down_proj" in names:  # its inputs are computed with the others' weights, in both models
             each += 2 * rows * columns * len(layout.projections[:-1])
-        device = self.context.device
-        memory = free_memory(device) // SHARE_OF_FREE_MEMORY if self.memory is None else self.memory
-        size = max(memory // (_FLOAT32 * each), 1)
+        size = max(memory_for_experts(self.memory, self.context.device) // (_FLOAT32 * each), 1)
         for start in range(0, layout.num_experts, size):
             yield range(start, min(start + size, layout.num_experts))
 
@@ -152,8 +151,10 @@ class StackStep:
             if recipe.asymmetric:
                 weight = weight + recipe.asymmetric * solved.hessian.solve(solved.shift @ weight.T).T
             rounding = gptq.codes(path, weight, solved.hessian, arguments, context)
-            kept = rounding if recipe.rounding == "learned" else replace(rounding, source=None)
-            decisions = decisions.with_roundings({path: kept})
+            source = rounding.source if recipe.rounding == "learned" else None
+            if source is not None:
+                source = self.keepers.get(path, in_memory)(source)
+            decisions = decisions.with_roundings({path: replace(rounding, source=source)})
         return decisions
 
 

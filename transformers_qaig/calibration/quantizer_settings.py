@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..config import QAIGConfig
 from ..config.recipes import Recipe
 from ..config.size import parse_memory
 from ..equalization.finder import GroupFinder
 from ..token_weights.base import TokenWeights
+from ..utils.scratch import ScratchFiles
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class QuantizerSettings:
         token_weights: weigh the tokens in the searches.
         seed: of what is random.
         all_experts: whether every token counts for every expert.
-        expert_memory: bytes that second moments of experts may take at once; None for a share of what is free.
+        expert_memory: bytes that second moments of experts, or what is learned of them, may take at once; None for a
+            share of what is free.
+        scratch: for what takes more.
     """
 
     recipe: Recipe
@@ -30,6 +33,7 @@ class QuantizerSettings:
     seed: int = 0
     all_experts: bool = False
     expert_memory: int | None = None
+    scratch: ScratchFiles = field(default_factory=ScratchFiles)
 
 
 def settings_of(
@@ -38,4 +42,5 @@ def settings_of(
     """Makes the settings of a run."""
     run = config.calibration
     memory = None if run.expert_memory is None else parse_memory(run.expert_memory)
-    return QuantizerSettings(recipe, finder, token_weights, config.seed, run.moe_calibrate_all_experts, memory)
+    scratch = ScratchFiles(run.work_path)
+    return QuantizerSettings(recipe, finder, token_weights, config.seed, run.moe_calibrate_all_experts, memory, scratch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -14,12 +14,14 @@ from ..distributed.gradients import gradients_in_order
 from ..execution.block_outputs import first_tensor
 from ..execution.interceptor import LayerInputs, map_tensors
 from ..rounding.learned import (
+    Keep,
     Learnable,
     LearnableInit,
     LearnableRounding,
     LearnableScales,
     LearnableVector,
     Learned,
+    in_memory,
     learn,
 )
 from ..utils.caches import with_own_caches
@@ -47,6 +49,7 @@ class BlockReconstruction:
         dtype: what scales are stored in.
         samples: of all ranks, in order; those before are of this rank, but for `validation`. None: all are here.
         ranks: that learn together, in the same steps.
+        keepers: path of a linear → where what is learned of it is kept; in memory where it has none.
     """
 
     original: nn.Module
@@ -59,19 +62,19 @@ class BlockReconstruction:
     dtype: torch.dtype
     samples: Sequence[int] | None = None
     ranks: Ranks = ALONE
+    keepers: Mapping[str, Keep] = field(default_factory=dict)
 
     def rounding(self, decisions: BlockDecisions) -> tuple[BlockDecisions, Learned]:
         """Returns the decisions so far with the rounding of every linear learned, and how the error fell."""
-        block, soft = folded(self.original, decisions), {}
+        block, soft = folded(self.original, decisions), dict[str, Learnable]()
         for name in decisions.schemes:
             weight = decisions.weight(block, name)
-            set_weight(block, decisions, name, weight)
             rounding = decisions.rounding(name, weight, self.dtype)
             source, grid = weight if rounding.source is None else rounding.source, rounding.grid
             stretch = grid.grouped(source) * (grid.scale / grid.step).unsqueeze(-1)  # the same codes without a gain
-            soft[f"{name}.weight"] = LearnableRounding(
-                LearnableInit(stretch.reshape(source.shape), replace(grid, step=grid.scale), self.dtype)
-            )
+            start = LearnableInit(stretch.reshape(source.shape), replace(grid, step=grid.scale), self.dtype)
+            soft[f"{name}.weight"] = LearnableRounding(start, self.keepers.get(name, in_memory))
+            self._prepare(block, decisions, name, soft[f"{name}.weight"])
         found = self._learn(block, soft, ROUNDING_RATE, "rounding")
         return decisions.with_roundings({name: found.results[f"{name}.weight"] for name in decisions.schemes}), found
 
@@ -90,15 +93,22 @@ class BlockReconstruction:
         block = folded(self.original, decisions)
         soft: dict[str, Learnable] = {}
         for name in decisions.schemes:
-            weight = decisions.weight(block, name)
-            set_weight(block, decisions, name, weight)
-            soft[f"{name}.weight"] = LearnableScales(decisions.rounding(name, weight, self.dtype), self.dtype)
+            rounding = decisions.rounding(name, decisions.weight(block, name), self.dtype)
+            soft[f"{name}.weight"] = LearnableScales(rounding, self.dtype, self.keepers.get(name, in_memory))
+            self._prepare(block, decisions, name, soft[f"{name}.weight"])
         for name, dtype in parameters.items():
             soft[name] = LearnableVector(block.get_parameter(name).data, dtype)
         found = self._learn(block, soft, SCALE_RATE, "scales")
         roundings = {name: found.results[f"{name}.weight"] for name in decisions.schemes}
         changed = {name: found.results[name] for name in parameters}
         return replace(decisions.with_roundings(roundings), parameters={**decisions.parameters, **changed}), found
+
+    @staticmethod
+    def _prepare(block: nn.Module, decisions: BlockDecisions, name: str, soft: Learnable) -> None:
+        """Makes a linear treat its inputs as `decisions` say. Its own weight is never read: experts need no copy."""
+        scheme = decisions.schemes[name]
+        if scheme.rotation is not None or scheme.activation_bits == 8:
+            set_weight(block, decisions, name, soft.leaf().detach())
 
     def _learn(self, block: nn.Module, soft: Mapping[str, Learnable], rate: float, what: str) -> Learned:
         device = next(block.parameters()).device

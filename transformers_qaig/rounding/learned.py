@@ -59,11 +59,51 @@ class Learned:
         return math.isfinite(self.best) and not self.start <= self.best
 
 
+Keep = Callable[[Tensor], Tensor]
+"""Returns a copy of a tensor where it is to be kept, such as in a file, or the tensor itself."""
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """Returns the tensor itself."""
+    return tensor
+
+
 class Learnable(nn.Module):
     """A tensor that can be learned.
 
     Calling it returns the tensor in fp32. `move` trains it, and `result` returns what is stored.
+
+    Args:
+        keep: where the tensor, its gradient and what is learned of each element are kept. They are changed in place.
     """
+
+    def __init__(self, keep: Keep = in_memory):
+        super().__init__()
+        self._keep = keep
+        self._leaf: Tensor | None = None
+        self._gradient: Tensor | None = None
+
+    @torch.no_grad()
+    def leaf(self) -> Tensor:
+        """Returns the tensor as the loss reads it, whose `.grad` [`learn`] hands on; each call overwrites the last."""
+        values = self()
+        if self._leaf is None:
+            self._leaf = self._keep(values).requires_grad_()
+            if self._keep is not in_memory:
+                self._leaf.register_post_accumulate_grad_hook(self._keep_gradient)
+        else:
+            self._leaf.data.copy_(values)
+        self._leaf.grad = None
+        return self._leaf
+
+    def _keep_gradient(self, leaf: Tensor) -> None:
+        """Moves a gradient that autograd has made; more of it is added in place."""
+        assert leaf.grad is not None
+        if self._gradient is None:
+            self._gradient = self._keep(leaf.grad)
+        elif leaf.grad.data_ptr() != self._gradient.data_ptr():
+            self._gradient.copy_(leaf.grad)
+        leaf.grad = self._gradient
 
     def move(self, step: float) -> None:
         """Takes one step with the gradients that were accumulated, and clears them.
@@ -81,12 +121,12 @@ class Learnable(nn.Module):
 class LearnableRounding(Learnable):
     """A weight whose rounding can be learned."""
 
-    def __init__(self, start: LearnableInit):
-        super().__init__()
+    def __init__(self, start: LearnableInit, keep: Keep = in_memory):
+        super().__init__(keep)
         if start.grid.step is not start.grid.scale and not torch.equal(start.grid.step, start.grid.scale):
             raise ValueError("a grid with a gain cannot be learned: its codes are not the nearest values.")
-        self._start = start
-        self.offset = nn.Parameter(torch.zeros_like(start.weight))
+        self._start = replace(start, weight=keep(start.weight))
+        self.offset = nn.Parameter(keep(torch.zeros_like(start.weight)))
         self.low = nn.Parameter(torch.ones_like(start.grid.scale))
         self.high = nn.Parameter(torch.ones_like(start.grid.scale))
 
@@ -106,7 +146,7 @@ class LearnableRounding(Learnable):
             offset, spread = grid.grouped(self.offset), scale.unsqueeze(-1)
             codes = (grid.grouped(start.weight) / spread + offset).round() + zero.unsqueeze(-1)
             codes = codes.clamp(0, grid.max_code).to(torch.uint8).reshape(start.weight.shape)
-        return QuantizedWeight(QuantGrid(scale, zero, grid.bits, grid.sym, scale), codes)
+        return QuantizedWeight(QuantGrid(scale, zero, grid.bits, grid.sym, scale), self._keep(codes))
 
     def move(self, step: float) -> None:
         """Takes one step against the gradient's sign."""
@@ -134,16 +174,17 @@ class LearnableRounding(Learnable):
 class LearnableScales(Learnable):
     """A rounded weight whose scales can be learned; its codes stay."""
 
-    def __init__(self, rounding: QuantizedWeight, storage_dtype: torch.dtype):
-        super().__init__()
+    def __init__(self, rounding: QuantizedWeight, storage_dtype: torch.dtype, keep: Keep = in_memory):
+        super().__init__(keep)
         self._rounding, self._dtype = rounding, storage_dtype
         self.factor = nn.Parameter(torch.ones_like(rounding.grid.scale))
-        self._levels = rounding.grid.grouped(rounding.codes.float()) - rounding.grid.zero.unsqueeze(-1)
         self._adam = torch.optim.Adam([self.factor])
 
     def forward(self) -> Tensor:
         """Returns the weight with the learned scales, fp32 [N, K]."""
-        return (self._levels * self._scale().unsqueeze(-1)).reshape(self._rounding.codes.shape)
+        codes, grid = self._rounding.codes, self._rounding.grid
+        levels = grid.grouped(codes.float()) - grid.zero.unsqueeze(-1)
+        return (levels * self._scale().unsqueeze(-1)).reshape(codes.shape)
 
     def result(self) -> QuantizedWeight:
         """Returns the same codes with the learned scales."""
@@ -210,7 +251,7 @@ def learn(
     """
 
     def current() -> dict[str, Tensor]:
-        return {name: module().detach() for name, module in soft.items()}
+        return {name: module.leaf() for name, module in soft.items()}
 
     def results() -> dict[str, Any]:
         return {name: module.result() for name, module in soft.items()}
@@ -220,14 +261,15 @@ def learn(
     found = Learned(results(), validation_loss, validation_loss)
     every, worse = max(steps // checks, 1), 0
     for step in range(steps):
+        leaves = current()
         with torch.enable_grad():
-            tensors = {name: module() for name, module in soft.items()}
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
             loss = batch_loss(leaves, step)
-            used = [name for name, leaf in leaves.items() if leaf.grad is not None]
-            torch.autograd.backward([tensors[name] for name in used], [leaves[name].grad for name in used])
-        for module in soft.values():
-            module.move(rate * (1 - step / steps))
+        for name, module in soft.items():  # one after the other: what a weight is made of is large
+            gradient = leaves[name].grad
+            if gradient is not None:
+                with torch.enable_grad():
+                    module().backward(gradient)
+                module.move(rate * (1 - step / steps))
         if (step + 1) % every == 0 or step + 1 == steps:
             with torch.no_grad():
                 validation_loss = validate(current())

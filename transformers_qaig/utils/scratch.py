@@ -26,10 +26,14 @@ class ScratchFiles:
     def __init__(self, folder: Path | None = None):
         self.folder = Path(tempfile.gettempdir()) if folder is None else folder
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Returns a copy of a tensor in a file.
+    def keep(self, tensor: Tensor, *, changes: bool = False) -> Tensor:
+        """Returns a copy of a tensor in a file, on the CPU.
 
         A tensor below `LEAST` bytes is returned as it is, and so is one for which the disk has no room.
+
+        Args:
+            tensor: of any device.
+            changes: whether it will be changed in place: changes go into the file. Otherwise they stay in memory.
         """
         size = tensor.numel() * tensor.element_size()
         if tensor.is_meta or size < LEAST:
@@ -40,7 +44,7 @@ class ScratchFiles:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
                 file.flush()
-                pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+                pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_WRITE if changes else mmap.ACCESS_COPY)
         except OSError:  # a full disk, or a folder that cannot be written
             return tensor
         return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)

@@ -1,0 +1,44 @@
+"""Keeps what is learned of experts in files, where it takes more than a stated memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..nn.linear import get_linear
+from ..rounding.learned import Keep
+from ..utils.memory import free_memory
+from .quantizer_settings import QuantizerSettings
+
+SHARE_OF_FREE_MEMORY = 4
+"""A quarter of what is free on the device may hold what calibrates experts, unless a limit is given."""
+LEARNED_BYTES = 20
+"""What learning holds of a weight: what GPTQ rounded, the same in steps, its offset, its value and its gradient."""
+
+
+def memory_for_experts(limit: int | None, device: torch.device) -> int:
+    """Returns the bytes that may calibrate the experts of a block at once."""
+    return free_memory(device) // SHARE_OF_FREE_MEMORY if limit is None else limit
+
+
+def keepers(block: nn.Module, names: Sequence[str], settings: QuantizerSettings) -> Mapping[str, Keep]:
+    """Says which weights of experts are learned in files: the first ones stay in memory, as many as fit.
+
+    Args:
+        block: in full precision.
+        names: paths in the block of the weights that are learned.
+        settings: say how much memory those take, and where files are.
+
+    Returns:
+        path of a weight → what keeps a tensor in a file; none for those that stay in memory.
+    """
+    found: dict[str, Keep] = {}
+    memory = memory_for_experts(settings.expert_memory, next(block.parameters()).device)
+    for name in names:
+        memory -= LEARNED_BYTES * get_linear(block, name).weight.numel()
+        if memory < 0:
+            found[name] = partial(settings.scratch.keep, changes=True)
+    return found
