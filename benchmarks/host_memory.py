@@ -2,6 +2,7 @@
 Anonymous memory that quantizing takes, of a checkpoint several times as large.
 
     python benchmarks/host_memory.py --checkpoints plain cast experts --recipes rtn gptq default > results.jsonl
+    python benchmarks/host_memory.py --checkpoints experts --recipes best --hidden 1024 --layers 1 --expert-memory 25MB
 
 Each row is a process of its own. It quantizes a random text model from a folder and saves it, while a thread reads
 RssAnon of /proc/self/status every few milliseconds. Pages that the kernel can read again from a file do not count.
@@ -41,8 +42,8 @@ from transformers_qaig.cli.dry_run import estimate_for
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.utils.memory import return_freed_memory
 
-CHECKPOINTS, RECIPES = ("plain", "cast", "experts"), ("rtn", "gptq", "default")
-SAMPLES, TOKENS, EXPERTS = 8, 128, 16
+CHECKPOINTS, RECIPES = ("plain", "cast", "experts"), ("rtn", "gptq", "default", "best")
+SAMPLES, TOKENS, EXPERTS, STEPS = 8, 128, 16, 10
 INTERVAL = 0.003
 """Seconds between two readings."""
 
@@ -50,11 +51,12 @@ INTERVAL = 0.003
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES[:3]))
     parser.add_argument("--work-dir", nargs="+", choices=("yes", "no"), default=["no", "yes"])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--expert-memory", default="", help="such as 25MB; a share of what is free by default")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -68,6 +70,7 @@ def main() -> None:
                 for work_dir in options.work_dir:
                     command = [sys.executable, __file__, "--child", folder, "--checkpoints", checkpoint]
                     command += ["--recipes", recipe, "--work-dir", work_dir, "--bits", str(options.bits)]
+                    command += ["--expert-memory", options.expert_memory]
                     found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
                     print(found.splitlines()[-1], flush=True)
 
@@ -106,26 +109,27 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         narrow = Path(scratch, "narrow")
         small = config_of(checkpoint, 128, AutoConfig.from_pretrained(folder).num_hidden_layers)
         AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16).save_pretrained(narrow)
-        first = quantize(narrow, recipe, options.bits, None)
+        first = quantize(narrow, settings(recipe, options, None))
         first.save_pretrained(Path(scratch, "narrow-saved"))
         return_freed_memory()
         base, start = rss_anon() - bytes_in(Path(scratch, "narrow-saved")), time.perf_counter()
         del first
         with peak_of() as loading:
-            model = quantize(folder, recipe, options.bits, Path(scratch, "work") if work_dir == "yes" else None)
+            model = quantize(folder, settings(recipe, options, Path(scratch, "work") if work_dir == "yes" else None))
         seconds, after = time.perf_counter() - start, rss_anon()
         with peak_of() as saving:
             model.save_pretrained(Path(scratch, "saved"), max_shard_size="20MB")
         packed = bytes_in(Path(scratch, "saved"))
     with torch.device("meta"):
         full = AutoModelForCausalLM.from_config(model_config := AutoConfig.from_pretrained(folder))
-    estimate = estimate_for(full, settings(recipe, options.bits, scratch if work_dir == "yes" else None), TOKENS)
+    estimate = estimate_for(full, settings(recipe, options, scratch if work_dir == "yes" else None), TOKENS)
     block = max(sum(p.numel() for p in each.parameters()) for each in find_decoder_blocks(full).values())
     streams = 0 if recipe == "rtn" else 2 * SAMPLES * TOKENS * model_config.hidden_size * 2
     return {
         "task": checkpoint,
         "recipe": recipe,
         "work_dir": work_dir,
+        "expert_memory": options.expert_memory,
         "checkpoint_bytes": bytes_in(folder),
         "packed_bytes": packed,
         "block_float32_bytes": 4 * block,
@@ -138,24 +142,23 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def quantize(folder: Path, recipe: str, bits: int, work_dir: Path | None) -> Any:
+def quantize(folder: Path, config: QAIGConfig) -> Any:
     """Quantizes the model in a folder, in bfloat16."""
-    config = settings(recipe, bits, work_dir)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=config)
 
 
-def settings(recipe: str, bits: int, work_dir: str | Path | None) -> QAIGConfig:
+def settings(recipe: str, options: argparse.Namespace, work_dir: str | Path | None) -> QAIGConfig:
     """The configuration, with random samples where the recipe reads any."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(10, 1000, (1, TOKENS), generator=generator) for _ in range(SAMPLES)]
     dataset = [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in ids]
     return QAIGConfig(
-        bits=bits,
-        recipe=recipe,
+        bits=options.bits,
+        recipe={"name": recipe, "steps": STEPS} if recipe == "best" else recipe,
         group_size=128,
         num_samples=SAMPLES,
         dataset=None if recipe == "rtn" else dataset,
-        calibration={"work_dir": work_dir},
+        calibration={"work_dir": work_dir, "expert_memory": options.expert_memory or None},
     )
 
 

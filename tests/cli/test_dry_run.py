@@ -79,6 +79,20 @@ def test_a_block_of_7b_is_as_large_as_counted():
     assert found.device_memory == pytest.approx(counted["peak_bytes"], rel=0.1)
 
 
+def test_what_best_learns_of_experts_is_in_memory_or_in_files():
+    model = dry_run.model_of(sparse(2048, 4, 32, 4, 128, 768))
+    learned = 20 * 128 * 3 * 2048 * 768
+
+    def found(recipe, memory=None):
+        return dry_run.estimate_for(model, QAIGConfig(recipe=recipe, calibration={"expert_memory": memory}), 1024)
+
+    rounded, whole, limited = found("default"), found("best"), found("best", "2GB")
+    assert whole.device_memory - limited.device_memory == limited.disk - whole.disk == learned - 2 * GB
+    assert whole.device_memory > rounded.device_memory
+    assert whole.disk == rounded.disk
+    assert found("best", "200GB") == whole
+
+
 @pytest.mark.parametrize("command", [["quantize", "--bits", "3"], ["plan"]])
 def test_no_weight_is_read(command, monkeypatch, capsys, tmp_path):
     (tmp_path / "config.json").write_text((ROOT / "examples/tiny-vlm/model/config.json").read_text())

@@ -18,6 +18,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", {"bits": 3, **EVERYTHING}),
     "mllama": ("mllama", {"bits": 3}),
     "experts": ("qwen3_vl_moe", {"bits": 3}),
+    "learned experts": ("qwen3_vl_moe", {"bits": 3, "recipe": BEST, "calibration": {"expert_memory": "400KB"}}),
     "weighed experts": ("qwen3_vl_moe", {"bits": 3, "recipe": {"token_weights": "qig"}}),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {

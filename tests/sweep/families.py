@@ -78,8 +78,8 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "glm5_next": {
         "text_config.num_key_value_heads": 4,
-        "text_config.linear_num_heads": 4,
-        "text_config.linear_head_dim": 32,
+        "text_config.linear_num_heads": 8,
+        "text_config.linear_head_dim": 64,
         "text_config.index_n_heads": 4,
         "text_config.index_head_dim": 32,
     },

@@ -16,6 +16,7 @@ from ..formats.hadamard import rotate, rotate_back
 from ..formats.scheme import Plan, Rotation, WeightScheme
 from ..nn.experts_module import LinearExperts
 from ..nn.linear import QAIGLinear, get_linear
+from ..nn.visiting import visiting_linear
 from ..rounding.clipping import Clipping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
 
@@ -98,7 +99,7 @@ class BlockDecisions:
     def rounding(self, name: str, weight: Tensor, storage_dtype: torch.dtype) -> QuantizedWeight:
         """Returns how linear `name` is stored, given its fp32 weight, folded and rotated."""
         if name in self.roundings:
-            return self.roundings[name]
+            return self.roundings[name].to(weight.device)
         grid = self.grid(name, weight, storage_dtype)
         return QuantizedWeight(grid, grid.encode(weight))
 
@@ -198,7 +199,7 @@ class RoundedLinear(nn.Linear):
         """Rotates and rounds the input, then multiplies it."""
         bias = None if self.bias is None else self.bias.float()
         inputs = self.decisions.inputs(x, self.name).float()
-        return nn.functional.linear(inputs, self.weight.float(), bias).to(x.dtype)
+        return visiting_linear(inputs, self.weight, bias).to(x.dtype)
 
 
 def pack(block: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:

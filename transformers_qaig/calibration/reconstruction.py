@@ -24,6 +24,7 @@ from ..rounding.learned import (
     in_memory,
     learn,
 )
+from ..rounding.quant_grid import QuantizedWeight
 from ..utils.caches import with_own_caches
 from ..utils.logging import tqdm
 from .decisions import BlockDecisions, folded, set_weight
@@ -69,8 +70,9 @@ class BlockReconstruction:
         block, soft = folded(self.original, decisions), dict[str, Learnable]()
         for name in decisions.schemes:
             weight = decisions.weight(block, name)
-            rounding = decisions.rounding(name, weight, self.dtype)
-            source, grid = weight if rounding.source is None else rounding.source, rounding.grid
+            rounding = self._where_it_is_learned(name, decisions.rounding(name, weight, self.dtype))
+            grid = rounding.grid
+            source = weight.to(grid.scale.device) if rounding.source is None else rounding.source
             stretch = grid.grouped(source) * (grid.scale / grid.step).unsqueeze(-1)  # the same codes without a gain
             start = LearnableInit(stretch.reshape(source.shape), replace(grid, step=grid.scale), self.dtype)
             soft[f"{name}.weight"] = LearnableRounding(start, self.keepers.get(name, in_memory))
@@ -93,7 +95,8 @@ class BlockReconstruction:
         block = folded(self.original, decisions)
         soft: dict[str, Learnable] = {}
         for name in decisions.schemes:
-            rounding = decisions.rounding(name, decisions.weight(block, name), self.dtype)
+            weight = decisions.weight(block, name)
+            rounding = self._where_it_is_learned(name, decisions.rounding(name, weight, self.dtype))
             soft[f"{name}.weight"] = LearnableScales(rounding, self.dtype, self.keepers.get(name, in_memory))
             self._prepare(block, decisions, name, soft[f"{name}.weight"])
         for name, dtype in parameters.items():
@@ -102,6 +105,10 @@ class BlockReconstruction:
         roundings = {name: found.results[f"{name}.weight"] for name in decisions.schemes}
         changed = {name: found.results[name] for name in parameters}
         return replace(decisions.with_roundings(roundings), parameters={**decisions.parameters, **changed}), found
+
+    def _where_it_is_learned(self, name: str, rounding: QuantizedWeight) -> QuantizedWeight:
+        """Returns a rounding on the CPU if files keep what is learned of it."""
+        return rounding.to(torch.device("cpu")) if name in self.keepers else rounding
 
     @staticmethod
     def _prepare(block: nn.Module, decisions: BlockDecisions, name: str, soft: Learnable) -> None:

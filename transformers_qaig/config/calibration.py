@@ -40,7 +40,8 @@ class CalibrationConfig:
         moe_calibrate_all_experts: Whether every expert is calibrated by all tokens, not only by those that are routed
             to it. What the model computes stays routed.
         expert_memory: Memory that the second moments of experts may take at once, such as `"8GB"`, or a number of
-            bytes. By default it is a quarter of what is free on the device. The result does not depend on it.
+            bytes; then what `best` learns of them, which is in files beyond it. By default it is a quarter of what is
+            free on the device. On the CPU the result does not depend on it.
 
     Raises:
         ValueError: a value out of its range.

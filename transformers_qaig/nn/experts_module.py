@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .experts_layout import ExpertsLayout, experts_layout
+from .visiting import visiting_linear
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Base = TypeVar("_Base", bound="ExpertsModule")
@@ -216,8 +217,8 @@ class LinearExperts(ExpertsModule):
         for index, (start, stop) in enumerate(pairwise(offsets.tolist())):
             if start < stop:
                 linear = self.get_submodule(f"{index}.{projection}")
-                if type(linear) is nn.Linear and linear.weight.dtype != x.dtype:  # a block in fp32 shares its experts
-                    out[start:stop] = nn.functional.linear(x[start:stop], linear.weight.to(x.dtype))
+                if type(linear) is nn.Linear:  # a block in fp32 shares the weights of its experts
+                    out[start:stop] = visiting_linear(x[start:stop], linear.weight)
                 else:
                     out[start:stop] = linear(x[start:stop])
         return out

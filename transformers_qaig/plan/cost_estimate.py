@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..config import QAIGConfig
+from ..config.size import parse_memory
 from ..formats.scheme import MIN_GROUP_SIZE
 from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..structure import find_decoder_blocks
@@ -23,6 +24,8 @@ FORWARDS = 5
 LEARNED_PASSES = 8
 """What a step of learned rounding costs, in forward passes of its samples: forwards, backwards, a weight rebuilt."""
 LEARNED_BATCH = 8
+LEARNED_BYTES = 20
+"""What learning holds of a weight; `expert_memory` limits what it holds of experts."""
 GRADIENT_PASSES = 4
 """What the costs of widths take, in forward passes: forwards, again for the gradient, and backwards."""
 GRIDS = 10
@@ -54,7 +57,8 @@ class CostEstimate:
         memory: most anonymous memory of the process, without `device_memory`. Weights are mapped from files, whose
             pages come on top where there is room. So is a model packed in a `work_dir`, until it is run.
         device_memory: the most on the accelerator; without one it is anonymous memory, too.
-        disk: new files: the result, what `work_dir` keeps of it, and experts that are joined on loading.
+        disk: new files: the result, what `work_dir` keeps of it, experts that are joined on loading, and what is
+            learned of experts beyond `expert_memory`.
         flop: multiplications and additions by part of the run.
     """
 
@@ -94,7 +98,8 @@ def estimate_costs(model: nn.Module, config: QAIGConfig, coverage: Coverage, tok
     work = result * (2 if stacks else 1) if has_work_dir else 0  # packed experts are joined, too
     flop = _arithmetic(each, config, count)
     memory = kept + streams + gathered + FLOAT32 * weights
-    return CostEstimate(checkpoint, result, memory, device_memory, result + work + joined, flop)
+    disk = result + work + joined + _learned(block, config)[1]
+    return CostEstimate(checkpoint, result, memory, device_memory, disk, flop)
 
 
 def _hidden(block: list[Linears]) -> int:
@@ -134,7 +139,18 @@ def _on_device(block: list[Linears], weights: int, itemsize: int, config: QAIGCo
         return copies + weights * FLOAT32 + tokens
     grids = GRIDS if config.recipe.clipping else 1
     tried = max(min(one.rows * one.columns * grids, GPTQ_ELEMENTS) for one in block)
-    return copies + 3 * columns**2 * FLOAT32 + max(3 * tried * FLOAT32, tokens)
+    rounding = 3 * columns**2 * FLOAT32 + max(3 * tried * FLOAT32, tokens)
+    return copies + max(rounding, _learned(block, config)[0])
+
+
+def _learned(block: list[Linears], config: QAIGConfig) -> tuple[int, int]:
+    """Returns the bytes that learned rounding holds of a block in memory, and in files."""
+    if config.recipe.rounding != "learned":
+        return 0, 0
+    experts, limit = sum(one.weights for one in block if one.number > 1), config.calibration.expert_memory
+    in_memory = LEARNED_BYTES * experts if limit is None else min(LEARNED_BYTES * experts, parse_memory(limit))
+    others = sum(one.weights for one in block) - experts
+    return LEARNED_BYTES * others + in_memory, LEARNED_BYTES * experts - in_memory
 
 
 def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> dict[str, float]:

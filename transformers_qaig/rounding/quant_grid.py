@@ -57,6 +57,11 @@ class QuantGrid:
         values = self._codes(weight).sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
         return values.reshape(weight.shape)
 
+    def to(self, device: torch.device) -> QuantGrid:
+        """Returns the grid on a device."""
+        scale, zero = self.scale.to(device), self.zero.to(device)
+        return replace(self, scale=scale, zero=zero, step=scale if self.step is self.scale else self.step.to(device))
+
     def rows(self, index: Any) -> QuantGrid:
         """Returns the grid of the rows in `index`."""
         return replace(self, scale=self.scale[index], zero=self.zero[index], step=self.step[index])
@@ -90,6 +95,11 @@ class QuantizedWeight:
     def values(self) -> Tensor:
         """Returns the dequantized weight, fp32 [N, K]."""
         return self.grid.decode(self.codes)
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """Returns the weight on a device."""
+        source = None if self.source is None else self.source.to(device)
+        return QuantizedWeight(self.grid.to(device), self.codes.to(device), source)
 
     def rows(self, index: Any) -> QuantizedWeight:
         """Returns the rows in `index`."""
