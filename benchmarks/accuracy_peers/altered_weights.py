@@ -16,7 +16,7 @@ from torch import Tensor
 
 from transformers_qaig.token_weights import registry
 from transformers_qaig.token_weights.base import Stateless, SubBlock
-from transformers_qaig.token_weights.precomputed import spread
+from transformers_qaig.token_weights.precomputed import weights_at_rows
 from transformers_qaig.token_weights.qig import QIG
 
 
@@ -46,7 +46,7 @@ class Altered(Stateless):
         for inputs, weights in zip(sub_block.inputs, self.inner.weigh(sub_block)):
             rows = replace(inputs, token_weights=weights).first_sequence_weights().items()
             altered = {s: ALTERATIONS[self.kind](row, self.pictures[s].reshape(-1)) for s, row in rows}
-            found.append(spread(inputs, altered))
+            found.append(weights_at_rows(inputs, altered))
         return found
 
 

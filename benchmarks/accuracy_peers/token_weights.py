@@ -37,7 +37,7 @@ from transformers_qaig.token_weights import registry
 from transformers_qaig.token_weights.base import Stateless, SubBlock
 from transformers_qaig.token_weights.data import WeightingData
 from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution
-from transformers_qaig.token_weights.precomputed import spread
+from transformers_qaig.token_weights.precomputed import weights_at_rows
 
 KINDS = ("path", "downstream", "fisher")
 DRAWS = 4
@@ -67,7 +67,7 @@ class GivenWeights(Stateless):
         block = next(i for i, block in enumerate(self.given.quantized) if block is sub_block.owner)
         members = [name for name in sub_block.group.linears if name in sub_block.schemes]
         known = self.given.weights(block, members)
-        return [spread(inputs, known) for inputs in sub_block.inputs]
+        return [weights_at_rows(inputs, known) for inputs in sub_block.inputs]
 
 
 class Given:

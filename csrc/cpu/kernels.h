@@ -29,6 +29,16 @@ void linear(const std::vector<Linear>& layers, const Parallel& parallel);
 // The same for layers that have an x each, of any number of rows. A layer's result is the one that `linear` gives it.
 void grouped_linear(const std::vector<Linear>& layers, const Parallel& parallel);
 
+// Stores what a tile gives for row m of x, with the bias.
+inline void store_row(const Linear& l, int64_t m, int64_t tile, const float* values) {
+    const int64_t n = tile * kTileRows, count = std::min<int64_t>(kTileRows, l.weight.shape.out_features - n);
+    float y[kTileRows];
+    for (int64_t r = 0; r < count; r++) {
+        y[r] = values[r] + (l.bias ? l.bias[n + r] : 0.f);
+    }
+    store_floats(l.y, l.type, m * l.weight.shape.out_features + n, count, y);
+}
+
 // In each instruction set, `quantize` fills the form that it is asked for. `gemv` takes one batch of 1, 2 or 4 rows,
 // `gemm` any number of batches. Each does a part, batches or tiles [begin, end), in the thread that calls it.
 constexpr int64_t kGemvRows = 4;

@@ -14,7 +14,7 @@ from ..equalization.fold import Group
 from ..utils.finite import is_finite
 from .block_outputs import hidden_states, is_finite_where
 from .exclusions import NotFinite
-from .group_inputs import GroupInputs, NotReached, enter, merge
+from .group_inputs import NO_SAMPLE, UNKNOWN_ROWS, GroupInputs, NotReached, enter, merge
 from .interceptor import LayerInputs, TargetInputs, map_tensors
 from .spread import Entered, spread
 from .token_rows import OtherTokens, RowLayout, layouts_of_axes, probe_layout
@@ -84,7 +84,7 @@ def entering(
         NotReached: as above, at the end.
     """
     calls = inputs.full, inputs.quantized
-    reason, found = "no sample gets there", False
+    reason, found = NO_SAMPLE, False
     for s in finder.samples:
         try:
             (x, args, kwargs), (x_q, _, _) = (enter(b, group, c[s]) for b, c in zip(blocks, calls))
@@ -92,7 +92,7 @@ def entering(
             continue
         rows = finder.rows(s, x)
         if rows is None:
-            reason = "its rows match no token, and all samples have padding"
+            reason = UNKNOWN_ROWS
             continue
         if x.shape != x_q.shape:  # tokens are routed otherwise in the quantized model
             x = x_q
@@ -125,7 +125,7 @@ def _of_all_runs(
     samples: Sequence[int],
 ) -> Terms[GroupInputs]:
     """Collects the inputs of each run of a linear that runs several times in one call of the block."""
-    gathered, reason = Terms[GroupInputs]([], [], inputs.ranks), NotReached("no sample gets there")
+    gathered, reason = Terms[GroupInputs]([], [], inputs.ranks), NotReached(NO_SAMPLE)
     reached = False
     for run in range(group.runs):
         try:
@@ -161,11 +161,14 @@ class RowFinder:
         group: the linears.
         inputs: what the block is called with.
         samples: the longest of them is probed.
+
+    Attributes:
+        reads_other_tokens: whether the rows are an encoder's tokens, or an image's, as [`layout`] found.
     """
 
     def __init__(self, block: nn.Module, group: Group, inputs: TargetInputs, samples: Sequence[int]):
         self.block, self.group, self.inputs = block, group, inputs
-        self.samples = samples
+        self.samples, self.reads_other_tokens = samples, False
 
     def rows(self, sample: int, x: Tensor) -> Rows | None:
         """Returns what the rows of `x` `[..., C]` are; None if some are padding and it is not known which."""
@@ -204,9 +207,6 @@ class RowFinder:
         except OtherTokens:
             self.reads_other_tokens = True
             return None
-
-    reads_other_tokens = False
-    """Whether the rows are an encoder's tokens, or an image's, as [`layout`] found."""
 
 
 def _finite(x: Tensor, mask: Tensor, sample: int, where: str) -> Tensor:

@@ -87,6 +87,10 @@ def _mean_by(tokens: Tensor, values: Tensor) -> Tensor:
     return total.index_add(0, tokens, values) / tokens.bincount()
 
 
+NO_SAMPLE, UNKNOWN_ROWS = "no sample gets there", "its rows match no token, and all samples have padding"
+"""Why a group has no inputs."""
+
+
 class NotReached(RuntimeError):
     """Calls do not reach a sub-block, or not with rows that can be used."""
 

@@ -15,7 +15,7 @@ from ..utils.finite import is_finite
 from ..utils.logging import get_logger
 from .exclusions import NotFinite, place_in
 from .gathering import RowFinder, Rows
-from .group_inputs import GroupInputs, NotReached, enter
+from .group_inputs import NO_SAMPLE, UNKNOWN_ROWS, GroupInputs, NotReached, enter
 from .interceptor import TargetInputs, map_tensors
 
 logger = get_logger(__name__)
@@ -111,7 +111,7 @@ def gather_routed(
     rows_of = RowFinder(blocks[0], group, inputs, [sample for sample in samples if sample in inputs.full])
 
     def mine() -> tuple[list[tuple[int, tuple[Tensor, ...]]], str]:
-        found, routings, reason = [], [], "no sample gets there"
+        found, routings, reason = [], [], NO_SAMPLE
         for sample in rows_of.samples:
             try:
                 x, _, _ = enter(blocks[0], group, inputs.full[sample])
@@ -120,7 +120,7 @@ def gather_routed(
                 continue
             rows = rows_of.rows(sample, x)
             if rows is None:
-                reason = "its rows match no token, and all samples have padding"
+                reason = UNKNOWN_ROWS
                 continue
             found.append(_one_sample(stack, sample, (x, x_q), rows, args, kwargs))
             routings.append(_routing(experts, args, kwargs, x_q.reshape(-1, x_q.shape[-1])))

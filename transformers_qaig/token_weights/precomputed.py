@@ -24,10 +24,10 @@ class Precomputed(Stateless):
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
         """Looks up λ fp32 `[B, T]` for each of the sub-block's inputs; uniform where nothing was computed."""
         by_sample = self.known.get(sub_block.owner, {})
-        return [spread(inputs, by_sample) for inputs in sub_block.inputs]
+        return [weights_at_rows(inputs, by_sample) for inputs in sub_block.inputs]
 
 
-def spread(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Tensor:
+def weights_at_rows(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Tensor:
     """Returns weights by sample as λ of some inputs; uniform where a sample's do not fit its tokens here."""
     rows = []
     per_sample = len(inputs.lengths) // len(inputs.samples)

@@ -142,7 +142,7 @@ void gemm_panel(const Linear& l, const Activations& a, const TileReader (&reader
     }
     for (int64_t m = b0 * rows; m < std::min(b1 * rows, l.rows); m++) {
         for (int c = 0; c < tiles; c++) {
-            avx2::store_row(l, m, t + c, out + (m - b0 * rows) * kPanelRows + c * kTileRows);
+            store_row(l, m, t + c, out + (m - b0 * rows) * kPanelRows + c * kTileRows);
         }
     }
 }

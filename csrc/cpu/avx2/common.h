@@ -65,15 +65,6 @@ struct Grid {
     }
 };
 
-inline void store_row(const Linear& l, int64_t m, int64_t tile, const float* values) {
-    const int64_t n = tile * kTileRows, count = std::min<int64_t>(kTileRows, l.weight.shape.out_features - n);
-    float y[kTileRows];
-    for (int64_t r = 0; r < count; r++) {
-        y[r] = values[r] + (l.bias ? l.bias[n + r] : 0.f);
-    }
-    store_floats(l.y, l.type, m * l.weight.shape.out_features + n, count, y);
-}
-
 // Code I of a unit for 8 rows: pairs of slots as 16-bit integers, or quads of slots as bytes.
 struct Pairs {
     static constexpr int kPerUnit = kUnitPairs;

@@ -53,15 +53,6 @@ struct Grid {
     }
 };
 
-inline void store_row(const Linear& l, int64_t m, int64_t tile, const float* values) {
-    const int64_t n = tile * kTileRows, count = std::min<int64_t>(kTileRows, l.weight.shape.out_features - n);
-    float y[kTileRows];
-    for (int64_t r = 0; r < count; r++) {
-        y[r] = values[r] + (l.bias ? l.bias[n + r] : 0.f);
-    }
-    store_floats(l.y, l.type, m * l.weight.shape.out_features + n, count, y);
-}
-
 // Where the codes of a quad begin within their bytes, if they are left in place: one mask, no shift. A quad that reaches
 // the top of its bytes takes one shift and no mask, and begins at bit 0.
 constexpr int place_bit(int bits, int q) {

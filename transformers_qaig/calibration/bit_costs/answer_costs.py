@@ -66,9 +66,12 @@ def costs_of(run: CostRun, errors: Errors, cost: str) -> dict[str, float]:
         raise ValueError(
             "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."
         )
-    by = total[1].clamp(min=torch.finfo(torch.float32).tiny) if cost == "output_error" else tokens
-    values = (total[0] if cost == "output_error" else total) / by
-    return dict(zip(errors, values.tolist()))
+    if cost == "output_error":
+        error, energy = total
+        costs = error / energy.clamp(min=torch.finfo(torch.float32).tiny)
+    else:
+        costs = total / tokens
+    return dict(zip(errors, costs.tolist()))
 
 
 def answer_log_probabilities(model: nn.Module, sample: Mapping[str, Any], answer: Tensor) -> Tensor:
