@@ -8,18 +8,21 @@ How much of a model's answers survives: our recipes and other libraries, on the 
     python benchmarks/accuracy.py mine.jsonl --model path/to/vlm --data chats.jsonl --calibration 0 --first-picture 128
     python benchmarks/accuracy_table.py peers.jsonl ours.jsonl
 
-`--data` is `scenes` for our examples, `own` for texts that a language model samples from itself, or a file of
-conversations, one a line, of which --calibration and --first-picture are numbers. `story_model.py` makes out/story.
+`--data` is `scenes` for our examples, or `own` for texts that a language model samples from itself. Else it is a file
+of conversations, one a line, and --calibration and --first-picture are line numbers. `story_model.py` makes out/story.
 
 Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
-setup.sh`), and is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
-`NAME-shuffled` are recipe NAME with those token weights, `NAME-path` and others with those of `accuracy_peers/
+setup.sh`). It is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
+`NAME-shuffled` are recipe NAME with those token weights. `NAME-path` and others have those of `accuracy_peers/
 token_weights.py`, `altered_weights.py` and `routing_weights.py`.
 
-One evaluation serves all. Of a weight-only method it takes the dequantized weights, in float32; with 8-bit activations
-the library's own model answers the questions, in float32 too. What is checked of each: embeddings, head, projector and
-tower are the original's; every group of weights has at most 2^bits values; on eight samples the dequantized weights say
-what the library's own model says; which samples entered the model during calibration.
+One evaluation serves all. Of a weight-only method it takes the dequantized weights, in float32. With 8-bit activations
+the library's own model answers the questions, in float32 too. Checked of each method:
+
+- embeddings, head, projector and tower are the original's;
+- every group of weights has at most 2^bits values;
+- on eight samples the dequantized weights say what the library's own model says;
+- which samples entered the model during calibration.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@ Device memory that calibrating a VLM of Qwen2.5-VL-7B's shapes takes, counted on
 
     python benchmarks/device_memory.py --width 0.25 > results.jsonl
 
-A JSON line per phase: the most bytes of tensors at once on the device, and those that were there when it began. Nothing
-but the number of samples that wait, which hold nothing there, grows with the number of blocks: few do. The accelerator
-(`tools/pretend_accelerator`) computes in the CPU's memory with the CPU's kernels, so what kernels need inside is not
-counted, and attention is counted as if its matrix were stored, which a GPU's fused kernels do not. Nor is what a GPU's
-allocator loses by rounding up and by gaps.
+A JSON line per phase: the most bytes of tensors at once on the device, and those that were there when it began. Few
+blocks do: with their number only the samples that wait grow, and these hold nothing there. The accelerator
+(`tools/pretend_accelerator`) computes in the CPU's memory with the CPU's kernels. So what kernels need inside is not
+counted, nor what a GPU's allocator loses by rounding up and by gaps. Attention is counted as if its matrix were stored;
+a GPU's fused kernels store none.
 
 Full width is too much arithmetic for a CPU. With `--shapes-only` large tensors on the device are allocated, counted and
 never written; every candidate counts as better than the one before, so that nothing is left out.

@@ -3,8 +3,8 @@ The gradient of a linear layer's input on the CPU: packed weights, float32 and b
 
     python benchmarks/grad_input.py --threads 2 > rows.jsonl
 
-A call computes dX = dY W for dY `[M, N]` and W `[N, K]`, as the backward pass of a layer of K inputs and N outputs
-does. Candidates take turns, each with enough equal weights, used in turn, to exceed the last-level cache. A ratio is
+A call computes dX = dY W, as the backward pass of a layer of K inputs and N outputs does: dY is `[M, N]`, W `[N, K]`.
+Candidates take turns, each with enough equal weights, used in turn, to exceed the last-level cache. A ratio is
 the median over the rounds of bfloat16's time over the candidate's. One JSON line per cell on standard output.
 """
 

@@ -1,7 +1,7 @@
 """AutoRound, in its mode for VLMs or language models: signed gradient descent on rounding and on each group's range.
 
-A sample is a batch of its own, since padding would count in the loss, and gradients of eight are added up before each
-step, which is the library's default batch. torch.compile is off: every length would be compiled anew.
+A sample is a batch of its own, since padding would count in the loss. Gradients of eight are added up before each step:
+that is the library's default batch. torch.compile is off: every length would be compiled anew.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from tests import seeds
 def randomise(model: nn.Module, seed: int) -> None:
     """Random weights under which every norm, bias and gate matters; the same ones for every dtype, up to rounding.
 
-    Vectors keep the value they were built with as their mean, so 1 + w norms (built with zeros) and plain norms
-    (built with ones) both scale by about 1 ± 0.3. Scalars are gates, built with zeros: they get 0.5 on top.
+    Vectors keep the value they were built with as their mean. So 1 + w norms (built with zeros) and plain norms (built
+    with ones) both scale by about 1 ± 0.3. Scalars are gates, built with zeros: they get 0.5 on top.
     """
     generator = seeds.generator(seed)
     convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}

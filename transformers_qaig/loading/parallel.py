@@ -8,8 +8,8 @@ from .arguments import loading_arguments
 def refuse_tensor_parallel() -> None:
     """Raises `NotImplementedError` if the running `from_pretrained` would shard tensors over devices.
 
-    Transformers shards every parameter along one of its own dimensions. The words of a packed row are one bit stream,
-    its scales and zero points belong to groups of columns, and zero points are packed along the rows.
+    Transformers shards every parameter along one of its own dimensions. The words of a packed row are one bit stream.
+    Its scales and zero points belong to groups of columns. Zero points are packed along the rows.
     """
     config = loading_arguments().get("distributed_config")
     size = getattr(config, "tp_size", None) or 1

@@ -107,8 +107,8 @@ def weights_from_attribution(attribution: Tensor, mask: Tensor, *, clip: bool = 
 def tempered(weights: Tensor, effective: float = 0.5) -> Tensor:
     """Flattens token weights to w^p, so that a few heavy tokens do not make up a second moment alone.
 
-    p is the largest exponent ≤ 1 with an effective sample size (Σ w)² / Σ w² of at least `effective` tokens, as a share
-    of those that count. The result has mean 1 over those tokens.
+    p is the largest exponent ≤ 1 that leaves an effective sample size (Σ w)² / Σ w² of at least `effective`. That is a
+    share of the tokens that count. The result has mean 1 over those tokens.
 
     Args:
         weights: fp32, ≥ 0, any shape; zero where a token does not count.

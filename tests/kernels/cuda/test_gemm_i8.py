@@ -1,10 +1,9 @@
 """The CUDA kernels for many rows of 8-bit activations (csrc/cuda/kernels/gemm_i8.cuh) on the emulator.
 
-Sums of integers are exact. What is rounded, in float32, are each group's sum times its scale, the sum of those, and
-what the token's scale and the bias make of it; all of that is far below the last place of float16 and bfloat16. So y
-must be the float64 product of the rounded activations and the dequantized weight, rounded once, but for a few values
-that lie about halfway between two of the dtype. Where scales are powers of two nothing is rounded before that, and none
-may differ.
+Sums of integers are exact. Rounded in float32 are each group's sum times its scale, the sum of those, and what the
+token's scale and the bias make of it. All of that is far below the last place of float16 and bfloat16. So y must be the
+float64 product of the rounded activations and the dequantized weight, rounded once. A few values that lie about halfway
+between two of the dtype may differ. Where scales are powers of two nothing is rounded before, and none may differ.
 """
 
 import itertools
