@@ -8,8 +8,9 @@ Our CUDA product against cuBLAS, other packed products and the memory's bandwidt
 One JSON line per cell on standard output, tables on standard error. Shapes are KxN, those of real VLMs. Calls are
 replayed from a CUDA graph, so that launches cost what they cost in a compiled model; each candidate has copies of its
 weight, used in turn, of twice the L2 cache in all. `qaig` is what a layer does. `qaig decode`, `qaig fused` and `qaig
-unpack` are its three ways at every M. csrc/cuda/tuning.h should hold where they cross on this GPU. `qaig a8` and its ways (`integer` for `fused`) round activations to 8 bits. Ratios to the best peer stay
-within a class: 16-bit activations, or rounded ones.
+unpack` are its three ways at every M. csrc/cuda/tuning.h should hold where they cross on this GPU. `qaig a8` and its
+ways (`integer` for `fused`) round activations to 8 bits. Ratios to the best peer stay within a class: 16-bit
+activations, or rounded ones.
 """
 
 from __future__ import annotations
