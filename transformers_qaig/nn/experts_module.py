@@ -217,7 +217,8 @@ class LinearExperts(ExpertsModule):
         for index, (start, stop) in enumerate(pairwise(offsets.tolist())):
             if start < stop:
                 linear = self.get_submodule(f"{index}.{projection}")
-                if type(linear) is nn.Linear:  # a block in fp32 shares the weights of its experts
+                # A block in fp32 shares the weights of its experts. Any other linear is called, for its hooks.
+                if type(linear) is nn.Linear and (linear.weight.dtype, linear.weight.device) != (x.dtype, x.device):
                     out[start:stop] = visiting_linear(x[start:stop], linear.weight)
                 else:
                     out[start:stop] = linear(x[start:stop])
