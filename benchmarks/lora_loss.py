@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import sys
 import tempfile
@@ -56,7 +57,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="scenes of the calibration set")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=8, help="pictures a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the adapters and of the pictures' order")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--fresh", type=int, default=100, help="other scenes that are answered afterwards")
     options = parser.parse_args()
@@ -73,13 +75,15 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Example]:
     for name in options.bases:
         base = folder / name
         save_base(name, base, options.samples)
-        for kind in options.trainers:
-            make = functools.partial(make_trainer, kind, processor=processor, training=training, options=options)
-            trainer = make(load(base), output=folder / name / kind)
+        for kind, rate, seed in itertools.product(options.trainers, options.learning_rates, options.seeds):
+            settings = {**vars(options), "learning_rate": rate, "seed": seed}
+            run = folder / name / f"{kind}-{rate}-{seed}"
+            make = functools.partial(make_trainer, kind, processor=processor, training=training, options=settings)
+            trainer = make(load(base), output=run / "trained")
             with contextlib.redirect_stdout(sys.stderr):  # the trainers print their losses, too
                 trainer.train()
                 if kind == "Trainer":
-                    check_resumed(trainer, make(load(base), output=folder / name / "resumed"), base)
+                    check_resumed(trainer, make(load(base), output=run / "resumed"), base)
             yield {
                 "trainer": kind,
                 "base": name,
@@ -88,7 +92,8 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Example]:
                 "fresh_before": share_right(load(base), processor, fresh),
                 "rank": options.rank,
                 "batch": options.batch,
-                "learning_rate": options.learning_rate,
+                "learning_rate": rate,
+                "seed": seed,
             }
 
 
@@ -125,26 +130,26 @@ def load(base: Path) -> Any:
 
 
 def make_trainer(
-    kind: str, base: Any, processor: Any, training: list[Example], output: Path, options: argparse.Namespace
+    kind: str, base: Any, processor: Any, training: list[Example], output: Path, options: Example
 ) -> Trainer:
-    """A trainer of new adapters on `base`."""
-    torch.manual_seed(0)
+    """A trainer of new adapters on `base`. `options` are those of the command line, for one learning rate and seed."""
+    torch.manual_seed(options["seed"])
     settings: dict[str, Any] = {
         "output_dir": output,
-        "max_steps": options.steps,
-        "per_device_train_batch_size": options.batch,
-        "learning_rate": options.learning_rate,
+        "max_steps": options["steps"],
+        "per_device_train_batch_size": options["batch"],
+        "learning_rate": options["learning_rate"],
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
-        "save_steps": options.steps // 2,
-        "seed": 0,
+        "save_steps": options["steps"] // 2,
+        "seed": options["seed"],
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
     }
-    adapters = LoraConfig(target_modules="all-linear", r=options.rank, lora_alpha=2 * options.rank)
+    adapters = LoraConfig(target_modules="all-linear", r=options["rank"], lora_alpha=2 * options["rank"])
     data = Dataset.from_list(training)
     if kind == "Trainer":
         collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
