@@ -7,8 +7,8 @@ LoRA on packed models beside LoRA on the bfloat16 model: the loss of every step,
 The tiny VLM learns from pictures that "read the number" now means to read it backwards. Seeds, pictures, order and
 settings are the same for every row; only the base weights differ. Adapters are float32, as PEFT makes them, and all
 else is bfloat16, except in the row of float32. `fresh` is the share of other scenes that are answered exactly. With
-`Trainer` each model is also saved at half of the steps, resumed from there, and its adapter is reloaded. A logit or a
-loss that differs by a bit ends the benchmark.
+`Trainer` the first model of each base is also saved at half of the steps, resumed from there, and its adapter is
+reloaded. A logit or a loss that differs by a bit ends the benchmark.
 One JSON line per row on standard output.
 """
 
@@ -75,6 +75,8 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Example]:
     for name in options.bases:
         base = folder / name
         save_base(name, base, options.samples)
+        before = share_right(load(base), processor, fresh)
+        is_checked = False
         for kind, rate, seed in itertools.product(options.trainers, options.learning_rates, options.seeds):
             settings = {**vars(options), "learning_rate": rate, "seed": seed}
             run = folder / name / f"{kind}-{rate}-{seed}"
@@ -82,14 +84,15 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Example]:
             trainer = make(load(base), output=run / "trained")
             with contextlib.redirect_stdout(sys.stderr):  # the trainers print their losses, too
                 trainer.train()
-                if kind == "Trainer":
+                if kind == "Trainer" and not is_checked:
+                    is_checked = True
                     check_resumed(trainer, make(load(base), output=run / "resumed"), base)
             yield {
                 "trainer": kind,
                 "base": name,
                 "losses": losses_of(trainer),
                 "fresh": share_right(trainer.model, processor, fresh),
-                "fresh_before": share_right(load(base), processor, fresh),
+                "fresh_before": before,
                 "rank": options.rank,
                 "batch": options.batch,
                 "learning_rate": rate,

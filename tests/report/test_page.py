@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.report.reports import LIST, record
+from transformers_qaig.report.page.charts import free_place
 from transformers_qaig.report.page.page import page
 from transformers_qaig.report.page.strips import CELL, LEAST, cell_width
 from transformers_qaig.report.page.treemap import squarified, treemap
@@ -143,3 +144,20 @@ def test_parts_are_named_by_what_fits() -> None:
     assert ">model.embed_tokens<" in treemap(sizes)
     sizes = [{"name": f"model.{kind}.embed_tokens", "bits": [], "before": 9, "after": 9} for kind in "abcdefgh"]
     assert ">embed_tokens<" in treemap(sizes)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "covered"),
+    [
+        (100.0, 100.0, [(110.0 + 4 * k, 90.0 + 4 * k) for k in range(40)]),  # a falling line on its right
+        (30.0, 100.0, []),  # at the left edge
+        (390.0, 20.0, [(385.0, 30.0)]),  # at the right edge, near the top
+        (200.0, 120.0, [(200.0 + dx, 120.0 + dy) for dx in (30, -30) for dy in (-14, 18, -30)]),  # one place is free
+    ],
+)
+def test_a_label_covers_nothing_and_stays_in_the_chart(x: float, y: float, covered: list[tuple[float, float]]) -> None:
+    left, top, right, bottom = free_place(x, y, "knee: 3.10 bits", (20.0, 400.0), covered).box("knee: 3.10 bits")
+    assert left >= 20
+    assert right <= 400
+    assert top >= 0
+    assert not any(left < px < right and top < py < bottom for px, py in covered)

@@ -70,25 +70,75 @@ def chart(
             parts.append(label(x, HEIGHT - 20, f"{first:g}", "tick", "middle"))
             first += step
         parts.append(label((left + right) / 2, HEIGHT - 5, x_label, "tick", "middle"))
-        for line in lines:
-            parts.append(_line(line, [at(x, y) if y and y > 0 else None for x, y in zip(line.x, line.y)]))
-        for number, (x, y, words) in enumerate(marks):
-            px, py = at(x, y)
-            anchor = "end" if px > width * 0.6 else "start"
-            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="7" class="mark"/>')
-            parts.append(
-                label(
-                    px + (-10 if anchor == "end" else 10),
-                    max(py - 10, 12) if number % 2 == 0 else min(py + 22, HEIGHT - BOTTOM - 4),
-                    words,
-                    "strong",
-                    anchor,
-                )
-            )
+        drawn = [[at(x, y) if y and y > 0 else None for x, y in zip(line.x, line.y)] for line in lines]
+        parts += [_line(line, points) for line, points in zip(lines, drawn)]
+        named = [(*at(x, y), words) for x, y, words in marks]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" class="mark"/>' for x, y, _ in named]
+        covered = [(x + 7 * i, y + 7 * j) for x, y, _ in named for i in (-1, 0, 1) for j in (-1, 0, 1)] * 3
+        covered += [(left - 6 - 7 * k, at(left_x, value)[1]) for value in _decades(low, high) for k in range(5)]
+        for line, points in zip(lines, drawn):
+            covered += 2 * list(_inked(points, line.dots))
+        for x, y, words in named:
+            place = free_place(x, y, words, (2.0, width - 2.0), covered)
+            parts.append(label(place.x, place.y, words, "strong", place.anchor))
+            covered += place.corners(words)
         return svg(width, HEIGHT, *parts, label=f"{y_label} against {x_label}")
 
     keys = "".join(f'<span><i class="line {escaped(line.kind)}"></i>{escaped(line.name)}</span>' for line in lines)
     return f'<p class="legend">{escaped(y_label)}: {keys}</p>{both_widths(draw)}'
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a label stands: its start or its end, and its baseline."""
+
+    x: float
+    y: float
+    anchor: str
+
+    def box(self, words: str) -> tuple[float, float, float, float]:
+        """Returns left, top, right and bottom. A letter is taken as 7.5 pixels wide."""
+        width = 7.5 * len(words)
+        left = self.x - width if self.anchor == "end" else self.x
+        return left, self.y - 12, left + width, self.y + 4
+
+    def corners(self, words: str) -> list[tuple[float, float]]:
+        """Returns points all over the label, which other labels must leave free."""
+        left, top, right, bottom = self.box(words)
+        return [(left + (right - left) * k / 8, y) for k in range(9) for y in (top, bottom)]
+
+
+def free_place(
+    x: float, y: float, words: str, inside: tuple[float, float], covered: Sequence[tuple[float, float]]
+) -> Place:
+    """Returns the place beside a point whose label covers least of what is drawn, and stays within the picture."""
+    places = [
+        Place(x + across, y + down, "start" if across > 0 else "end")
+        for down in (-10, 22, -26, 38)
+        for across in (10, -10)
+    ]
+
+    def badness(place: Place) -> float:
+        left, top, right, bottom = place.box(words)
+        outside = max(inside[0] - left, 0) + max(right - inside[1], 0) + max(-top, 0) + max(bottom - HEIGHT + BOTTOM, 0)
+        return 10 * outside + sum(left - 2 <= px <= right + 2 and top - 2 <= py <= bottom + 2 for px, py in covered)
+
+    return min(places, key=badness)
+
+
+def _inked(points: Sequence[tuple[float, float] | None], dots: bool) -> Iterator[tuple[float, float]]:
+    """Yields points of a drawn line, a few pixels apart."""
+    before = None
+    for point in points:
+        if before and point and not dots:
+            steps = max(1, int(math.dist(before, point) / 4))
+            yield from (
+                (before[0] + (point[0] - before[0]) * k / steps, before[1] + (point[1] - before[1]) * k / steps)
+                for k in range(steps)
+            )
+        if point:
+            yield point
+        before = point
 
 
 def _shown(values: Sequence[Value]) -> list[float]:
