@@ -1,5 +1,6 @@
 """The page: complete, small enough, safe whatever is in the record, and readable in a browser at two widths."""
 
+import html
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.report.reports import LIST, record
 from transformers_qaig.report.page.charts import free_place
@@ -105,6 +107,18 @@ def test_a_treemap_fills_its_box_with_the_right_areas() -> None:
     assert max(x + w for x, _, w, _ in boxes) == pytest.approx(40.0)
 
 
+def browser(folder: Path, *options: str) -> str:
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--allow-file-access-from-files", "--virtual-time-budget=4000", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def shown_by_browser(file: Path, *options: str) -> Any:
+    """What a page has put into its title, as JSON."""
+    text = browser(file.parent, *options, "--dump-dom", f"file://{file}")
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", text)[1]))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize(
     ("width", "blocks", "experts"), [(400, 28, 0), pytest.param(400, 94, 128, marks=pytest.mark.slow), (1400, 94, 128)]
@@ -123,16 +137,53 @@ def test_a_browser_shows_it_without_scrolling_sideways(width: int, blocks: int, 
       document.body.textContent = document.title;
     }}</script>"""
     (tmp_path / "probe.html").write_text(f"<!doctype html><body>{probe}</body>")
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom"]
-    shown = subprocess.run([*command, f"file://{tmp_path / 'probe.html'}"], capture_output=True, text=True, timeout=120)
-    found = json.loads(re.search(r"<title>(.*?)</title>", shown.stdout)[1].replace("&amp;", "&"))
+    found = shown_by_browser(tmp_path / "probe.html")
     assert found["wide"] <= width
     assert found["strip"] <= 1000  # no scrolling on a wide screen
     assert found["chosen"] == f"{LIST}.20"
     assert f"{LIST}.20" in found["told"]
     assert "rejected: rotate mlp.down_proj" in found["told"]
     assert found["canvas"] == 16
+
+
+# For every text: its colour against what it stands on. In a drawing that is a part of the treemap, or the card.
+CONTRAST = """<script>addEventListener("load", () => {
+  const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (colour) => { const [r, g, b] = rgb(colour).map((c) => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const below = (node) => { for (; node; node = node.parentElement) {
+    const [r, g, b, a] = rgb(getComputedStyle(node).backgroundColor);
+    if (a !== 0) return `rgb(${r}, ${g}, ${b})`;
+  } };
+  const part = (text) => { const kind = [...text.classList].find((c) => c.startsWith("on-"));
+    return kind && getComputedStyle(document.querySelector("rect." + kind.slice(3))).fill; };
+  const found = [];
+  for (const node of document.querySelectorAll("body *:not(script):not(option)")) {
+    if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())) continue;
+    const drawn = node.closest("svg"), style = getComputedStyle(node);
+    if (drawn && node.tagName !== "text") continue;
+    const one = light(drawn ? style.fill : style.color), other = light((drawn && part(node)) || below(node));
+    found.push([(Math.max(one, other) + .05) / (Math.min(one, other) + .05), node.textContent.slice(0, 40)]);
+  }
+  document.title = JSON.stringify(found.sort((a, b) => a[0] - b[0]).slice(0, 3).concat([[found.length, "texts"]]));
+})</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_browser_shows_readable_text_in_light_and_dark(scheme: str, tmp_path: Path) -> None:
+    text = page(checked(record(28, experts=128)))
+    file = tmp_path / "page.html"
+    file.write_text(re.sub("<meta http-equiv.*?>", "", text).replace("</body>", f"{CONTRAST}</body>"))
+    setting = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"
+    *worst, (count, _) = shown_by_browser(file, setting)
+    assert count > 200
+    assert worst[0][0] >= 4.5, worst
+    browser(tmp_path, setting, "--window-size=1400,900", f"--screenshot={tmp_path / 'page.png'}", f"file://{file}")
+    with Image.open(tmp_path / "page.png") as shot:
+        grey = shot.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    assert (grey < 80) if scheme == "dark" else (grey > 200)
 
 
 def test_many_blocks_have_narrow_columns_that_can_still_be_hit() -> None:
