@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.integrations.engines.served_plan import ServedPlan
 from transformers_qaig.integrations.vllm.experts_stack import EmptyStack
-from transformers_qaig.integrations.vllm.served_plan import ServedPlan
 from transformers_qaig.nn.experts import QAIGExperts
 
 STACK, EXPERTS, HIDDEN, INNER = "model.layers.0.mlp.experts", 5, 96, 64
@@ -55,8 +55,7 @@ def experts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             setattr(module, each, type(each, (Method,), {}))
         monkeypatch.setitem(sys.modules, f"{layers}.{name}", module)
     yield import_module(f"{ROOM}.experts")
-    for name in ("experts", "layers"):
-        del sys.modules[f"{ROOM}.{name}"]
+    del sys.modules[f"{ROOM}.experts"]
 
 
 class Layer(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.vllm.test_shards import K, linear
+from tests.integrations.engines.test_shards import K, linear
 
 LAYERS = "transformers_qaig.integrations.vllm.layers"
 NAMES = {

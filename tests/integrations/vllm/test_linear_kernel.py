@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.vllm.test_shards import K, linear
+from tests.integrations.engines.test_shards import K, linear
 
 NAME = "transformers_qaig.integrations.vllm.linear_kernel"
 NAMES = ("weight_packed", "weight_scale", "weight_zero_point")

@@ -16,9 +16,9 @@ from vllm.model_executor.models.utils import WeightsMapper
 from ...config import QUANT_METHOD, QAIGConfig
 from ...formats.scheme import parse_plan
 from ...utils.logging import get_logger
+from ..engines.served_plan import ServedPlan
 from .experts import QAIGExpertsMethod
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
-from .served_plan import ServedPlan
 
 _logger = get_logger(__name__)
 _TOWER = r"(^|\.)vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)"

@@ -15,8 +15,8 @@ from ...nn.experts import QAIGExperts
 from ...nn.experts_checks import check_packed_experts
 from ...nn.packed_tensors import frozen
 from ...nn.projection_scheme import ProjectionScheme
+from ..engines.methods import refuse_sharding
 from .experts_stack import EmptyStack
-from .layers import refuse_sharding
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

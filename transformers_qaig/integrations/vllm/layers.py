@@ -2,99 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from vllm.model_executor.layers.linear import LinearMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
-from ...formats.scheme import WeightScheme
-from ...nn.embedding import tie
-from ...nn.linear import QAIGLinear
-from .loaded_shards import LoadedShards
-from .shards import make_embedding, make_linears
+from ..engines.methods import PackedLinear, PackedRows
 
 
-class QAIGLinearMethod(LinearMethodBase):  # type: ignore[misc]
-    """Runs a linear of vLLM, fused or not, whose shards may have schemes of their own.
-
-    Args:
-        name: of the layer.
-        schemes: of each shard; None for one that is not packed.
-    """
-
-    def __init__(self, name: str, schemes: Sequence[WeightScheme | None]):
-        self.loaded = LoadedShards(name, schemes)
-
-    def create_weights(
-        self,
-        layer: nn.Module,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **_: Any,
-    ) -> None:
-        """Gives the layer its parameters, as vLLM asks for it."""
-        refuse_sharding(self.loaded.name, layer)
-        whole = len(self.loaded.schemes) == 1
-        sizes = [sum(output_partition_sizes)] if whole else output_partition_sizes
-        if len(sizes) != len(self.loaded.schemes):
-            raise ValueError(
-                f"{self.loaded.name} has {len(sizes)} parts in vLLM and {len(self.loaded.schemes)} in the plan: "
-                "this model's layers are fused in a way that is not supported."
-            )
-        self.in_features, self.out_features, self.dtype = input_size_per_partition, sizes, params_dtype
-        self.loaded.register(layer, params_dtype)
-
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Makes the packed modules, in the layout of the device's kernels."""
-        bias = None if getattr(layer, "skip_bias_add", False) else getattr(layer, "bias", None)
-        layer.packed = make_linears(self.loaded, self.in_features, self.out_features, bias, _device(layer), self.dtype)
-        self.loaded.release(layer)
-
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Computes the layer; its modules hold the bias."""
-        outputs = [module(x) for module in layer.packed]  # type: ignore[union-attr]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+class QAIGLinearMethod(PackedLinear, LinearMethodBase):  # type: ignore[misc]
+    """Runs a linear of vLLM, fused or not, whose shards may have schemes of their own."""
 
 
-class QAIGEmbeddingMethod(QAIGLinearMethod):
+class QAIGEmbeddingMethod(PackedRows, LinearMethodBase):  # type: ignore[misc]
     """Runs packed embeddings or a packed head; tied ones are one layer."""
 
-    is_tied = False
-
-    def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
-        """Looks up rows."""
-        return layer.rows(ids)  # type: ignore[operator]
+    def is_head(self, layer: nn.Module) -> bool:
+        """Returns whether a layer is a head of its own."""
+        return isinstance(layer, ParallelLMHead)
 
     def tie_weights(self, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
         """Lets the embeddings be the head."""
         return tied_head(layer, embed_tokens)
-
-    def process_weights_after_loading(self, layer: Any) -> None:
-        """Makes the packed rows, the packed head, or both of the same tensors."""
-        loaded, device, (scheme,) = self.loaded, _device(layer), self.loaded.schemes
-        assert scheme is not None
-        count = layer.org_vocab_size  # a head may be padded; the file is not
-        if _is_head(layer):
-            layer.packed = make_linears(loaded, self.in_features, [count], None, device, self.dtype)
-        else:
-            layer.rows = make_embedding(loaded, count, self.in_features, device, self.dtype)
-        if self.is_tied:
-            head = QAIGLinear.from_scheme(self.in_features, count, scheme, dtype=layer.rows.weight_scale.dtype)
-            tie(head, layer.rows)
-            head.to_kernel_layout()
-            layer.packed = nn.ModuleList([head])
-        loaded.release(layer)
-
-    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Computes logits. vLLM passes the head's bias, which may be padded."""
-        out = super().apply(layer, x)
-        return out if bias is None else out + bias[: out.shape[-1]]
 
 
 class DenseHeadMethod(UnquantizedEmbeddingMethod):  # type: ignore[misc]
@@ -121,23 +51,3 @@ def tied_head(head: nn.Module, embeddings: Any) -> nn.Module:
         )
     method.is_tied = True
     return embeddings
-
-
-def refuse_sharding(name: str, layer: Any) -> None:
-    """Raises `NotImplementedError` where vLLM cuts a layer in pieces."""
-    size = getattr(layer, "tp_size", 1)
-    if size > 1:
-        raise NotImplementedError(
-            f"{name}: packed layers are not cut in pieces yet. Use `--tensor-parallel-size 1` instead of {size}; "
-            "`--data-parallel-size` serves on several devices."
-        )
-
-
-def _is_head(layer: nn.Module) -> bool:
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    return isinstance(layer, ParallelLMHead)
-
-
-def _device(layer: Any) -> torch.device:
-    return layer.weight.device

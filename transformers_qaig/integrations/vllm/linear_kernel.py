@@ -9,8 +9,8 @@ from vllm.platforms import PlatformEnum
 
 from ...formats.packing import SCALE_DTYPES
 from ...formats.scheme import BITS, MIN_GROUP_SIZE, WeightScheme
-from .loaded_shards import TENSORS
-from .shards import packed_linear
+from ..engines.loaded_shards import TENSORS
+from ..engines.shards import packed_linear
 
 
 class QAIGLinearKernel(MPLinearKernel):  # type: ignore[misc]

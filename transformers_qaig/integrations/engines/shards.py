@@ -1,4 +1,4 @@
-"""Makes this package's modules from the tensors that vLLM loaded; neighbours of one scheme become one module."""
+"""Makes this package's modules from the tensors that an engine loaded; neighbours of one scheme become one module."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers_qaig import QAIGLinear
 from transformers_qaig.formats.hadamard import rotate
 from transformers_qaig.formats.scheme import Rotation, WeightScheme
-from transformers_qaig.integrations.vllm.loaded_shards import TENSORS, LoadedShards
-from transformers_qaig.integrations.vllm.shards import make_embedding, make_linears
+from transformers_qaig.integrations.engines.loaded_shards import TENSORS, LoadedShards
+from transformers_qaig.integrations.engines.shards import make_embedding, make_linears
 
 CPU, K = torch.device("cpu"), 128
 

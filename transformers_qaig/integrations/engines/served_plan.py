@@ -1,4 +1,4 @@
-"""`ServedPlan`: a checkpoint's plan by the names of vLLM's layers, which fuse several linears."""
+"""`ServedPlan`: a checkpoint's plan by the names of an engine's layers, which fuse several linears."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...nn.projection_scheme import ProjectionScheme
 from ...plan.experts import EVERY, indices_of
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""What vLLM fuses in nearly all models; a model's own `packed_modules_mapping` counts before this."""
+"""What engines fuse in nearly all models; a model's own `packed_modules_mapping` counts before this."""
 EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
 _TOWER_LEVEL = ("vision_tower.vision_model.", "vision_tower.")
-"""vLLM has a level of modules in towers that Transformers removed; names are compared without it."""
+"""Engines have a level of modules in towers that Transformers removed; names are compared without it."""
 
 
 class ServedPlan:
-    """Finds the schemes of vLLM's layers.
+    """Finds the schemes of an engine's layers.
 
     Args:
         plan: of config.json.
@@ -33,7 +33,7 @@ class ServedPlan:
         """Translates every path. One that becomes None is left out.
 
         Args:
-            name_of: from a tensor's name to vLLM's; paths are given to it with `.weight` at their end.
+            name_of: from a tensor's name to the engine's; paths are given to it with `.weight` at their end.
         """
         renamed = {path: name_of(f"{path}.weight") for path in self._plan}
         names = {path: _short(name.removesuffix(".weight")) for path, name in renamed.items() if name is not None}
@@ -49,7 +49,7 @@ class ServedPlan:
         """Returns the scheme of each shard of a linear; None for a shard that is not packed.
 
         Args:
-            name: of vLLM's layer.
+            name: of the engine's layer.
             fused: last part of a fused layer's name → those of its shards.
 
         Returns:
@@ -67,7 +67,7 @@ class ServedPlan:
         """Returns how each projection of a stack of experts is stored; nothing if the stack is not packed.
 
         Args:
-            name: of vLLM's layer.
+            name: of the engine's layer.
             count: of its experts.
 
         Raises:
@@ -96,7 +96,7 @@ class ServedPlan:
         """Returns the scheme of embeddings or of a head; None if it is not packed.
 
         Args:
-            name: of vLLM's layer; some of its models give their embeddings or their head none.
+            name: of the engine's layer; some models give their embeddings or their head none.
             is_head: whether it is a head.
         """
         if not name:

@@ -1,4 +1,4 @@
-"""`LoadedShards`: collects a layer's tensors while vLLM streams a checkpoint."""
+"""`LoadedShards`: collects a layer's tensors while an engine streams a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SHARDS = {"q": 0, "k": 1, "v": 2}
 
 
 class LoadedShards:
-    """Takes the tensors that vLLM loads into a layer, by shard, and holds them until the layer is made.
+    """Takes the tensors that an engine loads into a layer, by shard, and holds them until the layer is made.
 
-    vLLM writes into parameters of known shapes. The shards of one layer may have different widths here, so the
+    Engines write into parameters of known shapes. The shards of one layer may have different widths here, so the
     parameters are empty, and their `weight_loader` keeps what it is given.
 
     Args:
@@ -34,14 +34,16 @@ class LoadedShards:
     def __init__(self, name: str, schemes: Sequence[WeightScheme | None]):
         self.name, self.schemes = name, schemes
         self.shards: list[dict[str, Tensor]] = [{} for _ in schemes]
+        self.ignores_weight = False
+        """Whether a full weight of a packed shard is left out instead of refused."""
 
     def register(self, layer: nn.Module, dtype: torch.dtype) -> None:
-        """Gives `layer` the empty parameters that vLLM loads into.
+        """Gives `layer` the empty parameters that an engine loads into.
 
         One is called `weight`: the guard of a checkpoint is loaded into it, and code reads its dtype.
 
         Args:
-            layer: vLLM's layer.
+            layer: the engine's layer.
             dtype: of the layer.
         """
         for key, own in {"weight": None, **TENSORS}.items():
@@ -59,7 +61,7 @@ class LoadedShards:
         def load(_: nn.Parameter, tensor: Tensor, loaded_shard_id: Any = None) -> None:
             index = self._index(loaded_shard_id)
             if key == "weight" and self.schemes[index] is not None:
-                if tensor.numel():
+                if tensor.numel() and not self.ignores_weight:
                     raise ValueError(f"{self.name} is packed, and its file holds a full weight, too: it is damaged.")
                 return  # the guard, which stops a Transformers without this package
             self.shards[index][key] = tensor
@@ -73,6 +75,6 @@ class LoadedShards:
         if isinstance(index, int) and 0 <= index < len(self.shards):
             return index
         raise ValueError(
-            f"{self.name} is made of {len(self.shards)} tensors in the plan, and vLLM loads part {quote(shard)} of it: "
-            "this model's layers are fused in a way that is not supported."
+            f"{self.name} is made of {len(self.shards)} tensors in the plan, and the engine loads part {quote(shard)} "
+            "of it: this model's layers are fused in a way that is not supported."
         )

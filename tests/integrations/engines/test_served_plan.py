@@ -1,7 +1,7 @@
 """Which layers of vLLM get which scheme."""
 
 from transformers_qaig.formats.scheme import WeightScheme
-from transformers_qaig.integrations.vllm.served_plan import ServedPlan
+from transformers_qaig.integrations.engines.served_plan import ServedPlan
 
 LAYER = "model.language_model.layers.0"
 W3, W4, W8 = (WeightScheme(bits, 64) for bits in (3, 4, 8))

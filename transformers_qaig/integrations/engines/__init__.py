@@ -1,0 +1,1 @@
+"""What the plugins for serving engines share. Nothing here imports an engine."""
