@@ -16,20 +16,32 @@ NAMES = {
 
 @table("lora-loss")
 def lora_loss() -> str:
-    """Every step's loss against that of bfloat16 LoRA with the same trainer and learning rate."""
-    known = {(row["learning_rate"], row["trainer"], row["base"]): row for row in rows_of("lora_loss")}
+    """Every step's loss against that of bfloat16 LoRA with the same trainer, learning rate and seed."""
+    known = {(row["learning_rate"], row["trainer"], row["seed"], row["base"]): row for row in rows_of("lora_loss")}
+    groups: dict[tuple[float, str, str], list[int]] = {}
+    for rate, trainer, seed, base in known:
+        groups.setdefault((rate, trainer, base), []).append(seed)
     rows = []
-    for (rate, trainer, base), row in sorted(known.items(), key=lambda item: item[0][:2]):
-        losses = row["losses"]
-        changes = [own / dense - 1 for own, dense in zip(losses, known[rate, trainer, "bfloat16"]["losses"])]
-        largest = max(changes, key=abs)
-        over = sum(abs(change) > 0.02 for change in changes)
-        compared = ["–", "–"] if base == "bfloat16" else [f"{largest:+.1%}", f"{len(losses) - over} of {len(losses)}"]
-        share = f"{row['fresh_before']:.0%} → {row['fresh']:.0%}"
-        loss = f"{losses[0]:.2f} → {losses[-1]:.2f}"
-        rows.append([f"`{trainer}`", f"{rate:g}", NAMES.get(base, base), loss, *compared, share])
-    head = ["trainer", "learning rate", "base", "loss", "largest change", "steps within 2 %", "other scenes right"]
-    return markdown(head, rows)
+    for (rate, trainer, base), seeds in sorted(groups.items(), key=lambda item: item[0][:2]):
+        found = [known[rate, trainer, seed, base] for seed in sorted(seeds)]
+        changes = [
+            [
+                own / dense - 1
+                for own, dense in zip(row["losses"], known[rate, trainer, row["seed"], "bfloat16"]["losses"])
+            ]
+            for row in found
+        ]
+        largest = max((change for each in changes for change in each), key=abs)
+        within = ", ".join(str(sum(abs(change) <= 0.02 for change in each)) for each in changes)
+        compared = ["–", "–"] if base == "bfloat16" else [f"{largest:+.1%}", f"{within} of {len(changes[0])}"]
+        first, last, before, after = (
+            statistics.mean(values)
+            for values in zip(*((r["losses"][0], r["losses"][-1], r["fresh_before"], r["fresh"]) for r in found))
+        )
+        loss, share = f"{first:.2f} → {last:.2f}", f"{before:.0%} → {after:.0%}"
+        rows.append([f"`{trainer}`", f"{rate:g}", NAMES.get(base, base), str(len(seeds)), loss, *compared, share])
+    head = ["trainer", "learning rate", "base", "seeds", "loss", "largest change", "steps within 2 %"]
+    return markdown([*head, "other scenes right"], rows)
 
 
 @table("grad-input")

@@ -14,7 +14,7 @@ from ...formats.scheme import WeightScheme
 from ..engines.methods import PackedLinear, PackedRows
 
 
-class _Whole:
+class _Whole(PackedLinear):
     """Refuses layers that SGLang cuts in pieces. Its layers do not say so, their sizes do."""
 
     def create_weights(
@@ -34,17 +34,16 @@ class _Whole:
         """
         piece, whole = (input_size_per_partition, sum(output_partition_sizes)), (input_size, output_size)
         if piece != whole:
-            name = self.loaded.name  # type: ignore[attr-defined]
             raise NotImplementedError(
-                f"{name}: packed layers are not cut in pieces yet, and SGLang gives this process {piece} of {whole} "
-                "features. Use `--tp-size 1`; `--dp-size` serves on several devices."
+                f"{self.loaded.name}: packed layers are not cut in pieces yet, and SGLang gives this process {piece} of "
+                f"{whole} features. Use `--tp-size 1`; `--dp-size` serves on several devices."
             )
         super().create_weights(
             layer, input_size_per_partition, output_partition_sizes, input_size, output_size, params_dtype
-        )  # type: ignore[misc]
+        )
 
 
-class QAIGLinearMethod(_Whole, PackedLinear, LinearMethodBase):  # type: ignore[misc]
+class QAIGLinearMethod(_Whole, LinearMethodBase):  # type: ignore[misc]
     """Runs a linear of SGLang, fused or not, whose shards may have schemes of their own.
 
     Args:
