@@ -43,6 +43,7 @@ CACHES: dict[str, dict[str, Any] | None] = {
     "hqq-4": {**HQQ, "nbits": 4},
     "quanto-4": {"backend": "quanto", "nbits": 4},
     "hqq-2": {**HQQ, "nbits": 2},
+    "hqq-2-g16": {**HQQ, "nbits": 2, "q_group_size": 16},
     "quanto-2": {"backend": "quanto", "nbits": 2},
 }
 

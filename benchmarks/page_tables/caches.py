@@ -11,6 +11,7 @@ NAMES = {
     "hqq-4": "`hqq`, 4 bits",
     "quanto-4": "`quanto`, 4 bits",
     "hqq-2": "`hqq`, 2 bits",
+    "hqq-2-g16": "`hqq`, 2 bits, groups of 16",
     "quanto-2": "`quanto`, 2 bits",
 }
 

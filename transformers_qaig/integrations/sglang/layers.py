@@ -35,7 +35,7 @@ class _Whole(PackedLinear):
         piece, whole = (input_size_per_partition, sum(output_partition_sizes)), (input_size, output_size)
         if piece != whole:
             raise NotImplementedError(
-                f"{self.loaded.name}: packed layers are not cut in pieces yet, and SGLang gives this process {piece} of "
+                f"{self.loaded.name}: packed layers are not cut in pieces yet, and SGLang asks for {piece} of "
                 f"{whole} features. Use `--tp-size 1`; `--dp-size` serves on several devices."
             )
         super().create_weights(
