@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from transformers_qaig import QAIGConfig
 from transformers_qaig.data.messages import to_conversation
 from transformers_qaig.report.evaluate import answer_statistics
 from transformers_qaig_cli import main
@@ -48,6 +49,23 @@ def test_without_a_reference_there_is_no_kl(llava: Path, chats: Path, capsys: py
     assert "kl" not in figures
     assert figures["perplexity"]["standard_error"] is None
     assert "too few" in figures["note"]
+
+
+def test_a_checkpoint_of_another_method_is_measured_as_well(
+    llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other = tmp_path / "qaig", tmp_path / "compressed-tensors"
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn", sym=True)
+    AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config).save_pretrained(own)
+    assert main(["export", str(own), str(other), "--format", "compressed-tensors"]) == 0
+    method = json.loads((other / "config.json").read_text())["quantization_config"]["quant_method"]
+    assert method == "compressed-tensors"
+    kl = []
+    for reference in (own, llava):
+        capsys.readouterr()
+        assert main(["evaluate", str(other), str(chats), "--reference", str(reference), "--json", "--quiet"]) == 0
+        kl.append(json.loads(capsys.readouterr().out)["kl"]["mean"])
+    assert abs(kl[0]) < 1e-3 * kl[1]
 
 
 @pytest.mark.parametrize(
