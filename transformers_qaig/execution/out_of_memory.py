@@ -31,7 +31,7 @@ def out_of_memory_explained(
             "  QAIGConfig(num_samples=...): fewer samples wait on the CPU;\n"
             "  CalibrationConfig(max_pixels=..., max_length=...): smaller images and shorter samples are what counts "
             "on the device: samples run one at a time, so no batch size can fall;\n"
-            "  CalibrationConfig(expert_memory=...): second moments of fewer experts are held at once;\n"
+            "  CalibrationConfig(expert_memory=...): fewer experts are held in memory at once;\n"
             "  CalibrationConfig(processor=...): a smaller image size or fewer tiles;\n"
             "  QAIGConfig(dataset=...): shorter conversations, fewer images in each;\n"
             "  CalibrationConfig(device='cpu'): slow, but the device is not needed;\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -44,7 +46,17 @@ class ScratchFiles:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
                 file.flush()
-                pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_WRITE if changes else mmap.ACCESS_COPY)
-        except OSError:  # a full disk, or a folder that cannot be written
+                return _mapped(file, tensor, changes)
+        except (OSError, RuntimeError):  # a full disk, or a folder that cannot be written; torch raises the second
             return tensor
-        return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
+
+
+def _mapped(file: IO[bytes], tensor: Tensor, changes: bool) -> Tensor:
+    """Maps a file like a tensor. Where it can, without a descriptor: those of experts would be thousands."""
+    again = f"/proc/self/fd/{file.fileno()}"
+    if os.path.exists(again):
+        pages = torch.from_file(again, shared=changes, size=tensor.numel(), dtype=tensor.dtype)
+    else:
+        access = mmap.ACCESS_WRITE if changes else mmap.ACCESS_COPY
+        pages = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=access), dtype=tensor.dtype)
+    return pages.view(tensor.shape)
