@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from ..formats.scheme import Plan
 from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
 from ..token_weights.base import SubBlock
+from ..token_weights.precomputed import spread
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
 from .expert_files import keepers
@@ -107,10 +108,14 @@ class BlockQuantizer:
                 foldable=self.settings.finder.foldable(self.block, group),
                 path=self.summary.path,
                 counts_padding=self.settings.token_weights.counts_padding,
+                judge_weights=self._judge_weights(),
             )
             try:
-                context = self._gather(context, decisions, blocks, self.calibration)
-                decisions = self._group(context, decisions, steps, blocks, done)
+                context = replace(context, inputs=self._gather(context, decisions, blocks, self.calibration))
+                if steps.uses_validation_samples and self.validation:
+                    with suppress(NotReached):
+                        context = replace(context, held_back=self._gather(context, decisions, blocks, self.validation))
+                decisions = self._group(context, decisions, steps, done)
             except NotReached as found:
                 self.summary.to_nearest.update(dict.fromkeys(schemes, str(found)))
         if steps.rounds:
@@ -172,7 +177,6 @@ class BlockQuantizer:
         context: GroupContext,
         decisions: BlockDecisions,
         steps: Pass,
-        blocks: tuple[nn.Module, nn.Module],
         done: list[str],
     ) -> BlockDecisions:
         """Takes one group through the steps, and keeps those that do not raise the validation error."""
@@ -186,10 +190,9 @@ class BlockQuantizer:
             )
             if new_level is None:
                 continue
-            if steps.uses_validation_samples and self.validation:
+            if context.held_back is not None:
                 # Validation is over, so these samples now join the calibration data.
-                with suppress(NotReached):
-                    candidate = step(self._gather(context, decisions, blocks, self.validation), decisions) or decisions
+                candidate = step(replace(context, joined=True), decisions) or decisions
             decisions, level = candidate, new_level
         return decisions
 
@@ -212,8 +215,8 @@ class BlockQuantizer:
         decisions: BlockDecisions,
         blocks: tuple[nn.Module, nn.Module],
         samples: Sequence[int],
-    ) -> GroupContext:
-        """Returns the context with the inputs of some samples and their token weights.
+    ) -> Terms[GroupInputs]:
+        """Returns some samples at the group's entrance, with their token weights.
 
         Raises:
             NotReached: none of the samples can be used.
@@ -222,14 +225,18 @@ class BlockQuantizer:
         if context.only_sums and ranks.size == 1:
             weigh = partial(self._weigh, context, decisions)
             streamed = StreamedInputs(context.block, context.group, blocks, self.inputs, samples, weigh)
-            return replace(context, inputs=Terms(streamed))
+            return Terms(streamed)
         inputs = gather_group_inputs(context.block, context.group, blocks, self.inputs, samples)
         ranks.together(lambda: self._weigh_all(context, decisions, list(inputs)), place_in(samples))
         if self.recipe.token_weights != "uniform":
             shown = {s: w for one in inputs for s, w in one.first_sequence_weights().items() if s < SHOWN}
             for of_rank in ranks.gather(shown):
                 self.summary.token_weights.setdefault(context.group.module, {}).update(of_rank)
-        return replace(context, inputs=inputs)
+        return inputs
+
+    def _judge_weights(self) -> Callable[[GroupInputs], Tensor] | None:
+        judge = self.settings.judge
+        return None if judge is None else partial(spread, by_sample=judge.get(self.block, {}))
 
     def _weigh_all(self, context: GroupContext, decisions: BlockDecisions, inputs: Sequence[GroupInputs]) -> None:
         for one, weights in zip(inputs, self._weigh(context, decisions, inputs)):

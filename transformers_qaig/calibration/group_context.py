@@ -17,12 +17,27 @@ from ..execution.spread import no_tokens
 from ..execution.streamed_inputs import StreamedInputs
 from ..formats.scheme import Plan, Rotation
 from ..nn.linear import get_linear
-from ..rounding.hessian import HessianAccumulator
-from .decisions import BlockDecisions
+from ..rounding.damping import Damping, choose_damping
+from ..rounding.hessian import MIN_TOKENS, HessianAccumulator
+from ..rounding.moments import InputMoments
+from .decisions import BlockDecisions, folded_view
 
 T = TypeVar("T")
 IDLE_BYTES = 2**27
 """A second moment that is larger waits on the CPU."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the inputs of a group say about its Hessian.
+
+    Attributes:
+        moments: of the samples that are searched with. Large ones wait on the CPU while the block is validated.
+        damping: that did best on the samples that are held back.
+    """
+
+    moments: InputMoments
+    damping: Damping
 
 
 @dataclass(frozen=True)
@@ -39,9 +54,10 @@ class GroupContext:
         foldable: whether a scale on the tensor can be folded away.
         path: of the block, for warnings.
         counts_padding: whether padding counts when a scale is searched.
-        measured: rotation → moments of earlier samples, which are added to those of `inputs`: of hidden_q, of hidden_q
-            with hidden - hidden_q, and Σ λ. Large ones are on the CPU: at 19,000 channels each is 1.4 GB, and they are
-            idle while the block is validated.
+        held_back: samples that are not searched with, at the same place; None if there are none.
+        judge_weights: gives λ fp32 `[B, T]` of held-back inputs, which choose a damping by it; None to choose none.
+        joined: whether a step works on these samples, too: they have served to validate it.
+        measured: rotation → moments of the inputs, once they are measured.
     """
 
     block: nn.Module
@@ -53,7 +69,10 @@ class GroupContext:
     foldable: bool
     path: str = ""
     counts_padding: bool = False
-    measured: dict[Rotation | None, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    held_back: Terms[GroupInputs] | None = None
+    judge_weights: Callable[[GroupInputs], Tensor] | None = None
+    joined: bool = False
+    measured: dict[Rotation | None, Measured] = field(default_factory=dict)
 
     @property
     def members(self) -> list[str]:
@@ -83,18 +102,17 @@ class GroupContext:
     @property
     def num_tokens(self) -> int:
         """The number of real tokens in the inputs; of those that run again each time, in their last run."""
-        if isinstance(self.inputs.mine, StreamedInputs):
-            return self.inputs.mine.num_tokens
-        return sum(self.inputs.of_each(lambda inputs: int(inputs.mask.sum())))
+        return _num_tokens(self.inputs)
 
     def name_of(self, member: str) -> str:
         """Returns a member's path in the model."""
         return f"{self.path}.{member}"
 
-    def loaded(self) -> Iterator[GroupInputs]:
+    def loaded(self, inputs: Terms[GroupInputs] | None = None) -> Iterator[GroupInputs]:
         """Yields this rank's inputs one after the other, on the block's device; none where only others have some."""
         columns = get_linear(self.block, self.members[0]).weight.shape[1]
-        return ((inputs or no_tokens(columns)).loaded(self.device) for inputs in self.inputs.in_rounds())
+        rounds = (self.inputs if inputs is None else inputs).in_rounds()
+        return ((one or no_tokens(columns)).loaded(self.device) for one in rounds)
 
     def of_each(self, compute: Callable[[GroupInputs], T]) -> list[T]:
         """Returns what `compute` makes of each of the inputs on the block's device, in order, on all ranks."""
@@ -109,32 +127,59 @@ class GroupContext:
         scale, name = self.scale(decisions), self.members[0]
         return ((decisions.inputs(one.hidden_q / scale, name), one.token_weights) for one in self.loaded())
 
-    def measure(self, decisions: BlockDecisions) -> tuple[Tensor, Tensor]:
-        """Computes second moments of all inputs so far.
+    def moments(self, decisions: BlockDecisions) -> tuple[InputMoments, Damping]:
+        """Computes the moments of the inputs, and how much to damp their Hessian.
 
-        Returns:
-            Σ λ x_q x_qᵀ / Σ λ and, where the recipe asks for it, Σ λ x_q (x - x_q)ᵀ / Σ λ, both fp32 `[K, K]`. x_q is
-            what the linears multiply in the quantized model, x what they would in the full-precision one.
+        Samples that are held back choose the damping. Once they are joined, they count in the moments, too.
         """
+        rotation = decisions.schemes[self.members[0]].rotation
+        if rotation not in self.measured:
+            self.measured[rotation] = self._measure(decisions)
+        measured = self.measured[rotation]
+        moments = measured.moments.to(self.device)
+        if self.joined and self.held_back is not None:
+            del self.measured[rotation]  # they are joined in place
+            moments.join(self._moments_of(self.held_back, decisions))
+        return moments, measured.damping
+
+    def _measure(self, decisions: BlockDecisions) -> Measured:
+        moments = self._moments_of(self.inputs, decisions)
+        damping = self._choose_damping(moments, decisions)
+        idle = self.device if moments.second.nbytes <= IDLE_BYTES else torch.device("cpu")
+        return Measured(moments.to(idle) if self.held_back is not None else moments, damping)
+
+    def _choose_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Damping:
+        if self.held_back is None or self.judge_weights is None:
+            return Damping()
+        judge = self._moments_of(self.held_back, decisions, self.judge_weights)
+        if _num_tokens(self.held_back) < MIN_TOKENS:
+            return Damping()
+        block = folded_view(self.block, decisions)
+        weights = {name: decisions.weight(block, name) for name in self.members}
+        grids = {name: decisions.grid_arguments(name, self.dtype) for name in self.members}
+        return choose_damping(weights, grids, moments, judge, self.recipe.asymmetric)
+
+    def _moments_of(
+        self,
+        samples: Terms[GroupInputs],
+        decisions: BlockDecisions,
+        weigh: Callable[[GroupInputs], Tensor] | None = None,
+    ) -> InputMoments:
         scale, name = self.scale(decisions), self.members[0]
-        rotation = decisions.schemes[name].rotation
-        second, shift = HessianAccumulator(terms=self.inputs), HessianAccumulator(terms=self.inputs)
-        for inputs in self.loaded():
+        second, shift = HessianAccumulator(terms=samples), HessianAccumulator(terms=samples)
+        for inputs in self.loaded(samples):
             x, x_q = inputs.hidden / scale, decisions.inputs(inputs.hidden_q / scale, name)
-            weights = inputs.token_weights
+            weights = inputs.token_weights if weigh is None else weigh(inputs)
             del inputs  # 8192 tokens of 19,000 channels are 0.6 GB
             second.add(x_q, x_q, weights)
             if self.recipe.asymmetric:
                 shift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
         second.complete()
         shift.complete()
-        sums, before = (second.moment, shift.moment, second.mass), self.measured.get(rotation)
-        if before is not None:
-            for total, earlier in zip(sums, before):
-                total += earlier.to(total.device)
-        elif self.recipe.validate:  # the validation samples join later
-            home = self.device if second.moment.nbytes <= IDLE_BYTES else "cpu"
-            moment, shifts, mass = (total.to(home, copy=True) for total in sums)
-            self.measured[rotation] = moment, shifts, mass
-        divisor = second.mass.clamp(min=1e-12)
-        return second.moment.div_(divisor), shift.moment.div_(divisor) if self.recipe.asymmetric else shift.moment
+        return InputMoments.of_sums(second.moment, shift.moment, second.mass)
+
+
+def _num_tokens(inputs: Terms[GroupInputs]) -> int:
+    if isinstance(inputs.mine, StreamedInputs):
+        return inputs.mine.num_tokens
+    return sum(inputs.of_each(lambda one: int(one.mask.sum())))

@@ -27,6 +27,7 @@ from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
 from ..structure import ModelStructure
 from ..token_weights.data import WeightingData
+from ..token_weights.judge import text_alone
 from ..token_weights.registry import precompute, token_weights_of
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
@@ -76,10 +77,11 @@ def calibrate(
                 check_forward(model, structure, device)
             outside = structure.without_tied_head(coverage.outside_plan)
             targets, uncalibrated = find_targets(model, structure, outside, data.samples, device)
-            known = precompute(recipe, WeightingData.of(model, structure, data, device))
+            weighting = WeightingData.of(model, structure, data, device)
+            token_weights = token_weights_of(recipe, config.seed, precompute(recipe, weighting))
         progress.report.num_targets = len(targets) + len(uncalibrated)
         finder = GroupFinder(structure.shared, config.seed)
-        settings = settings_of(config, recipe, finder, token_weights_of(recipe, config.seed, known))
+        settings = settings_of(config, recipe, finder, token_weights, text_alone(weighting))
         with (
             offloaded(model, [target.module for target in targets], device) as offload,
             PausedSamples(model, structure, targets, data, every, device) as paused,

@@ -8,7 +8,7 @@ from ..config import QAIGConfig
 from ..config.recipes import Recipe
 from ..config.size import parse_memory
 from ..equalization.finder import GroupFinder
-from ..token_weights.base import TokenWeights
+from ..token_weights.base import BlockWeights, TokenWeights
 from ..utils.scratch import ScratchFiles
 
 
@@ -20,6 +20,7 @@ class QuantizerSettings:
         recipe: the steps.
         finder: finds a block's groups.
         token_weights: weigh the tokens in the searches.
+        judge: weighs the held-back tokens that choose a damping, uniformly where it knows none; None to choose none.
         seed: of what is random.
         all_experts: whether every token counts for every expert.
         expert_memory: bytes that second moments of experts, or what is learned of them, may take at once; None for a
@@ -30,6 +31,7 @@ class QuantizerSettings:
     recipe: Recipe
     finder: GroupFinder
     token_weights: TokenWeights
+    judge: BlockWeights | None = None
     seed: int = 0
     all_experts: bool = False
     expert_memory: int | None = None
@@ -37,10 +39,15 @@ class QuantizerSettings:
 
 
 def settings_of(
-    config: QAIGConfig, recipe: Recipe, finder: GroupFinder, token_weights: TokenWeights
+    config: QAIGConfig,
+    recipe: Recipe,
+    finder: GroupFinder,
+    token_weights: TokenWeights,
+    judge: BlockWeights | None = None,
 ) -> QuantizerSettings:
     """Makes the settings of a run."""
     run = config.calibration
     memory = None if run.expert_memory is None else parse_memory(run.expert_memory)
     scratch = ScratchFiles(run.work_path)
-    return QuantizerSettings(recipe, finder, token_weights, config.seed, run.moe_calibrate_all_experts, memory, scratch)
+    experts = run.moe_calibrate_all_experts
+    return QuantizerSettings(recipe, finder, token_weights, judge, config.seed, experts, memory, scratch)

@@ -129,18 +129,16 @@ class Gptq:
         recipe = context.recipe
         if recipe.rounding == "nearest":
             return None
-        is_first = not context.measured
-        moment, shift = context.measure(decisions)
-        if is_first and context.num_tokens < MIN_TOKENS:
-            context.measured.clear()
+        moments, damping = context.moments(decisions)
+        if context.num_tokens < MIN_TOKENS:
             return None
-        hessian = Hessian.of(moment)
+        hessian = Hessian.of(moments.second, damping=damping.target)
         block, roundings = folded_view(context.block, decisions), {}
-        targets = {name: decisions.weight(block, name) for name in context.members}
-        if recipe.asymmetric:
-            for name, weight in targets.items():
-                targets[name] = weight + recipe.asymmetric * hessian.solve(shift @ weight.T).T
-        del shift  # as large as H
+        weights = {name: decisions.weight(block, name) for name in context.members}
+        targets = {name: moments.target(weight, hessian, recipe.asymmetric) for name, weight in weights.items()}
+        if damping.codes != damping.target:
+            hessian = Hessian.of(moments.second, damping=damping.codes)
+        del moments  # the shift is as large as H
         for name, weight in targets.items():
             rounding = self.codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight

@@ -36,7 +36,7 @@ def weights_at_rows(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Ten
         mask = torch.cat(masks[index * per_sample : (index + 1) * per_sample])
         weights, tokens = by_sample.get(sample), inputs.tokens[index] if inputs.tokens else None
         if weights is not None and tokens is not None:
-            weights = weights.cpu().reshape(-1)[tokens]
+            weights = weights.reshape(-1)[tokens.to(weights.device)]
         fits = weights is not None and weights.numel() == len(mask)
-        rows.append(weights.cpu().reshape(-1) * mask if weights is not None and fits else mask.float())
+        rows.append(weights.to(mask.device).reshape(-1) * mask if weights is not None and fits else mask.float())
     return torch.cat(rows).reshape(inputs.mask.shape)

@@ -1,0 +1,91 @@
+"""The damping that held-back tokens choose: more where calibration has few tokens, and never one that they refute."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import seeds
+from transformers_qaig.rounding import damping
+from transformers_qaig.rounding.damping import DAMPINGS, Damping, choose_damping
+from transformers_qaig.rounding.hessian import DAMPING, moment_sum
+from transformers_qaig.rounding.moments import InputMoments
+
+CHANNELS = 64
+GRID: dict[str, Any] = {
+    "bits": 2,
+    "group_size": 32,
+    "sym": False,
+    "storage_dtype": torch.float32,
+    "include_zero": True,
+}
+
+
+def moments(tokens: int, generator: torch.Generator) -> InputMoments:
+    """Of inputs that vary in a few directions most, shrunk in the quantized model, with noise."""
+    spread = torch.logspace(0, -1.5, CHANNELS)
+    x_q = torch.randn(1, tokens, CHANNELS, generator=generator) * spread
+    x = 1.2 * x_q + 0.3 * torch.randn(1, tokens, CHANNELS, generator=generator) * spread
+    weight = torch.ones(1, tokens)
+    (second, mass), (shift, _) = (moment_sum([(x_q, other, weight)]) for other in (x_q, x - x_q))
+    return InputMoments.of_sums(second, shift, mass)
+
+
+def chosen(tokens: int, **changes: Any) -> Damping:
+    generator = seeds.generator()
+    weights = {"q": torch.randn(96, CHANNELS, generator=generator), "k": torch.randn(32, CHANNELS, generator=generator)}
+    arguments = {
+        "weights": weights,
+        "grids": {name: GRID for name in weights},
+        "calibration": moments(tokens, generator),
+        "held_back": moments(20_000, generator),
+        "share": 1.0,
+    }
+    return choose_damping(**arguments | changes)
+
+
+def test_few_tokens_ask_for_more_damping() -> None:
+    few, many = chosen(100), chosen(20_000)
+    assert few.codes > many.codes
+    assert few.target > many.target
+    assert {few.codes, few.target, many.codes, many.target} <= {*DAMPINGS}
+
+
+def test_targets_that_do_not_move_have_no_damping_of_their_own() -> None:
+    assert chosen(100, share=0.0).target == DAMPING
+
+
+def test_moments_that_are_not_finite_leave_the_damping() -> None:
+    bad = InputMoments(*(torch.full((CHANNELS, CHANNELS), torch.nan) for _ in range(2)), torch.tensor(10.0))
+    assert chosen(100, held_back=bad) == Damping()
+
+
+def test_only_some_rows_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = damping.gptq
+
+    def gptq(weight: Tensor, *rest: Any) -> Any:
+        seen.append(len(weight))
+        return real(weight, *rest)
+
+    monkeypatch.setattr(damping, "gptq", gptq)
+    monkeypatch.setattr(damping, "ROWS", 20)
+    chosen(100)
+    assert set(seen) == {20, 16}  # every fifth of 96 rows, every second of 32
+
+
+@pytest.mark.parametrize("best", DAMPINGS)
+def test_the_search_ends_at_the_least_error_on_either_side(best: float) -> None:
+    tried: list[float] = []
+
+    def error_of(value: float) -> float:
+        tried.append(value)
+        return abs(DAMPINGS.index(value) - DAMPINGS.index(best))
+
+    assert damping._least(error_of) == best
+    assert len(tried) == len({*tried})
+
+
+def test_the_choice_is_the_same_for_equal_inputs() -> None:
+    assert chosen(300) == chosen(300)
