@@ -38,7 +38,7 @@ def chosen(tokens: int, **changes: Any) -> Damping:
     weights = {"q": torch.randn(96, CHANNELS, generator=generator), "k": torch.randn(32, CHANNELS, generator=generator)}
     arguments = {
         "weights": weights,
-        "grids": {name: GRID for name in weights},
+        "grids": dict.fromkeys(weights, GRID),
         "calibration": moments(tokens, generator),
         "held_back": moments(20_000, generator),
         "share": 1.0,

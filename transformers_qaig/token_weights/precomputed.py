@@ -29,6 +29,8 @@ class Precomputed(Stateless):
 
 def weights_at_rows(inputs: GroupInputs, by_sample: Mapping[int, Tensor]) -> Tensor:
     """Returns weights by sample as λ of some inputs; uniform where a sample's do not fit its tokens here."""
+    if not inputs.samples:
+        return inputs.mask.float()
     rows = []
     per_sample = len(inputs.lengths) // len(inputs.samples)
     masks = inputs.mask.reshape(-1).split(inputs.lengths)
