@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,6 @@ from ..formats.scheme import Plan
 from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
 from ..token_weights.base import SubBlock
-from ..token_weights.precomputed import spread
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
 from .expert_files import keepers
@@ -99,16 +98,11 @@ class BlockQuantizer:
             blocks = full, self._rounded(original, decisions, done) if sees_rounding and done else full
             done += schemes
             context = GroupContext(
-                original,
-                group,
-                schemes,
-                Terms([]),
-                self.recipe,
-                self.dtype,
+                *(original, group, schemes, Terms([]), self.recipe, self.dtype),
                 foldable=self.settings.finder.foldable(self.block, group),
                 path=self.summary.path,
                 counts_padding=self.settings.token_weights.counts_padding,
-                judge_weights=self._judge_weights(),
+                judge_weights=self.settings.judge_of(self.block),
             )
             try:
                 context = replace(context, inputs=self._gather(context, decisions, blocks, self.calibration))
@@ -233,10 +227,6 @@ class BlockQuantizer:
             for of_rank in ranks.gather(shown):
                 self.summary.token_weights.setdefault(context.group.module, {}).update(of_rank)
         return inputs
-
-    def _judge_weights(self) -> Callable[[GroupInputs], Tensor] | None:
-        judge = self.settings.judge
-        return None if judge is None else partial(spread, by_sample=judge.get(self.block, {}))
 
     def _weigh_all(self, context: GroupContext, decisions: BlockDecisions, inputs: Sequence[GroupInputs]) -> None:
         for one, weights in zip(inputs, self._weigh(context, decisions, inputs)):

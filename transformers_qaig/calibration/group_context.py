@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..config.recipes import Recipe
 from ..distributed import Terms
 from ..equalization.fold import Group
-from ..execution.group_inputs import GroupInputs
+from ..execution.group_inputs import GroupInputs, NotReached
 from ..execution.spread import no_tokens
 from ..execution.streamed_inputs import StreamedInputs
 from ..formats.scheme import Plan, Rotation
@@ -139,7 +140,8 @@ class GroupContext:
         moments = measured.moments.to(self.device)
         if self.joined and self.held_back is not None:
             del self.measured[rotation]  # they are joined in place
-            moments.join(self._moments_of(self.held_back, decisions))
+            with suppress(NotReached):
+                moments.join(self._moments_of(self.held_back, decisions))
         return moments, measured.damping
 
     def _measure(self, decisions: BlockDecisions) -> Measured:
@@ -151,7 +153,10 @@ class GroupContext:
     def _choose_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Damping:
         if self.held_back is None or self.judge_weights is None:
             return Damping()
-        judge = self._moments_of(self.held_back, decisions, self.judge_weights)
+        try:
+            judge = self._moments_of(self.held_back, decisions, self.judge_weights)
+        except NotReached:
+            return Damping()
         if _num_tokens(self.held_back) < MIN_TOKENS:
             return Damping()
         block = folded_view(self.block, decisions)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor, nn
 
 from ..config import QAIGConfig
 from ..config.recipes import Recipe
 from ..config.size import parse_memory
 from ..equalization.finder import GroupFinder
+from ..execution.group_inputs import GroupInputs
 from ..token_weights.base import BlockWeights, TokenWeights
+from ..token_weights.precomputed import weights_at_rows
 from ..utils.scratch import ScratchFiles
 
 
@@ -36,6 +42,10 @@ class QuantizerSettings:
     all_experts: bool = False
     expert_memory: int | None = None
     scratch: ScratchFiles = field(default_factory=ScratchFiles)
+
+    def judge_of(self, block: nn.Module) -> Callable[[GroupInputs], Tensor] | None:
+        """Returns what weighs held-back inputs of a block of the model; None if no damping is to be chosen."""
+        return None if self.judge is None else partial(weights_at_rows, by_sample=self.judge.get(block, {}))
 
 
 def settings_of(
