@@ -22,7 +22,10 @@ def lora_loss() -> str:
     for rate, trainer, seed, base in known:
         groups.setdefault((rate, trainer, base), []).append(seed)
     rows = []
-    for (rate, trainer, base), seeds in sorted(groups.items(), key=lambda item: item[0][:2]):
+    order = ("bfloat16", "float32", "w4", "w3")
+    for (rate, trainer, base), seeds in sorted(
+        groups.items(), key=lambda item: (*item[0][:2], order.index(item[0][2]))
+    ):
         found = [known[rate, trainer, seed, base] for seed in sorted(seeds)]
         changes = [
             [
