@@ -30,6 +30,8 @@ GRADIENT_PASSES = 4
 """What the costs of widths take, in forward passes: forwards, again for the gradient, and backwards."""
 GRIDS = 10
 """Grids that GPTQ is tried on, with a recipe that clips."""
+DAMPINGS_TRIED = 8
+"""Hessians that are factored to choose a damping."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def _on_device(block: list[Linears], weights: int, itemsize: int, config: QAIGCo
     grids = GRIDS if config.recipe.clipping else 1
     tried = max(min(one.rows * one.columns * grids, GPTQ_ELEMENTS) for one in block)
     rounding = 3 * columns**2 * FLOAT32 + max(3 * tried * FLOAT32, tokens)
+    if config.recipe.validate:  # a damping is chosen: moments and input shift of both sets of samples, and two factors
+        rounding = max(rounding, 6 * columns**2 * FLOAT32)
     return copies + max(rounding, _learned(block, config)[0])
 
 
@@ -175,8 +179,9 @@ def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> di
     grids = GRIDS if recipe.clipping else 1
     twice = 2 if recipe.validate else 1
     factors = sum(2.0 * one.columns**3 * one.number for one in readers)
+    chosen = DAMPINGS_TRIED * sum(2.0 * one.columns**3 for one in readers if one.number == 1)
     rounding = sum((grids + 4.0 * bool(recipe.clipping)) * one.weights * one.columns for one in linears)
-    flop["rounding"] = twice * (factors + rounding)
+    flop["rounding"] = twice * (factors + rounding) + (chosen if recipe.validate else 0.0)
     if recipe.rounding == "learned":
         samples = min(LEARNED_BATCH / max(config.num_samples, 1), 1.0)
         flop["learned rounding"] = recipe.steps * LEARNED_PASSES * samples * forward

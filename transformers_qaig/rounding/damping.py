@@ -74,6 +74,8 @@ def choose_damping(
         clipping = search_clipping(target, diagonal_blocks(calibration.second, blocks), layer=name, **grids[name])
         trials.append((weight, target, minmax_grid(target, shrink=clipping.shrink, gain=clipping.gain, **grids[name])))
 
+    del hessian  # as large as H
+
     def error_of_codes(damping: float) -> float:
         hessian = Hessian.of(calibration.second, damping=damping)
         return sum(
