@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
-from transformers_qaig.calibration import steps
+from transformers_qaig.calibration import group_context, steps
 from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
 from transformers_qaig.calibration.group_context import GroupContext
@@ -28,6 +28,7 @@ from transformers_qaig.rounding.damping import Damping
 from transformers_qaig.rounding.hessian import second_moment
 from transformers_qaig.rounding.moments import InputMoments
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
+from transformers_qaig.token_weights.base import BlockWeights
 from transformers_qaig.token_weights.registry import token_weights_of
 
 PATH = "model.language_model.layers.0"
@@ -47,6 +48,7 @@ class Case:
             for sample in data:
                 self.model(**sample, use_cache=False)
         handle.remove()
+        self.judge: BlockWeights | None = {}
         generator = seeds.generator()
         self.calls = dict(enumerate(calls))
         self.calls_q = {s: self._disturbed(call, generator) for s, call in self.calls.items()}
@@ -71,7 +73,7 @@ class Case:
 
     def settings(self, recipe: Recipe, seed: int = 0) -> QuantizerSettings:
         finder = GroupFinder(shared_parameters(self.model), 0)
-        return QuantizerSettings(recipe, finder, token_weights_of(recipe), judge={}, seed=seed)
+        return QuantizerSettings(recipe, finder, token_weights_of(recipe), judge=self.judge, seed=seed)
 
     def error(self, block: nn.Module, held: bool | None = None) -> float:
         error = OutputError()
@@ -179,6 +181,34 @@ def test_codes_are_made_from_all_samples_once_validated(case: Case, monkeypatch:
     tokens = sum(x.shape[1] for x, _ in normed)
     assert_close(measured[1][0].second, second_moment(normed), tokens + normed[0][0].shape[-1])
     assert measured[0][1] == measured[1][1]
+
+
+def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    masses: list[float] = []
+
+    def choose(weights: Any, grids: Any, calibration: InputMoments, held_back: InputMoments, share: float) -> Damping:
+        masses.append(float(held_back.mass))
+        return Damping()
+
+    monkeypatch.setattr(group_context, "choose_damping", choose)
+    held = range(0, 8, VALIDATION_EVERY)
+    for kept in (1.0, 0.0):
+        judge = {
+            case.block: {s: torch.cat([mask[:, :40], kept * mask[:, 40:]], 1) for s, mask in enumerate(case.masks)}
+        }
+        monkeypatch.setattr(case, "judge", judge)
+        case.quantizer(recipe_of("default")).decide()
+    tokens = sum(int(case.masks[s].sum()) for s in held)
+    few = sum(int(case.masks[s][:, :40].sum()) for s in held)
+    assert masses == [tokens] * 4 + [few] * 4
+
+
+def test_few_held_back_tokens_choose_no_damping(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_context, "choose_damping", lambda *_: pytest.fail("chosen by too few tokens"))
+    monkeypatch.setattr(case, "judge", {case.block: {s: 0.0 * mask for s, mask in enumerate(case.masks)}})
+    assert case.quantizer(recipe_of("default")).decide().roundings
+    monkeypatch.setattr(case, "judge", None)
+    assert case.quantizer(recipe_of("default")).decide().roundings
 
 
 def test_learning_keeps_what_is_better_and_is_the_same_for_a_seed(case: Case) -> None:

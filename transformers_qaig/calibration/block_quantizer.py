@@ -97,10 +97,9 @@ class BlockQuantizer:
             sees_rounding = self.settings.token_weights.sees_earlier_rounding
             blocks = full, self._rounded(original, decisions, done) if sees_rounding and done else full
             done += schemes
-            context = GroupContext(
-                *(original, group, schemes, Terms([]), self.recipe, self.dtype),
+            context = replace(
+                self._context(original, group, schemes),
                 foldable=self.settings.finder.foldable(self.block, group),
-                path=self.summary.path,
                 counts_padding=self.settings.token_weights.counts_padding,
                 judge_weights=self.settings.judge_of(self.block),
             )
@@ -118,6 +117,11 @@ class BlockQuantizer:
                     decisions = self._stack(stack, names, decisions, steps, original, full, done)
         return decisions.after(earlier)
 
+    def _context(self, original: nn.Module, group: Group, schemes: Plan) -> GroupContext:
+        """Returns what the steps on some linears work on, without inputs."""
+        path = self.summary.path
+        return GroupContext(original, group, schemes, Terms([]), self.recipe, self.dtype, foldable=False, path=path)
+
     def _stack(
         self,
         stack: str,
@@ -132,16 +136,7 @@ class BlockQuantizer:
         blocks = full, self._rounded(original, decisions, done)
         done += names
         schemes = {name: self.schemes[name] for name in names}
-        context = GroupContext(
-            original,
-            Group((stack,), stack, None, ()),
-            schemes,
-            Terms([]),
-            self.recipe,
-            self.dtype,
-            foldable=False,
-            path=self.summary.path,
-        )
+        context = self._context(original, Group((stack,), stack, None, ()), schemes)
         step = StackStep(stack, context, self.settings.expert_memory, self.keepers)
         if not step.decides:
             return decisions

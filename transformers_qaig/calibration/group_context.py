@@ -56,7 +56,7 @@ class GroupContext:
         path: of the block, for warnings.
         counts_padding: whether padding counts when a scale is searched.
         held_back: samples that are not searched with, at the same place; None if there are none.
-        judge_weights: gives λ fp32 `[B, T]` of held-back inputs, which choose a damping by it; None to choose none.
+        judge_weights: gives λ fp32 `[B, T]`, 0 or 1, of held-back inputs, which choose a damping; None to choose none.
         joined: whether a step works on these samples, too: they have served to validate it.
         measured: rotation → moments of the inputs, once they are measured.
     """
@@ -103,7 +103,9 @@ class GroupContext:
     @property
     def num_tokens(self) -> int:
         """The number of real tokens in the inputs; of those that run again each time, in their last run."""
-        return _num_tokens(self.inputs)
+        if isinstance(self.inputs.mine, StreamedInputs):
+            return self.inputs.mine.num_tokens
+        return sum(self.inputs.of_each(lambda inputs: int(inputs.mask.sum())))
 
     def name_of(self, member: str) -> str:
         """Returns a member's path in the model."""
@@ -157,7 +159,7 @@ class GroupContext:
             judge = self._moments_of(self.held_back, decisions, self.judge_weights)
         except NotReached:
             return Damping()
-        if _num_tokens(self.held_back) < MIN_TOKENS:
+        if float(judge.mass) < MIN_TOKENS:
             return Damping()
         block = folded_view(self.block, decisions)
         weights = {name: decisions.weight(block, name) for name in self.members}
@@ -182,9 +184,3 @@ class GroupContext:
         second.complete()
         shift.complete()
         return InputMoments.of_sums(second.moment, shift.moment, second.mass)
-
-
-def _num_tokens(inputs: Terms[GroupInputs]) -> int:
-    if isinstance(inputs.mine, StreamedInputs):
-        return inputs.mine.num_tokens
-    return sum(inputs.of_each(lambda one: int(one.mask.sum())))
