@@ -32,13 +32,16 @@ def run(options: argparse.Namespace, config: QAIGConfig) -> None:
         config: of the run.
 
     Raises:
-        UsageError: the model is quantized already, or of no class that can be quantized.
+        UsageError: the model is quantized already, or of no class that can be quantized; or there is no such device.
         ValueError, OSError: what reading its config or making the plan raises.
     """
-    model = meta_model(options)
-    estimate = estimate_for(model, config, options.max_length or TOKENS)
-    device = config.calibration.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    print(table(estimate, torch.device(device)))
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = torch.device(config.calibration.device or accelerator or "cpu")
+    if device.type not in ("cpu", accelerator and accelerator.type):
+        raise UsageError(f"--device {device}: torch sees no such device here. Leave it out, or install torch for it.")
+    tokens = options.max_length or TOKENS
+    estimate = estimate_for(meta_model(options), config, tokens)
+    print(f"{table(estimate, device)} Samples: {config.num_samples} of {tokens:,} tokens; --max-length changes that.")
 
 
 def meta_model(options: argparse.Namespace) -> PreTrainedModel:

@@ -170,7 +170,9 @@ class QuantizationReport:
         }
         parts += [f"{title}:\n{labelled(rows)}" for title, rows in lists.items() if rows]
         if self.num_samples:
-            parts.append(f"A paused sample held {self.bytes_per_sample / 2**20:.2f} MiB at most, on average.")
+            parts.append(
+                f"Where they held most, a paused sample held {self.bytes_per_sample / 2**20:.2f} MiB on average."
+            )
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
