@@ -14,7 +14,7 @@ from tests.tolerance import assert_close
 from transformers_qaig.calibration import group_context, steps
 from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
-from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.calibration.group_context import GroupContext, Measured
 from transformers_qaig.calibration.quantize_block import quantize_block
 from transformers_qaig.calibration.steps import passes
 from transformers_qaig.config.recipes import Recipe, recipe_of
@@ -161,32 +161,31 @@ def test_a_step_that_does_harm_is_rejected(case: Case, monkeypatch: pytest.Monke
 
 def test_codes_are_made_from_all_samples_once_validated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, measured = [], []
-    real, joined = GroupContext._moments_of, GroupContext.moments
+    real, join = GroupContext._moments_of, GroupContext.join
 
     def moments_of(context: GroupContext, samples: Any, *rest: Any) -> InputMoments:
         arrived.append(sorted(s for one in samples for s in one.samples))
         return real(context, samples, *rest)
 
-    def moments(context: GroupContext, decisions: BlockDecisions) -> tuple[InputMoments, Damping]:
-        measured.append(joined(context, decisions))
+    def joined(context: GroupContext, decisions: BlockDecisions) -> Measured:
+        measured.append(join(context, decisions))
         return measured[-1]
 
     monkeypatch.setattr(GroupContext, "_moments_of", moments_of)
-    monkeypatch.setattr(GroupContext, "moments", moments)
+    monkeypatch.setattr(GroupContext, "join", joined)
     case.quantizer(recipe_of("default")).decide()
     held = list(range(0, 8, VALIDATION_EVERY))
     assert arrived[:3] == [[s for s in range(8) if s not in held], held, held]
     inputs = [(call.args[0], mask.float()) for call, mask in zip(case.calls_q.values(), case.masks)]
     normed = [(case.block.input_layernorm(x), weight) for x, weight in inputs]
     tokens = sum(x.shape[1] for x, _ in normed)
-    assert_close(measured[1][0].second, second_moment(normed), tokens + normed[0][0].shape[-1])
-    assert measured[0][1] == measured[1][1]
+    assert_close(measured[0].moments.second, second_moment(normed), tokens + normed[0][0].shape[-1])
 
 
 def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     masses: list[float] = []
 
-    def choose(weights: Any, grids: Any, calibration: InputMoments, held_back: InputMoments, share: float) -> Damping:
+    def choose(weights: Any, grids: Any, calibration: InputMoments, held_back: InputMoments, recipe: Recipe) -> Damping:
         masses.append(float(held_back.mass))
         return Damping()
 

@@ -8,6 +8,7 @@ BUDGET = {"bits": 4.0, "candidates": (2, 3, 4)}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("llava", {"bits": 3}),
     "fast": ("llava", {"bits": 3, "recipe": "fast"}),
+    "gptq": ("llava", {"bits": 3, "recipe": {"name": "gptq", "validate": True}}),
     "paper": ("llava", {"bits": 3, "recipe": "paper"}),
     "best": ("llava", {"bits": 2, "recipe": BEST}),
     "8-bit inputs": ("llava", {"bits": 4, "activation_bits": 8}),

@@ -1,5 +1,6 @@
 """The damping that held-back tokens choose: more where calibration has few tokens, and never one that they refute."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,12 +8,15 @@ import torch
 from torch import Tensor
 
 from tests import seeds
+from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.rounding import damping
 from transformers_qaig.rounding.damping import DAMPINGS, Damping, choose_damping
-from transformers_qaig.rounding.hessian import DAMPING, moment_sum
+from transformers_qaig.rounding.hessian import DAMPING, Hessian, moment_sum
 from transformers_qaig.rounding.moments import InputMoments
+from transformers_qaig.rounding.quant_grid import QuantGrid, minmax_grid
 
 CHANNELS = 64
+RECIPE = recipe_of("default")
 GRID: dict[str, Any] = {
     "bits": 2,
     "group_size": 32,
@@ -41,7 +45,7 @@ def chosen(tokens: int, **changes: Any) -> Damping:
         "grids": dict.fromkeys(weights, GRID),
         "calibration": moments(tokens, generator),
         "held_back": moments(20_000, generator),
-        "share": 1.0,
+        "recipe": RECIPE,
     }
     return choose_damping(**arguments | changes)
 
@@ -54,7 +58,7 @@ def test_few_tokens_ask_for_more_damping() -> None:
 
 
 def test_targets_that_do_not_move_have_no_damping_of_their_own() -> None:
-    assert chosen(100, share=0.0).target == DAMPING
+    assert chosen(100, recipe=replace(RECIPE, asymmetric=0.0)).target == DAMPING
 
 
 def test_moments_that_are_not_finite_leave_the_damping() -> None:
@@ -88,5 +92,17 @@ def test_the_search_ends_at_the_least_error_on_either_side(best: float) -> None:
     assert len(tried) == len({*tried})
 
 
-def test_the_choice_is_the_same_for_equal_inputs() -> None:
-    assert chosen(300) == chosen(300)
+@pytest.mark.parametrize("clipping", [True, False])
+def test_a_trial_is_on_a_grid_that_the_recipe_could_take(monkeypatch: pytest.MonkeyPatch, clipping: bool) -> None:
+    seen: list[bool] = []
+    real = damping.gptq
+
+    def gptq(weight: Tensor, hessian: Hessian, grid: QuantGrid) -> Any:
+        whole = minmax_grid(weight, **GRID)
+        seen.append(torch.equal(grid.scale, whole.scale))
+        return real(weight, hessian, grid)
+
+    monkeypatch.setattr(damping, "gptq", gptq)
+    chosen(100, recipe=replace(RECIPE, clipping=clipping))
+    assert seen
+    assert set(seen) == {not clipping}

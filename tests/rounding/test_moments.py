@@ -27,6 +27,8 @@ def test_joining_is_as_if_all_samples_were_measured_together() -> None:
     whole = moments(x, x_q)
     assert float(joined.mass) == 90
     assert_close(joined.second, whole.second, 90)
+    assert joined.shift is not None
+    assert whole.shift is not None
     assert_close(joined.shift, whole.shift, 90)
 
 
@@ -35,6 +37,8 @@ def test_joining_nothing_changes_nothing() -> None:
     joined, before = moments(x, x_q), moments(x, x_q)
     joined.join(InputMoments(torch.full((16, 16), 7.0), torch.full((16, 16), 7.0), torch.zeros(())))
     assert torch.equal(joined.second, before.second)
+    assert joined.shift is not None
+    assert before.shift is not None
     assert torch.equal(joined.shift, before.shift)
 
 
@@ -57,6 +61,9 @@ def test_output_error_tells_roundings_apart_as_the_outputs_do() -> None:
     errors = [float((x @ weight.T - x_q @ trial.T).square().sum(-1).mean()) for trial in trials]
     measured = [found.output_error(weight, trial) for trial in trials]
     assert abs((measured[0] - measured[1]) - (errors[0] - errors[1])) < 1e-4 * max(errors)
-    without_shift = InputMoments(found.second, torch.zeros(()), found.mass)
+    without_shift = InputMoments(found.second, None, found.mass)
+    assert without_shift.target(weight, Hessian.of(found.second), 1.0) is weight
+    without_shift.join(without_shift)
+    assert without_shift.shift is None
     error = weight - trials[0]
     assert abs(without_shift.output_error(weight, trials[0]) - float((x_q @ error.T).square().sum(-1).mean())) < 1e-3

@@ -181,7 +181,7 @@ class BlockQuantizer:
                 continue
             if context.held_back is not None:
                 # Validation is over, so these samples now join the calibration data.
-                candidate = step(replace(context, joined=True), decisions) or decisions
+                candidate = step(replace(context, joins=True), decisions) or decisions
             decisions, level = candidate, new_level
         return decisions
 

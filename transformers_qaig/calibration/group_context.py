@@ -57,8 +57,8 @@ class GroupContext:
         counts_padding: whether padding counts when a scale is searched.
         held_back: samples that are not searched with, at the same place; None if there are none.
         judge_weights: gives λ fp32 `[B, T]`, 0 or 1, of held-back inputs, which choose a damping; None to choose none.
-        joined: whether a step works on these samples, too: they have served to validate it.
-        measured: rotation → moments of the inputs, once they are measured.
+        joins: whether a step works on these samples, too: they have served to validate it.
+        measured: rotation → what was measured, until held-back samples join.
     """
 
     block: nn.Module
@@ -72,7 +72,7 @@ class GroupContext:
     counts_padding: bool = False
     held_back: Terms[GroupInputs] | None = None
     judge_weights: Callable[[GroupInputs], Tensor] | None = None
-    joined: bool = False
+    joins: bool = False
     measured: dict[Rotation | None, Measured] = field(default_factory=dict)
 
     @property
@@ -130,27 +130,27 @@ class GroupContext:
         scale, name = self.scale(decisions), self.members[0]
         return ((decisions.inputs(one.hidden_q / scale, name), one.token_weights) for one in self.loaded())
 
-    def moments(self, decisions: BlockDecisions) -> tuple[InputMoments, Damping]:
-        """Computes the moments of the inputs, and how much to damp their Hessian.
-
-        Samples that are held back choose the damping. Once they are joined, they count in the moments, too.
-        """
+    def measure(self, decisions: BlockDecisions) -> Measured:
+        """Measures the inputs, and chooses a damping on the samples that are held back. Keeps both until these join."""
         rotation = decisions.schemes[self.members[0]].rotation
-        if rotation not in self.measured:
-            self.measured[rotation] = self._measure(decisions)
-        measured = self.measured[rotation]
-        moments = measured.moments.to(self.device)
-        if self.joined and self.held_back is not None:
-            del self.measured[rotation]  # they are joined in place
-            with suppress(NotReached):
-                moments.join(self._moments_of(self.held_back, decisions))
-        return moments, measured.damping
-
-    def _measure(self, decisions: BlockDecisions) -> Measured:
+        if rotation in self.measured:
+            kept = self.measured[rotation]
+            return Measured(kept.moments.to(self.device), kept.damping)
         moments = self._moments_of(self.inputs, decisions)
-        damping = self._choose_damping(moments, decisions)
-        idle = self.device if moments.second.nbytes <= IDLE_BYTES else torch.device("cpu")
-        return Measured(moments.to(idle) if self.held_back is not None else moments, damping)
+        found = Measured(moments, self._choose_damping(moments, decisions))
+        if self.held_back is not None:
+            is_large = moments.second.nbytes > IDLE_BYTES
+            self.measured[rotation] = Measured(moments.to(torch.device("cpu")), found.damping) if is_large else found
+        return found
+
+    def join(self, decisions: BlockDecisions) -> Measured:
+        """Adds the samples that are held back to what was measured, for good."""
+        found = self.measure(decisions)
+        self.measured.pop(decisions.schemes[self.members[0]].rotation, None)
+        if self.held_back is not None:
+            with suppress(NotReached):
+                found.moments.join(self._moments_of(self.held_back, decisions))
+        return found
 
     def _choose_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Damping:
         if self.held_back is None or self.judge_weights is None:
@@ -164,7 +164,7 @@ class GroupContext:
         block = folded_view(self.block, decisions)
         weights = {name: decisions.weight(block, name) for name in self.members}
         grids = {name: decisions.grid_arguments(name, self.dtype) for name in self.members}
-        return choose_damping(weights, grids, moments, judge, self.recipe.asymmetric)
+        return choose_damping(weights, grids, moments, judge, self.recipe)
 
     def _moments_of(
         self,
@@ -183,4 +183,4 @@ class GroupContext:
                 shift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
         second.complete()
         shift.complete()
-        return InputMoments.of_sums(second.moment, shift.moment, second.mass)
+        return InputMoments.of_sums(second.moment, shift.moment if self.recipe.asymmetric else None, second.mass)

@@ -129,7 +129,8 @@ class Gptq:
         recipe = context.recipe
         if recipe.rounding == "nearest":
             return None
-        moments, damping = context.moments(decisions)
+        measured = context.join(decisions) if context.joins else context.measure(decisions)
+        moments, damping = measured.moments, measured.damping
         if context.num_tokens < MIN_TOKENS:
             return None
         hessian = Hessian.of(moments.second, damping=damping.target)
@@ -138,7 +139,7 @@ class Gptq:
         targets = {name: moments.target(weight, hessian, recipe.asymmetric) for name, weight in weights.items()}
         if damping.codes != damping.target:
             hessian = Hessian.of(moments.second, damping=damping.codes)
-        del moments  # the shift is as large as H
+        del measured, moments  # the shift is as large as H
         for name, weight in targets.items():
             rounding = self.codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.recipes import Recipe
 from .clipping import diagonal_blocks, search_clipping
 from .gptq import gptq
 from .hessian import DAMPING, Hessian
 from .moments import InputMoments
-from .quant_grid import minmax_grid
+from .quant_grid import QuantGrid, minmax_grid
 
 DAMPINGS = (0.003, DAMPING, 0.03, 0.1, 0.3, 1.0)
 """Candidates, as shares of the mean of H's diagonal."""
@@ -41,7 +42,7 @@ def choose_damping(
     grids: Mapping[str, Mapping[str, Any]],
     calibration: InputMoments,
     held_back: InputMoments,
-    share: float = 0.0,
+    recipe: Recipe,
 ) -> Damping:
     """Finds the damping with which GPTQ's result fits tokens best that it was not fitted to.
 
@@ -54,35 +55,48 @@ def choose_damping(
         grids: name → what [`minmax_grid`] takes beside the weight.
         calibration: what the codes are chosen by.
         held_back: what the result is judged by.
-        share: how far targets move, see [`InputMoments.target`].
+        recipe: how far targets move, and whether grids are clipped.
 
     Returns:
         two of `DAMPINGS`; `DAMPING` where none has a finite error.
     """
-    weights = {name: weight[:: math.ceil(len(weight) / ROWS)] for name, weight in weights.items()}
+    tried = {name: weight[:: math.ceil(len(weight) / ROWS)] for name, weight in weights.items()}
+    share = recipe.asymmetric
 
     def error_of_targets(damping: float) -> float:
         hessian = Hessian.of(calibration.second, damping=damping)
-        targets = (calibration.target(weight, hessian, share) for weight in weights.values())
-        return sum(map(held_back.output_error, weights.values(), targets))
+        targets = (calibration.target(weight, hessian, share) for weight in tried.values())
+        return sum(map(held_back.output_error, tried.values(), targets))
 
-    found = Damping(target=_least(error_of_targets)) if share else Damping()
-    hessian = Hessian.of(calibration.second, damping=found.target)
-    trials = []
-    for name, weight in weights.items():
-        target, blocks = calibration.target(weight, hessian, share), grids[name]["group_size"]
-        clipping = search_clipping(target, diagonal_blocks(calibration.second, blocks), layer=name, **grids[name])
-        trials.append((weight, target, minmax_grid(target, shrink=clipping.shrink, gain=clipping.gain, **grids[name])))
-
-    del hessian  # as large as H
+    target_damping = _least(error_of_targets) if share else DAMPING
+    trials = _trials(tried, grids, calibration, target_damping, recipe)
 
     def error_of_codes(damping: float) -> float:
         hessian = Hessian.of(calibration.second, damping=damping)
-        return sum(
-            held_back.output_error(weight, gptq(target, hessian, grid).values) for weight, target, grid in trials
-        )
+        rounded = (gptq(target, hessian, grid).values for _, target, grid in trials)
+        return sum(held_back.output_error(weight, values) for (weight, _, _), values in zip(trials, rounded))
 
-    return Damping(_least(error_of_codes), found.target)
+    return Damping(_least(error_of_codes), target_damping)
+
+
+def _trials(
+    weights: Mapping[str, Tensor],
+    grids: Mapping[str, Mapping[str, Any]],
+    calibration: InputMoments,
+    damping: float,
+    recipe: Recipe,
+) -> list[tuple[Tensor, Tensor, QuantGrid]]:
+    """Returns each weight, its target, and a grid for that: of GPTQ's many one, as all of them take long."""
+    hessian, trials = Hessian.of(calibration.second, damping=damping), []
+    for name, weight in weights.items():
+        target = calibration.target(weight, hessian, recipe.asymmetric)
+        clipped: dict[str, Any] = {}
+        if recipe.clipping:
+            blocks = diagonal_blocks(calibration.second, grids[name]["group_size"])
+            clipping = search_clipping(target, blocks, layer=name, **grids[name])
+            clipped = {"shrink": clipping.shrink, "gain": clipping.gain}
+        trials.append((weight, target, minmax_grid(target, **clipped, **grids[name])))
+    return trials
 
 
 def _least(error_of: Callable[[float], float]) -> float:

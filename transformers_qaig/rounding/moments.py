@@ -16,29 +16,31 @@ class InputMoments:
 
     Attributes:
         second: Σ λ x_q x_qᵀ / Σ λ, fp32 `[K, K]`.
-        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`; `[]` where targets do not move.
+        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`; None where targets do not move.
         mass: Σ λ, fp32 `[]`.
     """
 
     second: Tensor
-    shift: Tensor
+    shift: Tensor | None
     mass: Tensor
 
     @classmethod
-    def of_sums(cls, second: Tensor, shift: Tensor, mass: Tensor) -> InputMoments:
+    def of_sums(cls, second: Tensor, shift: Tensor | None, mass: Tensor) -> InputMoments:
         """Divides sums by their mass, in place: at 19,000 channels each is 1.4 GB."""
         divisor = mass.clamp(min=1e-12)
-        return cls(second.div_(divisor), shift.div_(divisor), mass)
+        return cls(second.div_(divisor), None if shift is None else shift.div_(divisor), mass)
 
     def to(self, device: torch.device) -> InputMoments:
         """Returns them on a device: themselves if they are there."""
-        return InputMoments(self.second.to(device), self.shift.to(device), self.mass.to(device))
+        shift = None if self.shift is None else self.shift.to(device)
+        return InputMoments(self.second.to(device), shift, self.mass.to(device))
 
     def join(self, other: InputMoments) -> None:
-        """Adds the tokens of other samples."""
+        """Adds the tokens of other samples, in place."""
         share = other.mass / (self.mass + other.mass).clamp(min=1e-12)
-        for mine, theirs in ((self.second, other.second), (self.shift, other.shift)):
-            mine.lerp_(theirs, share)
+        self.second.lerp_(other.second, share)
+        if self.shift is not None and other.shift is not None:
+            self.shift.lerp_(other.shift, share)
         self.mass = self.mass + other.mass
 
     def target(self, weight: Tensor, hessian: Hessian, share: float) -> Tensor:
@@ -46,12 +48,14 @@ class InputMoments:
 
         D is the transposed shift (asymmetric calibration, GPTAQ, arXiv 2504.02692).
         """
-        return weight + share * hessian.solve(self.shift @ weight.T).T if share else weight
+        if self.shift is None:
+            return weight
+        return weight + share * hessian.solve(self.shift @ weight.T).T
 
     def output_error(self, weight: Tensor, rounded: Tensor) -> float:
         """Computes Σ_rows E ‖W x - Ŵ x_q‖² less E ‖W (x - x_q)‖², which no rounding changes."""
         error = weight - rounded
         total = ((error @ self.second) * error).sum()
-        if self.shift.ndim:
+        if self.shift is not None:
             total += 2 * ((weight @ self.shift.T) * error).sum()
         return float(total)
