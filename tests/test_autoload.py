@@ -77,7 +77,7 @@ def test_a_library_that_cannot_be_supported_is_still_imported(
 def test_the_entry_points_name_what_is_there() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert set(groups) == {"torch.backends", "lmms_eval.models", "vllm.general_plugins"}
+    assert set(groups) == {"torch.backends", "lmms_eval.models", "vllm.general_plugins", "sglang.srt.plugins"}
     for group in groups.values():
         for target in group.values():
             module, _, name = target.partition(":")

@@ -90,7 +90,10 @@ def test_an_adapter_is_saved_loaded_and_switched_off(
     model.save_pretrained(tmp_path)
     assert not (tmp_path / "config.json").exists()
     again = peft.PeftModel.from_pretrained(load(quantized[1]), tmp_path, low_cpu_mem_usage=name == "dora")
-    assert torch.equal(loss(again, llava), trained)
+    parameters = dict(again.named_parameters())
+    assert all(torch.equal(parameters[path], parameter) for path, parameter in model.named_parameters())
+    # With `low_cpu_mem_usage` tensors stand where the file has them, not aligned, and products round otherwise.
+    torch.testing.assert_close(loss(again, llava), trained, rtol=0, atol=1e-5 if name == "dora" else 0)
     again.load_adapter(tmp_path, adapter_name="second")
     again.set_adapter("second")
     assert torch.equal(loss(again, llava), trained)
