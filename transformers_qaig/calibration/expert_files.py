@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from ..nn.linear import get_linear
+from ..plan.cost_estimate import LEARNED_BYTES
 from ..rounding.learned import Keep
 from ..utils.memory import free_memory
 from .quantizer_settings import QuantizerSettings
 
 SHARE_OF_FREE_MEMORY = 4
 """A quarter of what is free on the device may hold what calibrates experts, unless a limit is given."""
-LEARNED_BYTES = 20
-"""What learning holds of a weight: what GPTQ rounded, the same in steps, its offset, its value and its gradient."""
 
 
 def memory_for_experts(limit: int | None, device: torch.device) -> int:

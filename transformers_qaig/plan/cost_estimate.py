@@ -25,7 +25,7 @@ LEARNED_PASSES = 8
 """What a step of learned rounding costs, in forward passes of its samples: forwards, backwards, a weight rebuilt."""
 LEARNED_BATCH = 8
 LEARNED_BYTES = 20
-"""What learning holds of a weight; `expert_memory` limits what it holds of experts."""
+"""What learning holds of a weight: what GPTQ rounded, the same in steps, its offset, its value and its gradient."""
 GRADIENT_PASSES = 4
 """What the costs of widths take, in forward passes: forwards, again for the gradient, and backwards."""
 GRIDS = 10
