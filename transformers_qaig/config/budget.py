@@ -10,6 +10,7 @@ from typing import Any
 from ..formats.scheme import BITS, is_int
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
+from .misplaced import remedy
 from .plain import plain
 from .size import parse_size
 
@@ -83,8 +84,7 @@ class BitBudget:
         known = [field.name for field in fields(cls)]
         for key in budget:
             if key not in known:
-                hint = did_you_mean(key, known)
-                raise ValueError(f"`budget` has no {quote(key)}; known are {', '.join(known)}.{hint}")
+                raise ValueError(f"`budget` has no {quote(key)}. {remedy(key, known)}")
         return cls(**budget)
 
     def to_dict(self) -> dict[str, Any]:

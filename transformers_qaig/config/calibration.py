@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..utils.quote import quote
-from ..utils.suggestion import did_you_mean
 from .folder import check_folder
+from .misplaced import remedy
 from .plain import plain
 from .size import parse_memory
 
@@ -113,8 +113,7 @@ class CalibrationConfig:
         known = [field.name for field in fields(cls)]
         for key in calibration or {}:
             if key not in known:
-                hint = did_you_mean(key, known)
-                raise ValueError(f"`calibration` has no {quote(key)}; known are {', '.join(known)}.{hint}")
+                raise ValueError(f"`calibration` has no {quote(key)}. {remedy(key, known)}")
         return cls(**(calibration or {}))
 
 

@@ -12,6 +12,7 @@ ADVICE = {
     "act_group_aware": ALWAYS + "`rounding` by GPTQ always goes by falling activation, with static groups.",
     "static_groups": ALWAYS + "groups are always static.",
     "damp_percent": "Leave it out: recipe='default' chooses the damping on held-back samples, 'gptq' takes 0.01.",
+    "damping": "Leave it out: recipe='default' chooses it on held-back samples, 'gptq' takes 0.01.",
     "mse": ALWAYS + "the ranges of `recipe='default'` are searched by squared error already.",
     "dynamic": "Write overrides={pattern: bits}, and modules_to_not_convert=[...] for what '-:' leaves out.",
     "device": "Write calibration=CalibrationConfig(device=...) for the calibration; device_map places the model.",

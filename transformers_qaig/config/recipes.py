@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
+from .misplaced import remedy
 
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 CUSTOM = "custom"
@@ -221,8 +222,7 @@ def _known(changes: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for key, value in changes.items():
         if key not in _TYPES and key not in RENAMED:
-            hint = did_you_mean(key, [*_TYPES, *RENAMED])
-            raise ValueError(f"`recipe` has no {quote(key)}; known are {', '.join(_TYPES)}.{hint}")
+            raise ValueError(f"`recipe` has no {quote(key)}. {remedy(key, [*_TYPES, *RENAMED])}")
         name = RENAMED.get(key, key)
         if name in known:
             raise ValueError(f"`recipe` has both {quote(key)} and its other name: give `{name}` alone.")

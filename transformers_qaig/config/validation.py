@@ -9,10 +9,10 @@ from typing import Any
 from ..formats.scheme import BITS, MAX_SEED, WeightScheme, check_fields, is_int, parse_plan
 from ..utils.logging import get_logger
 from ..utils.quote import quote
-from ..utils.suggestion import did_you_mean
 from .devices import bytes_by_device
 from .file_format import QUANT_METHOD
 from .folder import check_folder
+from .misplaced import remedy
 from .other_methods import ADVICE, TEXT_SETS
 
 logger = get_logger(__name__)
@@ -30,8 +30,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
         if name in ADVICE:
             said.append(f"QAIGConfig has no `{name}`. {ADVICE[name]}")
         else:
-            hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
-            said.append(f"QAIGConfig got an unknown argument {quote(name)}.{hint}")
+            said.append(f"QAIGConfig got an unknown argument {quote(name)}. {remedy(name, known)}")
     if said:
         raise TypeError("\n".join(said))
 

@@ -144,7 +144,10 @@ def check_fields(fields: Mapping[str, Any], where: str) -> None:
     """Raises `ValueError`, which names `where`, unless `bits`, `group_size` and `sym`, where given, are in range."""
     unknown = set(fields) - _REQUIRED
     if unknown:
-        raise ValueError(f"{where}: unknown {quote(sorted(map(str, unknown)))}; known are bits, group_size and sym.")
+        raise ValueError(
+            f"{where} has no {quote(sorted(map(str, unknown)))}: it says how a weight is stored, by `bits`, "
+            "`group_size` and `sym`. Leave out anything else, which holds for the whole model."
+        )
     if "bits" in fields and (not is_int(fields["bits"]) or fields["bits"] not in BITS):
         raise ValueError(
             f"{where}: `bits` must be an integer from {BITS[0]} to {BITS[-1]}, got {quote(fields['bits'])}."
