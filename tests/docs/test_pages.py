@@ -57,6 +57,12 @@ def test_every_recipe_is_in_the_guide() -> None:
     assert set(RECIPES) == {found for row in rows for found in re.findall(r"`(\w+)`", row[0])}
 
 
+def test_every_benchmark_can_be_reproduced() -> None:
+    told = (ROOT / "docs/benchmarks/reproduce.md").read_text()
+    scripts = [script for script in (ROOT / "benchmarks").glob("*.py") if "__main__" in script.read_text()]
+    assert not [script.name for script in scripts if f"benchmarks/{script.name}" not in told]
+
+
 def test_every_environment_variable_is_explained() -> None:
     sources = [*PACKAGE.rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "tools").glob("*.sh")]
     used = {found for source in sources for found in re.findall(r"[\"'${](QAIG_\w+)", source.read_text())}
