@@ -15,6 +15,7 @@ from PIL import Image
 from transformers.utils import is_av_available, is_cv2_available, is_decord_available, is_torchcodec_available
 from transformers.video_utils import load_video
 
+from ..utils.temporary import temporary_folder
 from .fetch import fetch
 from .images import open_image
 from .pixels import frames_from_array, to_array, to_rgb, unreadable
@@ -154,7 +155,7 @@ def _decode(data: bytes, what: str, fps: float | None) -> Clip:
         return animation
     if b"\0" not in data[:_HEAD]:  # a playlist would make a decoder open what it names
         raise ValueError(f"{what} is text, such as a playlist or a web page: give the video file itself")
-    with tempfile.TemporaryDirectory(prefix="qaig-video-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qaig-video-", dir=temporary_folder()) as folder:
         path = Path(folder) / "video"
         path.write_bytes(data)
         return _decode_file(path, what, fps)

@@ -13,6 +13,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from ..data.tensors import pixels_as
 from ..utils.memory import free_memory
+from ..utils.temporary import temporary_folder
 from .questions import Question
 
 LARGEST_BATCH = 32
@@ -144,7 +145,8 @@ class KeptLogits(Sequence[Tensor]):
             self._kept[index] = logits.clone()  # not the whole batch's
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="qaig-logits-")  # noqa: SIM115  it lives as long as this object
+            folder = temporary_folder()
+            self._file = tempfile.TemporaryFile(prefix="qaig-logits-", dir=folder)  # noqa: SIM115 (it lives as I do)
         self._file.seek(self._end)
         self._file.write(logits.reshape(-1).view(torch.uint8).numpy().data)
         self._kept[index] = (self._end, logits.dtype, logits.shape)

@@ -28,6 +28,7 @@ from ...loading.arguments import loading_arguments
 from ...loading.conversions import loading_conversions, sparing_packed
 from ...loading.text_config import mark_text_config
 from ...nn.experts_layout import split_path
+from ...utils.temporary import temporary_folder
 
 
 def try_saving(
@@ -47,7 +48,8 @@ def try_saving(
         files: those the model is loaded from.
 
     Raises:
-        ValueError: saving would fail, or another model would come back; it says what to do.
+        ValueError: saving would fail, or another model would come back, or there is no folder for temporary files; it
+            says what to do.
     """
     _try_configs(skeleton, settings)
     _try_names(model, skeleton, tensors, settings.plan or {}, files)
@@ -58,7 +60,7 @@ def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
     mark_text_config(skeleton.config)
     skeleton.config.dtype = str(skeleton.dtype).removeprefix("torch.")
     _take_generation_config(skeleton)
-    with tempfile.TemporaryDirectory(prefix="transformers-qaig-") as folder:
+    with tempfile.TemporaryDirectory(prefix="transformers-qaig-", dir=temporary_folder()) as folder:
         try:
             skeleton.config.save_pretrained(folder)
         except Exception as error:  # Transformers' and every model's own checks
