@@ -16,6 +16,7 @@ from transformers_qaig.calibration.block_quantizer import BlockQuantizer, Quanti
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
 from transformers_qaig.calibration.group_context import GroupContext, Measured
 from transformers_qaig.calibration.quantize_block import quantize_block
+from transformers_qaig.calibration.reconstruction import BlockReconstruction
 from transformers_qaig.calibration.steps import passes
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
@@ -25,7 +26,8 @@ from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.rounding.damping import Damping
-from transformers_qaig.rounding.hessian import second_moment
+from transformers_qaig.rounding.hessian import DAMPING, second_moment
+from transformers_qaig.rounding.learned import Learned
 from transformers_qaig.rounding.moments import InputMoments
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.base import BlockWeights
@@ -187,7 +189,7 @@ def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, m
 
     def choose(weights: Any, grids: Any, calibration: InputMoments, held_back: InputMoments, recipe: Recipe) -> Damping:
         masses.append(float(held_back.mass))
-        return Damping()
+        return Damping(0.1, 0.3)
 
     monkeypatch.setattr(group_context, "choose_damping", choose)
     held = range(0, 8, VALIDATION_EVERY)
@@ -196,7 +198,9 @@ def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, m
             case.block: {s: torch.cat([mask[:, :40], kept * mask[:, 40:]], 1) for s, mask in enumerate(case.masks)}
         }
         monkeypatch.setattr(case, "judge", judge)
-        case.quantizer(recipe_of("default")).decide()
+        quantizer = case.quantizer(recipe_of("default"))
+        rounded_so = quantizer.decide().roundings
+        assert quantizer.summary.damping == {name: [0.1, 0.3] for name in rounded_so}
     tokens = sum(int(case.masks[s].sum()) for s in held)
     few = sum(int(case.masks[s][:, :40].sum()) for s in held)
     assert masses == [tokens] * 4 + [few] * 4
@@ -205,7 +209,9 @@ def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, m
 def test_few_held_back_tokens_choose_no_damping(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_context, "choose_damping", lambda *_: pytest.fail("chosen by too few tokens"))
     monkeypatch.setattr(case, "judge", {case.block: {s: 0.0 * mask for s, mask in enumerate(case.masks)}})
-    assert case.quantizer(recipe_of("default")).decide().roundings
+    quantizer = case.quantizer(recipe_of("default"))
+    assert quantizer.decide().roundings
+    assert set(map(tuple, quantizer.summary.damping.values())) == {(DAMPING, DAMPING)}
     monkeypatch.setattr(case, "judge", None)
     assert case.quantizer(recipe_of("default")).decide().roundings
 
@@ -227,6 +233,16 @@ def test_learning_keeps_what_is_better_and_is_the_same_for_a_seed(case: Case) ->
     better = any("learned" in what for what in quantizer.summary.accepted)
     assert better == (case.error(learned, held=True) < 0.9999 * case.error(before, held=True))
     assert case.error(learned, held=True) <= 1.001 * case.error(before, held=True)
+
+
+def test_learning_that_is_not_kept_says_so(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for what, best in (("rounding", 1.5), ("scales", 1.25)):
+        found = Learned({}, 1.5, best)
+        monkeypatch.setattr(BlockReconstruction, what, lambda _, decisions, *others, found=found: (decisions, found))
+    quantizer = case.quantizer(recipe_of("best"))
+    quantizer.decide()
+    assert "learned rounding (not kept: no loss below 1.50e+00)" in quantizer.summary.rejected
+    assert "learned scales 1.50e+00 → 1.25e+00" in quantizer.summary.accepted
 
 
 class WithRouter(nn.Module):

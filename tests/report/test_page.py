@@ -76,7 +76,8 @@ def test_an_unfinished_run_says_how_far_it_is_and_loads_itself_anew() -> None:
         ({"prices": {"front": [[-1e308, 1, 1.0], [1e308, 2, 0.5]]}}, "`prices.front[0]` must be a finite number"),
         ({"views": [{"pictures": ['x"y']}]}, "`views[0].pictures[0]` must be base64"),
         ({"targets": [3]}, "`targets[0]` must be an object, got 3."),
-        ({"prices": {"front": [[1, 2]]}}, "`prices.front[0]` must be three numbers"),
+        ({"targets": [{"damping": {"up": [0.1]}}]}, "`targets[0].damping['up']` must be 2 numbers, got [0.1]."),
+        ({"prices": {"front": [[1, 2]]}}, "`prices.front[0]` must be 3 numbers"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], said: str) -> None:

@@ -26,7 +26,7 @@ def report() -> QuantizationReport:
     coverage = Coverage(packed=900, total=1000, stored_bits=900 * 3.0, parts={BLOCKS: PartSize(16_000, 400)})
     weights = {"mlp": {0: torch.tensor([0.0, 1.0, 2.0])}}
     targets = [TargetSummary("model.layers.0", 1e-4, rejected=["rotate"], token_weights=weights, seconds=2.0)]
-    targets.append(TargetSummary("model.layers.1"))
+    targets.append(TargetSummary("model.layers.1", damping={"mlp.up_proj": [0.003, 0.1]}))
     options = {path: [SchemeOption(WeightScheme(b, 64), 64 * b, 8.0**-b) for b in (2, 3, 4)] for path in PLAN}
     costs = width_costs("fisher", options, allocate(options, 64 * 12), coverage, [])
     views = SampleViews([9], [SampleView(4, 3, ["", "two", " frogs"], [True, False, False])], [3])
@@ -52,6 +52,7 @@ def test_a_record_survives_its_file_and_has_no_nan() -> None:
     found = checked(json.loads(text))
     assert found["targets"][0]["error"] == pytest.approx(1e-4)
     assert found["targets"][1]["error"] is None
+    assert [target["damping"] for target in found["targets"]] == [{}, {"mlp.up_proj": [0.003, 0.1]}]
     assert found["views"][0]["words"] == ["", "two", " frogs"]
     assert found["token_weights"]["model.layers.0"]["0"]["most"] == 2.0
     assert found["times"]["calibration of model.layers.*"] == 2.0

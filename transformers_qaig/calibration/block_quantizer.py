@@ -22,6 +22,7 @@ from ..execution.token_rows import row_mask
 from ..formats.scheme import Plan
 from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
+from ..rounding.learned import Learned
 from ..token_weights.base import SubBlock
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
@@ -78,6 +79,7 @@ class BlockQuantizer:
             decisions = self._pass(groups, steps, decisions)
         if self.recipe.rounding == "learned":
             decisions, self.summary.to_nearest = self._learn(decisions), {}
+        self.summary.damping = {name: [each.codes, each.target] for name, each in decisions.damping.items()}
         return decisions
 
     def _find_groups(self, call: LayerInputs) -> list[Group]:
@@ -283,10 +285,15 @@ class BlockQuantizer:
             if parameter.ndim == 1 and parameter.is_floating_point() and not self.settings.finder.is_shared(parameter)
         }
         decisions, found = learner.rounding(decisions)
-        self._note(found.is_better, f"learned rounding {found.start:.2e} → {found.best:.2e}")
+        self._note_learned("rounding", found)
         decisions, found = learner.scales(decisions, others)
-        self._note(found.is_better, f"learned scales {found.start:.2e} → {found.best:.2e}")
+        self._note_learned("scales", found)
         return decisions
+
+    def _note_learned(self, what: str, found: Learned) -> None:
+        start = f"{found.start:.2e}"
+        outcome = f"{start} → {found.best:.2e}" if found.is_better else f"(not kept: no loss below {start})"
+        self._note(found.is_better, f"learned {what} {outcome}")
 
     def _note(self, accepted: bool, what: str) -> None:
         (self.summary.accepted if accepted else self.summary.rejected).append(what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from ..nn.experts_module import LinearExperts
 from ..nn.linear import QAIGLinear, get_linear
 from ..nn.visiting import visiting_linear
 from ..rounding.clipping import Clipping
+from ..rounding.damping import Damping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
 
 
@@ -34,6 +35,7 @@ class BlockDecisions:
         scales: groups with the E to fold, in order.
         clippings: linear → how the range of its grid is clipped.
         roundings: linear → its codes, for the weight with every scale folded; to nearest where there are none.
+        damping: linear → that of its Hessian, for the report.
         parameters: other parameters of the block, by path → their new values, fp32.
     """
 
@@ -42,6 +44,7 @@ class BlockDecisions:
     scales: tuple[tuple[Group, Tensor], ...] = ()
     clippings: Mapping[str, Clipping] = field(default_factory=dict)
     roundings: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    damping: Mapping[str, Damping] = field(default_factory=dict)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_scale(self, group: Group, scale: Tensor) -> BlockDecisions:
@@ -56,6 +59,10 @@ class BlockDecisions:
     def with_roundings(self, roundings: Mapping[str, QuantizedWeight]) -> BlockDecisions:
         """Adds codes by linear, in place of earlier ones."""
         return replace(self, roundings={**self.roundings, **roundings})
+
+    def with_damping(self, names: Iterable[str], damping: Damping) -> BlockDecisions:
+        """Notes with which damping the codes of some linears were chosen."""
+        return replace(self, damping={**self.damping, **dict.fromkeys(names, damping)})
 
     def with_rotations(self, rotations: Mapping[str, Rotation]) -> BlockDecisions:
         """Adds rotations by linear, and drops the clippings and codes of the unrotated weights."""

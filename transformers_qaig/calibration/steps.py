@@ -145,7 +145,7 @@ class Gptq:
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight
                 rounding = replace(rounding, source=None)
             roundings[name] = rounding
-        return decisions.with_roundings(roundings)
+        return decisions.with_roundings(roundings).with_damping(roundings, damping)
 
     @staticmethod
     def codes(

@@ -215,6 +215,7 @@ def _summary_of(result: TargetResult, errors: TargetErrors) -> TargetSummary:
         seconds=seconds,
         resumed=all(summary.resumed for summary in summaries),
         to_nearest={f"{name}, {c.rows}": w for c, s in zip(chunks, summaries) for name, w in s.to_nearest.items()},
+        damping={f"{name}, {c.rows}": d for c, s in zip(chunks, summaries) for name, d in s.damping.items()},
     )
 
 

@@ -120,6 +120,7 @@ def _target(target: TargetSummary) -> Record:
         "rejected_steps": target.rejected[:MOST_LISTED],
         "to_nearest": dict(list(target.to_nearest.items())[:MOST_LISTED]),
         "averaged": target.averaged,
+        "damping": target.damping,
     }
 
 

@@ -163,13 +163,18 @@ def _target(value: Any, where: str) -> Record:
         "rejected_steps": read.list("rejected_steps", _text),
         "to_nearest": read.mapping("to_nearest", _text),
         "averaged": read.mapping("averaged", _count),
+        "damping": read.mapping("damping", lambda v, w: _numbers(v, w, 2)),
     }
 
 
-def _triple(value: Any, where: str) -> list[float]:
-    if not isinstance(value, list) or len(value) != 3:
-        raise RecordError(f"`{where}` must be three numbers, got {quote(value)}.")
+def _numbers(value: Any, where: str, count: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        raise RecordError(f"`{where}` must be {count} numbers, got {quote(value)}.")
     return [_number(each, where) or 0.0 for each in value]
+
+
+def _triple(value: Any, where: str) -> list[float]:
+    return _numbers(value, where, 3)
 
 
 def _prices(value: Any, where: str) -> Record:

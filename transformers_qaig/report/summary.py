@@ -34,6 +34,7 @@ class TargetSummary:
         left_out: samples that were left out while it was quantized, and where NaN or Inf turned up in them.
         to_nearest: linear that was rounded to nearest although the recipe calibrates → why.
         averaged: stack of experts → how many of them saw too few tokens, and were rounded by the mean of the stack.
+        damping: linear → that of GPTQ's Hessian where codes are chosen, and where their target moves.
         entering: the same error of the hidden states that enter it: what earlier targets left.
         pictures, text: the output's error at tokens of pictures, and at all others; NaN if no sample has a picture.
         memory: bytes of the process once it was done.
@@ -50,6 +51,7 @@ class TargetSummary:
     left_out: list[tuple[int, str]] = field(default_factory=list)
     to_nearest: dict[str, str] = field(default_factory=dict)
     averaged: dict[str, int] = field(default_factory=dict)
+    damping: dict[str, list[float]] = field(default_factory=dict)
     entering: float = float("nan")
     pictures: float = float("nan")
     text: float = float("nan")
