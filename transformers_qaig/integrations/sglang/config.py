@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from sglang.srt.arg_groups.choices import QUANTIZATION_CHOICES
 from sglang.srt.layers import quantization
 from sglang.srt.layers.linear import LinearBase
@@ -13,10 +12,10 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from torch import nn
 
-from ...config import QUANT_METHOD, QAIGConfig
-from ...formats.scheme import parse_plan
+from ...config import QUANT_METHOD
 from ...nn.experts_layout import split_path
 from ...utils.quote import quote
+from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
 from .layers import QAIGEmbeddingMethod, QAIGLinearMethod
 
@@ -31,7 +30,7 @@ def register() -> None:
         QUANTIZATION_CHOICES.append(QUANT_METHOD)
 
 
-class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
+class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
     """Reads `quantization_config` of a model's config.json as it is.
 
     Args:
@@ -53,9 +52,7 @@ class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
             NotImplementedError: it packs experts.
         """
         own = {key: value for key, value in config.items() if key not in _ADDED_BY_SGLANG}
-        settings = QAIGConfig.from_dict(own)
-        assert isinstance(settings, QAIGConfig)
-        plan = parse_plan(own.get("plan"), settings.activation_bits)
+        plan = cls.read_plan(own)
         experts = [path for path in plan if split_path(path) is not None]
         if experts:
             raise NotImplementedError(
@@ -65,24 +62,6 @@ class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
         model = config.get("hf_config")
         is_tied = model is not None and bool(getattr(model.get_text_config(), "tie_word_embeddings", False))
         return cls(ServedPlan(plan), dict(config.get("packed_modules_mapping") or {}), is_tied)
-
-    def get_name(self) -> str:
-        """Returns the method's name."""
-        return QUANT_METHOD
-
-    def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Returns the dtypes of a model that can be served."""
-        return [torch.bfloat16, torch.float16, torch.float32]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Returns the oldest CUDA capability, times ten."""
-        return 80
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Returns no names: everything is in config.json."""
-        return []
 
     def get_scaled_act_names(self) -> list[str]:
         """Returns no names: no activation is scaled."""

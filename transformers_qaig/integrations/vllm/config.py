@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
@@ -13,9 +12,9 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.utils import WeightsMapper
 
-from ...config import QUANT_METHOD, QAIGConfig
-from ...formats.scheme import parse_plan
+from ...config import QUANT_METHOD
 from ...utils.logging import get_logger
+from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
 from .experts import QAIGExpertsMethod
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
@@ -25,7 +24,7 @@ _TOWER = r"(^|\.)vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernor
 
 
 @register_quantization_config(QUANT_METHOD)
-class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
+class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
     """Reads `quantization_config` of a model's config.json as it is.
 
     Args:
@@ -44,27 +43,7 @@ class QAIGServedConfig(QuantizationConfig):  # type: ignore[misc]
         Raises:
             ValueError: the mapping is damaged, or holds what vLLM cannot run.
         """
-        settings = QAIGConfig.from_dict(dict(config))
-        assert isinstance(settings, QAIGConfig)
-        return cls(ServedPlan(parse_plan(config.get("plan"), settings.activation_bits)))
-
-    def get_name(self) -> str:
-        """Returns the method's name."""
-        return QUANT_METHOD
-
-    def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Returns the dtypes of a model that can be served."""
-        return [torch.bfloat16, torch.float16, torch.float32]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Returns the oldest CUDA capability, times ten."""
-        return 80
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Returns no names: everything is in config.json."""
-        return []
+        return cls(ServedPlan(cls.read_plan(config)))
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         """Translates the plan to vLLM's names."""
