@@ -10,7 +10,8 @@ from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
 from tests.calibration.test_experts import quantized, same, vlm
-from transformers_qaig.calibration.expert_files import LEARNED_BYTES, keepers
+from transformers_qaig.calibration import expert_files
+from transformers_qaig.calibration.expert_files import LEARNED_BYTES, keepers, memory_for_experts
 from transformers_qaig.calibration.experts import StackStep
 from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.quantizer_settings import QuantizerSettings
@@ -143,3 +144,9 @@ def test_packed_bits_do_not_depend_on_the_memory_for_learning(
     assert len(kept) > 100
     assert any("learned" in step for target in in_files.qaig_report.targets for step in target.accepted)
     assert same(in_memory, in_files)
+
+
+def test_without_a_limit_experts_take_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert_files, "free_memory", lambda device: 4 * GB + 3)
+    assert memory_for_experts(None, torch.device("cpu")) == GB
+    assert memory_for_experts(7, torch.device("cpu")) == 7

@@ -8,9 +8,10 @@ from torch import nn
 
 from tests.execution.toy import assert_equal, assert_untouched, blocks_of, plain, run_blocks, toy_samples
 from tests.families import FAMILIES, build, samples
+from transformers_qaig.execution import paused_forward
 from transformers_qaig.execution.interceptor import LayerInputs
 from transformers_qaig.execution.onload import onload
-from transformers_qaig.execution.paused_forward import PausedForwards
+from transformers_qaig.execution.paused_forward import PausedForwards, waiting_device
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -162,3 +163,11 @@ def test_a_model_that_draws_noise_draws_the_same_in_every_set_of_forwards() -> N
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     assert not torch.equal(first[0], first[1])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_inputs_wait_on_the_device_where_they_take_an_eighth_of_its_free_memory(monkeypatch):
+    needed = 2 * paused_forward.WITH_ARGUMENTS * 10 * 64
+    for free, expected in ((8 * needed, "cuda:0"), (8 * needed - 1, "cpu")):
+        monkeypatch.setattr(paused_forward, "free_memory", lambda device, free=free: free)
+        assert waiting_device("cuda:0", 10, 64) == expected
+        assert waiting_device("cpu", 10, 64) == waiting_device(None, 10, 64) == "cpu"

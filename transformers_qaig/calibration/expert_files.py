@@ -14,13 +14,13 @@ from ..rounding.learned import Keep
 from ..utils.memory import free_memory
 from .quantizer_settings import QuantizerSettings
 
-SHARE_OF_FREE_MEMORY = 4
-"""A quarter of what is free on the device may hold what calibrates experts, unless a limit is given."""
+SHARE_OF_FREE_MEMORY = 0.25
+"""How much of what is free on the device may hold what calibrates experts, unless a limit is given."""
 
 
 def memory_for_experts(limit: int | None, device: torch.device) -> int:
     """Returns the bytes that may calibrate the experts of a block at once."""
-    return free_memory(device) // SHARE_OF_FREE_MEMORY if limit is None else limit
+    return int(SHARE_OF_FREE_MEMORY * free_memory(device)) if limit is None else limit
 
 
 def keepers(block: nn.Module, names: Sequence[str], settings: QuantizerSettings) -> Mapping[str, Keep]:

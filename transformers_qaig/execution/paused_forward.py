@@ -20,8 +20,8 @@ from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, 
 
 WITH_ARGUMENTS = 2
 """Bytes that a block is called with, over those of its hidden states: positions and masks come on top."""
-FREE_SHARE = 8
-"""Inputs that wait on the device take at most one part in so many of what is free there."""
+SHARE_OF_FREE_MEMORY = 0.125
+"""Inputs that wait on the device take at most so much of what is free there."""
 
 
 class Waiting(Mapping[int, LayerInputs]):
@@ -194,4 +194,4 @@ def waiting_device(device: torch.device | str | None, tokens: int, token_bytes: 
     if device is None or torch.device(device).type == "cpu":
         return "cpu"
     needed = 2 * WITH_ARGUMENTS * tokens * token_bytes
-    return device if needed * FREE_SHARE <= free_memory(torch.device(device)) else "cpu"
+    return device if needed <= SHARE_OF_FREE_MEMORY * free_memory(torch.device(device)) else "cpu"
