@@ -16,7 +16,7 @@ from ..formats.hadamard import rotate, rotate_back
 from ..formats.scheme import Plan, Rotation, WeightScheme
 from ..nn.experts_module import LinearExperts
 from ..nn.linear import QAIGLinear, get_linear
-from ..nn.visiting import visiting_linear
+from ..nn.treated_linear import TreatedLinear
 from ..rounding.clipping import Clipping
 from ..rounding.damping import Damping
 from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
@@ -188,25 +188,9 @@ def set_weight(block: nn.Module, decisions: BlockDecisions, name: str, weight: T
     linear = get_linear(block, name)
     scheme = decisions.schemes[name]
     if scheme.rotation is not None or scheme.activation_bits == 8:
-        block.set_submodule(name, RoundedLinear(weight, linear.bias, decisions, name))
+        block.set_submodule(name, TreatedLinear(weight, linear.bias, lambda x: decisions.inputs(x, name).float()))
     else:  # a new parameter: copies of the block share the weights of experts
         linear.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
-
-
-class RoundedLinear(nn.Linear):
-    """A dense linear that rotates and rounds its input as `decisions` say."""
-
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, decisions: BlockDecisions, name: str):
-        super().__init__(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.register_parameter("bias", bias)
-        self.decisions, self.name = decisions, name
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotates and rounds the input, then multiplies it."""
-        bias = None if self.bias is None else self.bias.float()
-        inputs = self.decisions.inputs(x, self.name).float()
-        return visiting_linear(inputs, self.weight, bias).to(x.dtype)
 
 
 def pack(block: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, path: str = "") -> nn.Module:

@@ -12,29 +12,23 @@ from ..formats.hadamard import rotate
 from ..formats.reference import round_activations
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
+from ..nn.treated_linear import TreatedLinear
 
 MAX_BYTES = 2**33
 """The most that the dense weights of a block may take; a larger block (of many experts) runs packed."""
 
 
-class DenseLinear(nn.Linear):
-    """A packed layer's dense weight, with the layer's treatment of its input: the arithmetic of the reference."""
+def dense_linear(layer: QAIGLinear) -> nn.Linear:
+    """Returns a dense linear with the layer's treatment of its input: the arithmetic of the reference."""
+    rotation, rounds = layer.rotation, layer.activation_bits == 8
 
-    def __init__(self, layer: QAIGLinear):
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        self._rotation, self._rounds = layer.rotation, layer.activation_bits == 8
-        treated = self._rotation is not None or self._rounds
-        # Not the layer's own, which rotates the weight back.
-        weight = PackedModule.dequantize(layer, torch.float32 if treated else layer.compute_dtype)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.register_parameter("bias", layer.bias)
+    def treat(x: Tensor) -> Tensor:
+        treated = x if rotation is None else rotate(x.float(), rotation)
+        return round_activations(treated) if rounds else treated
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiplies the input by the dense weight and adds the bias."""
-        treated = x if self._rotation is None else rotate(x.float(), self._rotation)
-        treated = round_activations(treated) if self._rounds else treated
-        bias = None if self.bias is None else self.bias.to(treated.dtype)
-        return nn.functional.linear(treated, self.weight.to(treated.dtype), bias).to(x.dtype)
+    dtype = torch.float32 if rotation is not None or rounds else layer.compute_dtype
+    # Not the layer's own `dequantize`, which rotates the weight back.
+    return TreatedLinear(PackedModule.dequantize(layer, dtype), layer.bias, treat)
 
 
 def dense_copy(block: nn.Module) -> nn.Module:
@@ -48,9 +42,9 @@ def dense_copy(block: nn.Module) -> nn.Module:
     if size > MAX_BYTES or not packed or next(iter(packed.values())).device.type == "cpu":
         return block
     if "" in packed:
-        return DenseLinear(packed[""])
+        return dense_linear(packed[""])
     shared: dict[int, object] = {id(tensor): tensor for tensor in chain(block.parameters(), block.buffers())}
     dense = copy.deepcopy(block, shared)
     for name, layer in packed.items():
-        dense.set_submodule(name, DenseLinear(layer))
+        dense.set_submodule(name, dense_linear(layer))
     return dense
