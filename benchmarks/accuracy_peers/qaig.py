@@ -22,7 +22,7 @@ from transformers_qaig.nn.experts import QAIGExperts
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     recipe, kind = _known(job.settings["recipe"])
-    if RECIPES[recipe].reads_answers:
+    if RECIPES[recipe].reads_answers or RECIPES[recipe].end_to_end:
         samples = _labelled(job)
     config = QAIGConfig(
         bits=job.bits,

@@ -20,7 +20,8 @@ from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.nn.experts_module import LinearExperts
-from transformers_qaig.rounding.learned import Learnable, LearnableInit, LearnableRounding, LearnableScales, learn
+from transformers_qaig.rounding.learned import Learnable, LearnableInit, LearnableRounding, learn
+from transformers_qaig.rounding.learned_scales import LearnableScales
 from transformers_qaig.rounding.quant_grid import minmax_grid
 from transformers_qaig.token_weights.uniform import Uniform
 from transformers_qaig.utils.scratch import LEAST, ScratchFiles

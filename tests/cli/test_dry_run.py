@@ -93,6 +93,25 @@ def test_what_best_learns_of_experts_is_in_memory_or_in_files():
     assert found("best", "200GB") == whole
 
 
+def test_learning_end_to_end_holds_a_byte_a_weight_in_memory_or_in_files():
+    model = dry_run.model_of(dense(3584, 28, 28, 4, 18944))
+
+    def found(calibration=None, **change):
+        recipe = {"name": "default", **change}
+        config = QAIGConfig(bits=4, group_size=128, recipe=recipe, calibration=calibration or {})
+        return dry_run.estimate_for(model, config, 1024)
+
+    weights = 28 * 233.0e6
+    plain, learned = found(), found(end_to_end=True)
+    assert plain.flop["forward passes"] == learned.flop["forward passes"]
+    assert learned.flop["learning end to end"] == pytest.approx(100 * 6 * 4 / 128 * plain.flop["forward passes"] / 5)
+    assert 0.95 * weights < learned.memory - plain.result < 1.25 * weights
+    files = {"work_dir": "work"}
+    kept, before = found(files, end_to_end=True), found(files)
+    assert kept.disk - before.disk == pytest.approx(weights, rel=0.01)
+    assert kept.memory < weights / 2
+
+
 @pytest.mark.parametrize("command", [["quantize", "--bits", "3"], ["plan"]])
 def test_no_weight_is_read(command, monkeypatch, capsys, tmp_path):
     (tmp_path / "config.json").write_text((ROOT / "examples/tiny-vlm/model/config.json").read_text())

@@ -9,11 +9,11 @@ from transformers_qaig.rounding.hessian import Hessian, second_moment
 from transformers_qaig.rounding.learned import (
     LearnableInit,
     LearnableRounding,
-    LearnableScales,
     LearnableVector,
     Learned,
     learn,
 )
+from transformers_qaig.rounding.learned_scales import LearnableScales
 from transformers_qaig.rounding.quant_grid import QuantizedWeight, minmax_grid
 
 N, K, GROUP = 16, 64, 32

@@ -32,6 +32,7 @@ from ..token_weights.registry import precompute, token_weights_of
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
 from ..utils.readable import readable_size
+from .end_to_end import EndToEnd
 from .paused_samples import PausedSamples
 from .quantizer_settings import settings_of
 from .resume import BlockStore
@@ -82,6 +83,10 @@ def calibrate(
         progress.report.num_targets = len(targets) + len(uncalibrated)
         finder = GroupFinder(structure.shared, config.seed)
         settings = settings_of(config, recipe, finder, token_weights, text_alone(weighting))
+        end_to_end = None
+        if recipe.end_to_end:
+            with out_of_memory_explained("in full precision", device, count, lambda: 0):
+                end_to_end = EndToEnd.remember(model, structure, data, config, device)
         with (
             offloaded(model, [target.module for target in targets], device) as offload,
             PausedSamples(model, structure, targets, data, every, device) as paused,
@@ -106,6 +111,9 @@ def calibrate(
             result = quantize_target(target, plan, inputs, settings, store)
             progress.add(install(model, result, advance(result, inputs, None), store), device)
             del result
+        if end_to_end is not None:
+            with out_of_memory_explained("while scales were learned end to end", device, count, lambda: 0):
+                progress.report.end_to_end = end_to_end.learn(store)
     return progress.finished(plan, data)
 
 

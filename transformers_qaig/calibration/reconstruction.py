@@ -18,12 +18,12 @@ from ..rounding.learned import (
     Learnable,
     LearnableInit,
     LearnableRounding,
-    LearnableScales,
     LearnableVector,
     Learned,
     in_memory,
     learn,
 )
+from ..rounding.learned_scales import LearnableScales
 from ..rounding.quant_grid import QuantizedWeight
 from ..utils.caches import with_own_caches
 from ..utils.logging import tqdm

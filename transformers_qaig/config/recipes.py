@@ -48,7 +48,9 @@ class Recipe:
             gradients of the block's output error.
         asymmetric: share, 0 to 1, of the shift between full-precision and quantized inputs that GPTQ's target
             compensates (asymmetric calibration, GPTAQ, arXiv 2504.02692).
-        steps: of learned rounding.
+        steps: of learned rounding, and of learning end to end.
+        end_to_end: once all blocks are quantized, learn all scales of the language model together by the divergence of
+            its answers from those in full precision; codes stay.
         rotation: rotate the linears' inputs (`transformers_qaig.formats.hadamard`): `"none"`, `"all"`, or `"a8"`: where
             they are rounded to 8 bits.
         validate: keep a choice only if the block's output error falls on samples held back from the search.
@@ -69,6 +71,7 @@ class Recipe:
     rounding: Literal["nearest", "gptq", "learned"] = "nearest"
     asymmetric: float = 0.0
     steps: int = 100
+    end_to_end: bool = False
     rotation: Literal["none", "a8", "all"] = "none"
     validate: bool = False
 
@@ -89,7 +92,7 @@ class Recipe:
     @property
     def calibrates(self) -> bool:
         """Whether the recipe reads calibration data."""
-        return self.equalization != "none" or self.clipping or self.rounding != "nearest"
+        return self.equalization != "none" or self.clipping or self.rounding != "nearest" or self.end_to_end
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Recipe:
         """The attributes among `changes` that nothing reads, each with what they need to be read."""
         learned, gptq = self.rounding == "learned", self.rounding != "nearest"
         read = {
-            "steps": (learned, "`rounding='learned'`"),
+            "steps": (learned or self.end_to_end, "`rounding='learned'` or `end_to_end=True`"),
             "asymmetric": (gptq, "`rounding='gptq'` or `'learned'`"),
             "ig_steps": (self.token_weights in ("qig", "qig-zero", "shuffled"), "`token_weights='qig'`"),
             "token_weights": (self.calibrates, "`equalization`, `clipping` or `rounding`"),
@@ -182,6 +185,7 @@ RECIPES: dict[str, Recipe] = {
         include_zero=True,
         rounding="learned",
         asymmetric=1.0,
+        end_to_end=True,
         rotation="a8",
         validate=True,
     ),

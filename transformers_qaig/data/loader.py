@@ -73,7 +73,7 @@ def load_inputs(
             max_pixels=config.calibration.max_pixels,
             max_length=config.calibration.max_length,
             token=config.calibration.token,
-            with_labels=needs_answers or inputs.decoder is not None,
+            with_labels=needs_answers or config.recipe.end_to_end or inputs.decoder is not None,
             views=views,
         )
         check_placeholders(model, samples)

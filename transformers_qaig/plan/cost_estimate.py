@@ -26,6 +26,13 @@ LEARNED_PASSES = 8
 LEARNED_BATCH = 8
 LEARNED_BYTES = 20
 """What learning holds of a weight: what GPTQ rounded, the same in steps, its offset, its value and its gradient."""
+END_TO_END_PASSES = 6
+"""What a step of learning end to end costs, likewise: forwards, again for the gradient, and backwards."""
+END_TO_END_BATCH = 4
+END_TO_END_TOKENS = 256
+"""Most tokens of a sample whose hidden states at the head are kept."""
+SCALE_BYTES = 24
+"""What learning holds of a scale: itself, its factor, its value, its gradient, and two means of it."""
 GRADIENT_PASSES = 4
 """What the costs of widths take, in forward passes: forwards, again for the gradient, and backwards."""
 GRIDS = 10
@@ -99,8 +106,9 @@ def estimate_costs(model: nn.Module, config: QAIGConfig, coverage: Coverage, tok
     kept = 0 if has_work_dir else result
     work = result * (2 if stacks else 1) if has_work_dir else 0  # packed experts are joined, too
     flop = _arithmetic(each, config, count)
-    memory = kept + streams + gathered + FLOAT32 * weights
-    disk = result + work + joined + _learned(block, config)[1]
+    states, in_memory, in_files = _end_to_end(each, config, tokens, itemsize)
+    memory = kept + states + max(streams + gathered + FLOAT32 * weights, in_memory)
+    disk = result + work + joined + max(_learned(block, config)[1], in_files)
     return CostEstimate(checkpoint, result, memory, device_memory, disk, flop)
 
 
@@ -157,6 +165,18 @@ def _learned(block: list[Linears], config: QAIGConfig) -> tuple[int, int]:
     return LEARNED_BYTES * others + in_memory, LEARNED_BYTES * experts - in_memory
 
 
+def _end_to_end(each: list[list[Linears]], config: QAIGConfig, tokens: int, itemsize: int) -> tuple[int, int, int]:
+    """Returns the bytes of kept hidden states, and what learning end to end holds of all blocks in memory and files."""
+    if not config.recipe.end_to_end:
+        return 0, 0, 0
+    linears = [one for block in each for one in block]
+    states = config.num_samples * min(tokens, END_TO_END_TOKENS) * _hidden(each[0]) * itemsize
+    codes = sum(one.weights for one in linears) * (2 if config.bits == 8 else 1)
+    groups = (one.weights // (one.columns if config.group_size == -1 else config.group_size) for one in linears)
+    scales = SCALE_BYTES * sum(groups)
+    return (states, scales, codes) if config.calibration.work_path is not None else (states, scales + codes, 0)
+
+
 def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> dict[str, float]:
     """Returns multiplications and additions by part."""
     linears = [one for block in each for one in block]
@@ -171,6 +191,9 @@ def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> di
     flop["forward passes"] = FORWARDS * forward
     if recipe.equalization != "none":
         flop["search of scales"] = recipe.grid_points * forward
+    if recipe.end_to_end:
+        samples = min(END_TO_END_BATCH / max(config.num_samples, 1), 1.0)
+        flop["learning end to end"] = recipe.steps * END_TO_END_PASSES * samples * forward
     if recipe.rounding == "nearest":
         return flop
     moments = 2.0 * (2 if recipe.asymmetric else 1) * count

@@ -83,6 +83,7 @@ class QuantizationReport:
         times: part of the run → seconds.
         views: the first samples, and the lengths of all; None without data.
         width_costs: what each width costs and where the plan stands, under a budget.
+        end_to_end: what came of learning all scales together; "" if the recipe does not.
         alternatives: `"faster"` and `"smaller"` → a setting that would have been so.
     """
 
@@ -100,6 +101,7 @@ class QuantizationReport:
     times: dict[str, float] = field(default_factory=dict)
     views: SampleViews | None = None
     width_costs: WidthCosts | None = None
+    end_to_end: str = ""
     alternatives: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -132,6 +134,8 @@ class QuantizationReport:
         if accepted or rejected:
             why = ": no gain on validation samples" if rejected else ""
             facts.append(("rejected", f"{rejected} of {accepted + rejected} steps{why}"))
+        if self.end_to_end:
+            facts.append(("end to end", self.end_to_end))
         if averaged := sum(sum(block.averaged.values()) for block in self.targets):
             remedy = "give more samples, or CalibrationConfig(moe_calibrate_all_experts=True)"
             what = "saw too few tokens, and were rounded by the mean of their stacks"

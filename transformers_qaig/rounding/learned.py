@@ -135,7 +135,7 @@ class LearnableRounding(Learnable):
         scale, zero = self._scale_and_zero()
         scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
         grid, weight = self._start.grid, self._start.weight
-        codes = _through(torch.round, grid.grouped(weight) / scale + grid.grouped(self.offset)) + zero
+        codes = straight_through(torch.round, grid.grouped(weight) / scale + grid.grouped(self.offset)) + zero
         return ((codes.clamp(0, grid.max_code) - zero) * scale).reshape(weight.shape)
 
     def result(self) -> QuantizedWeight:
@@ -167,38 +167,8 @@ class LearnableRounding(Learnable):
         else:
             below, above = grid.zero * grid.scale * self.low, (grid.max_code - grid.zero) * grid.scale * self.high
             scale = (below + above) / grid.max_code
-            zero = _through(torch.round, below / scale).clamp(0, grid.max_code)
-        return _through(lambda s: storable(s, self._start.storage_dtype), scale), zero
-
-
-class LearnableScales(Learnable):
-    """A rounded weight whose scales can be learned; its codes stay."""
-
-    def __init__(self, rounding: QuantizedWeight, storage_dtype: torch.dtype, keep: Keep = in_memory):
-        super().__init__(keep)
-        self._rounding, self._dtype = rounding, storage_dtype
-        self.factor = nn.Parameter(torch.ones_like(rounding.grid.scale))
-        self._adam = torch.optim.Adam([self.factor])
-
-    def forward(self) -> Tensor:
-        """Returns the weight with the learned scales, fp32 [N, K]."""
-        codes, grid = self._rounding.codes, self._rounding.grid
-        levels = grid.grouped(codes.float()) - grid.zero.unsqueeze(-1)
-        return (levels * self._scale().unsqueeze(-1)).reshape(codes.shape)
-
-    def result(self) -> QuantizedWeight:
-        """Returns the same codes with the learned scales."""
-        with torch.no_grad():
-            grid = replace(self._rounding.grid, scale=self._scale())
-        return replace(self._rounding, grid=grid)
-
-    def move(self, step: float) -> None:
-        """Takes one step of Adam with learning rate `step`."""
-        _adam_step(self._adam, step)
-
-    def _scale(self) -> Tensor:
-        scale = self._rounding.grid.scale * self.factor.clamp(*RANGE_BOUNDS)
-        return _through(lambda s: storable(s, self._dtype), scale)
+            zero = straight_through(torch.round, below / scale).clamp(0, grid.max_code)
+        return straight_through(lambda s: storable(s, self._start.storage_dtype), scale), zero
 
 
 class LearnableVector(Learnable):
@@ -215,7 +185,7 @@ class LearnableVector(Learnable):
 
     def forward(self) -> Tensor:
         """Returns the parameter in fp32, rounded to its storage dtype."""
-        return _through(lambda x: x.to(self._dtype).float(), self._start + self._unit * self.change)
+        return straight_through(lambda x: x.to(self._dtype).float(), self._start + self._unit * self.change)
 
     def result(self) -> Tensor:
         """Returns the learned parameter in fp32, without a gradient."""
@@ -223,7 +193,7 @@ class LearnableVector(Learnable):
 
     def move(self, step: float) -> None:
         """Takes one step of Adam with learning rate `step`."""
-        _adam_step(self._adam, step)
+        adam_step(self._adam, step)
 
 
 def learn(
@@ -283,7 +253,8 @@ def learn(
     return found
 
 
-def _adam_step(adam: torch.optim.Adam, step: float) -> None:
+def adam_step(adam: torch.optim.Adam, step: float) -> None:
+    """Takes one step of Adam with learning rate `step`; gradients that are not finite are zero."""
     (group,) = adam.param_groups
     group["lr"] = step
     for parameter in group["params"]:
@@ -293,6 +264,6 @@ def _adam_step(adam: torch.optim.Adam, step: float) -> None:
     adam.zero_grad()
 
 
-def _through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def straight_through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Returns function(x) to the last bit, with the gradient of x."""
     return function(x).detach() + (x - x.detach())

@@ -1,0 +1,247 @@
+"""Learns all scales of the language model together, once its blocks are quantized, on the answers' tokens.
+
+The loss is KL(full ‖ quantized) of what is predicted there. Codes stay. Before quantization `remember` keeps the hidden
+states that enter the head of the full model. Its head then makes them predictions, whenever these are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+from transformers import PreTrainedModel
+
+from ..config import QAIGConfig
+from ..data.calibration_data import CalibrationData
+from ..distributed import Terms
+from ..distributed.gradients import gradients_in_order
+from ..execution.held_back import VALIDATION_EVERY, held_back_every
+from ..execution.learned_scales import ScaledLinear, frozen_parameters, learning_scales
+from ..execution.onload import onload
+from ..execution.paired_head import Head, NoSingleHead, divergence, hidden_at_head
+from ..execution.sequential_onload import sequential_onload
+from ..nn.embedding import QAIGEmbedding
+from ..nn.linear import QAIGLinear
+from ..nn.packed_tensors import frozen
+from ..rounding.learned import Learned, learn
+from ..rounding.learned_scales import LearnableFactors
+from ..structure import ModelStructure
+from ..utils.finite import is_finite
+from ..utils.logging import get_logger, tqdm
+from ..utils.scratch import ScratchFiles
+from .resume import BlockStore
+
+logger = get_logger(__name__)
+
+BATCH = 4
+"""Samples per step."""
+RATE = 2e-3
+MOST_TOKENS = 256
+"""Tokens of a sample that are compared: their logits exist at once, and the gradients of these."""
+PIECE = "end_to_end"
+"""What the learned scales are called in the work folder."""
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """What the full model said of this rank's samples.
+
+    Attributes:
+        model: that is quantized meanwhile.
+        structure: of the model.
+        data: to calibrate with.
+        config: of the run.
+        device: where to compute; None: where the model is.
+        counts: sample → int64 [A], positions of the tokens that are compared.
+        hidden: sample → their hidden states [A, C] at the full model's head, in the model's dtype, on the CPU.
+        why_not: why there are none; "" if there are.
+    """
+
+    model: PreTrainedModel
+    structure: ModelStructure
+    data: CalibrationData
+    config: QAIGConfig
+    device: torch.device | str | None
+    counts: Mapping[int, Tensor]
+    hidden: Mapping[int, Tensor]
+    why_not: str = ""
+
+    @classmethod
+    def remember(
+        cls,
+        model: PreTrainedModel,
+        structure: ModelStructure,
+        data: CalibrationData,
+        config: QAIGConfig,
+        device: torch.device | str | None,
+    ) -> EndToEnd:
+        """Runs the samples of this rank through the full model.
+
+        Args:
+            model: in full precision.
+            structure: of the model.
+            data: to calibrate with.
+            config: of the run.
+            device: where to compute.
+        """
+        make = partial(cls, model, structure, data, config, device)
+        head, every = structure.head.module, held_back_every(config.recipe)
+        mine = [s for s in range(len(data.samples)) if data.ranks.owns(s, every)]
+        found = {s: _before_answers(data.answer_masks[s]) for s in mine if data.samples[s] not in data.exclusions}
+        counts = {s: places for s, places in found.items() if len(places)}
+        hidden: dict[int, Tensor] = {}
+        if not isinstance(head, nn.Linear):
+            return make({}, {}, "the model has no linear head")
+        try:
+            with sequential_onload(model, list(structure.blocks.values()), device):
+                for s in tqdm(counts, desc="Predictions in full precision", unit="sample"):
+                    states = hidden_at_head(model, head, data.samples[s], counts[s], device).to(structure.dtype)
+                    if is_finite(states):
+                        hidden[s] = states
+                for s in list(hidden)[:1]:  # what cannot be compared fails here, not after hours
+                    with torch.no_grad():
+                        divergence(model, (head, None, head.forward), data.samples[s], counts[s], hidden[s], device)
+        except NoSingleHead as found:
+            return make({}, {}, str(found))
+        return make(counts, hidden)
+
+    def learn(self, store: BlockStore) -> str:
+        """Learns the scales of the quantized model, or reads them from `store`; returns what came of it.
+
+        Scales change only if the divergence of the held-back samples falls.
+        """
+        layers = self._layers()
+        found = None if store.folder is None else store.folder.load_as(PIECE, partial(_read, layers))
+        if found is None:
+            reason = self._why_not(layers)
+            if reason:
+                logger.warning("Scales are not learned end to end: %s.", reason)
+                return f"skipped: {reason}"
+            learned = self._learn(layers)
+            scales = learned.results if learned.is_better else {}
+            stored = {path: scale.to(layers[path].weight_scale.dtype) for path, scale in scales.items()}
+            found = stored, (learned.start, learned.best)
+            if store.folder is not None:
+                store.folder.save(PIECE, stored, {"divergence": json.dumps(found[1])})
+        scales, (start, best) = found
+        for path, scale in scales.items():
+            layers[path].weight_scale = frozen(scale)
+        fell = f"KL of held-back answers {start:.3g} → {best:.3g}"
+        return fell if scales else f"KL of held-back answers stays {start:.3g}: undone"
+
+    def _layers(self) -> dict[str, QAIGLinear]:
+        """Returns the packed linears of the language model's blocks, by path in the model."""
+        return {
+            f"{path}.{name}": layer
+            for path, block in self.structure.blocks.items()
+            for name, layer in block.named_modules()
+            if isinstance(layer, QAIGLinear)
+        }
+
+    def _why_not(self, layers: Mapping[str, QAIGLinear]) -> str:
+        reasons = [reason for reason in self.data.ranks.gather(self.why_not) if reason]
+        if reasons:
+            return reasons[0]
+        if not any(self.data.ranks.gather(bool(self.hidden))):
+            return "no calibration sample has an answer"
+        return "" if layers else "no linear of the language model is packed"
+
+    def _learn(self, layers: Mapping[str, QAIGLinear]) -> Learned:
+        recipe, ranks, seed = self.config.recipe, self.data.ranks, self.config.seed
+        mine = [s for s in self.hidden if self.data.samples[s] not in self.data.exclusions]
+        owners = {s: rank for rank, of_rank in enumerate(ranks.gather(mine)) for s in of_rank}
+        samples = sorted(owners)
+        held_back = samples[::VALIDATION_EVERY] if recipe.validate else samples
+        drawn_from = [s for s in samples if s not in held_back] or held_back
+        tokens = dict(chain(*ranks.gather([(s, len(self.counts[s])) for s in mine])))
+        stored = {path: layer.weight_scale for path, layer in layers.items()}
+        soft = {path: LearnableFactors(scale.detach().float(), scale.dtype) for path, scale in stored.items()}
+        generator = torch.Generator().manual_seed(seed)
+
+        def terms(batch: Sequence[int]) -> Terms[int]:
+            return Terms([s for s in batch if s in self.hidden], [owners[s] for s in batch], ranks)
+
+        with self._learning(layers) as (scaled, loss):
+
+            def batch_loss(scales: Mapping[str, Tensor], step: int) -> float:
+                _set(scaled, scales)
+                batch = [drawn_from[i] for i in torch.randperm(len(drawn_from), generator=generator)[:BATCH].tolist()]
+                unit = sum(tokens[s] for s in batch)
+                mean = gradients_in_order(lambda s: loss(s) / unit, list(scales.values()), terms(batch))
+                bar.update()
+                bar.set_postfix(loss=f"{mean:.2e}")
+                return mean
+
+            def validate(scales: Mapping[str, Tensor]) -> float:
+                _set(scaled, scales)
+                return sum(terms(held_back).of_each(lambda s: float(loss(s)))) / sum(tokens[s] for s in held_back)
+
+            with tqdm(total=recipe.steps, desc="Learning scales end to end", unit="step") as bar:
+                return learn(soft, batch_loss, validate, steps=recipe.steps, rate=RATE)
+
+    @contextmanager
+    def _learning(
+        self, layers: Mapping[str, QAIGLinear]
+    ) -> Iterator[tuple[dict[str, ScaledLinear], Callable[[int], Tensor]]]:
+        """Yields the layers whose scales are learned, and the loss of a sample, summed over its tokens."""
+        model, structure, device = self.model, self.structure, self.device
+        full, head = structure.head.module, model.get_submodule(structure.head.path)
+        assert isinstance(full, nn.Linear)
+        folder = self.config.calibration.work_path
+        keep = (lambda codes: codes) if folder is None else ScratchFiles(folder).keep
+        with ExitStack() as stack:
+            scaled = stack.enter_context(learning_scales(model, layers, keep))
+            stack.enter_context(frozen_parameters(model))
+            stack.enter_context(sequential_onload(model, list(structure.blocks.values()), device))
+            if full is not head:
+                stack.enter_context(onload(full, device, dtype=torch.float32))
+            heads = head, self._tied_head(full), full.forward
+
+            def loss(s: int) -> Tensor:
+                return divergence(model, heads, self.data.samples[s], self.counts[s], self.hidden[s], device)
+
+            yield scaled, loss
+
+    def _tied_head(self, head: nn.Linear) -> Head | None:
+        """Returns what a dense head computes once it is tied to packed embeddings; None if it will not be."""
+        embeddings = self.model.get_submodule(self.structure.embeddings.path)
+        if not self.structure.is_tied or not isinstance(embeddings, QAIGEmbedding):
+            return None
+        weight = embeddings.dequantize(torch.float32)
+        return lambda hidden: linear(hidden, weight, head.bias)
+
+
+def _set(scaled: Mapping[str, ScaledLinear], scales: Mapping[str, Tensor]) -> None:
+    for path, scale in scales.items():
+        scaled[path].scale = scale
+
+
+def _before_answers(answer: Tensor) -> Tensor:
+    """Returns positions from which an answer's tokens are predicted, int64: at most `MOST_TOKENS`, evenly spread.
+
+    Args:
+        answer: bool [B, T], True at its tokens; the first position is False.
+    """
+    places = pad(answer[:, 1:], (0, 1)).flatten().nonzero().flatten()
+    if len(places) <= MOST_TOKENS:
+        return places
+    return places[torch.linspace(0, len(places) - 1, MOST_TOKENS).round().long()]
+
+
+def _read(
+    layers: Mapping[str, QAIGLinear], tensors: dict[str, Tensor], facts: Mapping[str, str]
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    """Reads learned scales from what the work folder holds."""
+    for path, scale in tensors.items():
+        own = layers[path].weight_scale
+        if (scale.shape, scale.dtype) != (own.shape, own.dtype):
+            raise ValueError(f"{path} has scales {list(scale.shape)} in {scale.dtype}")
+    start, best = json.loads(facts["divergence"])
+    return tensors, (float(start), float(best))
