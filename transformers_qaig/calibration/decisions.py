@@ -72,6 +72,7 @@ class BlockDecisions:
             schemes={**self.schemes, **rotated},
             clippings={name: value for name, value in self.clippings.items() if name not in rotations},
             roundings={name: value for name, value in self.roundings.items() if name not in rotations},
+            damping={name: value for name, value in self.damping.items() if name not in rotations},
         )
 
     def after(self, earlier: BlockDecisions) -> BlockDecisions:

@@ -246,14 +246,3 @@ def count_weights(plan: Iterable[str]) -> dict[str, int]:
 def count_open_stacks(counts: Mapping[str, int]) -> int:
     """Counts the paths with `*` for which [`count_weights`] could not tell how many experts there are."""
     return sum(".*." in path and count == 1 for path, count in counts.items())
-
-
-def stacks_in(paths: Iterable[str], stacks: Iterable[str]) -> dict[str, list[str]]:
-    """Groups those paths that lie in one of `stacks`, by stack."""
-    found: dict[str, list[str]] = {}
-    known = set(stacks)
-    for path in paths:
-        parts = split_path(path)
-        if parts is not None and parts[0] in known:
-            found.setdefault(parts[0], []).append(path)
-    return found
