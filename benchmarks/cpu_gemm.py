@@ -26,10 +26,18 @@ from ledger import provenance
 from peers import PEERS, Problem
 from worker import Worker
 
+from transformers_qaig.kernels import extension
+
 PACKAGES = ("transformers-qaig", "torch", "onnxruntime", "openvino", "bitsandbytes")
 MINIMUM_CALLS = 5
 BURST_SECONDS = 0.12
-PEAK_OF = {"a8": "vnni", "a16": "bf16", "bf16": "bf16", "fp32": "fma"}
+PEAKS_OF = {
+    "a8": ("amx-int8", "vnni", "fma"),
+    "a16": ("amx-bf16", "bf16", "fma"),
+    "bf16": ("amx-bf16", "bf16", "fma"),
+    "fp32": ("fma",),
+}
+"""The arithmetic that a product could use, by its activations; the fastest first."""
 
 
 @dataclasses.dataclass
@@ -97,6 +105,7 @@ def main() -> None:
 
     rows = [machine()]
     print(json.dumps(rows[0]), flush=True)
+    isa = extension.cpu_isa()
     for threads in options.threads:
         workers = start_workers(options.peers, options.isa, threads)
         for shape in options.shapes:
@@ -109,7 +118,7 @@ def main() -> None:
                 runners, refusals = build(workers, problem)
                 for m in tokens:
                     for row in measure(runners, refusals, m, k, options.seconds):
-                        row = {"bits": bits, "m": m, "n": n, "k": k, "threads": threads} | row
+                        row = {"bits": bits, "m": m, "n": n, "k": k, "threads": threads, "cpu_isa": isa} | row
                         rows.append(row | {"group_size": options.group_size, "processor": rows[0]["machine"]})
                         print(json.dumps(rows[-1]), flush=True)
         for worker in workers:
@@ -213,8 +222,8 @@ def ratios(runner: Runner, all_runners: list[Runner], m: int, k: int) -> dict[st
         rates = zip(*([other.description["weight_bytes"] / t for t in other.medians] for other in reads))
         own = [runner.description["weight_bytes"] / t for t in runner.medians]
         result["read_fraction"] = statistics.median(rate / max(read) for rate, read in zip(own, rates))
-    peak = limits.get(f"peak: {PEAK_OF[runner.activations]}") or limits.get("peak: fma")
-    if peak:
+    peaks = (limits.get(f"peak: {kind}") for kind in PEAKS_OF[runner.activations])
+    if peak := next(filter(None, peaks), None):
         share = runner.operations(m, k) / peak.operations(m, k)
         result["peak_fraction"] = share / paired_ratio(runner, peak)
     if not runner.is_ours:

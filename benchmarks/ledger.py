@@ -28,10 +28,10 @@ Row = dict[str, Any]
 
 KEYS: dict[str, tuple[str, ...]] = {
     "calibration_cost": ("step", "width", "model"),
-    "cpu_gemm": ("k", "n", "threads", "bits", "m", "op", "activations", "reason"),
+    "cpu_gemm": ("k", "n", "threads", "bits", "m", "op", "activations", "reason", "cpu_isa"),
     "device_memory": ("task", "phase"),
     "experts": ("hidden", "intermediate", "experts", "routed", "threads", "bits", "tokens", "op"),
-    "generate": ("variant", "round"),
+    "generate": ("variant", "round", "cpu_isa"),
     "gpu_gemm": ("k", "n", "bits", "m", "op", "reason"),
     "gpu_generate": ("part", "variant"),
     "grad_input": ("k", "n", "m", "threads", "op", "cpu_isa"),

@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -72,6 +74,39 @@ QAIG_PEAK(peak_bf16, "avx512f,avx512bf16", _mm512_setzero_ps)
 #define QAIG_NAME "vpdpbusd"
 QAIG_PEAK(peak_vnni, "avx512f,avx512vnni", _mm512_setzero_si512)
 
+// Whether Linux lets this process use the tiles of AMX, and the processor has them.
+bool has_amx() {
+    constexpr long kAskForFeature = 0x1023, kTileData = 18;
+    return __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, kAskForFeature, kTileData) == 0;
+}
+
+// Four independent sums, of two tiles by two. Not of zeros: those take less power, and the clock stays higher.
+#define QAIG_TILE_PEAK(NAME, STEP)                                                             \
+    void NAME(int64_t steps) {                                                                 \
+        struct alignas(64) {                                                                   \
+            uint8_t palette = 1, start = 0, reserved[14] = {};                                 \
+            uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};                         \
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};                               \
+        } config;                                                                              \
+        alignas(64) uint8_t values[4][1024];                                                   \
+        for (uint32_t i = 0; i < sizeof(values); ++i) {                                        \
+            (&values[0][0])[i] = i % 2 ? 0x3f : static_cast<uint8_t>(i * 2654435761u >> 24);   \
+        }                                                                                      \
+        asm volatile("ldtilecfg %0" ::"m"(config));                                            \
+        asm volatile("tilezero %%tmm0; tilezero %%tmm1; tilezero %%tmm2; tilezero %%tmm3" ::); \
+        asm volatile("tileloadd (%0,%1,1), %%tmm4" ::"r"(values[0]), "r"(64l) : "memory");     \
+        asm volatile("tileloadd (%0,%1,1), %%tmm5" ::"r"(values[1]), "r"(64l) : "memory");     \
+        asm volatile("tileloadd (%0,%1,1), %%tmm6" ::"r"(values[2]), "r"(64l) : "memory");     \
+        asm volatile("tileloadd (%0,%1,1), %%tmm7" ::"r"(values[3]), "r"(64l) : "memory");     \
+        for (int64_t i = 0; i < steps; ++i) {                                                  \
+            asm volatile(STEP " %%tmm6, %%tmm4, %%tmm0;" STEP " %%tmm7, %%tmm4, %%tmm1;" STEP  \
+                              " %%tmm6, %%tmm5, %%tmm2;" STEP " %%tmm7, %%tmm5, %%tmm3" ::);   \
+        }                                                                                      \
+        asm volatile("tilerelease" ::);                                                        \
+    }
+QAIG_TILE_PEAK(peak_amx_int8, "tdpbssd")
+QAIG_TILE_PEAK(peak_amx_bf16, "tdpbf16ps")
+
 }  // namespace
 
 // Memory to read from, on huge pages if the system grants them; null if there is none.
@@ -101,12 +136,13 @@ extern "C" void limits_read(const char* p, size_t bytes, int threads, bool avx51
     }
 }
 
-// Runs `steps` steps of 12 instructions on each thread. Returns the operations (multiplications and additions) of all
-// threads, or 0 if this processor lacks the instruction. `kind` is "fma", "bf16" or "vnni".
+// Runs `steps` steps of 12 instructions on each thread, or about as long with tiles. Returns the operations (multiplications and additions) of all
+// threads, or 0 if this processor lacks the instruction. `kind` is "fma", "bf16", "vnni", "amx-bf16" or "amx-int8".
 extern "C" int64_t limits_peak(const char* kind, int threads, int64_t steps) {
     const bool avx512 = __builtin_cpu_supports("avx512f");
     void (*peak)(int64_t) = nullptr;
     int64_t lanes = 16;  // products in one instruction
+    int64_t instructions = 12;
     if (!std::strcmp(kind, "fma")) {
         if (avx512) {
             peak = peak_fma_avx512;
@@ -117,6 +153,12 @@ extern "C" int64_t limits_peak(const char* kind, int threads, int64_t steps) {
         if (__builtin_cpu_supports("avx512bf16")) {
             peak = peak_bf16, lanes = 32;
         }
+    } else if (!std::strcmp(kind, "amx-bf16") || !std::strcmp(kind, "amx-int8")) {
+        const bool int8 = !std::strcmp(kind, "amx-int8");
+        if (has_amx()) {  // 16 rows by 16 columns by 64 or 32, in 16 cycles
+            peak = int8 ? peak_amx_int8 : peak_amx_bf16;
+            lanes = 16 * 16 * (int8 ? 64 : 32), instructions = 4, steps = (steps + 15) / 16;
+        }
     } else if (__builtin_cpu_supports("avx512vnni")) {
         peak = peak_vnni, lanes = 64;
     }
@@ -125,5 +167,5 @@ extern "C" int64_t limits_peak(const char* kind, int threads, int64_t steps) {
     }
 #pragma omp parallel num_threads(threads)
     peak(steps);
-    return int64_t(threads) * steps * 12 * lanes * 2;
+    return int64_t(threads) * steps * instructions * lanes * 2;
 }

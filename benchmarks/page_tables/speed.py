@@ -11,57 +11,61 @@ WIDTHS, ACTIVATIONS = (2, 3, 4, 8), (16, 8)
 
 
 @functools.cache
-def cpu_cells() -> dict[tuple[int, int, int, int, int, int], Row]:
-    """(K, N, threads, bits, activation bits, M) → our row that ran beside peers."""
+def cpu_cells(isa: str) -> dict[tuple[int, int, int, int, int, int], Row]:
+    """(K, N, threads, bits, activation bits, M) → our row that ran beside peers, with an instruction set."""
     found = {}
     for row in rows_of("cpu_gemm"):
-        if row.get("op") == "qaig" and row.get("ratio_to_best_peer") is not None:
+        if row.get("op") == "qaig" and row.get("ratio_to_best_peer") is not None and row["cpu_isa"] == isa:
             activations = int(row["activations"].removeprefix("a"))
             found[row["k"], row["n"], row["threads"], row["bits"], activations, row["m"]] = row
     return found
 
 
-@table("cpu-4096")
-def cpu_ratios() -> str:
-    """At M = 1024 16-bit activations are set against torch's bfloat16 product, which no packed peer beats."""
+@table("cpu-4096", "avx512")
+@table("cpu-4096-amx", "amx")
+def cpu_ratios(isa: str) -> str:
+    """Best packed peer over ours. At M = 1024 16-bit activations are set against torch's bfloat16 product."""
     rows = []
     for bits in WIDTHS:
         for activations in ACTIVATIONS:
             cells = []
             for m in (1, 4, 16, 128, 1024):
-                row = cpu_cells()[4096, 4096, 2, bits, activations, m]
+                row = cpu_cells(isa)[4096, 4096, 2, bits, activations, m]
                 dense = m == 1024 and activations == 16
                 cells.append(f"{row['ratio_to_bf16' if dense else 'ratio_to_best_peer']:.2f}")
             rows.append([f"{bits} bits, A{activations}", *cells])
     return markdown(["", "M=1", "M=4", "M=16", "M=128", "M=1024"], rows)
 
 
-@table("cpu-dense")
-def cpu_dense() -> str:
+@table("cpu-dense", "avx512")
+@table("cpu-dense-amx", "amx")
+def cpu_dense(isa: str) -> str:
     """Torch's bfloat16 product's time over ours with 16-bit activations, 1,024 tokens."""
-    places = sorted({key[:3] for key in cpu_cells()})
+    places = sorted({key[:3] for key in cpu_cells(isa)})
     rows = []
     for k, n, threads in places:
-        cells = [cpu_cells().get((k, n, threads, bits, 16, 1024)) for bits in WIDTHS]
+        cells = [cpu_cells(isa).get((k, n, threads, bits, 16, 1024)) for bits in WIDTHS]
         rows.append([f"{k}×{n}", str(threads), *("–" if c is None else f"{c['ratio_to_bf16']:.2f}" for c in cells)])
     return markdown(["K×N", "threads", *(f"{bits} bits" for bits in WIDTHS)], rows)
 
 
-@table("cpu-slower")
-def cpu_slower() -> str:
+@table("cpu-slower", "avx512")
+@table("cpu-slower-amx", "amx")
+def cpu_slower(isa: str) -> str:
     """Cells in which the best packed peer is faster."""
     rows = []
-    for (k, n, threads, bits, activations, m), row in sorted(cpu_cells().items()):
+    for (k, n, threads, bits, activations, m), row in sorted(cpu_cells(isa).items()):
         if row["ratio_to_best_peer"] < 1:
             shape = [f"{k}×{n}", str(threads), f"{bits} bits, A{activations}", str(m)]
             rows.append([*shape, row["best_peer"], f"{row['ratio_to_best_peer']:.2f}"])
     return markdown(["K×N", "threads", "", "M", "best peer", "its time / ours"], rows)
 
 
-@table("cpu-generate")
-def cpu_generate() -> str:
+@table("cpu-generate", "avx512")
+@table("cpu-generate-amx", "amx")
+def cpu_generate(isa: str) -> str:
     known: dict[str, list[Row]] = {}
-    for row in rows_of("generate"):
+    for row in (row for row in rows_of("generate") if row["cpu_isa"] == isa):
         known.setdefault(row["variant"], []).append(row)
     names = {
         f"w{b}a{a}": f"{b} bits" + (", 8-bit activations" if a == 8 else "") for b in (8, 4, 3, 2) for a in (16, 8)

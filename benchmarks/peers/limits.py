@@ -29,7 +29,7 @@ def candidates(problem: Problem, threads: int) -> Iterator[Candidate]:
             read.trial()
     # The fastest ways stay in the race: which of them is ahead may change with the machine's load.
     yield from sorted(reads, key=lambda read: min(read.trials))[:3]
-    for kind in ("vnni", "bf16", "fma"):
+    for kind in ("amx-int8", "amx-bf16", "vnni", "bf16", "fma"):
         if library.limits_peak(kind.encode(), threads, ctypes.c_int64(1)):
             yield Peak(library, threads, kind)
 

@@ -15,7 +15,9 @@
 //          into a word, for 8-bit products
 //   pairs  [parts][pairs of the segment][R]: two neighbouring slots as 16-bit integers, for 16-bit products
 //
-// For AMX quads come row by row: [R][planes][quads of the segment].
+// For AMX quads come row by row: [R][planes][quads of the segment]. AMX also multiplies bfloat16 as it is:
+//
+//   bf16   [units of the row][R][pairs of the unit]: two neighbouring slots. There are no planes, scales or sums.
 #pragma once
 
 #include <vector>
@@ -47,14 +49,20 @@ inline Segment segment_at(const Shape& s, int64_t i) {
             group * s.units_per_group() + in_group, std::min<int64_t>(kSegmentUnits, s.units_per_group() - in_group)};
 }
 
+enum class Form { quads, pairs, bf16 };
+
+constexpr int row_words(Form form) {  // per unit, at most
+    return form == Form::quads ? kQuadWords : form == Form::pairs ? kPairWords : kUnitPairs;
+}
+
 class Activations {
 public:
     // Sizes only: `quantize` fills it. `batch_rows` is R.
-    Activations(const Linear& l, int64_t batch_rows, bool quads)
-        : quads(quads),
+    Activations(const Linear& l, int64_t batch_rows, Form form)
+        : form(form),
           batch_rows(batch_rows),
           batches((l.rows + batch_rows - 1) / batch_rows),
-          batch_words(l.weight.shape.units() * (quads ? kQuadWords : kPairWords) * batch_rows),
+          batch_words(l.weight.shape.units() * row_words(form) * batch_rows),
           batch_sums(l.weight.shape.segments() * kMaxParts * batch_rows),
           words(batches * batch_words + kUnitQuads),  // a tile may read a unit too much
           scales(batches * batch_sums),
@@ -63,9 +71,9 @@ public:
           planes(batches),
           skipped(l.rows) {}
 
-    const bool quads;  // else pairs
+    const Form form;
     const int64_t batch_rows, batches, batch_words, batch_sums;
-    Buffer<uint32_t> words;             // quads or pairs, [batches][batch_words]
+    Buffer<uint32_t> words;             // [batches][batch_words]
     Buffer<float> scales;               // [batches][segments][2 parts][R]
     Buffer<int32_t> sums;               // of q over a segment, [batches][segments][2 parts][R]
     const std::vector<uint64_t> signs;  // of the rotation

@@ -126,8 +126,12 @@ struct Features {
 #if defined(QAIG_EMULATE_AMX)
         const bool amx = add("emulated-amx", avx2);
 #else
-        const bool has_tiles = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & 1 << 24) && (edx & 1 << 25);
-        const bool amx = add("amx_int8", avx512 && has_tiles && may_use_tiles());
+        const bool avx512_bf16 = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5);
+        const bool knows_7 = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
+        const bool has_tiles = knows_7 && (edx & 1 << 24) && may_use_tiles();
+        bool amx = add("avx512bf16", avx512 && avx512_bf16);
+        amx &= add("amx_int8", has_tiles && (edx & 1 << 25));
+        amx &= add("amx_bf16", has_tiles && (edx & 1 << 22));
 #endif
         avx512 &= avx2;
         add_isa(Isa::avx2, avx2);
@@ -222,7 +226,15 @@ bool can_run(Isa wanted) {
     return std::find(isas.begin(), isas.end(), wanted) != isas.end();
 }
 
-Isa best_isa() { return features().last_before(Isa::amx); }
+Isa best_isa() {
+#if defined(QAIG_EMULATE_AMX)
+    return best_before_amx();
+#else
+    return features().isas.back();
+#endif
+}
+
+Isa best_before_amx() { return features().last_before(Isa::amx); }
 
 Isa isa() { return current().load(std::memory_order_relaxed); }
 

@@ -22,13 +22,12 @@
 namespace qaig {
 
 // Each includes those before it of the same architecture, and is taken where it is the last that the processor can run.
-// `amx` is taken only if it is asked for: it has not been measured yet.
 enum class Isa {
     portable,      // C++ without intrinsics, any processor
     avx2,          // x86-64: AVX2, FMA, F16C
     avxvnni,       // the same and VPDPBUSD in 256 bits: AVX-VNNI, or part of AVX-512 VNNI
     avx512,        // AVX-512 F, BW, VL, DQ, VNNI
-    amx,           // AVX-512 and AMX-INT8; in a build that emulates AMX (amx/tiles.h) any set from avx2 on
+    amx,           // AVX-512 with BF16, AMX-INT8 and AMX-BF16; in a build that emulates AMX any set from avx2 on
     neon_dotprod,  // aarch64: SDOT
     neon_i8mm,     // SMMLA
 };
@@ -36,8 +35,11 @@ enum class Isa {
 // Whether this processor and its operating system can run an instruction set.
 bool can_run(Isa wanted);
 
-// The instruction set that is taken where nobody asks for another one.
+// The instruction set that is taken where nobody asks for another one. Emulated AMX (amx/tiles.h) must be asked for.
 Isa best_isa();
+
+// What computes in the place of AMX where tiles do not pay.
+Isa best_before_amx();
 
 // The instruction set in use: best_isa(), unless the environment variable QAIG_CPU_ISA (read once) or set_isa changed it.
 Isa isa();

@@ -69,7 +69,8 @@ void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 void dequantize_columns(const Weight& w, const Tile& tile, int64_t rows, int64_t start, int64_t stop, uint16_t* out);
 }  // namespace avx512
 
-namespace amx {  // quads, row by row; the rest is that of avx512
+namespace amx {  // quads row by row, or bfloat16; the rest is that of avx512
+void quantize(const Linear& l, Activations& a, int64_t begin, int64_t end);
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end);
 }  // namespace amx
 

@@ -82,7 +82,8 @@ void quantize_with(const Linear& l, Activations& a, int64_t begin, int64_t end) 
             scale8[m] = std::max(from_bits(largest), 1e-5f) / 127;
         }
         a.planes[batch] = static_cast<uint8_t>(planes);
-        const int per_unit = a.quads ? kUnitQuads : kUnitPairs, count = a.quads ? planes : parts(planes);
+        const bool quads = a.form == Form::quads;
+        const int per_unit = quads ? kUnitQuads : kUnitPairs, count = quads ? planes : parts(planes);
         alignas(64) uint32_t words[kMaxBatchRows][kRowWords];
         for (int64_t i = 0; i < shape.segments(); i++) {
             const Segment s = segment_at(shape, i);
@@ -98,7 +99,7 @@ void quantize_with(const Linear& l, Activations& a, int64_t begin, int64_t end) 
                     scale = planes == 1 ? scale8[m] : most < kMinMagnitude ? 0 : power_scale(to_bits(most), planes);
                 }
                 if (scale != 0) {
-                    sums = Values(from, from_row + m, s).put(row, a.quads, planes, scale);
+                    sums = Values(from, from_row + m, s).put(row, quads, planes, scale);
                 } else {
                     std::fill_n(row, size, 0u);
                 }

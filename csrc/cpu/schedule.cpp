@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kMinParallelProducts = 1 << 18;  // with fewer, starting threads costs more than they save
 constexpr int64_t kMinParallelInputs = 1 << 15;    // values to quantize: likewise
 constexpr int64_t kMostChunkWords = 1 << 19;       // of weights: 2 MiB
-constexpr int64_t kMinTileRows = 9;                // of x for AMX: fewer are one batch for AVX-512. Not measured.
+constexpr int64_t kMinTileRows = kGemvRows + 1;    // of x for AMX
+constexpr int64_t kMinBf16Rows = 48;               // of x for AMX in bfloat16: so many pay for dequantizing the weight
 
 struct Kernels {
     void (*quantize)(const Linear&, Activations&, int64_t begin, int64_t end);
@@ -22,14 +23,7 @@ struct Kernels {
 };
 
 // The instruction set that computes a layer.
-Isa isa_of(const Linear& l) { return isa() == Isa::amx && l.rows < kMinTileRows ? best_isa() : isa(); }
-
-// AMX takes x row by row, as the instruction set before it makes it.
-[[maybe_unused]] auto quantize_for_amx() {
-#if defined(__x86_64__)
-    return can_run(Isa::avx512) ? avx512::quantize_by_rows : avx2::quantize_by_rows;
-#endif
-}
+Isa isa_of(const Linear& l) { return isa() == Isa::amx && l.rows < kMinTileRows ? best_before_amx() : isa(); }
 
 Kernels kernels_for(const Linear& l) {
     switch (isa_of(l)) {
@@ -37,7 +31,7 @@ Kernels kernels_for(const Linear& l) {
         case Isa::avx2: return {avx2::quantize, avx2::gemv, avx2::gemm};
         case Isa::avxvnni: return {avx2::quantize, avxvnni::gemv, avxvnni::gemm};
         case Isa::avx512: return {avx512::quantize, avx512::gemv, avx512::gemm};
-        case Isa::amx: return {quantize_for_amx(), avx512::gemv, amx::gemm};
+        case Isa::amx: return {amx::quantize, avx512::gemv, amx::gemm};
 #elif defined(QAIG_NEON)  // elsewhere the folder neon does
         case Isa::neon_dotprod: return {neon::quantize, neon::gemv, neon::gemm_dotprod};
         case Isa::neon_i8mm: return {neon::quantize_for_i8mm, neon::gemv, neon::gemm_i8mm};
@@ -59,13 +53,21 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
 }
 
 // AVX2 has 8-bit products for codes of 2 to 4 bits. 16-bit activations need two of them for one 16-bit product, which
-// pays where codes are unpacked once.
-bool takes_quads(const Linear& l) {
+// pays where codes are unpacked once. AMX multiplies bfloat16 that is neither rounded nor rotated.
+Form form_of(const Linear& l) {
     const Isa isa = isa_of(l);
-    if (isa != Isa::avx2) {
-        return isa != Isa::portable;
+    if (isa == Isa::portable) {
+        return Form::pairs;
     }
-    return kernel_bits(l.weight.shape.bits) <= 4 && (l.rows <= kGemvRows || l.activation_bits == 8);
+    if (isa == Isa::amx) {
+        const bool is_bf16 = l.type == Scalar::bf16 && l.activation_bits != 8 && !l.rotation.block;
+        return is_bf16 && l.rows >= kMinBf16Rows ? Form::bf16 : Form::quads;
+    }
+    if (isa != Isa::avx2) {
+        return Form::quads;
+    }
+    const bool pays = l.rows <= kGemvRows || l.activation_bits == 8;
+    return kernel_bits(l.weight.shape.bits) <= 4 && pays ? Form::quads : Form::pairs;
 }
 
 // Batches or tiles [begin, end) of a product.
@@ -96,19 +98,22 @@ int64_t tile_cost(const Linear& l) { return l.weight.shape.units() * (l.rows + 3
 }  // namespace
 
 ActivationsKey activations_key(const Linear& l) {
-    return {l.weight.shape.group_size, l.rotation.block, l.rotation.seed, takes_quads(l)};
+    return {l.weight.shape.group_size, l.rotation.block, l.rotation.seed, form_of(l)};
 }
 
 Activations activations_for(const Linear& l) {
-    const bool quads = takes_quads(l);
+    const Form form = form_of(l);
     // Rows whose sums fit in the registers.
     const Isa isa = isa_of(l);
-    const int64_t most = isa == Isa::amx ? 16 : isa > Isa::avxvnni ? 8 : isa == Isa::avx2 && quads ? 3 : 6;
+    const int64_t most = isa == Isa::amx                           ? 16
+                         : isa > Isa::avxvnni                      ? 8
+                         : isa == Isa::avx2 && form == Form::quads ? 3
+                                                                   : 6;
     int64_t rows = rows_per_batch(l.rows, most);
     if (isa == Isa::neon_i8mm && rows > kGemvRows) {
         rows += rows % 2;  // one instruction multiplies two rows
     }
-    return Activations(l, rows, quads);
+    return Activations(l, rows, form);
 }
 
 void quantize(const std::vector<Product>& products, const Parallel& parallel) {

@@ -18,7 +18,7 @@ struct Product {
 };
 
 // What tells whether two layers of one x can share its integers: group size (where segments end), rotation, and form.
-using ActivationsKey = std::tuple<int64_t, int64_t, uint64_t, bool>;
+using ActivationsKey = std::tuple<int64_t, int64_t, uint64_t, Form>;
 ActivationsKey activations_key(const Linear& l);
 
 // Integers for the rows of `l`, not filled yet.

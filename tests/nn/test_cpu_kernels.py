@@ -8,6 +8,7 @@ import torch
 from tests.nn.cpu_layers import BITS, check, exact, random_layer
 from tests.nn.rounding_errors import ROUNDING, error
 from transformers_qaig.formats.hadamard import BLOCKS, Rotation
+from transformers_qaig.formats.reference import dequantize
 from transformers_qaig.kernels import extension
 
 pytestmark = pytest.mark.skipif(not extension.load(), reason=f"no compiled kernels: {extension.why_not()}")
@@ -20,6 +21,36 @@ def test_every_width(isa, bits, sym, activation_bits):
     for group_size, rows in itertools.product((32, 96, -1), (1, 2, 3, 7)):
         layer = random_layer(bits, group_size, sym, activation_bits=activation_bits)
         check(layer, torch.randn(rows, 96))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("activation_bits", [16, 8])
+def test_many_rows_in_bfloat16(isa, bits, activation_bits):
+    """AMX takes bfloat16 as it is from 48 rows on: whole and half pairs of batches, groups that fill no unit."""
+    for group_size, in_features, rows in ((32, 96, 47), (32, 96, 48), (48, 336, 50), (-1, 160, 65), (128, 640, 97)):
+        layer = random_layer(bits, group_size, rows % 2 == 0, 72, in_features, activation_bits=activation_bits)
+        check(layer, torch.randn(rows, in_features).bfloat16())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_token_alone_and_among_others(isa, bits, dtype):
+    """The same result with 8-bit activations, by gemv and gemm."""
+    layer = random_layer(bits, 64, False, 72, 320, activation_bits=8)
+    x = torch.randn(50, 320).to(dtype)
+    y = layer(x)
+    for first, last in ((0, 1), (1, 3), (3, 7), (7, 12), (12, 29)):
+        assert torch.equal(layer(x[first:last]), y[first:last])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_as_exact_as_a_bfloat16_product(isa, bits):
+    """Of the dequantized weight, with sums in float64."""
+    layer = random_layer(bits, 64, False, 256, 512, bias=False)
+    x = torch.randn(64, 512).bfloat16()
+    weight = dequantize(layer._weight(), torch.bfloat16).double()
+    product = torch.nn.functional.linear(x.double(), weight).bfloat16()
+    assert error(layer(x), exact(layer, x)) < 1.01 * error(product, exact(layer, x))
 
 
 @pytest.mark.slow

@@ -175,8 +175,8 @@ def _why_not_faster_isa() -> str | None:
                 return f"{variable}={isa}"
         return f"the instruction set was set below the best, {best}"
     better = dict(pairwise(extension.CPU_ISAS)).get(isa or "")
-    if better in extension.cpu_isas():
-        return f"{better} has not been measured yet; QAIG_CPU_ISA={better} takes it"
+    if better in extension.cpu_isas():  # as QAIG_EMULATE_AMX has it
+        return f"{better} is emulated; QAIG_CPU_ISA={better} takes it"
     lacking = "this processor, or the compiler of the kernels, lacks part of what"
     return f"{lacking} {better} needs (csrc/cpu/isa.h)" if better else None
 

@@ -6,10 +6,12 @@
 // Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, has the tiles and their limits.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 namespace qaig::amx {
 
@@ -94,22 +96,55 @@ void clear() {
     std::memset(e.bytes[T], 0, e.rows(T) ? sizeof(e.bytes[T]) : 0);
 }
 
-template <int Sums, int X, int Codes>
-void multiply() {
+// Calls add(sum, x, codes) for each sum, with its row of x and its column of codes, whose words are 64 bytes apart.
+template <int Sums, int X, int Codes, class Sum, class Add>
+void for_each_sum(Add add) {
     EmulatedTiles& e = emulated();
     e.check(e.rows(Sums) == e.rows(X), "sums and x differ in rows");
     e.check(e.row_bytes(Sums) == e.row_bytes(Codes), "sums and codes differ in columns");
-    e.check(e.row_bytes(X) == 4 * e.rows(Codes), "x and codes differ in quads");
+    e.check(e.row_bytes(X) == 4 * e.rows(Codes), "x and codes differ in words");
     for (int m = 0; m < e.rows(Sums); m++) {
         for (int n = 0; n < e.row_bytes(Sums) / 4; n++) {
-            int32_t sum;
+            Sum sum;
             std::memcpy(&sum, e.bytes[Sums][m] + 4 * n, 4);
-            for (int k = 0; k < e.row_bytes(X); k++) {
-                sum += static_cast<int8_t>(e.bytes[X][m][k]) * e.bytes[Codes][k / 4][4 * n + k % 4];
-            }
+            add(sum, e.bytes[X][m], e.bytes[Codes][0] + 4 * n, e.rows(Codes));
             std::memcpy(e.bytes[Sums][m] + 4 * n, &sum, 4);
         }
     }
+}
+
+template <int Sums, int X, int Codes>
+void multiply_int8() {
+    for_each_sum<Sums, X, Codes, int32_t>([](int32_t& sum, const uint8_t* x, const uint8_t* codes, int words) {
+        for (int k = 0; k < 4 * words; k++) {
+            sum += static_cast<int8_t>(x[k]) * static_cast<int8_t>(codes[k / 4 * kRowBytes + k % 4]);
+        }
+    });
+}
+
+// Denormals are zeros, before a product and after.
+inline float flushed(float value) {
+    return std::fabs(value) < std::numeric_limits<float>::min() ? std::copysign(0.f, value) : value;
+}
+
+inline float bf16_at(const uint8_t* from) {
+    const uint32_t bits = static_cast<uint32_t>(from[0]) << 16 | static_cast<uint32_t>(from[1]) << 24;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return flushed(value);
+}
+
+// Products of even and of odd channels are summed up apart.
+template <int Sums, int X, int Codes>
+void multiply_bf16() {
+    for_each_sum<Sums, X, Codes, float>([](float& sum, const uint8_t* x, const uint8_t* codes, int words) {
+        float even = 0, odd = 0;
+        for (int k = 0; k < words; k++) {
+            even = flushed(std::fmaf(bf16_at(x + 4 * k), bf16_at(codes + k * kRowBytes), even));
+            odd = flushed(std::fmaf(bf16_at(x + 4 * k + 2), bf16_at(codes + k * kRowBytes + 2), odd));
+        }
+        sum = flushed(sum + flushed(even + odd));
+    });
 }
 
 #else
@@ -134,10 +169,16 @@ inline void clear() {
     __asm__ volatile("tilezero %%tmm%c0" ::"i"(T));
 }
 
-// Sums += x times codes: signed bytes times unsigned ones, four of them a lane (TDPBSUD).
+// Sums += x times codes, four signed bytes a lane.
 template <int Sums, int X, int Codes>
-inline void multiply() {
-    __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(X), "i"(Codes));
+inline void multiply_int8() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(X), "i"(Codes));
+}
+
+// The same, two bfloat16 a lane and sums in float32.
+template <int Sums, int X, int Codes>
+inline void multiply_bf16() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(X), "i"(Codes));
 }
 
 #endif

@@ -49,7 +49,7 @@ struct QuadProducts : Quads {
 }  // namespace
 
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    (a.quads ? gemm_with<QuadProducts> : gemm_with<PairProducts>)(l, a, begin, end);
+    (a.form == Form::quads ? gemm_with<QuadProducts> : gemm_with<PairProducts>)(l, a, begin, end);
 }
 
 }  // namespace qaig::avx2

@@ -102,11 +102,11 @@ void gemm_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
         unpack<Products>(bits, tile.words + segment.unit * bits * kTileRows, segment.units, codes);
         const Grid grid(l.weight, tile, i / s.segments_per_group());
         for (int64_t b = b0; b < b1; b++) {
-            const int all_planes = a.quads ? a.planes[b] : parts(a.planes[b]);
+            const int all_planes = a.form == qaig::Form::quads ? a.planes[b] : parts(a.planes[b]);
             const uint32_t* x =
                 a.words.data() + b * a.batch_words + segment.unit * Products::kPerUnit * all_planes * rows;
             for (int part = 0; part < parts(a.planes[b]); part++) {
-                const int planes = a.quads ? part_planes(a.planes[b], part) : 1;
+                const int planes = a.form == qaig::Form::quads ? part_planes(a.planes[b], part) : 1;
                 const int64_t at = b * a.batch_sums + (i * kMaxParts + part) * rows;
                 add_rows(codes, segment.units, planes, grid, x, a.scales.data() + at, a.sums.data() + at,
                          out + (b - b0) * rows * kTileRows);

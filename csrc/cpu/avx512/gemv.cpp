@@ -88,7 +88,6 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                         whole[p] = _mm512_add_epi32(whole[p], _mm512_srai_epi32(at_place, bit));
                     });
                 });
-                __m512 value = _mm512_setzero_ps();
                 unroll<parts(P)>([&](auto part) QAIG_LAMBDA_INLINE {
                     __m512i product = whole[part * 2];
                     if constexpr (part_planes(P, part) == 2) {
@@ -96,9 +95,9 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                     }
                     const __m512i offset = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x_sum[part * R + m]));
                     const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, offset));
-                    value = _mm512_fmadd_ps(_mm512_set1_ps(x_scale[part * R + m]), exact, value);
+                    const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[part * R + m]));
+                    out[m] = _mm512_fmadd_ps(step, exact, out[m]);
                 });
-                out[m] = _mm512_fmadd_ps(scale, value, out[m]);
             });
             x_scale += kMaxParts * R;
             x_sum += kMaxParts * R;

@@ -126,8 +126,14 @@ struct Values {
     PartSums put(uint32_t* out, bool /* pairs: quads is all there is */, int planes, float scale) const {
         const int64_t plane = units * kUnitQuads;
         const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
-        const auto rounded = [&](__m512 x) QAIG_LAMBDA_INLINE {  // a power of two has an exact inverse
-            return _mm512_cvtps_epi32(planes == 1 ? _mm512_div_ps(x, divisor) : _mm512_mul_ps(x, inverse));
+        const auto rounded = [&](__m512 x) QAIG_LAMBDA_INLINE {
+            const __m512 quotient = _mm512_mul_ps(x, inverse);  // exact for a power of two
+            if (planes > 1) {
+                return _mm512_cvtps_epi32(quotient);
+            }
+            // One correction makes it the rounded quotient (Markstein, IBM J. Res. Dev. 34, 1990), faster than a division.
+            const __m512 rest = _mm512_fnmadd_ps(quotient, divisor, x);
+            return _mm512_cvtps_epi32(_mm512_fmadd_ps(rest, inverse, quotient));
         };
         __m512i sum = _mm512_setzero_si512(), low_sum = sum;
         for (int64_t u = 0; u < units; u++, out += kUnitQuads) {

@@ -23,13 +23,19 @@ def emulated_aarch64(cpu: str = "max") -> Harness:
     return Harness(("qemu-aarch64", "-cpu", cpu, path))
 
 
-def compile_harness(csrc: Path, folder: Path, changed: tuple[str, ...] = ()) -> Harness:
-    """Compiles the harness with AMX emulated (csrc/cpu/amx/tiles.h).
+EMULATED_AMX = ("-DQAIG_EMULATE_AMX",)
+
+
+def compile_harness(
+    csrc: Path, folder: Path, changed: tuple[str, ...] = (), flags: tuple[str, ...] = EMULATED_AMX
+) -> Harness:
+    """Compiles the harness, with AMX emulated unless told otherwise (csrc/cpu/amx/tiles.h).
 
     Args:
         csrc: the sources.
         folder: for what is compiled; objects that lie there are taken as they are.
         changed: parts of the names of sources that are compiled anew.
+        flags: of the compiler, besides `FLAGS`.
     """
     cxx = compiler.find_compiler()
     if cxx is None or platform.machine() != "x86_64":
@@ -39,7 +45,7 @@ def compile_harness(csrc: Path, folder: Path, changed: tuple[str, ...] = ()) -> 
     def compiled(source: Path) -> Path:
         made = folder / f"{source.parent.name}-{source.stem}.o"
         if not made.exists() or any(name in str(source) for name in changed):
-            command = [*cxx.command, *FLAGS, "-DQAIG_EMULATE_AMX", f"-I{csrc}", "-c", str(source), "-o", str(made)]
+            command = [*cxx.command, *FLAGS, *flags, f"-I{csrc}", "-c", str(source), "-o", str(made)]
             subprocess.run(command, check=True)
         return made
 

@@ -106,6 +106,26 @@ def test_largest_sums_do_not_overflow(harness, bits, tmp_path):
     check(harness, calls, tmp_path)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_many_rows_in_bfloat16(harness, bits, tmp_path):
+    """AMX multiplies dequantized weights then, and rounds otherwise than the others."""
+    calls = [
+        Call([(random_layer(bits, group, sym, 72, k), torch.randn(rows, k).bfloat16())])
+        for group, k, rows, sym in (
+            (32, 96, 48, True),
+            (48, 336, 50, False),
+            (-1, 160, 65, True),
+            (128, 640, 97, False),
+        )
+    ]
+    for call, results in zip(calls, harness.run(calls, tmp_path), strict=True):
+        ((layer, x),) = call.layers
+        for isa, result in results.items():
+            packed, prepared = (products[0] for products in result.y)
+            assert error(packed, exact(layer, x)) < ROUNDING[x.dtype], (isa, layer)
+            assert torch.equal(packed, prepared), (isa, layer)
+
+
 def test_experts(harness, tmp_path):
     """Layers with an x each, as `experts_linear` calls them, and the same result as one by one."""
     rows, bits = (1, 3, 9, 2, 5, 1), (2, 4, 3, 8, 4, 5)

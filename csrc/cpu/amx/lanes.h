@@ -1,0 +1,231 @@
+// 16 lanes of 32 bits, a row of a tile, for what is done to codes before tiles read them, and to sums after.
+//
+// One source, two bodies, as in `tiles.h`: with QAIG_EMULATE_AMX a lane after the other, for processors without AVX-512.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/activations.h"
+#include "cpu/amx/tiles.h"
+#include "cpu/avx512/common.h"
+#include "cpu/floats.h"
+
+#if defined(__x86_64__)
+
+#if defined(QAIG_EMULATE_AMX)
+#define QAIG_AMX_BEGIN QAIG_TARGET_BEGIN("avx2,fma,f16c")
+#else
+#define QAIG_AMX_BEGIN QAIG_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")
+#endif
+
+QAIG_AMX_BEGIN
+
+namespace qaig::amx {
+
+QAIG_DEFINE_UNROLL
+
+#if defined(QAIG_EMULATE_AMX)
+
+struct Ints {
+    int32_t at[16];
+};
+struct Floats {
+    float at[16];
+};
+
+// f(lane) in every lane.
+template <class F>
+QAIG_INLINE Ints each_lane(F f) {
+    Ints made;
+    for (int i = 0; i < 16; i++) {
+        made.at[i] = static_cast<int32_t>(f(i));
+    }
+    return made;
+}
+
+template <class F>
+QAIG_INLINE Floats each_float(F f) {
+    Floats made;
+    for (int i = 0; i < 16; i++) {
+        made.at[i] = f(i);
+    }
+    return made;
+}
+
+template <class To, class From>
+QAIG_INLINE To read_as(const From* from) {
+    To made;
+    std::memcpy(&made, from, sizeof(made));
+    return made;
+}
+
+QAIG_INLINE Ints read(const void* from) { return read_as<Ints>(from); }
+QAIG_INLINE Ints read_words(const uint32_t* from) { return read_as<Ints>(from); }
+QAIG_INLINE Floats read(const float* from) { return read_as<Floats>(from); }
+QAIG_INLINE void write(void* to, Ints v) { std::memcpy(to, &v, sizeof(v)); }
+QAIG_INLINE void write(float* to, Floats v) { std::memcpy(to, &v, sizeof(v)); }
+QAIG_INLINE Ints all(int32_t value) {
+    return each_lane([&](int) { return value; });
+}
+QAIG_INLINE Floats all(float value) {
+    return each_float([&](int) { return value; });
+}
+
+// Bits >= `bits` of both halves of each lane, moved down.
+template <int Bits>
+QAIG_INLINE Ints halves_down(Ints v) {
+    return each_lane([&](int i) { return (static_cast<uint32_t>(v.at[i]) >> Bits) & (0xffffu >> Bits) * 0x10001u; });
+}
+// The upper half of each lane.
+QAIG_INLINE Ints upper(Ints v) {
+    return each_lane([&](int i) { return static_cast<uint32_t>(v.at[i]) >> 16; });
+}
+QAIG_INLINE Ints bits_of(Ints v, Ints mask) {
+    return each_lane([&](int i) { return v.at[i] & mask.at[i]; });
+}
+// Bits of `low` where the mask has ones, else of `high`.
+QAIG_INLINE Ints choose(Ints low, Ints high, Ints mask) {
+    return each_lane([&](int i) { return (low.at[i] & mask.at[i]) | (high.at[i] & ~mask.at[i]); });
+}
+// Byte by byte, modulo 256.
+QAIG_INLINE Ints minus_bytes(Ints a, Ints b) {
+    return each_lane([&](int i) {
+        uint32_t made = 0;
+        for (int shift = 0; shift < 32; shift += 8) {
+            made |= (((static_cast<uint32_t>(a.at[i]) >> shift) - (static_cast<uint32_t>(b.at[i]) >> shift)) & 255)
+                    << shift;
+        }
+        return made;
+    });
+}
+QAIG_INLINE Ints minus(Ints a, Ints b) {
+    return each_lane([&](int i) { return a.at[i] - b.at[i]; });
+}
+QAIG_INLINE Ints times(Ints a, Ints b) {
+    return each_lane([&](int i) { return a.at[i] * b.at[i]; });
+}
+// 256 a + b
+QAIG_INLINE Ints joined(Ints a, Ints b) {
+    return each_lane([&](int i) { return 256 * a.at[i] + b.at[i]; });
+}
+QAIG_INLINE Floats floats(Ints v) {
+    return each_float([&](int i) { return static_cast<float>(v.at[i]); });
+}
+QAIG_INLINE Floats times(Floats a, Floats b) {
+    return each_float([&](int i) { return a.at[i] * b.at[i]; });
+}
+// a b + c, rounded once
+QAIG_INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return each_float([&](int i) { return __builtin_fmaf(a.at[i], b.at[i], c.at[i]); });
+}
+QAIG_INLINE Floats plus(Floats a, Floats b) {
+    return each_float([&](int i) { return a.at[i] + b.at[i]; });
+}
+// 16 numbers from element `at` on; the first `count` of 16.
+QAIG_INLINE Floats read(const void* from, Scalar type, int64_t at) {
+    Floats made;
+    load_floats(from, type, at, 16, made.at);
+    return made;
+}
+QAIG_INLINE void write(void* to, Scalar type, int64_t at, Floats v, int64_t count) {
+    store_floats(to, type, at, std::min<int64_t>(count, 16), v.at);
+}
+// The first `count` of 16, and zeros.
+QAIG_INLINE Floats read_first(const float* from, int64_t count) {
+    return each_float([&](int i) { return i < count ? from[i] : 0.f; });
+}
+QAIG_INLINE Ints read_bytes(const uint8_t* from) {
+    return each_lane([&](int i) { return from[i]; });
+}
+QAIG_INLINE void ask_for(const void*) {}
+// The lower and the upper bfloat16 of each lane.
+QAIG_INLINE Floats lower_bf16(Ints v) {
+    return each_float([&](int i) { return from_bits(static_cast<uint32_t>(v.at[i]) << 16); });
+}
+QAIG_INLINE Floats upper_bf16(Ints v) {
+    return each_float([&](int i) { return from_bits(static_cast<uint32_t>(v.at[i]) & 0xffff0000u); });
+}
+// Rounded to nearest even, denormals to zero: lanes (low, high).
+QAIG_INLINE Ints to_bf16_pairs(Floats low, Floats high) {
+    uint16_t l[16], h[16];
+    const Floats lows = each_float([&](int i) { return flushed(low.at[i]); });
+    const Floats highs = each_float([&](int i) { return flushed(high.at[i]); });
+    store_floats(l, Scalar::bf16, 0, 16, lows.at);
+    store_floats(h, Scalar::bf16, 0, 16, highs.at);
+    return each_lane([&](int i) { return l[i] | static_cast<uint32_t>(h[i]) << 16; });
+}
+// Both halves of each lane: the integer in the lower 5 bits, -16 to 15, as a bfloat16.
+QAIG_INLINE Ints small_to_bf16(Ints v) {
+    const auto small = [](int32_t bits) { return static_cast<float>((bits & 31) - 2 * (bits & 16)); };
+    return to_bf16_pairs(each_float([&](int i) { return small(v.at[i]); }),
+                         each_float([&](int i) { return small(v.at[i] >> 16); }));
+}
+
+#else
+
+using Ints = __m512i;
+using Floats = __m512;
+
+QAIG_INLINE Ints read(const void* from) { return _mm512_load_si512(from); }
+QAIG_INLINE Ints read_words(const uint32_t* from) { return _mm512_loadu_si512(from); }
+QAIG_INLINE Floats read(const float* from) { return _mm512_load_ps(from); }
+QAIG_INLINE void write(void* to, Ints v) { _mm512_store_si512(to, v); }
+QAIG_INLINE void write(float* to, Floats v) { _mm512_store_ps(to, v); }
+QAIG_INLINE Ints all(int32_t value) { return _mm512_set1_epi32(value); }
+QAIG_INLINE Floats all(float value) { return _mm512_set1_ps(value); }
+
+template <int Bits>
+QAIG_INLINE Ints halves_down(Ints v) {
+    return _mm512_srli_epi16(v, Bits);
+}
+QAIG_INLINE Ints upper(Ints v) { return _mm512_srli_epi32(v, 16); }
+QAIG_INLINE Ints bits_of(Ints v, Ints mask) { return _mm512_and_si512(v, mask); }
+QAIG_INLINE Ints choose(Ints low, Ints high, Ints mask) { return _mm512_ternarylogic_epi32(low, high, mask, 0xe4); }
+QAIG_INLINE Ints minus_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
+QAIG_INLINE Ints minus(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+QAIG_INLINE Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+QAIG_INLINE Ints joined(Ints a, Ints b) { return _mm512_add_epi32(_mm512_slli_epi32(a, 8), b); }
+QAIG_INLINE Floats floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+QAIG_INLINE Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+QAIG_INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+QAIG_INLINE Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+QAIG_INLINE Floats read(const void* from, Scalar type, int64_t at) { return avx512::load(from, type, at); }
+QAIG_INLINE void write(void* to, Scalar type, int64_t at, Floats v, int64_t count) {
+    avx512::store(to, type, at, v, avx512::first(count));
+}
+QAIG_INLINE Floats read_first(const float* from, int64_t count) {
+    return _mm512_maskz_loadu_ps(avx512::first(count), from);
+}
+QAIG_INLINE Ints read_bytes(const uint8_t* from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+// Asks for a line of memory, into the second-level cache.
+QAIG_INLINE void ask_for(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
+QAIG_INLINE Floats lower_bf16(Ints v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
+QAIG_INLINE Floats upper_bf16(Ints v) {
+    return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+QAIG_INLINE Ints to_bf16_pairs(Floats low, Floats high) {
+    alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves);
+}
+QAIG_INLINE Ints small_to_bf16(Ints v) {
+    // The values of 0 to 15, then those of -16 to -1: a permutation reads 5 bits of each index.
+    alignas(64) static constexpr uint16_t kValues[32] = {
+        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+        0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0xc180, 0xc170, 0xc160, 0xc150, 0xc140, 0xc130,
+        0xc120, 0xc110, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
+    return _mm512_permutexvar_epi16(v, _mm512_load_si512(kValues));
+}
+
+#endif
+
+}  // namespace qaig::amx
+
+QAIG_TARGET_END
+
+#endif
