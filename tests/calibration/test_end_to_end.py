@@ -20,7 +20,7 @@ from transformers_qaig.nn.linear import QAIGLinear
 
 STEPS = 6
 LEARNED = {"name": "rtn", "end_to_end": True, "steps": STEPS, "validate": True}
-WHOLE = {"lm_head_bits": 4, "embedding_bits": 4}
+WHOLE = {"vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4}
 
 
 @pytest.fixture

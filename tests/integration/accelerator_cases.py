@@ -13,7 +13,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "best": ("llava", {"bits": 2, "recipe": BEST}),
     "8-bit inputs": ("llava", {"bits": 4, "activation_bits": 8}),
     "rotated": ("llava", {"bits": 3, "recipe": {"rotation": "all"}}),
-    "whole file": ("llava", {"bits": 4, **EVERYTHING}),
+    "whole file": ("llava", {"bits": 4, **EVERYTHING, "recipe": {"name": "default", "end_to_end": True, "steps": 4}}),
     "fisher": ("llava", {"budget": BUDGET}),
     "qwen2.5-vl": ("qwen2_5_vl", {"bits": 3, **EVERYTHING}),
     "gemma3": ("gemma3", {"bits": 3, **EVERYTHING}),
