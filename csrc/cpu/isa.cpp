@@ -103,7 +103,7 @@ bool may_use_tiles() {
 
 struct Features {
     std::vector<Isa> isas = {Isa::portable};  // that can run, the best last
-    bool avx_vnni = false;
+    bool avx_vnni = false, intel = false;
     std::string names;
 
     Features() {
@@ -111,6 +111,7 @@ struct Features {
         // The builtins also ask whether the operating system saves the wide registers; F16C needs no more than AVX2
         // does.
         __builtin_cpu_init();
+        intel = __builtin_cpu_is("intel");
         unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
         const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
         bool avx2 = add("avx2", __builtin_cpu_supports("avx2"));
@@ -245,6 +246,8 @@ bool set_isa(Isa wanted) {
     current().store(wanted, std::memory_order_relaxed);
     return true;
 }
+
+bool is_intel() { return features().intel; }
 
 bool has_avx_vnni() { return features().avx_vnni; }
 

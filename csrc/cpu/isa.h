@@ -47,6 +47,9 @@ Isa isa();
 // Changes the instruction set in use. Returns false, and changes nothing, if this processor cannot run `wanted`.
 bool set_isa(Isa wanted);
 
+// Whether the processor is one of Intel's, whose prefetching differs from AMD's.
+bool is_intel();
+
 // Which encoding of VPDPBUSD `Isa::avxvnni` uses: AVX-VNNI's, or that of AVX-512.
 bool has_avx_vnni();
 

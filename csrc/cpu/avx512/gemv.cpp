@@ -1,6 +1,7 @@
 // gemv with AVX-512, for few rows of x: every code is read once from memory, and used where it lies in its word.
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)
@@ -34,8 +35,8 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
     constexpr bool kInPlace = R <= 2;
     constexpr int kPlaces = kInPlace ? num_places(B) : 1;
     constexpr int kChains = R * P * kPlaces >= 8 ? 1 : R * P * kPlaces >= 4 ? 2 : R * P * kPlaces >= 2 ? 4 : 8;
-    // Where there is little to compute per byte, the hardware's own prefetching is ahead of any instruction.
-    constexpr bool kPrefetch = R > 1;
+    // With little to compute per byte, the hardware's own prefetching is ahead of any instruction, except on Intel's.
+    const bool prefetches = R > 1 || is_intel();
     const Shape& s = l.weight.shape;
     const uint32_t* words = tile.words;
     const uint32_t* x = a.words.data();
@@ -57,8 +58,10 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
             for (int64_t u = 0; u < n; u++) {
                 Unit<B> unit;
                 unit.load(words);
-                for (int i = 0; kPrefetch && i < B; i++) {
-                    _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kAhead, _MM_HINT_T1);
+                if (prefetches) {
+                    for (int i = 0; i < B; i++) {
+                        _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kAhead, _MM_HINT_T1);
+                    }
                 }
                 words += B * kTileRows;
                 unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
