@@ -61,6 +61,9 @@ def test_why_not_a_better_instruction_set(kernels, monkeypatch):
     for variable in ("QAIG_CPU_LEVEL", "QAIG_CPU_ISA"):
         monkeypatch.setenv(variable, "avx2")
         assert backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster == f"{variable}=avx2"
+    kernels["isa"], kernels["isas"] = "avx512", extension.CPU_ISAS[:5]
+    assert "amx is emulated" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
+    kernels["isa"] = "avx2"
     kernels["best"], kernels["isas"] = "avx2", ("portable", "avx2")
     assert "what avxvnni needs" in backends("linear", "cpu")["bits 2, 3, 4, 8"].why_not_faster
 
