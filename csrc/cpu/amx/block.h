@@ -21,6 +21,8 @@ namespace qaig::amx {
 
 constexpr int kPair = 2;  // batches of x that are multiplied at once
 constexpr int64_t kBlockRows = 512, kBlockPanels = 16, kBlockSegments = 2;
+constexpr int64_t kRepackedPanels =
+    2;  // of a weight in checkpoint layout, whose tiles are repacked whole: all segments
 
 inline TileConfig tile_config(int64_t rows) {
     TileConfig config;
@@ -83,8 +85,12 @@ public:
           R_(a.batch_rows),
           steps_(steps_of<Form>(l.weight.shape)),
           batches_(std::min(a.batches, std::max<int64_t>(1, kBlockRows / (kPair * R_)) * kPair)),
-          panels_(a.batches <= kPair ? 1 : kBlockPanels),
-          segments_(std::max<int64_t>(1, kBlockSegments * kSegmentUnits / steps_[0].segment.units)),
+          panels_(a.batches <= kPair              ? 1
+                  : l.weight.in_checkpoint_layout ? kRepackedPanels
+                                                  : kBlockPanels),
+          segments_(l.weight.in_checkpoint_layout
+                        ? l.weight.shape.segments()
+                        : std::max<int64_t>(1, kBlockSegments * kSegmentUnits / steps_[0].segment.units)),
           panel_bytes_(segments_ * steps_[0].count * kPanelTiles * kTileBytes),
           readers_{TileReader(l.weight), TileReader(l.weight)},
           weights_(panels_ * panel_bytes_),
