@@ -28,6 +28,9 @@ QAIG_DEFINE_UNROLL
 
 #if defined(QAIG_EMULATE_AMX)
 
+// Sanitizers check every lane: inlined everywhere, that takes minutes to compile.
+#define QAIG_CALLED inline __attribute__((noinline))
+
 struct Ints {
     int32_t at[16];
 };
@@ -37,7 +40,7 @@ struct Floats {
 
 // f(lane) in every lane.
 template <class F>
-QAIG_INLINE Ints each_lane(F f) {
+inline Ints each_lane(F f) {
     Ints made;
     for (int i = 0; i < 16; i++) {
         made.at[i] = static_cast<int32_t>(f(i));
@@ -46,7 +49,7 @@ QAIG_INLINE Ints each_lane(F f) {
 }
 
 template <class F>
-QAIG_INLINE Floats each_float(F f) {
+inline Floats each_float(F f) {
     Floats made;
     for (int i = 0; i < 16; i++) {
         made.at[i] = f(i);
@@ -55,42 +58,42 @@ QAIG_INLINE Floats each_float(F f) {
 }
 
 template <class To, class From>
-QAIG_INLINE To read_as(const From* from) {
+QAIG_CALLED To read_as(const From* from) {
     To made;
     std::memcpy(&made, from, sizeof(made));
     return made;
 }
 
-QAIG_INLINE Ints read(const void* from) { return read_as<Ints>(from); }
-QAIG_INLINE Ints read_words(const uint32_t* from) { return read_as<Ints>(from); }
-QAIG_INLINE Floats read(const float* from) { return read_as<Floats>(from); }
-QAIG_INLINE void write(void* to, Ints v) { std::memcpy(to, &v, sizeof(v)); }
-QAIG_INLINE void write(float* to, Floats v) { std::memcpy(to, &v, sizeof(v)); }
-QAIG_INLINE Ints all(int32_t value) {
+QAIG_CALLED Ints read(const void* from) { return read_as<Ints>(from); }
+QAIG_CALLED Ints read_words(const uint32_t* from) { return read_as<Ints>(from); }
+QAIG_CALLED Floats read(const float* from) { return read_as<Floats>(from); }
+QAIG_CALLED void write(void* to, Ints v) { std::memcpy(to, &v, sizeof(v)); }
+QAIG_CALLED void write(float* to, Floats v) { std::memcpy(to, &v, sizeof(v)); }
+QAIG_CALLED Ints all(int32_t value) {
     return each_lane([&](int) { return value; });
 }
-QAIG_INLINE Floats all(float value) {
+QAIG_CALLED Floats all(float value) {
     return each_float([&](int) { return value; });
 }
 
 // Bits >= `bits` of both halves of each lane, moved down.
 template <int Bits>
-QAIG_INLINE Ints halves_down(Ints v) {
+QAIG_CALLED Ints halves_down(Ints v) {
     return each_lane([&](int i) { return (static_cast<uint32_t>(v.at[i]) >> Bits) & (0xffffu >> Bits) * 0x10001u; });
 }
 // The upper half of each lane.
-QAIG_INLINE Ints upper(Ints v) {
+QAIG_CALLED Ints upper(Ints v) {
     return each_lane([&](int i) { return static_cast<uint32_t>(v.at[i]) >> 16; });
 }
-QAIG_INLINE Ints bits_of(Ints v, Ints mask) {
+QAIG_CALLED Ints bits_of(Ints v, Ints mask) {
     return each_lane([&](int i) { return v.at[i] & mask.at[i]; });
 }
 // Bits of `low` where the mask has ones, else of `high`.
-QAIG_INLINE Ints choose(Ints low, Ints high, Ints mask) {
+QAIG_CALLED Ints choose(Ints low, Ints high, Ints mask) {
     return each_lane([&](int i) { return (low.at[i] & mask.at[i]) | (high.at[i] & ~mask.at[i]); });
 }
 // Byte by byte, modulo 256.
-QAIG_INLINE Ints minus_bytes(Ints a, Ints b) {
+QAIG_CALLED Ints minus_bytes(Ints a, Ints b) {
     return each_lane([&](int i) {
         uint32_t made = 0;
         for (int shift = 0; shift < 32; shift += 8) {
@@ -100,55 +103,55 @@ QAIG_INLINE Ints minus_bytes(Ints a, Ints b) {
         return made;
     });
 }
-QAIG_INLINE Ints minus(Ints a, Ints b) {
+QAIG_CALLED Ints minus(Ints a, Ints b) {
     return each_lane([&](int i) { return a.at[i] - b.at[i]; });
 }
-QAIG_INLINE Ints times(Ints a, Ints b) {
+QAIG_CALLED Ints times(Ints a, Ints b) {
     return each_lane([&](int i) { return a.at[i] * b.at[i]; });
 }
 // 256 a + b
-QAIG_INLINE Ints joined(Ints a, Ints b) {
+QAIG_CALLED Ints joined(Ints a, Ints b) {
     return each_lane([&](int i) { return 256 * a.at[i] + b.at[i]; });
 }
-QAIG_INLINE Floats floats(Ints v) {
+QAIG_CALLED Floats floats(Ints v) {
     return each_float([&](int i) { return static_cast<float>(v.at[i]); });
 }
-QAIG_INLINE Floats times(Floats a, Floats b) {
+QAIG_CALLED Floats times(Floats a, Floats b) {
     return each_float([&](int i) { return a.at[i] * b.at[i]; });
 }
 // a b + c, rounded once
-QAIG_INLINE Floats fused(Floats a, Floats b, Floats c) {
+QAIG_CALLED Floats fused(Floats a, Floats b, Floats c) {
     return each_float([&](int i) { return __builtin_fmaf(a.at[i], b.at[i], c.at[i]); });
 }
-QAIG_INLINE Floats plus(Floats a, Floats b) {
+QAIG_CALLED Floats plus(Floats a, Floats b) {
     return each_float([&](int i) { return a.at[i] + b.at[i]; });
 }
 // 16 numbers from element `at` on; the first `count` of 16.
-QAIG_INLINE Floats read(const void* from, Scalar type, int64_t at) {
+QAIG_CALLED Floats read(const void* from, Scalar type, int64_t at) {
     Floats made;
     load_floats(from, type, at, 16, made.at);
     return made;
 }
-QAIG_INLINE void write(void* to, Scalar type, int64_t at, Floats v, int64_t count) {
+QAIG_CALLED void write(void* to, Scalar type, int64_t at, Floats v, int64_t count) {
     store_floats(to, type, at, std::min<int64_t>(count, 16), v.at);
 }
 // The first `count` of 16, and zeros.
-QAIG_INLINE Floats read_first(const float* from, int64_t count) {
+QAIG_CALLED Floats read_first(const float* from, int64_t count) {
     return each_float([&](int i) { return i < count ? from[i] : 0.f; });
 }
-QAIG_INLINE Ints read_bytes(const uint8_t* from) {
+QAIG_CALLED Ints read_bytes(const uint8_t* from) {
     return each_lane([&](int i) { return from[i]; });
 }
-QAIG_INLINE void ask_for(const void*) {}
+QAIG_CALLED void ask_for(const void*) {}
 // The lower and the upper bfloat16 of each lane.
-QAIG_INLINE Floats lower_bf16(Ints v) {
+QAIG_CALLED Floats lower_bf16(Ints v) {
     return each_float([&](int i) { return from_bits(static_cast<uint32_t>(v.at[i]) << 16); });
 }
-QAIG_INLINE Floats upper_bf16(Ints v) {
+QAIG_CALLED Floats upper_bf16(Ints v) {
     return each_float([&](int i) { return from_bits(static_cast<uint32_t>(v.at[i]) & 0xffff0000u); });
 }
 // Rounded to nearest even, denormals to zero: lanes (low, high).
-QAIG_INLINE Ints to_bf16_pairs(Floats low, Floats high) {
+QAIG_CALLED Ints to_bf16_pairs(Floats low, Floats high) {
     uint16_t l[16], h[16];
     const Floats lows = each_float([&](int i) { return flushed(low.at[i]); });
     const Floats highs = each_float([&](int i) { return flushed(high.at[i]); });
@@ -157,7 +160,7 @@ QAIG_INLINE Ints to_bf16_pairs(Floats low, Floats high) {
     return each_lane([&](int i) { return l[i] | static_cast<uint32_t>(h[i]) << 16; });
 }
 // Both halves of each lane: the integer in the lower 5 bits, -16 to 15, as a bfloat16.
-QAIG_INLINE Ints small_to_bf16(Ints v) {
+QAIG_CALLED Ints small_to_bf16(Ints v) {
     const auto small = [](int32_t bits) { return static_cast<float>((bits & 31) - 2 * (bits & 16)); };
     return to_bf16_pairs(each_float([&](int i) { return small(v.at[i]); }),
                          each_float([&](int i) { return small(v.at[i] >> 16); }));
