@@ -106,8 +106,8 @@ QAIG_CALLED Ints minus_bytes(Ints a, Ints b) {
 QAIG_CALLED Ints minus(Ints a, Ints b) {
     return each_lane([&](int i) { return a.at[i] - b.at[i]; });
 }
-QAIG_CALLED Ints times(Ints a, Ints b) {
-    return each_lane([&](int i) { return a.at[i] * b.at[i]; });
+QAIG_CALLED Ints times(Ints a, Ints b) {  // modulo 2^32
+    return each_lane([&](int i) { return static_cast<uint32_t>(a.at[i]) * static_cast<uint32_t>(b.at[i]); });
 }
 // 256 a + b
 QAIG_CALLED Ints joined(Ints a, Ints b) {
