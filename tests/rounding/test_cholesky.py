@@ -1,7 +1,10 @@
 """The inverse of a Cholesky factor."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from transformers_qaig.rounding.cholesky import BLOCK, inverse_root
 
@@ -28,13 +31,24 @@ def test_there_is_none_of_an_indefinite_matrix(size: int) -> None:
     assert inverse_root(matrix) is None
 
 
-def test_the_number_of_threads_changes_no_bit() -> None:
-    matrix, threads, found = positive(3 * BLOCK - 5), torch.get_num_threads(), []
+def by_threads(compute: Callable[[], Tensor]) -> list[Tensor]:
+    """What is computed with one, two and three threads."""
+    threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(inverse_root(matrix.clone()))
+            found.append(compute())
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    return found
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    matrix = positive(3 * BLOCK - 5)
+    first, *others = by_threads(lambda: matrix @ matrix)
+    if not all(torch.equal(first, other) for other in others):
+        pytest.skip(
+            "a matrix product changes with the number of threads here, as MKL's with AVX2 on Intel's processors"
+        )
+    first, *others = by_threads(lambda: inverse_root(matrix.clone()))
+    assert all(torch.equal(first, other) for other in others)
