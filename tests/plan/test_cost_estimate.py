@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from transformers_qaig import QAIGConfig
+from transformers_qaig.calibration import end_to_end
 from transformers_qaig.plan import cost_estimate
 from transformers_qaig.plan.cost_estimate import FLOAT32, FORWARDS, LEARNED_BYTES, CostEstimate, Linears, estimate_costs
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
@@ -72,3 +73,9 @@ def test_what_is_learned_of_experts_goes_to_files_beyond_the_limit(limit: str | 
     memory, files = cost_estimate._learned(block, config)
     assert memory == LEARNED_BYTES * 100 + in_memory * experts
     assert memory + files == LEARNED_BYTES * 100 + experts
+
+
+def test_what_is_learned_end_to_end_is_counted_as_it_is_done() -> None:
+    """The plan is below calibration and cannot import these numbers."""
+    assert cost_estimate.END_TO_END_BATCH == end_to_end.BATCH
+    assert cost_estimate.END_TO_END_TOKENS == end_to_end.MOST_TOKENS

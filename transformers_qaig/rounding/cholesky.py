@@ -13,9 +13,9 @@ def inverse_root(matrix: Tensor) -> Tensor | None:
     """Computes L⁻¹ for matrix = L Lᵀ, or None if it is not positive definite.
 
     On CPUs it works in blocks of rows, so that all long sums are matrix products: threads divide those by rows and
-    columns, not along the sums. (MKL's products with AVX2 on Intel's processors change with the threads all the same.)
-    With the blocks' own L_ii⁻¹, from the top, L_ji = A_ji L_ii⁻ᵀ and A -= L_i L_iᵀ. Then
-    L⁻¹ follows row by row: -L_jj⁻¹ (L_j L⁻¹).
+    columns, not along the sums. With the blocks' own L_ii⁻¹, from the top, L_ji = A_ji L_ii⁻ᵀ and A -= L_i L_iᵀ. Then
+    L⁻¹ follows row by row: -L_jj⁻¹ (L_j L⁻¹). Where products change with the threads, so does the result: MKL's do,
+    limited to AVX2 on an Intel processor.
 
     Args:
         matrix: [K, K], symmetric; overwritten. At most one more of its size is made.

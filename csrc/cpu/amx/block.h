@@ -21,8 +21,8 @@ namespace qaig::amx {
 
 constexpr int kPair = 2;  // batches of x that are multiplied at once
 constexpr int64_t kBlockRows = 512, kBlockPanels = 16, kBlockSegments = 2;
-constexpr int64_t kRepackedPanels =
-    2;  // of a weight in checkpoint layout, whose tiles are repacked whole: all segments
+// A weight in checkpoint layout is repacked tile by tile, so all segments are unpacked at once, of fewer panels.
+constexpr int64_t kRepackedPanels = 2;
 
 inline TileConfig tile_config(int64_t rows) {
     TileConfig config;
