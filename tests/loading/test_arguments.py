@@ -24,6 +24,7 @@ def test_transformers_names_what_is_read(llava: Path, monkeypatch: pytest.Monkey
         Auto.from_pretrained(llava, quantization_config=QAIGConfig(), device_map="auto", revision="main", **given)
     assert {name: seen[name] for name in given} == given
     read = {"kwargs", "download_kwargs", "from_auto_class", "from_pipeline", "pretrained_model_name_or_path"}
+    read |= {"config", "subfolder", "variant"}
     assert read <= seen.keys()
 
 

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
+
+from transformers_qaig.loading.shards import check_index
 
 INDEX = "model.safetensors.index.json"
 
@@ -69,6 +74,53 @@ def test_an_index_that_names_another_shard_is_an_error(folder: Path) -> None:
     point(folder, key, other)
     with pytest.raises(ValueError, match=rf"{key} in {other}, which lacks it"):
         AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        (lambda whole: "", "Expecting value"),
+        (lambda whole: whole[: len(whole) // 2], "line"),
+        (lambda whole: "[1]", "no JSON object"),
+        (lambda whole: '{"metadata": {}}', "no object `weight_map`"),
+        (lambda whole: whole.replace('"metadata"', '"other"'), "no object `metadata`"),
+        (lambda whole: '{"metadata": {}, "weight_map": {}}', "`weight_map` is empty"),
+        (lambda whole: '{"metadata": {}, "weight_map": {"a": ["b"]}}', r"names \['b'\] as a file"),
+    ],
+)
+def test_a_damaged_index_is_named(folder: Path, damaged: Callable[[str], str], problem: str) -> None:
+    (folder / INDEX).write_text(damaged((folder / INDEX).read_text()))
+    with pytest.raises(ValueError, match=rf"{folder / INDEX} .*{problem}.*Save or download the model again"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_the_index_is_found_in_a_subfolder_by_variant_and_by_the_config(tmp_path: Path) -> None:
+    config = SimpleNamespace(transformers_weights="fp16.safetensors.index.json")
+    cases: list[tuple[str, dict[str, Any]]] = [
+        (f"inner/{INDEX}", {"pretrained_model_name_or_path": tmp_path, "subfolder": "inner"}),
+        ("model.fp16.safetensors.index.json", {"pretrained_model_name_or_path": str(tmp_path), "variant": "fp16"}),
+        ("fp16.safetensors.index.json", {"pretrained_model_name_or_path": tmp_path, "config": config}),
+    ]
+    (tmp_path / "inner").mkdir()
+    for name, arguments in cases:
+        check_index(arguments)
+        (tmp_path / name).write_text("")
+        with pytest.raises(ValueError, match=name):
+            check_index(arguments)
+
+
+def test_an_index_that_is_not_read_is_not_checked(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text("")
+    (tmp_path / "model.safetensors").touch()
+    config = SimpleNamespace(transformers_weights="model.safetensors")
+    for arguments in (
+        {"pretrained_model_name_or_path": tmp_path},
+        {"pretrained_model_name_or_path": tmp_path, "config": config},
+        {"pretrained_model_name_or_path": "owner/name"},
+        {"pretrained_model_name_or_path": None},
+        {},
+    ):
+        check_index(arguments)
 
 
 @pytest.mark.parametrize(

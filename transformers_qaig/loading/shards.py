@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..utils.errors import reason
 from ..utils.json_file import read_json
 from ..utils.quote import quote
 
@@ -36,6 +38,64 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     file: str
+
+
+def check_index(arguments: Mapping[str, Any]) -> None:
+    """Checks the index of a folder's shards. Transformers reads it next, and its errors do not name the file.
+
+    A save that is killed leaves an empty index or a cut one.
+
+    Args:
+        arguments: of the running `from_pretrained`, from [`loading_arguments`].
+
+    Raises:
+        ValueError: naming an index that cannot be read, or that does not list the shards.
+    """
+    index = _index_of(arguments)
+    if index is None:
+        return
+    try:
+        problem = _misses(read_json(index, LARGEST_INDEX))
+    except (OSError, ValueError) as error:
+        problem = reason(error)
+    if problem:
+        raise ValueError(
+            f"{index} lists the model's shards and is damaged ({problem}): a save or a download did not come to its "
+            "end. Save or download the model again."
+        )
+
+
+def _index_of(arguments: Mapping[str, Any]) -> Path | None:
+    """Returns the index that a folder is loaded by; None for one file, or a model on the Hub."""
+    name = arguments.get("pretrained_model_name_or_path")
+    if name is None or not os.path.isdir(name):
+        return None
+    folder, variant = Path(name, arguments.get("subfolder") or ""), arguments.get("variant")
+    whole, index = (_with_variant(file, variant) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    named = getattr(arguments.get("config"), "transformers_weights", None)  # which comes before both
+    file = folder / (named or index)
+    is_read = str(file).endswith(".index.json") if named else not (folder / whole).is_file()
+    return file if is_read and file.is_file() else None
+
+
+def _with_variant(file: str, variant: str | None) -> str:
+    """Returns `model.fp16.safetensors` for the variant `fp16`, as Transformers does."""
+    name, _, ending = file.partition(".")
+    return f"{name}.{variant}.{ending}" if variant else file
+
+
+def _misses(index: Any) -> str:
+    """Returns what an index lacks of all that Transformers reads in it; empty if nothing."""
+    if not isinstance(index, dict):
+        return "it holds no JSON object"
+    for name in ("weight_map", "metadata"):
+        if not isinstance(index.get(name), dict):
+            return f"it has no object `{name}`"
+    files = index["weight_map"].values()
+    if not files:
+        return "its `weight_map` is empty"
+    other = next((file for file in files if not isinstance(file, str)), None)
+    return "" if other is None else f"`weight_map` names {quote(other)} as a file"
 
 
 def check_files(files: Sequence[str], folder: str) -> None:

@@ -26,6 +26,7 @@ from ..loading.dispatch import Placement, check_devices
 from ..loading.packed_checkpoint import PackedCheckpoint, open_packed
 from ..loading.packed_modules import check_loaded, fits_in_kernel_layout, to_kernel_layout, unpack_modules
 from ..loading.parallel import refuse_tensor_parallel
+from ..loading.shards import check_index
 from ..loading.source import Source
 from ..loading.text_config import mark_text_config, unmark_text_config
 from ..utils.logging import quiet
@@ -68,10 +69,12 @@ class QAIGHfQuantizer(HfQuantizer):
 
         Raises:
             RuntimeError: quantization in inference mode.
-            ValueError: a calibration device that does not exist.
+            ValueError: a calibration device that does not exist, or a damaged index of a packed model's shards.
             NotImplementedError: tensor parallelism.
         """
         refuse_tensor_parallel()
+        if self.pre_quantized:
+            check_index(loading_arguments())
         if not self.pre_quantized and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
