@@ -37,6 +37,7 @@ from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from worker import realtime
 
+from transformers_qaig.kernels import extension
 from transformers_qaig.nn import QAIGLinear
 from transformers_qaig.nn.experts import QAIGExperts
 from transformers_qaig.nn.experts_module import LinearExperts
@@ -100,6 +101,7 @@ def main() -> None:
         for tokens in options.tokens:
             cell = {"hidden": hidden, "intermediate": intermediate, "experts": options.experts}
             cell |= {"routed": options.routed, "threads": options.threads, "bits": bits, "tokens": tokens}
+            cell |= {"cpu_isa": extension.cpu_isa()}
             for row in measured(stacks.candidates(tokens), options.seconds):
                 print(json.dumps(cell | row), flush=True)
         del stacks

@@ -52,6 +52,8 @@ def main() -> None:
         for row in measure(options.child, options):
             print(json.dumps(row))
         return
+    from transformers_qaig.kernels import extension
+
     print(json.dumps(provenance()), flush=True)
     rows = []
     variants = list(options.variants)
@@ -60,6 +62,7 @@ def main() -> None:
     for turn in range(options.rounds):
         for variant in list(variants):
             folder = options.folder / f"{variant}-{options.layers}"
+            run = {"variant": variant, "round": turn, "cpu_isa": extension.cpu_isa()}
             done = subprocess.run(
                 [options.engine, __file__, *sys.argv[1:], "--child", str(folder)],
                 env=environment(options.threads), capture_output=True, text=True, timeout=1800,
@@ -67,11 +70,11 @@ def main() -> None:
             if done.returncode:
                 variants.remove(variant)
                 failed = next((line for line in done.stderr.splitlines()[::-1] if "Error" in line), "")[-200:]
-                print(json.dumps({"variant": variant, "round": turn, "failed": failed}), flush=True)
+                print(json.dumps(run | {"failed": failed}), flush=True)
                 print(done.stderr[-4000:], file=sys.stderr)
             for line in done.stdout.splitlines():
                 if line.startswith('{"batch"'):
-                    rows.append({"variant": variant, "round": turn, **json.loads(line)})
+                    rows.append(run | json.loads(line))
                     print(json.dumps(rows[-1]), flush=True)
     for variant in variants:
         for batch in options.batches:

@@ -56,3 +56,17 @@ def test_keys_are_unique(ledger):
     for name in ledger.KEYS:
         keys = [ledger._key(name, row) for row in ledger.rows_of(name)]
         assert len(keys) == len(set(keys)), name
+
+
+@pytest.mark.parametrize("name", ["cpu_gemm", "experts", "generate", "grad_input", "lora", "serving"])
+def test_a_row_of_another_instruction_set_replaces_none(ledger, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    rows = [{field: field for field in ledger.KEYS[name]} | {"cpu_isa": isa} for isa in ("avx512", "amx")]
+    assert ledger.add(name, [run(), *rows]) == 0
+    assert [row["cpu_isa"] for row in ledger.rows_of(name)] == ["avx512", "amx"]
+
+
+def test_rows_say_the_instruction_set_that_their_key_asks_for(ledger):
+    for name in [name for name, key in ledger.KEYS.items() if "cpu_isa" in key]:
+        missing = [row for row in ledger.rows_of(name) if not row.get("cpu_isa")]
+        assert not missing, (name, missing[0])
