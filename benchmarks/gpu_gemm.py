@@ -7,9 +7,9 @@ Our CUDA product against cuBLAS, other packed products and the memory's bandwidt
 
 One JSON line per cell on standard output, tables on standard error. Shapes are KxN, those of real VLMs. Calls are
 replayed from a CUDA graph, so that launches cost what they cost in a compiled model; each candidate has copies of its
-weight, used in turn, of twice the L2 cache in all. `qaig` is what a layer does. `qaig decode`, `qaig fused` and `qaig
-unpack` are its three ways at every M. csrc/cuda/tuning.h should hold where they cross on this GPU. `qaig a8` and its
-ways (`integer` for `fused`) round activations to 8 bits. Ratios to the best peer stay within a class: 16-bit
+weight, used in turn, of twice the L2 cache in all. `qaig` is what a layer does. `qaig gemv`, `qaig gemm_f16` and `qaig
+dequantize` are its three kernels at every M. csrc/cuda/tuning.h should hold where they cross on this GPU. `qaig a8` and
+its kernels (`gemm_i8` for `gemm_f16`) round activations to 8 bits. Ratios to the best peer stay within a class: 16-bit
 activations, or rounded ones.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--mixed", nargs="*", default=MIXED, help="K:N@bits,N@bits,... of layers that read one input")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=0.05, help="of measuring per candidate and cell")
-    parser.add_argument("--without-ways", action="store_true", help="not ours by ways that it would not choose")
+    parser.add_argument("--chosen-kernel", action="store_true", help="ours only with the kernel that it chooses")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="small shapes on the CPU")
     parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these rows and measure nothing")
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             problem = Problem(n, k, bits, options.group_size, stream_bytes)
             yield from cells(
                 problem,
-                candidates(problem, device, not options.without_ways),
+                candidates(problem, device, not options.chosen_kernel),
                 options.m,
                 options.seconds,
                 about,
@@ -237,7 +237,7 @@ def ratios(row: Row, rows: list[Row]) -> Row:
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table of times for each shape and width, with where our ways cross."""
+    """A table of times for each shape and width, with where our kernels cross."""
     tables: dict[tuple[int, int, int | str], list[Row]] = defaultdict(list)
     for row in rows:
         if "k" in row:
@@ -256,20 +256,21 @@ def markdown(rows: list[Row]) -> str:
         lines += [f"\nNot measured: {reason}" for reason in reasons]
         if isinstance(bits, int):
             lines.append(f"\n{crossing(figures)}")
-            lines.append(f"\nRounded to 8 bits. {crossing(figures, 'qaig a8', 'integer')}")
+            lines.append(f"\nRounded to 8 bits. {crossing(figures, 'qaig a8', 'gemm_i8')}")
         parts.append(f"### K={k}, N={n}, {bits} bits\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 
-def crossing(figures: dict[str, dict[int, Row]], name: str = "qaig", tiled: str = "fused") -> str:
-    """The most tokens at which each way is the fastest of those measured, for csrc/cuda/tuning.h."""
-    ways = {way: figures[f"{name} {way}"] for way in ("decode", tiled, "unpack") if f"{name} {way}" in figures}
-    tokens = sorted(set.intersection(*(set(by_m) for by_m in ways.values()))) if len(ways) > 1 else []
+def crossing(figures: dict[str, dict[int, Row]], name: str = "qaig", gemm: str = "gemm_f16") -> str:
+    """The most tokens at which each kernel is the fastest of those measured, for csrc/cuda/tuning.h."""
+    names = {kernel: f"{name} {kernel}" for kernel in ("gemv", gemm, "dequantize")}
+    found = {kernel: figures[op] for kernel, op in names.items() if op in figures}
+    tokens = sorted(set.intersection(*(set(by_m) for by_m in found.values()))) if len(found) > 1 else []
     if not tokens:
         return "Thresholds: not measured."
-    fastest = {m: min(ways, key=lambda way: ways[way][m]["us"]) for m in tokens}
-    most = {way: max((m for m in tokens if fastest[m] == way), default=0) for way in ways}
-    return "The fastest up to: " + ", ".join(f"{way} M={m}" for way, m in most.items()) + "."
+    fastest = {m: min(found, key=lambda kernel: found[kernel][m]["us"]) for m in tokens}
+    most = {kernel: max((m for m in tokens if fastest[m] == kernel), default=0) for kernel in found}
+    return "The fastest up to: " + ", ".join(f"{kernel} M={m}" for kernel, m in most.items()) + "."
 
 
 def _figure(row: Row | None) -> str:

@@ -1,6 +1,6 @@
-"""The candidates of `cpu_gemm.py`: what each must offer, and the list of them.
+"""The candidates of `cpu_gemm.py` and `gpu_gemm.py`: what each must offer, and the list of those on the CPU.
 
-A peer is a module of this package with a function `candidates(problem, threads)`. It runs in a process of its own
+Such a peer is a module of this package with a function `candidates(problem, threads)`. It runs in a process of its own
 (`worker.py`), so thread pools, environment variables and crashes of one peer do not reach another.
 """
 
@@ -117,3 +117,18 @@ class Candidate(ABC):
         w_rows = torch.linspace(0, weight.shape[0] - 1, 97).long()
         expected = x[x_rows].double() @ weight[w_rows].double().cpu().T
         return float((self.output()[x_rows][:, w_rows].double().cpu() - expected).norm() / expected.norm())
+
+
+class OnDevice(Candidate):
+    """A candidate whose x and y are on a GPU."""
+
+    activations = "a16"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, x: Tensor) -> None:
+        self.x = x.to(self.device)
+
+    def output(self) -> Tensor:
+        return self.y

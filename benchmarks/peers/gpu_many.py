@@ -12,8 +12,8 @@ from torch import Tensor
 
 from transformers_qaig.nn import QAIGLinear
 
-from . import Candidate, Problem, Unavailable
-from .gpu import Dense, OnDevice
+from . import Candidate, OnDevice, Problem, Unavailable
+from .gpu_peers import Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ def candidates(problems: Problems, device: torch.device) -> Iterator[Candidate |
     weight_bytes = sum(t.nbytes for layer in layers for n, t in layer.named_parameters() if n != "weight_shape")
     sets = [layers] + [copy.deepcopy(layers) for _ in range(problems.copies(weight_bytes) - 1)]
     name = "qaig" if all(prepared) else "qaig reference"
-    for way in (Together, OneByOne):
-        yield way(f"{name} {way.suffix}", problems, sets, weight_bytes, device)
+    for cls in (Together, OneByOne):
+        yield cls(f"{name} {cls.suffix}", problems, sets, weight_bytes, device)
     yield Dense(problems, device)  # type: ignore[arg-type]
 
 

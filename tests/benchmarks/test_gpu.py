@@ -44,7 +44,7 @@ def test_ratios_stay_within_a_class(gpu_gemm):
 
     rows = [
         row("qaig", "a16", us=10.0),
-        row("qaig decode", "a16", us=9.0),
+        row("qaig gemv", "a16", us=9.0),
         row("qaig a8", "a8", us=5.0),
         row("dense", "bf16", us=25.0),
         row("packed", "a16", us=20.0),
@@ -59,21 +59,22 @@ def test_ratios_stay_within_a_class(gpu_gemm):
 
 
 def test_the_thresholds(gpu_gemm):
-    def figures(**ways):
-        return {f"qaig {way}": {m: {"us": us} for m, us in by_m.items()} for way, by_m in ways.items()}
+    def figures(**kernels):
+        return {f"qaig {kernel}": {m: {"us": us} for m, us in by_m.items()} for kernel, by_m in kernels.items()}
 
-    decode, fused = {1: 1, 16: 4, 32: 8, 64: 16}, {1: 3, 16: 5, 32: 5, 64: 8}
-    unpack = {1: 6, 16: 6, 32: 6, 64: 7}
+    gemv, gemm = {1: 1, 16: 4, 32: 8, 64: 16}, {1: 3, 16: 5, 32: 5, 64: 8}
+    dequantize = {1: 6, 16: 6, 32: 6, 64: 7}
     assert (
-        gpu_gemm.crossing(figures(decode=decode, fused=fused, unpack=unpack))
-        == "The fastest up to: decode M=16, fused M=32, unpack M=64."
+        gpu_gemm.crossing(figures(gemv=gemv, gemm_f16=gemm, dequantize=dequantize))
+        == "The fastest up to: gemv M=16, gemm_f16 M=32, dequantize M=64."
     )
-    assert gpu_gemm.crossing(figures(decode={1: 1}, unpack={1: 2})) == "The fastest up to: decode M=1, unpack M=0."
-    assert "not measured" in gpu_gemm.crossing(figures(decode={1: 1}, unpack={2: 2}))
+    assert gpu_gemm.crossing(figures(gemv={1: 1}, dequantize={1: 2})) == "The fastest up to: gemv M=1, dequantize M=0."
+    assert "not measured" in gpu_gemm.crossing(figures(gemv={1: 1}, dequantize={2: 2}))
     assert "not measured" in gpu_gemm.crossing({})
-    rounded = figures(**{"a8 decode": decode, "a8 integer": fused, "a8 unpack": unpack})
+    rounded = figures(**{"a8 gemv": gemv, "a8 gemm_i8": gemm, "a8 dequantize": dequantize})
     assert (
-        gpu_gemm.crossing(rounded, "qaig a8", "integer") == "The fastest up to: decode M=16, integer M=32, unpack M=64."
+        gpu_gemm.crossing(rounded, "qaig a8", "gemm_i8")
+        == "The fastest up to: gemv M=16, gemm_i8 M=32, dequantize M=64."
     )
     assert "not measured" in gpu_gemm.crossing(rounded)
 
@@ -86,8 +87,8 @@ def test_gemm_dry_run():
     assert "dry run" in table
     timed = [row for row in rows if "us" in row]
     measured = {row["op"]: row["activations"] for row in timed}
-    ours = {"qaig", "qaig decode", "qaig fused", "qaig unpack"}
-    rounded = {"qaig a8", "qaig a8 decode", "qaig a8 integer", "qaig a8 unpack", "torch _int_mm int8"}
+    ours = {"qaig", "qaig gemv", "qaig gemm_f16", "qaig dequantize"}
+    rounded = {"qaig a8", "qaig a8 gemv", "qaig a8 gemm_i8", "qaig a8 dequantize", "torch _int_mm int8"}
     assert measured.keys() >= ours | rounded | {"torch bf16 F.linear"}
     assert {op for op, activations in measured.items() if activations == "a8"} == rounded
     assert not any("wrong result" in row.get("reason", "") for row in rows)
