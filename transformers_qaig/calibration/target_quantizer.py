@@ -7,24 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from ..config.recipes import Recipe
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
 from ..execution.dense_copy import dense_copy
 from ..execution.interceptor import TargetInputs
-from ..execution.row_chunks import ROWS_PER_CHUNK, RowChunk, concat_outputs, concat_rows, row_chunks_of
+from ..execution.row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
 from ..execution.stream_errors import StreamErrors
 from ..execution.targets import Target
-from ..formats.scheme import Plan, WeightScheme
+from ..formats.scheme import Plan
 from ..loading.tied_embeddings import replace_everywhere
-from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
 from ..report.summary import TargetSummary
-from ..rounding.clipping import search_clipping
-from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
-from .decisions import pack_linear
+from .embedding_rows import pack_embedding
 from .paused_samples import PausedSamples
 from .quantize_block import BlockResult, quantize_block
 from .quantizer_settings import QuantizerSettings
@@ -98,7 +93,7 @@ def _quantize_chunk(
     chunk: RowChunk, inputs: TargetInputs, settings: QuantizerSettings, store: BlockStore
 ) -> BlockResult:
     if isinstance(chunk.module, nn.Embedding):
-        module = _quantize_embedding(chunk.module, chunk.schemes[""], settings.recipe)
+        module = pack_embedding(chunk.module, chunk.schemes[""], settings.recipe)
         return BlockResult(module, chunk.schemes, TargetSummary(chunk.path))
     known = store.load(chunk.path, chunk.module, chunk.schemes)
     if known is None:
@@ -107,29 +102,6 @@ def _quantize_chunk(
     if known.summary.left_out:
         inputs.exclude_samples(dict(known.summary.left_out))
     return known
-
-
-@torch.no_grad()
-def _quantize_embedding(embeddings: nn.Embedding, scheme: WeightScheme, recipe: Recipe) -> QAIGEmbedding:
-    """Packs embeddings: every row is rounded to nearest on its own grid.
-
-    With a recipe that clips, ranges are clipped where that lowers the row's own squared error. How often a text uses a
-    row is not known, so rows are not weighted.
-    """
-    dtype, chunks = embeddings.weight.dtype, []
-    for start in range(0, embeddings.num_embeddings, ROWS_PER_CHUNK):
-        weight = embeddings.weight[start : start + ROWS_PER_CHUNK].float()
-        arguments = grid_arguments(scheme, dtype, recipe.include_zero)
-        if recipe.clipping:
-            groups = scheme.num_groups(weight.shape[1])
-            moments = torch.eye(weight.shape[1] // groups, device=weight.device).expand(groups, -1, -1)
-            clipping = search_clipping(weight, moments, layer="the embeddings", **arguments)
-            arguments.update(shrink=clipping.shrink, gain=clipping.gain)
-        grid = minmax_grid(weight, **arguments)
-        rounded = QuantizedWeight(grid, grid.encode(weight))
-        rounded.check_range(dtype, "The weight of the embeddings")
-        chunks.append(pack_linear(rounded, None, scheme, dtype))
-    return QAIGEmbedding.like(embeddings, scheme).adopt(concat_rows(chunks))
 
 
 def advance(result: TargetResult, inputs: TargetInputs, paused: PausedSamples | None) -> TargetErrors:

@@ -12,7 +12,7 @@ from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
 from .misplaced import remedy
 from .plain import plain
-from .size import parse_size
+from .size import parse_ratio, parse_size
 
 CANDIDATES = (2, 3, 4, 8)
 """Widths to choose from, unless others are given: those with kernels."""
@@ -26,14 +26,17 @@ MOST_BITS = 64
 
 @dataclass(frozen=True)
 class BitBudget:
-    """A limit on the packed weights' size, within which every layer gets its own width.
+    """A limit on the packed weights' size, or the whole file's, within which every weight gets its own width.
 
     Give `bits` or `size`.
 
     Args:
         bits: Stored bits per packed weight of the language model's blocks, on average and at most. Codes, scales and
             zero points count. What is packed outside the blocks has the bits given for it.
-        size: Size of all weights of the saved model, packed or not: bytes, or `"3.5GiB"`.
+        size: Size of all weights of the saved model, packed or not: bytes, `"3.5GiB"`, or `"4x"` for at most a quarter
+            of what the model takes in bfloat16. The vision tower's, the projector's, the head's and the embeddings'
+            weights are chosen for, too: a width or none, unless `vision_bits`, `lm_head_bits` or `embedding_bits` says
+            it.
         candidates: Widths to choose from, each 2 to 8.
         cost: How the loss of a width is predicted. `"fisher"`: by the squared gradient along the rounding error;
             `"one_at_a_time"`: the true loss with one layer rounded (slow); `"output_error"`: of the layer;
@@ -60,6 +63,25 @@ class BitBudget:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def counts_file(self) -> bool:
+        """Whether the budget is for the whole file: then weights outside the blocks are chosen for, too."""
+        return self.size is not None
+
+    def file_bytes(self, bfloat16: int) -> int:
+        """Returns the bytes that the saved model may take.
+
+        Args:
+            bfloat16: bytes of the model in bfloat16.
+
+        Raises:
+            ValueError: the budget is in bits.
+        """
+        if self.size is None:
+            raise ValueError("`budget`: a budget in bits does not limit the file.")
+        ratio = parse_ratio(self.size)
+        return parse_size(self.size) if ratio is None else int(bfloat16 / ratio)
+
     @classmethod
     def of(cls, budget: float | str | Mapping[str, Any] | BitBudget | None) -> BitBudget | None:
         """Makes a budget from what a user gives: bits, a size, a mapping of the arguments, or a budget.
@@ -75,8 +97,8 @@ class BitBudget:
         if isinstance(budget, str):
             if number := re.fullmatch(r"\s*([0-9]{0,9}\.?[0-9]{1,9})\s*(bits?|bpw)?\s*", budget):
                 raise ValueError(
-                    f"`budget={budget!r}` is no size with a unit. Write budget={number[1]} for bits per weight, or a "
-                    "size such as '3.5GiB'."
+                    f"`budget={budget!r}` is no size with a unit. Write budget={number[1]} for bits per weight, a size "
+                    f"such as '3.5GiB', or '{number[1]}x' for so many times smaller than bfloat16."
                 )
             return cls(size=budget)
         if not isinstance(budget, Mapping):
@@ -106,7 +128,8 @@ def _check_target(bits: object, size: Any) -> None:
         )
     if size is not None:
         try:
-            parse_size(size)
+            if parse_ratio(size) is None:
+                parse_size(size)
         except ValueError as error:
             raise ValueError(f"`budget`: {error}") from error
 

@@ -56,12 +56,9 @@ class _Onloaded:
     """Stands in for `block.forward`."""
 
     def __init__(self, block: nn.Module, device: torch.device | str | None):
-        self._block, self._device, self._inside = block, device, False
-        self._forward = block.forward
+        self._block, self._device, self._body = block, device, _Body(block)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._inside:
-            return self._forward(*args, **kwargs)
         if not torch.is_grad_enabled():
             return self._run(*args, **kwargs)
         before, runs = with_own_caches((args, kwargs)), itertools.count()
@@ -75,11 +72,19 @@ class _Onloaded:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         weights = copies_of(self._block, self._device, dtype=torch.float32)
-        self._inside = True
-        try:
-            return torch.func.functional_call(self._block, weights, args, kwargs)
-        finally:
-            self._inside = False
+        named = {f"block.{name}": weight for name, weight in weights.items()}
+        return torch.func.functional_call(self._body, named, args, kwargs)
+
+
+class _Body(nn.Module):
+    """Runs a block's own `forward` without the block's hooks, which its caller runs: some collect hidden states."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block, self._forward = block, block.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
 
 
 def _restore(block: nn.Module, forward: Any) -> None:

@@ -72,7 +72,7 @@ def likely_plan(options: Mapping[str, Sequence[SchemeOption]], budget: float, fu
         fused: sets of paths that must get equal schemes.
     """
     guessed = {
-        path: [replaced(option, cost=option.size * 4.0**-option.scheme.bits) for option in choices]
+        path: [replaced(option, cost=option.size * 4.0**-option.bits) for option in choices]
         for path, choices in options.items()
     }
     return allocate(guessed, budget, fused).schemes

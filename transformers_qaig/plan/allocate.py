@@ -25,33 +25,61 @@ class SchemeOption:
     """One way to store one weight, or several that must be stored alike.
 
     Attributes:
-        scheme: how it is stored.
-        size: stored bits: codes, scales and zero points.
+        scheme: how it is stored; None: it stays as it is.
+        size: stored bits: codes, scales and zero points; of a weight that stays as it is all of its bits.
         cost: predicted loss, in any unit that adds up.
+        elements: of the weight; only one that stays as it is must tell.
     """
 
-    scheme: WeightScheme
+    scheme: WeightScheme | None
     size: int
     cost: float
+    elements: int = 0
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code, or of an element that stays as it is."""
+        return self.size // self.elements if self.scheme is None else self.scheme.bits
 
 
 Options = Mapping[str, Sequence[SchemeOption]]
 """Weight path → ways to store it."""
 
 
+def schemes_of(choices: Iterable[SchemeOption]) -> list[WeightScheme]:
+    """Returns the schemes among a weight's options, without staying as it is."""
+    return [option.scheme for option in choices if option.scheme is not None]
+
+
 @dataclass(frozen=True)
 class Allocation:
-    """A scheme for every weight.
+    """A way to store every weight.
 
     Attributes:
-        schemes: weight path → the chosen one.
-        size: stored bits of all of them.
-        cost: predicted loss of all of them.
+        chosen: weight path → the chosen option.
     """
 
-    schemes: Plan
-    size: int
-    cost: float
+    chosen: Mapping[str, SchemeOption]
+
+    @property
+    def schemes(self) -> Plan:
+        """Weight path → how it is stored, without weights that stay as they are."""
+        return {path: option.scheme for path, option in self.chosen.items() if option.scheme is not None}
+
+    @property
+    def size(self) -> int:
+        """Stored bits of all of them."""
+        return sum(option.size for option in self.chosen.values())
+
+    @property
+    def cost(self) -> float:
+        """Predicted loss of all of them."""
+        return float(sum(option.cost for option in self.chosen.values()))
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Bits → how many weights have them, bits rising."""
+        return dict(sorted(Counter(option.bits for option in self.chosen.values()).items()))
 
 
 def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = ()) -> Allocation:
@@ -83,12 +111,12 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
         raise ValueError(f"a budget of {budget:,.0f} stored bits cannot be met: {least:,} to {most:,} can.")
     picks = knapsack(sizes, costs, budget)
     chosen = [(paths, choices[pick]) for (paths, choices), pick in zip(units, picks)]
-    schemes = {path: option.scheme for paths, option in chosen for path in paths}
-    return Allocation(
-        {path: schemes[path] for path in options},
-        sum(option.size for _, option in chosen),
-        float(sum(option.cost for _, option in chosen)),
-    )
+    entries = {path: option.scheme for paths, option in chosen for path in paths}
+    return Allocation({path: _option_of(choices, entries[path]) for path, choices in options.items()})
+
+
+def _option_of(choices: Sequence[SchemeOption], scheme: WeightScheme | None) -> SchemeOption:
+    return next(option for option in choices if option.scheme == scheme)
 
 
 def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[int, int]:
@@ -105,7 +133,7 @@ def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
     kept: dict[str, list[SchemeOption]] = {}
     for paths, choices in _units(options, fused):
         entry = max(choices, key=lambda option: option.size).scheme
-        kept |= {path: [next(o for o in options[path] if o.scheme == entry)] for path in paths}
+        kept |= {path: [_option_of(options[path], entry)] for path in paths}
     return {path: kept[path] for path in options}
 
 
@@ -180,8 +208,7 @@ def _units(options: Options, fused: Iterable[Sequence[str]]) -> list[tuple[list[
 
 def describe(allocation: Allocation, options: Options, budget: float, fused: Sequence[Sequence[str]] = ()) -> str:
     """Describes an allocation in one or two lines for the log: the widths chosen, and what fused paths cost."""
-    widths = Counter(scheme.bits for scheme in allocation.schemes.values())
-    counts = ", ".join(f"{count} x {bits} bits" for bits, count in sorted(widths.items()))
+    counts = ", ".join(f"{count} x {bits} bits" for bits, count in allocation.widths.items())
     text = f"qaig: {counts}; {allocation.size / budget:.1%} of the budget used; predicted loss {allocation.cost:.3g}"
     if not fused:
         return text

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
 
 from ..config import QAIGConfig
-from ..config.size import parse_size
-from ..formats.scheme import MIN_GROUP_SIZE, Plan
-from ..nn.embedding import why_not_packed
+from ..formats.scheme import Plan
 from ..nn.experts_layout import ExpertsLayout, find_experts
-from ..structure import Found, ModelStructure, find_vision_tower
+from ..structure import ModelStructure
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger
-from .allocate import SchemeOption
-from .coverage import BLOCKS, Coverage, PartSize
+from .allocate import Allocation, Options, SchemeOption
+from .coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 from .experts import check_stacks, owner, stack_sizes, stored_as
+from .outside import EXPERTS, SHAPE_BITS, list_outside
 from .schemes import SKIPPED, SchemeResolver
-from .weights import weights_in, why_not
+from .weights import weights_in
 
 logger = get_logger(__name__)
-
-EMBEDDINGS, EXPERTS = "embeddings and heads", "experts"
-"""What is not rotated."""
-SHAPE_BITS = 2 * 64
-"""Every packed weight is stored with its shape, two int64."""
 
 
 def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
@@ -41,15 +36,15 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
             f"{undecided[0]!r} and {len(undecided) - 1} more have several `bits` to choose from: allocate first."
         )
     coverage.stored_bits = sum(choices[0].size for choices in options.values())
-    plan = {path: choices[0].scheme for path, choices in options.items()}
-    return {**plan, **coverage.outside_plan}, coverage
+    return {**_first(options), **coverage.outside_plan}, coverage
 
 
 def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
-    """Lists the ways in which every linear of the language model's blocks may be stored, with their sizes.
+    """Lists the ways in which every weight may be stored, with their sizes.
 
-    Each has one way, unless `bits` are to be chosen from. What is packed outside the blocks has one way, which is in
-    the coverage. Costs are not known yet. Works on the meta device.
+    A linear of the language model's blocks has one way, unless a budget chooses. A weight outside the blocks has several
+    only where a budget for the whole file chooses. One that has one way is in the coverage instead. Costs are not known
+    yet. Works on the meta device.
 
     Args:
         model: may be on the meta device.
@@ -81,19 +76,32 @@ def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[S
             continue
         options[path] = found
         coverage.packed += parameter.numel()
-    outside = {**_vision(model, resolver, stacks), **_embeddings_and_head(structure, resolver)}
+    outside = list_outside(model, structure, resolver, stacks)
     example = next(iter(options), next(iter(coverage.skipped), "nothing"))
     resolver.check(example)
     if not options:
         largest = max(coverage.skipped.items(), key=lambda item: item[1][0], default=("", (0, "")))
         why = f": {largest[0]} is {largest[1][1]}" if largest[0] else ""
         raise SettingError(f"No weight of the language model's blocks can be packed{why}.")
-    coverage.outside_plan = {path: option.scheme for path, option in outside.items()}
-    check_stacks(stacks, {path: choices[0].scheme for path, choices in options.items()}, coverage.outside_plan)
-    sizes = {**dict.fromkeys(options, SHAPE_BITS), **{path: o.size + SHAPE_BITS for path, o in outside.items()}}
-    sizes |= stack_sizes(stacks, outside, {*options, *outside})
+    fixed = {path: choices[0] for path, choices in outside.items() if len(choices) == 1}
+    coverage.outside_plan = Allocation(fixed).schemes
+    check_stacks(stacks, *(_first(ways) for ways in (options, outside)))
+    undecided = {path: choices for path, choices in outside.items() if path not in fixed}
+    sizes = {**dict.fromkeys(options, SHAPE_BITS), **dict.fromkeys(undecided, 0)}
+    sizes |= {path: option.size for path, option in fixed.items()}
+    sizes |= stack_sizes(stacks, fixed, {*options, *outside})
     _measure(model, structure, coverage, sizes)
-    return options, coverage
+    for path, choices in undecided.items():
+        ends = (structure.embeddings.path, structure.head.path)
+        also = structure.head.path if structure.is_tied and path == structure.embeddings.path else ""
+        part = path if path in ends else _part(f"{path}.weight")
+        coverage.outside_choices[path] = OutsideWeight(part, choices[0].elements, also)
+    return {**options, **undecided}, coverage
+
+
+def _first(options: Options) -> Plan:
+    """Returns the plan of every weight's first way."""
+    return Allocation({path: choices[0] for path, choices in options.items()}).schemes
 
 
 def _in_both_directions(ties: Mapping[str, str]) -> dict[str, str]:
@@ -104,92 +112,6 @@ def _in_both_directions(ties: Mapping[str, str]) -> dict[str, str]:
 def _tied_to(path: str, tied: Mapping[str, str], stacks: Mapping[str, ExpertsLayout]) -> str:
     """Returns the parameter that a weight is one tensor with; empty if there is none."""
     return next((tied[name] for name in (f"{path}.weight", *stored_as([path], stacks)) if name in tied), "")
-
-
-def _vision(model: nn.Module, resolver: SchemeResolver, stacks: Mapping[str, ExpertsLayout]) -> dict[str, SchemeOption]:
-    """Lists the tower's and the projector's linears that are to be packed."""
-    bits = resolver.config.vision_bits
-    if bits is None and not resolver.given:
-        return {}
-    candidates = None if bits is None else [resolver.config.scheme(bits)]
-    try:
-        modules = find_vision_tower(model)
-    except ValueError as error:
-        if bits is not None:
-            raise SettingError(f"`vision_bits={bits}`: {error}") from error
-        return {}
-    packed = {}
-    for path, parameter, reason in weights_in(modules, stacks):
-        unrotated = EXPERTS if owner(path, stacks) != path else ""
-        options, reason = resolver.options(path, parameter, reason, candidates, unrotated)
-        if options:
-            packed[path] = options[0]
-        elif bits is not None:
-            logger.info("%s stays as it is: %s", path, reason)
-    if bits is not None and not packed:
-        raise SettingError(f"`vision_bits={bits}`: no weight of the vision tower or the projector can be packed.")
-    return packed
-
-
-def _embeddings_and_head(structure: ModelStructure, resolver: SchemeResolver) -> dict[str, SchemeOption]:
-    """Lists embeddings and head, if they are to be packed."""
-    config, embeddings, head, tied = resolver.config, structure.embeddings, structure.head, structure.is_tied
-    asked = {"embedding_bits": config.embedding_bits, "lm_head_bits": config.lm_head_bits}
-    if tied and None not in asked.values() and len(set(asked.values())) > 1:
-        raise SettingError(
-            f"{structure.model_name} ties its head to its embeddings: one tensor cannot have "
-            f"`embedding_bits={config.embedding_bits}` and `lm_head_bits={config.lm_head_bits}`; give one of them."
-        )
-    wanted = dict(asked)
-    if tied:
-        asked = dict.fromkeys(asked, config.embedding_bits or config.lm_head_bits)
-    packed = {}
-    for (name, bits), found in zip(asked.items(), (embeddings, head)):
-        if bits is None and found.path not in resolver.given:
-            continue
-        if reason := _why_stays_dense(structure, found):
-            given = [f"`{key}`" for key, value in wanted.items() if value is not None] if tied else [f"`{name}`"]
-            raise SettingError(f"{' and '.join(given) or f'`plan[{found.path!r}]`'}: {reason}.")
-        assert found.module is not None
-        candidates = None if bits is None else [config.scheme(bits)]
-        options, _ = resolver.options(found.path, found.module.get_parameter("weight"), "", candidates, EMBEDDINGS)
-        if options:
-            packed[found.path] = options[0]
-    schemes = [packed[found.path].scheme if found.path in packed else None for found in (embeddings, head)]
-    if tied and schemes[0] != schemes[1]:
-        entries = [None if scheme is None else scheme.to_dict() for scheme in schemes]
-        raise SettingError(
-            f"{structure.model_name} ties its head to its embeddings: {embeddings.path!r} and {head.path!r} are one "
-            f"tensor and need one entry, got {entries[0]} and {entries[1]}."
-        )
-    if tied:  # stored once
-        packed = {
-            path: SchemeOption(o.scheme, o.size * (path == embeddings.path), o.cost) for path, o in packed.items()
-        }
-    return packed
-
-
-def _why_stays_dense(structure: ModelStructure, found: Found) -> str:
-    """Returns why embeddings or a head cannot be packed; empty if they can."""
-    if found.module is None:
-        return f"{structure.model_name} has none"
-    if isinstance(found.module, nn.Embedding):
-        reason = why_not_packed(found.module)
-        if min(found.module.weight.shape) < MIN_GROUP_SIZE:
-            reason = f"{found.path} is of {tuple(found.module.weight.shape)}: too small to be worth packing"
-    else:
-        reason = why_not(found.module, "weight", found.path, {})
-    if structure.is_tied and getattr(found.module, "bias", None) is not None:
-        reason = f"{found.path} has a bias and is tied"
-    pairs = [pair for pair in structure.ties.items() if f"{found.path}.weight" in pair]
-    others = {name.removesuffix(".weight") for pair in pairs for name in pair}
-    others -= {structure.embeddings.path, structure.head.path}
-    if others:
-        reason = (
-            f"{found.path} is one tensor with {', '.join(sorted(others))}, and only embeddings and head can be packed "
-            "as one. Leave the setting out"
-        )
-    return reason
 
 
 def _measure(model: nn.Module, structure: ModelStructure, coverage: Coverage, sizes: Mapping[str, int]) -> None:
@@ -205,6 +127,7 @@ def _measure(model: nn.Module, structure: ModelStructure, coverage: Coverage, si
         bits = 8 * tensor.element_size() * tensor.numel()
         size = coverage.parts.setdefault(part, PartSize())
         size.full += bits
+        coverage.bfloat16 += 16 * tensor.numel() if tensor.is_floating_point() else bits
         size.saved += sizes.get(path, bits)
         if part != BLOCKS and path not in sizes and name in weights:
             coverage.unpacked[part] = coverage.unpacked.get(part, 0) + tensor.numel()
@@ -224,10 +147,12 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
     budget = config.budget
     assert budget is not None
     if budget.bits is None:
-        assert budget.size is not None
-        limit, asked = 8.0 * parse_size(budget.size) - coverage.other_bits, repr(budget.size)
+        limit, asked = 8.0 * budget.file_bytes(coverage.bfloat16 // 8) - coverage.other_bits, repr(budget.size)
         low, high = ((coverage.other_bits + bits) / 8 for bits in reachable)
-        span = f"{low:,.0f} to {high:,.0f} bytes, of which {coverage.other_bits / 8:,.0f} are not packed"
+        span = (
+            f"{low:,.0f} to {high:,.0f} bytes, {ratio_to(coverage, low)} to {ratio_to(coverage, high)}, "
+            f"of which {coverage.other_bits / 8:,.0f} bytes are fixed"
+        )
     else:
         limit, asked = budget.bits * coverage.packed, repr(budget.bits)
         low, high = (bits / coverage.packed for bits in reachable)
@@ -245,6 +170,11 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
             "`candidates` or a larger `group_size`."
         )
     return limit
+
+
+def ratio_to(coverage: Coverage, size: float) -> str:
+    """Returns how many times smaller than in bfloat16 a file of `size` bytes is, as a budget says it: `"3.91x"`."""
+    return f"{math.floor(100 * coverage.bfloat16 / 8 / size) / 100:.2f}x"
 
 
 def _part(name: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from ..formats.scheme import Plan
 from ..utils.errors import SettingError
 from ..utils.old_names import warn_of_old_name
+from .allocate import SchemeOption
 
 BLOCKS, FILE_HEADERS = "language model's blocks", "file headers"
 
@@ -17,6 +19,21 @@ class PartSize:
 
     full: int = 0
     saved: int = 0
+
+
+@dataclass(frozen=True)
+class OutsideWeight:
+    """A weight outside the blocks for which a budget chooses.
+
+    Attributes:
+        part: path of the part that it is in.
+        elements: of the weight.
+        also: path of a head that is one tensor with it; empty if there is none.
+    """
+
+    part: str
+    elements: int
+    also: str = ""
 
 
 @dataclass
@@ -31,9 +48,13 @@ class Coverage:
         stored_bits: of the packed weights: codes, scales and zero points; 0 until their widths are chosen.
         skipped: path of every block weight that stays as it is → (elements, reason).
         unpacked: elements outside the blocks that stay as they are, by the path of the part.
-        outside_plan: plan of what is packed outside the blocks: tower and projector, embeddings, head.
-        parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights. Files' headers
-            (`FILE_HEADERS`) are counted where a file is to be written.
+        outside_plan: plan of what is packed outside the blocks: tower and projector, embeddings, head. What a budget
+            chooses is in it once it is chosen.
+        outside_choices: path of every weight outside the blocks for which a budget chooses → the weight.
+        parts: size of each part, by its path; the blocks (under `BLOCKS`) without their packed weights, other parts
+            without weights that are yet to be chosen for. Files' headers (`FILE_HEADERS`) are counted where a file is
+            to be written.
+        bfloat16: bits of the model in bfloat16, without headers.
         unused: sentences about what the checkpoint holds and the model's class has no module for.
     """
 
@@ -44,7 +65,9 @@ class Coverage:
     skipped: dict[str, tuple[int, str]] = field(default_factory=dict)
     unpacked: dict[str, int] = field(default_factory=dict)
     outside_plan: Plan = field(default_factory=dict)
+    outside_choices: dict[str, OutsideWeight] = field(default_factory=dict)
     parts: dict[str, PartSize] = field(default_factory=dict)
+    bfloat16: int = 0
     unused: list[str] = field(default_factory=list)
 
     @property
@@ -67,6 +90,35 @@ class Coverage:
     def other_bits(self) -> int:
         """The bits of the saved model beside the blocks' packed weights: every other tensor, and headers."""
         return sum(part.saved for part in self.parts.values())
+
+    @property
+    def to_choose(self) -> int:
+        """Elements of all weights that a budget chooses for."""
+        return self.packed + sum(weight.elements for weight in self.outside_choices.values())
+
+    def plan_of(self, schemes: Plan) -> Plan:
+        """Adds to chosen schemes what is planned outside the blocks anyway, and a head that is tied."""
+        tied = {weight.also: schemes[p] for p, weight in self.outside_choices.items() if weight.also and p in schemes}
+        return {**schemes, **tied, **self.outside_plan}
+
+    def with_choice(self, chosen: Mapping[str, SchemeOption]) -> Coverage:
+        """Returns the coverage once a budget has chosen.
+
+        Args:
+            chosen: weight path → how it is stored, of all weights that the budget chooses for.
+        """
+        parts = {name: replace(size) for name, size in self.parts.items()}
+        unpacked, outside = dict(self.unpacked), {}
+        for path, weight in self.outside_choices.items():
+            option = chosen[path]
+            parts[weight.part].saved += option.size
+            if option.scheme is None:
+                unpacked[weight.part] = unpacked.get(weight.part, 0) + weight.elements
+            else:
+                outside |= dict.fromkeys([path, *([weight.also] if weight.also else [])], option.scheme)
+        stored = sum(option.size for path, option in chosen.items() if path not in self.outside_choices)
+        plan = {**self.outside_plan, **outside}
+        return replace(self, stored_bits=stored, parts=parts, unpacked=unpacked, outside_plan=plan)
 
     @property
     def sizes(self) -> dict[str, PartSize]:

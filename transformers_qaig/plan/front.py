@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,10 +16,10 @@ class Point:
     """One plan on the front.
 
     Attributes:
-        bits: stored bits per packed weight.
+        bits: stored bits per weight that is chosen for.
         size: of all weights of the saved model, in bytes.
         loss: predicted; in nats per answer token, except for the cost `"output_error"`.
-        widths: bits → how many linears have them.
+        widths: bits → how many weights have them; those that stay as they are, by the bits of their dtype.
     """
 
     bits: float
@@ -31,12 +30,11 @@ class Point:
     @classmethod
     def of(cls, allocation: Allocation, coverage: Coverage) -> Point:
         """Makes the point of an allocation; `coverage` has the size of the rest of the model."""
-        widths = Counter(scheme.bits for scheme in allocation.schemes.values())
         return cls(
-            allocation.size / coverage.packed,
+            allocation.size / coverage.to_choose,
             (allocation.size + coverage.other_bits) / 8,
             allocation.cost,
-            dict(sorted(widths.items())),
+            allocation.widths,
         )
 
 
@@ -47,7 +45,7 @@ class Front:
     Attributes:
         points: the best plans, sizes rising.
         knee: index of the point after which a bit buys less than on average.
-        uniform: every linear at one width, for comparison.
+        uniform: every weight at one width, for comparison.
     """
 
     points: Sequence[Point]
@@ -67,14 +65,14 @@ def front_of(options: Options, coverage: Coverage, budgets: Sequence[float], fus
     points: list[Point] = []
     for budget in budgets:
         allocation = allocate(options, budget, fused)
-        if not points or allocation.size / coverage.packed > points[-1].bits:
-            points.append(Point.of(allocation, coverage))
-    widths = sorted({option.scheme.bits for choices in options.values() for option in choices})
+        point = Point.of(allocation, coverage)
+        if not points or point.bits > points[-1].bits:
+            points.append(point)
+    packed = {path: [o for o in choices if o.scheme is not None] for path, choices in options.items()}
+    widths = sorted({option.bits for choices in packed.values() for option in choices})
     uniform = []
     for width in widths:
-        same = {
-            path: [o for o in choices if o.scheme.bits == width] or choices[-1:] for path, choices in options.items()
-        }
+        same = {path: [o for o in choices if o.bits == width] or choices[-1:] for path, choices in packed.items()}
         uniform.append(Point.of(allocate(same, reachable(same)[1]), coverage))
     return Front(points, knee([p.bits for p in points], [p.loss for p in points]), uniform)
 

@@ -54,6 +54,12 @@ class SchemeResolver:
         self.refitted: set[tuple[int, int]] = set()
         self.dense: dict[str, str] = {}  # path → why it cannot be packed
 
+    @property
+    def chooses_outside(self) -> bool:
+        """Whether a budget chooses for weights outside the blocks, too."""
+        budget = self.config.budget
+        return self.config.plan is None and budget is not None and budget.counts_file
+
     def options(
         self,
         path: str,
@@ -61,6 +67,7 @@ class SchemeResolver:
         reason: str,
         candidates: list[WeightScheme] | None,
         unrotated: str = "",
+        may_stay: bool = False,
     ) -> tuple[list[SchemeOption], str]:
         """Returns the ways to store one weight, or none and why it stays as it is.
 
@@ -70,6 +77,7 @@ class SchemeResolver:
             reason: why it cannot be packed; empty if it can.
             candidates: schemes to choose from, unless the given plan names the weight; None if there are none.
             unrotated: what it is, if its input is not rotated: `"experts"`, `"embeddings and heads"`.
+            may_stay: whether staying as it is is the last of the ways, unless an override gives its bits.
         """
         config = self.config
         if path in self.skipped:  # also of a given plan
@@ -88,10 +96,15 @@ class SchemeResolver:
                 self.unused.discard(pattern)
                 changes = value if isinstance(value, dict) else {"bits": value}
                 candidates = [replace(scheme, **changes) for scheme in candidates]
+                may_stay = may_stay and "bits" not in changes
         rows, columns = weight.shape
         schemes = [self._rotated(self._fitted(scheme, columns), columns, path, unrotated) for scheme in candidates]
         sizes = {scheme: scheme.stored_bits(rows, columns, 8 * weight.element_size()) for scheme in schemes}
-        return [SchemeOption(scheme, size, float("nan")) for scheme, size in sizes.items()], ""
+        elements = weight.numel()
+        found = [SchemeOption(scheme, size, float("nan"), elements) for scheme, size in sizes.items()]
+        if may_stay:
+            found.append(SchemeOption(None, 8 * weight.element_size() * elements, 0.0, elements))
+        return found, ""
 
     def _rotated(self, scheme: WeightScheme, columns: int, path: str, unrotated: str) -> WeightScheme:
         """Returns the scheme with the configuration's rotation; one of a given plan is checked and stays."""
@@ -125,8 +138,8 @@ class SchemeResolver:
                 )
             raise SettingError(
                 f"overrides[{quote(pattern)}] reaches no weight that would be packed. Tower, head and embeddings are "
-                "packed with `vision_bits`, `lm_head_bits` and `embedding_bits` only. A path of a packed weight looks "
-                f"like {example!r}."
+                "packed with `vision_bits`, `lm_head_bits` and `embedding_bits`, or a budget as a size. A path of a packed "
+                f"weight looks like {example!r}."
             )
         if self.given:
             raise SettingError(

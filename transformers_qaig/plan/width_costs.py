@@ -22,7 +22,7 @@ class WidthCost:
     """What one width costs one layer, or all experts of a stack.
 
     Attributes:
-        bits: of a code.
+        bits: of a code, or of an element that stays as it is.
         size: in bytes.
         loss: predicted.
     """
@@ -68,7 +68,7 @@ def costs_by_layer(options: Options) -> dict[tuple[str, str], list[WidthCost]]:
     for path, choices in options.items():
         layer = sums.setdefault(split_layer(path), {})
         for option in choices:
-            bits = option.scheme.bits
+            bits = option.bits
             known = layer.get(bits, WidthCost(bits, 0.0, 0.0))
             layer[bits] = WidthCost(bits, known.size + option.size / 8, known.loss + option.cost)
     return {layer: [costs[bits] for bits in sorted(costs)] for layer, costs in sums.items()}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace as replaced
 from functools import partial
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
@@ -27,7 +28,7 @@ from ..loading.source import Source
 from ..loading.tied_embeddings import install_tied_embeddings
 from ..loading.unused_tensors import UnusedTensor, find_unused, report_unused
 from ..nn.experts_layout import find_experts
-from ..plan.allocate import SchemeOption, allocate, describe, fused_sets, largest, reachable
+from ..plan.allocate import Allocation, SchemeOption, allocate, describe, fused_sets, largest, reachable
 from ..plan.alternatives import faster, smaller
 from ..plan.build import budget_in_bits, list_schemes, make_plan
 from ..plan.coverage import Coverage
@@ -79,6 +80,8 @@ class QuantizationRun:
         self._width_costs: WidthCosts | None = None
         self._options: dict[str, list[SchemeOption]] = {}
         self._budget = 0.0
+        self._unpacked: PreTrainedModel | None = None
+        self._files: Sequence[str] = ()
         self.ranks = ALONE
 
     def prepare(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
@@ -147,7 +150,7 @@ class QuantizationRun:
 
         start = time.perf_counter()
         stacks = find_experts(model)
-        check_no_random_weights(model, stored_as(self._options or self.plan, stacks))
+        check_no_random_weights(model, stored_as({**self.plan, **dict.fromkeys(self._options)}, stacks))
         check_weights(model)
         linearize_experts(model, stacks, self.plan)
         try:
@@ -159,6 +162,7 @@ class QuantizationRun:
             report = calibrate(model, self.plan, self._coverage, self._data, self.config, on_target)
         finally:
             self._data, self._options = CalibrationData(views=self._data.views), {}
+            self._unpacked = None
         scratch = self.config.calibration.work_path
         stack_experts(model, None if scratch is None else ScratchFiles(scratch).keep)
         install_tied_embeddings(model, report.plan)
@@ -203,8 +207,8 @@ class QuantizationRun:
         self.unused = report_unused(model, find_unused(model, checkpoint_files), self._coverage)
         if config.budget is not None:
             least, most = reachable(self._options, self._fused())
-            if config.budget.size is not None:
-                predict_headers(self._coverage, model, self._options, checkpoint_files)
+            if config.budget.counts_file:
+                predict_headers(self._coverage, model, self._options, checkpoint_files, self.unused)
             self._budget = budget_in_bits(config, self._coverage, (least, most))
             if self._budget >= most:
                 self._take_largest()
@@ -212,21 +216,33 @@ class QuantizationRun:
     def _take_largest(self) -> None:
         """Leaves no choice where the budget has room for every weight's largest option."""
         options = largest(self._options, self._fused())
-        self.plan = {**{path: option.scheme for path, (option,) in options.items()}, **self._coverage.outside_plan}
-        self._coverage.stored_bits = sum(option.size for (option,) in options.values())
+        self._take(Allocation({path: option for path, (option,) in options.items()}))
         self._options = {}
+
+    def _take(self, allocation: Allocation) -> None:
+        self.plan = self._coverage.plan_of(allocation.schemes)
+        self._coverage = self._coverage.with_choice(allocation.chosen)
 
     def _try_placing_and_saving(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Places and saves the packed model without weights, so that errors are raised before the calibration."""
         if self._options:
-            self.plan = {**likely_plan(self._options, self._budget, self._fused()), **self._coverage.outside_plan}
+            self.plan = self._coverage.plan_of(likely_plan(self._options, self._budget, self._fused()))
         settings = copy.deepcopy(self.config)
         settings.plan = plan_to_dict(compact(self.plan, find_experts(model)))
         skeleton = packed_skeleton(model, self.plan)
         self.placement.plan(skeleton)
+        tensors = self._count_headers(model, skeleton, checkpoint_files)
+        if self._options:
+            self._unpacked, self._files = packed_skeleton(model, {}), checkpoint_files
+        try_saving(model, skeleton, tensors, settings, checkpoint_files)
+
+    def _count_headers(
+        self, model: PreTrainedModel, skeleton: PreTrainedModel, checkpoint_files: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Adds the headers of the planned file to the coverage, and returns the tensors that will be saved."""
         tensors, metadata = checkpoint_tensors(skeleton, self.plan, self.unused)
         count_headers(self._coverage, model, tensors, metadata, checkpoint_files)
-        try_saving(model, skeleton, tensors, settings, checkpoint_files)
+        return tensors
 
     def _with_token_of_weights(self) -> QAIGConfig:
         """Returns the settings with what `from_pretrained` may use: the weights' token serves the processor, too."""
@@ -252,9 +268,10 @@ class QuantizationRun:
         fused = self._fused()
         allocation = allocate(self._options, self._budget, fused)
         logger.info("%s", describe(allocation, self._options, self._budget, fused))
-        self.plan = {**allocation.schemes, **self._coverage.outside_plan}
-        self._coverage.stored_bits = allocation.size
         self._width_costs = width_costs(self.config.budget.cost, self._options, allocation, self._coverage, fused)
+        self._take(allocation)
+        assert self._unpacked is not None
+        self._count_headers(self._unpacked, packed_skeleton(self._unpacked, self.plan), self._files)
 
 
 def _warn_of_unread(config: QAIGConfig) -> None:

@@ -95,6 +95,10 @@ class ModelStructure:
         """Whether head and embeddings are one tensor, or will be once the weights are loaded."""
         return is_tied(self.ties, self.head, self.embeddings)
 
+    def is_in_block(self, path: str) -> bool:
+        """Whether the weight at `path` is in a block of the language model."""
+        return any(f"{path}.".startswith(f"{block}.") for block in self.blocks)
+
     def without_tied_head(self, paths: Iterable[str]) -> list[str]:
         """Lists the paths, without a head that is tied to the embeddings: it is stored with them."""
         return [path for path in paths if path != self.head.path or not self.is_tied]

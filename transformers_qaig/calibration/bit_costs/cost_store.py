@@ -13,7 +13,7 @@ from ...config import QAIGConfig
 from ...data.calibration_data import CalibrationData
 from ...distributed.work_folder import shared_folder
 from ...nn.linear import get_linear
-from ...plan.allocate import SchemeOption
+from ...plan.allocate import SchemeOption, schemes_of
 from ...utils.hashing import digest
 from ..resume import run_facts
 
@@ -46,7 +46,7 @@ class CostStore(ExitStack):
 
         def run(alive: Callable[[], None]) -> dict[str, Any]:
             return {
-                "options": {path: [option.scheme.to_dict() for option in choices] for path, choices in options.items()},
+                "options": {path: [s.to_dict() for s in schemes_of(choices)] for path, choices in options.items()},
                 "answers": digest([{"a": a} for a in data.answer_masks]),
                 "recipe": config.recipe.to_dict(),
                 "seed": config.seed,
@@ -72,7 +72,7 @@ class CostStore(ExitStack):
         self._save(f"{index}.costs.{cost}", {}, {"costs": json.dumps(found)})
 
     def errors(self, index: int, path: str, block: nn.Module, names: Sequence[str]) -> dict[str, Tensor] | None:
-        """Returns the rounding errors of a block's linears at one width, or None."""
+        """Returns the rounding errors of a target's linears at one width, or None."""
 
         def read(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> dict[str, Tensor]:
             for name in names:
@@ -83,7 +83,7 @@ class CostStore(ExitStack):
         return self._load(f"{index}.errors.{path}", read)
 
     def save_errors(self, index: int, path: str, found: Mapping[str, Tensor]) -> None:
-        """Keeps the rounding errors of a block's linears at one width."""
+        """Keeps the rounding errors of a target's linears at one width."""
         self._save(f"{index}.errors.{path}", found, {})
 
     def _load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:

@@ -32,6 +32,7 @@ bits. Taking g halfway along the weight path instead, at w(½), made plans that 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,12 +40,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 
 from .draws import DRAWS, Draw, one_of_each
 
 Errors = Mapping[str, Tensor]
-"""Path of a linear → δ [N, K], in any dtype and on any device."""
+"""Path of a linear, or of embeddings → δ [N, K], in any dtype and on any device."""
 
 
 @contextmanager
@@ -52,17 +53,17 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
     """Makes linear m of `model` compute with the weight w_m + s_m δ_m, within the context.
 
     Args:
-        model: holds an `nn.Linear` at every path of `errors`.
+        model: holds an `nn.Linear` or an `nn.Embedding` at every path of `errors`.
         errors: δ.
         strengths: s [M], in the order of `errors`; gradients flow to it.
     """
 
     def hook(index: int, error: Tensor) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            x = args[0]
+            added = _product(*_change(module, args[0], error, output))
             # One number a token: its gradient is then summed by tokens, not in parts as there are threads.
-            strength = torch.as_tensor(strengths[index]).to(x).expand(*x.shape[:-1], 1)
-            return output + strength * linear(x, error.to(x))
+            strength = torch.as_tensor(strengths[index]).to(added).expand(*added.shape[:-1], 1)
+            return output + strength * added
 
         return add
 
@@ -119,7 +120,7 @@ def fisher_losses(
     This is ½ E[Σ_u ⟨∂ log p(ŷ)/∂y_mu, x_mu δ_mᵀ⟩²], see the notes on Fisher above.
 
     Args:
-        model: see [`perturbed`]; here a path may also be that of embeddings.
+        model: see [`perturbed`].
         errors: δ.
         log_probabilities: runs the model; log p at the answers' tokens [A, V].
         draws: of ŷ for every token.
@@ -134,7 +135,7 @@ def fisher_losses(
 
     def hook(index: int, error: Tensor) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return _Tally.apply(output, args[0], error.to(output), at, anchor, tally[index])
+            return _Tally.apply(output, *_change(module, args[0], error, output), at, anchor, tally[index])
 
         return add
 
@@ -154,7 +155,9 @@ class _Tally(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, error: Tensor, at: float, anchor: Tensor, tally: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor | None, error: Tensor, at: float, anchor: Tensor, tally: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, error)
         ctx.at, ctx.tally = at, tally
         return output + at * _product(x, error)
@@ -167,9 +170,23 @@ class _Tally(torch.autograd.Function):
         return gradient, along_x, None, None, gradient.new_zeros((), device=ctx.tally.device), None
 
 
-def _product(x: Tensor, error: Tensor) -> Tensor:
-    """Returns what an error adds to the output: x δᵀ of a linear, the rows of δ of embeddings, whose x is ids."""
-    return linear(x, error) if x.is_floating_point() else embedding(x, error)
+def _change(module: nn.Module, x: Tensor, error: Tensor, output: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Returns what [`_product`] takes: the input and the error, or for embeddings what the error adds to the output.
+
+    Embeddings look up the error as their own rows, because some scale what they look up.
+    """
+    if not isinstance(module, nn.Embedding):
+        return x, error.to(output)
+    rows, places = x.unique(return_inverse=True)
+    lookup = copy.copy(module)
+    lookup._parameters = {"weight": nn.Parameter(error[rows.to(error.device)].to(output), requires_grad=False)}
+    lookup.padding_idx = None
+    return None, type(module).forward(lookup, places)
+
+
+def _product(x: Tensor | None, error: Tensor) -> Tensor:
+    """Returns what an error adds to the output: x δᵀ of a linear; of embeddings it is given."""
+    return error if x is None else linear(x, error)
 
 
 @torch.no_grad()
@@ -202,10 +219,10 @@ def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object])
     energies = torch.zeros(2, len(errors))
 
     def hook(index: int, error: Tensor) -> Callable[..., Any]:
-        def add(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
-            x = args[0]
-            own = output if module.bias is None else output - module.bias.to(output)
-            for row, values in enumerate((linear(x, error.to(x)), own)):
+        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            bias = getattr(module, "bias", None)
+            own = output if bias is None else output - bias.to(output)
+            for row, values in enumerate((_product(*_change(module, args[0], error, output)), own)):
                 energies[row, index] += float(values.float().square().sum(-1).sum())
 
         return add

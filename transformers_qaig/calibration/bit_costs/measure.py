@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from ...config import QAIGConfig
@@ -12,14 +13,15 @@ from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
 from ...execution.few_rows import independent_of_thread_count
 from ...execution.sequential_onload import sequential_onload
+from ...execution.targets import find_targets
 from ...execution.torch_state import default_torch_state
-from ...plan.allocate import SchemeOption
-from ...structure import ModelStructure
+from ...plan.allocate import SchemeOption, schemes_of
+from ...structure import ModelStructure, find_vision_tower
 from ...utils.logging import tqdm
 from .answer_costs import costs_of
 from .cost_run import CostRun
 from .cost_store import CostStore
-from .width_errors import errors_of
+from .width_errors import errors_of, ranking
 
 
 @default_torch_state()
@@ -28,10 +30,11 @@ def measure_costs(
 ) -> dict[str, list[SchemeOption]]:
     """Returns the options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
 
-    Every width is rounded as the recipe would: searched block by block on full-precision inputs, all linears of the
-    block at that width. Then the samples run through the model with those errors, as the cost asks for. The model is
-    left as it was. With a `work_dir` the errors of finished blocks, and the costs of finished widths, are kept there;
-    another cost finds the same errors.
+    Every width is rounded as the recipe would: searched target by target on full-precision inputs, all linears of the
+    target at that width. Then the samples run through the model with those errors, as the cost asks for. A weight that
+    stays as it is costs nothing. A tied head's cost counts for its embeddings. The model is left as it was. With a
+    `work_dir` the errors of finished targets, and the costs of finished widths, are kept there; another cost finds the
+    same errors.
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
@@ -40,38 +43,66 @@ def measure_costs(
         config: cost, recipe, seed, work folder, calibration device.
 
     Raises:
-        ValueError: no sample has an answer's token; the work folder belongs to another run, is in use by one, or
-            cannot be written; or NaN or Inf turned up in too many samples.
+        ValueError: no sample has an answer's token, or none that has a picture; the work folder belongs to another run,
+            is in use by one, or cannot be written; or NaN or Inf turned up in too many samples.
     """
     if not any(bool(answer.any()) for answer in data.answer_masks):
         raise ValueError("no calibration sample has an answer: there is nothing whose loss could be predicted.")
     budget = config.budget
     assert budget is not None
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
-    blocks = list(structure.blocks.values())
-    costs: dict[str, list[float]] = {path: [] for path in options}
-    count, steps = max(len(choices) for choices in options.values()), len(blocks) + len(data.samples)
+    schemes = {path: schemes_of(choices) for path, choices in options.items()}
+    tied = structure.embeddings.path if structure.is_tied else ""
+    found: dict[str, list[float]] = {path: [] for path in options}
+    count = max(map(len, schemes.values()))
     with (
         CostStore(options, data, config, model) as store,
         independent_of_thread_count(structure),
-        tqdm(total=count * steps, desc=f"Costs ({budget.cost})", unit="step") as bar,
     ):
-        run = CostRun(model, structure, data, config, device, bar)
-        for index in range(count):
-            # A weight with fewer options is stored as in its last one meanwhile.
-            plan = {path: choices[min(index, len(choices) - 1)].scheme for path, choices in options.items()}
-            found = store.costs(index, budget.cost, list(plan))
-            if found is not None:
-                bar.update(steps)
-            else:
-                errors = errors_of(run, plan, store, index)
-                with sequential_onload(model, blocks, device):
-                    found = costs_of(run, errors, budget.cost)
-                store.save_costs(index, budget.cost, found)
-            for path, choices in options.items():
-                if index < len(choices):
-                    costs[path].append(found[path])
+        samples = data.samples if ranking(config.recipe).calibrates else []
+        outside = [path for path in options if not structure.is_in_block(path)]
+        targets, uncalibrated = find_targets(model, structure, outside, samples, device)
+        steps = len(targets) + len(uncalibrated) + len(data.samples)
+        with tqdm(total=count * steps, desc=f"Costs ({budget.cost})", unit="step") as bar:
+            run = CostRun(model, structure, data, config, device, targets, uncalibrated, bar)
+            for index in range(count):
+                # A weight with fewer options is stored as in its last one meanwhile.
+                plan = {path: choices[min(index, len(choices) - 1)] for path, choices in schemes.items()}
+                costs = store.costs(index, budget.cost, list(plan))
+                if costs is not None:
+                    bar.update(steps)
+                else:
+                    errors = errors_of(run, plan, store, index)
+                    if tied in errors:
+                        errors[structure.head.path] = errors[tied]
+                    with sequential_onload(model, run.blocks, device):
+                        costs = costs_of(run, errors, budget.cost)
+                    if tied in errors:
+                        costs[tied] += costs.pop(structure.head.path)
+                    _check_reached(model, costs)
+                    store.save_costs(index, budget.cost, costs)
+                for path, choices in schemes.items():
+                    if index < len(choices):
+                        found[path].append(costs[path])
     return {
-        path: [replace(option, cost=cost) for option, cost in zip(choices, costs[path])]
+        path: [
+            option if option.scheme is None else replace(option, cost=found[path][place])
+            for place, option in enumerate(choices)
+        ]
         for path, choices in options.items()
     }
+
+
+def _check_reached(model: nn.Module, costs: Mapping[str, float]) -> None:
+    """Raises `ValueError` if no answer depends on the tower: its widths could not be told apart."""
+    try:
+        parts = find_vision_tower(model)
+    except ValueError:
+        return
+    seen = [cost for path, cost in costs.items() if any(f"{path}.".startswith(f"{part}.") for part in parts)]
+    if seen and not any(seen):
+        raise ValueError(
+            "no calibration sample with an answer has a picture, so what rounding the vision tower costs is not known. "
+            "Give samples with pictures, say the tower's width with `vision_bits`, or leave it out with "
+            "`modules_to_not_convert`."
+        )

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...loading.skeleton import packed_skeleton
-from ...plan.allocate import Options
+from ...loading.unused_tensors import UnusedTensor
+from ...plan.allocate import Options, schemes_of
 from ...plan.coverage import FILE_HEADERS, Coverage, PartSize
 from .state_dict import checkpoint_tensors
 from .trial import saved_names
@@ -32,6 +33,7 @@ def count_headers(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     files: Sequence[str] = (),
+    before: int = 0,
 ) -> None:
     """Adds the headers to `coverage`: those of `files` before, that of one file with all tensors after.
 
@@ -41,20 +43,31 @@ def count_headers(
         tensors: what will be saved, from [`checkpoint_tensors`] of a model that is packed so; may be on meta.
         metadata: of the file, from there, too.
         files: those the model is loaded from.
+        before: bytes that may come before a tensor besides, which its offset counts.
     """
     names = saved_names(model, tensors, files)
     named = {names[name]: tensor for name, tensor in tensors.items()}
-    after = header_bytes(named, {"format": "pt", **metadata})
+    after = header_bytes(named, {"format": "pt", **metadata}, before)
     coverage.parts[FILE_HEADERS] = PartSize(8 * sum(map(_stored_header_bytes, files)), 8 * after)
 
 
-def predict_headers(coverage: Coverage, model: PreTrainedModel, options: Options, files: Sequence[str] = ()) -> None:
-    """Does so before widths are chosen: a header's length hardly depends on them."""
-    plan = {**{path: choices[-1].scheme for path, choices in options.items()}, **coverage.outside_plan}
-    count_headers(coverage, model, *checkpoint_tensors(packed_skeleton(model, plan), plan, []), files)
+def predict_headers(
+    coverage: Coverage,
+    model: PreTrainedModel,
+    options: Options,
+    files: Sequence[str] = (),
+    unused: Sequence[UnusedTensor] = (),
+) -> None:
+    """Does so before widths are chosen. The header after is at least as long as that of any choice.
+
+    A packed weight has more tensors than one that stays as it is. Offsets are as long as they can become.
+    """
+    plan = coverage.plan_of({path: schemes_of(choices)[-1] for path, choices in options.items()})
+    tensors, metadata = checkpoint_tensors(packed_skeleton(model, plan), plan, unused)
+    count_headers(coverage, model, tensors, metadata, files, before=coverage.whole.full // 8)
 
 
-def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], before: int = 0) -> int:
     """Computes the bytes of a safetensors file before its first tensor's data.
 
     The format is described at https://github.com/huggingface/safetensors#format.
@@ -62,9 +75,10 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     Args:
         tensors: by name; may be on the meta device.
         metadata: of the file.
+        before: added to every offset.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
+    end = before
     dtypes = {name: _dtype(tensor.dtype) for name, tensor in tensors.items()}
     for name in sorted(tensors, key=lambda name: (-_rank(dtypes[name]), name)):
         tensor = tensors[name]
