@@ -43,6 +43,14 @@ def add_budget(command: argparse.ArgumentParser) -> None:
     group.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
 
 
+def budget(text: str) -> float | str:
+    """A number is stored bits per weight, anything else a size or a ratio."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def add_data(command: argparse.ArgumentParser) -> None:
     """Adds options for calibration data."""
     group = command.add_argument_group("calibration")

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from .options import Commands, add_budget, add_command, add_data, add_dry_run, add_loading, add_scheme
+from .options import Commands, add_budget, add_command, add_data, add_dry_run, add_loading, add_scheme, budget
 
 
 def add(commands: Commands) -> None:
@@ -36,7 +36,9 @@ def add(commands: Commands) -> None:
     width = weights.add_mutually_exclusive_group()
     width.add_argument("--bits", type=_bits, metavar="BITS", help="bits per weight, 2 to 8 (default: 4)")
     width.add_argument(
-        "--budget", type=_budget, help="stored bits per packed weight (3.2) or size of the saved model (3.5GiB)"
+        "--budget",
+        type=budget,
+        help="stored bits per packed weight (3.2), size of the saved model (3.5GiB), or ratio to bfloat16 (4x)",
     )
     width.add_argument(
         "--plan", metavar="FILE", help="what `transformers-qaig plan` wrote, or a quantized model's folder"
@@ -60,11 +62,3 @@ def _bits(text: str) -> int:
         is_average = re.fullmatch(r"\d*\.\d+", text)
         hint = f"; for {text} bits on average write --budget {text}" if is_average else ""
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number{hint}") from None
-
-
-def _budget(text: str) -> float | str:
-    """A number is stored bits per weight, anything else a size."""
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -24,7 +24,7 @@ def test_the_front_is_printed_drawn_and_its_knee_written(
     )
     text = capsys.readouterr().out
     assert text.count("<- knee") == 1
-    rows = [line.split() for line in text.split("every linear")[0].splitlines()[1:]]
+    rows = [line.split() for line in text.split("every weight")[0].splitlines()[1:]]
     sizes, losses = ([float(row[column]) for row in rows] for column in (0, 3))
     assert sizes == sorted(sizes)
     assert sizes[0] >= 3.2 or sizes[-1] <= 5
@@ -57,7 +57,7 @@ def test_budgets_out_of_reach_are_refused_with_the_range(
     assert "3.062 to 9." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("budgets", ["4:3", "a:b", "0"])
+@pytest.mark.parametrize("budgets", ["4:3", "a:b", "0", "3:4x", "x4:x5"])
 def test_a_span_that_is_none_is_a_usage_error(budgets: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "nowhere", "--budgets", budgets])
@@ -89,3 +89,50 @@ def test_a_pick_out_of_reach_is_refused_before_anything_is_measured(
 ) -> None:
     assert main(["plan", str(llava), *OPTIONS, "--pick", "1", "--output", str(tmp_path / "plan.json")]) == 2
     assert "--pick 1" in capsys.readouterr().err
+
+
+def test_a_span_of_sizes_chooses_for_the_whole_file(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["--budgets", "1x:1.6x", "--pick", "1.5x", "--candidates", "2", "4", "--output", str(plan)]
+    assert main(["plan", str(llava), *OPTIONS, *arguments]) == 0
+    text = capsys.readouterr().out
+    told = float(text.rpartition("x: ")[0].rpartition(", ")[2])
+    assert 1.5 <= told < 1.7
+    assert " x 32" in text  # some stay as they are
+    paths = json.loads(plan.read_text())
+    assert any("vision_tower" in path for path in paths)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=QAIGConfig(plan=plan, recipe="rtn"))
+    assert model.config.quantization_config.plan == paths
+    model.save_pretrained(tmp_path / "saved")
+    elements = sum(
+        tensor.numel() for tensor in AutoModelForImageTextToText.from_pretrained(llava).state_dict().values()
+    )
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_size <= 2 * elements / 1.5
+
+
+@pytest.mark.parametrize("budgets", ["4x:5x", "1KB:2KB"])
+def test_sizes_out_of_reach_are_refused_with_the_range(
+    llava: Path, budgets: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(llava), "--budgets", budgets, *OPTIONS]) == 2
+    said = capsys.readouterr().err
+    assert f"--budgets {budgets} cannot be met" in said
+    assert "bytes (1." in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--budgets", "3x:5x", "--pick", "3", "--output", "plan.json"], "both be bits, or both sizes"),
+        (["--pick", "4x", "--output", "plan.json"], "both be bits, or both sizes"),
+        (["--budgets", "3x:99x"], "such as '4x'"),
+        (["--budgets", "99x:3x"], "such as '4x'"),
+    ],
+)
+def test_sizes_that_are_none_are_refused_before_the_model_is_loaded(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "no/such/model", *arguments]) == 2
+    assert named in capsys.readouterr().err

@@ -88,3 +88,17 @@ def test_a_models_own_forward_attribute_is_put_back() -> None:
         model(**sample, use_cache=False)
     assert block.forward is own
     assert calls
+
+
+def test_a_blocks_hooks_run_once_so_that_a_tower_collects_its_hidden_states() -> None:
+    model, sample = _model(torch.float32)
+    tower = model.model.vision_tower.encoder.layers
+    calls: list[Tensor] = []
+    handle = tower[0].register_forward_hook(lambda module, args, output: calls.append(output))
+    with torch.no_grad():
+        expected = model(**sample, use_cache=False).logits
+        with sequential_onload(model, list(tower), None):
+            found = model(**sample, use_cache=False).logits
+    handle.remove()
+    assert torch.equal(found, expected)
+    assert len(calls) == 2

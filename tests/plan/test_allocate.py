@@ -16,6 +16,7 @@ from transformers_qaig.plan.allocate import (
     front,
     fused_sets,
     knee,
+    largest,
     reachable,
 )
 from transformers_qaig.utils.stdout import silenced_stdout
@@ -206,3 +207,17 @@ def test_the_knee_is_where_the_slope_changes() -> None:
     assert knee([2, 2.5, 3, 4, 5, 6], [1.0, 0.1, 0.01, 0.009, 0.008, 0.007]) == 2
     assert knee([1, 2], [1.0, 0.5]) == 0
     assert knee([1, 2, 3], [0.0, 0.0, 0.0]) == 0
+
+
+def test_a_weight_may_stay_as_it_is_where_there_is_room() -> None:
+    options = {
+        "tower": [SchemeOption(_scheme(4), 400, 2.0, 100), SchemeOption(None, 1600, 0.0, 100)],
+        "block": [SchemeOption(_scheme(2), 200, 1.0, 100), SchemeOption(_scheme(8), 800, 0.5, 100)],
+    }
+    small, large = allocate(options, 1200), allocate(options, 2399)
+    assert (small.schemes, small.widths) == ({"tower": _scheme(4), "block": _scheme(8)}, {4: 1, 8: 1})
+    assert (large.schemes, large.widths) == ({"block": _scheme(2)}, {2: 1, 16: 1})
+    assert (large.size, large.cost) == (1800, 1.0)
+    assert reachable(options) == (600, 2400)
+    assert largest(options)["tower"][0].scheme is None
+    assert "1 x 16 bits" in describe(large, options, 2399)

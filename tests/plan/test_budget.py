@@ -39,5 +39,5 @@ def test_a_size_counts_the_whole_model(llava: nn.Module) -> None:
     assert coverage.other_bits == whole - 32 * coverage.packed + 2 * 64 * len(options)
     budget = budget_in_bits(QAIGConfig(budget="400KB"), coverage, reachable(options))
     assert budget == 8 * 400_000 - coverage.other_bits
-    with pytest.raises(ValueError, match="are not packed"):
+    with pytest.raises(ValueError, match="bytes are fixed"):
         budget_in_bits(QAIGConfig(budget="20KB"), coverage, reachable(options))

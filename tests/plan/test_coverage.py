@@ -2,7 +2,9 @@
 
 import pytest
 
-from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
+from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.plan.allocate import SchemeOption
+from transformers_qaig.plan.coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 from transformers_qaig.utils.errors import SettingError
 
 
@@ -43,3 +45,35 @@ def test_the_largest_weights_that_are_left_out_are_listed_and_the_others_counted
 def test_no_weight_at_all_is_too_little() -> None:
     with pytest.raises(SettingError, match=r"Only 0.0%"):
         Coverage().require(0.0)
+
+
+def test_a_choice_fills_in_the_parts_outside_the_blocks() -> None:
+    three, eight = WeightScheme(3, 32), WeightScheme(8, 32)
+    choices = {
+        "tower.a": OutsideWeight("tower", 100),
+        "tower.b": OutsideWeight("tower", 50),
+        "embed": OutsideWeight("embed", 200, also="head"),
+    }
+    before = coverage(
+        stored_bits=0.0,
+        parts={BLOCKS: PartSize(32_000, 500), "tower": PartSize(2_400, 64), "embed": PartSize(3_200, 0)},
+        outside_choices=choices,
+        outside_plan={"projector": three},
+    )
+    chosen = {
+        "block": SchemeOption(three, 6_000, 0.1, 1_800),
+        "tower.a": SchemeOption(eight, 900, 0.1, 100),
+        "tower.b": SchemeOption(None, 800, 0.0, 50),
+        "embed": SchemeOption(three, 700, 0.1, 200),
+    }
+    after = before.with_choice(chosen)
+    assert after.stored_bits == 6_000
+    assert after.sizes == {
+        BLOCKS: PartSize(32_000, 6_500), "embed": PartSize(3_200, 700), "tower": PartSize(2_400, 64 + 900 + 800)
+    }  # fmt: skip
+    assert after.unpacked == {"tower": 50}
+    assert after.outside_plan == {"projector": three, "tower.a": eight, "embed": three, "head": three}
+    plan = before.plan_of({path: option.scheme for path, option in chosen.items() if option.scheme is not None})
+    assert plan == {"block": three, **after.outside_plan}
+    assert before.to_choose == 1_800 + 350
+    assert before.other_bits == 564  # the coverage before is left as it was

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transformers_qaig.formats.scheme import WeightScheme
-from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
+from transformers_qaig.plan.coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 from transformers_qaig.report import summary
 from transformers_qaig.report.summary import QuantizationReport, TargetSummary
 from transformers_qaig.report.text import aligned, sparkline
@@ -127,3 +127,15 @@ def test_names_of_before_still_work_with_a_warning() -> None:
         assert target.importance is target.token_weights
     with pytest.warns(FutureWarning, match="Use `TargetSummary`"):
         assert summary.BlockSummary is TargetSummary
+
+
+def test_what_a_budget_chose_outside_the_blocks_is_told_by_part(report: QuantizationReport) -> None:
+    assert "outside " not in str(report)
+    report.coverage.outside_choices = {
+        "lm_head": OutsideWeight("lm_head", 100),
+        "tower.0": OutsideWeight("tower", 10),
+        "tower.1": OutsideWeight("tower", 10),
+    }
+    report.plan = {**report.plan, "tower.0": WeightScheme(2, 64)}
+    line = next(line for line in str(report).splitlines() if line.startswith("outside"))
+    assert line.split(maxsplit=1)[1] == "lm_head: 1 × 8 bits; tower: 1 × 2 bits, 1 × not packed"

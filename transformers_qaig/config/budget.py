@@ -136,6 +136,12 @@ def _check_target(bits: object, size: Any) -> None:
 
 def _checked_candidates(candidates: object) -> tuple[int, ...]:
     """Returns the widths, in order and each once."""
+    if isinstance(candidates, list) and 16 in candidates:
+        raise ValueError(
+            f"`budget`: `candidates` are widths of packed weights, {BITS[0]} to {BITS[-1]}, got {quote(candidates)}. "
+            "Under a budget for the whole file, weights outside the blocks may stay as they are anyway. Keep a block's "
+            "weights with `modules_to_not_convert`."
+        )
     if not isinstance(candidates, list) or not candidates or not all(is_int(b) and b in BITS for b in candidates):
         raise ValueError(
             f"`budget`: `candidates` must be integers from {BITS[0]} to {BITS[-1]} to choose from, such as "

@@ -42,9 +42,9 @@ def make_plan(model: nn.Module, config: QAIGConfig) -> tuple[Plan, Coverage]:
 def list_schemes(model: nn.Module, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
     """Lists the ways in which every weight may be stored, with their sizes.
 
-    A linear of the language model's blocks has one way, unless a budget chooses. A weight outside the blocks has several
-    only where a budget for the whole file chooses. One that has one way is in the coverage instead. Costs are not known
-    yet. Works on the meta device.
+    A linear of the language model's blocks has one way, unless a budget chooses. A weight outside the blocks has
+    several only where a budget for the whole file chooses. One that has one way is in the coverage instead. Costs are
+    not known yet. Works on the meta device.
 
     Args:
         model: may be on the meta device.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..formats.scheme import Plan
+from ..formats.scheme import Plan, WeightScheme
 from ..utils.errors import SettingError
 from ..utils.old_names import warn_of_old_name
 from .allocate import SchemeOption
@@ -108,7 +108,7 @@ class Coverage:
             chosen: weight path → how it is stored, of all weights that the budget chooses for.
         """
         parts = {name: replace(size) for name, size in self.parts.items()}
-        unpacked, outside = dict(self.unpacked), {}
+        unpacked, outside = dict(self.unpacked), dict[str, WeightScheme]()
         for path, weight in self.outside_choices.items():
             option = chosen[path]
             parts[weight.part].saved += option.size

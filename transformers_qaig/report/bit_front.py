@@ -17,11 +17,11 @@ BAR = 32
 def table(front: Front) -> str:
     """Formats the front as plain text: a row for each point, with a bar as long as its loss against the largest."""
     most = max(point.loss for point in front.points)
-    lines = [f"{'bits':>6}  {'model':>10}  {'predicted loss':>14}  widths (linears)"]
+    lines = [f"{'bits':>6}  {'model':>10}  {'predicted loss':>14}  widths (weights)"]
     for index, point in enumerate(front.points):
         bar = "#" * round(BAR * max(point.loss, 0.0) / most) if most > 0 else ""
         lines.append(f"{_row(point)}  {bar}" + ("  <- knee" if index == front.knee else ""))
-    lines.append("every linear at one width:")
+    lines.append("every weight at one width:")
     lines += [_row(point) for point in front.uniform]
     return "\n".join(lines)
 
@@ -62,7 +62,7 @@ def plot(front: Front, path: str | Path, draw_below: Callable[[Any], None] | Non
         )  # fmt: skip
     if shown:
         axes.set_yscale("log")
-    axes.set(xlabel="stored bits per packed weight", ylabel="predicted loss")
+    axes.set(xlabel="stored bits per weight", ylabel="predicted loss")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with written_whole(path) as temporary:

@@ -85,7 +85,7 @@ def _front(figure: Any, record: Mapping[str, Any]) -> bool:
     for name, point in named.items():
         if point is not None and point[2] > 0:
             axes.annotate(f"{name}: {point[0]:.2f} bits", (point[0], point[2]), (12, 12), textcoords="offset points")
-    axes.set(yscale="log", xlabel="stored bits a packed weight", ylabel=f"predicted loss ({prices['cost']})")
+    axes.set(yscale="log", xlabel="stored bits a weight", ylabel=f"predicted loss ({prices['cost']})")
     axes.yaxis.label.set_parse_math(False)
     axes.grid(alpha=0.3)
     axes.legend()

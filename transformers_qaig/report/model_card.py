@@ -138,6 +138,8 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def _parts(settings: QAIGConfig) -> str:
     names = {"vision_bits": "vision tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
     *others, last = ["language model", *(name for key, name in names.items() if getattr(settings, key))]
+    if settings.budget is not None and settings.budget.counts_file:
+        others, last = [*others, last], "other parts, as a budget chose,"
     return f"{', '.join(others)} and {last}" if others else last
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -124,6 +125,8 @@ class QuantizationReport:
         counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside_plan)
         if len(counts) > 1:
             facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
+        if self.coverage.outside_choices:
+            facts.append(("outside", "; ".join(self._widths_outside())))
         if self.coverage.skipped:
             facts.append(("not packed", self._reasons()))
         if errors := self._errors():
@@ -198,6 +201,14 @@ class QuantizationReport:
     def _to_nearest(self) -> dict[str, str]:
         """Returns path of every linear that was rounded to nearest although the recipe calibrates → why."""
         return {f"{b.path}.{name}": why for b in self.targets for name, why in b.to_nearest.items()}
+
+    def _widths_outside(self) -> Iterator[str]:
+        """Yields what a budget chose for each part outside the blocks: `lm_head: 1 × 4 bits`."""
+        parts: dict[str, Counter[str]] = defaultdict(Counter)
+        for path, weight in self.coverage.outside_choices.items():
+            parts[weight.part][f"{self.plan[path].bits} bits" if path in self.plan else "not packed"] += 1
+        for part, counts in parts.items():
+            yield f"{part}: {', '.join(f'{counts[width]} × {width}' for width in sorted(counts))}"
 
     def _errors(self) -> list[float]:
         return [block.error for block in self.targets if math.isfinite(block.error)]

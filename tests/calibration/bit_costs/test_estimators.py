@@ -149,3 +149,48 @@ def test_nothing_stays_hooked_after_an_error() -> None:
         with pytest.raises(RuntimeError, match="stop"):
             measure(case.net, case.errors, broken)
     assert not any(module._forward_hooks for module in case.net.modules())
+
+
+class Scaled(nn.Embedding):
+    """Embeddings that scale what they look up, as Gemma's."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * 3.0
+
+
+class Text:
+    """Scaled embeddings and a head, and ids of which some come twice."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(seeds.seed())
+        self.net = nn.Sequential(Scaled(9, 8, padding_idx=0), nn.Tanh(), nn.Linear(8, 5)).requires_grad_(False)
+        self.ids = torch.tensor([1, 0, 4, 4, 8, 1])
+        self.errors = {"0": 1e-2 * torch.randn(9, 8)}
+        self.full = self.log_p()
+
+    def log_p(self, net: nn.Module | None = None) -> Tensor:
+        return log_softmax((net or self.net)(self.ids), -1)
+
+    def loss(self, net: nn.Module | None = None) -> Tensor:
+        return (self.full.exp() * (self.full - self.log_p(net))).sum()
+
+    def slow(self) -> float:
+        other = copy.deepcopy(self.net)
+        other[0].weight += self.errors["0"]  # type: ignore[operator]
+        return float(self.loss(other))
+
+
+def test_every_cost_reads_an_error_of_embeddings_as_the_embeddings_look_it_up() -> None:
+    text = Text()
+    expected = text.slow()
+    with perturbed(text.net, text.errors, [1.0]):
+        assert float(text.loss()) == pytest.approx(expected, rel=1e-2)
+    assert float(losses_alone(text.net, text.errors, text.loss)) == pytest.approx(expected, rel=1e-2)
+    assert float(weight_path_shares(text.net, text.errors, text.loss)) == pytest.approx(expected, rel=2e-2)
+    draw = partial(one_of_each, generator=seeds.generator())
+    assert float(fisher_losses(text.net, text.errors, text.log_p, draws=1500, draw=draw)) == pytest.approx(
+        expected, rel=0.15
+    )
+    error, own = output_energies(text.net, text.errors, text.log_p)[:, 0]
+    assert_close(error, (3 * text.errors["0"][text.ids]).square().sum(), TERMS)
+    assert_close(own, (3 * text.net[0].weight[text.ids]).square().sum(), TERMS)  # type: ignore[index]

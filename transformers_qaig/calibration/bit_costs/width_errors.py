@@ -106,9 +106,7 @@ class _Rounding:
             return {target.path: torch.cat([rows["linear"] for rows in found])}
         return {f"{target.path}.{name}": delta for name, delta in found[0].items()}
 
-    def _errors_of_chunk(
-        self, chunk: RowChunk, inputs: TargetInputs, on_read: Callable[[], None]
-    ) -> dict[str, Tensor]:
+    def _errors_of_chunk(self, chunk: RowChunk, inputs: TargetInputs, on_read: Callable[[], None]) -> dict[str, Tensor]:
         block, schemes = chunk.module, chunk.schemes
         if not schemes:
             return {}

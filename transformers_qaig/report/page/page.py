@@ -158,7 +158,7 @@ def front_chart(prices: Mapping[str, Any]) -> str:
         Line("one width everywhere", [p[0] for p in uniform], [p[2] for p in uniform], "two", dots=True),
     ]
     rows = [(f"{bits:.2f}", readable_size(8 * size), _scientific(loss)) for bits, size, loss in front]
-    drawn = chart(lines, "stored bits a packed weight", f"predicted loss ({prices['cost']})", marks=marks)
+    drawn = chart(lines, "stored bits a weight", f"predicted loss ({prices['cost']})", marks=marks)
     if not drawn:
         return ""
     return f"{drawn}<details><summary>table</summary>{table(('bits', 'model', 'loss'), rows, numbers=0)}</details>"
