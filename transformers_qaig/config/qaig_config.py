@@ -52,14 +52,14 @@ class QAIGConfig(QuantizationConfigMixin):
             [`transformers_qaig.plan.patterns`].
         overrides: Such a name or pattern to bits (`{"*.down_proj": 4}`) or to any of `bits`, `group_size`, `sym`
             (`{"*.o_proj": {"bits": 8, "group_size": -1}}`). Of several matches the last one wins.
-        vision_bits: Bits, 2 to 8, of the vision tower's and the projector's linears; in full precision if not given.
-            They are calibrated like the language model's, which then reads the quantized tower's features. Group size
-            and grid are those above; `overrides` reach these weights and those of the next two, too.
+        vision_bits: Bits, 2 to 8, of the vision tower's and the projector's linears. If not given, a `budget` as a size
+            chooses; without one they stay in full precision. They are calibrated like the language model's, which then
+            reads the quantized tower's features. `overrides` reach these weights and those of the next two, too.
         lm_head_bits: Bits of the output head.
         embedding_bits: Bits of the input embeddings, whose rows are dequantized on lookup. Where they are tied to the
             head, both are one packed tensor: give one of the two, or both the same.
-        budget: Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`), or a
-            [`BitBudget`]. Every layer gets the width with which the answers are predicted to lose least.
+        budget: Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`, or
+            `"4x"` smaller than in bfloat16), or a [`BitBudget`]. The answers are predicted to lose least with its widths.
         plan: Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated. The quantizer
             writes here what it did. A plan that you give is carried out, except for `overrides` and
             `modules_to_not_convert`. A recipe that validates keeps a rotation in it only if that lowers the error. A
