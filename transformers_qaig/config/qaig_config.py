@@ -59,7 +59,7 @@ class QAIGConfig(QuantizationConfigMixin):
         embedding_bits: Bits of the input embeddings, whose rows are dequantized on lookup. Where they are tied to the
             head, both are one packed tensor: give one of the two, or both the same.
         budget: Instead of `bits`: stored bits per packed weight (`3.2`), the size of the saved model (`"3.5GiB"`, or
-            `"4x"` smaller than in bfloat16), or a [`BitBudget`]. The answers are predicted to lose least with its widths.
+            `"4x"` smaller than bfloat16), or a [`BitBudget`]. The answers are predicted to lose least with its widths.
         plan: Weight path to `{"bits", "group_size", "sym"}`, and `"rotation"` where the input is rotated. The quantizer
             writes here what it did. A plan that you give is carried out, except for `overrides` and
             `modules_to_not_convert`. A recipe that validates keeps a rotation in it only if that lowers the error. A

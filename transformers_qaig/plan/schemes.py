@@ -138,8 +138,8 @@ class SchemeResolver:
                 )
             raise SettingError(
                 f"overrides[{quote(pattern)}] reaches no weight that would be packed. Tower, head and embeddings are "
-                "packed with `vision_bits`, `lm_head_bits`, `embedding_bits`, or a budget as a size. A path of a packed "
-                f"weight looks like {example!r}."
+                "packed with `vision_bits`, `lm_head_bits`, `embedding_bits`, or a budget as a size. A path of a "
+                f"packed weight looks like {example!r}."
             )
         if self.given:
             raise SettingError(
