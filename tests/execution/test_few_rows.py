@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from tests.families import build
-from transformers_qaig.execution.few_rows import FewRows, independent_of_thread_count
-from transformers_qaig.structure import ModelStructure
+from transformers_qaig.execution.few_rows import FewRows
 
 X, WEIGHT, BIAS = torch.randn(7, 96), torch.randn(40, 96), torch.randn(40)
 CALLS: dict[str, Callable[[], Tensor]] = {
@@ -41,9 +39,3 @@ def test_what_autograd_records_or_other_functions_get_is_left_alone() -> None:
         assert torch.equal(torch.add(input=X, other=1), X + 1)
         linear(input=X, weight=weight).sum().backward()
     assert weight.grad is not None
-
-
-@pytest.mark.parametrize(("dtype", "applies"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_it_applies_to_models_in_float32(dtype: torch.dtype, applies: bool) -> None:
-    structure = ModelStructure.of(build("llava", dtype=dtype)[0])
-    assert isinstance(independent_of_thread_count(structure), FewRows) == applies

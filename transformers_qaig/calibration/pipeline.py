@@ -14,7 +14,7 @@ from ..data.calibration_data import CalibrationData
 from ..distributed.joining import device_of
 from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of
-from ..execution.few_rows import independent_of_thread_count
+from ..execution.cpu_products import cpu_products
 from ..execution.held_back import held_back_every
 from ..execution.interceptor import TargetInputs
 from ..execution.offload import offloaded
@@ -72,7 +72,7 @@ def calibrate(
     recipe, progress = config.recipe, _Progress(str(config.recipe), coverage, on_target)
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
     count, every = len(data.samples), held_back_every(recipe)
-    with BlockStore(config, plan, data, model) as store, independent_of_thread_count(structure):
+    with BlockStore(config, plan, data, model) as store, cpu_products(structure):
         with out_of_memory_explained("in the first forward passes", device, count, lambda: 0):
             if not recipe.calibrates:
                 check_forward(model, structure, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,17 +9,10 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 from torch.overrides import TorchFunctionMode
 
-from ..structure import ModelStructure
-
 ROWS = 128
 """From this many rows on each thread gets whole tiles, and only leftover rows would differ."""
 TILE = 4
 ALIGNED = 8
-
-
-def independent_of_thread_count(structure: ModelStructure) -> AbstractContextManager[Any]:
-    """Returns [`FewRows`] for a model with a matrix in float32; else an empty context, as it would only cost time."""
-    return FewRows() if structure.has_float32 else nullcontext()
 
 
 class FewRows(TorchFunctionMode):

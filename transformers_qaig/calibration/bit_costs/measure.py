@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...config import QAIGConfig
 from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
-from ...execution.few_rows import independent_of_thread_count
+from ...execution.cpu_products import cpu_products
 from ...execution.sequential_onload import sequential_onload
 from ...execution.targets import find_targets
 from ...execution.torch_state import default_torch_state
@@ -57,7 +57,7 @@ def measure_costs(
     count = max(map(len, schemes.values()))
     with (
         CostStore(options, data, config, model) as store,
-        independent_of_thread_count(structure),
+        cpu_products(structure),
     ):
         samples = data.samples if ranking(config.recipe).calibrates else []
         outside = [path for path in options if not structure.is_in_block(path)]
