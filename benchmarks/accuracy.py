@@ -13,7 +13,8 @@ of conversations, one a line, and --calibration and --first-picture are line num
 
 Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
 setup.sh`). It is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
-`NAME-shuffled` are recipe NAME with those token weights. `NAME-path` and others have those of `accuracy_peers/
+`NAME-shuffled` are recipe NAME with those token weights. `default-attributed` has widths of its own, in all of the
+stored size of the width that is named. `NAME-path` and others have those of `accuracy_peers/
 token_weights.py`, `altered_weights.py` and `routing_weights.py`.
 
 One evaluation serves all. Of a weight-only method it takes the dequantized weights, in float32. With 8-bit activations
@@ -120,10 +121,9 @@ class Bench:
         weights = {name: weights[name] for name in originals if name in weights}
         facts |= check_weights(originals, weights, linears, job.group_size)
         # Weights that are stored in another basis are on their grid there, not in the model's own.
-        if facts["levels"] > 2**job.bits and not facts["settings"].get("rotated"):
-            raise RuntimeError(
-                f"{job.method}: a group has {facts['levels']} values, more than {job.bits} bits can say."
-            )
+        widest = facts["settings"].get("widest", job.bits)
+        if facts["levels"] > 2**widest and not facts["settings"].get("rotated"):
+            raise RuntimeError(f"{job.method}: a group has {facts['levels']} values, more than {widest} bits can say.")
         dense = copy.deepcopy(self.full)
         dense.load_state_dict(stacked(weights), strict=False)
         facts["own_model_kl"] = self._difference(dense, answers["check"], job)

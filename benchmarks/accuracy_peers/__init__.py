@@ -76,11 +76,14 @@ PEERS: dict[str, Method] = {
 
 OURS = ("rtn", "gptq", "awq", "mbq", "paper", "authors", "fast", "default", "best")
 RECIPES = {name: _recipe(name, name != "rtn") for name in OURS}
+ATTRIBUTED = "default-attributed"
+"""`default` with widths by what they cost the answers, at the stored size of the width that is named."""
+VARIANTS = {ATTRIBUTED: Method("qaig", settings={"recipe": "default", "attributed": True}, widths=(3, 4))}
 
 
 def method(name: str) -> Method:
     """The method called `name`: one of `PEERS`, else a recipe of ours."""
-    return PEERS.get(name) or RECIPES.get(name) or _recipe(name)
+    return PEERS.get(name) or RECIPES.get(name) or VARIANTS.get(name) or _recipe(name)
 
 
 @dataclasses.dataclass(frozen=True)

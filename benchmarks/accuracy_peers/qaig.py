@@ -15,17 +15,26 @@ from accuracy_peers.common import auto_class, linears_of
 from accuracy_peers.tensors import Inputs, read_inputs
 from accuracy_peers.token_weights import KINDS, weighed_by
 from transformers_qaig import QAIGConfig, QAIGLinear
+from transformers_qaig.config.budget import DEFAULT_BUDGET
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.data.tensors import NO_ANSWER
 from transformers_qaig.nn.experts import QAIGExperts
+
+ATTRIBUTED = {3: (2, 3, 4, 8), 4: DEFAULT_BUDGET.candidates}
+"""Width whose size is not exceeded → widths to choose from."""
 
 
 def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     recipe, kind = _known(job.settings["recipe"])
     if RECIPES[recipe].reads_answers or RECIPES[recipe].end_to_end:
         samples = _labelled(job)
+    budget = None
+    if job.settings.get("attributed"):
+        samples = _labelled(job)
+        budget = dataclasses.replace(DEFAULT_BUDGET, uniform=job.bits, candidates=ATTRIBUTED[job.bits])
     config = QAIGConfig(
-        bits=job.bits,
+        bits=None if budget else job.bits,
+        budget=budget,
         group_size=job.group_size,
         activation_bits=job.activation_bits,
         recipe=recipe,
@@ -50,6 +59,7 @@ def quantize(job: Job, samples: list[Inputs]) -> Quantized:
     rotated = sum(module.rotation is not None for module in model.modules() if isinstance(module, QAIGLinear))
     settings = {"recipe": recipe, **dataclasses.asdict(RECIPES[recipe]), "rotated": rotated}
     settings |= {"token_weights": kind} if kind else {}
+    settings |= {"budget": budget.to_dict(), "widest": max(budget.candidates)} if budget else {}
     return Quantized(model.to(torch.float32), linears, model.qaig_report.bits_per_weight, seconds, settings)
 
 

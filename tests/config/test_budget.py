@@ -1,5 +1,7 @@
 """Budgets as users write them."""
 
+from typing import Any
+
 import pytest
 
 from transformers_qaig import BitBudget, QAIGConfig
@@ -42,3 +44,22 @@ def test_a_budget_in_bits_limits_no_file() -> None:
 def test_sixteen_bits_are_no_width_to_choose() -> None:
     with pytest.raises(ValueError, match="modules_to_not_convert"):
         BitBudget(size="4x", candidates=(4, 16))
+
+
+def test_a_uniform_width_says_a_budget() -> None:
+    budget = BitBudget(uniform=4, candidates=(3, 4, 8))
+    assert not budget.counts_file
+    assert str(budget) == "as much as 4 bits for all"
+    assert BitBudget.of(budget.to_dict()) == budget
+
+
+@pytest.mark.parametrize("given", [{"uniform": 5}, {"uniform": 4, "candidates": (2, 3)}, {"uniform": "4"}])
+def test_a_uniform_width_is_one_to_choose_from(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="`uniform` must be one of `candidates`"):
+        BitBudget(**given)
+
+
+@pytest.mark.parametrize("given", [{}, {"bits": 4, "uniform": 4}, {"size": "4x", "uniform": 4}, {"bits": 4, "size": 9}])
+def test_a_budget_is_said_in_one_way(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="exactly one of them"):
+        BitBudget(**given)

@@ -29,15 +29,23 @@ def test_a_budget_below_the_smallest_choice_names_the_range(llava: nn.Module) ->
     with pytest.raises(
         ValueError, match=r"3\.062 to 4\.094 stored bits"
     ):  # fp32 scales: 1.06 bits at 2 bits, 1.09 at 3
-        budget_in_bits(config, coverage, reachable(options))
-    assert budget_in_bits(QAIGConfig(budget=3.5), coverage, reachable(options)) == 3.5 * coverage.packed
+        budget_in_bits(config, options, coverage, reachable(options))
+    assert budget_in_bits(QAIGConfig(budget=3.5), options, coverage, reachable(options)) == 3.5 * coverage.packed
 
 
 def test_a_size_counts_the_whole_model(llava: nn.Module) -> None:
     options, coverage = list_schemes(llava, QAIGConfig(budget=4, group_size=32))
     whole = sum(8 * t.element_size() * t.numel() for t in llava.state_dict().values())
     assert coverage.other_bits == whole - 32 * coverage.packed + 2 * 64 * len(options)
-    budget = budget_in_bits(QAIGConfig(budget="400KB"), coverage, reachable(options))
+    budget = budget_in_bits(QAIGConfig(budget="400KB"), options, coverage, reachable(options))
     assert budget == 8 * 400_000 - coverage.other_bits
     with pytest.raises(ValueError, match="bytes are fixed"):
-        budget_in_bits(QAIGConfig(budget="20KB"), coverage, reachable(options))
+        budget_in_bits(QAIGConfig(budget="20KB"), options, coverage, reachable(options))
+
+
+def test_a_uniform_width_leaves_what_that_width_takes(llava: nn.Module) -> None:
+    given = {"group_size": 32, "overrides": {"*.down_proj": 8}}
+    config = QAIGConfig(budget=BitBudget(uniform=4, candidates=(3, 4, 8)), **given)
+    options, coverage = list_schemes(llava, config)
+    uniform = make_plan(llava, QAIGConfig(bits=4, **given))[1].stored_bits
+    assert budget_in_bits(config, options, coverage, reachable(options)) == uniform

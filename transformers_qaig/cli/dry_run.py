@@ -70,6 +70,7 @@ def estimate_for(model: PreTrainedModel, config: QAIGConfig, tokens: int) -> Cos
         config: of the run.
         tokens: of a sample.
     """
+    config = config.with_default_budget()
     options, coverage = list_schemes(model, config)
     coverage.require(config.calibration.min_coverage)
     if config.budget is None:
@@ -77,7 +78,7 @@ def estimate_for(model: PreTrainedModel, config: QAIGConfig, tokens: int) -> Cos
     else:
         fused = fused_sets(options) if config.budget.fuse else []
         limits = reachable(options, fused)
-        coverage.stored_bits = min(budget_in_bits(config, coverage, limits), limits[1])
+        coverage.stored_bits = min(budget_in_bits(config, options, coverage, limits), limits[1])
     return estimate_costs(model, config, coverage, tokens)
 
 

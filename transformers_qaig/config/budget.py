@@ -16,7 +16,9 @@ from .size import parse_ratio, parse_size
 
 CANDIDATES = (2, 3, 4, 8)
 """Widths to choose from, unless others are given: those with kernels."""
-COSTS = ("fisher", "integrated_gradients", "one_at_a_time", "output_error")
+NEAREST = "fisher_rtn"
+"""The cost that rounds to nearest, at one width."""
+COSTS = ("fisher", NEAREST, "integrated_gradients", "one_at_a_time", "output_error")
 DEFAULT_COST = "fisher"
 RENAMED_COSTS = {"path": "integrated_gradients", "alone": "one_at_a_time", "error": "output_error"}
 """Costs as release 0.1 called and saved them."""
@@ -28,7 +30,7 @@ MOST_BITS = 64
 class BitBudget:
     """A limit on the packed weights' size, or the whole file's, within which every weight gets its own width.
 
-    Give `bits` or `size`.
+    Give `bits`, `size` or `uniform`.
 
     Args:
         bits: Stored bits per packed weight of the language model's blocks, on average and at most. Codes, scales and
@@ -39,12 +41,14 @@ class BitBudget:
             it.
         candidates: Widths to choose from, each 2 to 8.
         cost: How the loss of a width is predicted. `"fisher"`: by the squared gradient along the rounding error;
+            `"fisher_rtn"`: the same with nearest rounding at one width, from which the others follow (fast);
             `"one_at_a_time"`: the true loss with one layer rounded (slow); `"output_error"`: of the layer;
             `"integrated_gradients"`: along the path of the weights.
         fuse: Whether q, k and v get one width, gate and up one, and so on: engines that fuse them need that.
+        uniform: One of the candidates: the blocks' weights take at most what they would if all had this width.
 
     Raises:
-        ValueError: a value out of its range, or both or neither of `bits` and `size`.
+        ValueError: a value out of its range, or not exactly one of `bits`, `size` and `uniform`.
     """
 
     bits: float | None = None
@@ -52,11 +56,17 @@ class BitBudget:
     candidates: tuple[int, ...] = CANDIDATES
     cost: str = DEFAULT_COST
     fuse: bool = False
+    uniform: int | None = None
 
     def __post_init__(self) -> None:
         values = {field.name: plain(getattr(self, field.name), f"budget.{field.name}") for field in fields(self)}
-        _check_target(values["bits"], values["size"])
+        _check_target(values["bits"], values["size"], values["uniform"])
         values["candidates"] = _checked_candidates(values["candidates"])
+        if values["uniform"] not in (None, *values["candidates"]):
+            raise ValueError(
+                f"`budget`: `uniform` must be one of `candidates`, {values['candidates']}, got "
+                f"{quote(values['uniform'])}."
+            )
         values["cost"] = _checked_cost(values["cost"])
         if not isinstance(values["fuse"], bool):
             raise ValueError(f"`budget`: `fuse` must be True or False, got {quote(values['fuse'])}.")
@@ -75,7 +85,7 @@ class BitBudget:
             bfloat16: bytes of the model in bfloat16.
 
         Raises:
-            ValueError: the budget is in bits.
+            ValueError: the budget is in bits or a uniform width.
         """
         if self.size is None:
             raise ValueError("`budget`: a budget in bits does not limit the file.")
@@ -115,12 +125,14 @@ class BitBudget:
         return {**kept, "candidates": list(self.candidates)}
 
     def __str__(self) -> str:
+        if self.uniform is not None:
+            return f"as much as {self.uniform} bits for all"
         return f"{self.bits} bits" if self.bits is not None else str(self.size)
 
 
-def _check_target(bits: object, size: Any) -> None:
-    if (bits is None) == (size is None):
-        raise ValueError("`budget`: `bits` and `size` are two ways to say one budget; give exactly one of them.")
+def _check_target(bits: object, size: Any, uniform: object) -> None:
+    if sum(value is not None for value in (bits, size, uniform)) != 1:
+        raise ValueError("`budget`: `bits`, `size` and `uniform` are ways to say one budget; give exactly one of them.")
     if bits is not None and not (type(bits) in (int, float) and 0 < bits <= MOST_BITS):  # type: ignore[operator]
         raise ValueError(
             f"`budget`: `bits` must be a positive number of at most {MOST_BITS} bits per weight, got {quote(bits)}; "
@@ -157,3 +169,7 @@ def _checked_cost(cost: Any) -> str:
         hint = did_you_mean(cost, COSTS)
         raise ValueError(f"`budget`: `cost` must be one of {list(COSTS)}, got {quote(cost)}.{hint}")
     return name
+
+
+DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), cost=NEAREST, fuse=True)
+"""Where nothing says a width and the recipe attributes widths: kernels have these, and engines may fuse layers."""

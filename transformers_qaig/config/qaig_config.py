@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -14,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..formats.scheme import WeightScheme
 from ..utils.logging import get_logger
 from ..utils.old_names import warn_of_old_name
-from .budget import BitBudget
+from .budget import DEFAULT_BUDGET, BitBudget
 from .calibration import CalibrationConfig
 from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate
 from .display import as_python, is_being_printed, summary
@@ -38,7 +39,8 @@ class QAIGConfig(QuantizationConfigMixin):
     """How to quantize a vision-language model, and, in a saved model, how it was quantized.
 
     Args:
-        bits: Bits per weight, 2 to 8; by default 4. Under a `budget` there is none.
+        bits: Bits per weight, 2 to 8. Without them, a `budget` or a `plan`, `recipe="default"` and `"best"` choose 3, 4
+            or 8 for each layer: in all no more than 4 for all would take. Other recipes take 4.
         group_size: Consecutive input channels that share one scale and zero point, by default 128; at least 32, or -1
             for one group per output channel. Where it does not divide a layer's input width, the largest divisor from
             32 to `group_size` is used instead. Without one there is one group per channel. The plan says which.
@@ -168,6 +170,15 @@ class QAIGConfig(QuantizationConfigMixin):
         """Whether inputs are to be rotated."""
         wanted = self.recipe.rotation
         return wanted == "all" or (wanted == "a8" and self.activation_bits == 8)
+
+    def with_default_budget(self) -> QAIGConfig:
+        """Returns this configuration, or a copy with [`DEFAULT_BUDGET`] where the recipe is to find the widths."""
+        given = vars(self)
+        if not self.recipe.attributed_widths or any(given[name] is not None for name in ("bits", "budget", "plan")):
+            return self
+        found = copy.deepcopy(self)
+        found.budget = DEFAULT_BUDGET
+        return found
 
     # -- to and from JSON
 

@@ -53,6 +53,8 @@ class Recipe:
             its answers from those in full precision; codes stay.
         rotation: rotate the linears' inputs (`transformers_qaig.formats.hadamard`): `"none"`, `"all"`, or `"a8"`: where
             they are rounded to 8 bits.
+        attributed_widths: where neither `bits` nor a budget nor a plan says widths, choose them by what they cost the
+            answers: in all they take no more than 4 bits for all.
         validate: keep a choice only if the block's output error falls on samples held back from the search.
 
     Raises:
@@ -74,6 +76,7 @@ class Recipe:
     end_to_end: bool = False
     rotation: Literal["none", "a8", "all"] = "none"
     validate: bool = False
+    attributed_widths: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or self.name not in (*NAMES, CUSTOM):
@@ -177,6 +180,7 @@ RECIPES: dict[str, Recipe] = {
         asymmetric=1.0,
         rotation="a8",
         validate=True,
+        attributed_widths=True,
     ),
     "best": Recipe(
         "best",
@@ -188,6 +192,7 @@ RECIPES: dict[str, Recipe] = {
         end_to_end=True,
         rotation="a8",
         validate=True,
+        attributed_widths=True,
     ),
 }
 

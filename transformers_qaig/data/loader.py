@@ -60,7 +60,9 @@ def load_inputs(
         )
     picture_ids, exclusions = picture_tokens(model), Exclusions()
     views = SampleViews(picture_ids)
-    needs_answers, inputs = config.budget is not None or config.recipe.reads_answers, ModelInputs.of(model, picture_ids)
+    budget, inputs = config.budget, ModelInputs.of(model, picture_ids)
+    # Where a uniform width says the size, the same width is taken for all if there is no answer.
+    needs_answers = config.recipe.reads_answers or (budget is not None and budget.uniform is None)
     # Transformers calls us under `torch.device("meta")` and the model's default dtype; processors need neither.
     with default_torch_state():
         samples = load_samples(
@@ -73,7 +75,7 @@ def load_inputs(
             max_pixels=config.calibration.max_pixels,
             max_length=config.calibration.max_length,
             token=config.calibration.token,
-            with_labels=needs_answers or config.recipe.end_to_end or inputs.decoder is not None,
+            with_labels=needs_answers or budget is not None or config.recipe.end_to_end or inputs.decoder is not None,
             views=views,
         )
         check_placeholders(model, samples)

@@ -51,6 +51,11 @@ def schemes_of(choices: Iterable[SchemeOption]) -> list[WeightScheme]:
     return [option.scheme for option in choices if option.scheme is not None]
 
 
+def option_at(choices: Sequence[SchemeOption], bits: int) -> SchemeOption:
+    """Returns the option with these bits; the first one of a weight that has none, such as one with an override."""
+    return next((option for option in choices if option.scheme and option.scheme.bits == bits), choices[0])
+
+
 @dataclass(frozen=True)
 class Allocation:
     """A way to store every weight.

@@ -13,7 +13,7 @@ from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..structure import ModelStructure
 from ..utils.errors import SettingError
 from ..utils.logging import get_logger
-from .allocate import Allocation, Options, SchemeOption
+from .allocate import Allocation, Options, SchemeOption, option_at
 from .coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 from .experts import check_stacks, owner, stack_sizes, stored_as
 from .outside import EXPERTS, SHAPE_BITS, list_outside
@@ -133,12 +133,13 @@ def _measure(model: nn.Module, structure: ModelStructure, coverage: Coverage, si
             coverage.unpacked[part] = coverage.unpacked.get(part, 0) + tensor.numel()
 
 
-def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int, int]) -> float:
+def budget_in_bits(config: QAIGConfig, options: Options, coverage: Coverage, reachable: tuple[int, int]) -> float:
     """Computes the stored bits that the packed weights may take.
 
     Args:
         config: has a budget.
-        coverage: from [`list_schemes`].
+        options: from [`list_schemes`].
+        coverage: from there, too.
         reachable: what the packed weights take at least and at most.
 
     Raises:
@@ -146,6 +147,8 @@ def budget_in_bits(config: QAIGConfig, coverage: Coverage, reachable: tuple[int,
     """
     budget = config.budget
     assert budget is not None
+    if budget.uniform is not None:
+        return sum(option_at(choices, budget.uniform).size for choices in options.values())
     if budget.bits is None:
         limit, asked = 8.0 * budget.file_bytes(coverage.bfloat16 // 8) - coverage.other_bits, repr(budget.size)
         low, high = ((coverage.other_bits + bits) / 8 for bits in reachable)

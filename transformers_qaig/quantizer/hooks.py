@@ -111,6 +111,7 @@ class QAIGHfQuantizer(HfQuantizer):
             self.packed_by = open_packed(model, checkpoint_files or (), self.quantization_config)
             self.quantization_config = self.packed_by.config
         else:
+            self.quantization_config = self.quantization_config.with_default_budget()
             self.packed_by = QuantizationRun(self.quantization_config, self.placement, self.source)
             self.packed_by.prepare(model, checkpoint_files or ())
             scratch = ScratchFiles(self.quantization_config.calibration.work_path)

@@ -28,7 +28,7 @@ from ..loading.source import Source
 from ..loading.tied_embeddings import install_tied_embeddings
 from ..loading.unused_tensors import UnusedTensor, find_unused, report_unused
 from ..nn.experts_layout import find_experts
-from ..plan.allocate import Allocation, SchemeOption, allocate, describe, fused_sets, largest, reachable
+from ..plan.allocate import Allocation, SchemeOption, allocate, describe, fused_sets, largest, option_at, reachable
 from ..plan.alternatives import faster, smaller
 from ..plan.build import budget_in_bits, list_schemes, make_plan
 from ..plan.coverage import Coverage
@@ -120,6 +120,8 @@ class QuantizationRun:
             read = [*data.samples, *({"answers": answer} for answer in data.answer_masks)]
             require_alike(self.ranks, lambda: {"calibration samples": digest(read)})
             self._times["samples"] = time.perf_counter() - start
+            if self._options and not any(bool(answer.any()) for answer in data.answer_masks):
+                self._take_uniform()
             tokens = sum(mask.numel() for mask in data.token_masks) // max(len(data.samples), 1)
             self._faster = faster(model, self.config, self._coverage, tokens)
         else:
@@ -209,7 +211,7 @@ class QuantizationRun:
             least, most = reachable(self._options, self._fused())
             if config.budget.counts_file:
                 predict_headers(self._coverage, model, self._options, checkpoint_files, self.unused)
-            self._budget = budget_in_bits(config, self._coverage, (least, most))
+            self._budget = budget_in_bits(config, self._options, self._coverage, (least, most))
             if self._budget >= most:
                 self._take_largest()
 
@@ -217,6 +219,18 @@ class QuantizationRun:
         """Leaves no choice where the budget has room for every weight's largest option."""
         options = largest(self._options, self._fused())
         self._take(Allocation({path: option for path, (option,) in options.items()}))
+        self._options = {}
+
+    def _take_uniform(self) -> None:
+        """Takes one width for all: no sample has an answer that could tell more. Other budgets were refused before."""
+        assert self.config.budget is not None
+        uniform = self.config.budget.uniform
+        assert uniform is not None
+        logger.warning(
+            "No calibration sample has an answer, by which widths are chosen: every weight gets %d bits. Give a "
+            "`dataset` of conversations in which the assistant answers, or bits=%d to say so.", uniform, uniform,
+        )  # fmt: skip
+        self._take(Allocation({path: option_at(choices, uniform) for path, choices in self._options.items()}))
         self._options = {}
 
     def _take(self, allocation: Allocation) -> None:

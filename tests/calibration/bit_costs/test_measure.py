@@ -1,10 +1,12 @@
 """What each width of an expert costs the answers, and what a budget makes of it."""
 
+import pytest
 import torch
 import transformers as hf
 
 from tests.experts import build, stack_of
 from transformers_qaig import BitBudget, QAIGConfig
+from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.loading.experts import linearize_experts
@@ -42,3 +44,42 @@ def test_an_expert_that_no_token_needs_costs_nothing_and_gets_the_fewest_bits() 
     bits = [[schemes[f"{stack}.{e}.{name}"].bits for name in layout.projections] for e in range(layout.num_experts)]
     assert bits[RARE] == [2, 2, 2]
     assert all(sum(own) > 6 for e, own in enumerate(bits) if e != RARE)
+
+
+def costs_by_width(recipe: str, cost: str, candidates: tuple[int, ...] = (3, 4, 8)) -> dict[str, dict[int, float]]:
+    """Returns weight path → width → cost, of a small model with experts."""
+    model = build("deepseek_v3")
+    config = QAIGConfig(group_size=32, recipe=recipe, budget=BitBudget(bits=4.5, candidates=candidates, cost=cost))
+    options, _ = list_schemes(model, config)
+    linearize_experts(model, find_experts(model), {path: choices[0].scheme for path, choices in options.items()})
+    ids = torch.randint(3, 128, (6, 1, 24), generator=torch.Generator().manual_seed(0))
+    samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    answers = [torch.arange(24)[None] > 4 for _ in samples]
+    measured = measure_costs(model, options, CalibrationData.of(samples, answers), config)
+    return {path: {option.bits: option.cost for option in choices} for path, choices in measured.items()}
+
+
+def test_nearest_rounding_is_measured_at_one_width_and_costs_what_the_step_says(monkeypatch) -> None:
+    runs = []
+    real = measure.costs_of
+    monkeypatch.setattr(measure, "costs_of", lambda *arguments: runs.append(1) or real(*arguments))
+    costs = costs_by_width("gptq", "fisher_rtn")
+    assert len(runs) == 1
+    for widths in costs.values():
+        assert widths[3] == pytest.approx(widths[4] * (15 / 7) ** 2)
+        assert widths[8] == pytest.approx(widths[4] * (15 / 255) ** 2)
+    assert costs == costs_by_width("rtn", "fisher_rtn")
+
+
+def test_nearest_rounding_predicts_what_it_costs_at_every_width() -> None:
+    quick, each = costs_by_width("rtn", "fisher_rtn"), costs_by_width("rtn", "fisher")
+    for bits in (3, 4, 8):
+        found, expected = (sum(widths[bits] for widths in costs.values()) for costs in (quick, each))
+        assert found == pytest.approx(expected, rel=0.3)
+
+
+def test_without_four_bits_the_nearest_width_is_measured() -> None:
+    costs = costs_by_width("rtn", "fisher_rtn", (2, 3, 8))
+    assert costs.keys() == costs_by_width("rtn", "fisher_rtn").keys()
+    for path, widths in costs_by_width("rtn", "fisher_rtn", (3, 8)).items():
+        assert costs[path][3] == widths[3]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from ...config.budget import NEAREST
 from ...execution.exclusions import gradient_advice
 from ...execution.sequential_onload import moved
 from ...utils.finite import is_finite
 from .cost_run import CostRun
-from .draws import Draws
+from .draws import DRAWS, Draws
 from .estimators import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
 
 
@@ -31,7 +32,8 @@ def costs_of(run: CostRun, errors: Errors, cost: str) -> dict[str, float]:
     model, data = run.model, run.data
     used = [(s, answer) for s, answer in zip(data.samples, data.answer_masks) if s not in data.exclusions]
     run.bar.update(len(data.samples) - len(used))
-    draws = Draws(run.config.seed, [int(answer[:, 1:].sum()) for _, answer in used])
+    times = 1 if cost == NEAREST else DRAWS
+    draws = Draws(run.config.seed, [int(answer[:, 1:].sum()) for _, answer in used], times)
 
     def cost_of(place: int) -> Tensor:
         run.bar.update(data.ranks.size)
@@ -46,8 +48,8 @@ def costs_of(run: CostRun, errors: Errors, cost: str) -> dict[str, float]:
         def loss() -> Tensor:
             return (full.exp() * (full - log_p())).sum(-1).sum()
 
-        if cost == "fisher":
-            return fisher_losses(model, errors, log_p, draw=draws.of(place))
+        if cost in ("fisher", NEAREST):
+            return fisher_losses(model, errors, log_p, times, draw=draws.of(place))
         if cost == "integrated_gradients":
             return weight_path_shares(model, errors, loss)
         if cost == "one_at_a_time":

@@ -24,10 +24,11 @@ class Draws:
     Args:
         seed: of the stream.
         lengths: tokens to draw, of each sample.
+        times: draws for every token of a sample.
     """
 
-    def __init__(self, seed: int, lengths: Sequence[int]):
-        self._generator, self._lengths = torch.Generator().manual_seed(seed), lengths
+    def __init__(self, seed: int, lengths: Sequence[int], times: int = DRAWS):
+        self._generator, self._lengths, self._times = torch.Generator().manual_seed(seed), lengths, times
         self._done = 0
 
     def of(self, sample: int) -> Draw:
@@ -35,7 +36,9 @@ class Draws:
 
         def draw(probabilities: Tensor) -> Tensor:
             for length in self._lengths[self._done : sample]:
-                for _ in range(DRAWS if length else 0):  # what a draw takes of the stream depends on its shape alone
+                for _ in range(
+                    self._times if length else 0
+                ):  # what a draw takes of the stream depends on its shape alone
                     one_of_each(probabilities.new_ones(length, probabilities.shape[1]), self._generator)
             self._done = sample + 1
             return one_of_each(probabilities, self._generator)

@@ -9,12 +9,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...config import QAIGConfig
+from ...config.budget import NEAREST
+from ...config.recipes import Recipe
 from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
 from ...execution.cpu_products import cpu_products
 from ...execution.sequential_onload import sequential_onload
 from ...execution.targets import find_targets
 from ...execution.torch_state import default_torch_state
+from ...formats.scheme import Plan, WeightScheme
 from ...plan.allocate import SchemeOption, schemes_of
 from ...structure import ModelStructure, find_vision_tower
 from ...utils.logging import tqdm
@@ -22,6 +25,9 @@ from .answer_costs import costs_of
 from .cost_run import CostRun
 from .cost_store import CostStore
 from .width_errors import errors_of, ranking
+
+MEASURED = 4
+"""The width at which `"fisher_rtn"` measures."""
 
 
 @default_torch_state()
@@ -31,8 +37,9 @@ def measure_costs(
     """Returns the options with their costs, in nats per answer token (`"output_error"`: relative squared output error).
 
     Every width is rounded as the recipe would: searched target by target on full-precision inputs, all linears of the
-    target at that width. Then the samples run through the model with those errors, as the cost asks for. A weight that
-    stays as it is costs nothing. A tied head's cost counts for its embeddings. The model is left as it was. With a
+    target at that width. Then the samples run through the model with those errors, as the cost asks for.
+    `"fisher_rtn"` rounds to nearest, at one width: four bits or the nearest candidate. The error of another width is
+    taken to grow with its step. A weight that stays as it is costs nothing. The model is left as it was. With a
     `work_dir` the errors of finished targets, and the costs of finished widths, are kept there; another cost finds the
     same errors.
 
@@ -52,45 +59,72 @@ def measure_costs(
     assert budget is not None
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
     schemes = {path: schemes_of(choices) for path, choices in options.items()}
-    tied = structure.embeddings.path if structure.is_tied else ""
-    found: dict[str, list[float]] = {path: [] for path in options}
-    count = max(map(len, schemes.values()))
+    plans, recipe = _plans(schemes, budget.cost), ranking(config.recipe, budget.cost)
+    found: list[dict[str, float]] = []
     with (
         CostStore(options, data, config, model) as store,
         cpu_products(structure),
     ):
-        samples = data.samples if ranking(config.recipe).calibrates else []
+        samples = data.samples if recipe.calibrates else []
         outside = [path for path in options if not structure.is_in_block(path)]
         targets, uncalibrated = find_targets(model, structure, outside, samples, device)
         steps = len(targets) + len(uncalibrated) + len(data.samples)
-        with tqdm(total=count * steps, desc=f"Costs ({budget.cost})", unit="step") as bar:
+        with tqdm(total=len(plans) * steps, desc=f"Costs ({budget.cost})", unit="step") as bar:
             run = CostRun(model, structure, data, config, device, targets, uncalibrated, bar)
-            for index in range(count):
-                # A weight with fewer options is stored as in its last one meanwhile.
-                plan = {path: choices[min(index, len(choices) - 1)] for path, choices in schemes.items()}
+            for index, plan in enumerate(plans):
                 costs = store.costs(index, budget.cost, list(plan))
                 if costs is not None:
                     bar.update(steps)
                 else:
-                    errors = errors_of(run, plan, store, index)
-                    if tied in errors:
-                        errors[structure.head.path] = errors[tied]
-                    with sequential_onload(model, run.blocks, device):
-                        costs = costs_of(run, errors, budget.cost)
-                    if tied in errors:
-                        costs[tied] += costs.pop(structure.head.path)
-                    _check_reached(model, costs)
+                    costs = _costs_of_plan(run, plan, store, index, recipe)
                     store.save_costs(index, budget.cost, costs)
-                for path, choices in schemes.items():
-                    if index < len(choices):
-                        found[path].append(costs[path])
-    return {
-        path: [
-            option if option.scheme is None else replace(option, cost=found[path][place])
-            for place, option in enumerate(choices)
-        ]
-        for path, choices in options.items()
-    }
+                found.append(costs)
+    return {path: _with_costs(path, choices, plans, found) for path, choices in options.items()}
+
+
+def _plans(schemes: Mapping[str, Sequence[WeightScheme]], cost: str) -> list[Plan]:
+    """Returns the plans to measure: one for each width, or a single one whose costs tell the others'."""
+    if cost == NEAREST:
+        return [{path: min(choices, key=lambda one: abs(one.bits - MEASURED)) for path, choices in schemes.items()}]
+    # A weight with fewer options is stored as in its last one meanwhile.
+    count = max(map(len, schemes.values()))
+    return [
+        {path: choices[min(index, len(choices) - 1)] for path, choices in schemes.items()} for index in range(count)
+    ]
+
+
+def _costs_of_plan(run: CostRun, plan: Plan, store: CostStore, index: int, recipe: Recipe) -> dict[str, float]:
+    """Measures what each weight of a plan costs; a tied head's cost counts for its embeddings."""
+    assert run.config.budget is not None
+    tied = run.structure.embeddings.path if run.structure.is_tied else ""
+    errors = errors_of(run, plan, store, index, recipe)
+    if tied in errors:
+        errors[run.structure.head.path] = errors[tied]
+    with sequential_onload(run.model, run.blocks, run.device):
+        costs = costs_of(run, errors, run.config.budget.cost)
+    if tied in errors:
+        costs[tied] += costs.pop(run.structure.head.path)
+    _check_reached(run.model, costs)
+    return costs
+
+
+def _with_costs(
+    path: str, choices: Sequence[SchemeOption], plans: Sequence[Plan], found: Sequence[Mapping[str, float]]
+) -> list[SchemeOption]:
+    """Returns a weight's options with their costs, in order."""
+    costs = {plan[path].bits: each[path] for plan, each in zip(plans, found)}
+    return [
+        option if option.scheme is None else replace(option, cost=_cost_at(option.scheme.bits, costs))
+        for option in choices
+    ]
+
+
+def _cost_at(bits: int, costs: Mapping[int, float]) -> float:
+    """Returns the cost of a width: as measured, or from another one by the square of the step."""
+    if bits in costs:
+        return costs[bits]
+    ((measured, cost),) = costs.items()
+    return cost * ((2**measured - 1) / (2**bits - 1)) ** 2
 
 
 def _check_reached(model: nn.Module, costs: Mapping[str, float]) -> None:
