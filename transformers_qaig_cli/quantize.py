@@ -34,7 +34,8 @@ def add(commands: Commands) -> None:
     command.add_argument("--live", metavar="FILE", help="page that is written again after every block (.html)")
     weights = command.add_argument_group("weights")
     width = weights.add_mutually_exclusive_group()
-    width.add_argument("--bits", type=_bits, metavar="BITS", help="bits per weight, 2 to 8 (default: 4)")
+    default = "default: 3, 4 or 8 for each layer, at the size of 4"
+    width.add_argument("--bits", type=_bits, metavar="BITS", help=f"bits per weight, 2 to 8 ({default})")
     width.add_argument(
         "--budget",
         type=budget,

@@ -2,11 +2,13 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 
 from tests.config.plans import SCHEME
 from transformers_qaig import BitBudget, CalibrationConfig, QAIGConfig
+from transformers_qaig.config.budget import DEFAULT_BUDGET
 from transformers_qaig.config.recipes import RECIPES
 
 
@@ -77,3 +79,29 @@ def test_updating_takes_every_name_and_returns_what_it_does_not_know() -> None:
     config = QAIGConfig(calibration={"device": "cpu"})
     assert config.update(bits=3, calibration={"min_coverage": 0.5}, other=1) == {"other": 1}
     assert (config.bits, config.calibration) == (3, CalibrationConfig(min_coverage=0.5))
+
+
+@pytest.mark.parametrize("recipe", ["default", "best", {"name": "default", "rotation": "all"}])
+def test_recipes_that_attribute_widths_get_a_budget(recipe: Any) -> None:
+    config = QAIGConfig(recipe=recipe)
+    found = config.with_default_budget()
+    assert found.budget == DEFAULT_BUDGET
+    assert config.budget is None
+    found.validate()
+    assert found.recipe == config.recipe
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": 4},
+        {"budget": 3.2},
+        {"plan": {"a": {"bits": 4, "group_size": 32, "sym": False}}},
+        {"recipe": "gptq"},
+        {"recipe": "rtn"},
+        {"recipe": {"name": "best", "attributed_widths": False}},
+    ],
+)
+def test_what_says_widths_is_kept(settings: dict[str, Any]) -> None:
+    config = QAIGConfig(**settings)
+    assert config.with_default_budget() is config
