@@ -19,10 +19,11 @@ from harder_scenes import scene as harder_scene
 from loop import FIRST_SEED, optimizers_of, options_of, train
 from match import match_names
 from pictures import make_fast
+from start import make_processor
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.data.tensors import NO_ANSWER
@@ -71,13 +72,13 @@ def exact_matches(right: Tensor, answers: Tensor) -> list[float]:
 
 
 def main() -> None:
-    parser = options_of(__doc__, steps=1250, rate=8e-4)
+    parser = options_of(__doc__, steps=1350, rate=9e-4)
     parser.add_argument("--tower", type=Path, required=True, help="what distil.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    processor = AutoProcessor.from_pretrained(options.tower)
+    processor = make_processor()
     model = AutoModelForImageTextToText.from_pretrained(options.tower, dtype=torch.float32)
     if not options.state.exists():
         match_names(model, processor)
@@ -99,6 +100,7 @@ def main() -> None:
 
     matrices = [parameter for parameter in model.model.visual.blocks.parameters() if parameter.ndim == 2]
     if train(model, optimizers_of(model, matrices, options.rate), loss_of, options):
+        model.config.text_config.dtype = model.config.vision_config.dtype = torch.bfloat16
         model.to(torch.bfloat16).save_pretrained(options.output)
         processor.save_pretrained(options.output)
 
