@@ -47,7 +47,7 @@ def test_it_answers_as_well_at_three_bits() -> None:
     full = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
     reference = answer_logits(full, questions)
     before = answer_statistics(full, processor, questions, reference=reference).summary()
-    assert before["exact_match"]["mean"] >= 0.9
+    assert before["exact_match"]["mean"] >= 0.8  # 0.90 of 1,122 questions; three standard errors of the 110 here less
 
     kl = {}
     for recipe in ("rtn", "default"):
