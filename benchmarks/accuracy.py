@@ -4,12 +4,14 @@ How much of a model's answers survives: our recipes and other libraries, on the 
     python benchmarks/accuracy.py ours.jsonl --methods rtn fast --widths W2 W3 --first-picture 10000
     python benchmarks/accuracy.py peers.jsonl --methods peers
     python benchmarks/accuracy.py experts.jsonl --model tiny-vlm-moe --methods rtn gptq default llm-compressor-gptq-asym
+    python benchmarks/accuracy.py qwen.jsonl --model tiny-vlm-qwen --methods rtn gptq default
     python benchmarks/accuracy.py story.jsonl --model out/story --data own --group-size 32 --samples 64
     python benchmarks/accuracy.py mine.jsonl --model path/to/vlm --data chats.jsonl --calibration 0 --first-picture 128
     python benchmarks/accuracy_table.py peers.jsonl ours.jsonl
 
-`--data` is `scenes` for our examples, or `own` for texts that a language model samples from itself. Else it is a file
-of conversations, one a line, and --calibration and --first-picture are line numbers. `story_model.py` makes out/story.
+`--data` is `scenes` for our examples, which are harder for tiny-vlm-qwen, or `own` for texts that a language model
+samples from itself. Else it is a file of conversations, one a line, and --calibration and --first-picture are line
+numbers. `story_model.py` makes out/story.
 
 Each row is a process of its own (`accuracy_peers/worker.py`), in the environment of its library (`accuracy_peers/
 setup.sh`). It is skipped if the output has it: stop and start again as you like. `NAME-uniform`, `NAME-qig` and
@@ -57,7 +59,7 @@ from transformers_qaig.report.evaluate import AnswerStatistics, answer_logits, a
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
-MODELS = {name: EXAMPLES / name / "model" for name in ("tiny-vlm", "tiny-vlm-moe")}
+MODELS = {name: EXAMPLES / name / "model" for name in ("tiny-vlm", "tiny-vlm-moe", "tiny-vlm-qwen")}
 NEGLIGIBLE = 0.05
 """Share of a method's KL by which its dequantized weights may differ from its own model: kernels round too."""
 
@@ -206,7 +208,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, 2.1 questions each")
+    parser.add_argument("--pictures", type=int, default=500, help="from seed --first-picture on, 2 or 3 questions each")
     parser.add_argument("--first-picture", type=int, default=20_000)
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="folder that setup.sh made")
     parser.add_argument("--timeout", type=float, default=7200, help="seconds that one row may take")

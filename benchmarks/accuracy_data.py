@@ -18,7 +18,12 @@ from transformers_qaig.data.tensors import NO_ANSWER
 from transformers_qaig.report.evaluate import Question, encode_questions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny-vlm"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny-vlm-qwen"))
 from conversations import conversation
+from harder_scenes import conversation as harder_conversation
+
+HARDER = Path(__file__).resolve().parents[1] / "examples" / "tiny-vlm-qwen" / "model"
+"""The model whose scenes are the harder ones."""
 
 OWN_TOKENS = 160
 """Tokens of a text that a model makes."""
@@ -95,7 +100,7 @@ def data_of(name: str, folder: Path, model: Any) -> Data:
     ends = model.config.get_text_config().eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     if name == "scenes":
-        return Conversations(folder, ends, conversation)
+        return Conversations(folder, ends, harder_conversation if folder.resolve() == HARDER else conversation)
     records = [json.loads(line) for line in Path(name).read_text().splitlines()]
     return Conversations(folder, ends, records.__getitem__, Path(name).parent)
 

@@ -12,7 +12,14 @@ BLOCKS = re.compile(r"^(?!.*(vision|visual|projector)).*\blayers\.\d+\.")
 """Paths inside the language model's blocks; embeddings, head, projector and vision tower stay as they are."""
 ROUTERS = re.compile(r"\.mlp\.(gate|shared_expert_gate)(\.|$)")
 """Paths of what chooses experts, and of the weight of the shared one."""
-SKIPPED = (".*lm_head", ".*vision_tower.*", ".*multi_modal_projector.*", ".*mlp\\.gate", ".*mlp\\.shared_expert_gate")
+SKIPPED = (
+    ".*lm_head",
+    ".*vision_tower.*",
+    ".*visual.*",
+    ".*multi_modal_projector.*",
+    ".*mlp\\.gate",
+    ".*mlp\\.shared_expert_gate",
+)
 """All that stays as it is, as regular expressions of paths: a whole path matches."""
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests import seeds
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from accuracy_data import OwnTexts, spans_of
+from accuracy_data import HARDER, OwnTexts, data_of, spans_of
 from accuracy_peers.common import is_quantized
 from story_model import config_of, halves, weights_of
 
@@ -37,6 +37,13 @@ def test_own_texts_are_the_same_each_time_and_have_one_answer(model: LlamaForCau
     (question,) = data.questions(first=6, count=1)
     assert (question.start, question.stop, question.answer.numel()) == (1, 12, 11)
     assert not torch.equal(question.inputs["input_ids"], samples[0]["input_ids"])
+
+
+@pytest.mark.parametrize(("folder", "harder"), [(HARDER, True), (HARDER.parents[1] / "tiny-vlm" / "model", False)])
+def test_each_example_is_asked_about_its_own_scenes(folder: Path, harder: bool, model: LlamaForCausalLM) -> None:
+    tasks = {question.task for question in data_of("scenes", folder, model).questions(first=10_000, count=12)}
+    assert ({"count", "order"} <= tasks) is harder
+    assert ({"caption", "read"} <= tasks) is not harder
 
 
 def test_spans_are_runs_of_true() -> None:
