@@ -19,6 +19,7 @@ from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, 
 from . import RESULTS, Row, markdown, rows_of, table
 
 ACCURACY, TOKEN_WEIGHTS = "accuracy", "token_weights"
+ATTRIBUTED = "default-attributed"
 Figures = dict[Any, AnswerStatistics]
 """Calibration set, or `-` for a method that reads no data → what each question lost."""
 OURS = ("rtn", "awq", "mbq", "paper", "authors", "fast", "gptq", "default", "best")
@@ -87,7 +88,7 @@ def accuracy(setting: tuple[int, int, int]) -> str:
     found = [
         name
         for (known, name), figures in measured(ACCURACY).items()
-        if known == setting and figures and name != "fast-equalized"
+        if known == setting and figures and name not in ("fast-equalized", ATTRIBUTED)
     ]
     found.sort(key=lambda name: -kl(pooled(list(measured(ACCURACY)[setting, name].values()))))
     rows = []
@@ -103,7 +104,11 @@ def by_width(ledger: str, widths: Mapping[str, tuple[int, int, int]], exact: boo
     """Every method at every width, the largest KL first; `exact` adds the share of answers given exactly."""
     rows = []
     for title, setting in widths.items():
-        known = {name: figures for (each, name), figures in measured(ledger).items() if each == setting and figures}
+        known = {
+            name: figures
+            for (each, name), figures in measured(ledger).items()
+            if each == setting and figures and name != ATTRIBUTED
+        }
         if "default" not in known:
             continue
         for name in sorted(known, key=lambda name: -kl(pooled(list(known[name].values())))):
@@ -123,6 +128,47 @@ STORY = {"W2": (2, 16, 32), "W3": (3, 16, 32), "W4": (4, 16, 32)}
 @table("accuracy-story")
 def accuracy_story() -> str:
     return by_width("accuracy_story", STORY, exact=False)  # whole texts are never given exactly
+
+
+QWEN = {"W2": (2, 16, 64), "W3": (3, 16, 64), "W4": (4, 16, 64)}
+
+
+@table("accuracy-qwen")
+def accuracy_qwen() -> str:
+    return by_width("accuracy_qwen", QWEN)
+
+
+MODELS = {
+    "tiny VLM": (ACCURACY, 64),
+    "tiny VLM with experts": ("accuracy_experts", 64),
+    "second tiny VLM": ("accuracy_qwen", 64),
+    "story model": ("accuracy_story", 32),
+}
+"""Model → its ledger, and the group size there."""
+
+
+@table("attributed-widths")
+def attributed_widths() -> str:
+    """`default` with widths of its own beside one width for all, where a ledger has both."""
+    rows = []
+    for title, (ledger, group_size) in MODELS.items():
+        for bits in (4, 3):
+            setting = (bits, 16, group_size)
+            if not measured(ledger).get((setting, ATTRIBUTED)):
+                continue
+            sizes = "; ".join(f"{stored_bits(ledger)[setting, name]:.2f}" for name in ("default", ATTRIBUTED))
+            each = [kl_cell(name, setting, ledger) for name in ("default", ATTRIBUTED)]
+            rows.append([title, f"{bits}", sizes, *each, *ratio(ledger, setting, ATTRIBUTED, "default")])
+    head = [
+        "model",
+        "bits",
+        "stored bits",
+        "KL with one width, 1e-3",
+        "KL with several",
+        "several / one",
+        "by calibration set",
+    ]
+    return markdown(head, rows)
 
 
 SUMMARY = {
