@@ -57,3 +57,15 @@ def test_the_predicted_header_is_at_least_that_of_any_choice(llava: Path) -> Non
         plan = coverage.plan_of({path: option.scheme for path, option in chosen.items() if option.scheme is not None})
         count_headers(coverage, model, *checkpoint_tensors(packed_skeleton(model, plan), plan, []))
         assert coverage.parts[FILE_HEADERS].saved <= predicted
+
+
+def test_the_predicted_header_has_room_for_offsets_into_dense_weights(llava: Path) -> None:
+    """In a large model, one weight that stays as it is makes the offsets of all tensors behind it longer."""
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    options, coverage = list_schemes(model, QAIGConfig(group_size=32, budget=BitBudget(size="1x", candidates=(2,))))
+    predict_headers(coverage, model, options)
+    predicted = coverage.parts[FILE_HEADERS].saved
+    plan = coverage.plan_of({path: choices[0].scheme for path, choices in options.items()})
+    count_headers(coverage, model, *checkpoint_tensors(packed_skeleton(model, plan), plan, []))
+    assert coverage.parts[FILE_HEADERS].saved < predicted
+    assert coverage.whole.full // 8 > 10**5  # six digits, and fewer once all is packed
