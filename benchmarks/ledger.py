@@ -44,7 +44,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "serving": ("variant", "batch", "threads", "layers", "clock", "round", "cpu_isa"),
     "routed_moments": ("calibration", "scenes", "bits", "weights"),
     "rotation": ("format", "rounding", "block", "calibration", "outliers"),
-    "whole_file": ("model", "bits", "vision_bits", "lm_head_bits", "embedding_bits", "calibration"),
+    "whole_file": ("model", "budget", "bits", "vision_bits", "lm_head_bits", "embedding_bits", "calibration"),
 }
 """Ledger → what tells one of its rows from another. `accuracy.py` keeps its own (`accuracy_ledger.py`)."""
 

@@ -24,7 +24,8 @@ import page_tables.caches
 import page_tables.experts
 import page_tables.families
 import page_tables.speed
-import page_tables.training  # noqa: F401  (all fill TABLES, as page_tables.answers does)
+import page_tables.training
+import page_tables.whole_file  # noqa: F401  (all fill TABLES, as page_tables.answers does)
 from page_tables import TABLES
 from page_tables.answers import draw_summary
 

@@ -9,6 +9,9 @@ One JSON line per setting on standard output, a Markdown table on standard error
   and packed. They are exact: what the tensors of the saved file take.
 * the tiny VLM: the same, and the KL of its answers, each part packed in turn. Pictures are from the development seeds
   unless `--first-picture` says otherwise.
+* with `--budgets 4x 4.5x`, the tiny VLM under these budgets for the whole file, costs measured once a calibration set.
+  Each is compared with the best of the settings above, which are chosen by hand, that meets the budget, too: the ratio
+  of the KLs with its 95 % interval, paired by question.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,17 @@ import transformers
 from ledger import provenance
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from transformers_qaig import AutoModelForVision2Seq, QAIGConfig
-from transformers_qaig.plan.build import make_plan
-from transformers_qaig.plan.coverage import Coverage
+from transformers_qaig import AutoModelForVision2Seq, BitBudget, QAIGConfig
+from transformers_qaig.calibration.bit_costs.measure import measure_costs
+from transformers_qaig.cli.plan import stored_bits
+from transformers_qaig.data.loader import load_inputs
+from transformers_qaig.formats.scheme import plan_to_dict
+from transformers_qaig.plan.allocate import SchemeOption, allocate
+from transformers_qaig.plan.build import list_schemes, make_plan
+from transformers_qaig.plan.coverage import BLOCKS, Coverage
+from transformers_qaig.quantizer.saving.file_headers import predict_headers
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions
+from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
@@ -55,6 +65,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("7b", "tiny"), default=["7b", "tiny"])
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="of the language model's linears")
     parser.add_argument("--outside", type=int, nargs="+", default=[4, 6], help="of tower, head and embeddings")
+    parser.add_argument("--budgets", nargs="+", default=[], help="of the tiny VLM's file: ratios or sizes")
     parser.add_argument("--group-size", type=int, default=64, help="of the tiny VLM; the 7 B has 128")
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--calibration", type=int, nargs="+", default=[0, 3000, 6000], help="first seeds")
@@ -97,34 +108,71 @@ def tiny(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     pictures = range(options.first_picture, options.first_picture + options.pictures)
     questions = encode_questions(processor, [conversation(s) for s in pictures], [full.config.text_config.eos_token_id])
     reference = answer_logits(full, questions)
-    for bits in settings(options):
-        for calibration in options.calibration:
-            data = [conversation(calibration + i) for i in range(options.samples)]
-            config = QAIGConfig(
-                group_size=options.group_size, recipe=options.recipe, dataset=data, num_samples=options.samples, **bits
-            )
+
+    def row_of(config: QAIGConfig) -> tuple[dict[str, Any], AnswerStatistics]:
+        start = time.perf_counter()
+        model = AutoModelForVision2Seq.from_pretrained(path, quantization_config=config)
+        seconds = time.perf_counter() - start
+        coverage = model.qaig_report.coverage
+        model.to(torch.float32)
+        statistics = answer_statistics(model, processor, questions, reference=reference)
+        summary = statistics.summary()
+        return {
+            **sizes(coverage),
+            "recipe": options.recipe,
+            "samples": options.samples,
+            "first_picture": options.first_picture,
+            "questions": len(questions),
+            "kl": summary["kl"]["mean"],
+            "kl_se": summary["kl"]["standard_error"],
+            "agreement": summary["agreement"]["mean"],
+            "exact_match": summary["exact_match"]["mean"],
+            "seconds": seconds,
+        }, statistics
+
+    for calibration in options.calibration:
+        by_hand: list[tuple[dict[str, Any], AnswerStatistics]] = []
+        common = {
+            "group_size": options.group_size,
+            "recipe": options.recipe,
+            "dataset": [conversation(calibration + i) for i in range(options.samples)],
+            "num_samples": options.samples,
+        }
+        facts = {"model": "tiny", "group_size": options.group_size, "calibration": calibration}
+        for bits in settings(options):
+            row, statistics = row_of(QAIGConfig(**common, **bits))  # type: ignore[arg-type]
+            by_hand.append((facts | bits | row, statistics))
+            yield by_hand[-1][0]
+        if options.budgets:
+            model = AutoModelForVision2Seq.from_pretrained(path).eval().requires_grad_(False)
+            config = QAIGConfig(**common, budget="1x")
+            choices, coverage = list_schemes(model, config)
+            predict_headers(coverage, model, choices)
             start = time.perf_counter()
-            model = AutoModelForVision2Seq.from_pretrained(path, quantization_config=config)
+            choices = measure_costs(model, choices, load_inputs(model, config), config)
             seconds = time.perf_counter() - start
-            coverage = model.qaig_report.coverage
-            model.to(torch.float32)
-            summary = answer_statistics(model, processor, questions, reference=reference).summary()
-            yield {
-                "model": "tiny",
-                "group_size": options.group_size,
-                **bits,
-                **sizes(coverage),
-                "recipe": options.recipe,
-                "calibration": calibration,
-                "samples": options.samples,
-                "first_picture": options.first_picture,
-                "questions": len(questions),
-                "kl": summary["kl"]["mean"],
-                "kl_se": summary["kl"]["standard_error"],
-                "agreement": summary["agreement"]["mean"],
-                "exact_match": summary["exact_match"]["mean"],
-                "seconds": seconds,
-            }
+        for budget in options.budgets:
+            found = allocate(choices, stored_bits(budget, coverage))
+            plan = coverage.plan_of(found.schemes)
+            row, statistics = row_of(QAIGConfig(**common, plan=plan_to_dict(plan)))
+            row |= {"predicted": found.cost, "widths": widths_by_part(coverage, found.chosen), "seconds_costs": seconds}
+            limit = BitBudget(size=budget).file_bytes(coverage.bfloat16 // 8)
+            fitting = [pair for pair in by_hand if pair[0]["bytes"] <= limit]
+            if fitting:
+                best, others = min(fitting, key=lambda pair: pair[0]["kl"])
+                row["best_by_hand"] = {part: best[part] for part in ("bits", *PARTS) if part in best}
+                row["kl_ratio"] = paired_ratio(statistics, others)
+            yield facts | {"budget": budget} | row
+
+
+def widths_by_part(coverage: Coverage, chosen: Mapping[str, SchemeOption]) -> dict[str, dict[str, int]]:
+    """How many weights of each part have which bits; those that stay as they are have their dtype's."""
+    counts: dict[str, dict[str, int]] = {}
+    for path, option in chosen.items():
+        part = coverage.outside_choices[path].part if path in coverage.outside_choices else BLOCKS
+        widths = counts.setdefault(part, {})
+        widths[str(option.bits)] = widths.get(str(option.bits), 0) + 1
+    return counts
 
 
 def sizes(coverage: Coverage) -> dict[str, Any]:
@@ -142,12 +190,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| model | bits | tower | head | embeddings | MB | times smaller | KL | exact match |", "|" + "---|" * 9]
     for row in rows:
         widths = " | ".join(str(row.get(part, "–")) for part in PARTS)
-        kl = f"{row['kl']:.5f} ± {row['kl_se']:.5f} | {row['exact_match']:.3f}" if "kl" in row else "– | –"
+        kl = f"{row['kl']:.5f} ± {row['kl_se'] or 0:.5f} | {row['exact_match']:.3f}" if "kl" in row else "– | –"
         lines.append(
-            f"| {row['model']} | {row['bits']} | {widths} | {row['bytes'] / 1e6:,.1f} | {row['times_smaller']:.2f} "
-            f"| {kl} |"
+            f"| {row['model']} | {row.get('bits') or row['budget']} | {widths} | {row['bytes'] / 1e6:,.1f} "
+            f"| {row['times_smaller']:.2f} | {kl} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(comparison(row) for row in rows if "budget" in row)])
+
+
+def comparison(row: dict[str, Any]) -> str:
+    """A budget against the best setting chosen by hand that meets it."""
+    if "kl_ratio" not in row:
+        return f"{row['budget']}, calibration set {row['calibration']}: no setting chosen by hand is as small"
+    ratio, low, high = row["kl_ratio"]
+    interval = f" ({low:.2f} to {high:.2f})" if low is not None else ""
+    hand = ", ".join(f"{part}={bits}" for part, bits in row["best_by_hand"].items())
+    return f"{row['budget']}, calibration set {row['calibration']}: KL {ratio:.2f}{interval} of that of {hand}"
 
 
 if __name__ == "__main__":

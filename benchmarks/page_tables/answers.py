@@ -16,7 +16,7 @@ from transformers_qaig.config.budget import RENAMED_COSTS
 from transformers_qaig.report.comparison import plot
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled, resampled_kl
 
-from . import RESULTS, Row, markdown, rows_of, table
+from . import RESULTS, markdown, rows_of, table
 
 ACCURACY, TOKEN_WEIGHTS = "accuracy", "token_weights"
 ATTRIBUTED = "default-attributed"
@@ -303,32 +303,3 @@ def rotation() -> str:
     return markdown(
         ["rounding", "rotated / not, by calibration set"], [[n, ", ".join(known[k])] for n, k in lines.items()]
     )
-
-
-PARTS = {"vision_bits": "tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
-
-
-def packed_parts(row: Row) -> str:
-    """`bits=3`, `bits=3, tower at 4` or `bits=3, the rest at 4`."""
-    packed = [(name, row[key]) for key, name in PARTS.items() if row.get(key)]
-    names = "".join(f", {name} at {bits}" for name, bits in packed)
-    return f"`bits={row['bits']}`" + (f", the rest at {packed[0][1]}" if len(packed) == len(PARTS) else names)
-
-
-@table("whole-file-tiny")
-def whole_file_tiny() -> str:
-    rows = []
-    for row in (row for row in rows_of("whole_file") if row["model"] == "tiny"):
-        error = f"{1e3 * row['kl']:.3f}\u00a0±\u00a0{1e3 * row['kl_se']:.3f}"
-        rows.append([packed_parts(row), f"{row['times_smaller']:.2f}", error, f"{row['exact_match']:.3f}"])
-    return markdown(["tiny VLM, group size 64", "times smaller than bfloat16", "KL, 1e-3", "exact match"], rows)
-
-
-@table("whole-file-7b")
-def whole_file_7b() -> str:
-    rows = [
-        [packed_parts(row), f"{row['bytes'] / 1e6:,.0f}", f"{row['times_smaller']:.2f}"]
-        for row in rows_of("whole_file")
-        if row["model"] == "7b" and sum(key in row for key in PARTS) in (0, len(PARTS))
-    ]
-    return markdown(["Qwen2.5-VL-7B's shapes, group size 128", "file, MB", "times smaller than bfloat16"], rows)

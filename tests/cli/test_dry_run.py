@@ -72,6 +72,16 @@ def test_shapes_of_known_size(config, billions, block_weights, flop_a_token):
     assert kept.disk == found.disk + (1 if is_dense else 2) * found.result
 
 
+@pytest.mark.parametrize("budget", ["4x", "5GB"])
+def test_a_budget_for_the_file_is_what_the_result_takes(budget):
+    model = dry_run.model_of(dense(3584, 28, 28, 4, 18944))
+    found = dry_run.estimate_for(model, QAIGConfig(budget=budget), 1024)
+    assert found.result == pytest.approx(found.checkpoint / 4 if budget == "4x" else 5 * GB, rel=1e-6)
+    errors = found.checkpoint  # of nearly all weights, in bfloat16
+    assert found.memory == pytest.approx(errors, rel=0.2)
+    assert found.flop["costs of widths"] > 4 * 4 * found.flop["forward passes"] / 5
+
+
 def test_a_block_of_7b_is_as_large_as_counted():
     ledger = (ROOT / "benchmarks/results/device_memory.jsonl").read_text().splitlines()
     counted = next(row for row in map(json.loads, ledger) if (row["task"], row["phase"]) == ("default", "block"))

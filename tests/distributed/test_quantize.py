@@ -36,6 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mbq": {"bits": 3, "recipe": "mbq"},
     "rounded inputs": {"bits": 4, "recipe": "default", "activation_bits": 8},
     "fisher": {"budget": 3.2, "recipe": "gptq"},
+    "whole file": {"budget": "1.5x", "recipe": "rtn"},
     "integrated gradients": {"budget": BitBudget(bits=3.2, cost="integrated_gradients"), "recipe": "gptq"},
     "output error": {"budget": BitBudget(bits=3.2, cost="output_error"), "recipe": "gptq"},
     "whole model": {"bits": 3, "vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4, "recipe": "default"},

@@ -7,15 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration import end_to_end
 from transformers_qaig.plan import cost_estimate
-from transformers_qaig.plan.cost_estimate import FLOAT32, FORWARDS, LEARNED_BYTES, CostEstimate, Linears, estimate_costs
-from transformers_qaig.plan.coverage import BLOCKS, Coverage, PartSize
+from transformers_qaig.plan.cost_estimate import (
+    FLOAT32,
+    FORWARDS,
+    GRADIENT_PASSES,
+    LEARNED_BYTES,
+    CostEstimate,
+    Linears,
+    estimate_costs,
+)
+from transformers_qaig.plan.coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 
 N, K, SAMPLES, TOKENS = 96, 64, 16, 10
 COUNT = SAMPLES * TOKENS
-RESULT, CHECKPOINT = 3_000, 12_000
+RESULT, CHECKPOINT, OUTSIDE = 3_000, 12_000, 20_000
 
 
 @pytest.fixture
@@ -28,8 +36,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 
 def estimate(model: nn.Module, recipe: str, **settings: Any) -> CostEstimate:
-    coverage = Coverage(parts={BLOCKS: PartSize(8 * CHECKPOINT, 8 * RESULT)})
-    config = QAIGConfig(bits=3, recipe=recipe, num_samples=SAMPLES, **settings)
+    coverage = Coverage(packed=N * K, parts={BLOCKS: PartSize(8 * CHECKPOINT, 8 * RESULT)})
+    coverage.outside_choices = {"head": OutsideWeight("head", OUTSIDE)} if settings.get("budget") == "4x" else {}
+    bits = None if "budget" in settings else 3
+    config = QAIGConfig(bits=bits, recipe=recipe, num_samples=SAMPLES, **settings)
     return estimate_costs(model, config, coverage, TOKENS)
 
 
@@ -61,6 +71,23 @@ def test_arithmetic_is_that_of_the_products(model: nn.Module) -> None:
     assert flop["second moments"] == 2 * COUNT * K**2
     assert flop["rounding"] == 2 * K**3 + N * K**2
     assert estimate(model, "default").flop["second moments"] == 2 * flop["second moments"]
+
+
+def test_a_budget_rounds_and_runs_every_width(model: nn.Module) -> None:
+    plain, forward = estimate(model, "gptq").flop, 2 * COUNT * N * K
+    each = (GRADIENT_PASSES + 1) * forward + plain["second moments"] + plain["rounding"]
+    assert estimate(model, "gptq", budget=3.2).flop["costs of widths"] == 4 * each
+    two = BitBudget(3.2, candidates=(2, 4))
+    assert estimate(model, "gptq", budget=two).flop["costs of widths"] == 2 * each
+    assert estimate(model, "rtn", budget=two).flop == {"costs of widths": 2 * GRADIENT_PASSES * forward}
+
+
+def test_a_budget_holds_the_errors_of_all_weights_that_it_chooses_for(model: nn.Module, tmp_path: Any) -> None:
+    streams = 2 * COUNT * K * 2
+    assert estimate(model, "gptq", budget=3.2).memory == estimate(model, "gptq").memory  # which is more
+    assert estimate(model, "gptq", budget="4x").memory == 2 * (N * K + OUTSIDE) + streams
+    kept = estimate(model, "gptq", budget="4x", calibration={"work_dir": tmp_path / "work"})
+    assert kept.disk == 2 * RESULT + 4 * 2 * (N * K + OUTSIDE)
 
 
 @pytest.mark.parametrize(("limit", "in_memory"), [(None, 1.0), ("2kB", 0.1), ("1GB", 1.0)])

@@ -9,7 +9,7 @@ from tests.families import build
 from tests.tiny_models.encoder_decoders import florence_2
 from transformers_qaig import QAIGConfig
 from transformers_qaig.formats.scheme import WeightScheme, plan_to_dict
-from transformers_qaig.plan.build import make_plan
+from transformers_qaig.plan.build import list_schemes, make_plan
 from transformers_qaig.structure import find_input_embeddings, find_vision_tower
 
 
@@ -104,3 +104,65 @@ def test_a_table_with_three_names_is_refused_by_the_setting_that_asked(name: str
     model, _ = florence_2()
     with pytest.raises(ValueError, match=rf"^`{name}`: .* is one tensor with .*decoder\.embed_tokens"):
         make_plan(model, QAIGConfig(group_size=32, calibration={"min_coverage": 0}, **{name: 4}))
+
+
+def test_under_a_budget_for_the_file_every_weight_may_have_any_width_or_stay(llava: nn.Module) -> None:
+    options, coverage = list_schemes(llava, QAIGConfig(group_size=32, budget="2x"))
+    assert {weight.part for weight in coverage.outside_choices.values()} == {
+        "model.vision_tower", "model.multi_modal_projector", "model.language_model.embed_tokens", "lm_head"
+    }  # fmt: skip
+    for path, weight in coverage.outside_choices.items():
+        tensor = llava.get_submodule(path).get_parameter("weight")
+        assert [option.bits for option in options[path]] == [2, 3, 4, 8, 32]
+        packed, stays = options[path][0], options[path][-1]
+        assert (stays.scheme, stays.size, stays.cost) == (None, 32 * tensor.numel(), 0.0)
+        assert packed.size == packed.scheme.stored_bits(*tensor.shape, 32) + 128  # two int64 for its shape
+        assert weight.elements == tensor.numel()
+    assert all(o.scheme is not None for p, ways in options.items() if p not in coverage.outside_choices for o in ways)
+    whole = sum(tensor.numel() for tensor in llava.state_dict().values())
+    assert coverage.bfloat16 == 16 * whole
+    stays = {path: ways[-1] for path, ways in options.items()}
+    blocks = [option.size + 128 for path, option in stays.items() if path not in coverage.outside_choices]
+    assert coverage.with_choice(stays).whole.saved == 32 * (whole - coverage.packed) + sum(blocks)
+
+
+def test_a_budget_in_bits_leaves_them_alone(llava: nn.Module) -> None:
+    options, coverage = list_schemes(llava, QAIGConfig(group_size=32, budget=3.2))
+    assert not coverage.outside_choices
+    assert not any("vision_tower" in path or "lm_head" in path for path in options)
+
+
+def test_an_override_of_the_bits_fixes_and_one_of_the_group_size_does_not(llava: nn.Module) -> None:
+    overrides = {"lm_head": 6, "*.fc1": {"group_size": -1}}
+    options, coverage = list_schemes(llava, QAIGConfig(group_size=32, budget="2x", overrides=overrides))
+    assert coverage.outside_plan == {"lm_head": WeightScheme(6, 32)}
+    assert "lm_head" not in options
+    wide = options["model.vision_tower.encoder.layers.0.mlp.fc1"]
+    assert [option.scheme and option.scheme.group_size for option in wide] == [-1, -1, -1, -1, None]
+
+
+def test_a_tied_tensor_is_one_weight_to_choose_for() -> None:
+    model, _ = build("gemma3")
+    table = find_input_embeddings(model).path
+    options, coverage = list_schemes(model, QAIGConfig(group_size=32, budget="2x"))
+    assert "lm_head" not in options
+    assert coverage.outside_choices[table].also == "lm_head"
+    assert "lm_head" not in coverage.parts
+    chosen = {path: ways[0] for path, ways in options.items()}
+    taken = coverage.with_choice(chosen)
+    assert taken.outside_plan["lm_head"] == taken.outside_plan[table] == chosen[table].scheme
+    assert taken.parts[table].saved == chosen[table].size
+    for named in ("lm_head", table):
+        found = list_schemes(model, QAIGConfig(group_size=32, budget="2x", overrides={named: 8}))[1]
+        assert found.outside_plan == dict.fromkeys([table, "lm_head"], WeightScheme(8, 32))
+        left = list_schemes(model, QAIGConfig(group_size=32, budget="2x", modules_to_not_convert=[named]))[1]
+        assert table not in left.outside_choices
+        assert not left.outside_plan
+    with pytest.raises(ValueError, match="need one entry"):
+        list_schemes(model, QAIGConfig(group_size=32, budget="2x", overrides={"lm_head": 8, table: 4}))
+
+
+def test_a_table_with_three_names_stays_where_nobody_asked_for_it() -> None:
+    model, _ = florence_2()
+    config = QAIGConfig(group_size=32, budget="2x", calibration={"min_coverage": 0})
+    assert not any("shared" in path or "lm_head" in path for path in list_schemes(model, config)[1].outside_choices)

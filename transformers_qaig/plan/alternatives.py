@@ -37,9 +37,9 @@ def faster(model: nn.Module, config: QAIGConfig, coverage: Coverage, tokens: int
 
 
 def smaller(plan: Plan, coverage: Coverage) -> str:
-    """Returns one bit less for the blocks, and the size then; empty if they have two bits, or several widths."""
+    """Returns one bit less for the blocks, and the size then; empty if they have two bits, or a budget chose."""
     widths = {scheme.bits for path, scheme in plan.items() if path not in coverage.outside_plan}
-    if len(widths) != 1 or widths == {2}:
+    if len(widths) != 1 or widths == {2} or coverage.outside_choices:
         return ""
     saved = coverage.whole.saved
     return f"bits={widths.pop() - 1}, {readable_size(saved - coverage.packed)} instead of {readable_size(saved)}"

@@ -34,7 +34,7 @@ END_TO_END_TOKENS = 256
 SCALE_BYTES = 24
 """What learning holds of a scale: itself, its factor, its value, its gradient, and two means of it."""
 GRADIENT_PASSES = 4
-"""What the costs of widths take, in forward passes: forwards, again for the gradient, and backwards."""
+"""What the costs of a width take, in forward passes: forwards, again for the gradient, and backwards."""
 GRIDS = 10
 """Grids that GPTQ is tried on, with a recipe that clips."""
 DAMPINGS_TRIED = 8
@@ -63,11 +63,12 @@ class CostEstimate:
     Attributes:
         checkpoint: what is read, or downloaded, in full precision.
         result: what is saved.
-        memory: most anonymous memory of the process, without `device_memory`. Weights are mapped from files, whose
+        memory: most anonymous memory of the process, without `device_memory`. Under a budget the rounding errors of a
+            width are held for all weights. Weights are mapped from files, whose
             pages come on top where there is room. So is a model packed in a `work_dir`, until it is run.
         device_memory: the most on the accelerator; without one it is anonymous memory, too.
-        disk: new files: the result, what `work_dir` keeps of it, experts that are joined on loading, and what is
-            learned of experts beyond `expert_memory`.
+        disk: new files: the result, what `work_dir` keeps of it and of the errors of widths, experts that are joined on
+            loading, and what is learned of experts beyond `expert_memory`.
         flop: multiplications and additions by part of the run.
     """
 
@@ -107,8 +108,11 @@ def estimate_costs(model: nn.Module, config: QAIGConfig, coverage: Coverage, tok
     work = result * (2 if stacks else 1) if has_work_dir else 0  # packed experts are joined, too
     flop = _arithmetic(each, config, count)
     states, in_memory, in_files = _end_to_end(each, config, tokens, itemsize)
-    memory = kept + states + max(streams + gathered + FLOAT32 * weights, in_memory)
+    errors = itemsize * coverage.to_choose if config.budget is not None else 0
+    memory = max(errors + streams, kept + states + max(streams + gathered + FLOAT32 * weights, in_memory))
     disk = result + work + joined + max(_learned(block, config)[1], in_files)
+    if config.budget is not None and has_work_dir:
+        disk += errors * len(config.budget.candidates)
     return CostEstimate(checkpoint, result, memory, device_memory, disk, flop)
 
 
@@ -184,8 +188,9 @@ def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> di
     recipe, flop = config.recipe, {}
     if not count:
         return {}
-    if config.budget is not None:
-        flop["costs of widths"] = GRADIENT_PASSES * forward
+    widths = 0 if config.budget is None else len(config.budget.candidates)
+    if widths:
+        flop["costs of widths"] = widths * GRADIENT_PASSES * forward
     if not recipe.calibrates:
         return flop
     flop["forward passes"] = FORWARDS * forward
@@ -205,6 +210,8 @@ def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> di
     chosen = DAMPINGS_TRIED * sum(2.0 * one.columns**3 for one in readers if one.number == 1)
     rounding = sum((grids + 4.0 * bool(recipe.clipping)) * one.weights * one.columns for one in linears)
     flop["rounding"] = twice * (factors + rounding) + (chosen if recipe.validate else 0.0)
+    if widths:
+        flop["costs of widths"] += widths * (forward + flop["second moments"] + flop["rounding"])
     if recipe.rounding == "learned":
         samples = min(LEARNED_BATCH / max(config.num_samples, 1), 1.0)
         flop["learned rounding"] = recipe.steps * LEARNED_PASSES * samples * forward

@@ -1,18 +1,21 @@
-"""What each width of an expert costs the answers, and what a budget makes of it."""
+"""What each width of a weight costs the answers: of an expert, of a tied head, and of parts outside the blocks."""
 
 import pytest
 import torch
 import transformers as hf
 
+from tests import families
 from tests.experts import build, stack_of
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure
+from transformers_qaig.calibration.bit_costs import answer_costs, measure
+from transformers_qaig.calibration.bit_costs.cost_run import CostRun
 from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.loading.experts import linearize_experts
 from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
+from transformers_qaig.structure import find_input_embeddings
 
 RARE = 3
 
@@ -83,3 +86,49 @@ def test_without_four_bits_the_nearest_width_is_measured() -> None:
     assert costs.keys() == costs_by_width("rtn", "fisher_rtn").keys()
     for path, widths in costs_by_width("rtn", "fisher_rtn", (3, 8)).items():
         assert costs[path][3] == widths[3]
+
+
+def test_a_tied_head_costs_what_both_of_its_uses_cost_with_one_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = families.build("gemma3")
+    inputs = families.samples(processor, 3)
+    answers = [torch.arange(sample["input_ids"].shape[1])[None] > 4 for sample in inputs]
+    config = QAIGConfig(group_size=32, recipe="rtn", budget=BitBudget(size="2x", candidates=(3, 4)))
+    options, _ = list_schemes(model, config)
+    table, seen = find_input_embeddings(model).path, []
+
+    def costs_of(run: CostRun, errors: dict[str, torch.Tensor], cost: str) -> dict[str, float]:
+        seen.append(errors["lm_head"] is errors[table])
+        alone = {path: answer_costs.costs_of(run, {path: errors[path]}, cost)[path] for path in ("lm_head", table)}
+        found = answer_costs.costs_of(run, errors, cost)
+        assert found["lm_head"] == pytest.approx(alone["lm_head"], rel=1e-5)
+        uses.append(found["lm_head"] + found[table])
+        return found
+
+    uses: list[float] = []
+    monkeypatch.setattr(measure, "costs_of", costs_of)
+    measured = measure_costs(model, options, CalibrationData.of(inputs, answers), config)
+    assert seen == [True, True]
+    assert [option.cost for option in measured[table]] == [*uses, 0.0]
+    assert uses[0] > uses[1] > 0
+    assert "lm_head" not in measured
+
+
+def test_costs_of_all_parts_are_predictions_of_one_loss() -> None:
+    """Fisher's cost of a part, against the true loss with that part rounded."""
+    model, processor = families.build("llava")
+    inputs = families.samples(processor, 4)
+    answers = [torch.arange(sample["input_ids"].shape[1])[None] > 4 for sample in inputs]
+    costs = {}
+    for cost in ("fisher", "one_at_a_time"):
+        config = QAIGConfig(group_size=32, recipe="rtn", budget=BitBudget(size="2x", candidates=(4,), cost=cost))
+        options, coverage = list_schemes(model, config)
+        measured = measure_costs(model, options, CalibrationData.of(inputs, answers), config)
+        parts: dict[str, float] = {}
+        for path, choices in measured.items():
+            weight = coverage.outside_choices.get(path)
+            part = "blocks" if weight is None else weight.part
+            parts[part] = parts.get(part, 0.0) + choices[0].cost
+        costs[cost] = parts
+    ratios = {part: costs["fisher"][part] / costs["one_at_a_time"][part] for part in costs["fisher"]}
+    assert len(ratios) == 5
+    assert all(0.2 < ratio < 5 for ratio in ratios.values()), ratios
