@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..config import QAIGConfig
+from ..config.budget import NEAREST
 from ..config.size import parse_memory
 from ..formats.scheme import MIN_GROUP_SIZE
 from ..nn.experts_layout import ExpertsLayout, find_experts
@@ -108,7 +109,8 @@ def estimate_costs(model: nn.Module, config: QAIGConfig, coverage: Coverage, tok
     work = result * (2 if stacks else 1) if has_work_dir else 0  # packed experts are joined, too
     flop = _arithmetic(each, config, count)
     states, in_memory, in_files = _end_to_end(each, config, tokens, itemsize)
-    errors = itemsize * coverage.to_choose if config.budget is not None else 0
+    keeps_errors = config.budget is not None and config.budget.cost != NEAREST
+    errors = itemsize * coverage.to_choose if keeps_errors else 0
     memory = max(errors + streams, kept + states + max(streams + gathered + FLOAT32 * weights, in_memory))
     disk = result + work + joined + max(_learned(block, config)[1], in_files)
     if config.budget is not None and has_work_dir:
@@ -188,9 +190,9 @@ def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> di
     recipe, flop = config.recipe, {}
     if not count:
         return {}
-    widths = 0 if config.budget is None else len(config.budget.candidates)
-    if widths:
-        flop["costs of widths"] = widths * GRADIENT_PASSES * forward
+    widths = 0 if config.budget is None or config.budget.cost == NEAREST else len(config.budget.candidates)
+    if config.budget is not None:
+        flop["costs of widths"] = max(widths, 1) * GRADIENT_PASSES * forward
     if not recipe.calibrates:
         return flop
     flop["forward passes"] = FORWARDS * forward

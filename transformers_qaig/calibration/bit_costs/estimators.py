@@ -35,6 +35,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,9 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
         strengths: s [M], in the order of `errors`; gradients flow to it.
     """
 
-    def hook(index: int, error: Tensor) -> Callable[..., Any]:
+    def hook(index: int, error: Callable[[], Tensor]) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            added = _product(*_change(module, args[0], error, output))
+            added = _product(*_change(module, args[0], error(), output))
             # One number a token: its gradient is then summed by tokens, not in parts as there are threads.
             strength = torch.as_tensor(strengths[index]).to(added).expand(*added.shape[:-1], 1)
             return output + strength * added
@@ -72,11 +73,13 @@ def perturbed(model: nn.Module, errors: Errors, strengths: Tensor | Sequence[flo
 
 
 @contextmanager
-def _hooked(model: nn.Module, errors: Errors, hook: Callable[[int, Tensor], Callable[..., Any]]) -> Iterator[None]:
-    """Gives the linear at the i-th path the forward hook `hook(i, δ)`, within the context."""
+def _hooked(
+    model: nn.Module, errors: Errors, hook: Callable[[int, Callable[[], Tensor]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Gives the linear at the i-th path the forward hook `hook(i, …)`, which asks for δ when it runs."""
     handles = [
-        model.get_submodule(path).register_forward_hook(hook(index, error))
-        for index, (path, error) in enumerate(errors.items())
+        model.get_submodule(path).register_forward_hook(hook(index, partial(errors.__getitem__, path)))
+        for index, path in enumerate(errors)
     ]
     try:
         yield
@@ -133,9 +136,9 @@ def fisher_losses(
     tally = torch.zeros(len(errors))
     anchor = torch.zeros((), requires_grad=True)
 
-    def hook(index: int, error: Tensor) -> Callable[..., Any]:
+    def hook(index: int, error: Callable[[], Tensor]) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return _Tally.apply(output, *_change(module, args[0], error, output), at, anchor, tally[index])
+            return _Tally.apply(output, *_change(module, args[0], error(), output), at, anchor, tally[index])
 
         return add
 
@@ -160,13 +163,13 @@ class _Tally(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, error)
         ctx.at, ctx.tally = at, tally
-        return output + at * _product(x, error)
+        return output + at * _product(x, error) if at else output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, error = ctx.saved_tensors
         ctx.tally += (gradient * _product(x, error)).sum(-1).square().sum().to(ctx.tally)
-        along_x = ctx.at * gradient @ error if ctx.needs_input_grad[1] else None
+        along_x = ctx.at * gradient @ error if ctx.at and ctx.needs_input_grad[1] else None
         return gradient, along_x, None, None, gradient.new_zeros((), device=ctx.tally.device), None
 
 
@@ -218,11 +221,11 @@ def output_energies(model: nn.Module, errors: Errors, run: Callable[[], object])
     """
     energies = torch.zeros(2, len(errors))
 
-    def hook(index: int, error: Tensor) -> Callable[..., Any]:
+    def hook(index: int, error: Callable[[], Tensor]) -> Callable[..., Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             bias = getattr(module, "bias", None)
             own = output if bias is None else output - bias.to(output)
-            for row, values in enumerate((_product(*_change(module, args[0], error, output)), own)):
+            for row, values in enumerate((_product(*_change(module, args[0], error(), output)), own)):
                 energies[row, index] += float(values.float().square().sum(-1).sum())
 
         return add

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ...config import QAIGConfig
 from ...config.budget import NEAREST
-from ...config.recipes import Recipe
 from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
 from ...execution.cpu_products import cpu_products
 from ...execution.sequential_onload import sequential_onload
-from ...execution.targets import find_targets
+from ...execution.targets import Target, find_targets
 from ...execution.torch_state import default_torch_state
 from ...formats.scheme import Plan, WeightScheme
 from ...plan.allocate import SchemeOption, schemes_of
@@ -24,6 +24,8 @@ from ...utils.logging import tqdm
 from .answer_costs import costs_of
 from .cost_run import CostRun
 from .cost_store import CostStore
+from .estimators import Errors
+from .nearest_errors import NearestErrors
 from .width_errors import errors_of, ranking
 
 MEASURED = 4
@@ -59,15 +61,13 @@ def measure_costs(
     assert budget is not None
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
     schemes = {path: schemes_of(choices) for path, choices in options.items()}
-    plans, recipe = _plans(schemes, budget.cost), ranking(config.recipe, budget.cost)
+    plans, nearest = _plans(schemes, budget.cost), budget.cost == NEAREST
     found: list[dict[str, float]] = []
     with (
         CostStore(options, data, config, model) as store,
         cpu_products(structure),
     ):
-        samples = data.samples if recipe.calibrates else []
-        outside = [path for path in options if not structure.is_in_block(path)]
-        targets, uncalibrated = find_targets(model, structure, outside, samples, device)
+        targets, uncalibrated = ([], []) if nearest else _targets_of(model, structure, options, data, config, device)
         steps = len(targets) + len(uncalibrated) + len(data.samples)
         with tqdm(total=len(plans) * steps, desc=f"Costs ({budget.cost})", unit="step") as bar:
             run = CostRun(model, structure, data, config, device, targets, uncalibrated, bar)
@@ -76,10 +76,24 @@ def measure_costs(
                 if costs is not None:
                     bar.update(steps)
                 else:
-                    costs = _costs_of_plan(run, plan, store, index, recipe)
+                    costs = _costs_of_plan(run, plan, store, index)
                     store.save_costs(index, budget.cost, costs)
                 found.append(costs)
     return {path: _with_costs(path, choices, plans, found) for path, choices in options.items()}
+
+
+def _targets_of(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    paths: Iterable[str],
+    data: CalibrationData,
+    config: QAIGConfig,
+    device: torch.device | str | None,
+) -> tuple[list[Target], list[Target]]:
+    """Finds the targets that are rounded, and those that no forward pass can stop at."""
+    outside = [path for path in paths if not structure.is_in_block(path)]
+    samples = data.samples if ranking(config.recipe).calibrates else []
+    return find_targets(model, structure, outside, samples, device)
 
 
 def _plans(schemes: Mapping[str, Sequence[WeightScheme]], cost: str) -> list[Plan]:
@@ -93,17 +107,20 @@ def _plans(schemes: Mapping[str, Sequence[WeightScheme]], cost: str) -> list[Pla
     ]
 
 
-def _costs_of_plan(run: CostRun, plan: Plan, store: CostStore, index: int, recipe: Recipe) -> dict[str, float]:
+def _costs_of_plan(run: CostRun, plan: Plan, store: CostStore, index: int) -> dict[str, float]:
     """Measures what each weight of a plan costs; a tied head's cost counts for its embeddings."""
     assert run.config.budget is not None
-    tied = run.structure.embeddings.path if run.structure.is_tied else ""
-    errors = errors_of(run, plan, store, index, recipe)
-    if tied in errors:
-        errors[run.structure.head.path] = errors[tied]
+    tied, head = run.structure.embeddings.path if run.structure.is_tied else "", run.structure.head.path
+    errors: Errors
+    if run.config.budget.cost == NEAREST:
+        errors = NearestErrors(run.model, run.structure, {**plan, head: plan[tied]} if tied in plan else plan)
+    else:
+        found = errors_of(run, plan, store, index)
+        errors = {**found, head: found[tied]} if tied in found else found
     with sequential_onload(run.model, run.blocks, run.device):
         costs = costs_of(run, errors, run.config.budget.cost)
     if tied in errors:
-        costs[tied] += costs.pop(run.structure.head.path)
+        costs[tied] += costs.pop(head)
     _check_reached(run.model, costs)
     return costs
 

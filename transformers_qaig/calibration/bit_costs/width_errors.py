@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import QAIGConfig
-from ...config.budget import NEAREST
-from ...config.recipes import RECIPES, Recipe
+from ...config.recipes import Recipe
 from ...equalization.finder import GroupFinder
 from ...execution.block_outputs import check_inputs_of, forward
 from ...execution.held_back import held_back_every
@@ -30,7 +29,7 @@ from .cost_run import CostRun
 from .cost_store import CostStore
 
 
-def errors_of(run: CostRun, plan: Plan, store: CostStore, index: int, recipe: Recipe) -> dict[str, Tensor]:
+def errors_of(run: CostRun, plan: Plan, store: CostStore, index: int) -> dict[str, Tensor]:
     """Computes the rounding error of each weight by the recipe: path → [N, K] in the weight's dtype, on the CPU.
 
     Every target reads full-precision inputs, because the rounding of earlier ones is not decided yet.
@@ -40,9 +39,8 @@ def errors_of(run: CostRun, plan: Plan, store: CostStore, index: int, recipe: Re
         plan: weight path → scheme.
         store: keeps the errors of a target.
         index: of this width among the options.
-        recipe: from [`ranking`].
     """
-    errors, targets = dict[str, Tensor](), run.targets
+    recipe, errors, targets = ranking(run.config.recipe), dict[str, Tensor](), run.targets
     data = run.data if recipe.calibrates else replace(run.data, samples=[], answer_masks=[])
     rounding = _Rounding(plan, store, index, run.config, recipe, GroupFinder(run.structure.shared, run.config.seed))
     with (
@@ -66,15 +64,8 @@ def errors_of(run: CostRun, plan: Plan, store: CostStore, index: int, recipe: Re
     return {path: errors[path] for path in plan}
 
 
-def ranking(recipe: Recipe, cost: str) -> Recipe:
-    """Returns the recipe that ranks widths as this one would: learning every width would take hours.
-
-    Args:
-        recipe: of the run.
-        cost: how loss is predicted; `"fisher_rtn"` rounds to nearest.
-    """
-    if cost == NEAREST:
-        return RECIPES["rtn"]
+def ranking(recipe: Recipe) -> Recipe:
+    """Returns the recipe that ranks widths as this one would: learning every width would take hours."""
     return replace(recipe, rounding="gptq") if recipe.rounding == "learned" else recipe
 
 
@@ -84,7 +75,7 @@ class _Rounding:
 
     Attributes:
         plan: weight path → scheme.
-        store: keeps the errors, except those of embeddings and of nearest rounding, which take no time.
+        store: keeps the errors, except those of embeddings, which take no time.
         index: of this width among the options.
         config: of the run.
         recipe: by which widths are ranked.
@@ -119,7 +110,7 @@ class _Rounding:
         block, schemes = chunk.module, chunk.schemes
         if not schemes:
             return {}
-        found = self.store.errors(self.index, chunk.path, block, list(schemes)) if self.recipe.calibrates else None
+        found = self.store.errors(self.index, chunk.path, block, list(schemes))
         if found is not None:
             on_read()
             return found
@@ -129,6 +120,5 @@ class _Rounding:
         dtype = dtype_of(block, schemes)
         deltas = rounding_errors(in_float32(block), decisions, dtype)
         found = {name: delta.to("cpu", dtype).contiguous() for name, delta in deltas.items()}
-        if self.recipe.calibrates:
-            self.store.save_errors(self.index, chunk.path, found)
+        self.store.save_errors(self.index, chunk.path, found)
         return found
