@@ -127,7 +127,7 @@ def test_a_whole_part_may_stay_as_it_is(tmp_path: Path) -> None:
     assert coverage.unpacked["lm_head"] == model.lm_head.weight.numel()
     assert type(model.lm_head) is nn.Linear
     assert any("vision_tower" in path for path in coverage.outside_plan)
-    _saved(model, tmp_path / "q")
+    assert 8 * _saved(model, tmp_path / "q") == coverage.whole.saved
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "q")
     assert torch.equal(logits(again, folder), logits(model, folder))
 
