@@ -11,7 +11,7 @@ from tests.integration.whole_model import quantize
 from tests.lifecycle import logits
 from tests.tolerance import assert_close, rounding, terms_of
 from transformers_qaig import BitBudget, QAIGLinear
-from transformers_qaig.calibration import target_quantizer
+from transformers_qaig.calibration import embedding_rows, target_quantizer
 from transformers_qaig.execution import row_chunks
 
 
@@ -76,7 +76,7 @@ def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.M
     settings = {"bits": 4, "lm_head_bits": 3, "embedding_bits": 3, "recipe": "rtn"}
     whole = quantize(llava, **settings)
     monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
-    monkeypatch.setattr(target_quantizer, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(embedding_rows, "ROWS_PER_CHUNK", 96)
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())
     assert torch.equal(logits(model, llava), logits(whole, llava))
@@ -88,5 +88,6 @@ def test_a_size_to_meet_counts_what_is_packed_outside_the_blocks(llava: Path, tm
     outside = {"vision_bits": 4, "embedding_bits": 4, "lm_head_bits": 4}
     quantize(llava, budget=BitBudget(size=size), recipe="rtn", **outside).save_pretrained(tmp_path)
     assert 0.9 * size < (tmp_path / "model.safetensors").stat().st_size <= size
+    dense = ["vision_tower", "multi_modal_projector", "lm_head", "embed_tokens"]
     with pytest.raises(ValueError, match="cannot be met"):
-        quantize(llava, budget=BitBudget(size=size), recipe="rtn")
+        quantize(llava, budget=BitBudget(size=size), recipe="rtn", modules_to_not_convert=dense)

@@ -39,6 +39,8 @@ def test_errors_come_in_the_order_of_the_plan() -> None:
     model, errors = model_and_errors()
     assert list(errors) == [LAYER, HEAD]
     assert len(errors) == 2
+    assert LAYER in errors
+    assert "" not in errors
     for path, error in errors.items():
         weight = model.get_submodule(path).weight
         assert torch.equal(error, nearest_error(weight, PLAN[path], weight.dtype))

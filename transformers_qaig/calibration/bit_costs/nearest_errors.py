@@ -42,6 +42,9 @@ class NearestErrors(Mapping[str, Tensor]):
             return self._kept[path]
         return nearest_error(self._weight(path), self._plan[path], self._dtypes[path])
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._plan
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._plan)
 
