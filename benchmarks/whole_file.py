@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("7b", "tiny"), default=["7b", "tiny"])
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="of the language model's linears")
     parser.add_argument("--outside", type=int, nargs="+", default=[4, 6], help="of tower, head and embeddings")
+    parser.add_argument("--together", action="store_true", help="pack all parts at once, not each in turn")
     parser.add_argument("--budgets", nargs="+", default=[], help="of the tiny VLM's file: ratios or sizes")
     parser.add_argument("--group-size", type=int, default=64, help="of the tiny VLM; the 7 B has 128")
     parser.add_argument("--recipe", default="fast")
@@ -84,12 +85,12 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace) -> list[dict[str, int]]:
-    """Bits of every run: the blocks alone, each part beside them, everything."""
+    """Bits of every run: the blocks alone, each part beside them, everything; or everything alone."""
     found = []
     for bits in options.bits:
-        found.append({"bits": bits})
+        found += [] if options.together else [{"bits": bits}]
         for outside in options.outside:
-            found += [{"bits": bits, part: outside} for part in PARTS]
+            found += [] if options.together else [{"bits": bits, part: outside} for part in PARTS]
             found.append({"bits": bits, **dict.fromkeys(PARTS, outside)})
     return found
 

@@ -52,7 +52,7 @@ def test_saved_and_loaded_it_is_the_same_model(mixed: nn.Module, llava: Path, tm
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert torch.equal(logits(again, llava), logits(mixed, llava))
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert settings["budget"] == {"bits": 4.5, "candidates": [2, 3, 4, 8], "cost": "fisher", "fuse": False}
+    assert settings["budget"] == {"bits": 4.5, "candidates": [2, 3, 4, 8], "cost": "fisher_rtn", "fuse": False}
     assert settings["plan"] == mixed.config.quantization_config.plan
 
 

@@ -19,7 +19,7 @@ CANDIDATES = (2, 3, 4, 8)
 NEAREST = "fisher_rtn"
 """The cost that rounds to nearest, at one width."""
 COSTS = ("fisher", NEAREST, "integrated_gradients", "one_at_a_time", "output_error")
-DEFAULT_COST = "fisher"
+DEFAULT_COST = NEAREST
 RENAMED_COSTS = {"path": "integrated_gradients", "alone": "one_at_a_time", "error": "output_error"}
 """Costs as release 0.1 called and saved them."""
 MOST_BITS = 64
@@ -41,7 +41,7 @@ class BitBudget:
             it.
         candidates: Widths to choose from, each 2 to 8.
         cost: How the loss of a width is predicted. `"fisher"`: by the squared gradient along the rounding error;
-            `"fisher_rtn"`: the same with nearest rounding at one width, from which the others follow (fast);
+            `"fisher_rtn"`, by default: the same with nearest rounding at one width, from which the others follow;
             `"one_at_a_time"`: the true loss with one layer rounded (slow); `"output_error"`: of the layer;
             `"integrated_gradients"`: along the path of the weights.
         fuse: Whether q, k and v get one width, gate and up one, and so on: engines that fuse them need that.
@@ -171,5 +171,5 @@ def _checked_cost(cost: Any) -> str:
     return name
 
 
-DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), cost=NEAREST, fuse=True)
+DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), fuse=True)
 """Where nothing says a width and the recipe attributes widths: kernels have these, and engines may fuse layers."""
