@@ -39,7 +39,9 @@ def add_budget(command: argparse.ArgumentParser) -> None:
     """Adds options for how widths are chosen."""
     group = command.add_argument_group("widths under a budget")
     group.add_argument("--candidates", type=int, nargs="+", metavar="BITS", help="widths (default: 2 3 4 8)")
-    group.add_argument("--cost", metavar="NAME", help="predicts loss (default: fisher_rtn); see docs/guides/mixed-bits.md")
+    group.add_argument(
+        "--cost", metavar="NAME", help="predicts loss (default: fisher_rtn); see docs/guides/mixed-bits.md"
+    )
     group.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen3VLMoeConfig
 
 import transformers_qaig_cli
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.cli import dry_run
 
 GB, BFLOAT16 = 1e9, 2
@@ -75,7 +75,7 @@ def test_shapes_of_known_size(config, billions, block_weights, flop_a_token):
 @pytest.mark.parametrize("budget", ["4x", "5GB"])
 def test_a_budget_for_the_file_is_what_the_result_takes(budget):
     model = dry_run.model_of(dense(3584, 28, 28, 4, 18944))
-    found = dry_run.estimate_for(model, QAIGConfig(budget=budget), 1024)
+    found = dry_run.estimate_for(model, QAIGConfig(budget=BitBudget(size=budget, cost="fisher")), 1024)
     assert found.result == pytest.approx(found.checkpoint / 4 if budget == "4x" else 5 * GB, rel=1e-6)
     errors = found.checkpoint  # of nearly all weights, in bfloat16
     assert found.memory == pytest.approx(errors, rel=0.2)

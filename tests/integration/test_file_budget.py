@@ -176,7 +176,8 @@ def test_text_alone_does_not_say_what_the_tower_costs(llava: Path) -> None:
 
 def test_an_interrupted_measurement_resumes(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)  # the head takes two
-    settings = {"budget": BitBudget(size=_size(llava, 0.1, (3, 4)), candidates=(3, 4)), "recipe": "fast"}
+    budget = BitBudget(size=_size(llava, 0.1, (3, 4)), candidates=(3, 4), cost="fisher")
+    settings = {"budget": budget, "recipe": "fast"}
     expected = _quantize(llava, **settings)
     real, measured, decide, decided = measure.costs_of, [], width_errors.decide, []
 
@@ -211,7 +212,7 @@ def test_errors_outside_are_those_of_the_quantized_model(llava: Path, monkeypatc
     monkeypatch.setattr(measure, "costs_of", look)
     dense = AutoModelForImageTextToText.from_pretrained(llava).state_dict()
     settings = {"recipe": "fast"}
-    _quantize(llava, budget=BitBudget(size=_size(llava, 0.1, (4,)), candidates=(4,)), **settings)
+    _quantize(llava, budget=BitBudget(size=_size(llava, 0.1, (4,)), candidates=(4,), cost="fisher"), **settings)
     quantized = _quantize(llava, bits=4, vision_bits=4, embedding_bits=4, lm_head_bits=4, **settings)
     quantized.dequantize()
     first = [path for path in seen if "layers.0." in path and "vision_tower" in path]

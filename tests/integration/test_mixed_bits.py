@@ -30,9 +30,12 @@ def _widths(model: nn.Module) -> set[int]:
     return {entry["bits"] for entry in model.config.quantization_config.plan.values()}
 
 
+EVERY_WIDTH = BitBudget(4.5, cost="fisher")
+
+
 @pytest.fixture(scope="module")
 def mixed(llava: Path) -> nn.Module:
-    return _quantize(llava, budget=4.5, recipe="fast")
+    return _quantize(llava, budget=EVERY_WIDTH, recipe="fast")
 
 
 def test_the_budget_is_met_and_used(mixed: nn.Module) -> None:
@@ -52,7 +55,7 @@ def test_saved_and_loaded_it_is_the_same_model(mixed: nn.Module, llava: Path, tm
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert torch.equal(logits(again, llava), logits(mixed, llava))
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert settings["budget"] == {"bits": 4.5, "candidates": [2, 3, 4, 8], "cost": "fisher_rtn", "fuse": False}
+    assert settings["budget"] == {"bits": 4.5, "candidates": [2, 3, 4, 8], "cost": "fisher", "fuse": False}
     assert settings["plan"] == mixed.config.quantization_config.plan
 
 
@@ -123,7 +126,7 @@ def test_an_interrupted_measurement_resumes(
     monkeypatch.setattr(
         width_errors, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
     )
-    settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
+    settings = {"budget": EVERY_WIDTH, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     with pytest.raises(KeyboardInterrupt):
         _quantize(llava, **settings)
     before = len(chosen)
@@ -151,7 +154,7 @@ def test_the_report_counts_the_time_of_the_measurements(llava: Path, monkeypatch
 def test_damaged_costs_are_measured_again(
     llava: Path, mixed: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"budget": 4.5, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
+    settings = {"budget": EVERY_WIDTH, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     _quantize(llava, **settings)
     damaged = [*(tmp_path / "costs").glob("1.costs.*"), *(tmp_path / "costs").glob("1.errors.*0.safetensors")]
     assert len(damaged) == 2

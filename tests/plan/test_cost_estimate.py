@@ -37,7 +37,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
 def estimate(model: nn.Module, recipe: str, **settings: Any) -> CostEstimate:
     coverage = Coverage(packed=N * K, parts={BLOCKS: PartSize(8 * CHECKPOINT, 8 * RESULT)})
-    coverage.outside_choices = {"head": OutsideWeight("head", OUTSIDE)} if settings.get("budget") == "4x" else {}
+    budget = BitBudget.of(settings.get("budget"))
+    chooses = budget is not None and budget.counts_file
+    coverage.outside_choices = {"head": OutsideWeight("head", OUTSIDE)} if chooses else {}
     bits = None if "budget" in settings else 3
     config = QAIGConfig(bits=bits, recipe=recipe, num_samples=SAMPLES, **settings)
     return estimate_costs(model, config, coverage, TOKENS)
@@ -76,18 +78,23 @@ def test_arithmetic_is_that_of_the_products(model: nn.Module) -> None:
 def test_a_budget_rounds_and_runs_every_width(model: nn.Module) -> None:
     plain, forward = estimate(model, "gptq").flop, 2 * COUNT * N * K
     each = (GRADIENT_PASSES + 1) * forward + plain["second moments"] + plain["rounding"]
-    assert estimate(model, "gptq", budget=3.2).flop["costs of widths"] == 4 * each
-    two = BitBudget(3.2, candidates=(2, 4))
+    assert estimate(model, "gptq", budget=BitBudget(3.2, cost="fisher")).flop["costs of widths"] == 4 * each
+    two = BitBudget(3.2, candidates=(2, 4), cost="fisher")
     assert estimate(model, "gptq", budget=two).flop["costs of widths"] == 2 * each
     assert estimate(model, "rtn", budget=two).flop == {"costs of widths": 2 * GRADIENT_PASSES * forward}
+    assert estimate(model, "gptq", budget=3.2).flop["costs of widths"] == GRADIENT_PASSES * forward
 
 
 def test_a_budget_holds_the_errors_of_all_weights_that_it_chooses_for(model: nn.Module, tmp_path: Any) -> None:
     streams = 2 * COUNT * K * 2
-    assert estimate(model, "gptq", budget=3.2).memory == estimate(model, "gptq").memory  # which is more
-    assert estimate(model, "gptq", budget="4x").memory == 2 * (N * K + OUTSIDE) + streams
-    kept = estimate(model, "gptq", budget="4x", calibration={"work_dir": tmp_path / "work"})
-    assert kept.disk == 2 * RESULT + 4 * 2 * (N * K + OUTSIDE)
+    whole, blocks = BitBudget(size="4x", cost="fisher"), BitBudget(3.2, cost="fisher")
+    in_files = {"calibration": {"work_dir": tmp_path / "work"}}
+    assert estimate(model, "gptq", budget=blocks).memory == estimate(model, "gptq").memory  # which is more
+    assert estimate(model, "gptq", budget=whole).memory == 2 * (N * K + OUTSIDE) + streams
+    assert estimate(model, "gptq", budget=whole, **in_files).disk == 2 * RESULT + 4 * 2 * (N * K + OUTSIDE)
+    # Those of nearest rounding are kept outside the blocks only, and never in files.
+    assert estimate(model, "gptq", budget="4x").memory == 2 * OUTSIDE + streams
+    assert estimate(model, "gptq", budget="4x", **in_files).disk == 2 * RESULT
 
 
 @pytest.mark.parametrize(("limit", "in_memory"), [(None, 1.0), ("2kB", 0.1), ("1GB", 1.0)])

@@ -109,13 +109,19 @@ def estimate_costs(model: nn.Module, config: QAIGConfig, coverage: Coverage, tok
     work = result * (2 if stacks else 1) if has_work_dir else 0  # packed experts are joined, too
     flop = _arithmetic(each, config, count)
     states, in_memory, in_files = _end_to_end(each, config, tokens, itemsize)
-    keeps_errors = config.budget is not None and config.budget.cost != NEAREST
-    errors = itemsize * coverage.to_choose if keeps_errors else 0
+    errors = itemsize * _errors_kept(config, coverage)
     memory = max(errors + streams, kept + states + max(streams + gathered + FLOAT32 * weights, in_memory))
     disk = result + work + joined + max(_learned(block, config)[1], in_files)
-    if config.budget is not None and has_work_dir:
+    if config.budget is not None and config.budget.cost != NEAREST and has_work_dir:
         disk += errors * len(config.budget.candidates)
     return CostEstimate(checkpoint, result, memory, device_memory, disk, flop)
+
+
+def _errors_kept(config: QAIGConfig, coverage: Coverage) -> int:
+    """Returns how many elements the rounding errors have that a budget keeps in memory at once."""
+    if config.budget is None:
+        return 0
+    return coverage.to_choose - (coverage.packed if config.budget.cost == NEAREST else 0)
 
 
 def _hidden(block: list[Linears]) -> int:

@@ -88,16 +88,19 @@ def test_without_four_bits_the_nearest_width_is_measured() -> None:
         assert costs[path][3] == widths[3]
 
 
-def test_a_tied_head_costs_what_both_of_its_uses_cost_with_one_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cost", ["fisher", "fisher_rtn"])
+def test_a_tied_head_costs_what_both_of_its_uses_cost_with_one_rounding(
+    cost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = families.build("gemma3")
     inputs = families.samples(processor, 3)
     answers = [torch.arange(sample["input_ids"].shape[1])[None] > 4 for sample in inputs]
-    config = QAIGConfig(group_size=32, recipe="rtn", budget=BitBudget(size="2x", candidates=(3, 4)))
+    config = QAIGConfig(group_size=32, recipe="rtn", budget=BitBudget(size="2x", candidates=(3, 4), cost=cost))
     options, _ = list_schemes(model, config)
     table, seen = find_input_embeddings(model).path, []
 
     def costs_of(run: CostRun, errors: dict[str, torch.Tensor], cost: str) -> dict[str, float]:
-        seen.append(errors["lm_head"] is errors[table])
+        seen.append(torch.equal(errors["lm_head"], errors[table]))
         alone = {path: answer_costs.costs_of(run, {path: errors[path]}, cost)[path] for path in ("lm_head", table)}
         found = answer_costs.costs_of(run, errors, cost)
         assert found["lm_head"] == pytest.approx(alone["lm_head"], rel=1e-5)
@@ -107,9 +110,13 @@ def test_a_tied_head_costs_what_both_of_its_uses_cost_with_one_rounding(monkeypa
     uses: list[float] = []
     monkeypatch.setattr(measure, "costs_of", costs_of)
     measured = measure_costs(model, options, CalibrationData.of(inputs, answers), config)
-    assert seen == [True, True]
-    assert [option.cost for option in measured[table]] == [*uses, 0.0]
-    assert uses[0] > uses[1] > 0
+    costs = [option.cost for option in measured[table]]
+    if cost == "fisher":
+        assert costs == [*uses, 0.0]
+    else:
+        assert costs == [pytest.approx(uses[0] * (15 / 7) ** 2), uses[0], 0.0]
+    assert all(seen)
+    assert costs[0] > costs[1] > 0
     assert "lm_head" not in measured
 
 
