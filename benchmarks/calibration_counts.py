@@ -140,7 +140,7 @@ def _block_of(run: str, samples: int, options: argparse.Namespace) -> dict[str, 
 
 def _budget(layers: int, samples: int, options: argparse.Namespace) -> dict[str, int]:
     model, inputs, answers = _model(layers, samples, options)
-    budget, calibration = BitBudget(3.5, candidates=(2, 3, 4)), {"device": pretend.DEVICE}
+    budget, calibration = BitBudget(3.5, candidates=(2, 3, 4), cost="fisher"), {"device": pretend.DEVICE}
     config = QAIGConfig(budget=budget, num_samples=samples, group_size=GROUP_SIZE, calibration=calibration)
     choices, _ = list_schemes(model, config)
     costs = import_module("transformers_qaig.calibration.bit_costs.measure")

@@ -95,7 +95,7 @@ def measure(run: str, options: argparse.Namespace) -> None:
         with phases.of(calibration, "quantize_target", "first forward passes", "block"):
             calibration.calibrate(model, plan, coverage, CalibrationData.of(samples, answers), config)
     else:
-        config = QAIGConfig(budget=BitBudget(3.5, candidates=(3, 4)), **settings)
+        config = QAIGConfig(budget=BitBudget(3.5, candidates=(3, 4), cost="fisher"), **settings)
         choices, _ = list_schemes(model, config)
         costs = import_module("transformers_qaig.calibration.bit_costs.measure")
         with phases.of(costs, "costs_of", "rounding at each width", "gradients"):

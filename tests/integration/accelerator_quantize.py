@@ -71,7 +71,10 @@ def placed(folder: Path) -> dict[str, Any]:
 
 def resumed(folder: Path) -> dict[str, Any]:
     """A run whose blocks are all finished, with both kinds of work folders."""
-    settings = {"budget": {"bits": 4.5, "candidates": (3, 4)}, "calibration": {"work_dir": str(folder / "work")}}
+    settings = {
+        "budget": {"bits": 4.5, "candidates": (3, 4), "cost": "fisher"},
+        "calibration": {"work_dir": str(folder / "work")},
+    }
     first, again = (quantize(folder, pretend.DEVICE, settings) for _ in range(2))
     return {"devices": again["devices"], "same": again["errors"] == first["errors"], "resumed": again["resumed"]}
 
