@@ -21,7 +21,7 @@ def plan_of(layers: int) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("settings", "shown"),
     [
-        ({}, "QAIGConfig(bits=4, group_size=128)"),
+        ({}, "QAIGConfig(group_size=128)"),
         (
             {"bits": 3, "recipe": {"rotation": "all"}, "modules_to_not_convert": ["lm_head"]},
             "QAIGConfig(bits=3, group_size=128, modules_to_not_convert=['lm_head'], "

@@ -105,3 +105,12 @@ def test_recipes_that_attribute_widths_get_a_budget(recipe: Any) -> None:
 def test_what_says_widths_is_kept(settings: dict[str, Any]) -> None:
     config = QAIGConfig(**settings)
     assert config.with_default_budget() is config
+
+
+def test_that_no_width_is_given_survives_a_round_trip() -> None:
+    config = QAIGConfig()
+    assert QAIGConfig.from_dict(config.to_dict()).with_default_budget().budget == DEFAULT_BUDGET
+    uniform = QAIGConfig(bits=4)
+    assert uniform != config
+    for written in (uniform.to_dict(), uniform.to_diff_dict()):
+        assert QAIGConfig.from_dict(written).with_default_budget().budget is None

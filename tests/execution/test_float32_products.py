@@ -108,3 +108,13 @@ def test_slow_is_what_onednn_has_no_kernel_for(
     asked = type("_Operators", (), {} if supported is None else {name: staticmethod(lambda: supported)})()
     monkeypatch.setattr("transformers_qaig.execution.float32_products.torch.ops.mkldnn", asked)
     assert is_slow(dtype) == (supported is not True)
+
+
+def test_a_result_that_is_given_is_filled_and_mixed_dtypes_are_refused_as_ever() -> None:
+    x, weight, _ = operands(torch.bfloat16)
+    out = torch.zeros(37, 40, dtype=torch.bfloat16)
+    with Float32Products(frozenset((torch.bfloat16,))):
+        torch.matmul(x, weight.T, out=out)
+        with pytest.raises(RuntimeError, match="dtype"):
+            torch.matmul(x, weight.float().T)
+    assert torch.equal(out, torch.matmul(x, weight.T))

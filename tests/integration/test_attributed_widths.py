@@ -1,5 +1,6 @@
 """Without `bits`, a budget or a plan, `default` and `best` choose widths by what they cost the answers."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.lifecycle import FAST, inputs, logits
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config.budget import DEFAULT_BUDGET
 from transformers_qaig.data.tensors import NO_ANSWER
@@ -95,3 +96,40 @@ def test_without_answers_all_get_one_width_and_a_warning_says_so(
     model = quantized(llava, dataset=[unanswered] * 4)
     assert set(widths(model).values()) == {4}
     assert "No calibration sample has an answer" in caplog.text
+
+
+@pytest.mark.parametrize("override", [5, 8, {"group_size": -1}])
+def test_an_override_leaves_the_other_layers_their_choice(override: Any, uneven: Path) -> None:
+    found = widths(quantized(uneven, overrides={"*.q_proj": override}))
+    if isinstance(override, int):
+        assert {bits for path, bits in found.items() if path.endswith("q_proj")} == {override}
+    assert {bits for path, bits in found.items() if path.startswith(QUIET) and path.endswith("k_proj")} <= {3, 4}
+
+
+def test_a_quantized_model_lends_its_configuration(attributed: nn.Module, uneven: Path) -> None:
+    config = copy.deepcopy(attributed.config.quantization_config)
+    config.dataset = FAST["dataset"]
+    again = AutoModelForImageTextToText.from_pretrained(uneven, quantization_config=config)
+    assert widths(again) == widths(attributed)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, IndexError])
+def test_where_costs_cannot_be_measured_all_get_one_width(
+    error: type[Exception], llava: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error("no gradient")
+
+    monkeypatch.setattr(measure, "measure_costs", fail)
+    model = quantized(llava, recipe={"name": "rtn", "attributed_widths": True})
+    assert set(widths(model).values()) == {4}
+    assert "cannot be measured (no gradient): every weight gets 4 bits" in caplog.text
+    with pytest.raises(error, match="no gradient"):
+        quantized(llava, recipe="rtn", budget=BitBudget(uniform=4))
+
+
+def test_one_block_is_in_float32_at_a_time(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = measure.sequential_onload, []
+    monkeypatch.setattr(measure, "sequential_onload", lambda *a: seen.append(len(a[1])) or real(*a))
+    quantized(llava, recipe={"name": "rtn", "attributed_widths": True})
+    assert seen == [2]

@@ -62,7 +62,9 @@ class BitBudget:
         values = {field.name: plain(getattr(self, field.name), f"budget.{field.name}") for field in fields(self)}
         _check_target(values["bits"], values["size"], values["uniform"])
         values["candidates"] = _checked_candidates(values["candidates"])
-        if values["uniform"] not in (None, *values["candidates"]):
+        if values["uniform"] is not None and (
+            not is_int(values["uniform"]) or values["uniform"] not in values["candidates"]
+        ):
             raise ValueError(
                 f"`budget`: `uniform` must be one of `candidates`, {values['candidates']}, got "
                 f"{quote(values['uniform'])}."

@@ -173,12 +173,17 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def with_default_budget(self) -> QAIGConfig:
         """Returns this configuration, or a copy with [`DEFAULT_BUDGET`] where the recipe is to find the widths."""
-        given = vars(self)
-        if not self.recipe.attributed_widths or any(given[name] is not None for name in ("bits", "budget", "plan")):
+        if not self._finds_widths:
             return self
         found = copy.deepcopy(self)
         found.budget = DEFAULT_BUDGET
         return found
+
+    @property
+    def _finds_widths(self) -> bool:
+        """Whether nothing says a width, and the recipe is to find them."""
+        given = (vars(self)[name] for name in ("bits", "budget", "plan"))
+        return self.recipe.attributed_widths and all(value is None for value in given)
 
     # -- to and from JSON
 
@@ -232,6 +237,8 @@ class QAIGConfig(QuantizationConfigMixin):
 
     def _settings(self) -> dict[str, Any]:
         settings = {name: plain(getattr(self, name), name) for name in _PLAIN if name != "plan"}
+        if self._finds_widths:
+            del settings["bits"]
         settings["recipe"] = self.recipe.to_dict()
         settings["budget"] = None if self.budget is None else self.budget.to_dict()
         settings["plan"] = copy_plan(self.plan)

@@ -80,7 +80,7 @@ def load_inputs(
         )
         check_placeholders(model, samples)
         answers = [answer_mask(sample, picture_ids) for sample in samples]
-        if needs_answers:
+        if needs_answers or budget is not None:
             _warn_of_unmarked(samples, config)
     accepted = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -106,7 +106,7 @@ def _warn_of_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
     """Warns once of samples in which no answer is marked."""
     unmarked = [sample.index for sample in samples if not marks_answers(sample)]
     if unmarked:
-        asked = "the budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
+        asked = "the choice of widths" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         logger.warning(
             "%d of %d calibration conversations mark no answer, and %s goes by answers: all their text counts as one. "
             "Give conversations in which the assistant answers, or processor outputs with 'labels' (%d where there is "

@@ -43,7 +43,7 @@ class Float32Products(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in PRODUCTS:
+        if func not in PRODUCTS or "out" in kwargs:
             return func(*args, **kwargs)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if not self._applies(tensors):
@@ -57,7 +57,11 @@ class Float32Products(TorchFunctionMode):
         return product.to(dtype)
 
     def _applies(self, tensors: list[Tensor]) -> bool:
+        if not tensors:
+            return False
         first = tensors[0]
         if first.dtype not in self.dtypes or any(tensor.device.type != "cpu" for tensor in tensors):
             return False
+        if any(tensor.is_floating_point() and tensor.dtype != first.dtype for tensor in tensors):
+            return False  # which torch refuses, or a mask
         return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))

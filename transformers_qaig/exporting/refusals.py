@@ -82,7 +82,8 @@ def refuse_other_widths(weights: Iterable[PackedWeight], allowed: Collection[int
         weights,
         lambda weight: weight.scheme.bits not in allowed,
         f"the format has no such width: it takes {known} bits",
-        f"quantize these to one of {known} bits, or leave them out with modules_to_not_convert",
+        f"quantize with bits={4 if 4 in allowed else max(allowed)} for all, or leave these out with "
+        "modules_to_not_convert",
     )
 
 
@@ -133,7 +134,7 @@ def refuse_several_schemes(weights: Iterable[PackedWeight], reason: str) -> Iter
         weights,
         lambda weight: weight.scheme != first,
         reason,
-        "quantize without a budget, with a group_size that divides every layer's input channels",
+        "quantize with one width for all, such as bits=4, and a group_size that divides every layer's input channels",
     )
 
 

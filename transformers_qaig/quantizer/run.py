@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
+from ..config.budget import DEFAULT_BUDGET
 from ..data.calibration_data import CalibrationData
 from ..data.loader import load_inputs
 from ..distributed import ALONE
@@ -28,7 +29,17 @@ from ..loading.source import Source
 from ..loading.tied_embeddings import install_tied_embeddings
 from ..loading.unused_tensors import UnusedTensor, find_unused, report_unused
 from ..nn.experts_layout import find_experts
-from ..plan.allocate import Allocation, SchemeOption, allocate, describe, fused_sets, largest, option_at, reachable
+from ..plan.allocate import (
+    Allocation,
+    SchemeOption,
+    allocate,
+    describe,
+    fused_sets,
+    largest,
+    option_at,
+    reachable,
+    schemes_of,
+)
 from ..plan.alternatives import faster, smaller
 from ..plan.build import budget_in_bits, list_schemes, make_plan
 from ..plan.coverage import Coverage
@@ -121,7 +132,7 @@ class QuantizationRun:
             require_alike(self.ranks, lambda: {"calibration samples": digest(read)})
             self._times["samples"] = time.perf_counter() - start
             if self._options and not any(bool(answer.any()) for answer in data.answer_masks):
-                self._take_uniform()
+                self._take_uniform("No calibration sample has an answer, by which widths are chosen")
             tokens = sum(mask.numel() for mask in data.token_masks) // max(len(data.samples), 1)
             self._faster = faster(model, self.config, self._coverage, tokens)
         else:
@@ -199,6 +210,8 @@ class QuantizationRun:
     def _make_plan(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Makes the plan, or lists the options that a budget chooses from."""
         config = self.config
+        if config.plan is not None and config.budget == DEFAULT_BUDGET:
+            config.budget = None  # of a quantized model, which says how its plan was made
         if config.plan is not None and config.budget is not None:
             raise SettingError("`plan` says every width already: leave out `budget`.")
         if config.budget is None:
@@ -221,14 +234,14 @@ class QuantizationRun:
         self._take(Allocation({path: option for path, (option,) in options.items()}))
         self._options = {}
 
-    def _take_uniform(self) -> None:
-        """Takes one width for all: no sample has an answer that could tell more. Other budgets were refused before."""
+    def _take_uniform(self, why: str) -> None:
+        """Takes one width for all, with a warning that says why."""
         assert self.config.budget is not None
         uniform = self.config.budget.uniform
         assert uniform is not None
         logger.warning(
-            "No calibration sample has an answer, by which widths are chosen: every weight gets %d bits. Give a "
-            "`dataset` of conversations in which the assistant answers, or bits=%d to say so.", uniform, uniform,
+            "%s: every weight gets %d bits. Give bits=%d to say so, or a `dataset` of conversations in which the "
+            "assistant answers.", why, uniform, uniform,
         )  # fmt: skip
         self._take(Allocation({path: option_at(choices, uniform) for path, choices in self._options.items()}))
         self._options = {}
@@ -271,14 +284,27 @@ class QuantizationRun:
 
     def _fused(self) -> list[list[str]]:
         budget = self.config.budget
-        return fused_sets(self._options) if budget is not None and budget.fuse else []
+        if budget is None or not budget.fuse:
+            return []
+        sets = fused_sets(self._options)
+        if budget.uniform is None:
+            return sets
+        # Nobody asked for this budget's widths: layers that an override or a shape sets apart may differ.
+        schemes = {path: schemes_of(choices) for path, choices in self._options.items()}
+        return [group for group in sets if all(schemes[path] == schemes[group[0]] for path in group)]
 
     def _allocate(self, model: PreTrainedModel) -> None:
         """Chooses the plan under the budget, by what each width costs the answers."""
         from ..calibration.bit_costs.measure import measure_costs  # here for the same reason as `calibrate`
 
-        self._options = measure_costs(model, self._options, self._data, self.config)
         assert self.config.budget is not None
+        try:
+            self._options = measure_costs(model, self._options, self._data, self.config)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if self.config.budget != DEFAULT_BUDGET or self.ranks.size > 1:
+                raise
+            self._take_uniform(f"What widths cost the answers cannot be measured ({error})")
+            return
         fused = self._fused()
         allocation = allocate(self._options, self._budget, fused)
         logger.info("%s", describe(allocation, self._options, self._budget, fused))

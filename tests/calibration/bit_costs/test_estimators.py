@@ -194,3 +194,18 @@ def test_every_cost_reads_an_error_of_embeddings_as_the_embeddings_look_it_up() 
     error, own = output_energies(text.net, text.errors, text.log_p)[:, 0]
     assert_close(error, (3 * text.errors["0"][text.ids]).square().sum(), TERMS)
     assert_close(own, (3 * text.net[0].weight[text.ids]).square().sum(), TERMS)  # type: ignore[index]
+
+
+def test_fisher_bears_a_model_that_adds_to_a_linears_output_in_place() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x).add_(1.0))
+
+    net, x = Net().requires_grad_(False), torch.randn(5, 6)
+    errors = {name: 0.1 * torch.randn_like(net.get_submodule(name).weight) for name in ("first", "last")}
+    found = fisher_losses(net, errors, lambda: log_softmax(net(x), -1), draws=2)
+    assert (found > 0).all()

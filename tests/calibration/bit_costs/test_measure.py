@@ -139,3 +139,11 @@ def test_costs_of_all_parts_are_predictions_of_one_loss() -> None:
     ratios = {part: costs["fisher"][part] / costs["one_at_a_time"][part] for part in costs["fisher"]}
     assert len(ratios) == 5
     assert all(0.2 < ratio < 5 for ratio in ratios.values()), ratios
+
+
+def test_what_no_gradient_reaches_counts_as_the_most_sensitive(caplog: pytest.LogCaptureFixture) -> None:
+    costs = {"a": 2.0, "indexer": 0.0, "b": 1.0, "experts.0.up": 0.0}
+    found = measure._with_unreached(costs, {"a": 10, "indexer": 5, "b": 2})
+    assert found == {**costs, "indexer": 2.5}
+    assert "indexer" in caplog.text
+    assert measure._with_unreached({"a": 1.0}, {"a": 3}) == {"a": 1.0}

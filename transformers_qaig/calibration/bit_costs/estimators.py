@@ -163,7 +163,8 @@ class _Tally(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, error)
         ctx.at, ctx.tally = at, tally
-        return output + at * _product(x, error) if at else output.view_as(output)
+        # A copy: models add to what a linear returns, in place.
+        return output + at * _product(x, error) if at else output.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,12 +14,13 @@ from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
 from ...execution.cpu_products import cpu_products
 from ...execution.sequential_onload import sequential_onload
-from ...execution.targets import Target, find_targets
+from ...execution.targets import find_targets
 from ...execution.torch_state import default_torch_state
 from ...formats.scheme import Plan, WeightScheme
+from ...nn.experts_layout import split_path
 from ...plan.allocate import SchemeOption, schemes_of
 from ...structure import ModelStructure, find_vision_tower
-from ...utils.logging import tqdm
+from ...utils.logging import get_logger, tqdm
 from .answer_costs import costs_of
 from .cost_run import CostRun
 from .cost_store import CostStore
@@ -28,6 +28,9 @@ from .estimators import Errors
 from .nearest_errors import NearestErrors
 from .width_errors import errors_of, ranking
 
+logger = get_logger(__name__)
+GRADIENTS = ("fisher", NEAREST, "integrated_gradients")
+"""Costs that see only what gradients reach."""
 MEASURED = 4
 """The width at which `"fisher_rtn"` measures."""
 
@@ -61,13 +64,15 @@ def measure_costs(
     assert budget is not None
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
     schemes = {path: schemes_of(choices) for path, choices in options.items()}
-    plans, nearest = _plans(schemes, budget.cost), budget.cost == NEAREST
+    plans = _plans(schemes, budget.cost)
     found: list[dict[str, float]] = []
     with (
         CostStore(options, data, config, model) as store,
         cpu_products(structure),
     ):
-        targets, uncalibrated = ([], []) if nearest else _targets_of(model, structure, options, data, config, device)
+        outside = [path for path in options if not structure.is_in_block(path)]
+        samples = data.samples if ranking(config.recipe).calibrates else []
+        targets, uncalibrated = find_targets(model, structure, outside, samples, device)
         steps = len(targets) + len(uncalibrated) + len(data.samples)
         with tqdm(total=len(plans) * steps, desc=f"Costs ({budget.cost})", unit="step") as bar:
             run = CostRun(model, structure, data, config, device, targets, uncalibrated, bar)
@@ -80,20 +85,6 @@ def measure_costs(
                     store.save_costs(index, budget.cost, costs)
                 found.append(costs)
     return {path: _with_costs(path, choices, plans, found) for path, choices in options.items()}
-
-
-def _targets_of(
-    model: PreTrainedModel,
-    structure: ModelStructure,
-    paths: Iterable[str],
-    data: CalibrationData,
-    config: QAIGConfig,
-    device: torch.device | str | None,
-) -> tuple[list[Target], list[Target]]:
-    """Finds the targets that are rounded, and those that no forward pass can stop at."""
-    outside = [path for path in paths if not structure.is_in_block(path)]
-    samples = data.samples if ranking(config.recipe).calibrates else []
-    return find_targets(model, structure, outside, samples, device)
 
 
 def _plans(schemes: Mapping[str, Sequence[WeightScheme]], cost: str) -> list[Plan]:
@@ -113,6 +104,7 @@ def _costs_of_plan(run: CostRun, plan: Plan, store: CostStore, index: int) -> di
     tied, head = run.structure.embeddings.path if run.structure.is_tied else "", run.structure.head.path
     errors: Errors
     if run.config.budget.cost == NEAREST:
+        run.bar.update(len(run.targets) + len(run.uncalibrated))
         errors = NearestErrors(run.model, run.structure, {**plan, head: plan[tied]} if tied in plan else plan)
     else:
         found = errors_of(run, plan, store, index)
@@ -122,7 +114,32 @@ def _costs_of_plan(run: CostRun, plan: Plan, store: CostStore, index: int) -> di
     if tied in errors:
         costs[tied] += costs.pop(head)
     _check_reached(run.model, costs)
-    return costs
+    if run.config.budget.cost not in GRADIENTS:
+        return costs
+    known = [path for path, cost in costs.items() if cost or split_path(path) is None]
+    return _with_unreached(
+        costs, {path: run.model.get_submodule(path).get_parameter("weight").numel() for path in known}
+    )
+
+
+def _with_unreached(costs: dict[str, float], elements: Mapping[str, int]) -> dict[str, float]:
+    """Returns the costs, with those of linears at zero raised to the highest cost of an element.
+
+    No gradient of the answers reaches them, such as one that chooses what is attended: what they cost is not known.
+
+    Args:
+        costs: weight path → cost.
+        elements: weight path → elements, of all but experts without cost, to which no token may have been routed.
+    """
+    unreached = [path for path in elements if not costs[path]]
+    highest = max((costs[path] / count for path, count in elements.items()), default=0.0)
+    if not unreached or not highest:
+        return costs
+    logger.warning(
+        "What rounding %d weights costs the answers is not known, as no gradient reaches them: %s%s. They count as the "
+        "most sensitive.", len(unreached), ", ".join(unreached[:3]), ", ..." if len(unreached) > 3 else "",
+    )  # fmt: skip
+    return {**costs, **{path: highest * elements[path] for path in unreached}}
 
 
 def _with_costs(
