@@ -73,7 +73,7 @@ def test_every_long_stage_shows_progress_unless_it_is_switched_off(
     llava: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = QAIGConfig(budget=4.5, **FAST)
-    stages = ["Encoding samples", "Costs (fisher)", "First forward passes", "Quantizing ("]
+    stages = ["Encoding samples", "Costs (fisher_rtn)", "First forward passes", "Quantizing ("]
     for switch, shown in ((disable_progress_bar, []), (enable_progress_bar, stages)):
         switch()
         capfd.readouterr()
