@@ -245,6 +245,7 @@ class QuantizationRun:
         )  # fmt: skip
         self._take(Allocation({path: option_at(choices, uniform) for path, choices in self._options.items()}))
         self._options = {}
+        self._count_headers_of_plan()
 
     def _take(self, allocation: Allocation) -> None:
         self.plan = self._coverage.plan_of(allocation.schemes)
@@ -310,6 +311,10 @@ class QuantizationRun:
         logger.info("%s", describe(allocation, self._options, self._budget, fused))
         self._width_costs = width_costs(self.config.budget.cost, self._options, allocation, self._coverage, fused)
         self._take(allocation)
+        self._count_headers_of_plan()
+
+    def _count_headers_of_plan(self) -> None:
+        """Counts the headers again: the plan is another one than was likely."""
         assert self._unpacked is not None
         self._count_headers(self._unpacked, packed_skeleton(self._unpacked, self.plan), self._files)
 
