@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "mbq": {"bits": 3, "recipe": "mbq"},
     "authors": {"bits": 3, "recipe": "authors"},
     "budget": {"budget": {"bits": 3.2, "candidates": (2, 4)}, "recipe": "gptq"},
+    "budget by rounding at each width": {
+        "budget": {"bits": 3.2, "candidates": (2, 4), "cost": "fisher"},
+        "recipe": "gptq",
+    },
 }
 KILLS = 3
 SAVES = 15
@@ -132,7 +137,7 @@ def test_a_killed_save_leaves_a_model_or_a_clear_error(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["gptq", "budget"])
+@pytest.mark.parametrize("run", ["gptq", "budget by rounding at each width"])
 def test_a_disk_that_is_full_while_a_run_works_loses_nothing(llava: Path, tmp_path: Path, run: str) -> None:
     whole = quantize(llava, tmp_path / "whole", **RUNS[run])
     largest: dict[Path, int] = {}  # of each folder: a budget's costs are in one of their own
@@ -143,6 +148,14 @@ def test_a_disk_that_is_full_while_a_run_works_loses_nothing(llava: Path, tmp_pa
         assert str(tmp_path / "work") in said
         assert not list((tmp_path / "work").rglob(".unfinished*"))
     assert_same(quantize(llava, tmp_path / "work", **RUNS[run]), whole)
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_temporary_files_is_named(llava: Path, tmp_path: Path) -> None:
+    said = error_with_a_full_disk(lambda: quantize(llava, **RUNS["rtn"]), 100)
+    assert said.startswith("SettingError: `TMPDIR`: ")
+    assert "has no room" in said
+    assert tempfile.gettempdir() in said
 
 
 @pytest.mark.slow

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from .errors import SettingError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a limit that has no room for a file."""
 
 
 def temporary_folder() -> Path:
@@ -28,3 +32,20 @@ def temporary_folder() -> Path:
             "start again."
         )
     return folder
+
+
+def raise_if_full(error: Exception, folder: str | Path) -> None:
+    """Raises what to do about a temporary file that had no room; other errors are the caller's.
+
+    Args:
+        error: what writing raised.
+        folder: for temporary files.
+
+    Raises:
+        SettingError: `error` says that there is no room.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise SettingError(
+            f"`TMPDIR`: {Path(folder).parent}, the folder for temporary files, has no room ({error.strerror}). Free "
+            "some, or set `TMPDIR` to another folder, and start again."
+        ) from error

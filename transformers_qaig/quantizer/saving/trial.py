@@ -28,7 +28,7 @@ from ...loading.arguments import loading_arguments
 from ...loading.conversions import loading_conversions, sparing_packed
 from ...loading.text_config import mark_text_config
 from ...nn.experts_layout import split_path
-from ...utils.temporary import temporary_folder
+from ...utils.temporary import raise_if_full, temporary_folder
 
 
 def try_saving(
@@ -64,6 +64,7 @@ def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
         try:
             skeleton.config.save_pretrained(folder)
         except Exception as error:  # Transformers' and every model's own checks
+            raise_if_full(error, folder)
             raise ValueError(
                 f"save_pretrained would fail after the calibration: config.json cannot be written ({error}). Mend the "
                 "model's config first, or pass `config=` to from_pretrained."
@@ -72,6 +73,7 @@ def _try_configs(skeleton: PreTrainedModel, settings: QAIGConfig) -> None:
             try:
                 skeleton.generation_config.save_pretrained(folder)
             except Exception as error:
+                raise_if_full(error, folder)
                 raise ValueError(
                     "save_pretrained would fail after the calibration: Transformers does not save this generation "
                     f"config ({error}). Mend generation_config.json, or pass `generation_config=` to from_pretrained."
