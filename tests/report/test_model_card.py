@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from tests.docs.pages import ROOT
 from tests.report.cards import BASE, config_of_a_run, report_of_a_run
 from transformers_qaig import QAIGConfig
+from transformers_qaig.config.budget import DEFAULT_BUDGET
+from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.loading.source import Source
 from transformers_qaig.report import engines
 from transformers_qaig.report.base_model import BaseModel
@@ -74,6 +76,21 @@ def test_card_tells_the_group_sizes_that_were_stored(config: QAIGConfig) -> None
     stored = QAIGConfig(**{**config.to_dict(), "plan": plan})
     scales = "one per 96 input channels, asymmetric (2 layers); one per output channel, asymmetric (1 layers)"
     assert f"| Scales | {scales} |" in model_card(stored)
+
+
+@pytest.mark.parametrize("has_report", [True, False])
+def test_card_says_once_by_what_widths_were_chosen(
+    has_report: bool, config: QAIGConfig, report: QuantizationReport
+) -> None:
+    assert "Widths chosen" not in model_card(config, report)
+    settings = {**config.to_dict(), "budget": DEFAULT_BUDGET.to_dict()}
+    del settings["bits"]
+    stored, report.budget = QAIGConfig(**settings), DEFAULT_BUDGET
+    line = "| Widths chosen | by default, in the size of 4 bits for all; bits=4 gives all one width |"
+    report.plan = {path: WeightScheme(bits, 64) for path, bits in (("q", 3), ("k", 8))}
+    assert model_card(stored, report if has_report else None).count(line) == 1
+    stored.plan = {"layers.0.q_proj": {"bits": 4, "group_size": 64, "sym": False}}
+    assert "Widths chosen" not in model_card(stored)
 
 
 @pytest.mark.parametrize(

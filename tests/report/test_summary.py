@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from transformers_qaig.config.budget import DEFAULT_BUDGET, BitBudget
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 from transformers_qaig.report import summary
@@ -139,3 +140,20 @@ def test_what_a_budget_chose_outside_the_blocks_is_told_by_part(report: Quantiza
     report.plan = {**report.plan, "tower.0": WeightScheme(2, 64)}
     line = next(line for line in str(report).splitlines() if line.startswith("outside"))
     assert line.split(maxsplit=1)[1] == "lm_head: 1 × 8 bits; tower: 1 × 2 bits, 1 × not packed"
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (DEFAULT_BUDGET, "by default, in the size of 4 bits for all; bits=4 gives all one width"),
+        (BitBudget(bits=3.2), "under `budget`: 3.2 bits"),
+        (BitBudget(uniform=3), "under `budget`: as much as 3 bits for all"),
+    ],
+)
+def test_where_widths_differ_the_report_says_by_what(budget: BitBudget, said: str, report: QuantizationReport) -> None:
+    assert "widths chosen" not in str(report)
+    report.budget = budget
+    line = next(line for line in str(report).splitlines() if line.startswith("widths chosen"))
+    assert line.split(maxsplit=2)[2] == said
+    report.plan = {"layers.0.q": WeightScheme(4, 64), "layers.0.k": WeightScheme(4, 64)}
+    assert "widths chosen" not in str(report)

@@ -175,3 +175,10 @@ def _checked_cost(cost: Any) -> str:
 
 DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), fuse=True)
 """Where nothing says a width and the recipe attributes widths: kernels have these, and engines may fuse layers."""
+
+
+def why_widths_differ(budget: BitBudget) -> str:
+    """Returns who chose the widths of layers: the default, or the budget that was given."""
+    if budget == DEFAULT_BUDGET:
+        return f"by default, in the size of {budget.uniform} bits for all; bits={budget.uniform} gives all one width"
+    return f"under `budget`: {budget}"

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..config import QAIGConfig
+from ..config.budget import why_widths_differ
 from ..nn.experts_layout import count_open_stacks, count_weights
 from ..utils.readable import readable_time
 from .base_model import BaseModel
@@ -16,7 +17,7 @@ from .card_name import FOLDER, MARK, title_of
 from .engines import repository, vllm_row
 from .hub_names import HUB, dataset_id
 from .sizes import HEAD, part_rows
-from .summary import QuantizationReport
+from .summary import WIDTHS_CHOSEN, QuantizationReport
 
 _LOADING = """## How to load it
 
@@ -120,6 +121,8 @@ def _facts(
             data = f"{report.num_samples} conversations{_origin(settings.dataset)}, {report.num_tokens:,} tokens"
             yield "Calibration", f"{data}, {readable_time(report.seconds)}"
         yield from ((name.capitalize(), value) for name, value in report.facts())
+    elif settings.budget is not None and len(_counts(settings)) > 1:
+        yield WIDTHS_CHOSEN.capitalize(), why_widths_differ(settings.budget)
     if size_in_bytes is not None:
         yield "Size of the weight files", f"{size_in_bytes:,} bytes"
 
@@ -159,9 +162,7 @@ def _scales(settings: QAIGConfig) -> str:
 
 def _widths(settings: QAIGConfig) -> str:
     """Returns `3 bits`, or for a mixed plan `3 bits (40 layers) and 8 bits (2 layers)`."""
-    plan, widths = settings.plan or {}, Counter[int]()
-    for path, count in count_weights(plan).items():
-        widths[plan[path]["bits"]] += count
+    widths = _counts(settings)
     if len(widths) < 2:
         return f"{next(iter(widths), settings.bits)} bits"
     return " and ".join(f"{bits} bits ({count} layers)" for bits, count in sorted(widths.items()))
@@ -169,11 +170,16 @@ def _widths(settings: QAIGConfig) -> str:
 
 def _usual_bits(settings: QAIGConfig) -> int:
     """Returns the width of most packed layers."""
-    plan = settings.plan or {}
-    widths = Counter[int]()
+    widths = _counts(settings)
+    return widths.most_common(1)[0][0] if widths else settings.bits
+
+
+def _counts(settings: QAIGConfig) -> Counter[int]:
+    """Counts the packed layers of each width."""
+    plan, widths = settings.plan or {}, Counter[int]()
     for path, count in count_weights(plan).items():
         widths[plan[path]["bits"]] += count
-    return widths.most_common(1)[0][0] if widths else settings.bits
+    return widths
 
 
 def _origin(dataset: Any) -> str:

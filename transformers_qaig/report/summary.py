@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..config.budget import BitBudget, why_widths_differ
 from ..data.views import SampleViews
 from ..formats.scheme import Plan
 from ..plan.coverage import Coverage
@@ -17,6 +18,9 @@ from ..utils.old_names import warn_of_old_name
 from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
 from .text import aligned, labelled, sparkline
+
+WIDTHS_CHOSEN = "widths chosen"
+"""The fact that says by what widths differ."""
 
 
 @dataclass
@@ -85,6 +89,7 @@ class QuantizationReport:
         views: the first samples, and the lengths of all; None without data.
         width_costs: what each width costs and where the plan stands, under a budget.
         end_to_end: what came of learning all scales together; "" if the recipe does not.
+        budget: under which widths were chosen; None if there was none.
         alternatives: `"faster"` and `"smaller"` → a setting that would have been so.
     """
 
@@ -103,6 +108,7 @@ class QuantizationReport:
     views: SampleViews | None = None
     width_costs: WidthCosts | None = None
     end_to_end: str = ""
+    budget: BitBudget | None = None
     alternatives: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -125,6 +131,8 @@ class QuantizationReport:
         counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside_plan)
         if len(counts) > 1:
             facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
+            if self.budget is not None:
+                facts.insert(2, (WIDTHS_CHOSEN, why_widths_differ(self.budget)))
         if self.coverage.outside_choices:
             facts.append(("outside", "; ".join(self._widths_outside())))
         if self.coverage.skipped:
