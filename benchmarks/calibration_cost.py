@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from ledger import provenance
 
+from transformers_qaig.kernels import extension
 from transformers_qaig.rounding.clipping import FACTORS, diagonal_blocks, search_clipping
 from transformers_qaig.rounding.gptq import gptq_on_best_grid
 from transformers_qaig.rounding.hessian import Hessian, second_moment
@@ -96,6 +97,7 @@ def main() -> None:
                 "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 "device": device.type,
                 "threads": torch.get_num_threads(),
+                "cpu_isa": extension.cpu_isa(),
             }
             print(json.dumps(row), flush=True)
     work = {

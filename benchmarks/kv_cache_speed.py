@@ -23,6 +23,8 @@ from kv_cache import CACHES
 from ledger import PACKAGES, provenance
 from transformers import DynamicCache, QuantizedCache
 
+from transformers_qaig.kernels import extension
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,6 +41,7 @@ def main() -> None:
     for name in options.caches:
         seconds, cpu_seconds = seconds_a_token(model, CACHES[name], options)
         row = {"cache": name, "context": options.context, "layers": options.layers, "threads": options.threads}
+        row |= {"cpu_isa": extension.cpu_isa()}
         print(json.dumps(row | {"seconds": seconds, "cpu_seconds": cpu_seconds}), flush=True)
 
 

@@ -26,6 +26,7 @@ import transformers
 from ledger import provenance
 
 from transformers_qaig import QAIGConfig
+from transformers_qaig.kernels import extension
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 512, 2048, 2, 512
 
@@ -97,7 +98,7 @@ def main() -> None:
         print(json.dumps(found), flush=True)
         return
     print(json.dumps(provenance()), flush=True)
-    facts = {"hidden": HIDDEN, "intermediate": INTERMEDIATE, "layers": LAYERS}
+    facts = {"hidden": HIDDEN, "intermediate": INTERMEDIATE, "layers": LAYERS, "cpu_isa": extension.cpu_isa()}
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         size = ["--samples", str(options.samples), "--tokens", str(options.tokens)]
