@@ -39,6 +39,24 @@ def test_all_reasons_are_told_at_once(quantized: Quantized, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("awq", r"takes 4 bits, and these layers have 3, 8 \(.*q_proj.*again with bits=4"),
+        ("gptq", r"takes 4, 8 bits, and these layers have 3 \(.*q_proj.*with bits=4(.|\n)*quantize with sym=True"),
+        ("gguf", r"8-bit code.*\(.*down_proj.*again with bits=4.*sym=True(.|\n)*float16.*down_proj.*with bits=4"),
+        ("compressed-tensors", r"takes one scheme for all.*\(.*again with bits=4.*sym=True.*engine='vllm'"),
+    ],
+)
+def test_widths_that_the_default_may_choose_are_refused_with_the_setting_to_give(
+    name: str, said: str, quantized: Quantized, tmp_path: Path
+) -> None:
+    source = quantized(overrides={"*.[qkv]_proj": 3, "*.down_proj": 8})
+    with pytest.raises(ExportError, match=said):
+        transformers_qaig.export(source, tmp_path / "out", format=name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("setting", "value", "said"),
     [("sliding_window", 8, "full attention"), ("hidden_act", "gelu", "computes silu")],
 )

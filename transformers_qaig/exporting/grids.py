@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -65,12 +65,22 @@ def scales_in_float16(saved: SavedModel) -> tuple[float, list[Refusal]]:
     Args:
         saved: only its scales are read.
     """
-    worst, paths = 0.0, []
+    worst, wrong = 0.0, []
     for packed in saved.packed.values():
         error = error_in_float16(saved.weight(packed).scale, packed.scheme.bits)
         if error > LARGEST_ERROR:
-            paths.append(packed.path)
+            wrong.append(packed)
         else:
             worst = max(worst, error)
-    reason = f"the format stores scales in float16, where weights would be off by more than {LARGEST_ERROR} of a step"
-    return worst, [Refusal(reason, "quantize the model loaded with dtype=torch.float16", tuple(paths))] if paths else []
+    return worst, list(refuse_float16("the format stores scales in float16", wrong))
+
+
+def refuse_float16(reason: str, wrong: Sequence[PackedWeight]) -> Iterator[Refusal]:
+    """Refuses weights whose scales are too small for float16: those of more bits have smaller ones."""
+    if wrong:
+        fewer = "with bits=4, which has larger scales, or " if all(w.scheme.bits > 4 for w in wrong) else ""
+        yield Refusal(
+            f"{reason}, where weights would be off by more than {LARGEST_ERROR} of a step",
+            f"quantize {fewer}the model loaded with dtype=torch.float16",
+            tuple(packed.path for packed in wrong),
+        )

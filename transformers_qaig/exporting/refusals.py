@@ -77,13 +77,17 @@ def refuse_rounded_inputs(weights: Iterable[PackedWeight]) -> Iterator[Refusal]:
 
 def refuse_other_widths(weights: Iterable[PackedWeight], allowed: Collection[int]) -> Iterator[Refusal]:
     """Refuses weights of other widths than those that are allowed."""
-    known = ", ".join(map(str, sorted(allowed)))
+    weights = list(weights)
+    known, found = (
+        ", ".join(map(str, sorted(widths)))
+        for widths in (allowed, {weight.scheme.bits for weight in weights} - set(allowed))
+    )
     yield from refuse_where(
         weights,
         lambda weight: weight.scheme.bits not in allowed,
-        f"the format has no such width: it takes {known} bits",
-        f"quantize with bits={4 if 4 in allowed else max(allowed)} for all, or leave these out with "
-        "modules_to_not_convert",
+        f"the format takes {known} bits, and these layers have {found}",
+        f"quantize again with bits={4 if 4 in allowed else max(allowed)}, which gives every layer one width, or leave "
+        "these out with modules_to_not_convert",
     )
 
 
@@ -134,7 +138,8 @@ def refuse_several_schemes(weights: Iterable[PackedWeight], reason: str) -> Iter
         weights,
         lambda weight: weight.scheme != first,
         reason,
-        "quantize with one width for all, such as bits=4, and a group_size that divides every layer's input channels",
+        "quantize again with bits=4, which gives every layer one width, and a group_size that divides every layer's "
+        "input channels",
     )
 
 

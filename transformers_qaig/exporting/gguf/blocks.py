@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...formats.packing import unpack
-from ..grids import LARGEST_ERROR, error_in_float16, refuse_indivisible_groups, repeated, zero_points
+from ..grids import LARGEST_ERROR, error_in_float16, refuse_float16, refuse_indivisible_groups, repeated, zero_points
 from ..refusals import Refusal, refuse_where
 from ..saved_model import PackedWeight, SavedModel
 
@@ -43,16 +43,11 @@ def refusals(saved: SavedModel) -> Iterator[Refusal]:
         weights,
         lambda weight: weight.scheme.bits == 8 and not weight.scheme.sym,
         "a difference of an 8-bit code and its zero point does not fit in Q8_0",
-        "quantize these with sym=True",
+        "quantize again with bits=4, which gives every layer one width, or with sym=True",
     )
     yield from refuse_indivisible_groups(weights, (BLOCK,))
-    wrong = tuple(packed.path for packed in weights if _error(saved, packed) > LARGEST_ERROR)
-    if wrong:
-        yield Refusal(
-            f"blocks have scales in float16, where weights would be off by more than {LARGEST_ERROR} of a step",
-            "quantize the model loaded with dtype=torch.float16",
-            wrong,
-        )
+    wrong = [packed for packed in weights if _error(saved, packed) > LARGEST_ERROR]
+    yield from refuse_float16("blocks have scales in float16", wrong)
 
 
 def notes(saved: SavedModel) -> Iterator[str]:
