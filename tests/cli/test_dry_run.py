@@ -72,6 +72,12 @@ def test_shapes_of_known_size(config, billions, block_weights, flop_a_token):
     assert kept.disk == found.disk + (1 if is_dense else 2) * found.result
 
 
+def test_a_budget_that_leaves_one_choice_takes_no_time_for_costs():
+    model = dry_run.model_of(dense(3584, 2, 28, 4, 18944))
+    takes = [dry_run.estimate_for(model, QAIGConfig(budget=BitBudget(uniform=bits)), 1024) for bits in (2, 3)]
+    assert ["costs of widths" in found.flop for found in takes] == [False, True]
+
+
 @pytest.mark.parametrize("budget", ["4x", "5GB"])
 def test_a_budget_for_the_file_is_what_the_result_takes(budget):
     model = dry_run.model_of(dense(3584, 28, 28, 4, 18944))

@@ -193,3 +193,11 @@ def test_a_budget_beyond_the_widest_choice_measures_nothing(
     assert model.qaig_report.bits_per_weight == pytest.approx(5.125)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said[0].startswith("`budget=12` is more than there is to choose from: with `candidates=(2, 4)`")
+
+
+@pytest.mark.parametrize("budget", [BitBudget(uniform=2), BitBudget(uniform=3, candidates=(3, 8), fuse=True)])
+def test_a_budget_that_leaves_one_choice_measures_nothing(
+    budget: BitBudget, llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "measure_costs", lambda *_: pytest.fail("measured"))
+    assert _widths(_quantize(llava, budget=budget)) == {budget.uniform}

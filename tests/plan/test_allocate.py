@@ -16,7 +16,7 @@ from transformers_qaig.plan.allocate import (
     front,
     fused_sets,
     knee,
-    largest,
+    only_choice,
     reachable,
 )
 from transformers_qaig.utils.stdout import silenced_stdout
@@ -219,5 +219,17 @@ def test_a_weight_may_stay_as_it_is_where_there_is_room() -> None:
     assert (large.schemes, large.widths) == ({"block": _scheme(2)}, {2: 1, 16: 1})
     assert (large.size, large.cost) == (1800, 1.0)
     assert reachable(options) == (600, 2400)
-    assert largest(options)["tower"][0].scheme is None
+    everything = only_choice(options, 2400)
+    assert everything is not None
+    assert everything.schemes == {"block": _scheme(8)}
     assert "1 x 16 bits" in describe(large, options, 2399)
+
+
+def test_one_choice_is_left_where_nothing_larger_or_all_of_the_largest_fits() -> None:
+    options = {name: [SchemeOption(_scheme(b), 10 * b, 0.0) for b in (2, 3)] for name in ("a", "b.k_proj", "b.v_proj")}
+    options["c"] = [SchemeOption(_scheme(8), 80, 0.0)]
+    fused = fused_sets(options)
+    found = {budget: only_choice(options, budget, fused) for budget in (140, 149.5, 150, 169, 170)}
+    widths = {budget: None if choice is None else choice.widths for budget, choice in found.items()}
+    smallest, most = {2: 3, 8: 1}, {3: 3, 8: 1}
+    assert widths == {140: smallest, 149.5: smallest, 150: None, 169: None, 170: most}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from ..config import QAIGConfig
-from ..plan.allocate import fused_sets, reachable
+from ..plan.allocate import fused_sets, only_choice, reachable
 from ..plan.build import budget_in_bits, list_schemes
 from ..plan.cost_estimate import CostEstimate, estimate_costs
 from ..utils.memory import free_memory, process_memory
@@ -78,7 +79,11 @@ def estimate_for(model: PreTrainedModel, config: QAIGConfig, tokens: int) -> Cos
     else:
         fused = fused_sets(options) if config.budget.fuse else []
         limits = reachable(options, fused)
-        coverage.stored_bits = min(budget_in_bits(config, options, coverage, limits), limits[1])
+        limit = budget_in_bits(config, options, coverage, limits)
+        coverage.stored_bits = min(limit, limits[1])
+        if only_choice(options, limit, fused) is not None:  # then no cost is measured
+            config = copy.deepcopy(config)
+            config.budget = None
     return estimate_costs(model, config, coverage, tokens)
 
 

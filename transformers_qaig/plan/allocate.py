@@ -115,13 +115,15 @@ def allocate(options: Options, budget: float, fused: Iterable[Sequence[str]] = (
     if budget < least:
         raise ValueError(f"a budget of {budget:,.0f} stored bits cannot be met: {least:,} to {most:,} can.")
     picks = knapsack(sizes, costs, budget)
-    chosen = [(paths, choices[pick]) for (paths, choices), pick in zip(units, picks)]
-    entries = {path: option.scheme for paths, option in chosen for path in paths}
-    return Allocation({path: _option_of(choices, entries[path]) for path, choices in options.items()})
+    return _allocation(options, ((paths, choices[pick].scheme) for (paths, choices), pick in zip(units, picks)))
 
 
-def _option_of(choices: Sequence[SchemeOption], scheme: WeightScheme | None) -> SchemeOption:
-    return next(option for option in choices if option.scheme == scheme)
+def _allocation(options: Options, taken: Iterable[tuple[list[str], WeightScheme | None]]) -> Allocation:
+    """Returns the options with the schemes that were taken for paths that are decided together."""
+    schemes = {path: scheme for paths, scheme in taken for path in paths}
+    return Allocation(
+        {path: next(one for one in choices if one.scheme == schemes[path]) for path, choices in options.items()}
+    )
 
 
 def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[int, int]:
@@ -133,13 +135,21 @@ def reachable(options: Options, fused: Iterable[Sequence[str]] = ()) -> tuple[in
     )
 
 
-def largest(options: Options, fused: Iterable[Sequence[str]] = ()) -> Options:
-    """Returns the options with nothing left to choose: each weight's largest, which needs no cost."""
-    kept: dict[str, list[SchemeOption]] = {}
-    for paths, choices in _units(options, fused):
-        entry = max(choices, key=lambda option: option.size).scheme
-        kept |= {path: [_option_of(options[path], entry)] for path in paths}
-    return {path: kept[path] for path in options}
+def only_choice(options: Options, budget: float, fused: Iterable[Sequence[str]] = ()) -> Allocation | None:
+    """Returns what needs no cost: all weights' largest options if they fit, their smallest if nothing larger fits.
+
+    None if there is more than one choice.
+    """
+    units = _units(options, fused)
+    sizes = [sorted({option.size for option in choices}) for _, choices in units]
+    if budget >= sum(each[-1] for each in sizes):
+        pick = max
+    elif budget < sum(each[0] for each in sizes) + min(each[1] - each[0] for each in sizes if len(each) > 1):
+        pick = min
+    else:
+        return None
+    taken = ((paths, pick(choices, key=lambda option: option.size).scheme) for paths, choices in units)
+    return _allocation(options, taken)
 
 
 def front(options: Options, fused: Iterable[Sequence[str]] = (), points: int = 33) -> list[Allocation]:

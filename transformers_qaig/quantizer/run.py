@@ -35,7 +35,7 @@ from ..plan.allocate import (
     allocate,
     describe,
     fused_sets,
-    largest,
+    only_choice,
     option_at,
     reachable,
     schemes_of,
@@ -221,18 +221,14 @@ class QuantizationRun:
         self._coverage.require(config.calibration.min_coverage)
         self.unused = report_unused(model, find_unused(model, checkpoint_files), self._coverage)
         if config.budget is not None:
-            least, most = reachable(self._options, self._fused())
+            limits = reachable(self._options, self._fused())
             if config.budget.counts_file:
                 predict_headers(self._coverage, model, self._options, checkpoint_files, self.unused)
-            self._budget = budget_in_bits(config, self._options, self._coverage, (least, most))
-            if self._budget >= most:
-                self._take_largest()
-
-    def _take_largest(self) -> None:
-        """Leaves no choice where the budget has room for every weight's largest option."""
-        options = largest(self._options, self._fused())
-        self._take(Allocation({path: option for path, (option,) in options.items()}))
-        self._options = {}
+            self._budget = budget_in_bits(config, self._options, self._coverage, limits)
+            allocation = only_choice(self._options, self._budget, self._fused())
+            if allocation is not None:
+                self._take(allocation)
+                self._options = {}
 
     def _take_uniform(self, why: str) -> None:
         """Takes one width for all, with a warning that says why."""
