@@ -218,8 +218,8 @@ def main() -> None:
     names = [n for name in options.methods for n in {"peers": PEERS, "recipes": RECIPES}.get(name, [name])]
     methods = {name: method(name) for name in names}
     ledger = Ledger(options.output)
-    folder = MODELS.get(options.model, Path(options.model))
-    model = options.model if options.model in MODELS else folder.absolute().name
+    folder = MODELS.get(options.model, Path(options.model).absolute())  # a worker runs in another folder
+    model = options.model if options.model in MODELS else folder.name
     if any(row.get("model", "tiny-vlm") != model for row in ledger.rows):
         parser.error(f"{options.output} has rows of another model: use a new file")
     todo = cells(methods, options.widths, options.calibration, options.samples, options.group_size)
