@@ -6,23 +6,22 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..formats.scheme import WeightScheme
 from ..utils.logging import get_logger
-from ..utils.old_names import warn_of_old_name
+from .attributes import Attributes
 from .budget import DEFAULT_BUDGET, BitBudget
 from .calibration import CalibrationConfig
-from .deprecated import BUDGET, CALIBRATION, OLD_NAMES, ONLY_OURS, translate
+from .deprecated import OLD_NAMES, ONLY_OURS, translate
 from .display import as_python, is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings, true_to_plan
 from .plain import plain
 from .plan_source import copy_plan, read_plan
-from .recipes import Recipe, recipe_of
+from .recipes import Recipe
 from .validation import check_settings, refuse_unknown, tell_without_effect
 
 logger = get_logger(__name__)
@@ -35,7 +34,7 @@ _PLAIN = (
 DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 128
 
 
-class QAIGConfig(QuantizationConfigMixin):
+class QAIGConfig(Attributes, QuantizationConfigMixin):
     """How to quantize a vision-language model, and, in a saved model, how it was quantized.
 
     Args:
@@ -80,10 +79,6 @@ class QAIGConfig(QuantizationConfigMixin):
         TypeError: an unknown argument; the message names the nearest known one, or what to write for an argument of
             another library's configuration.
     """
-
-    budget: BitBudget | None
-    recipe: Recipe
-    calibration: CalibrationConfig
 
     def __init__(
         self,
@@ -271,38 +266,6 @@ class QAIGConfig(QuantizationConfigMixin):
         copied = {name: plain(vars(self)[name], name) for name in _PLAIN if name != "plan"}
         vars(new).update({**vars(self), **copied, "plan": copy_plan(self.plan)})
         return new
-
-    # -- the names of 0.1
-
-    def __getattr__(self, name: str) -> Any:
-        if name in CALIBRATION and "calibration" in vars(self):
-            warn_of_old_name(f"QAIGConfig.{name}", f"calibration.{CALIBRATION[name]}")
-            return getattr(self.calibration, CALIBRATION[name])
-        if name in BUDGET and "budget" in vars(self):
-            warn_of_old_name(f"QAIGConfig.{name}", f"budget.{BUDGET[name]}")
-            return None if self.budget is None else getattr(self.budget, BUDGET[name])
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in CALIBRATION:
-            warn_of_old_name(f"QAIGConfig.{name}", f"calibration.{CALIBRATION[name]}")
-            name, value = "calibration", replace(self.calibration, **{CALIBRATION[name]: value})
-        elif name in BUDGET or name == "stages":
-            raise AttributeError(f"QAIGConfig has no `{name}`: set `{'recipe' if name == 'stages' else 'budget'}`.")
-        super().__setattr__(name, _FORMS[name](value) if name in _FORMS else value)
-
-
-def _recipe(value: Any) -> Recipe:
-    return recipe_of(value if isinstance(value, Recipe) else plain(value, "recipe"))
-
-
-_FORMS: dict[str, Callable[[Any], Any]] = {
-    "recipe": _recipe,
-    "budget": BitBudget.of,
-    "calibration": CalibrationConfig.of,
-    "plan": read_plan,
-}
-"""Setting → what brings each value that a user may give to the one form in which it is kept."""
 
 
 @functools.cache

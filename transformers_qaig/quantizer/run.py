@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace as replaced
 from functools import partial
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
-from ..config.budget import DEFAULT_BUDGET
 from ..data.calibration_data import CalibrationData
 from ..data.loader import load_inputs
 from ..distributed import ALONE
@@ -24,27 +22,12 @@ from ..loading.arguments import loading_arguments
 from ..loading.dispatch import Placement
 from ..loading.experts import linearize_experts, stack_experts
 from ..loading.random_weights import check_no_random_weights
-from ..loading.skeleton import likely_plan, packed_skeleton
 from ..loading.source import Source
 from ..loading.tied_embeddings import install_tied_embeddings
-from ..loading.unused_tensors import UnusedTensor, find_unused, report_unused
+from ..loading.unused_tensors import UnusedTensor
 from ..nn.experts_layout import find_experts
-from ..plan.allocate import (
-    Allocation,
-    SchemeOption,
-    allocate,
-    describe,
-    fused_sets,
-    only_choice,
-    option_at,
-    reachable,
-    schemes_of,
-)
 from ..plan.alternatives import faster, smaller
-from ..plan.build import budget_in_bits, list_schemes, make_plan
-from ..plan.coverage import Coverage
 from ..plan.experts import compact, stored_as
-from ..plan.width_costs import WidthCosts, width_costs
 from ..report.base_model import BaseModel
 from ..report.files import ProgressWriter
 from ..report.summary import QuantizationReport
@@ -54,9 +37,8 @@ from ..utils.finite import check_weights
 from ..utils.hashing import digest
 from ..utils.logging import get_logger, quiet
 from ..utils.scratch import ScratchFiles
-from .saving.file_headers import count_headers, predict_headers
+from .planned_widths import PlannedWidths
 from .saving.processor_and_card import ProcessorToSave, attach_saving
-from .saving.state_dict import checkpoint_tensors
 from .saving.trial import try_saving
 
 logger = get_logger(__name__)
@@ -71,29 +53,31 @@ class QuantizationRun:
         source: where the weights come from.
 
     Attributes:
-        plan: weight path to scheme; under a budget it is chosen in `quantize`.
-        unused: stored tensors that the model has no place for, to be saved again.
+        widths: the plan; under a budget it is chosen in `quantize`.
         base: what is known of the unquantized model, for the card.
         ranks: the processes that quantize it together, from `prepare` on.
     """
 
     def __init__(self, config: QAIGConfig, placement: Placement, source: Source):
         self.config, self.placement, self.source = config, placement, source
-        self.plan: Plan = {}
-        self.unused: list[UnusedTensor] = []
+        self.widths = PlannedWidths(config)
         self.base = BaseModel()
-        self._coverage = Coverage()
         self._data = CalibrationData()
         self._progress = ProgressWriter(config)
         self._model_name = ""
         self._times: dict[str, float] = {}
         self._faster = ""
-        self._width_costs: WidthCosts | None = None
-        self._options: dict[str, list[SchemeOption]] = {}
-        self._budget = 0.0
-        self._unpacked: PreTrainedModel | None = None
-        self._files: Sequence[str] = ()
         self.ranks = ALONE
+
+    @property
+    def plan(self) -> Plan:
+        """Weight path to scheme."""
+        return self.widths.plan
+
+    @property
+    def unused(self) -> list[UnusedTensor]:
+        """Stored tensors that the model has no place for, to be saved again."""
+        return self.widths.unused
 
     def prepare(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Plans, tries placement and saving without weights, and loads the samples: what fails, fails here.
@@ -121,20 +105,20 @@ class QuantizationRun:
         self._model_name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
         if run.work_path is not None:
             self.ranks.on_main(partial(require_writable, run.work_path, "work_dir"))
-        self._make_plan(model, checkpoint_files)
+        self.widths.make(model, checkpoint_files)
         self._try_placing_and_saving(model, checkpoint_files)
         access = self._with_token_of_weights()
         self.base = BaseModel.of(self.source, access.calibration.token)
-        if self.config.recipe.calibrates or self._options:
+        if self.config.recipe.calibrates or self.widths.options:
             start = time.perf_counter()
             self._data = data = load_inputs(model, access, self.source, self.ranks)
             read = [*data.samples, *({"answers": answer} for answer in data.answer_masks)]
             require_alike(self.ranks, lambda: {"calibration samples": digest(read)})
             self._times["samples"] = time.perf_counter() - start
-            if self._options and not any(bool(answer.any()) for answer in data.answer_masks):
-                self._take_uniform("No calibration sample has an answer, by which widths are chosen")
+            if self.widths.options and not any(bool(answer.any()) for answer in data.answer_masks):
+                self.widths.take_uniform("No calibration sample has an answer, by which widths are chosen")
             tokens = sum(mask.numel() for mask in data.token_masks) // max(len(data.samples), 1)
-            self._faster = faster(model, self.config, self._coverage, tokens)
+            self._faster = faster(model, self.config, self.widths.coverage, tokens)
         else:
             self._data = CalibrationData(ranks=self.ranks)
             _warn_of_unread(self.config)
@@ -161,30 +145,30 @@ class QuantizationRun:
     def _quantize(self, model: PreTrainedModel) -> QuantizationReport:
         from ..calibration.pipeline import calibrate  # here: greenlet comes with it, which loading does not need
 
-        start = time.perf_counter()
+        widths, start = self.widths, time.perf_counter()
         stacks = find_experts(model)
-        check_no_random_weights(model, stored_as({**self.plan, **dict.fromkeys(self._options)}, stacks))
+        check_no_random_weights(model, stored_as({**widths.plan, **dict.fromkeys(widths.options)}, stacks))
         check_weights(model)
-        linearize_experts(model, stacks, self.plan)
+        linearize_experts(model, stacks, widths.plan)
         try:
-            if self._options:
-                self._allocate(model)
+            if widths.options:
+                widths.allocate(model, self._data)
             start_of_loop = time.perf_counter()
-            self._times["costs of widths"] = start_of_loop - start if self._options else 0.0
+            self._times["costs of widths"] = start_of_loop - start if widths.options else 0.0
             on_target = self._write_progress if self.ranks.is_main else None
-            report = calibrate(model, self.plan, self._coverage, self._data, self.config, on_target)
+            report = calibrate(model, widths.plan, widths.coverage, self._data, self.config, on_target)
         finally:
-            self._data, self._options = CalibrationData(views=self._data.views), {}
-            self._unpacked = None
+            self._data = CalibrationData(views=self._data.views)
+            widths.forget_options()
         scratch = self.config.calibration.work_path
         stack_experts(model, None if scratch is None else ScratchFiles(scratch).keep)
         install_tied_embeddings(model, report.plan)
         self._times["calibration"] = time.perf_counter() - start_of_loop
         report.seconds = time.perf_counter() - start
-        settings = {"faster": self._faster, "smaller": smaller(report.plan, self._coverage)}
+        settings = {"faster": self._faster, "smaller": smaller(report.plan, widths.coverage)}
         report.alternatives = {what: setting for what, setting in settings.items() if setting}
         self._complete(report)
-        self.plan, self.config.plan = report.plan, plan_to_dict(compact(report.plan, stacks))
+        widths.plan, self.config.plan = report.plan, plan_to_dict(compact(report.plan, stacks))
         model.config.quantization_config = self.config
         return report
 
@@ -193,7 +177,7 @@ class QuantizationRun:
         report.model_name = self._model_name
         report.times = {name: seconds for name, seconds in self._times.items() if seconds}
         report.views = self._data.views if self._data.views.lengths else None
-        report.width_costs, report.budget = self._width_costs, self.config.budget
+        report.width_costs, report.budget = self.widths.costs, self.config.budget
 
     def _write_progress(self, report: QuantizationReport) -> None:
         """Writes what is done so far into the work folder, and the page that was asked for."""
@@ -207,66 +191,14 @@ class QuantizationRun:
             return ProcessorToSave(None, self.source.reach(given))
         return ProcessorToSave(given, self.source)
 
-    def _make_plan(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
-        """Makes the plan, or lists the options that a budget chooses from."""
-        config = self.config
-        if config.plan is not None and config.budget == DEFAULT_BUDGET:
-            config.budget = None  # of a quantized model, which says how its plan was made
-        if config.plan is not None and config.budget is not None:
-            raise SettingError("`plan` says every width already: leave out `budget`.")
-        if config.budget is None:
-            self.plan, self._coverage = make_plan(model, config)
-        else:
-            self._options, self._coverage = list_schemes(model, config)
-        self._coverage.require(config.calibration.min_coverage)
-        self.unused = report_unused(model, find_unused(model, checkpoint_files), self._coverage)
-        if config.budget is not None:
-            limits = reachable(self._options, self._fused())
-            if config.budget.counts_file:
-                predict_headers(self._coverage, model, self._options, checkpoint_files, self.unused)
-            self._budget = budget_in_bits(config, self._options, self._coverage, limits)
-            allocation = only_choice(self._options, self._budget, self._fused())
-            if allocation is not None:
-                self._take(allocation)
-                self._options = {}
-
-    def _take_uniform(self, why: str) -> None:
-        """Takes one width for all, with a warning that says why."""
-        assert self.config.budget is not None
-        uniform = self.config.budget.uniform
-        assert uniform is not None
-        logger.warning(
-            "%s: every weight gets %d bits. Give bits=%d to say so, or a `dataset` of conversations in which the "
-            "assistant answers.", why, uniform, uniform,
-        )  # fmt: skip
-        self._take(Allocation({path: option_at(choices, uniform) for path, choices in self._options.items()}))
-        self._options = {}
-        self._count_headers_of_plan()
-
-    def _take(self, allocation: Allocation) -> None:
-        self.plan = self._coverage.plan_of(allocation.schemes)
-        self._coverage = self._coverage.with_choice(allocation.chosen)
-
     def _try_placing_and_saving(self, model: PreTrainedModel, checkpoint_files: Sequence[str]) -> None:
         """Places and saves the packed model without weights, so that errors are raised before the calibration."""
-        if self._options:
-            self.plan = self._coverage.plan_of(likely_plan(self._options, self._budget, self._fused()))
+        skeleton = self.widths.skeleton(model)
         settings = copy.deepcopy(self.config)
         settings.plan = plan_to_dict(compact(self.plan, find_experts(model)))
-        skeleton = packed_skeleton(model, self.plan)
         self.placement.plan(skeleton)
-        tensors = self._count_headers(model, skeleton, checkpoint_files)
-        if self._options:
-            self._unpacked, self._files = packed_skeleton(model, {}), checkpoint_files
+        tensors = self.widths.count_headers(model, skeleton, checkpoint_files)
         try_saving(model, skeleton, tensors, settings, checkpoint_files)
-
-    def _count_headers(
-        self, model: PreTrainedModel, skeleton: PreTrainedModel, checkpoint_files: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Adds the headers of the planned file to the coverage, and returns the tensors that will be saved."""
-        tensors, metadata = checkpoint_tensors(skeleton, self.plan, self.unused)
-        count_headers(self._coverage, model, tensors, metadata, checkpoint_files)
-        return tensors
 
     def _with_token_of_weights(self) -> QAIGConfig:
         """Returns the settings with what `from_pretrained` may use: the weights' token serves the processor, too."""
@@ -278,41 +210,6 @@ class QuantizationRun:
             trust_remote_code=run.trust_remote_code or given.get("trust_remote_code") is True,
         )
         return config
-
-    def _fused(self) -> list[list[str]]:
-        budget = self.config.budget
-        if budget is None or not budget.fuse:
-            return []
-        sets = fused_sets(self._options)
-        if budget.uniform is None:
-            return sets
-        # Nobody asked for this budget's widths: layers that an override or a shape sets apart may differ.
-        schemes = {path: schemes_of(choices) for path, choices in self._options.items()}
-        return [group for group in sets if all(schemes[path] == schemes[group[0]] for path in group)]
-
-    def _allocate(self, model: PreTrainedModel) -> None:
-        """Chooses the plan under the budget, by what each width costs the answers."""
-        from ..calibration.bit_costs.measure import measure_costs  # here for the same reason as `calibrate`
-
-        assert self.config.budget is not None
-        try:
-            self._options = measure_costs(model, self._options, self._data, self.config)
-        except Exception as error:  # of the model's own forward pass, too, which rounding does without
-            if self.config.budget != DEFAULT_BUDGET or self.ranks.size > 1:
-                raise
-            self._take_uniform(f"What widths cost the answers cannot be measured ({error})")
-            return
-        fused = self._fused()
-        allocation = allocate(self._options, self._budget, fused)
-        logger.info("%s", describe(allocation, self._options, self._budget, fused))
-        self._width_costs = width_costs(self.config.budget.cost, self._options, allocation, self._coverage, fused)
-        self._take(allocation)
-        self._count_headers_of_plan()
-
-    def _count_headers_of_plan(self) -> None:
-        """Counts the headers again: the plan is another one than was likely."""
-        assert self._unpacked is not None
-        self._count_headers(self._unpacked, packed_skeleton(self._unpacked, self.plan), self._files)
 
 
 def _warn_of_unread(config: QAIGConfig) -> None:
