@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import page_tables.ablations
 import page_tables.caches
 import page_tables.experts
 import page_tables.families

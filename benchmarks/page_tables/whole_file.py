@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import Row, markdown, rows_of, table
-from .answers import interval
+from .figures import interval
 
 PARTS = {"vision_bits": "tower", "lm_head_bits": "head", "embedding_bits": "embeddings"}
 
