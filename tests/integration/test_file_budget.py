@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from tests.families import FAMILIES, build, conversations, save
+from tests.integration.interrupted_costs import interrupt_second_measurement
 from tests.integration.whole_model import are_tied_in_memory
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure, width_errors
+from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config import CANDIDATES
 from transformers_qaig.execution import row_chunks
 from transformers_qaig.plan.allocate import reachable
@@ -179,16 +180,7 @@ def test_an_interrupted_measurement_resumes(llava: Path, tmp_path: Path, monkeyp
     budget = BitBudget(size=_size(llava, 0.1, (3, 4)), candidates=(3, 4), cost="fisher")
     settings = {"budget": budget, "recipe": "fast"}
     expected = _quantize(llava, **settings)
-    real, measured, decide, decided = measure.costs_of, [], width_errors.decide, []
-
-    def stop_at_second(*args):
-        measured.append(1)
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(measure, "costs_of", stop_at_second)
-    monkeypatch.setattr(width_errors, "decide", lambda *args: (decided.append(args[1]), decide(*args))[1])
+    measured, decided = interrupt_second_measurement(monkeypatch)
     settings["calibration"] = {"work_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         _quantize(llava, **settings)

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.integration.interrupted_costs import interrupt_second_measurement
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure, width_errors
+from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config import COSTS
 from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.utils import work_folder
@@ -113,26 +114,14 @@ def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> 
 def test_an_interrupted_measurement_resumes(
     llava: Path, mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, measured, chosen = measure.costs_of, [], []
-    decide = width_errors.decide
-
-    def stop_at_second(*args):
-        measured.append(1)
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(measure, "costs_of", stop_at_second)
-    monkeypatch.setattr(
-        width_errors, "decide", lambda *args, **options: (chosen.append(args[1]), decide(*args, **options))[1]
-    )
+    measured, decided = interrupt_second_measurement(monkeypatch)
     settings = {"budget": EVERY_WIDTH, "recipe": "fast", "calibration": {"work_dir": tmp_path}}
     with pytest.raises(KeyboardInterrupt):
         _quantize(llava, **settings)
-    before = len(chosen)
+    before = len(decided)
     model = _quantize(llava, **settings)
     assert before == 4  # two widths of two blocks; the second width's errors are not searched again
-    assert len(chosen) == 8
+    assert len(decided) == 8
     assert len(measured) == 2 + 3  # and the first width's costs not measured again
     assert torch.equal(logits(model, llava), logits(mixed, llava))
     with pytest.raises(ValueError, match="different options"):

@@ -13,8 +13,9 @@ from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.loading.experts import linearize_experts
 from transformers_qaig.nn.experts_layout import find_experts
-from transformers_qaig.plan.allocate import allocate
+from transformers_qaig.plan.allocate import SchemeOption, allocate
 from transformers_qaig.plan.build import list_schemes
+from transformers_qaig.plan.coverage import Coverage
 from transformers_qaig.structure import find_input_embeddings
 
 RARE = 3
@@ -28,18 +29,23 @@ def model_with_a_rare_expert() -> hf.PreTrainedModel:
     return model
 
 
+def costs_of_text(model: hf.PreTrainedModel, config: QAIGConfig) -> tuple[dict[str, list[SchemeOption]], Coverage]:
+    """Returns the options of a model with experts, with their costs on random tokens, and what they cover."""
+    options, coverage = list_schemes(model, config)
+    linearize_experts(model, find_experts(model), {path: choices[0].scheme for path, choices in options.items()})
+    ids = torch.randint(3, 128, (6, 1, 24), generator=torch.Generator().manual_seed(0))
+    samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    answers = [torch.arange(24)[None] > 4 for _ in samples]
+    return measure_costs(model, options, CalibrationData.of(samples, answers), config), coverage
+
+
 def test_an_expert_that_no_token_needs_costs_nothing_and_gets_the_fewest_bits() -> None:
     model = model_with_a_rare_expert()
     stack, layout = stack_of(model)
     config = QAIGConfig(
         group_size=32, recipe="rtn", budget=BitBudget(bits=4.5, candidates=(2, 3, 4, 8), cost="fisher"), seed=0
     )
-    options, coverage = list_schemes(model, config)
-    linearize_experts(model, find_experts(model), {path: choices[0].scheme for path, choices in options.items()})
-    ids = torch.randint(3, 128, (6, 1, 24), generator=torch.Generator().manual_seed(0))
-    samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
-    answers = [torch.arange(24)[None] > 4 for _ in samples]
-    measured = measure_costs(model, options, CalibrationData.of(samples, answers), config)
+    measured, coverage = costs_of_text(model, config)
     costs = [[option.cost for option in measured[f"{stack}.{e}.up_proj"]] for e in range(layout.num_experts)]
     assert costs[RARE] == [0.0] * 4
     assert all(costs[e][0] > costs[e][-1] > 0 for e in range(layout.num_experts) if e != RARE)
@@ -53,12 +59,7 @@ def costs_by_width(recipe: str, cost: str, candidates: tuple[int, ...] = (3, 4, 
     """Returns weight path → width → cost, of a small model with experts."""
     model = build("deepseek_v3")
     config = QAIGConfig(group_size=32, recipe=recipe, budget=BitBudget(bits=4.5, candidates=candidates, cost=cost))
-    options, _ = list_schemes(model, config)
-    linearize_experts(model, find_experts(model), {path: choices[0].scheme for path, choices in options.items()})
-    ids = torch.randint(3, 128, (6, 1, 24), generator=torch.Generator().manual_seed(0))
-    samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
-    answers = [torch.arange(24)[None] > 4 for _ in samples]
-    measured = measure_costs(model, options, CalibrationData.of(samples, answers), config)
+    measured, _ = costs_of_text(model, config)
     return {path: {option.bits: option.cost for option in choices} for path, choices in measured.items()}
 
 

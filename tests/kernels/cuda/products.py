@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tools.emulator.emulated import Emulator
 from tools.emulator.weights import Weight
 from transformers_qaig.formats import reference
 from transformers_qaig.formats.packing import CUDA_LAYOUT
@@ -26,6 +27,21 @@ def exact(w: Weight, x: Tensor, activation_bits: int = 16) -> Tensor:
 
 def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def check(
+    emulator: Emulator,
+    x: Tensor,
+    weights: list[Weight],
+    activation_bits: int = 16,
+    launches: int = 1,
+    kernel: str = "gemv",
+) -> list[Tensor]:
+    """Asserts that an emulated kernel multiplies `x` by each weight within its rounding, and returns the products."""
+    results = emulator.matmul(x, weights, activation_bits, launches, kernel)
+    for w, y in zip(weights, results, strict=True):
+        assert error(y, exact(w, x, activation_bits)) < ROUNDING[x.dtype]
+    return results
 
 
 def arguments(weight: Weight, layout: int = CUDA_LAYOUT):

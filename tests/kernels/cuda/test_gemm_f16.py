@@ -1,25 +1,21 @@
 """The 16-bit gemm (csrc/cuda/kernels/gemm_f16.cuh) on the emulator, against float64 products with the weight."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.kernels.cuda import gemm_cases
+from tests.kernels.cuda import gemm_cases, products
 from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
 from tools.emulator.compilation import COMPILER
-from tools.emulator.weights import Weight, make_weight, random_weight
+from tools.emulator.weights import make_weight, random_weight
 from transformers_qaig.formats import reference
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
-def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
-    results = emulator.matmul(x, weights, activation_bits, launches, kernel="gemm_f16")
-    for w, y in zip(weights, results, strict=True):
-        assert error(y, exact(w, x, activation_bits)) < ROUNDING[x.dtype]
-    return results
+check = partial(products.check, kernel="gemm_f16")
 
 
 @pytest.mark.parametrize("bits", BITS)

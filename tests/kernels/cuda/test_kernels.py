@@ -4,24 +4,16 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests import seeds
 from tests.kernels.cuda import gemm_cases
-from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, error, exact, in_checkpoint_layout
+from tests.kernels.cuda.products import BITS, DTYPES, ROUNDING, check, error, exact, in_checkpoint_layout
 from tools.emulator.compilation import COMPILER
-from tools.emulator.weights import Weight, make_weight, random_weight
+from tools.emulator.weights import make_weight, random_weight
 from transformers_qaig.formats import cuda_layout, reference
 from transformers_qaig.formats.hadamard import BLOCKS, Rotation, rotate
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-
-
-def check(emulator, x: Tensor, weights: list[Weight], activation_bits: int = 16, launches: int = 1) -> list[Tensor]:
-    results = emulator.matmul(x, weights, activation_bits, launches)
-    for w, y in zip(weights, results, strict=True):
-        assert error(y, exact(w, x, activation_bits)) < ROUNDING[x.dtype]
-    return results
 
 
 @pytest.mark.parametrize("bits", BITS)
