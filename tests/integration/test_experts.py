@@ -198,3 +198,15 @@ def test_a_budget_chooses_a_width_for_every_expert(vlm: Path) -> None:
     assert model.qaig_report.bits_per_weight <= 4.0
     widths = {bits for stack in stacks(model) for scheme in stack.schemes.values() for bits in scheme.bits}
     assert len(widths) > 1
+
+
+@pytest.mark.slow
+def test_every_kind_of_stack_gets_its_widths_by_what_they_cost(family: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = torch.randint(3, 128, (8, 1, 24), generator=torch.Generator().manual_seed(0))
+    dataset = [{"input_ids": row, "labels": row.clone(), "attention_mask": torch.ones_like(row)} for row in ids]
+    recipe = {"name": "rtn", "attributed_widths": True}
+    model = Auto.from_pretrained(
+        family, quantization_config=QAIGConfig(group_size=32, recipe=recipe, dataset=dataset, num_samples=8)
+    )
+    assert "cannot be measured" not in caplog.text
+    assert model.qaig_report.width_costs.cost == "fisher_rtn"

@@ -57,6 +57,14 @@ def test_linears_compute_what_the_stack_does(stack: nn.Module) -> None:
     torch.testing.assert_close(linears(*inputs), stack(*inputs), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_tensors_may_take_the_place_of_parameters(stack: nn.Module) -> None:
+    linears = LinearExperts.of(stack)
+    inputs = inputs_of(linears.stack)
+    copies = {name: parameter.detach().clone() for name, parameter in linears.named_parameters()}
+    assert torch.equal(torch.func.functional_call(linears, copies, inputs), linears(*inputs))
+
+
 def test_linears_share_the_stacks_memory(stack: nn.Module) -> None:
     linear = LinearExperts.of(stack).get_submodule("1.down_proj")
     own = stack.get_parameter("down_proj").data.untyped_storage().data_ptr()

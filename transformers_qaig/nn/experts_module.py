@@ -120,7 +120,10 @@ class ExpertsModule(nn.Module):
         return self._apply_gate(self._biased(self.stack.fuse(gate, up), "gate_up_proj_bias", ids))
 
     def _biased(self, x: Tensor, name: str, ids: Tensor | None) -> Tensor:
-        return x if not self.stack.has_bias or ids is None else x + self.get_parameter(name)[ids].to(x.dtype)
+        if not self.stack.has_bias or ids is None:
+            return x
+        bias: Tensor = getattr(self, name)  # not `get_parameter`: `functional_call` puts plain tensors in its place
+        return x + bias[ids].to(x.dtype)
 
     def _weight_stand_in(self) -> Tensor:
         """Makes a tensor without elements, which shows dtype and device to code that reads a weight of the stack.
