@@ -1,0 +1,107 @@
+"""Layers of an engine that run packed: their shards, their bias, and heads that are padded or tied."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from transformers_qaig import QAIGLinear
+from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.integrations.engines.methods import PackedLinear, PackedRows
+
+K, ROWS = 64, 24
+
+
+class Rows(PackedRows):
+    """Methods of an engine whose layers say what they are."""
+
+    def is_head(self, layer: nn.Module) -> bool:
+        return layer.head
+
+
+def packed(bits: int = 4, rows: int = ROWS) -> QAIGLinear:
+    codes = torch.randint(0, 2**bits, (rows, K), dtype=torch.uint8)
+    zero = torch.randint(0, 2**bits, (rows, 1), dtype=torch.uint8)
+    return QAIGLinear.from_codes(codes, torch.rand(rows, 1) * 0.1, zero, bits=bits, group_size=64)
+
+
+def created(method: PackedLinear, layers: Sequence[QAIGLinear], sizes: list[int], **facts: Any) -> nn.Module:
+    """A layer of the engine, with parameters and what was loaded into them."""
+    layer = nn.Module()
+    for name, value in facts.items():
+        setattr(layer, name, value)
+    method.create_weights(layer, K, sizes, K, sum(sizes), torch.float32, weight_loader=None)
+    for index, one in enumerate(layers):
+        for name, tensor in one.state_dict().items():
+            parameter = layer.get_parameter(name)
+            parameter.weight_loader(parameter, tensor, *([index] if len(layers) > 1 else []))
+    return layer
+
+
+def method_for(kind: type[PackedLinear], *layers: QAIGLinear) -> PackedLinear:
+    return kind("blocks.0.proj", [layer.scheme for layer in layers])
+
+
+def test_shards_of_several_widths_compute_as_one_layer_with_its_bias() -> None:
+    layers, bias, x = [packed(3), packed(5, rows=8)], torch.randn(ROWS + 8), torch.randn(2, K)
+    method = method_for(PackedLinear, *layers)
+    layer = created(method, layers, [ROWS, 8], bias=nn.Parameter(bias))
+    method.process_weights_after_loading(layer)
+    expected = torch.cat([one(x) for one in layers], -1) + bias
+    torch.testing.assert_close(method.apply(layer, x), expected, rtol=1e-5, atol=1e-5)
+    assert [name for name, _ in layer.named_parameters(recurse=False)] == ["bias", "weight"]
+
+
+def test_a_bias_that_the_engine_adds_itself_is_left_to_it() -> None:
+    one, x = packed(), torch.randn(2, K)
+    method = method_for(PackedLinear, one)
+    layer = created(method, [one], [ROWS], bias=nn.Parameter(torch.ones(ROWS)), skip_bias_add=True)
+    method.process_weights_after_loading(layer)
+    assert torch.equal(method.apply(layer, x), one(x))
+
+
+def test_a_weight_that_is_one_in_the_plan_may_have_several_sizes_in_the_engine() -> None:
+    one, x = packed(), torch.randn(2, K)
+    method = method_for(PackedLinear, one)
+    layer = created(method, [one], [ROWS - 8, 8])
+    method.process_weights_after_loading(layer)
+    assert method.apply(layer, x).shape == (2, ROWS)
+
+
+def test_shards_that_are_not_those_of_the_plan_are_counted() -> None:
+    method = PackedLinear("blocks.0.proj", [WeightScheme(4, 64)] * 2)
+    with pytest.raises(ValueError, match=r"blocks\.0\.proj has 3 parts in this engine and 2 in the plan"):
+        method.create_weights(nn.Module(), K, [8, 8, 8], K, 24, torch.float32)
+
+
+def test_a_layer_in_pieces_is_refused_with_the_option_to_change() -> None:
+    layer = nn.Module()
+    layer.tp_size = 2
+    with pytest.raises(NotImplementedError, match=r"blocks\.0\.proj.*--tensor-parallel-size 1` instead of 2"):
+        PackedLinear("blocks.0.proj", [WeightScheme(4, 64)]).create_weights(layer, K, [8], K, 8, torch.float32)
+
+
+@pytest.mark.parametrize("padding", [0, 8])
+def test_a_head_takes_the_first_of_a_padded_bias(padding: int) -> None:
+    one, x, bias = packed(), torch.randn(2, K), torch.randn(ROWS + padding)
+    method = method_for(Rows, one)
+    layer = created(method, [one], [ROWS + padding], head=True, org_vocab_size=ROWS)
+    method.process_weights_after_loading(layer)
+    torch.testing.assert_close(method.apply(layer, x, bias), one(x) + bias[:ROWS])
+    assert torch.equal(method.apply(layer, x), one(x))
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_embeddings_look_up_rows_and_are_a_head_where_both_are_tied(is_tied: bool) -> None:
+    one, x, ids = packed(), torch.randn(2, K), torch.tensor([3, 0, ROWS - 1])
+    method = method_for(Rows, one)
+    method.is_tied = is_tied
+    layer = created(method, [one], [ROWS], head=False, org_vocab_size=ROWS)
+    method.process_weights_after_loading(layer)
+    assert torch.equal(method.embedding(layer, ids), one.dequantize(torch.float32)[ids])
+    assert hasattr(layer, "packed") == is_tied
+    if is_tied:
+        torch.testing.assert_close(method.apply(layer, x), one(x))
+        assert layer.packed[0].weight_packed is layer.rows.weight_packed
