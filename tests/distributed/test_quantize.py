@@ -23,6 +23,7 @@ from tests.experts import build
 from tests.families import conversations, samples
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration import target_quantizer
+from transformers_qaig.calibration.bit_costs import answer_costs
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import joining, ranks
 from transformers_qaig.execution import exclusions, gathering, group_inputs, held_back
@@ -55,8 +56,9 @@ def quantize(folder: Path, count: int = 7, **settings: Any) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def _short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that seven samples are several rows, which ranks share."""
+    """So that seven samples are several rows, which ranks share, and costs are kept on the way."""
     monkeypatch.setattr(group_inputs, "MAX_TOKENS", 100)
+    monkeypatch.setattr(answer_costs, "KEPT_EVERY", 2)
 
 
 @pytest.mark.parametrize("recipe", ["default", *(pytest.param(r, marks=pytest.mark.slow) for r in ("rtn", "gptq"))])
@@ -129,6 +131,33 @@ def test_a_run_resumes_with_another_number_of_processes(
     alone = digest(quantize(llava, bits=3, recipe="gptq"))
     assert in_processes(3, resumed) == [(alone, [True, False])] * 3
     assert resumed(0) == (alone, [True, True])
+
+
+@pytest.mark.slow
+def test_costs_resume_with_another_number_of_processes(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"budget": 3.2, "recipe": "rtn", "calibration": {"work_dir": tmp_path}}
+    real, runs = answer_costs.fisher_losses, []
+
+    def stop_at_third(*arguments: Any, **options: Any) -> Any:
+        runs.append(1)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    def interrupted(rank: int) -> str:
+        with pytest.raises(KeyboardInterrupt):
+            quantize(llava, **settings)
+        return "interrupted"
+
+    def resumed(rank: int) -> tuple[str, int]:
+        return digest(quantize(llava, **settings)), len(runs)
+
+    alone = digest(quantize(llava, budget=3.2, recipe="rtn"))
+    monkeypatch.setattr(answer_costs, "fisher_losses", stop_at_third)
+    assert in_processes(2, interrupted) == ["interrupted"] * 2
+    assert in_processes(3, resumed) == [(alone, 1)] * 3  # of seven samples four were done
 
 
 def test_one_process_saves_and_the_others_wait(llava: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from tests.lifecycle import FAST, logits
 from tests.robustness.kills import error_with_a_full_disk, killed
 from transformers_qaig import QAIGConfig
+from transformers_qaig.calibration.bit_costs import answer_costs
 from transformers_qaig.kernels import compilation, compiler, extension
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -65,7 +66,10 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
-def test_a_killed_run_resumes_to_the_bits_of_a_whole_one(llava: Path, tmp_path: Path, run: str) -> None:
+def test_a_killed_run_resumes_to_the_bits_of_a_whole_one(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    monkeypatch.setattr(answer_costs, "KEPT_EVERY", 1)
     rng, settings = random.Random(run), RUNS[run]
     whole, seconds = timed(lambda: quantize(llava, **settings))
     kills = 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.bit_costs.cost_store import CostStore
+from transformers_qaig.calibration.bit_costs.cost_store import CostStore, RunningCosts
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.allocate import SchemeOption
@@ -180,3 +180,23 @@ def test_too_many_samples_that_were_left_out_end_the_run(tmp_path: Path) -> None
         later.exclusions.add({6: "its gradient"}, "")
         with pytest.raises(ValueError, match=r"2 of 24 calibration samples.*Begin anew with other samples"):
             again.costs(0, "fisher", PATHS)
+
+
+def test_what_the_first_samples_cost_is_read_again_for_the_same_samples_and_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = RunningCosts(torch.rand(2, 3), 17, 2)
+    with store(tmp_path) as kept:
+        assert kept.running_costs(0, "fisher", [0, 1, 4], 3) is None
+        kept.save_running_costs(0, "fisher", [0, 1, 4], RunningCosts(torch.rand(2, 3), 9, 1))
+        kept.save_running_costs(0, "fisher", [0, 1, 4], found)
+    with store(tmp_path) as again:
+        read = again.running_costs(0, "fisher", [0, 1, 4], 3)
+        assert read is not None
+        assert torch.equal(read.total, found.total)
+        assert read[1:] == found[1:]
+        assert again.running_costs(1, "fisher", [0, 1, 4], 3) is None
+        assert not caplog.records
+        assert again.running_costs(0, "fisher", [0, 1, 5], 3) is None
+        assert again.running_costs(0, "fisher", [0, 1, 4], 4) is None
+    assert ["other samples" in record.getMessage() for record in caplog.records] == [True, False]

@@ -1,5 +1,8 @@
 """What each width of a weight costs the answers: of an expert, of a tied head, and of parts outside the blocks."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import transformers as hf
@@ -100,7 +103,7 @@ def test_a_tied_head_costs_what_both_of_its_uses_cost_with_one_rounding(
     options, _ = list_schemes(model, config)
     table, seen = find_input_embeddings(model).path, []
 
-    def costs_of(run: CostRun, errors: dict[str, torch.Tensor], cost: str) -> dict[str, float]:
+    def costs_of(run: CostRun, errors: dict[str, torch.Tensor], cost: str, *kept: Any) -> dict[str, float]:
         seen.append(torch.equal(errors["lm_head"], errors[table]))
         alone = {path: answer_costs.costs_of(run, {path: errors[path]}, cost)[path] for path in ("lm_head", table)}
         found = answer_costs.costs_of(run, errors, cost)
@@ -148,3 +151,32 @@ def test_what_no_gradient_reaches_counts_as_the_most_sensitive(caplog: pytest.Lo
     assert found == {**costs, "indexer": 2.5}
     assert "indexer" in caplog.text
     assert measure._with_unreached({"a": 1.0}, {"a": 3}) == {"a": 1.0}
+
+
+@pytest.mark.parametrize(("cost", "estimator"), [("fisher_rtn", "fisher_losses"), ("output_error", "output_energies")])
+def test_an_interrupted_measurement_goes_on_to_the_bits_of_a_whole_one(
+    cost: str, estimator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = getattr(answer_costs, estimator), list[int]()
+
+    def measured(work_dir: Path | None, stop: int, overflow: int) -> dict[str, list[SchemeOption]]:
+        def estimate(*arguments: Any, **options: Any) -> torch.Tensor:
+            calls.append(len(calls))
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return real(*arguments, **options) * (float("nan") if len(calls) == overflow else 1)
+
+        calls.clear()
+        monkeypatch.setattr(answer_costs, estimator, estimate)
+        budget = BitBudget(bits=4.5, candidates=(4,), cost=cost)
+        config = QAIGConfig(group_size=32, recipe="rtn", budget=budget, calibration={"work_dir": work_dir})
+        return costs_of_text(build("mixtral"), config)[0]
+
+    monkeypatch.setattr(answer_costs, "KEPT_EVERY", 2)
+    whole = measured(None, stop=0, overflow=2)
+    assert len(calls) == 6
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, stop=6, overflow=2)
+    assert measured(tmp_path, stop=0, overflow=0) == whole
+    assert len(calls) == 2
+    assert measured(tmp_path, stop=1, overflow=0) == whole

@@ -14,17 +14,25 @@ from ...execution.exclusions import gradient_advice
 from ...execution.sequential_onload import moved
 from ...utils.finite import is_finite
 from .cost_run import CostRun
+from .cost_store import CostStore, RunningCosts
 from .draws import DRAWS, Draws
 from .estimators import Errors, fisher_losses, losses_alone, output_energies, weight_path_shares
 
+KEPT_EVERY = 8
+"""Samples of a rank after which the sum is kept."""
 
-def costs_of(run: CostRun, errors: Errors, cost: str) -> dict[str, float]:
+
+def costs_of(
+    run: CostRun, errors: Errors, cost: str, store: CostStore | None = None, index: int = 0
+) -> dict[str, float]:
     """Computes the cost of each error, over all samples that are not left out, each of which one rank runs.
 
     Args:
         run: model, data and settings. Within [`sequential_onload`].
         errors: weight path → what rounding adds.
         cost: how loss is predicted.
+        store: keeps the sum over the first samples now and then, and has that of an interrupted measurement.
+        index: of the width among those that are measured.
 
     Raises:
         ValueError: no sample with an answer is left, or NaN or Inf turned up in too many.
@@ -56,14 +64,22 @@ def costs_of(run: CostRun, errors: Errors, cost: str) -> dict[str, float]:
             return losses_alone(model, errors, loss)
         return output_energies(model, errors, log_p)
 
-    mine = [place for place in range(len(used)) if data.ranks.owns(place)]
-    total: Tensor = torch.zeros(())
-    tokens = 0
-    for (sample, answer), found in zip(used, data.ranks.of_each(zip(mine, mine), cost_of)):
-        if is_finite(found):
-            total, tokens = total + found, tokens + int(answer.sum())
-        else:
-            data.exclusions.add({sample.index: "what rounding costs its answers"}, gradient_advice())
+    samples = [sample.index for sample, _ in used]
+    found = None if store is None else store.running_costs(index, cost, samples, len(errors))
+    total, tokens, done = found or RunningCosts(torch.zeros(()), 0, 0)
+    run.bar.update(done)
+    every = KEPT_EVERY * data.ranks.size
+    for start in range(done, len(used), every):
+        places = range(start, min(start + every, len(used)))
+        mine = [place for place in places if data.ranks.owns(place)]
+        for place, added in zip(places, data.ranks.of_each(zip(mine, mine), cost_of)):
+            sample, answer = used[place]
+            if is_finite(added):
+                total, tokens = total + added, tokens + int(answer.sum())
+            else:
+                data.exclusions.add({sample.index: "what rounding costs its answers"}, gradient_advice())
+        if store is not None and places.stop < len(used):
+            store.save_running_costs(index, cost, samples, RunningCosts(total, tokens, places.stop))
     if not tokens:
         raise ValueError(
             "no calibration sample that is left has an answer: there is nothing whose loss could be predicted."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,6 +18,20 @@ from ...utils.hashing import digest
 from ..resume import run_facts
 
 T = TypeVar("T")
+
+
+class RunningCosts(NamedTuple):
+    """What the first samples cost.
+
+    Attributes:
+        total: fp32 `[..., M]`, the sum over these samples for each of M weights.
+        tokens: of their answers.
+        done: number of these samples; those that were left out on the way count.
+    """
+
+    total: Tensor
+    tokens: int
+    done: int
 
 
 class CostStore(ExitStack):
@@ -70,6 +84,31 @@ class CostStore(ExitStack):
     def save_costs(self, index: int, cost: str, found: Mapping[str, float]) -> None:
         """Keeps the costs of all weights at one width."""
         self._save(f"{index}.costs.{cost}", {}, {"costs": json.dumps(found)})
+
+    def running_costs(self, index: int, cost: str, samples: Sequence[int], weights: int) -> RunningCosts | None:
+        """Returns what the first samples cost at one width, or None.
+
+        Args:
+            index: of the width.
+            cost: how loss is predicted.
+            samples: their numbers in the data set, of all that were there when the measurement began.
+            weights: M.
+        """
+
+        def read(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> RunningCosts:
+            found = RunningCosts(tensors["total"], int(facts["tokens"]), int(facts["done"]))
+            if json.loads(facts["samples"]) != list(samples) or not 0 < found.done < len(samples):
+                raise ValueError("it is of other samples")
+            if found.total.shape[-1] != weights:
+                raise ValueError(f"it is of {found.total.shape[-1]} weights, not {weights}")
+            return found
+
+        return self._load(f"{index}.running_costs.{cost}", read)
+
+    def save_running_costs(self, index: int, cost: str, samples: Sequence[int], found: RunningCosts) -> None:
+        """Keeps what the first samples cost at one width, in the place of what fewer of them did."""
+        facts = {"tokens": str(found.tokens), "done": str(found.done), "samples": json.dumps(list(samples))}
+        self._save(f"{index}.running_costs.{cost}", {"total": found.total}, facts)
 
     def errors(self, index: int, path: str, block: nn.Module, names: Sequence[str]) -> dict[str, Tensor] | None:
         """Returns the rounding errors of a target's linears at one width, or None."""

@@ -45,8 +45,8 @@ def measure_costs(
     target at that width. Then the samples run through the model with those errors, as the cost asks for.
     `"fisher_rtn"` rounds to nearest, at one width: four bits or the nearest candidate. The error of another width is
     taken to grow with its step. A weight that stays as it is costs nothing. The model is left as it was. With a
-    `work_dir` the errors of finished targets, and the costs of finished widths, are kept there; another cost finds the
-    same errors.
+    `work_dir` the errors of finished targets, the costs of finished widths, and those of the first samples at another
+    one are kept there; another cost finds the same errors.
 
     Args:
         model: in full precision, in evaluation mode, on the CPU.
@@ -110,7 +110,7 @@ def _costs_of_plan(run: CostRun, plan: Plan, store: CostStore, index: int) -> di
         found = errors_of(run, plan, store, index)
         errors = {**found, head: found[tied]} if tied in found else found
     with sequential_onload(run.model, run.blocks, run.device):
-        costs = costs_of(run, errors, run.config.budget.cost)
+        costs = costs_of(run, errors, run.config.budget.cost, store, index)
     if tied in errors:
         costs[tied] += costs.pop(head)
     _check_reached(run.model, costs)
