@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from transformers_qaig import QAIGConfig
 from transformers_qaig.loading.shards import check_index
 
 INDEX = "model.safetensors.index.json"
@@ -94,6 +95,14 @@ def test_a_damaged_index_is_named(folder: Path, damaged: Callable[[str], str], p
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
+def test_a_damaged_index_of_an_unquantized_model_is_named(llava: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    (tmp_path / INDEX).write_text('{"metadata": {}, "weight_map":')
+    with pytest.raises(ValueError, match=rf"{tmp_path / INDEX} .*line 1.*Save or download the model again"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=QAIGConfig(bits=4, recipe="rtn"))
+
+
 def test_the_index_is_found_in_a_subfolder_by_variant_and_by_the_config(tmp_path: Path) -> None:
     config = SimpleNamespace(transformers_weights="fp16.safetensors.index.json")
     cases: list[tuple[str, dict[str, Any]]] = [
@@ -110,13 +119,16 @@ def test_the_index_is_found_in_a_subfolder_by_variant_and_by_the_config(tmp_path
 
 
 def test_an_index_that_is_not_read_is_not_checked(tmp_path: Path) -> None:
-    (tmp_path / INDEX).write_text("")
+    (tmp_path / "pickled").mkdir()
+    for index in (tmp_path / INDEX, tmp_path / "pickled" / INDEX):
+        index.write_text("")
     (tmp_path / "model.safetensors").touch()
     config = SimpleNamespace(transformers_weights="model.safetensors")
     for arguments in (
         {"pretrained_model_name_or_path": tmp_path},
         {"pretrained_model_name_or_path": tmp_path, "config": config},
         {"pretrained_model_name_or_path": "owner/name"},
+        {"pretrained_model_name_or_path": tmp_path / "pickled", "use_safetensors": False},
         {"pretrained_model_name_or_path": None},
         {},
     ):
@@ -149,8 +161,6 @@ def test_a_relative_folder_is_no_other_folder(folder: Path, monkeypatch: pytest.
 
 
 def test_a_tied_head_is_stored_once(llava: Path, tmp_path: Path) -> None:
-    from transformers_qaig import QAIGConfig
-
     config = {"tie_word_embeddings": True}
     text = json.loads((llava / "config.json").read_text())
     text.update(config)

@@ -68,7 +68,7 @@ def check_index(arguments: Mapping[str, Any]) -> None:
 def _index_of(arguments: Mapping[str, Any]) -> Path | None:
     """Returns the index that a folder is loaded by; None for one file, or a model on the Hub."""
     name = arguments.get("pretrained_model_name_or_path")
-    if name is None or not os.path.isdir(name):
+    if name is None or not os.path.isdir(name) or arguments.get("use_safetensors") is False:
         return None
     folder, variant = Path(name, arguments.get("subfolder") or ""), arguments.get("variant")
     whole, index = (_with_variant(file, variant) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))

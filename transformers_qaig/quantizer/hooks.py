@@ -69,12 +69,11 @@ class QAIGHfQuantizer(HfQuantizer):
 
         Raises:
             RuntimeError: quantization in inference mode.
-            ValueError: a calibration device that does not exist, or a damaged index of a packed model's shards.
+            ValueError: a calibration device that does not exist, or a damaged index of the model's shards.
             NotImplementedError: tensor parallelism.
         """
         refuse_tensor_parallel()
-        if self.pre_quantized:
-            check_index(loading_arguments())
+        check_index(loading_arguments())
         if not self.pre_quantized and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "
