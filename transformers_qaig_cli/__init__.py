@@ -105,10 +105,14 @@ def check(options: argparse.Namespace) -> None:
     command: argparse.ArgumentParser = options.parser
     if options.command == "quantize" and options.out is None and not options.dry_run:
         command.error("the following arguments are required: OUT")
-    if options.command == "quantize" and options.budget is None:
-        for name in ("candidates", "cost", "fuse"):
-            if getattr(options, name):
-                command.error(f"argument --{name}: it has no effect without --budget: give both, or leave it out")
+    if options.command != "quantize" or options.budget is not None:
+        return
+    beside = "--bits" if options.bits is not None else "--plan" if options.plan is not None else ""
+    if beside and options.candidates:
+        command.error(f"argument --candidates: it has no effect beside {beside}: leave one of them out")
+    for name in ("cost", "fuse"):
+        if getattr(options, name) and not options.candidates:
+            command.error(f"argument --{name}: it has no effect without --budget or --candidates: give one, too")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

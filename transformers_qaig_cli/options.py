@@ -35,10 +35,16 @@ def add_scheme(group: Group) -> None:
     group.add_argument("--recipe", default="default", metavar="NAME", help=recipes)
 
 
-def add_budget(command: argparse.ArgumentParser) -> None:
-    """Adds options for how widths are chosen."""
+def add_budget(command: argparse.ArgumentParser, without_budget: str = "") -> None:
+    """Adds options for how widths are chosen.
+
+    Args:
+        command: which gets them.
+        without_budget: what `--candidates` alone do.
+    """
     group = command.add_argument_group("widths under a budget")
-    group.add_argument("--candidates", type=int, nargs="+", metavar="BITS", help="widths (default: 2 3 4 8)")
+    widths = f"widths (default: 2 3 4 8){without_budget}"
+    group.add_argument("--candidates", type=int, nargs="+", metavar="BITS", help=widths)
     group.add_argument(
         "--cost", metavar="NAME", help="predicts loss (default: fisher_rtn); see docs/guides/mixed-bits.md"
     )

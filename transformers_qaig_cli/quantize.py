@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
     weights.add_argument("--embedding-bits", type=int, metavar="BITS", help="bits of the input embeddings")
     weights.add_argument("--activation-bits", type=int, choices=(8, 16), default=16, help="8: round inputs as well")
     weights.add_argument("--exclude", nargs="+", metavar="NAME", help="modules that stay in full precision")
-    add_budget(command)
+    add_budget(command, "; without --budget: at the size of 4 bits for all")
     add_data(command)
     add_loading(command)
 

@@ -77,8 +77,9 @@ def test_what_is_no_command_is_a_usage_error(arguments: list[str]) -> None:
         (["quantize", "m", "out", "--ignore", "lm_head"], "--ignore lm_head; did you mean --exclude?"),
         (["quantize", "m", "out", "--bits", "4.5"], "for 4.5 bits on average write --budget 4.5"),
         (["quantize", "m", "out", "--bits", "four"], "'four' is not a whole number\n"),
-        (["quantize", "m", "out", "--fuse"], "argument --fuse: it has no effect without --budget"),
-        (["quantize", "m", "out", "--candidates", "2", "3", "4", "8"], "argument --candidates: it has no effect"),
+        (["quantize", "m", "out", "--fuse"], "argument --fuse: it has no effect without --budget or --candidates"),
+        (["quantize", "m", "out", "--bits", "4", "--candidates", "4"], "--candidates: it has no effect beside --bits"),
+        (["quantize", "m", "out", "--plan", "p", "--candidates", "4"], "--candidates: it has no effect beside --plan"),
         (["quantize", "m", "out", "--bits", "4", "--cost", "fisher"], "argument --cost: it has no effect"),
     ],
 )

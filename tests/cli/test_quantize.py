@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from tests.lifecycle import logits, packed
-from transformers_qaig import QAIGConfig
+from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.cli import quantize
 from transformers_qaig.cli.arguments import data_source
-from transformers_qaig_cli import main
+from transformers_qaig_cli import main, parse
 
 RTN = ["--recipe", "rtn", "--group-size", "32"]
 
@@ -57,6 +57,24 @@ def test_a_budget_and_a_plan_choose_widths(llava: Path, tmp_path: Path, chats: P
     assert main(["quantize", str(llava), str(tmp_path / "again"), *common, "--plan", str(out)]) == 0
     again = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["plan"]
     assert again == plan
+
+
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        (["2", "4"], BitBudget(uniform=4, candidates=(2, 4), fuse=True)),
+        (["3", "4", "8", "--cost", "fisher"], BitBudget(uniform=4, candidates=(3, 4, 8), cost="fisher", fuse=True)),
+        (["2", "4", "--budget", "3.5"], BitBudget(bits=3.5, candidates=(2, 4))),
+    ],
+)
+def test_candidates_alone_are_chosen_from_at_the_size_of_four_bits(given: list[str], budget: BitBudget) -> None:
+    options = parse(["quantize", "m", "out", "--candidates", *given])
+    assert quantize.configuration(options).budget == budget
+
+
+def test_candidates_alone_hold_four_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(["m", tmp_path / "out", "--candidates", "3", "8"], capsys)
+    assert "--candidates 3 8: without --budget the size is that of 4 bits for all. Add 4 to them" in said
 
 
 def test_a_folder_that_is_not_empty_is_refused_before_anything_is_loaded(

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..config import CANDIDATES, DEFAULT_COST, BitBudget, CalibrationConfig, QAIGConfig
+from ..config.budget import DEFAULT_BUDGET
 from ..data.sources import TABLES, is_data_folder
 from ..utils.errors import SettingError
 
@@ -132,23 +133,30 @@ def quantization_config(options: argparse.Namespace, live_page: str | None = Non
         raise UsageError(str(error)) from error
 
 
-def bit_budget(options: argparse.Namespace, limit: float | str) -> BitBudget:
+def bit_budget(options: argparse.Namespace, limit: float | str | None) -> BitBudget:
     """Returns the budget that the arguments describe.
 
     Args:
         options: of `plan` or `quantize`.
-        limit: stored bits per weight, or a size.
+        limit: stored bits per weight, or a size; None for the size of the default, from the `candidates` given.
 
     Raises:
         UsageError: a value is out of its range.
     """
+    uniform = DEFAULT_BUDGET.uniform if limit is None else None
+    if uniform is not None and uniform not in options.candidates:
+        raise UsageError(
+            f"--candidates {' '.join(map(str, options.candidates))}: without --budget the size is that of {uniform} "
+            f"bits for all. Add {uniform} to them, or give --budget."
+        )
     try:
         return BitBudget(
             bits=None if isinstance(limit, str) else limit,
             size=limit if isinstance(limit, str) else None,
             candidates=options.candidates or CANDIDATES,
             cost=options.cost or DEFAULT_COST,
-            fuse=options.fuse,
+            fuse=options.fuse or limit is None,
+            uniform=uniform,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

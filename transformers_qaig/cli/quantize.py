@@ -66,7 +66,7 @@ def refuse_several_processes() -> None:
 def configuration(options: argparse.Namespace) -> QAIGConfig:
     """Returns the configuration that the arguments describe."""
     settings: dict[str, Any] = {"plan": options.plan}
-    if options.budget is not None:
+    if options.budget is not None or options.candidates:
         settings["budget"] = bit_budget(options, options.budget)
     elif options.bits is not None:
         settings["bits"] = options.bits
