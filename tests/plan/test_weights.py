@@ -33,11 +33,9 @@ def test_experts_come_one_by_one_in_the_place_of_their_stack_and_vectors_do_not(
     model = build("qwen3_moe")
     stack, layout = stack_of(model)
     block = stack.rpartition(".mlp")[0]
-    found = {
-        path: (tuple(w.shape), why)
-        for path, w, why in weights_in({block: model.get_submodule(block)}, find_experts(model))
-    }
-    experts = [path for path in found if path.startswith(f"{stack}.")]
+    listed = list(weights_in({block: model.get_submodule(block)}, find_experts(model)))
+    found = {path: (tuple(weight.shape), why) for path, weight, why in listed}
+    experts = [path for path, _, _ in listed if path.startswith(f"{stack}.")]
     assert experts == [f"{stack}.{e}.{name}" for e in range(layout.num_experts) for name in layout.projections]
     assert {found[path] for path in experts if path.endswith("down_proj")} == {((64, 32), "")}
     assert not any("norm" in path for path in found)
