@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from transformers_qaig.config.budget import RENAMED_COSTS
-from transformers_qaig.report.statistics import paired_ratio
+from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, resampled_kl
 
 from . import markdown, rows_of, table
-from .figures import interval, measured, ratio
+from .figures import MODELS, Figures, interval, kl, measured, ratio
 
 TOKEN_WEIGHTS = "token_weights"
 
@@ -31,6 +34,48 @@ def token_weights() -> str:
         whole, each = ratio(TOKEN_WEIGHTS, (2, 16, 64), f"default-{name}", "default")
         rows.append([words, each, whole])
     return markdown(["token weights", "by calibration set", "together"], rows)
+
+
+def compared(kind: str) -> Iterator[tuple[str, int, Figures, Figures]]:
+    """Yields model, bits, and figures of `default` with QIG's weights or shuffled ones, and with uniform ones.
+
+    Args:
+        kind: `"qig"` or `"shuffled"`. QIG's have mean 1 among image tokens and among text tokens.
+    """
+    ledgers = [*MODELS.items(), ("tiny VLM", (TOKEN_WEIGHTS, 64))]
+    for title, (ledger, group_size) in ledgers:
+        for bits in (2, 3):
+            setting = bits, 16, group_size
+            names = ("default-qig-by-kind", "default-qig") if kind == "qig" else ("default-shuffled",)
+            weighed = next((found for name in names if (found := measured(ledger).get((setting, name)))), None)
+            if weighed:
+                uniform = measured(ledger)[setting, "default"]
+                yield title, bits, weighed, {first: uniform[first] for first in weighed}
+
+
+def together(cells: Sequence[tuple[AnswerStatistics, AnswerStatistics]]) -> str:
+    """The geometric mean of ratios of KL, with a 95 % interval that resamples runs and each run's pictures."""
+    logs = np.log([kl(above) / kl(below) for above, below in cells])
+    noise = np.array([np.log(resampled_kl(above) / resampled_kl(below)) for above, below in cells])
+    rng = np.random.default_rng(0)
+    runs = rng.integers(len(cells), size=(noise.shape[1], len(cells)))
+    means = np.take_along_axis(noise.T, runs, axis=1).mean(axis=1)
+    return interval(np.exp([logs.mean(), *np.quantile(means, [0.025, 0.975])]))
+
+
+@table("token-weights-together")
+def token_weights_together() -> str:
+    """Every model, width and calibration set there is, and one ratio for all of them."""
+    rows = []
+    for kind, words in (("qig", "QIG"), ("shuffled", "QIG, shuffled")):
+        runs: list[tuple[AnswerStatistics, AnswerStatistics]] = []
+        for title, bits, weighed, uniform in compared(kind):
+            pairs = [(weighed[first], uniform[first]) for first in weighed]
+            each = ",\u00a0".join(f"{kl(above) / kl(below):.2f}" for above, below in pairs)
+            rows.append([words, title, f"{bits}", each, together(pairs)])
+            runs += pairs
+        rows.append([f"**{words}**", f"all {len(runs)} runs", "", "", f"**{together(runs)}**"])
+    return markdown(["token weights", "model", "bits", "by calibration set", "together"], rows)
 
 
 @table("token-weights-search")

@@ -13,10 +13,16 @@ from transformers_qaig.report.comparison import plot
 from transformers_qaig.report.statistics import pooled
 
 from . import RESULTS, markdown, table
-from .figures import ACCURACY, exact_match, kl, kl_cell, measured, ratio, stored_bits
+from .figures import ACCURACY, MODELS, exact_match, kl, kl_cell, measured, ratio, stored_bits
 
 ATTRIBUTED = "default-attributed"
+VARIANTS = "default-"
+"""How names of `default` with other widths or token weights begin: tables of their own hold these."""
 OURS = ("rtn", "awq", "mbq", "paper", "authors", "fast", "gptq", "default", "best")
+
+
+def is_variant(method: str) -> bool:
+    return method.startswith(VARIANTS)
 
 
 @table("accuracy-w2", (2, 16, 64))
@@ -28,7 +34,7 @@ def accuracy(setting: tuple[int, int, int]) -> str:
     found = [
         name
         for (known, name), figures in measured(ACCURACY).items()
-        if known == setting and figures and name not in ("fast-equalized", ATTRIBUTED)
+        if known == setting and figures and name != "fast-equalized" and not is_variant(name)
     ]
     found.sort(key=lambda name: -kl(pooled(list(measured(ACCURACY)[setting, name].values()))))
     rows = []
@@ -47,7 +53,7 @@ def by_width(ledger: str, widths: Mapping[str, tuple[int, int, int]], exact: boo
         known = {
             name: figures
             for (each, name), figures in measured(ledger).items()
-            if each == setting and figures and name != ATTRIBUTED
+            if each == setting and figures and not is_variant(name)
         }
         if "default" not in known:
             continue
@@ -76,15 +82,6 @@ QWEN = {"W2": (2, 16, 64), "W3": (3, 16, 64), "W4": (4, 16, 64)}
 @table("accuracy-qwen")
 def accuracy_qwen() -> str:
     return by_width("accuracy_qwen", QWEN)
-
-
-MODELS = {
-    "tiny VLM": (ACCURACY, 64),
-    "tiny VLM with experts": ("accuracy_experts", 64),
-    "second tiny VLM": ("accuracy_qwen", 64),
-    "story model": ("accuracy_story", 32),
-}
-"""Model → its ledger, and the group size there."""
 
 
 @table("attributed-widths")
@@ -147,8 +144,20 @@ def draw_summary(path: Path) -> None:
 
 @table("accuracy-best")
 def best() -> str:
+    """`best` beside `default` and AutoRound, on the same grid, where a ledger has both."""
     rows = []
-    for title, setting in (("W2", (2, 16, 64)), ("W3", (3, 16, 64)), ("W4", (4, 16, 64)), ("W4A8", (4, 8, 64))):
-        against = ("default", "auto-round-best")
-        rows.append([title, *(ratio(ACCURACY, setting, "best", name)[0] for name in against)])
-    return markdown(["width", "`best` / `default`", "`best` / AutoRound with 1,000 steps"], rows)
+    models = {"tiny VLM": (ACCURACY, 64, ""), "story model": ("accuracy_story", 32, "-asym")}
+    for title, (ledger, group_size, grid) in models.items():
+        for bits, activation_bits in ((2, 16), (3, 16), (4, 16), (4, 8)):
+            setting = bits, activation_bits, group_size
+            if not measured(ledger).get((setting, "best")):
+                continue
+            width = f"W{bits}" if activation_bits == 16 else f"W{bits}A{activation_bits}"
+            peers = ("default", f"auto-round{grid}", f"auto-round-best{grid}")
+            known = [
+                ratio(ledger, setting, "best", name) if measured(ledger).get((setting, name)) else None
+                for name in peers
+            ]
+            rows.append([title, width, *("–" if found is None else found[0] for found in known)])
+    head = ["model", "width", "`best` / `default`", "`best` / AutoRound, 200 steps", "`best` / AutoRound, 1,000 steps"]
+    return markdown(head, rows)

@@ -15,6 +15,13 @@ from transformers_qaig.report.statistics import AnswerStatistics, pooled, resamp
 from . import RESULTS
 
 ACCURACY = "accuracy"
+MODELS = {
+    "tiny VLM": (ACCURACY, 64),
+    "tiny VLM with experts": ("accuracy_experts", 64),
+    "second tiny VLM": ("accuracy_qwen", 64),
+    "story model": ("accuracy_story", 32),
+}
+"""Model → its ledger, and the group size there."""
 Figures = dict[Any, AnswerStatistics]
 """Calibration set, or `-` for a method that reads no data → what each question lost."""
 
