@@ -1,24 +1,32 @@
 """Rows of `accuracy.py` with what each question cost, so that rows of different days can be paired.
 
+    python benchmarks/accuracy.py rows.jsonl …
+    python benchmarks/accuracy_ledger.py accuracy rows.jsonl    # merges them into results/, without errors
+
 `NAME.jsonl` has a row per line; `NAME.npz` beside it the figures per question under the row's key, and once the
 questions' own facts. Plain arrays: no pickle.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ledger import RESULTS, begin_run, keep_runs, known_runs
 
 from transformers_qaig.report.statistics import AnswerStatistics
 
 IDENTITY = ("method", "bits", "group_size", "activation_bits", "calibration", "samples")
 """What tells one row from another; the questions are the same in the whole file."""
+ORIGIN = ("date", "commit", "command", "machine", "versions")
+"""What a row of `accuracy.py` says of its run; in `results/` it names the run instead."""
 QUESTIONS = ("tokens", "task", "conversation")
 FIGURES = {"exact": np.bool_, "nll": np.float32, "kl": np.float32, "agreement": np.float32}
 
@@ -107,3 +115,46 @@ def cells(
                 values = (name, bits, group, activation_bits, first, samples if reads else 0)
                 found.append(dict(zip(IDENTITY, values)))
     return found
+
+
+def merge(name: str, path: Path) -> int:
+    """
+    Merges what `accuracy.py` wrote into the ledger of that name in `results/`, and the facts of its runs.
+
+    Args:
+        name: `accuracy`, `accuracy_story`, …
+        path: the `.jsonl` file; rows with errors are left out.
+
+    Returns:
+        how many rows were merged.
+
+    Raises:
+        ValueError: the questions are others than the ledger's, or the rows are of uncommitted code.
+    """
+    new, ledger, runs = Ledger(path), Ledger(RESULTS / f"{name}.jsonl"), known_runs()
+    measured = [row for row in new.rows if "error" not in row]
+    if dirty := [row for row in measured if row["commit"].endswith("+")]:
+        raise ValueError(f"{path} has {len(dirty)} rows of uncommitted code: measure at a commit.")
+    begun: dict[str, str] = {}
+    for row in measured:
+        origin = {field: row[field] for field in ORIGIN}
+        origin["command"] = re.sub(r"(?<!\S)/\S*/", "", origin["command"]).replace(path.name, f"{name}.jsonl")
+        facts = json.dumps(origin, sort_keys=True)
+        if facts not in begun:
+            begun[facts] = begin_run(runs, name, origin)
+        kept = {field: value for field, value in row.items() if field not in ORIGIN}
+        ledger.add({"run": begun[facts], **kept, "changed": len(row["changed"])}, new.statistics(row))
+    keep_runs(runs, name, ledger.rows)
+    return len(measured)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ledger", help="a name in results/, such as accuracy_story")
+    parser.add_argument("rows", type=Path, help="the .jsonl file that accuracy.py wrote; its .npz is beside it")
+    options = parser.parse_args()
+    print(f"{options.ledger}: {merge(options.ledger, options.rows)} rows merged")
+
+
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "rotation": ("format", "rounding", "block", "calibration", "outliers"),
     "whole_file": ("model", "budget", "bits", "vision_bits", "lm_head_bits", "embedding_bits", "calibration"),
 }
-"""Ledger → what tells one of its rows from another. `accuracy.py` keeps its own (`accuracy_ledger.py`)."""
+"""Ledger → what tells one of its rows from another. `accuracy_ledger.py` keeps those of `accuracy.py`."""
 
 
 def provenance(packages: Iterable[str] = PACKAGES) -> Row:
@@ -66,7 +66,7 @@ def provenance(packages: Iterable[str] = PACKAGES) -> Row:
 
 def rows_of(*names: str) -> Iterator[Row]:
     """The rows of ledgers, each with its run's facts."""
-    runs = {run["run"]: run for run in _read(RESULTS / "runs.jsonl")}
+    runs = {run["run"]: run for run in known_runs()}
     for name in names:
         yield from (runs[row["run"]] | row for row in _read(RESULTS / f"{name}.jsonl"))
 
@@ -85,26 +85,43 @@ def add(name: str, rows: Sequence[Row]) -> int:
     Raises:
         ValueError: the first row does not say where it comes from.
     """
-    runs = _read(RESULTS / "runs.jsonl")
+    runs = known_runs()
     known = {_key(name, row): row for row in _read(RESULTS / f"{name}.jsonl")}
     replaced, run = 0, None
     for row in rows:
         if "command" in row:
-            number = 1 + max(
-                (int(r["run"].rpartition("-")[2]) for r in runs if r["run"].startswith(f"{name}-")), default=0
-            )
-            run = f"{name}-{number}"
-            runs.append({"run": run} | row)
+            run = begin_run(runs, name, row)
             continue
         if run is None:
             raise ValueError(f"The first row must say date, commit, command and machine, got {row}.")
         replaced += known.pop(_key(name, row), None) is not None
         known[_key(name, row)] = {"run": run} | row
-    used = {row["run"] for row in known.values()}
-    runs = [one for one in runs if not one["run"].startswith(f"{name}-") or one["run"] in used]
-    _write(RESULTS / "runs.jsonl", runs)
+    keep_runs(runs, name, known.values())
     _write(RESULTS / f"{name}.jsonl", known.values())
     return replaced
+
+
+def known_runs() -> list[Row]:
+    """The facts of every run."""
+    return _read(RESULTS / "runs.jsonl")
+
+
+def begin_run(runs: list[Row], name: str, facts: Row) -> str:
+    """Adds a run of a ledger to the others, and returns what it is called."""
+    numbers = (int(run["run"].rpartition("-")[2]) for run in runs if _is_of(run, name))
+    called = f"{name}-{1 + max(numbers, default=0)}"
+    runs.append({"run": called} | facts)
+    return called
+
+
+def keep_runs(runs: Iterable[Row], name: str, rows: Iterable[Row]) -> None:
+    """Writes the facts of all runs, without those of this ledger that none of its rows names."""
+    used = {row["run"] for row in rows}
+    _write(RESULTS / "runs.jsonl", (run for run in runs if not _is_of(run, name) or run["run"] in used))
+
+
+def _is_of(run: Row, name: str) -> bool:
+    return run["run"].rpartition("-")[0] == name
 
 
 def _key(name: str, row: Row) -> str:

@@ -42,7 +42,7 @@ def compared(kind: str) -> Iterator[tuple[str, int, Figures, Figures]]:
     Args:
         kind: `"qig"` or `"shuffled"`. QIG's have mean 1 among image tokens and among text tokens.
     """
-    ledgers = [*MODELS.items(), ("tiny VLM", (TOKEN_WEIGHTS, 64))]
+    ledgers = [*MODELS.items(), ("tiny VLM, earlier version, other sets", (TOKEN_WEIGHTS, 64))]
     for title, (ledger, group_size) in ledgers:
         for bits in (2, 3):
             setting = bits, 16, group_size

@@ -13,6 +13,8 @@ from tests import seeds
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio, pooled
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import accuracy_ledger
+import ledger
 from accuracy_checks import check_weights, stacked, unstacked
 from accuracy_ledger import Ledger, cells
 from accuracy_peers import PEERS, Method, method
@@ -67,10 +69,10 @@ def test_cells_are_what_each_method_offers() -> None:
 
 def test_ledger_resumes_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    ledger = Ledger(path)
+    first = Ledger(path)
     kl = seeds.rng().exponential(size=6)
-    ledger.add(row("a"), statistics(kl))
-    ledger.add(row("b", error="no wheel"), None)
+    first.add(row("a"), statistics(kl))
+    first.add(row("b", error="no wheel"), None)
 
     again = Ledger(path)
     assert again.has(row("a"))
@@ -89,6 +91,34 @@ def test_ledger_resumes_where_it_stopped(tmp_path: Path) -> None:
         again.add(row("c"), statistics(kl, conversation=np.arange(6)))
     with pytest.raises(ValueError, match=r"\.jsonl"):
         Ledger(tmp_path / "rows.json")
+
+
+def test_rows_are_merged_into_the_ledger_with_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy_ledger, "RESULTS", tmp_path)
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    kl = seeds.rng().exponential(size=6)
+    origin = {"date": "2026-01-01", "machine": "a CPU", "versions": {}, "changed": ["a.path"]}
+    new = Ledger(tmp_path / "mine" / "rows.jsonl")
+    command = "python benchmarks/accuracy.py /home/me/rows.jsonl --model /home/me/story"
+    for method_name, commit in (("a", "abc"), ("b", "abc"), ("c", "def")):
+        new.add(row(method_name, commit=commit, command=command, **origin), statistics(kl))
+    new.add(row("d", error="no wheel", commit="def", command=command, **origin), None)
+
+    assert accuracy_ledger.merge("accuracy_mine", new.path) == 3
+    found = list(ledger.rows_of("accuracy_mine"))
+    assert [(one["method"], one["run"], one["commit"], one["changed"]) for one in found] == [
+        ("a", "accuracy_mine-1", "abc", 1),
+        ("b", "accuracy_mine-1", "abc", 1),
+        ("c", "accuracy_mine-2", "def", 1),
+    ]
+    assert found[0]["command"] == "python benchmarks/accuracy.py accuracy_mine.jsonl --model story"
+    np.testing.assert_array_equal(
+        Ledger(tmp_path / "accuracy_mine.jsonl").statistics(row("c")).kl, kl.astype(np.float32)
+    )
+
+    new.add(row("c", commit="def+", command=command, **origin), statistics(kl))
+    with pytest.raises(ValueError, match="1 rows of uncommitted code"):
+        accuracy_ledger.merge("accuracy_mine", new.path)
 
 
 def test_ratios_pair_calibration_sets() -> None:
