@@ -62,7 +62,7 @@ def test_a_budget_and_a_plan_choose_widths(llava: Path, tmp_path: Path, chats: P
 @pytest.mark.parametrize(
     ("given", "budget"),
     [
-        (["2", "4"], BitBudget(uniform=4, candidates=(2, 4), fuse=True)),
+        (["2", "4", "8"], BitBudget(uniform=4, candidates=(2, 4, 8), fuse=True)),
         (["3", "4", "8", "--cost", "fisher"], BitBudget(uniform=4, candidates=(3, 4, 8), cost="fisher", fuse=True)),
         (["2", "4", "--budget", "3.5"], BitBudget(bits=3.5, candidates=(2, 4))),
     ],
@@ -72,9 +72,15 @@ def test_candidates_alone_are_chosen_from_at_the_size_of_four_bits(given: list[s
     assert quantize.configuration(options).budget == budget
 
 
+@pytest.mark.parametrize("given", [["2", "3", "4"], ["4", "8"], ["8"]])
+def test_candidates_alone_leave_a_choice(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(["m", tmp_path / "out", "--candidates", *given], capsys)
+    assert "without --budget the size is that of 4 bits for all. Give widths below and above 4, or --budget" in said
+
+
 def test_candidates_alone_hold_four_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(["m", tmp_path / "out", "--candidates", "3", "8"], capsys)
-    assert "--candidates 3 8: without --budget the size is that of 4 bits for all. Add 4 to them" in said
+    assert "--candidates: without --budget, 4 must be one of them. Add it, or give --budget." in said
 
 
 def test_a_folder_that_is_not_empty_is_refused_before_anything_is_loaded(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from tests.families import build
@@ -15,6 +16,7 @@ from transformers_qaig.distributed.ranks import Ranks
 from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.quantizer.planned_widths import PlannedWidths
+from transformers_qaig.utils.errors import SettingError
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,22 @@ def test_where_costs_cannot_be_measured_the_default_takes_one_width(
     widths.allocate(model, CalibrationData())
     assert "cannot be measured (its forward has no gradient)" in caplog.text
     assert (bits_of(widths), widths.costs) == ({4}, None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SettingError("`work_dir` holds another run"), OSError("no room"), MemoryError(), torch.OutOfMemoryError()],
+    ids=["another run", "no room", "memory", "accelerator's memory"],
+)
+def test_where_the_folder_or_the_memory_is_at_fault_the_default_stops(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(measure, "measure_costs", failing)
+    with pytest.raises(type(error)):
+        tried(model, budget=DEFAULT_BUDGET).allocate(model, CalibrationData())
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_what_a_budget_chose_outside_the_blocks_is_told_by_part(report: Quantiza
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
-        (DEFAULT_BUDGET, "by default, in the size of 4 bits for all; bits=4 gives all one width"),
+        (DEFAULT_BUDGET, "by default, by what they cost the answers; bits=4 turns this off"),
         (BitBudget(bits=3.2), "under `budget`: 3.2 bits"),
         (BitBudget(uniform=3), "under `budget`: as much as 3 bits for all"),
     ],

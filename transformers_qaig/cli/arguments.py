@@ -144,11 +144,13 @@ def bit_budget(options: argparse.Namespace, limit: float | str | None) -> BitBud
         UsageError: a value is out of its range.
     """
     uniform = DEFAULT_BUDGET.uniform if limit is None else None
-    if uniform is not None and uniform not in options.candidates:
+    if uniform is not None and not min(options.candidates) < uniform < max(options.candidates):
         raise UsageError(
             f"--candidates {' '.join(map(str, options.candidates))}: without --budget the size is that of {uniform} "
-            f"bits for all. Add {uniform} to them, or give --budget."
+            f"bits for all. Give widths below and above {uniform}, or --budget."
         )
+    if uniform is not None and uniform not in options.candidates:
+        raise UsageError(f"--candidates: without --budget, {uniform} must be one of them. Add it, or give --budget.")
     try:
         return BitBudget(
             bits=None if isinstance(limit, str) else limit,

@@ -180,5 +180,5 @@ DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), fuse=True)
 def why_widths_differ(budget: BitBudget) -> str:
     """Returns who chose the widths of layers: the default, or the budget that was given."""
     if budget == DEFAULT_BUDGET:
-        return f"by default, in the size of {budget.uniform} bits for all; bits={budget.uniform} gives all one width"
+        return f"by default, by what they cost the answers; bits={budget.uniform} turns this off"
     return f"under `budget`: {budget}"

@@ -11,6 +11,7 @@ from ..utils.errors import SettingError
 from .saved_model import PackedWeight
 
 NO_ROTATION = 'quantize with recipe={"name": "default", "rotation": "none"}, or without activation_bits=8'
+NO_OTHERS = "no other bits in overrides, vision_bits, lm_head_bits and embedding_bits"
 _SHOWN = 3
 
 
@@ -86,8 +87,8 @@ def refuse_other_widths(weights: Iterable[PackedWeight], allowed: Collection[int
         weights,
         lambda weight: weight.scheme.bits not in allowed,
         f"the format takes {known} bits, and these layers have {found}",
-        f"quantize again with bits={4 if 4 in allowed else max(allowed)}, which gives every layer one width, or leave "
-        "these out with modules_to_not_convert",
+        f"quantize again with bits={4 if 4 in allowed else max(allowed)} and {NO_OTHERS}, or leave these out with "
+        "modules_to_not_convert",
     )
 
 
@@ -138,8 +139,7 @@ def refuse_several_schemes(weights: Iterable[PackedWeight], reason: str) -> Iter
         weights,
         lambda weight: weight.scheme != first,
         reason,
-        "quantize again with bits=4, which gives every layer one width, and a group_size that divides every layer's "
-        "input channels",
+        f"quantize again with bits=4 and {NO_OTHERS}, and a group_size that divides every layer's input channels",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -116,12 +117,23 @@ class PlannedWidths:
         self._count_headers_of_plan()
 
     def allocate(self, model: PreTrainedModel, data: CalibrationData) -> None:
-        """Chooses the plan under the budget, by what each width costs the answers."""
+        """Chooses the plan under the budget, by what each width costs the answers.
+
+        Without gradients the default takes one width for all.
+
+        Raises:
+            SettingError: `work_dir` holds another run, or is in use.
+            OSError: a file in it cannot be written.
+            MemoryError, torch.OutOfMemoryError: the measurement does not fit.
+            Exception: what the model raised, under a budget that was given or in several processes.
+        """
         from ..calibration.bit_costs.measure import measure_costs  # here: greenlet comes with it
 
         assert self.config.budget is not None
         try:
             self.options = measure_costs(model, self.options, data, self.config)
+        except (SettingError, OSError, MemoryError, torch.OutOfMemoryError):  # of the folder, or of this machine
+            raise
         except Exception as error:  # of the model's own forward pass, too, which rounding does without
             if self.config.budget != DEFAULT_BUDGET or data.ranks.size > 1:
                 raise

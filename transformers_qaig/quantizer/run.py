@@ -177,7 +177,8 @@ class QuantizationRun:
         report.model_name = self._model_name
         report.times = {name: seconds for name, seconds in self._times.items() if seconds}
         report.views = self._data.views if self._data.views.lengths else None
-        report.width_costs, report.budget = self.widths.costs, self.config.budget
+        report.width_costs = self.widths.costs
+        report.budget = None if self.widths.costs is None else self.config.budget
 
     def _write_progress(self, report: QuantizationReport) -> None:
         """Writes what is done so far into the work folder, and the page that was asked for."""

@@ -9,7 +9,6 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..config import QAIGConfig
-from ..config.budget import why_widths_differ
 from ..nn.experts_layout import count_open_stacks, count_weights
 from ..utils.readable import readable_time
 from .base_model import BaseModel
@@ -17,7 +16,7 @@ from .card_name import FOLDER, MARK, title_of
 from .engines import repository, vllm_row
 from .hub_names import HUB, dataset_id
 from .sizes import HEAD, part_rows
-from .summary import WIDTHS_CHOSEN, QuantizationReport
+from .summary import QuantizationReport
 
 _LOADING = """## How to load it
 
@@ -121,8 +120,6 @@ def _facts(
             data = f"{report.num_samples} conversations{_origin(settings.dataset)}, {report.num_tokens:,} tokens"
             yield "Calibration", f"{data}, {readable_time(report.seconds)}"
         yield from ((name.capitalize(), value) for name, value in report.facts())
-    elif settings.budget is not None and len(_counts(settings)) > 1:
-        yield WIDTHS_CHOSEN.capitalize(), why_widths_differ(settings.budget)
     if size_in_bytes is not None:
         yield "Size of the weight files", f"{size_in_bytes:,} bytes"
 

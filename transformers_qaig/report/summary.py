@@ -19,9 +19,6 @@ from ..utils.readable import readable_time
 from .sizes import HEAD, part_rows
 from .text import aligned, labelled, sparkline
 
-WIDTHS_CHOSEN = "widths chosen"
-"""The fact that says by what widths differ."""
-
 
 @dataclass
 class TargetSummary:
@@ -89,7 +86,7 @@ class QuantizationReport:
         views: the first samples, and the lengths of all; None without data.
         width_costs: what each width costs and where the plan stands, under a budget.
         end_to_end: what came of learning all scales together; "" if the recipe does not.
-        budget: under which widths were chosen; None if there was none.
+        budget: under which widths were chosen by their costs; None if none were.
         alternatives: `"faster"` and `"smaller"` → a setting that would have been so.
     """
 
@@ -132,7 +129,7 @@ class QuantizationReport:
         if len(counts) > 1:
             facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
             if self.budget is not None:
-                facts.insert(2, (WIDTHS_CHOSEN, why_widths_differ(self.budget)))
+                facts.insert(2, ("widths chosen", why_widths_differ(self.budget)))
         if self.coverage.outside_choices:
             facts.append(("outside", "; ".join(self._widths_outside())))
         if self.coverage.skipped:

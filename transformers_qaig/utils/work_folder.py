@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import reason
+from .errors import SettingError, reason
 from .files import open_to_umask, remove_unfinished, require_writable, write, written_whole
 from .hashing import digest
 from .json_file import read_json
@@ -133,7 +133,7 @@ class WorkFolder:
             ours = json.loads(self._text)
             differs = sorted(key for key in ours.keys() | known.keys() if ours.get(key) != known.get(key))
             if differs:
-                raise ValueError(
+                raise SettingError(
                     f"`work_dir` {self.folder} holds another run (different {', '.join(differs)}): give an empty "
                     "folder, or the same configuration, model and data to resume it."
                 )
@@ -185,15 +185,15 @@ def _lock(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
+        raise SettingError(
             f"`work_dir` {folder} is in use by another run: wait until it ends, or give another folder."
         ) from error
     except NotImplementedError as error:
-        raise ValueError(
+        raise SettingError(
             f"`work_dir` {folder} is on a file system that cannot lock files: give a local folder."
         ) from error
     except OSError as error:  # a folder, a circle of links, another user's file
-        raise ValueError(
+        raise SettingError(
             f"`work_dir`: {lock.lock_file} cannot be locked ({reason(error)}). Remove it, or give another folder."
         ) from error
     return lock

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...formats.packing import unpack
 from ..grids import LARGEST_ERROR, error_in_float16, refuse_float16, refuse_indivisible_groups, repeated, zero_points
-from ..refusals import Refusal, refuse_where
+from ..refusals import NO_OTHERS, Refusal, refuse_where
 from ..saved_model import PackedWeight, SavedModel
 
 BLOCK = 32
@@ -43,7 +43,7 @@ def refusals(saved: SavedModel) -> Iterator[Refusal]:
         weights,
         lambda weight: weight.scheme.bits == 8 and not weight.scheme.sym,
         "a difference of an 8-bit code and its zero point does not fit in Q8_0",
-        "quantize again with bits=4, which gives every layer one width, or with sym=True",
+        f"quantize again with bits=4 and {NO_OTHERS}, or with sym=True",
     )
     yield from refuse_indivisible_groups(weights, (BLOCK,))
     wrong = [packed for packed in weights if _error(saved, packed) > LARGEST_ERROR]
