@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,13 +69,28 @@ def test_a_tensor_that_is_stored_twice_is_named(folder: Path, ending: str, renam
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
-def test_an_index_that_names_another_shard_is_an_error(folder: Path) -> None:
+def test_an_index_that_has_a_tensor_twice_counts_the_last(folder: Path) -> None:
+    where = shards(folder)
+    key = next(iter(where))
+    other = next(file for file in where.values() if file != where[key])
+    for first, last in (("none.safetensors", where[key]), (where[key], other)):
+        point(folder, key, last)
+        whole = (folder / INDEX).read_text()
+        (folder / INDEX).write_text(whole.replace('"weight_map": {', f'"weight_map": {{"{key}": "{first}",'))
+        with nullcontext() if last == where[key] else pytest.raises(ValueError, match=f"{key} in {other}, which"):
+            AutoModelForImageTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_an_index_that_names_another_shard_is_an_error(folder: Path, variant: str | None) -> None:
     where = shards(folder)
     key = next(iter(where))
     other = next(file for file in where.values() if file != where[key])
     point(folder, key, other)
+    if variant:
+        (folder / INDEX).rename(folder / f"model.safetensors.index.{variant}.json")
     with pytest.raises(ValueError, match=rf"{key} in {other}, which lacks it"):
-        AutoModelForImageTextToText.from_pretrained(folder)
+        AutoModelForImageTextToText.from_pretrained(folder, variant=variant)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +102,8 @@ def test_an_index_that_names_another_shard_is_an_error(folder: Path) -> None:
         (lambda whole: '{"metadata": {}}', "no object `weight_map`"),
         (lambda whole: whole.replace('"metadata"', '"other"'), "no object `metadata`"),
         (lambda whole: '{"metadata": {}, "weight_map": {}}', "`weight_map` is empty"),
-        (lambda whole: '{"metadata": {}, "weight_map": {"a": ["b"]}}', r"names \['b'\] as a file"),
+        (lambda whole: '{"metadata": {}, "weight_map": {"a": ["b"]}}', r"names \['b'\] as a file for 'a'"),
+        (lambda whole: '{"metadata": {}, "weight_map": {"a": null}}', "names None as a file for 'a'"),
     ],
 )
 def test_a_damaged_index_is_named(folder: Path, damaged: Callable[[str], str], problem: str) -> None:
@@ -103,11 +120,59 @@ def test_a_damaged_index_of_an_unquantized_model_is_named(llava: Path, tmp_path:
         AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=QAIGConfig(bits=4, recipe="rtn"))
 
 
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("", "no regular file"),
+        ("none.safetensors", "missing"),
+        ("../text", "cannot be read: .*header"),
+        ("cut.safetensors", "cannot be read: .*not fully covered"),
+        ("pickled.safetensors", "cannot be read: .*header"),
+    ],
+)
+def test_an_index_of_an_unquantized_model_that_names_what_does_not_load_is_an_error(
+    tmp_path: Path, llava: Path, file: str, problem: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "text").write_text("root:x:0:0:root:/root:/bin/sh")
+    (folder / "cut.safetensors").write_bytes((llava / "model.safetensors").read_bytes()[:-1])
+    torch.save({}, folder / "pickled.safetensors")
+    shutil.copy(llava / "config.json", folder)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a.weight": file}}))
+    with pytest.raises(ValueError, match=rf"{folder / INDEX} .*names '{file}' for 'a.weight', which .*{problem}"):
+        AutoModelForImageTextToText.from_pretrained(folder, quantization_config=QAIGConfig(bits=4, recipe="rtn"))
+
+
+def test_an_index_may_name_whatever_transformers_loads(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / "inner" / "a.safetensors")
+    header = b'  {"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'  # of another writer, with blanks
+    (tmp_path / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    torch.save({"c": torch.ones(1)}, tmp_path / "c.bin")
+    torch.save({"d": torch.ones(1)}, tmp_path / "d.bin", _use_new_zipfile_serialization=False)
+    files = ["a.safetensors", "../b.safetensors", str(tmp_path / "c.bin"), "../d.bin"]
+    named = ", ".join(f'"{Path(file).stem}": "{file}"' for file in files)
+    (tmp_path / "inner" / INDEX).write_text(f'{{"metadata": {{}}, "weight_map": {{"a": "none", {named}}}}}')
+    check_index({"pretrained_model_name_or_path": tmp_path, "subfolder": "inner"}, with_files=True)
+
+
+def test_the_index_of_a_variant_is_the_one_that_transformers_writes(llava: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    model.save_pretrained(tmp_path, max_shard_size="100KB", variant="fp16")
+    (tmp_path / "model.fp16.safetensors.index.json").write_text("")  # which no loader reads
+    arguments = {"pretrained_model_name_or_path": tmp_path, "variant": "fp16"}
+    check_index(arguments, with_files=True)
+    (tmp_path / "model.safetensors.index.fp16.json").write_text("")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.fp16\.json lists .* is damaged"):
+        check_index(arguments)
+
+
 def test_the_index_is_found_in_a_subfolder_by_variant_and_by_the_config(tmp_path: Path) -> None:
     config = SimpleNamespace(transformers_weights="fp16.safetensors.index.json")
     cases: list[tuple[str, dict[str, Any]]] = [
         (f"inner/{INDEX}", {"pretrained_model_name_or_path": tmp_path, "subfolder": "inner"}),
-        ("model.fp16.safetensors.index.json", {"pretrained_model_name_or_path": str(tmp_path), "variant": "fp16"}),
+        ("model.safetensors.index.fp16.json", {"pretrained_model_name_or_path": str(tmp_path), "variant": "fp16"}),
         ("fp16.safetensors.index.json", {"pretrained_model_name_or_path": tmp_path, "config": config}),
     ]
     (tmp_path / "inner").mkdir()

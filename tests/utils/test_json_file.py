@@ -30,3 +30,8 @@ def test_what_is_no_json_or_says_a_thing_twice_is_a_valueerror(tmp_path: Path, t
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "bad.json", MIB)
+
+
+def test_the_last_of_equal_keys_counts_on_request(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"k": 1, "k": 2}')
+    assert read_json(tmp_path / "a.json", MIB, last_counts=True) == {"k": 2}

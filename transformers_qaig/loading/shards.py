@@ -40,13 +40,14 @@ class StoredTensor(NamedTuple):
     file: str
 
 
-def check_index(arguments: Mapping[str, Any]) -> None:
+def check_index(arguments: Mapping[str, Any], with_files: bool = False) -> None:
     """Checks the index of a folder's shards. Transformers reads it next, and its errors do not name the file.
 
     A save that is killed leaves an empty index or a cut one.
 
     Args:
         arguments: of the running `from_pretrained`, from [`loading_arguments`].
+        with_files: whether to look at the files that it names; [`check_files`] does so for a packed model.
 
     Raises:
         ValueError: naming an index that cannot be read, or that does not list the shards.
@@ -55,7 +56,8 @@ def check_index(arguments: Mapping[str, Any]) -> None:
     if index is None:
         return
     try:
-        problem = _misses(read_json(index, LARGEST_INDEX))
+        found = read_json(index, LARGEST_INDEX, last_counts=True)
+        problem = _misses(found) or (_bad_file(found["weight_map"], _folder_of(arguments)) if with_files else "")
     except (OSError, ValueError) as error:
         problem = reason(error)
     if problem:
@@ -70,7 +72,7 @@ def _index_of(arguments: Mapping[str, Any]) -> Path | None:
     name = arguments.get("pretrained_model_name_or_path")
     if name is None or not os.path.isdir(name) or arguments.get("use_safetensors") is False:
         return None
-    folder, variant = Path(name, arguments.get("subfolder") or ""), arguments.get("variant")
+    folder, variant = _folder_of(arguments), arguments.get("variant")
     whole, index = (_with_variant(file, variant) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     named = getattr(arguments.get("config"), "transformers_weights", None)  # which comes before both
     file = folder / (named or index)
@@ -78,10 +80,15 @@ def _index_of(arguments: Mapping[str, Any]) -> Path | None:
     return file if is_read and file.is_file() else None
 
 
+def _folder_of(arguments: Mapping[str, Any]) -> Path:
+    """Returns the folder that the names in an index start from."""
+    return Path(arguments["pretrained_model_name_or_path"], arguments.get("subfolder") or "")
+
+
 def _with_variant(file: str, variant: str | None) -> str:
-    """Returns `model.fp16.safetensors` for the variant `fp16`, as Transformers does."""
-    name, _, ending = file.partition(".")
-    return f"{name}.{variant}.{ending}" if variant else file
+    """Returns `model.safetensors.index.fp16.json` for the variant `fp16`, as Transformers does."""
+    name, _, ending = file.rpartition(".")
+    return file if variant is None else f"{name}.{variant}.{ending}"
 
 
 def _misses(index: Any) -> str:
@@ -91,11 +98,38 @@ def _misses(index: Any) -> str:
     for name in ("weight_map", "metadata"):
         if not isinstance(index.get(name), dict):
             return f"it has no object `{name}`"
-    files = index["weight_map"].values()
-    if not files:
+    if not index["weight_map"]:
         return "its `weight_map` is empty"
-    other = next((file for file in files if not isinstance(file, str)), None)
-    return "" if other is None else f"`weight_map` names {quote(other)} as a file"
+    for key, file in index["weight_map"].items():
+        if not isinstance(file, str):
+            return f"`weight_map` names {quote(file)} as a file for {quote(key)}"
+    return ""
+
+
+def _bad_file(weight_map: Mapping[str, str], folder: Path) -> str:
+    """Returns which entry names what Transformers cannot load; empty if none does."""
+    for file, key in {file: key for key, file in weight_map.items()}.items():
+        if problem := _cannot_load(os.path.join(folder, file)):
+            return f"`weight_map` names {quote(file)} for {quote(key)}, which {problem}"
+    return ""
+
+
+def _cannot_load(path: str) -> str:
+    if not os.path.isfile(path):
+        return "is no regular file" if os.path.exists(path) else "is missing"
+    try:
+        with safe_open(path, "pt"):
+            return ""
+    except (SafetensorError, OSError) as error:
+        return "" if _is_pickled(path) else f"cannot be read: {reason(error)}"
+
+
+def _is_pickled(path: str) -> bool:
+    """Whether a file starts as `torch.save` writes it. Transformers loads such files from any index."""
+    if path.endswith(".safetensors"):
+        return False
+    with open(path, "rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))  # a zip file, or the pickles of old
 
 
 def check_files(files: Sequence[str], folder: str) -> None:
@@ -193,10 +227,10 @@ def _index_problems(files: Sequence[str], held: Mapping[str, set[str]]) -> list[
 def _indexes(files: Sequence[str]) -> Iterator[tuple[Path, dict[str, list[str]]]]:
     """Yields every index in a folder of the shards: its path, and file → tensors."""
     for folder in sorted({os.path.dirname(file) for file in files}):
-        for index in sorted(Path(folder).glob("*.safetensors.index.json")):
+        for index in sorted(Path(folder).glob("*.safetensors.index*.json")):
             where: dict[str, list[str]] = {}
             try:
-                for key, file in read_json(index, LARGEST_INDEX)["weight_map"].items():
+                for key, file in read_json(index, LARGEST_INDEX, last_counts=True)["weight_map"].items():
                     where.setdefault(str(file), []).append(key)
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 continue  # Transformers has read the one that counts

@@ -73,7 +73,7 @@ class QAIGHfQuantizer(HfQuantizer):
             NotImplementedError: tensor parallelism.
         """
         refuse_tensor_parallel()
-        check_index(loading_arguments())
+        check_index(loading_arguments(), with_files=not self.pre_quantized)
         if not self.pre_quantized and torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "Quantization takes gradients of activations, which torch.inference_mode() forbids: call "

@@ -10,12 +10,13 @@ from typing import Any
 from .quote import quote
 
 
-def read_json(file: Path, largest: int) -> Any:
+def read_json(file: Path, largest: int, last_counts: bool = False) -> Any:
     """Reads a regular JSON file.
 
     Args:
         file: its path; a link is followed.
         largest: bytes that it may have.
+        last_counts: whether the last of equal keys counts, as for the readers of most JSON; otherwise it is an error.
 
     Raises:
         OSError: it is missing, no regular file, larger than `largest`, or cannot be read.
@@ -26,7 +27,7 @@ def read_json(file: Path, largest: int) -> Any:
     if file.stat().st_size > largest:
         raise OSError(f"it is larger than {largest >> 20} MiB")
     try:
-        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=dict if last_counts else _without_doubles)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
