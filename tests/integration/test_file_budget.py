@@ -197,9 +197,9 @@ def test_errors_outside_are_those_of_the_quantized_model(llava: Path, monkeypatc
     """Where nothing before is quantized, what is measured is what comes of it."""
     real, seen = measure.costs_of, dict[str, Tensor]()
 
-    def look(run, errors, cost):
+    def look(run, errors, *arguments):
         seen.update({path: error.clone() for path, error in errors.items()})
-        return real(run, errors, cost)
+        return real(run, errors, *arguments)
 
     monkeypatch.setattr(measure, "costs_of", look)
     dense = AutoModelForImageTextToText.from_pretrained(llava).state_dict()
