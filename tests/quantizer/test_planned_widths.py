@@ -95,8 +95,8 @@ def test_where_costs_cannot_be_measured_the_default_takes_one_width(
 
 @pytest.mark.parametrize(
     "error",
-    [SettingError("`work_dir` holds another run"), OSError("no room"), MemoryError(), torch.OutOfMemoryError()],
-    ids=["another run", "no room", "memory", "accelerator's memory"],
+    [SettingError("`work_dir` holds another run"), OSError("no room"), torch.OutOfMemoryError()],
+    ids=["another run", "no room", "memory"],
 )
 def test_where_the_folder_or_the_memory_is_at_fault_the_default_stops(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, error: Exception

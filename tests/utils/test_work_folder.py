@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.lifecycle import run
 from transformers_qaig.utils import work_folder as work_folder_room
+from transformers_qaig.utils.errors import SettingError
 from transformers_qaig.utils.work_folder import RUN, WorkFolder, work_folder
 
 TENSORS = {"weight": torch.arange(6, dtype=torch.int32).view(2, 3), "bias": torch.tensor(1.5, dtype=torch.bfloat16)}
@@ -172,6 +173,12 @@ def test_what_killed_runs_left_is_removed(saved: Path) -> None:
     left.write_bytes(saved.read_bytes()[:99])
     assert load(saved) is not None
     assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match=r"`work_dir`: nothing can be written to .*/file \(File exists\)"):
+        WorkFolder(tmp_path / "file", {})
 
 
 def test_a_file_that_cannot_be_written_is_an_error_that_names_it(saved: Path) -> None:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
+CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory")
+"""What errors of memory on the CPU say: of torch's allocator, and of the system."""
+
 
 @contextmanager
 def out_of_memory_explained(
@@ -43,7 +46,7 @@ def out_of_memory_explained(
 def _is_out_of_memory(error: BaseException | None) -> bool:
     """Whether this error, or one that led to it, is about memory: torch has no type of its own for the CPU's."""
     while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(said in str(error) for said in CPU_MEMORY):
             return True
         error = error.__cause__
     return False

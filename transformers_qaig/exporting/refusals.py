@@ -11,7 +11,7 @@ from ..utils.errors import SettingError
 from .saved_model import PackedWeight
 
 NO_ROTATION = 'quantize with recipe={"name": "default", "rotation": "none"}, or without activation_bits=8'
-NO_OTHERS = "no other bits in overrides, vision_bits, lm_head_bits and embedding_bits"
+NO_OTHERS = "no budget, no plan, and no other bits in overrides, vision_bits, lm_head_bits and embedding_bits"
 _SHOWN = 3
 
 
@@ -87,8 +87,8 @@ def refuse_other_widths(weights: Iterable[PackedWeight], allowed: Collection[int
         weights,
         lambda weight: weight.scheme.bits not in allowed,
         f"the format takes {known} bits, and these layers have {found}",
-        f"quantize again with bits={4 if 4 in allowed else max(allowed)} and {NO_OTHERS}, or leave these out with "
-        "modules_to_not_convert",
+        f"quantize again with bits={4 if 4 in allowed else max(allowed)} and {NO_OTHERS}, or leave these layers out "
+        "with modules_to_not_convert",
     )
 
 

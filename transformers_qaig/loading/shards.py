@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +129,9 @@ def _is_pickled(path: str) -> bool:
     """Whether a file starts as `torch.save` writes it. Transformers loads such files from any index."""
     if path.endswith(".safetensors"):
         return False
-    with open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb") as file:
         return file.read(2).startswith((b"PK", b"\x80"))  # a zip file, or the pickles of old
+    return False
 
 
 def check_files(files: Sequence[str], folder: str) -> None:

@@ -122,9 +122,9 @@ class PlannedWidths:
         Without gradients the default takes one width for all.
 
         Raises:
-            SettingError: `work_dir` holds another run, or is in use.
+            SettingError: `work_dir` holds another run, is in use, or cannot be written.
             OSError: a file in it cannot be written.
-            MemoryError, torch.OutOfMemoryError: the measurement does not fit.
+            torch.OutOfMemoryError: the measurement does not fit; the message says what would need less memory.
             Exception: what the model raised, under a budget that was given or in several processes.
         """
         from ..calibration.bit_costs.measure import measure_costs  # here: greenlet comes with it
@@ -132,7 +132,7 @@ class PlannedWidths:
         assert self.config.budget is not None
         try:
             self.options = measure_costs(model, self.options, data, self.config)
-        except (SettingError, OSError, MemoryError, torch.OutOfMemoryError):  # of the folder, or of this machine
+        except (SettingError, OSError, torch.OutOfMemoryError):  # of the folder, or of this machine
             raise
         except Exception as error:  # of the model's own forward pass, too, which rounding does without
             if self.config.budget != DEFAULT_BUDGET or data.ranks.size > 1:

@@ -42,14 +42,17 @@ class WorkFolder:
         run: what the pieces depend on, as JSON can hold it.
 
     Raises:
-        ValueError: the folder belongs to another run, is in use by one, or cannot be written.
+        SettingError: the folder belongs to another run, is in use by one, or cannot be written.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]):
         self.folder = folder
         self._text = json.dumps({"version": __version__, **run}, indent=1, sort_keys=True)
         self._fingerprint = hashlib.blake2b(self._text.encode(), digest_size=16).hexdigest()
-        require_writable(folder, "work_dir")
+        try:
+            require_writable(folder, "work_dir")
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         self._lock = _lock(folder)
         try:
             self._claim()

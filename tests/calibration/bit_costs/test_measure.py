@@ -85,6 +85,24 @@ def test_nearest_rounding_predicts_what_it_costs_at_every_width() -> None:
         assert found == pytest.approx(expected, rel=0.3)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("unable to mmap 9 bytes from file </x>: Cannot allocate memory (12)"),
+    ],
+    ids=["Python", "torch", "system"],
+)
+def test_too_little_memory_says_what_needs_less(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(measure, "costs_of", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"while costs of widths were measured(.|\n)*num_samples"):
+        costs_by_width("gptq", "fisher_rtn")
+
+
 def test_without_four_bits_the_nearest_width_is_measured() -> None:
     costs = costs_by_width("rtn", "fisher_rtn", (2, 3, 8))
     assert costs.keys() == costs_by_width("rtn", "fisher_rtn").keys()

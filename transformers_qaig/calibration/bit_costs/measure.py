@@ -13,6 +13,7 @@ from ...config.budget import NEAREST
 from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
 from ...execution.cpu_products import cpu_products
+from ...execution.out_of_memory import out_of_memory_explained
 from ...execution.sequential_onload import sequential_onload
 from ...execution.targets import find_targets
 from ...execution.torch_state import default_torch_state
@@ -67,6 +68,7 @@ def measure_costs(
     plans = _plans(schemes, budget.cost)
     found: list[dict[str, float]] = []
     with (
+        out_of_memory_explained("while costs of widths were measured", device, len(data.samples), lambda: 0),
         CostStore(options, data, config, model) as store,
         cpu_products(structure),
     ):
