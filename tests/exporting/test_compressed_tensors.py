@@ -1,6 +1,7 @@
 """compressed-tensors: plain Transformers computes what our dequantized model does, or the export is refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from transformers import AutoModelForImageTextToText
 
 import transformers_qaig
 from tests.exporting.conftest import Quantized, dense
-from tests.families import save
+from tests.families import FAMILIES, save
 from tests.lifecycle import logits
 from transformers_qaig import QAIGConfig
 from transformers_qaig.exporting.refusals import ExportError
 
+MIXED = {"bits": 3, "sym": True, "overrides": {"*.down_proj": 8, "*.o_proj": 4}}
 DOWN = "model.language_model.layers.1.mlp.down_proj"
 
 
@@ -66,6 +68,29 @@ def test_fused_layers_of_several_schemes_are_not_for_vllm(quantized: Quantized, 
         transformers_qaig.export(source, tmp_path / "out", format="compressed-tensors", engine="vllm")
     done = transformers_qaig.export(source, tmp_path / "out", format="compressed-tensors")
     assert any("vLLM would refuse" in note for note in done.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("settings", [MIXED, {"bits": 5}], ids=["symmetric, mixed", "asymmetric"])
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"qwen3_vl_moe"}))
+def test_transformers_loads_every_dense_family_with_equal_logits(family: str, settings: dict, tmp_path: Path) -> None:
+    """qwen3_5 has layers whose group_size is refitted, so its asymmetric weights have several schemes."""
+    save(family, tmp_path / "full")
+    config = QAIGConfig(recipe="rtn", group_size=32, **settings)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "full", quantization_config=config)
+    model.save_pretrained(tmp_path / "packed")
+    export = partial(transformers_qaig.export, tmp_path / "packed", tmp_path / "out", format="compressed-tensors")
+    if family == "qwen3_5" and settings != MIXED:
+        with pytest.raises(ExportError, match="only with `dequantize`"):
+            export()
+        return
+    export()
+    exported, info = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", dtype="auto", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert torch.equal(logits(exported, tmp_path / "full"), logits(dense(tmp_path / "packed"), tmp_path / "full"))
 
 
 @pytest.mark.slow

@@ -30,7 +30,14 @@ WAYS: dict[str, dict[str, Any]] = {
         "overrides": {"*.vision_tower.*.v_proj": 8, "*.self_attn.q_proj": 2},
     },
 }
-EXPORTED: dict[str, Any] = {"bits": 4, "overrides": {"*.down_proj": 3, "*.o_proj": 8, "*.layers.2.*": 2}}
+_NOT_ROTATED = {"activation_bits": 8, "recipe": {"name": "rtn", "rotation": "none"}}
+EXPORTED: dict[str, dict[str, Any]] = {
+    "mixed": {"bits": 4, "overrides": {"*.down_proj": 3, "*.o_proj": 8, "*.layers.2.*": 2}},
+    "w4": {"bits": 4},
+    "w4-symmetric": {"bits": 4, "sym": True},
+    "w3a8": {"bits": 3, **_NOT_ROTATED},
+    "w4a8-symmetric": {"bits": 4, "sym": True, "group_size": 32, **_NOT_ROTATED},
+}
 """For compressed-tensors: parts of one fused layer have one width."""
 EXPERTS: dict[str, dict[str, Any]] = {
     "w4": {"bits": 4},
@@ -38,7 +45,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "bits": 4,
         "overrides": {"*.experts.0-2,5.down_proj": 3, "*.experts.*.up_proj": 8, "*.experts.6.gate_proj": 2},
     },
-    "sym-w4a8": {"bits": 4, "sym": True, "activation_bits": 8, "recipe": {"name": "rtn", "rotation": "none"}},
+    "sym-w4a8": {"bits": 4, "sym": True, **_NOT_ROTATED},
 }
 """For the trained tiny VLM with experts."""
 QWEN: dict[str, Any] = {"bits": 4, "group_size": 32, "vision_bits": 4, "overrides": {"*.k_proj": 3, "*.up_proj": 8}}

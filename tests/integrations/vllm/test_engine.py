@@ -64,9 +64,12 @@ def test_experts_of_several_widths(way: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(engine.IS_SHORT, reason="the long form: `make vllm`")
-def test_our_kernels_run_exported_files(tiny_vlm_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", models.EXPORTED)
+def test_our_kernels_run_exported_files(
+    way: str, tiny_vlm_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM reads compressed-tensors itself, and has no CPU kernel for 2, 3 and 8 bits; its own for 4 needs AVX-512."""
-    folder = models.make_quantized(tiny_vlm_path, tmp_path / "ours", **models.EXPORTED)
+    folder = models.make_quantized(tiny_vlm_path, tmp_path / "ours", **models.EXPORTED[way])
     transformers_qaig.export(folder, tmp_path / "out", format="compressed-tensors", engine="vllm")
     monkeypatch.setenv("VLLM_DISABLED_KERNELS", "CPUWNA16LinearKernel")
     check(folder, tmp_path, torch.float32, served=tmp_path / "out")

@@ -77,6 +77,23 @@ def test_a_layer_of_every_width_is_computed(kernel: Any, bits: int, zero_points:
     torch.testing.assert_close(made.apply_weights(layer, x, bias), source(x) + bias)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_inputs_are_rounded_where_the_file_says_so(kernel: Any, bits: int) -> None:
+    source, x = linear(bits, 96, a=8), torch.randn(3, K)
+    made, layer = kernel(config(bits, True), *NAMES), loaded(source)
+    layer._humming_input_quant_config = {"num_bits": 8, "strategy": "token"}  # as vLLM's scheme leaves it
+    made.process_weights_after_loading(layer)
+    torch.testing.assert_close(made.apply_weights(layer, x), source(x))
+
+
+@pytest.mark.parametrize("rounding", [{"num_bits": 4, "strategy": "token"}, {"num_bits": 8, "strategy": "group"}])
+def test_another_rounding_of_inputs_is_refused(kernel: Any, rounding: dict[str, Any]) -> None:
+    made, layer = kernel(config(4, True), *NAMES), loaded(linear(4, 96))
+    layer._humming_input_quant_config = rounding
+    with pytest.raises(NotImplementedError, match=f"asks for {rounding['num_bits']} bits per {rounding['strategy']}"):
+        made.process_weights_after_loading(layer)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

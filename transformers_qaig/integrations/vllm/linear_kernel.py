@@ -43,7 +43,7 @@ class QAIGLinearKernel(MPLinearKernel):  # type: ignore[misc]
         """Makes the packed module, in the layout of the device's kernels.
 
         Raises:
-            NotImplementedError: the words are those of GPTQ or AWQ.
+            NotImplementedError: the words are those of GPTQ or AWQ, or inputs are rounded in another way than ours.
         """
         c = self.config
         columns, rows = c.partition_weight_shape
@@ -57,7 +57,8 @@ class QAIGLinearKernel(MPLinearKernel):  # type: ignore[misc]
                 f"{type(self).__name__} reads compressed-tensors files, not GPTQ or AWQ ones: add its name to "
                 "VLLM_DISABLED_KERNELS, and vLLM says which kernels read this file."
             )
-        scheme = WeightScheme(c.weight_type.size_bits, c.group_size, not c.zero_points)
+        activation_bits = _activation_bits(layer)
+        scheme = WeightScheme(c.weight_type.size_bits, c.group_size, not c.zero_points, activation_bits=activation_bits)
         tensors = {name: tensor.data for name, tensor in loaded.items() if tensor is not None and name in TENSORS}
         tensors["weight_shape"] = torch.tensor([rows, columns])  # a fused layer holds that of its last shard
         if scheme.sym:
@@ -73,6 +74,19 @@ class QAIGLinearKernel(MPLinearKernel):  # type: ignore[misc]
         """Computes the layer."""
         out = layer.packed(x)  # type: ignore[operator]
         return out if bias is None else out + bias
+
+
+def _activation_bits(layer: nn.Module) -> int:
+    """Returns to how many bits inputs are rounded. vLLM's configuration of a kernel lacks that; its layer has it."""
+    rounding = getattr(layer, "_humming_input_quant_config", None)
+    if rounding is None:
+        return 16
+    if (rounding["num_bits"], rounding["strategy"]) != (8, "token"):
+        raise NotImplementedError(
+            f"{QAIGLinearKernel.__name__} rounds inputs to 8 bits per token, and this file asks for "
+            f"{rounding['num_bits']} bits per {rounding['strategy']}: quantize with 8 bits per token, or with none."
+        )
+    return 8
 
 
 register_linear_kernel(QAIGLinearKernel, PlatformEnum.CPU, "mp")
