@@ -33,7 +33,7 @@ TESTS = (
     "tests/execution/test_sequential_onload.py",
     "tests/execution/test_group_inputs.py",
     "tests/execution/test_token_rows.py",
-    "tests/calibration/test_block_quantizer.py",
+    "tests/calibration/block/test_block_quantizer.py",
     "tests/token_weights",
     "tests/kernels/cuda/test_gptq_columns.py",
     "tests/kernels/cuda/test_operators.py",

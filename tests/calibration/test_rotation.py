@@ -14,12 +14,12 @@ from tests.families import build, samples
 from tests.lifecycle import FAST, logits, packed
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration import decisions as choosing
-from transformers_qaig.calibration.block_quantizer import QuantizerSettings
-from transformers_qaig.calibration.decisions import BlockDecisions, rounded, rounding_errors
+from transformers_qaig.calibration.block import decisions as choosing
+from transformers_qaig.calibration.block.block_quantizer import QuantizerSettings
+from transformers_qaig.calibration.block.decisions import BlockDecisions, rounded, rounding_errors
+from transformers_qaig.calibration.block.quantize_block import decide
+from transformers_qaig.calibration.block.reconstruction import BlockReconstruction
 from transformers_qaig.calibration.pipeline import calibrate
-from transformers_qaig.calibration.quantize_block import decide
-from transformers_qaig.calibration.reconstruction import BlockReconstruction
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder
@@ -29,7 +29,7 @@ from transformers_qaig.formats.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.formats.reference import round_activations
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import get_linear
-from transformers_qaig.nn.treated_linear import TreatedLinear
+from transformers_qaig.nn.transformed_input import TransformedInputLinear
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
 from transformers_qaig.token_weights.registry import token_weights_of
@@ -76,7 +76,7 @@ def test_the_block_that_is_judged_computes_what_the_packed_one_will(case, activa
     dense = rounded(block, decisions, list(decisions.schemes), torch.float32)
     result = choosing.pack(copy.deepcopy(block), decisions, torch.float32)
     for name in decisions.schemes:
-        assert isinstance(dense.get_submodule(name), TreatedLinear)
+        assert isinstance(dense.get_submodule(name), TransformedInputLinear)
         assert result.get_submodule(name).activation_bits == activation_bits
     ours, theirs, full = (first_tensor(forward(b, calls[0])) for b in (dense, result, block))
     if activation_bits == 16:

@@ -11,7 +11,7 @@ from transformers_qaig.execution import dense_copy as copying
 from transformers_qaig.execution.dense_copy import dense_copy, dense_linear
 from transformers_qaig.formats.hadamard import Rotation
 from transformers_qaig.formats.reference import linear
-from transformers_qaig.nn.treated_linear import TreatedLinear
+from transformers_qaig.nn.transformed_input import TransformedInputLinear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,10 +42,10 @@ def test_only_packed_linears_of_an_accelerators_block_become_dense(monkeypatch: 
     assert dense_copy(on_cpu) is on_cpu
     block = Block().to("meta")  # what stands for an accelerator here
     dense = dense_copy(block)
-    assert type(dense.up) is TreatedLinear
+    assert type(dense.up) is TransformedInputLinear
     assert dense.router.weight is block.router.weight
     assert dense.norm.weight is block.norm.weight
-    assert type(block.up) is not TreatedLinear
-    assert type(dense_copy(block.up)) is TreatedLinear
+    assert type(block.up) is not TransformedInputLinear
+    assert type(dense_copy(block.up)) is TransformedInputLinear
     monkeypatch.setattr(copying, "MAX_BYTES", 4 * block.up.out_features * K - 1)
     assert dense_copy(block) is block

@@ -34,7 +34,7 @@ def random_head(bits=3, group_size=32, sym=False, dtype=torch.float32, columns=K
 
 def packed(table, **kwargs):
     head = random_head(dtype=table.weight.dtype, columns=table.embedding_dim, **kwargs)
-    return QAIGEmbedding.like(table, head.scheme).adopt(head)
+    return QAIGEmbedding.like(table, head.scheme).use_tensors_of(head)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -55,7 +55,7 @@ def test_a_lookup_gives_the_rows_of_the_dequantized_weight(bits, sym, columns, g
 @pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (114, 57), (40, -1)])
 def test_a_tied_head_is_read_in_its_own_order(bits, sym, columns, group_size):
     head = random_head(bits, group_size, sym, columns=columns)
-    table = QAIGEmbedding.like(nn.Embedding(N, columns), WeightScheme(bits, group_size, sym)).adopt(head)
+    table = QAIGEmbedding.like(nn.Embedding(N, columns), WeightScheme(bits, group_size, sym)).use_tensors_of(head)
     tie(head, table)
     rows = table(IDS)
     assert head.to_kernel_layout()
@@ -162,7 +162,7 @@ class TiedModel(nn.Module):
 @pytest.mark.parametrize("head_first", [True, False])
 def test_tied_modules_stay_one_tensor_through_moves_copies_and_state(head_first):
     head = random_head(4)
-    table = QAIGEmbedding.like(nn.Embedding(N, K), WeightScheme(4, 32)).adopt(head)
+    table = QAIGEmbedding.like(nn.Embedding(N, K), WeightScheme(4, 32)).use_tensors_of(head)
     tie(head, table)
     model = TiedModel(head, table, head_first)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

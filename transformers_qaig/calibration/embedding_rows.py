@@ -13,7 +13,7 @@ from ..formats.scheme import WeightScheme
 from ..nn.embedding import QAIGEmbedding
 from ..rounding.clipping import search_clipping
 from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
-from .decisions import pack_linear
+from .block.decisions import pack_linear
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def pack_embedding(embeddings: nn.Embedding, scheme: WeightScheme, recipe: Recip
     for _, rounded in _rounded(embeddings, scheme, recipe):
         rounded.check_range(dtype, "The weight of the embeddings")
         chunks.append(pack_linear(rounded, None, scheme, dtype))
-    return QAIGEmbedding.like(embeddings, scheme).adopt(concat_rows(chunks))
+    return QAIGEmbedding.like(embeddings, scheme).use_tensors_of(concat_rows(chunks))
 
 
 @torch.no_grad()

@@ -27,14 +27,14 @@ from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
 from ..structure import ModelStructure
 from ..token_weights.data import WeightingData
-from ..token_weights.judge import text_alone
 from ..token_weights.registry import precompute, token_weights_of
+from ..token_weights.text_tokens import text_alone
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
 from ..utils.readable import readable_size
+from .block.quantizer_settings import settings_of
 from .end_to_end import EndToEnd
 from .paused_samples import PausedSamples
-from .quantizer_settings import settings_of
 from .resume import BlockStore
 from .target_quantizer import Outcome, advance, install, quantize_target
 

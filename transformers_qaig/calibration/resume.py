@@ -20,7 +20,7 @@ from ..formats.scheme import Plan, Rotation, plan_to_dict
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import TargetSummary
 from ..utils.hashing import digest
-from .quantize_block import BlockResult
+from .block.quantize_block import BlockResult
 
 FORMAT = 4
 """Version of a finished block's facts."""

@@ -19,10 +19,10 @@ from ..formats.scheme import Plan
 from ..loading.tied_embeddings import replace_everywhere
 from ..nn.linear import QAIGLinear
 from ..report.summary import TargetSummary
+from .block.quantize_block import BlockResult, quantize_block
+from .block.quantizer_settings import QuantizerSettings
 from .embedding_rows import pack_embedding
 from .paused_samples import PausedSamples
-from .quantize_block import BlockResult, quantize_block
-from .quantizer_settings import QuantizerSettings
 from .resume import BlockStore
 
 

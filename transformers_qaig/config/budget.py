@@ -10,7 +10,7 @@ from typing import Any
 from ..formats.scheme import BITS, is_int
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
-from .misplaced import remedy
+from .misplaced import register_settings, remedy
 from .plain import plain
 from .size import parse_ratio, parse_size
 
@@ -173,6 +173,7 @@ def _checked_cost(cost: Any) -> str:
     return name
 
 
+register_settings("BitBudget", [field.name for field in fields(BitBudget)])
 DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), fuse=True)
 """Where nothing says a width and the recipe attributes widths: kernels have these, and engines may fuse layers."""
 

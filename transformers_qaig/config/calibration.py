@@ -12,7 +12,7 @@ import torch
 
 from ..utils.quote import quote
 from .folder import check_folder
-from .misplaced import remedy
+from .misplaced import register_settings, remedy
 from .plain import plain
 from .size import parse_memory
 
@@ -115,6 +115,9 @@ class CalibrationConfig:
             if key not in known:
                 raise ValueError(f"`calibration` has no {quote(key)}. {remedy(key, known)}")
         return cls(**(calibration or {}))
+
+
+register_settings("CalibrationConfig", [setting.name for setting in fields(CalibrationConfig)])
 
 
 def _maps_names(columns: object) -> bool:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Collection, Iterable
 
 from ..utils.suggestion import did_you_mean
 from .other_methods import ADVICE
+
+_WRITTEN = {
+    "QAIGConfig": "QAIGConfig({}=...)",
+    "Recipe": "recipe={{'name': 'default', '{}': ...}}",
+    "CalibrationConfig": "calibration=CalibrationConfig({}=...)",
+    "BitBudget": "budget=BitBudget({}=...)",
+}
+"""Class → how one of its settings is written. The first class that has a name counts."""
+_SETTINGS: dict[str, Collection[str]] = dict.fromkeys(_WRITTEN, ())
+"""Class → names of its settings."""
+
+
+def register_settings(of_class: str, names: Iterable[str]) -> None:
+    """Keeps the names of a class's settings. The files of these classes call it, and this one imports none of them."""
+    _SETTINGS[of_class] = tuple(names)
 
 
 def remedy(name: str, known: Iterable[str]) -> str:
@@ -17,23 +31,8 @@ def remedy(name: str, known: Iterable[str]) -> str:
     """
     if name in ADVICE:
         return ADVICE[name]
-    for home, names in _homes():
-        if name in names:
-            return f"Write {home.format(name)}."
+    for of_class, written in _WRITTEN.items():
+        if name in _SETTINGS[of_class]:
+            return f"Write {written.format(name)}."
     known = list(known)
     return did_you_mean(name, known).strip() or f"Known are {', '.join(known)}."
-
-
-def _homes() -> list[tuple[str, Iterable[str]]]:
-    """Returns how to write the settings of each part of a configuration, and their names."""
-    from .budget import BitBudget  # here: these files use this one
-    from .calibration import CalibrationConfig
-    from .qaig_config import argument_names
-    from .recipes import Recipe
-
-    return [
-        ("QAIGConfig({}=...)", argument_names()),
-        ("recipe={{'name': 'default', '{}': ...}}", [field.name for field in fields(Recipe) if field.name != "name"]),
-        ("calibration=CalibrationConfig({}=...)", [field.name for field in fields(CalibrationConfig)]),
-        ("budget=BitBudget({}=...)", [field.name for field in fields(BitBudget)]),
-    ]

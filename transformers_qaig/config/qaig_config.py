@@ -19,6 +19,7 @@ from .calibration import CalibrationConfig
 from .deprecated import OLD_NAMES, ONLY_OURS, translate
 from .display import as_python, is_being_printed, summary
 from .file_format import QUANT_METHOD, check_format, format_of, read_settings, true_to_plan
+from .misplaced import register_settings
 from .plain import plain
 from .plan_source import copy_plan, read_plan
 from .recipes import Recipe
@@ -278,3 +279,6 @@ def argument_names() -> tuple[str, ...]:
 @functools.cache
 def _defaults() -> dict[str, Any]:
     return QAIGConfig()._settings()
+
+
+register_settings("QAIGConfig", argument_names())

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..utils.quote import quote
 from ..utils.suggestion import did_you_mean
-from .misplaced import remedy
+from .misplaced import register_settings, remedy
 
 TokenWeights = Literal["uniform", "qig", "qig-zero", "shuffled", "balanced", "gradient", "mbq", "authors"]
 CUSTOM = "custom"
@@ -131,6 +131,7 @@ class Recipe:
 
 
 _TYPES = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "name"}
+register_settings("Recipe", _TYPES)
 _TAKES = {
     bool: (lambda value: isinstance(value, bool), "True or False"),
     int: (lambda value: type(value) is int and value > 0, "a positive integer"),

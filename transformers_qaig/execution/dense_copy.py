@@ -12,23 +12,23 @@ from ..formats.hadamard import rotate
 from ..formats.reference import round_activations
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
-from ..nn.treated_linear import TreatedLinear
+from ..nn.transformed_input import TransformedInputLinear
 
 MAX_BYTES = 2**33
 """The most that the dense weights of a block may take; a larger block (of many experts) runs packed."""
 
 
 def dense_linear(layer: QAIGLinear) -> nn.Linear:
-    """Returns a dense linear with the layer's treatment of its input: the arithmetic of the reference."""
+    """Returns a dense linear that transforms its input as the layer does: the arithmetic of the reference."""
     rotation, rounds = layer.rotation, layer.activation_bits == 8
 
-    def treat(x: Tensor) -> Tensor:
-        treated = x if rotation is None else rotate(x.float(), rotation)
-        return round_activations(treated) if rounds else treated
+    def transform(x: Tensor) -> Tensor:
+        transformed = x if rotation is None else rotate(x.float(), rotation)
+        return round_activations(transformed) if rounds else transformed
 
     dtype = torch.float32 if rotation is not None or rounds else layer.compute_dtype
     # Not the layer's own `dequantize`, which rotates the weight back.
-    return TreatedLinear(PackedModule.dequantize(layer, dtype), layer.bias, treat)
+    return TransformedInputLinear(PackedModule.dequantize(layer, dtype), layer.bias, transform)
 
 
 def dense_copy(block: nn.Module) -> nn.Module:

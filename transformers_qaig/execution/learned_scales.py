@@ -47,9 +47,9 @@ class ScaledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiplies the input by the weight and adds the bias."""
-        treated = x.float() if self._rotation is None else rotate(x.float(), self._rotation)
-        treated = fake_quantize_tokens(treated) if self._rounds else treated
-        product = _Product.apply(treated, self.scale.to(x.device), self._levels)
+        transformed = x.float() if self._rotation is None else rotate(x.float(), self._rotation)
+        transformed = fake_quantize_tokens(transformed) if self._rounds else transformed
+        product = _Product.apply(transformed, self.scale.to(x.device), self._levels)
         return (product if self.bias is None else product + self.bias.float()).to(x.dtype)
 
 

@@ -72,7 +72,7 @@ class QAIGEmbedding(PackedModule, nn.Embedding):
             raise ValueError(reason)
         return packed
 
-    def adopt(self, packed: PackedModule) -> QAIGEmbedding:
+    def use_tensors_of(self, packed: PackedModule) -> QAIGEmbedding:
         """Takes over the packed tensors of a layer of the same shape and format, and returns itself.
 
         Args:

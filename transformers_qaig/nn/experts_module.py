@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .experts_layout import ExpertsLayout, experts_layout
-from .visiting import visiting_linear
+from .onloaded_linear import onloaded_linear
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Base = TypeVar("_Base", bound="ExpertsModule")
@@ -222,7 +222,7 @@ class LinearExperts(ExpertsModule):
                 linear = self.get_submodule(f"{index}.{projection}")
                 # A block in fp32 shares the weights of its experts. Any other linear is called, for its hooks.
                 if type(linear) is nn.Linear and (linear.weight.dtype, linear.weight.device) != (x.dtype, x.device):
-                    out[start:stop] = visiting_linear(x[start:stop], linear.weight)
+                    out[start:stop] = onloaded_linear(x[start:stop], linear.weight)
                 else:
                     out[start:stop] = linear(x[start:stop])
         return out

@@ -234,7 +234,7 @@ class QAIGLinear(PackedModule):
 
     @property
     def scheme(self) -> WeightScheme:
-        """How this layer stores its weight and treats its input."""
+        """How this layer stores its weight and transforms its input."""
         return WeightScheme(self.bits, self.group_size, self.sym, self.rotation, self.activation_bits)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:

@@ -54,7 +54,7 @@ def choose_damping(
         weights: name → fp32 `[N, K]`; all read the same input. Up to `ROWS` rows of each are tried.
         grids: name → what [`minmax_grid`] takes beside the weight.
         calibration: what the codes are chosen by.
-        held_back: what the result is judged by.
+        held_back: what the error of the result is measured on.
         recipe: how far targets move, and whether grids are clipped.
 
     Returns:

@@ -20,11 +20,11 @@ from ...execution.row_chunks import RowChunk, row_chunks_of
 from ...execution.targets import Target
 from ...formats.scheme import Plan
 from ...token_weights.registry import token_weights_of
-from ..decisions import dtype_of, in_float32, rounding_errors
+from ..block.decisions import dtype_of, in_float32, rounding_errors
+from ..block.quantize_block import decide
+from ..block.quantizer_settings import settings_of
 from ..embedding_rows import embedding_errors
 from ..paused_samples import PausedSamples
-from ..quantize_block import decide
-from ..quantizer_settings import settings_of
 from .cost_run import CostRun
 from .cost_store import CostStore
 

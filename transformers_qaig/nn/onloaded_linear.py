@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def visiting_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onloaded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiplies as a linear does; for the gradient a weight of another device comes a second time.
 
     Args:

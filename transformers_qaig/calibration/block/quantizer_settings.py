@@ -8,14 +8,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..config import QAIGConfig
-from ..config.recipes import Recipe
-from ..config.size import parse_memory
-from ..equalization.finder import GroupFinder
-from ..execution.group_inputs import GroupInputs
-from ..token_weights.base import BlockWeights, TokenWeights
-from ..token_weights.precomputed import weights_at_rows
-from ..utils.scratch import ScratchFiles
+from ...config import QAIGConfig
+from ...config.recipes import Recipe
+from ...config.size import parse_memory
+from ...equalization.finder import GroupFinder
+from ...execution.group_inputs import GroupInputs
+from ...token_weights.base import BlockWeights, TokenWeights
+from ...token_weights.precomputed import weights_at_rows
+from ...utils.scratch import ScratchFiles
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class QuantizerSettings:
         recipe: the steps.
         finder: finds a block's groups.
         token_weights: weigh the tokens in the searches.
-        judge: weighs the held-back tokens that choose a damping, uniformly where it knows none; None to choose none.
+        damping_weights: of the held-back tokens that choose a damping, 1 where it has none; None to choose none.
         seed: of what is random.
         all_experts: whether every token counts for every expert.
         expert_memory: bytes that second moments of experts, or what is learned of them, may take at once; None for a
@@ -37,15 +37,16 @@ class QuantizerSettings:
     recipe: Recipe
     finder: GroupFinder
     token_weights: TokenWeights
-    judge: BlockWeights | None = None
+    damping_weights: BlockWeights | None = None
     seed: int = 0
     all_experts: bool = False
     expert_memory: int | None = None
     scratch: ScratchFiles = field(default_factory=ScratchFiles)
 
-    def judge_of(self, block: nn.Module) -> Callable[[GroupInputs], Tensor] | None:
+    def damping_weights_of(self, block: nn.Module) -> Callable[[GroupInputs], Tensor] | None:
         """Returns what weighs held-back inputs of a block of the model; None if no damping is to be chosen."""
-        return None if self.judge is None else partial(weights_at_rows, by_sample=self.judge.get(block, {}))
+        known = self.damping_weights
+        return None if known is None else partial(weights_at_rows, by_sample=known.get(block, {}))
 
 
 def settings_of(
@@ -53,11 +54,11 @@ def settings_of(
     recipe: Recipe,
     finder: GroupFinder,
     token_weights: TokenWeights,
-    judge: BlockWeights | None = None,
+    damping_weights: BlockWeights | None = None,
 ) -> QuantizerSettings:
     """Makes the settings of a run."""
     run = config.calibration
     memory = None if run.expert_memory is None else parse_memory(run.expert_memory)
     scratch = ScratchFiles(run.work_path)
     experts = run.moe_calibrate_all_experts
-    return QuantizerSettings(recipe, finder, token_weights, judge, config.seed, experts, memory, scratch)
+    return QuantizerSettings(recipe, finder, token_weights, damping_weights, config.seed, experts, memory, scratch)

@@ -9,22 +9,22 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..distributed import Terms
-from ..equalization.fold import Group
-from ..execution.exclusions import NotFinite, place_in
-from ..execution.gathering import gather_group_inputs
-from ..execution.group_inputs import GroupInputs, NotReached
-from ..execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs
-from ..execution.interceptor import LayerInputs, TargetInputs
-from ..execution.routed_rows import RoutedRows, gather_routed
-from ..execution.streamed_inputs import StreamedInputs
-from ..execution.token_rows import row_mask
-from ..formats.scheme import Plan
-from ..nn.experts_module import LinearExperts
-from ..report.summary import TargetSummary
-from ..rounding.learned import Learned
-from ..token_weights.base import SubBlock
-from ..utils.finite import is_finite
+from ...distributed import Terms
+from ...equalization.fold import Group
+from ...execution.exclusions import NotFinite, place_in
+from ...execution.gathering import gather_group_inputs
+from ...execution.group_inputs import GroupInputs, NotReached
+from ...execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs
+from ...execution.interceptor import LayerInputs, TargetInputs
+from ...execution.routed_rows import RoutedRows, gather_routed
+from ...execution.streamed_inputs import StreamedInputs
+from ...execution.token_rows import row_mask
+from ...formats.scheme import Plan
+from ...nn.experts_module import LinearExperts
+from ...report.summary import TargetSummary
+from ...rounding.learned import Learned
+from ...token_weights.base import SubBlock
+from ...utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
 from .expert_files import keepers
 from .experts import StackStep
@@ -103,7 +103,7 @@ class BlockQuantizer:
                 self._context(original, group, schemes),
                 foldable=self.settings.finder.foldable(self.block, group),
                 counts_padding=self.settings.token_weights.counts_padding,
-                judge_weights=self.settings.judge_of(self.block),
+                damping_weights=self.settings.damping_weights_of(self.block),
             )
             try:
                 context = replace(context, inputs=self._gather(context, decisions, blocks, self.calibration))

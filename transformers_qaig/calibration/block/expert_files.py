@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn.linear import get_linear
-from ..plan.cost_estimate import LEARNED_BYTES
-from ..rounding.learned import Keep
-from ..utils.memory import free_memory
+from ...nn.linear import get_linear
+from ...plan.cost_estimate import LEARNED_BYTES
+from ...rounding.learned import Keep
+from ...utils.memory import free_memory
 from .quantizer_settings import QuantizerSettings
 
 SHARE_OF_FREE_MEMORY = 0.25

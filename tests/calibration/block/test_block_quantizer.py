@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
-from transformers_qaig.calibration import group_context, steps
-from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
-from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
-from transformers_qaig.calibration.group_context import GroupContext, Measured
-from transformers_qaig.calibration.quantize_block import quantize_block
-from transformers_qaig.calibration.reconstruction import BlockReconstruction
-from transformers_qaig.calibration.steps import passes
+from transformers_qaig.calibration.block import group_context, steps
+from transformers_qaig.calibration.block.block_quantizer import BlockQuantizer, QuantizerSettings
+from transformers_qaig.calibration.block.decisions import BlockDecisions, in_float32, rounded, rounding_errors
+from transformers_qaig.calibration.block.group_context import GroupContext, Measured
+from transformers_qaig.calibration.block.quantize_block import quantize_block
+from transformers_qaig.calibration.block.reconstruction import BlockReconstruction
+from transformers_qaig.calibration.block.steps import passes
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward
@@ -50,7 +50,7 @@ class Case:
             for sample in data:
                 self.model(**sample, use_cache=False)
         handle.remove()
-        self.judge: BlockWeights | None = {}
+        self.damping_weights: BlockWeights | None = {}
         generator = seeds.generator()
         self.calls = dict(enumerate(calls))
         self.calls_q = {s: self._disturbed(call, generator) for s, call in self.calls.items()}
@@ -75,7 +75,9 @@ class Case:
 
     def settings(self, recipe: Recipe, seed: int = 0) -> QuantizerSettings:
         finder = GroupFinder(shared_parameters(self.model), 0)
-        return QuantizerSettings(recipe, finder, token_weights_of(recipe), judge=self.judge, seed=seed)
+        return QuantizerSettings(
+            recipe, finder, token_weights_of(recipe), damping_weights=self.damping_weights, seed=seed
+        )
 
     def error(self, block: nn.Module, held: bool | None = None) -> float:
         error = OutputError()
@@ -194,10 +196,10 @@ def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, m
     monkeypatch.setattr(group_context, "choose_damping", choose)
     held = range(0, 8, VALIDATION_EVERY)
     for kept in (1.0, 0.0):
-        judge = {
+        weights = {
             case.block: {s: torch.cat([mask[:, :40], kept * mask[:, 40:]], 1) for s, mask in enumerate(case.masks)}
         }
-        monkeypatch.setattr(case, "judge", judge)
+        monkeypatch.setattr(case, "damping_weights", weights)
         quantizer = case.quantizer(recipe_of("default"))
         rounded_so = quantizer.decide().roundings
         assert quantizer.summary.damping == {name: [0.1, 0.3] for name in rounded_so}
@@ -208,11 +210,11 @@ def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, m
 
 def test_few_held_back_tokens_choose_no_damping(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_context, "choose_damping", lambda *_: pytest.fail("chosen by too few tokens"))
-    monkeypatch.setattr(case, "judge", {case.block: {s: 0.0 * mask for s, mask in enumerate(case.masks)}})
+    monkeypatch.setattr(case, "damping_weights", {case.block: {s: 0.0 * mask for s, mask in enumerate(case.masks)}})
     quantizer = case.quantizer(recipe_of("default"))
     assert quantizer.decide().roundings
     assert set(map(tuple, quantizer.summary.damping.values())) == {(DAMPING, DAMPING)}
-    monkeypatch.setattr(case, "judge", None)
+    monkeypatch.setattr(case, "damping_weights", None)
     assert case.quantizer(recipe_of("default")).decide().roundings
 
 

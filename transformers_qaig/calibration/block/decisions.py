@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..equalization.fold import Group, fold
-from ..formats.hadamard import rotate, rotate_back
-from ..formats.scheme import Plan, Rotation, WeightScheme
-from ..nn.experts_module import LinearExperts
-from ..nn.linear import QAIGLinear, get_linear
-from ..nn.treated_linear import TreatedLinear
-from ..rounding.clipping import Clipping
-from ..rounding.damping import Damping
-from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
+from ...equalization.fold import Group, fold
+from ...formats.hadamard import rotate, rotate_back
+from ...formats.scheme import Plan, Rotation, WeightScheme
+from ...nn.experts_module import LinearExperts
+from ...nn.linear import QAIGLinear, get_linear
+from ...nn.transformed_input import TransformedInputLinear
+from ...rounding.clipping import Clipping
+from ...rounding.damping import Damping
+from ...rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,13 @@ def cast_like(block: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def set_weight(block: nn.Module, decisions: BlockDecisions, name: str, weight: Tensor) -> None:
-    """Sets the weight of linear `name`, and how it treats its inputs, as `decisions` say."""
+    """Sets the weight of linear `name`, and how it transforms its inputs, as `decisions` say."""
     linear = get_linear(block, name)
     scheme = decisions.schemes[name]
     if scheme.rotation is not None or scheme.activation_bits == 8:
-        block.set_submodule(name, TreatedLinear(weight, linear.bias, lambda x: decisions.inputs(x, name).float()))
+        block.set_submodule(
+            name, TransformedInputLinear(weight, linear.bias, lambda x: decisions.inputs(x, name).float())
+        )
     else:  # a new parameter: copies of the block share the weights of experts
         linear.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
 

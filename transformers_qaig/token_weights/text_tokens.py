@@ -1,4 +1,4 @@
-"""The tokens by which a damping is judged: all but the pictures'."""
+"""Weights that count text alone: with them held-back samples choose a damping."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The tokens that judge a damping: real ones that are no picture's; all real ones where none is left."""
+"""The tokens that choose a damping: real ones that are no picture's; all real ones where none is left."""
 
 import torch
 from torch import nn
 
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.token_weights.data import WeightingData
-from transformers_qaig.token_weights.judge import text_alone
+from transformers_qaig.token_weights.text_tokens import text_alone
 
 
 def test_pictures_and_padding_do_not_count() -> None:

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..distributed import ALONE, Ranks, Terms
-from ..distributed.gradients import gradients_in_order
-from ..execution.block_outputs import first_tensor
-from ..execution.interceptor import LayerInputs, map_tensors
-from ..rounding.learned import (
+from ...distributed import ALONE, Ranks, Terms
+from ...distributed.gradients import gradients_in_order
+from ...execution.block_outputs import first_tensor
+from ...execution.interceptor import LayerInputs, map_tensors
+from ...rounding.learned import (
     Keep,
     Learnable,
     LearnableInit,
@@ -23,10 +23,10 @@ from ..rounding.learned import (
     in_memory,
     learn,
 )
-from ..rounding.learned_scales import LearnableScales
-from ..rounding.quant_grid import QuantizedWeight
-from ..utils.caches import with_own_caches
-from ..utils.logging import tqdm
+from ...rounding.learned_scales import LearnableScales
+from ...rounding.quant_grid import QuantizedWeight
+from ...utils.caches import with_own_caches
+from ...utils.logging import tqdm
 from .decisions import BlockDecisions, folded, set_weight
 
 BATCH = 8
@@ -112,7 +112,7 @@ class BlockReconstruction:
 
     @staticmethod
     def _prepare(block: nn.Module, decisions: BlockDecisions, name: str, soft: Learnable) -> None:
-        """Makes a linear treat its inputs as `decisions` say. Its own weight is never read: experts need no copy."""
+        """Makes a linear transform its inputs as decided. Its own weight is not read: experts need no copy."""
         scheme = decisions.schemes[name]
         if scheme.rotation is not None or scheme.activation_bits == 8:
             set_weight(block, decisions, name, soft.leaf().detach())

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..execution.exclusions import NotFinite
-from ..execution.interceptor import TargetInputs
-from ..formats.scheme import Plan
-from ..report.summary import TargetSummary
+from ...execution.exclusions import NotFinite
+from ...execution.interceptor import TargetInputs
+from ...formats.scheme import Plan
+from ...report.summary import TargetSummary
 from .block_quantizer import BlockQuantizer
 from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, pack
 from .quantizer_settings import QuantizerSettings

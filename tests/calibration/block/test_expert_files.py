@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
-from tests.calibration.test_experts import quantized, same, vlm
-from transformers_qaig.calibration import expert_files
-from transformers_qaig.calibration.expert_files import LEARNED_BYTES, keepers, memory_for_experts
-from transformers_qaig.calibration.experts import StackStep
-from transformers_qaig.calibration.group_context import GroupContext
-from transformers_qaig.calibration.quantizer_settings import QuantizerSettings
+from tests.calibration.block.test_experts import quantized, same, vlm
+from transformers_qaig.calibration.block import expert_files
+from transformers_qaig.calibration.block.expert_files import LEARNED_BYTES, keepers, memory_for_experts
+from transformers_qaig.calibration.block.experts import StackStep
+from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.calibration.block.quantizer_settings import QuantizerSettings
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.finder import GroupFinder

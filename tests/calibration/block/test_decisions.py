@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests import seeds
 from tests.tolerance import rounding
-from transformers_qaig.calibration.decisions import (
+from transformers_qaig.calibration.block.decisions import (
     BlockDecisions,
     cast_like,
     dtype_of,
@@ -23,7 +23,7 @@ from transformers_qaig.equalization.fold import Group
 from transformers_qaig.formats.hadamard import Rotation
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn import QAIGLinear
-from transformers_qaig.nn.treated_linear import TreatedLinear
+from transformers_qaig.nn.transformed_input import TransformedInputLinear
 from transformers_qaig.rounding.clipping import Clipping
 from transformers_qaig.rounding.damping import Damping
 from transformers_qaig.rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
@@ -109,7 +109,7 @@ def test_the_packed_block_computes_what_the_rounded_one_does() -> None:
     block = in_float32(Block())
     made = all_kinds(block).with_rotations({"up": ROTATION})
     dense, packed = rounded(block, made, ["up", "down"], torch.float32), pack(in_float32(Block()), made, torch.float32)
-    assert type(dense.up) is TreatedLinear
+    assert type(dense.up) is TransformedInputLinear
     assert type(packed.up) is type(packed.down) is QAIGLinear
     assert torch.equal(packed.down.dequantize(), dense.down.weight)
     out = dense(X)

@@ -10,17 +10,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..config.recipes import Recipe
-from ..distributed import Terms
-from ..equalization.fold import Group
-from ..execution.group_inputs import GroupInputs, NotReached
-from ..execution.spread import no_tokens
-from ..execution.streamed_inputs import StreamedInputs
-from ..formats.scheme import Plan, Rotation
-from ..nn.linear import get_linear
-from ..rounding.damping import Damping, choose_damping
-from ..rounding.hessian import MIN_TOKENS, HessianAccumulator
-from ..rounding.moments import InputMoments
+from ...config.recipes import Recipe
+from ...distributed import Terms
+from ...equalization.fold import Group
+from ...execution.group_inputs import GroupInputs, NotReached
+from ...execution.spread import no_tokens
+from ...execution.streamed_inputs import StreamedInputs
+from ...formats.scheme import Plan, Rotation
+from ...nn.linear import get_linear
+from ...rounding.damping import Damping, choose_damping
+from ...rounding.hessian import MIN_TOKENS, HessianAccumulator
+from ...rounding.moments import InputMoments
 from .decisions import BlockDecisions, folded_view
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class GroupContext:
         path: of the block, for warnings.
         counts_padding: whether padding counts when a scale is searched.
         held_back: samples that are not searched with, at the same place; None if there are none.
-        judge_weights: gives λ fp32 `[B, T]`, 0 or 1, of held-back inputs, which choose a damping; None to choose none.
+        damping_weights: gives λ fp32 `[B, T]` of held-back inputs, which choose a damping; None to choose none.
         joins: whether a step works on these samples, too: they have served to validate it.
         measured: rotation → what was measured, until held-back samples join.
     """
@@ -71,7 +71,7 @@ class GroupContext:
     path: str = ""
     counts_padding: bool = False
     held_back: Terms[GroupInputs] | None = None
-    judge_weights: Callable[[GroupInputs], Tensor] | None = None
+    damping_weights: Callable[[GroupInputs], Tensor] | None = None
     joins: bool = False
     measured: dict[Rotation | None, Measured] = field(default_factory=dict)
 
@@ -153,18 +153,18 @@ class GroupContext:
         return found
 
     def _choose_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Damping:
-        if self.held_back is None or self.judge_weights is None:
+        if self.held_back is None or self.damping_weights is None:
             return Damping()
         try:
-            judge = self._moments_of(self.held_back, decisions, self.judge_weights)
+            held_back = self._moments_of(self.held_back, decisions, self.damping_weights)
         except NotReached:
             return Damping()
-        if float(judge.mass) < MIN_TOKENS:
+        if float(held_back.mass) < MIN_TOKENS:
             return Damping()
         block = folded_view(self.block, decisions)
         weights = {name: decisions.weight(block, name) for name in self.members}
         grids = {name: decisions.grid_arguments(name, self.dtype) for name in self.members}
-        return choose_damping(weights, grids, moments, judge, self.recipe)
+        return choose_damping(weights, grids, moments, held_back, self.recipe)
 
     def _moments_of(
         self,
