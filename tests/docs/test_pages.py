@@ -15,7 +15,6 @@ from transformers_qaig.config.recipes import RECIPES
 
 PACKAGE = ROOT / "transformers_qaig"
 MOST_WORDS = 25
-HOLE = "\0"
 
 
 def test_the_readme_fits_on_150_lines() -> None:
@@ -91,36 +90,3 @@ def test_the_build_puts_the_list_of_files_in_the_place_of_its_note(monkeypatch: 
     assert "run `make docs`" in page
     assert "run `make docs`" not in built
     assert "| `calibration/pipeline.py` | The calibration loop" in built
-
-
-def test_the_messages_in_troubleshooting_are_in_the_code() -> None:
-    known = [text for path in PACKAGE.rglob("*.py") for text in messages(path)]
-    quoted = [
-        " ".join(found).strip()
-        for row in cells(ROOT / "docs/guides/troubleshooting.md")
-        if "(from " not in row[0]  # another library
-        for found in re.findall(r"`` (.+?) ``|(?<!`)`([^`]+)`(?!`)", row[0])
-    ]
-    assert len(quoted) > 100
-    patterns = [
-        (quote, re.compile(".*?".join(re.escape(part.strip()) for part in quote.split("…") if part.strip()), re.DOTALL))
-        for quote in quoted
-    ]
-    assert not [quote for quote, pattern in patterns if not any(pattern.search(text) for text in known)]
-
-
-def messages(path: Path) -> list[str]:
-    """Every string of a module; what is filled in is a hole."""
-    nodes = ast.walk(ast.parse(path.read_text()))
-    texts = [text(node) for node in nodes if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))]
-    return [re.sub(r"%[sdr]", HOLE, found) for found in texts if len(found) > 8]
-
-
-def text(node: ast.AST) -> str:
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else HOLE
-    if isinstance(node, ast.JoinedStr):
-        return "".join(text(value) if isinstance(value, ast.Constant) else HOLE for value in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return text(node.left) + text(node.right)
-    return HOLE
