@@ -25,6 +25,10 @@ COMMANDS = {
     "export": export.add,
 }
 """Command → what adds its arguments."""
+EXAMPLES = """examples:
+  transformers-qaig quantize Qwen/Qwen2.5-VL-7B-Instruct out/w3 --bits 3
+  transformers-qaig evaluate out/w3 --dataset chats.jsonl --reference Qwen/Qwen2.5-VL-7B-Instruct
+  transformers-qaig env"""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 ELSEWHERE = {"--ignore": "--exclude", "--modules-to-not-convert": "--exclude", "--wbits": "--bits"}
@@ -127,6 +131,8 @@ def parser() -> argparse.ArgumentParser:
         prog="transformers-qaig",
         allow_abbrev=False,
         description="Quantize vision-language models to 2-8 bits. Each command has a --help with examples.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_commands(root)
     return root

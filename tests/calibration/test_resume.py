@@ -32,11 +32,11 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     import transformers_qaig.calibration.target_quantizer as target_quantizer
 
     work, real = tmp_path / "work", target_quantizer.quantize_block
-    treated = []
+    quantized_so_far = []
 
     def stop_at_second(block, path, *args):
-        treated.append(path)
-        if len(treated) == 2:
+        quantized_so_far.append(path)
+        if len(quantized_so_far) == 2:
             raise KeyboardInterrupt
         return real(block, path, *args)
 
@@ -47,7 +47,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert len(list(work.glob("*.safetensors"))) == 1
     assert not list(work.glob("*.tmp"))
     model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
-    assert treated[1:] == treated[1:2] + list(find_decoder_blocks(model))[1:]
+    assert quantized_so_far[1:] == quantized_so_far[1:2] + list(find_decoder_blocks(model))[1:]
     assert [block.resumed for block in model.qaig_report.targets] == [True, False]
     assert torch.equal(logits(model, llava), logits(quantized[0], llava))
 

@@ -53,10 +53,10 @@ def test_help_and_wrong_arguments_of_the_module_import_nothing_heavy(arguments: 
     assert not {"torch", "transformers"} & imported
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert exit.value.code == 0
     assert f"  transformers-qaig {command}" in capsys.readouterr().out.split("examples:")[1]
 

@@ -27,7 +27,12 @@ def plan_of(layers: int) -> dict[str, dict]:
             "QAIGConfig(bits=3, group_size=128, modules_to_not_convert=['lm_head'], "
             "recipe={'name': 'default', 'rotation': 'all'})",
         ),
-        ({"budget": "3.5GiB", "recipe": "gptq"}, None),
+        (
+            {"budget": "3.5GiB", "recipe": "gptq"},
+            "QAIGConfig(group_size=128, recipe='gptq', budget='3.5GiB')",
+        ),
+        ({"budget": 1}, "QAIGConfig(group_size=128, budget=1)"),
+        ({"budget": BitBudget(bits=3, fuse=True)}, "QAIGConfig(group_size=128, budget={'bits': 3, 'fuse': True})"),
         ({"budget": BitBudget(bits=3.2, candidates=(2, 3, 4), cost="output_error", fuse=True), "seed": 7}, None),
         ({"overrides": {"*.o_proj": {"bits": 8}}, "calibration": CalibrationConfig(min_coverage=0.5)}, None),
     ],
@@ -61,6 +66,12 @@ def test_experts_that_a_plan_names_together_count_one_by_one() -> None:
     widths = {"a.*.up_proj": 3, "b.0-2,7.down_proj": 2, "b.3-6.down_proj": 4}
     plan = {f"model.layers.0.{path}": {"bits": bits, **entry} for path, bits in widths.items()}
     assert "# plan: 16 layers, 3.00 bits on average (4 of 2, 8 of 3, 4 of 4)\n" in repr(QAIGConfig(plan=plan))
+
+
+def test_a_models_config_prints_a_budget_without_defaults() -> None:
+    config = LlavaConfig()
+    config.quantization_config = QAIGConfig(budget=3.2)
+    assert '"budget": "bits=3.2"' in str(config)
 
 
 def test_a_models_config_prints_the_summary_and_saves_the_plan(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -63,7 +64,6 @@ def _short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("recipe", ["default", *(pytest.param(r, marks=pytest.mark.slow) for r in ("rtn", "gptq"))])
 def test_three_processes_pack_what_one_packs(recipe: str, llava: Path) -> None:
-    """Seven samples over three of them."""
     alone = digest(quantize(llava, bits=3, recipe=recipe))
     assert in_processes(3, lambda rank: digest(quantize(llava, bits=3, recipe=recipe))) == [alone] * 3
 
@@ -105,20 +105,19 @@ def test_a_run_resumes_with_another_number_of_processes(
     llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"bits": 3, "recipe": "gptq", "calibration": {"work_dir": tmp_path}}
-    real, treated = target_quantizer.quantize_block, []
+    real, quantized_so_far = target_quantizer.quantize_block, []
 
     def stop_at_second(block: nn.Module, path: str, *rest: Any) -> Any:
-        treated.append(path)
-        if len(treated) == 2:
+        quantized_so_far.append(path)
+        if len(quantized_so_far) == 2:
             raise KeyboardInterrupt
         return real(block, path, *rest)
 
     def interrupted(rank: int) -> str:
-        try:
+        with suppress(KeyboardInterrupt):
             quantize(llava, **settings)
-        except KeyboardInterrupt:
-            return "interrupted"
-        return "finished"
+            return "finished"
+        return "interrupted"
 
     def resumed(rank: int) -> tuple[str, list[bool]]:
         model = quantize(llava, **settings)

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from transformers_qaig import QAIGConfig
-from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions
+from tests.integration.trained import answers_at_three_bits
 
 FOLDER = Path(__file__).parents[2] / "examples" / "tiny-vlm-qwen"
 MODEL = FOLDER / "model"
@@ -42,16 +40,6 @@ def test_it_says_the_answers_about_a_scene(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_it_answers_as_well_at_three_bits() -> None:
-    processor = AutoProcessor.from_pretrained(MODEL)
-    questions = encode_questions(processor, scenes(10_000, 40), [2])
-    full = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
-    reference = answer_logits(full, questions)
-    before = answer_statistics(full, processor, questions, reference=reference).summary()
-    assert before["exact_match"]["mean"] >= 0.8  # 0.90 of 1,122 questions; three standard errors of the 110 here less
-
-    kl = {}
-    for recipe in ("rtn", "default"):
-        config = QAIGConfig(bits=3, group_size=64, recipe=recipe, dataset=scenes(0, 12), num_samples=12)
-        model = AutoModelForImageTextToText.from_pretrained(MODEL, quantization_config=config)
-        kl[recipe] = answer_statistics(model, processor, questions, reference=reference).summary()["kl"]["mean"]
-    assert kl["default"] < 0.5 * kl["rtn"]
+    before, after = answers_at_three_bits(MODEL, scenes)
+    assert before >= 0.8  # 0.90 of 1,122 questions; three standard errors of the 110 here less
+    assert after["default"][1] < 0.5 * after["rtn"][1]

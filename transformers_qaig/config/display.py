@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..nn.experts_layout import count_open_stacks, count_weights
+from .budget import BitBudget
 from .calibration import CalibrationConfig
 
 _REPR = PreTrainedConfig.__repr__.__code__
@@ -39,7 +40,7 @@ def as_python(
     """
     always, hidden = ("bits", "group_size"), ("quant_method", "format_version", "needs_version", "plan", "min_coverage")
     shown = [
-        f"{name}={value!r}"
+        f"{name}={_shortest(value) if name == 'budget' else value!r}"
         for name, value in settings.items()
         if name in always or (name not in hidden and value != defaults.get(name))
     ]
@@ -64,12 +65,23 @@ def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     """
     always = ("quant_method", "bits", "group_size")
     hidden = ("format_version", "needs_version")
-    in_short = {"plan": _plan, "budget": _flat, "recipe": _flat}
+    in_short = {"plan": _plan, "budget": lambda value: _flat(_without_defaults(value)), "recipe": _flat}
     return {
         name: in_short.get(name, lambda value: value)(value)
         for name, value in settings.items()
         if name in always or (name not in hidden and value != defaults.get(name))
     }
+
+
+def _shortest(budget: Mapping[str, Any]) -> Any:
+    """Returns a budget as short as a user may write it: a number of bits or a size, where that says all."""
+    changed = _without_defaults(budget)
+    return next(iter(changed.values())) if changed.keys() in ({"bits"}, {"size"}) else changed
+
+
+def _without_defaults(budget: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = BitBudget(bits=1).to_dict()
+    return {name: item for name, item in budget.items() if name == "bits" or item != defaults.get(name)}
 
 
 def _calibration(calibration: CalibrationConfig) -> str:
