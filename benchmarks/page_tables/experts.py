@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from accuracy_ledger import QUESTIONS
 
-from . import markdown, rows_of, table
-from .answers import by_width
+from . import RESULTS, markdown, rows_of, table
+from .answers import ATTRIBUTED, by_width
+from .figures import ratio
 
 EXPERTS = "accuracy_experts"
+MORE_QUESTIONS = "accuracy_experts_w2"
+"""Rows at 2 bits on twice as many pictures."""
 WIDTHS = {"W2": (2, 16, 64), "W3": (3, 16, 64), "W4": (4, 16, 64)}
 ROUTING = {
     "linear": "as much as its routing weight: what the package does",
@@ -20,6 +24,24 @@ ROUTING = {
 @table("accuracy-experts")
 def accuracy_experts() -> str:
     return by_width(EXPERTS, WIDTHS)
+
+
+@table("experts-peers")
+def experts_peers() -> str:
+    """What `default` loses over what others lose at its size: with one width at 2 bits, else with chosen widths."""
+    peers = {"rtn": "`rtn`", "gptq": "`gptq`", "llm-compressor-gptq-asym": "llm-compressor-gptq-asym"}
+    rows = []
+    for width, ledger, method, words in (
+        ("W2", MORE_QUESTIONS, "default", "one"),
+        ("W3", EXPERTS, ATTRIBUTED, "2, 3, 4 or 8 bits"),
+        ("W4", EXPERTS, ATTRIBUTED, "3, 4 or 8 bits"),
+    ):
+        with np.load(RESULTS / f"{ledger}.npz", allow_pickle=False) as file:
+            questions = len(file[QUESTIONS[0]])
+        found = [ratio(ledger, WIDTHS[width], method, peer) for peer in peers]
+        rows.append([width, words, f"{questions:,}", *(whole for whole, _ in found), found[-1][1]])
+    head = ["size of", "widths", "questions", *(f"`default` / {name}" for name in peers.values())]
+    return markdown([*head, "the last by calibration set"], rows)
 
 
 @table("routing-weights")
