@@ -1,7 +1,5 @@
 """The report of a run: a few lines to print, all of it on request."""
 
-import math
-
 import pytest
 import torch
 
@@ -10,8 +8,6 @@ from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.coverage import BLOCKS, Coverage, OutsideWeight, PartSize
 from transformers_qaig.report import summary
 from transformers_qaig.report.summary import QuantizationReport, TargetSummary
-from transformers_qaig.report.text import aligned, sparkline
-from transformers_qaig.utils.readable import readable_size, readable_time
 
 PLAN = {"layers.0.q": WeightScheme(3, 64), "layers.0.k": WeightScheme(2, 64), "lm_head": WeightScheme(8, 64)}
 
@@ -87,30 +83,6 @@ def test_a_run_without_data_says_nothing_of_errors() -> None:
     for text in (str(report), report.details()):
         assert "nan" not in text.lower()
     assert "rejected" not in str(report)
-
-
-def test_a_sparkline_has_a_bar_for_each_value() -> None:
-    assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█·"
-    assert sparkline([0.0, 0.0]) == "▁▁"
-    assert sparkline([]) == ""
-
-
-def test_columns_are_aligned() -> None:
-    assert aligned([("a", "bb", ""), ("ccc", "d", "e")]) == "a    bb\nccc   d  e"
-
-
-@pytest.mark.parametrize(
-    ("bits", "text"), [(8, "1 bytes"), (8e3, "1 kB"), (109_040_000, "13.63 MB"), (8e12, "1000 GB")]
-)
-def test_sizes_are_readable(bits: float, text: str) -> None:
-    assert readable_size(bits) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.5, "0.5 s"), (59.4, "59.4 s"), (125, "2 min 5 s"), (12_000, "3 h 20 min")]
-)
-def test_times_are_readable(seconds: float, text: str) -> None:
-    assert readable_time(seconds) == text
 
 
 def test_the_report_counts_linears_rounded_to_nearest_once() -> None:

@@ -1,0 +1,42 @@
+"""The card of an export: the metadata of its source, the format, and how a folder is opened."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from transformers_qaig.exporting.card import OPENING, write_card
+from transformers_qaig.exporting.run import FORMATS
+from transformers_qaig.report.card_name import MARK
+
+
+def card(tmp_path: Path, text: str | None, notes: tuple[str, ...] = ()) -> str:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    if text is not None:
+        (source / "README.md").write_text(text)
+    saved: Any = SimpleNamespace(folder=source)
+    write_card(saved, out, "mlx", notes)
+    return (out / "README.md").read_text()
+
+
+def test_every_format_says_how_it_is_opened() -> None:
+    assert OPENING.keys() == set(FORMATS)
+
+
+def test_our_card_keeps_what_was_done_and_loses_how_the_source_is_loaded(tmp_path: Path) -> None:
+    ours = f"---\nlicense: mit\n---\n{MARK}# A model\n\n## How to load it\n\nold\n\n## What was done\n\nfacts\n"
+    found = card(tmp_path, ours, ("scales are rounded to float16",))
+    assert found.startswith("---\nlicense: mit\n---\n# A model")
+    assert "old" not in found
+    assert "mlx_vlm.generate" in found
+    assert found.index("- scales are rounded to float16") < found.index("## What was done\n\nfacts")
+
+
+@pytest.mark.parametrize(("text", "kept"), [("# Somebody's card\n", "# Somebody's card"), (None, "## This export")])
+def test_another_card_stays_as_it_is_and_none_is_no_error(tmp_path: Path, text: str | None, kept: str) -> None:
+    found = card(tmp_path, text)
+    assert found.startswith(kept)
+    assert "without rounding them again." in found
