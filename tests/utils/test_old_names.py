@@ -13,3 +13,4 @@ def test_the_warning_names_both_and_points_to_the_reader() -> None:
     with pytest.warns(FutureWarning, match="`Old` ends with the next release. Use `New`") as found:
         read()
     assert found[0].filename == __file__
+    assert found[0].lineno > read.__code__.co_firstlineno + 1, "the call of `read`, not the one in it"
