@@ -3,11 +3,11 @@ Throughput of vLLM's CPU engine on a random model: bfloat16, float32, its own 4 
 
     python benchmarks/serving.py --engine .venv-vllm/bin/python > rows.jsonl     # after `make vllm`
 
-The shapes are those of Qwen2.5-0.5B, with `--layers` layers; fewer layers get fewer tokens, so that the head keeps its
-share. Weights and codes are random: speed does not depend on
-them. "engine-w4" and "ours-w4" hold the very same packed tensors, as compressed-tensors and as qaig. Embeddings and the
-tied head are bfloat16 in every variant except "fp32", which is "bf16" computed in float32. A variant that fails is told
-in a row and left out: vLLM's build for AVX2 lacks the product that "engine-w4" needs.
+The shapes are those of Qwen2.5-0.5B, with `--layers` layers; fewer layers get a smaller vocabulary, so that the head
+keeps its share. Weights and codes are random: speed does not depend on them. "engine-w4" and "ours-w4" hold the very
+same packed tensors, as compressed-tensors and as qaig. Embeddings and the tied head are bfloat16 in every variant
+except "fp32", which is "bf16" computed in float32. A variant that fails is told in a row and left out: vLLM's build for
+AVX2 lacks the product that "engine-w4" needs.
 
 Each variant is a process of its own; all take turns `--rounds` times. Prefill is the time to the first token of all
 prompts of a batch together; decode is what the other tokens take. `--clock cpu` counts processor seconds of all
@@ -177,7 +177,8 @@ def make(folder: Path, variant: str, layers: int) -> None:
     cast = {k: t.to(torch.bfloat16) if t.is_floating_point() else t for k, t in tensors.items()}
     save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
-        **SHAPE, "num_hidden_layers": layers, "vocab_size": tokens, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"],
+        **SHAPE, "num_hidden_layers": layers, "vocab_size": tokens,
+        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"],
         "dtype": "bfloat16", "hidden_act": "silu", "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     if variant.startswith("ours"):
