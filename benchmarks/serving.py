@@ -5,9 +5,9 @@ Throughput of vLLM's CPU engine on a random model: bfloat16, float32, its own 4 
 
 The shapes are those of Qwen2.5-0.5B, with `--layers` layers; fewer layers get a smaller vocabulary, so that the head
 keeps its share. Weights and codes are random: speed does not depend on them. "engine-w4" and "ours-w4" hold the very
-same packed tensors, as compressed-tensors and as qaig. Embeddings and the tied head are bfloat16 in every variant
-except "fp32", which is "bf16" computed in float32. A variant that fails is told in a row and left out: vLLM's build for
-AVX2 lacks the product that "engine-w4" needs.
+same packed tensors, as compressed-tensors and as qaig. Embeddings and the tied head are dense. All is computed in bfloat16, or
+in float32 where the name says so. A variant that fails is told in a row and left out: vLLM's build for AVX2 lacks the
+product that "engine-w4" needs.
 
 Each variant is a process of its own; all take turns `--rounds` times. Prefill is the time to the first token of all
 prompts of a batch together; decode is what the other tokens take. `--clock cpu` counts processor seconds of all
@@ -31,7 +31,7 @@ SHAPE = {
     "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
     "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True, "max_position_embeddings": 2048,
 }  # fmt: skip
-VARIANTS = ("bf16", "fp32", "engine-w4", "ours-w4", "ours-w4a8", "ours-w3", "ours-w2", "ours-w8")
+VARIANTS = ("bf16", "fp32", "engine-w4", "ours-w4", "ours-w4-fp32", "ours-w4a8", "ours-w3", "ours-w2", "ours-w8")
 GROUP = 128
 
 
@@ -104,7 +104,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs in the engine's environment."""
     from vllm import LLM, SamplingParams
 
-    dtype = "float32" if folder.name.startswith("fp32") else "bfloat16"
+    dtype = "float32" if "fp32" in folder.name else "bfloat16"
     clock = time.process_time if options.clock == "cpu" else time.perf_counter  # the engine is in this process
     engine = LLM(
         str(folder), dtype=dtype, max_model_len=512, max_num_seqs=max(options.batches), enforce_eager=True,

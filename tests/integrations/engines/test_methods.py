@@ -71,9 +71,35 @@ def test_a_weight_that_is_one_in_the_plan_may_have_several_sizes_in_the_engine()
 
 
 def test_shards_that_are_not_those_of_the_plan_are_counted() -> None:
-    method = PackedLinear("blocks.0.proj", [WeightScheme(4, 64)] * 2)
-    with pytest.raises(ValueError, match=r"blocks\.0\.proj has 3 parts in this engine and 2 in the plan"):
-        method.create_weights(nn.Module(), K, [8, 8, 8], K, 24, torch.float32)
+    method = PackedLinear("blocks.0.proj", [WeightScheme(4, 64)] * 3)
+    with pytest.raises(ValueError, match=r"blocks\.0\.proj has 4 parts in this engine and 3 in the plan"):
+        method.create_weights(nn.Module(), K, [8, 8, 8, 8], K, 32, torch.float32)
+
+
+@pytest.mark.parametrize("shards", [((0, 1, 2), 3), (0, (1, 2, 3))])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_one_of_two_tensors_may_hold_several_parts(shards: Any, turn: int) -> None:
+    """As in Qwen3.5: q, k and v of its linear attention are one tensor, and z is another."""
+    sizes = [ROWS, 16, 8, 32]
+    rows = [sum(sizes[part] for part in (shard if isinstance(shard, tuple) else (shard,))) for shard in shards]
+    layers, x = [packed(3, rows[0]), packed(5, rows[1])], torch.randn(2, K)
+    method, layer = method_for(PackedLinear, *layers), nn.Module()
+    method.create_weights(layer, K, sizes, K, sum(sizes), torch.float32)
+    for one, shard in list(zip(layers, shards))[::turn]:
+        for name, tensor in one.state_dict().items():
+            parameter = layer.get_parameter(name)
+            parameter.weight_loader(parameter, tensor, shard)
+    method.process_weights_after_loading(layer)
+    torch.testing.assert_close(method.apply(layer, x), torch.cat([one(x) for one in layers], -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shard", [1, (0, 1, 2, 3), (1, 2), (), None])
+def test_parts_that_are_at_no_end_of_a_layer_are_refused(shard: Any) -> None:
+    method, layer = PackedLinear("blocks.0.proj", [WeightScheme(4, 64)] * 2), nn.Module()
+    method.create_weights(layer, K, [8] * 4, K, 32, torch.float32)
+    parameter = layer.get_parameter("weight_packed")
+    with pytest.raises(ValueError, match="fused in a way that is not supported"):
+        parameter.weight_loader(parameter, torch.zeros(1), shard)
 
 
 def test_a_layer_in_pieces_is_refused_with_the_option_to_change() -> None:

@@ -34,6 +34,9 @@ class LoadedShards:
     def __init__(self, name: str, schemes: Sequence[WeightScheme | None]):
         self.name, self.schemes = name, schemes
         self.shards: list[dict[str, Tensor]] = [{} for _ in schemes]
+        self.parts = len(schemes)
+        """Of the engine's layer. One of two shards may hold several, as q, k and v do where z is apart."""
+        self._parts_of_first = 1
         self.ignores_weight = False
         """Whether a full weight of a packed shard is left out instead of refused."""
 
@@ -50,6 +53,15 @@ class LoadedShards:
             parameter = nn.Parameter(torch.empty(0, dtype=own or dtype), requires_grad=False)
             parameter.weight_loader = self._loader(key)  # type: ignore[attr-defined]
             layer.register_parameter(key, parameter)
+
+    def sizes(self, parts: Sequence[int]) -> list[int]:
+        """Returns the output features of every shard, once it is loaded.
+
+        Args:
+            parts: output features of the parts of the engine's layer.
+        """
+        first = self._parts_of_first
+        return list(parts) if len(parts) == len(self.schemes) else [sum(parts[:first]), sum(parts[first:])]
 
     def release(self, layer: nn.Module) -> None:
         """Removes the empty parameters, except `weight`, and drops what was loaded."""
@@ -72,8 +84,14 @@ class LoadedShards:
         index = _SHARDS.get(shard, shard) if isinstance(shard, str) else shard
         if index is None and len(self.shards) == 1:
             return 0
-        if isinstance(index, int) and 0 <= index < len(self.shards):
+        if isinstance(index, int) and 0 <= index < len(self.shards) == self.parts:
             return index
+        if len(self.shards) == 2 < self.parts:
+            parts = index if isinstance(index, tuple) else (index,)
+            is_first, is_last = parts[:1] == (0,), parts[-1:] == (self.parts - 1,)
+            if is_first != is_last:
+                self._parts_of_first = len(parts) if is_first else self.parts - len(parts)
+                return int(is_last)
         raise ValueError(
             f"{self.name} is made of {len(self.shards)} tensors in the plan, and the engine loads part {quote(shard)} "
             "of it: this model's layers are fused in a way that is not supported."

@@ -40,18 +40,20 @@ class PackedLinear:
         refuse_sharding(self.loaded.name, layer)
         whole = len(self.loaded.schemes) == 1
         sizes = [sum(output_partition_sizes)] if whole else output_partition_sizes
-        if len(sizes) != len(self.loaded.schemes):
+        if len(sizes) != len(self.loaded.schemes) and not len(self.loaded.schemes) == 2 < len(sizes):
             raise ValueError(
                 f"{self.loaded.name} has {len(sizes)} parts in this engine and {len(self.loaded.schemes)} in the plan: "
                 "this model's layers are fused in a way that is not supported."
             )
         self.in_features, self.out_features, self.dtype = input_size_per_partition, sizes, params_dtype
+        self.loaded.parts = len(sizes)
         self.loaded.register(layer, params_dtype)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Makes the packed modules, in the layout of the device's kernels."""
         bias = None if getattr(layer, "skip_bias_add", False) else getattr(layer, "bias", None)
-        layer.packed = make_linears(self.loaded, self.in_features, self.out_features, bias, _device(layer), self.dtype)
+        sizes = self.loaded.sizes(self.out_features)
+        layer.packed = make_linears(self.loaded, self.in_features, sizes, bias, _device(layer), self.dtype)
         self.loaded.release(layer)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
