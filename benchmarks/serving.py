@@ -5,9 +5,9 @@ Throughput of vLLM's CPU engine on a random model: bfloat16, float32, its own 4 
 
 The shapes are those of Qwen2.5-0.5B, with `--layers` layers; fewer layers get a smaller vocabulary, so that the head
 keeps its share. Weights and codes are random: speed does not depend on them. "engine-w4" and "ours-w4" hold the very
-same packed tensors, as compressed-tensors and as qaig. Embeddings and the tied head are dense. All is computed in bfloat16, or
-in float32 where the name says so. A variant that fails is told in a row and left out: vLLM's build for AVX2 lacks the
-product that "engine-w4" needs.
+same packed tensors, as compressed-tensors and as qaig. Embeddings and the tied head are dense. All is computed in
+bfloat16, or in float32 where the name says so. A variant that fails is told in a row and left out: vLLM's build for
+AVX2 lacks the product that "engine-w4" needs.
 
 Each variant is a process of its own; all take turns `--rounds` times. Prefill is the time to the first token of all
 prompts of a batch together; decode is what the other tokens take. `--clock cpu` counts processor seconds of all
