@@ -119,6 +119,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
     if holds_a_model:
         assert main(["quantize", str(llava), str(out), *RTN]) == 0
     before = {file.name: file.read_bytes() for file in out.iterdir()} if holds_a_model else {}
@@ -193,7 +194,8 @@ def test_a_model_that_is_not_there_is_told_with_where_it_was_sought(
 def test_a_value_that_does_not_fit_the_model_or_the_machine_is_a_usage_error(
     options: list[str], said: str, llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in error_of([llava, tmp_path / "out", *options], capsys)
+    assert said in error_of([llava, tmp_path / "new" / "out", *options], capsys)
+    assert not (tmp_path / "new").exists()
 
 
 def test_settings_that_a_plan_overrules_are_named(

@@ -26,8 +26,17 @@ def test_too_little_memory_names_the_levers(llava: Path, monkeypatch: pytest.Mon
         "CalibrationConfig(device=",
         "batch size",
         "model.language_model.layers.0",
+        "samples, which hold",
     ):
         assert lever in str(caught.value)
+
+
+def test_samples_that_hold_nothing_are_only_counted() -> None:
+    with (
+        pytest.raises(torch.OutOfMemoryError, match=r"computing on cpu; 12 samples\)"),
+        memory.out_of_memory_explained("here", None, 12, lambda: 0),
+    ):
+        raise MemoryError
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,17 @@ def run(options: argparse.Namespace) -> None:
     config = configuration(options)
     if options.dry_run:
         return dry_run.run(options, config)
-    check_output(options)
-    check_upload(options)
-    require_unquantized(options)
-    model = AutoModelForImageTextToText.from_pretrained(options.model, quantization_config=config, **loading(options))
-    with output(options.out) as folder:
-        model.save_pretrained(folder)
-        if options.report:
-            save_report(model, folder / PAGE)
+    with no_empty_folder(options.out):
+        check_output(options)
+        check_upload(options)
+        require_unquantized(options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            options.model, quantization_config=config, **loading(options)
+        )
+        with output(options.out) as folder:
+            model.save_pretrained(folder)
+            if options.report:
+                save_report(model, folder / PAGE)
     print(model.qaig_report)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
     print(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights, the processor and a model card.")
@@ -114,6 +117,19 @@ def check_upload(options: argparse.Namespace) -> None:
         HfApi(token=options.token).whoami()
     except Exception as error:  # from a bad name to no connection, of many types
         raise UsageError(f"--push-to-hub {options.push_to_hub} would fail: {error}") from error
+
+
+@contextmanager
+def no_empty_folder(out: Path) -> Iterator[None]:
+    """Removes, after an error, the empty folders that were made for `out` within the context."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # it is not there, or holds something
+                folder.rmdir()
+        raise
 
 
 @contextmanager

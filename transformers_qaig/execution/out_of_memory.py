@@ -28,9 +28,11 @@ def out_of_memory_explained(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
+        waiting = waiting_bytes()
+        held = f", which hold {waiting / 2**30:.1f} GiB on the CPU" if waiting else ""
         raise torch.OutOfMemoryError(
-            f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {samples} samples wait "
-            f"in two models, {waiting_bytes() / 2**30:.1f} GiB on the CPU). What needs less:\n"
+            f"Calibration ran out of memory {where} (computing on {device or 'cpu'}; {samples} samples{held}). "
+            "What needs less:\n"
             "  QAIGConfig(num_samples=...): fewer samples wait on the CPU;\n"
             "  CalibrationConfig(max_pixels=..., max_length=...): smaller images and shorter samples are what counts "
             "on the device: samples run one at a time, so no batch size can fall;\n"

@@ -119,7 +119,7 @@ class PlannedWidths:
     def allocate(self, model: PreTrainedModel, data: CalibrationData) -> None:
         """Chooses the plan under the budget, by what each width costs the answers.
 
-        Without gradients the default takes one width for all.
+        Where the model fails while they are measured, the default takes one width for all.
 
         Raises:
             SettingError: `work_dir` holds another run, is in use, or cannot be written.
