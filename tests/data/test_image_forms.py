@@ -88,7 +88,7 @@ def test_transparency_is_laid_over_white(processor: Any) -> None:
         ("nowhere/cat.png", "cannot be opened"),
         ("http://127.0.0.1:9/cat.png", "cannot be downloaded"),
         ("data:image/png,abc", "base64"),
-        (b"not an image", r"cannot be decoded \(no image that PIL knows\)"),
+        (b"not an image", r"cannot be decoded \(no image that PIL reads\)"),
         (np.zeros((5, 5, 7)), r"\[H, W, C\]"),
         (np.full((4, 4, 3), -1.0), "before the processor's normalisation"),
         (3.14, "not float"),

@@ -32,7 +32,7 @@ def case() -> tuple[nn.Module, list[LayerInputs], list[Tensor], dict[str, Group]
     return block, calls, [sample["attention_mask"].bool() for sample in data], groups
 
 
-def _pieces(case, module: str):
+def _group_inputs(case, module: str):
     block, calls, masks, groups = case
     by_index = dict(enumerate(calls))
     inputs = TargetInputs(by_index, by_index, masks)
@@ -59,10 +59,10 @@ def test_a_call_that_runs_past_is_told(case) -> None:
 
 def test_attention_mixes_tokens_and_the_mlp_does_not(case) -> None:
     block, *_, groups = case
-    assert not is_tokenwise(block, groups["self_attn"], _pieces(case, "self_attn")[0])
-    assert is_tokenwise(block, groups["mlp.down_proj"], _pieces(case, "mlp.down_proj")[0])
-    assert len(_pieces(case, "self_attn")) == 5
-    assert len(_pieces(case, "mlp")) == 1
+    assert not is_tokenwise(block, groups["self_attn"], _group_inputs(case, "self_attn")[0])
+    assert is_tokenwise(block, groups["mlp.down_proj"], _group_inputs(case, "mlp.down_proj")[0])
+    assert len(_group_inputs(case, "self_attn")) == 5
+    assert len(_group_inputs(case, "mlp")) == 1
 
 
 @pytest.mark.parametrize("module", ["self_attn", "mlp", "mlp.down_proj"])
@@ -76,18 +76,18 @@ def test_run_is_the_modules_own_output(case, module: str) -> None:
         forward(block, call)
     handle.remove()
     with torch.no_grad():
-        ours = [run(block, groups[module], piece, piece.hidden) for piece in _pieces(case, module)]
+        ours = [run(block, groups[module], entered, entered.hidden) for entered in _group_inputs(case, module)]
     wanted = torch.cat([output.reshape(-1, 64) for output in outputs])
     assert_close(torch.cat([output.reshape(-1, 64) for output in ours]), wanted, terms_of(block))
 
 
 def test_run_takes_other_weights_without_changing_the_block(case) -> None:
     block, _, _, groups = case
-    piece = _pieces(case, "mlp")[0]
+    entered = _group_inputs(case, "mlp")[0]
     before = block.mlp.up_proj.weight.clone()
     with torch.no_grad():
-        plain = run(block, groups["mlp"], piece, piece.hidden)
-        zeroed = run(block, groups["mlp"], piece, piece.hidden, {"mlp.up_proj": torch.zeros_like(before)})
+        plain = run(block, groups["mlp"], entered, entered.hidden)
+        zeroed = run(block, groups["mlp"], entered, entered.hidden, {"mlp.up_proj": torch.zeros_like(before)})
     assert (zeroed == 0).all()
     assert (plain != 0).any()
     assert torch.equal(block.mlp.up_proj.weight, before)
@@ -95,9 +95,9 @@ def test_run_takes_other_weights_without_changing_the_block(case) -> None:
 
 def test_token_weights_come_back_by_sample(case) -> None:
     _, _, masks, _ = case
-    (piece,) = _pieces(case, "mlp")
-    piece.token_weights = torch.arange(float(piece.mask.numel())).reshape(piece.mask.shape)
-    weights = piece.first_sequence_weights()
+    (entered,) = _group_inputs(case, "mlp")
+    entered.token_weights = torch.arange(float(entered.mask.numel())).reshape(entered.mask.shape)
+    weights = entered.first_sequence_weights()
     assert list(weights) == [0, 1, 2, 3, 4]
     assert [len(w) for w in weights.values()] == [mask.shape[1] for mask in masks]
     assert weights[1][0] == masks[0].shape[1]
@@ -122,13 +122,13 @@ def test_a_tower_whose_tokens_have_no_batch_dimension() -> None:
     assert calls[0].args[0].ndim == 2
     groups = {group.module: group for group in find_groups(block, calls[0].args, calls[0].kwargs)}
     for name, output in outputs.items():
-        (piece,) = gather_group_inputs(
+        (entered,) = gather_group_inputs(
             block, groups[name], (block, block), TargetInputs(calls, calls, [torch.ones(0, 0).bool()]), [0]
         )
-        assert piece.hidden.ndim == 3
-        assert is_tokenwise(block, groups[name], piece)
+        assert entered.hidden.ndim == 3
+        assert is_tokenwise(block, groups[name], entered)
         with torch.no_grad():
-            assert_close(run(block, groups[name], piece, piece.hidden)[0], output, terms_of(block))
+            assert_close(run(block, groups[name], entered, entered.hidden)[0], output, terms_of(block))
 
 
 def test_output_error_counts_real_tokens_only() -> None:
@@ -150,7 +150,7 @@ def test_streamed_inputs_are_the_gathered_ones(case, module: str) -> None:
         return [2.0 * one.mask for one in some]
 
     streamed = StreamedInputs(block, groups[module], (block, block), inputs, range(len(calls)), weigh)
-    gathered = _pieces(case, module)
+    gathered = _group_inputs(case, module)
     for _ in range(2):  # every iteration runs the samples again
         found = list(streamed)
         assert len(found) == len(gathered)
@@ -178,6 +178,6 @@ def test_streamed_inputs_tell_which_sample_is_not_finite(case) -> None:
 
 
 def test_a_tensor_that_is_also_an_argument_is_kept_once(case) -> None:
-    one = _pieces(case, "self_attn")[0]
+    one = _group_inputs(case, "self_attn")[0]
     given = [*one.args, *one.kwargs.values()]
     assert any(x is one.hidden for x in given)

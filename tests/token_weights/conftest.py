@@ -37,8 +37,8 @@ def case() -> tuple[nn.Module, dict[str, Group], dict[str, list[GroupInputs]]]:
     gathered, inputs = {}, TargetInputs(by_index, by_index, masks)
     for module in MODULES:
         gathered[module] = gather_group_inputs(block, groups[module], (block, block), inputs, range(len(data)))
-        for piece in gathered[module]:
-            piece.hidden_q = piece.hidden + 0.1 * piece.hidden.std() * torch.randn(
-                piece.hidden.shape, generator=generator
+        for entered in gathered[module]:
+            entered.hidden_q = entered.hidden + 0.1 * entered.hidden.std() * torch.randn(
+                entered.hidden.shape, generator=generator
             )
     return block, groups, gathered

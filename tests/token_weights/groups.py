@@ -28,7 +28,7 @@ def context_of(case, module: str, recipe: str, activation_bits: int = 16) -> tup
         block,
         group,
         {name: schemes[name] for name in group.linears},
-        Terms([replace(piece) for piece in gathered[module]]),
+        Terms([replace(entered) for entered in gathered[module]]),
         recipe_of(recipe),
         torch.float32,
         True,
@@ -41,8 +41,8 @@ def weigh(weights: TokenWeights, context: GroupContext, decisions: BlockDecision
     sub_block = SubBlock(
         context.block, context.block, context.group, context.inputs, decisions.schemes, False, torch.float32, True
     )
-    for piece, found in zip(context.inputs, weights.weigh(sub_block)):
-        piece.token_weights = found
+    for entered, found in zip(context.inputs, weights.weigh(sub_block)):
+        entered.token_weights = found
 
 
 def after_the_first_searches(recipe: str) -> TokenWeights:

@@ -46,19 +46,19 @@ def _rounded(module: nn.Module, activation_bits: int) -> nn.Module:
     return RoundsItsInput(module) if activation_bits == 8 and isinstance(module, nn.Linear) else module
 
 
-def run(module: nn.Module, piece: GroupInputs, x: Tensor) -> Tensor:
-    if len(piece.samples) > 1:
+def run(module: nn.Module, entered: GroupInputs, x: Tensor) -> Tensor:
+    if len(entered.samples) > 1:
         return module(x)
-    output = module(**{**piece.kwargs, "hidden_states": x}) if piece.kwargs else module(x)
+    output = module(**{**entered.kwargs, "hidden_states": x}) if entered.kwargs else module(x)
     return output[0] if isinstance(output, tuple) else output
 
 
-def slow_scores(case, module: str, piece: GroupInputs, activation_bits: int, authors: bool, nodes: int) -> Tensor:
+def slow_scores(case, module: str, entered: GroupInputs, activation_bits: int, authors: bool, nodes: int) -> Tensor:
     """mean_c |QIG| of every token, by autograd."""
     f = case[0].get_submodule(module)
     f_q = _rounded(f, activation_bits)
-    x = piece.hidden
-    x0 = piece.hidden_q
+    x = entered.hidden
+    x0 = entered.hidden_q
     if activation_bits == 8 and not authors:
         x0 = round_tokens(x0)
     if activation_bits == 16 and authors:
@@ -67,10 +67,10 @@ def slow_scores(case, module: str, piece: GroupInputs, activation_bits: int, aut
     total = torch.zeros_like(x)
     for share in shares:
         point = (x0 + share * (x - x0)).requires_grad_()
-        other = run(f_q, piece, point)
+        other = run(f_q, entered, point)
         if activation_bits == 8 and authors:
             other = other.detach()
-        (1000 * (run(f, piece, point) - other)).abs().mean(-1).sum().backward()
+        (1000 * (run(f, entered, point) - other)).abs().mean(-1).sum().backward()
         total += point.grad
     return ((x - x0) * total / len(shares)).abs().mean(-1)
 
@@ -81,12 +81,12 @@ def _clipped(r: Tensor) -> Tensor:
 
 
 def slow_weights(
-    case, module: str, piece: GroupInputs, activation_bits: int, authors: bool, nodes: int
+    case, module: str, entered: GroupInputs, activation_bits: int, authors: bool, nodes: int
 ) -> list[Tensor]:
     """λ of each sequence."""
-    scores = slow_scores(case, module, piece, activation_bits, authors, nodes).reshape(-1).split(piece.lengths)
+    scores = slow_scores(case, module, entered, activation_bits, authors, nodes).reshape(-1).split(entered.lengths)
     weights = []
-    for r, real in zip(scores, piece.mask.reshape(-1).split(piece.lengths)):
+    for r, real in zip(scores, entered.mask.reshape(-1).split(entered.lengths)):
         if authors:  # padding counts, the sum is 1, weights and activations: no clip
             r = r / r.sum()
             r = _clipped(r) if activation_bits == 16 else r

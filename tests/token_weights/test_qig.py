@@ -19,9 +19,9 @@ def test_token_weights_equal_a_slow_reimplementation(case, module: str, activati
     weigh(after_the_first_searches(recipe), context, decisions)
     # The closed form has no nodes; the reimplementation then takes many.
     tolerance = 2e-2 if nodes == 256 and recipe == "paper" and activation_bits == 16 else 1e-3
-    for piece in context.inputs:
-        ours = piece.token_weights.reshape(-1).split(piece.lengths)
-        for weight, slow in zip(ours, slow_weights(case, module, piece, activation_bits, recipe == "authors", nodes)):
+    for entered in context.inputs:
+        ours = entered.token_weights.reshape(-1).split(entered.lengths)
+        for weight, slow in zip(ours, slow_weights(case, module, entered, activation_bits, recipe == "authors", nodes)):
             if nodes == 256 and tolerance == 1e-3 and recipe == "paper":
                 continue  # eight nodes against 256 is no comparison: the other sub-blocks check this rule
             torch.testing.assert_close(weight, slow, rtol=tolerance, atol=tolerance * float(slow.mean()))
@@ -35,8 +35,8 @@ def test_scales_equal_a_slow_search(case, module: str, activation_bits: int, rec
     context, decisions = context_of(case, module, recipe, activation_bits)
     weigh(after_the_first_searches(recipe), context, decisions)
     found = equalize(context, decisions) or decisions
-    inputs = [piece.hidden_q if activation_bits == 8 else piece.hidden for piece in context.inputs]
-    rows = [x if recipe == "authors" else x[piece.mask] for x, piece in zip(inputs, context.inputs)]
+    inputs = [entered.hidden_q if activation_bits == 8 else entered.hidden for entered in context.inputs]
+    rows = [x if recipe == "authors" else x[entered.mask] for x, entered in zip(inputs, context.inputs)]
     a = torch.cat([x.reshape(-1, x.shape[-1]) for x in rows]).abs().mean(0)
     f = context.block.get_submodule(module)
     best, best_loss = torch.ones_like(a), float("inf")
@@ -55,10 +55,10 @@ def test_scales_equal_a_slow_search(case, module: str, activation_bits: int, rec
             else:
                 g = RoundsItsInput(linear)
         total, mass = 0.0, 0.0
-        for x, piece in zip(inputs, context.inputs):
-            y = run(g, piece, x / scale if activation_bits == 8 else x)
-            total += float(((y - run(f, piece, x)).abs().mean(-1) * piece.token_weights).sum())
-            mass += float(piece.token_weights.sum())
+        for x, entered in zip(inputs, context.inputs):
+            y = run(g, entered, x / scale if activation_bits == 8 else x)
+            total += float(((y - run(f, entered, x)).abs().mean(-1) * entered.token_weights).sum())
+            mass += float(entered.token_weights.sum())
         if total / mass < best_loss:
             best, best_loss = scale, total / mass
     ours = found.scales[0][1] if found.scales else torch.ones_like(a)

@@ -12,6 +12,6 @@ def test_every_kind_of_token_weights_is_made_and_ignores_padding_or_says_so(case
     weights = token_weights_of(recipe_of("fast", {"token_weights": kind}))
     context, decisions = context_of(case, "mlp", "fast")
     weigh(weights, context, decisions)
-    for piece in context.inputs:
-        assert piece.token_weights.shape == piece.mask.shape
-        assert weights.counts_padding or (piece.token_weights[~piece.mask] == 0).all()
+    for entered in context.inputs:
+        assert entered.token_weights.shape == entered.mask.shape
+        assert weights.counts_padding or (entered.token_weights[~entered.mask] == 0).all()

@@ -66,10 +66,10 @@ def shared_processor(options: argparse.Namespace) -> tuple[Any, str]:
             )
         if _described(found[first]) != _described(found[name]):
             differs.append(name)
-    told = f"; that of {', '.join(differs)} differs, and is not used" if differs else ""
+    note = f"; that of {', '.join(differs)} differs, and is not used" if differs else ""
     if differs:
         logger.warning("The processors of %s and %s differ: every model reads what the first makes.", first, differs)
-    return found[first], f"that of {first}{told}"
+    return found[first], f"that of {first}{note}"
 
 
 def _access(name: str, options: argparse.Namespace) -> dict[str, Any]:

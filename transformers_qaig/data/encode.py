@@ -20,7 +20,7 @@ def encode(
     *,
     with_labels: bool = False,
     vocab_size: int | None = None,
-    tell: Callable[[str], None] = logger.warning,
+    warn: Callable[[str], None] = logger.warning,
 ) -> dict[str, torch.Tensor]:
     """Tokenises a whole conversation, the assistant's answers included, and its images and videos.
 
@@ -31,7 +31,7 @@ def encode(
         with_labels: add `labels` `[1, T]`: the ids of the assistant's answers, `NO_ANSWER` elsewhere. Each answer costs
             the processor two more runs.
         vocab_size: the model takes token ids below; None: not known.
-        tell: called with a sentence for whatever the chat template drops of the user, the system or the tools.
+        warn: called with a sentence for whatever the chat template drops of the user, the system or the tools.
 
     Returns:
         The processor's output with batch size 1, on the CPU, under the names that the model's forward takes.
@@ -50,7 +50,7 @@ def encode(
         sample = as_tensors(_encode_without_template(processor, conversation, tools), vocab_size)
         _check_pictures(processor, conversation, sample)
         return sample
-    form = form_for_template(processor, conversation, tools, tell)
+    form = form_for_template(processor, conversation, tools, warn)
     encoded = render(processor, form, tools, tokenize=True, return_dict=True, return_tensors="pt")
     sample = as_tensors(encoded, vocab_size)
     _check_pictures(processor, conversation, sample)

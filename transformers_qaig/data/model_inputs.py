@@ -1,4 +1,4 @@
-"""`ModelInputs`: what samples must know of the model that they are for."""
+"""`ModelInputs`: the facts of a model that its samples depend on."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def unreadable(what: str, error: Exception) -> ValueError:
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
     reason = (
-        "no image that PIL knows" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+        "no image that PIL reads" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
     )
     return ValueError(f"{what} cannot be decoded ({reason}): replace or remove it")
 

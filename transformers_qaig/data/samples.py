@@ -105,8 +105,8 @@ def load_samples(
             bar.update()
             if len(samples) == num_samples:
                 break
-    encoder.tell()
-    limits.tell(len(samples) + limits.left_out)
+    encoder.warn()
+    limits.warn(len(samples) + limits.left_out)
     _report(samples, processor, num_samples, limits, inputs.has_images)
     return samples
 
@@ -185,7 +185,7 @@ class _Encoder:
                 tools,
                 with_labels=with_labels,
                 vocab_size=self.inputs.vocab_size,
-                tell=lambda note: self.notes.setdefault(note, []).append(index),
+                warn=lambda note: self.notes.setdefault(note, []).append(index),
             )
             return self._for_decoder(sample)
 
@@ -205,7 +205,7 @@ class _Encoder:
     def _for_decoder(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return sample if self.inputs.decoder is None else self.inputs.decoder(sample)
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warns once of each thing that the chat template dropped."""
         for note, indices in self.notes.items():
             which = sorted(set(indices))

@@ -101,7 +101,7 @@ class SampleLimits:
         self.left_out += 1
         self.tokens_left_out += tokens
 
-    def tell(self, total: int) -> None:
+    def warn(self, total: int) -> None:
         """Warns once of all that was cut, of `total` samples that were read."""
         said = []
         if self.shrunk:

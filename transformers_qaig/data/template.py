@@ -24,7 +24,7 @@ def form_for_template(
     processor: Any,
     conversation: Conversation,
     tools: ChatTools = None,
-    tell: Callable[[str], None] = logger.warning,
+    warn: Callable[[str], None] = logger.warning,
 ) -> Conversation:
     """Returns the conversation in the form that this chat template renders in full.
 
@@ -32,7 +32,7 @@ def form_for_template(
         processor: whose chat template it is.
         conversation: as `messages.to_conversation` returns it.
         tools: as `messages.tools_of` returns them.
-        tell: called with a sentence for whatever else than an answer the template drops.
+        warn: called with a sentence for whatever else than an answer the template drops.
 
     Raises:
         ValueError: what an assistant says, or a tool that it calls, would be dropped in every form.
@@ -58,9 +58,9 @@ def form_for_template(
     if best is None:
         raise failure or ValueError("the chat template writes the parts of a message as Python does: it takes no text")
     form, missing, rendered = best
-    _report_dropped(form, missing, tell)
+    _report_dropped(form, missing, warn)
     if tools and not any(_name_of(tool) in rendered for tool in tools):
-        tell("the chat template drops the tools")
+        warn("the chat template drops the tools")
     _check_answers(form, render(processor, form, tools))
     _check_videos(processor, form, tools)
     return form
@@ -162,11 +162,11 @@ def texts_of(turn: Turn) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def _report_dropped(form: Conversation, missing: list[_Word], tell: Callable[[str], None]) -> None:
+def _report_dropped(form: Conversation, missing: list[_Word], warn: Callable[[str], None]) -> None:
     reasons = [index for index, turn in enumerate(form) if turn.get("reasoning_content")]
     dropped = [word.turn for word in missing if word.what == "reasoning"]
     if reasons and reasons == dropped:  # of earlier turns alone, many templates drop it on purpose
-        tell("the chat template drops the assistant's reasoning")
+        warn("the chat template drops the assistant's reasoning")
     for word in missing:
         turn = form[word.turn]
         if word.what == "reasoning" and (texts_of(turn) or turn.get("tool_calls")):
@@ -176,7 +176,7 @@ def _report_dropped(form: Conversation, missing: list[_Word], tell: Callable[[st
                 f"the chat template drops the {word.what} of the assistant in message {word.turn}: leave this sample "
                 "out, or set processor.chat_template to one that writes it"
             )
-        tell(f"the chat template drops a text of the {turn['role']}")
+        warn(f"the chat template drops a text of the {turn['role']}")
 
 
 def _check_answers(form: Conversation, rendered: str) -> None:

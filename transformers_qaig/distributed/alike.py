@@ -20,8 +20,8 @@ def require_alike(ranks: Ranks, describe: Callable[[], Mapping[str, str]]) -> No
     """
     if ranks.size == 1:
         return
-    told = ranks.gather(dict(describe()))
-    different = [name for name in told[0] if len({of_rank[name] for of_rank in told}) > 1]
+    of_ranks = ranks.gather(dict(describe()))
+    different = [name for name in of_ranks[0] if len({of_rank[name] for of_rank in of_ranks}) > 1]
     if different:
         raise SettingError(
             f"the processes of this run were given different {' and '.join(different)}: give each one the same "

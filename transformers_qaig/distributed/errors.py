@@ -9,4 +9,4 @@ GONE = (
 
 
 class RankLost(RuntimeError):
-    """Another process of the run does not answer any more."""
+    """Another process of the run does not respond any more."""

@@ -94,6 +94,6 @@ def _wait(store: dist.Store, key: str, folder: str) -> None:
             "its error above, and give every process the same folder. Without `torchrun`, end the script with "
             "`torch.distributed.barrier()`: the main process may not end first."
         ) from error
-    told = store.get(key)
-    if told != _DONE:
-        raise RuntimeError(f"the main process could not save the model: {told.decode()}")
+    status = store.get(key)
+    if status != _DONE:
+        raise RuntimeError(f"the main process could not save the model: {status.decode()}")

@@ -1,4 +1,4 @@
-"""`Ranks`: the processes that quantize one model together, and what they tell each other.
+"""`Ranks`: the processes that quantize one model together, and what they send each other.
 
 Every rank runs the same code on its own share of the samples. What a decision depends on is exchanged, so that all
 ranks decide alike. A method here is called by all ranks, in the same order. One process alone exchanges nothing.
@@ -26,7 +26,7 @@ S = TypeVar("S")
 
 
 SILENT = 60.0
-"""Seconds after which a rank with long work tells the others that it is alive."""
+"""Seconds after which a rank with long work sends the others a sign of life."""
 
 
 def place_of(error: Exception) -> int:
@@ -121,12 +121,12 @@ class Ranks:
             raise
         except Exception as raised:
             error = raised
-        told = self.gather((found, None if error is None else (place(error), self.rank, sent(error))))
-        failures = [failure for _, failure in told if failure is not None]
+        gathered = self.gather((found, None if error is None else (place(error), self.rank, sent(error))))
+        failures = [failure for _, failure in gathered if failure is not None]
         if failures:
             _, rank, text = min(failures, key=lambda failure: failure[:2])
             raise error if rank == self.rank and error is not None else received(text)
-        return [result for result, _ in told]  # type: ignore[misc]
+        return [result for result, _ in gathered]  # type: ignore[misc]
 
     def of_each(self, items: Iterable[tuple[int, S]], compute: Callable[[S], T]) -> list[T]:
         """Returns what `compute` makes of the items of all ranks, in the order of their places.
@@ -147,8 +147,8 @@ class Ranks:
                 found.append((place, compute(item)))
             return found
 
-        told = self.together(all_of_mine, lambda error: at)
-        return [result for _, result in sorted(chain(*told), key=lambda pair: pair[0])]
+        gathered = self.together(all_of_mine, lambda error: at)
+        return [result for _, result in sorted(chain(*gathered), key=lambda pair: pair[0])]
 
     def on_main(self, compute: Callable[[], T]) -> T:
         """Returns what `compute` returns on the main rank, where alone it runs; its error is raised on all."""
@@ -158,13 +158,13 @@ class Ranks:
         """Does as [`on_main`], for what takes longer than ranks wait for one that is silent.
 
         Args:
-            compute: gets a function to call now and then, which tells the other ranks that this one is alive.
+            compute: gets a function to call now and then, which sends the other ranks a sign of life.
         """
         if not self.is_main:
-            told: Any = "alive"
-            while isinstance(told, str):
-                told = self.gather((None, None))[0]
-            found, failure = told  # as `together` sends them
+            gathered: Any = "alive"
+            while isinstance(gathered, str):
+                gathered = self.gather((None, None))[0]
+            found, failure = gathered  # as `together` sends them
             if failure is not None:
                 raise received(failure[2])
             return found

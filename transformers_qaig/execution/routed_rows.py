@@ -131,10 +131,10 @@ def gather_routed(
         ], reason
 
     place = {sample: index for index, sample in enumerate(samples)}
-    told = inputs.ranks.together(mine, place_in(samples))
-    found = sorted(chain(*(of_rank for of_rank, _ in told)), key=lambda pair: pair[0])
+    of_ranks = inputs.ranks.together(mine, place_in(samples))
+    found = sorted(chain(*(of_rank for of_rank, _ in of_ranks)), key=lambda pair: pair[0])
     if not found:
-        raise NotReached(max((reason for _, reason in told), key=len))
+        raise NotReached(max((reason for _, reason in of_ranks), key=len))
     if all_experts and not experts.stack.is_routed:
         logger.info("`moe_calibrate_all_experts`: %s gets every expert's rows from the model.", stack)
     hidden, hidden_q, weights, index, routing = (torch.cat(each) for each in zip(*(tensors for _, tensors in found)))

@@ -57,15 +57,15 @@ def spread(
         sizes = [(place[one.samples[0]], one.mask.numel()) for one in entered.inputs]
         return sizes, joins, replace(entered, inputs=())
 
-    told = ranks.together(mine, place_in(samples))
-    owner = {where: rank for rank, (sizes, _, _) in enumerate(told) for where, _ in sizes}
+    of_ranks = ranks.together(mine, place_in(samples))
+    owner = {where: rank for rank, (sizes, _, _) in enumerate(of_ranks) for where, _ in sizes}
     if not owner:
-        raise NotReached(max((of_rank.reason for _, _, of_rank in told), key=len))
-    layouts = {of_rank.layout for _, _, of_rank in told} - {"not looked for"}
+        raise NotReached(max((of_rank.reason for _, _, of_rank in of_ranks), key=len))
+    layouts = {of_rank.layout for _, _, of_rank in of_ranks} - {"not looked for"}
     if len(layouts) > 1:
         raise RuntimeError(f"{group.linears[0]}: processes found different tokens in its rows: use one process.")
-    size = dict(chain(*(sizes for sizes, _, _ in told)))
-    if not told[owner[min(owner)]][1]:
+    size = dict(chain(*(sizes for sizes, _, _ in of_ranks)))
+    if not of_ranks[owner[min(owner)]][1]:
         return Terms(entered.inputs, [owner[where] for where in sorted(owner)], ranks)
     rows = list(rows_of(sorted(owner), size.__getitem__))
     owners = [owner[row[0]] if len(row) == 1 else index % ranks.size for index, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""Marks every shard of a save in its header, so that shards of two saves can be told apart.
+"""Marks every shard of a save in its header, so that shards of two saves are seen to differ.
 
 A save that is killed half-way leaves shards of two saves in one folder.
 """

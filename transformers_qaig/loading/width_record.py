@@ -1,4 +1,4 @@
-"""Records the widths of experts in the weights' files: a flat tensor does not tell whose words are whose."""
+"""Records the widths of experts in the weights' files: a flat tensor does not say which words are whose."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class QuantizationRun:
         return report
 
     def _complete(self, report: QuantizationReport) -> None:
-        """Adds what calibration does not know."""
+        """Adds facts that calibration does not have."""
         report.model_name = self._model_name
         report.times = {name: seconds for name, seconds in self._times.items() if seconds}
         report.views = self._data.views if self._data.views.lengths else None

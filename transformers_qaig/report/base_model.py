@@ -35,7 +35,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, source: Source, token: str | bool | None = None) -> BaseModel:
-        """Reads the card beside the weights. A folder knows its origin if it was cloned from the Hub.
+        """Reads the card beside the weights. A folder names its origin if it was cloned from the Hub.
 
         Args:
             source: of the weights; the card of a repository is downloaded.

@@ -59,7 +59,7 @@ class ProgressWriter:
         self.config, self.has_failed = config, False
 
     def write(self, report: QuantizationReport) -> None:
-        """Writes the files. What cannot be written is told once, and does not end the run."""
+        """Writes the files. It warns once of what cannot be written, and goes on."""
         folder, live = self.config.calibration.work_path, self.config.calibration.live_page
         if folder is None and live is None:
             return

@@ -26,8 +26,8 @@ def draw_marginal(figure: Any, layers: Sequence[OneBitLess], bits: int) -> None:
 
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.6])
     parts = by_part(layers)
-    told = [f"{part}\n{loss:.1e}, saves {saved / 1e6:.2g} MB" for part, loss, saved in parts]
-    left.barh(told, [max(loss, 0.0) for _, loss, _ in parts])
+    labels = [f"{part}\n{loss:.1e}, saves {saved / 1e6:.2g} MB" for part, loss, saved in parts]
+    left.barh(labels, [max(loss, 0.0) for _, loss, _ in parts])
     left.set(xlabel="predicted loss", title=f"one bit less than {bits}", xticks=[])
     left.invert_yaxis()
     lists: dict[str, set[str]] = defaultdict(set)

@@ -1,4 +1,4 @@
-"""Finds the report of a saved model or of a work folder; of a model without one, what its own files tell."""
+"""Finds the report of a saved model or of a work folder; of a model without one, what its own files say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ModelStructure`: the parts and facts of a model, for what needs to know them but runs nothing."""
+"""`ModelStructure`: the parts and facts of a model, for code that reads them and does not run the model."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class BlockQuantizer:
         schemes = {name: self.schemes[name] for name in names}
         context = self._context(original, Group((stack,), stack, None, ()), schemes)
         step = StackStep(stack, context, self.settings.expert_memory, self.keepers)
-        if not step.decides:
+        if not step.does_more_than_nearest:
             return decisions
 
         def gather(samples: Sequence[int]) -> RoutedRows:

@@ -51,7 +51,7 @@ class StackStep:
     to_nearest: dict[str, str] = field(default_factory=dict)
 
     @property
-    def decides(self) -> bool:
+    def does_more_than_nearest(self) -> bool:
         """Whether the recipe does more to experts than round them to nearest."""
         return self.context.recipe.rounding != "nearest" or self.context.recipe.clipping
 
@@ -63,7 +63,7 @@ class StackStep:
             rows: the tokens that reach the stack.
             decisions: so far.
         """
-        if not self.decides or rows.num_tokens < MIN_TOKENS:
+        if not self.does_more_than_nearest or rows.num_tokens < MIN_TOKENS:
             return None
         block = folded_view(self.context.block, decisions)
         experts = block.get_submodule(self.stack)

@@ -1,4 +1,4 @@
-"""`ServedConfig`: what every engine asks a quantization method, and what this one answers in each of them."""
+"""`ServedConfig`: the methods that every engine calls, which return the same in each of them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
     def __init__(self, plan: ServedPlan):
         super().__init__()
         self.plan = plan
-        self._told = False
+        self._has_warned = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAIGServedConfig:
@@ -67,8 +67,8 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """Adds the level of a tower that vLLM's names have and this file's lack. All layers exist by now."""
-        if self.plan.unused and not self._told:
-            self._told = True
+        if self.plan.unused and not self._has_warned:
+            self._has_warned = True
             _logger.warning(
                 "vLLM has no layer of its own for %d packed weights, such as %s. If it runs them otherwise, loading "
                 "fails with their names.", len(self.plan.unused), self.plan.unused[0],

@@ -36,12 +36,12 @@ class ProcessorToSave:
     Attributes:
         given: the object that calibration used; None: its files are copied from `source`.
         source: where its files lie.
-        told: whether a message said that there are none.
+        has_warned: whether a message said that there are none.
     """
 
     given: Any
     source: Source
-    told: bool = False
+    has_warned: bool = False
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Writes its files into `folder`, unless a processor is there. Warns once if there is none to write."""
@@ -59,8 +59,8 @@ class ProcessorToSave:
             reason = "" if files else "it has none"
         except Exception as error:  # the weights are saved, and that counts
             reason = str(error)
-        if reason and not self.told:
-            self.told = True
+        if reason and not self.has_warned:
+            self.has_warned = True
             logger.warning(
                 "No processor is saved with the model, none was found in %s (%s). pipeline() needs one: "
                 "save yours with `processor.save_pretrained(%r)`.",
