@@ -5,8 +5,10 @@ LoRA on packed models beside LoRA on the bfloat16 model: the loss of every step,
     python benchmarks/lora_loss.py > rows.jsonl
 
 The tiny VLM learns from pictures that "read the number" now means to read it backwards. Seeds, pictures, order and
-settings are the same for every row; only the base weights differ. Adapters are float32, as PEFT makes them, and all
-else is bfloat16, except in the row of float32. `fresh` is the share of other scenes that are answered exactly. With
+settings are the same for every row; only the base weights differ. `other-adapters` is bfloat16 again, with adapters
+that another seed begins. Adapters are float32, as PEFT makes them, and all else is bfloat16, except in the row of
+float32. A CPU without products of 16 bits computes them in float32 and rounds each once. `fresh` is the share of
+other scenes that are answered exactly. With
 `Trainer` the first model of each base is also saved at half of the steps, resumed from there, and its adapter is
 reloaded. A logit or a loss that differs by a bit ends the benchmark.
 One JSON line per row on standard output.
@@ -35,6 +37,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from transformers_qaig import QAIGConfig
+from transformers_qaig.execution.float32_products import Float32Products, is_slow
+from transformers_qaig.kernels import extension
 
 TINY_VLM = Path(__file__).parents[1] / "examples" / "tiny-vlm"
 sys.path.insert(0, str(TINY_VLM))
@@ -44,8 +48,18 @@ from scenes import scene  # noqa: E402
 MODEL = TINY_VLM / "model"
 QUESTION = "read the number ."
 TRAINING, FRESH = range(10_000), range(20_000, 30_000)
-BASES = {"bfloat16": None, "float32": None, "w4": 4, "w3": 3}
-"""Name → bits. float32 says how far rounding to bfloat16 moves a loss by itself."""
+BASES: dict[str, dict[str, Any] | None] = {
+    "bfloat16": None,
+    "float32": None,
+    "other-adapters": None,
+    "widths": {},
+    "w4": {"bits": 4},
+    "w3": {"bits": 3},
+}
+"""Name → what `QAIGConfig` says of bits, if the base is packed.
+
+float32 says how far rounding to bfloat16 moves a loss by itself, and other adapters how far a choice of no meaning does.
+"""
 
 Example = dict[str, Any]
 
@@ -60,11 +74,12 @@ def main() -> None:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the adapters and of the pictures' order")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--fresh", type=int, default=100, help="other scenes that are answered afterwards")
+    parser.add_argument("--fresh", type=int, default=100, help="other scenes that are answered afterwards, or 0")
+    parser.add_argument("--unchecked", action="store_true", help="resume and reload nothing")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     print(json.dumps(provenance((*PACKAGES, "peft", "trl", "accelerate"))), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, products():
         for row in rows(options, Path(folder)):
             print(json.dumps(row), flush=True)
 
@@ -76,9 +91,10 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Example]:
         base = folder / name
         save_base(name, base, options.samples)
         before = share_right(load(base), processor, fresh)
-        is_checked = False
+        is_checked = options.unchecked
         for kind, rate, seed in itertools.product(options.trainers, options.learning_rates, options.seeds):
-            settings = {**vars(options), "learning_rate": rate, "seed": seed}
+            adapters = seed + 1000 if name == "other-adapters" else seed
+            settings = {**vars(options), "learning_rate": rate, "seed": seed, "adapter_seed": adapters}
             run = folder / name / f"{kind}-{rate}-{seed}"
             make = functools.partial(make_trainer, kind, processor=processor, training=training, options=settings)
             trainer = make(load(base), output=run / "trained")
@@ -97,13 +113,26 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Example]:
                 "batch": options.batch,
                 "learning_rate": rate,
                 "seed": seed,
+                "cpu_isa": extension.cpu_isa(),
             }
+
+
+def products() -> contextlib.AbstractContextManager[object]:
+    """Returns a context in which a CPU without products of bfloat16 computes them, and their gradients, in float32."""
+    return DifferentiableProducts(frozenset([torch.bfloat16])) if is_slow(torch.bfloat16) else contextlib.nullcontext()
+
+
+class DifferentiableProducts(Float32Products):
+    """Also widens products that autograd records: nothing here computes one again in the backward pass."""
+
+    def _applies(self, tensors: list[torch.Tensor]) -> bool:
+        return super()._applies([tensor.detach() for tensor in tensors])
 
 
 def examples(seeds: range, count: int) -> list[Example]:
     """Pictures of numbers and what shall be said of them, as TRL names the columns."""
     found: list[Example] = []
-    for seed in seeds:
+    for seed in seeds if count else ():
         picture, turns = scene(seed)
         for answer in (answer for question, answer, _ in turns if question == QUESTION):
             backwards = " ".join(reversed(answer.split()))
@@ -114,7 +143,9 @@ def examples(seeds: range, count: int) -> list[Example]:
                 "completion": [{"role": "assistant", "content": [{"type": "text", "text": backwards}]}],
             })  # fmt: skip
         if len(found) == count:
-            return found
+            break
+    if len(found) == count:
+        return found
     raise ValueError(f"There are {len(found)} pictures of numbers, {count} are asked for.")
 
 
@@ -123,7 +154,7 @@ def save_base(name: str, folder: Path, samples: int) -> None:
     kind: dict[str, Any] = {}
     if (bits := BASES[name]) is not None:
         data = [conversation(seed) for seed in range(samples)]
-        kind["quantization_config"] = QAIGConfig(bits=bits, group_size=64, dataset=data, num_samples=samples)
+        kind["quantization_config"] = QAIGConfig(**bits, group_size=64, dataset=data, num_samples=samples)
     dtype = torch.float32 if name == "float32" else torch.bfloat16
     AutoModelForImageTextToText.from_pretrained(MODEL, dtype=dtype, **kind).save_pretrained(folder)
 
@@ -136,7 +167,7 @@ def make_trainer(
     kind: str, base: Any, processor: Any, training: list[Example], output: Path, options: Example
 ) -> Trainer:
     """A trainer of new adapters on `base`. `options` are those of the command line, for one learning rate and seed."""
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(options["adapter_seed"])
     settings: dict[str, Any] = {
         "output_dir": output,
         "max_steps": options["steps"],
@@ -196,8 +227,10 @@ def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def share_right(model: Any, processor: Any, questions: list[Example]) -> float:
-    """Share of questions that are answered exactly."""
+def share_right(model: Any, processor: Any, questions: list[Example]) -> float | None:
+    """Share of questions that are answered exactly; None of no questions."""
+    if not questions:
+        return None
     right = 0
     for question in questions:
         content = [{"type": "image", "image": question["images"][0]}, {"type": "text", "text": QUESTION}]
