@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -31,8 +32,8 @@ def add_scheme(group: Group) -> None:
     """Adds options for how a weight is stored, and the recipe."""
     group.add_argument("--group-size", type=int, metavar="N", help="input channels that share a scale (default: 128)")
     group.add_argument("--sym", action="store_true", help="symmetric grids, without zero points")
-    recipes = "default, best, fast, rtn, gptq, awq, ...; see docs/guides/recipes.md"
-    group.add_argument("--recipe", default="default", metavar="NAME", help=recipes)
+    recipes = "default, best, fast, rtn, gptq, awq, ..., and changes: best,steps=20; see docs/guides/recipes.md"
+    group.add_argument("--recipe", type=recipe, default="default", metavar="NAME", help=recipes)
 
 
 def add_budget(command: argparse.ArgumentParser, without_budget: str = "") -> None:
@@ -49,6 +50,34 @@ def add_budget(command: argparse.ArgumentParser, without_budget: str = "") -> No
         "--cost", metavar="NAME", help="predicts loss (default: fisher_rtn); see docs/guides/mixed-bits.md"
     )
     group.add_argument("--fuse", action="store_true", help="one width for q, k and v, and one for gate and up")
+
+
+def recipe(text: str) -> str | dict[str, object]:
+    """Returns a recipe's name, or the mapping that `"best,steps=20"` stands for.
+
+    Raises:
+        argparse.ArgumentTypeError: a change is no `ATTRIBUTE=VALUE`, or an attribute is changed twice.
+    """
+    first, *changes = text.split(",")
+    if not changes and "=" not in first:
+        return first
+    found: dict[str, object] = {}
+    for part in [first if "=" in first else f"name={first}", *changes]:
+        name, sign, value = part.partition("=")
+        if not (name and sign and value):
+            raise argparse.ArgumentTypeError(f"{part!r} is no change of a recipe: write NAME,ATTRIBUTE=VALUE,...")
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{name!r} is there twice in {text!r}: give it once.")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> object:
+    """Numbers, `true` and `false`, and `True` and `False` are what they say; anything else is a word."""
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
 
 
 def budget(text: str) -> float | str:
