@@ -58,7 +58,7 @@ BASES: dict[str, dict[str, Any] | None] = {
 }
 """Name → what `QAIGConfig` says of bits, if the base is packed.
 
-float32 says how far rounding to bfloat16 moves a loss by itself, and other adapters how far a choice of no meaning does.
+float32 says how far rounding to bfloat16 moves a loss by itself, other adapters how far another random start does.
 """
 
 Example = dict[str, Any]

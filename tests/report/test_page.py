@@ -131,7 +131,12 @@ def test_a_browser_shows_it_without_scrolling_sideways(width: int, blocks: int, 
     f.onload = () => {{
       const inside = f.contentDocument, cell = inside.querySelector('g[data-block$="layers.20"]');
       cell.dispatchEvent(new Event("click"));
-      document.title = JSON.stringify({{
+      const beyond = [...inside.querySelectorAll("rect.packed, rect.plain")].flatMap((part) =>
+        [...part.parentElement.querySelectorAll("text")].filter((text) =>
+          text.getBBox().x + text.getBBox().width > part.getBBox().x + part.getBBox().width)
+        .map((text) => text.textContent));
+      const broken = [...inside.querySelectorAll(".run")].filter((run) => run.getClientRects().length > 1).length;
+      document.title = JSON.stringify({{beyond, broken,
         wide: inside.documentElement.scrollWidth, strip: inside.querySelector(".strip svg").clientWidth,
         told: inside.getElementById("details").textContent,
         chosen: inside.getElementById("block").value, canvas: inside.querySelector("canvas").width}});
@@ -140,6 +145,8 @@ def test_a_browser_shows_it_without_scrolling_sideways(width: int, blocks: int, 
     (tmp_path / "probe.html").write_text(f"<!doctype html><body>{probe}</body>")
     found = shown_by_browser(tmp_path / "probe.html")
     assert found["wide"] <= width
+    assert found["beyond"] == []  # names that leave their part of the treemap
+    assert found["broken"] == 0  # placeholders of pictures on two lines
     assert found["strip"] <= 1000  # no scrolling on a wide screen
     assert found["chosen"] == f"{LIST}.20"
     assert f"{LIST}.20" in found["told"]

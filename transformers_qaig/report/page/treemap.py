@@ -64,7 +64,8 @@ def _parts(sizes: Sequence[dict[str, Any]], when: str, box: Box) -> str:
 def _name(name: str, room: int) -> str:
     """Returns a part's name, its last component, or the beginning of that: the first that fits into `room`."""
     last = name.rpartition(".")[2]
-    return name if len(name) <= room else last if len(last) <= room else f"{last[: room - 1]}…"
+    # The ellipsis is as wide as two characters.
+    return name if len(name) <= room else last if len(last) <= room else f"{last[: room - 2]}…"
 
 
 def squarified(values: Sequence[float], box: Box) -> list[Box]:
