@@ -1,5 +1,6 @@
 """`transformers-qaig evaluate`: figures of a model's answers, as a table or as JSON."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -192,3 +193,19 @@ def test_figures_go_into_the_card_of_a_saved_model(
     assert exact.dataset_name == chats.name
     assert exact.metric_args["questions"] == 2
     assert "| 2 answers of " in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_example_questions_are_those_of_the_scenes_and_the_tiny_vlm_answers_them(
+    tiny_vlm_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_vlm_path.parent
+    monkeypatch.syspath_prepend(folder)
+    written = importlib.import_module("write_questions")
+    records = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert records == [written.record(seed) for seed in written.SEEDS]
+    assert all((folder / record["images"][0]).is_file() for record in records)
+    assert main(["evaluate", str(tiny_vlm_path), str(folder / "questions.jsonl"), "--json", "--quiet"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["questions"] == 64
+    assert figures["exact_match"]["mean"] > 0.9

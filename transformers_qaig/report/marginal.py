@@ -15,7 +15,7 @@ def part_table(layers: Sequence[OneBitLess], bits: int) -> str:
     lines = [f"one bit less than {bits}:"]
     for part, loss, saved in by_part(layers):
         lines.append(
-            f"  {part:24} loss {loss:10.3e}  saves {saved / 1e6:10.3f} MB  {loss_per_megabyte(loss, saved):10.3e} a MB"
+            f"  {part:28} loss {loss:10.3e}  saves {saved / 1e6:10.3f} MB  {loss_per_megabyte(loss, saved):10.3e} a MB"
         )
     return "\n".join(lines)
 
