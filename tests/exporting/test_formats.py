@@ -49,6 +49,18 @@ def test_mlx_reads_our_weight(settings: dict, quantized: Quantized, tmp_path: Pa
     assert ((got - want).abs() <= (1e-6 if "sym" in settings else 0.1) * step + 1e-7).all()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_mlx_itself_decodes_our_weight(bits: int, quantized: Quantized, tmp_path: Path) -> None:
+    mlx = pytest.importorskip("mlx.core")
+    source = quantized(bits=bits)
+    tensors, config = exported(source, tmp_path / "out", format="mlx")
+    scales, biases = (mlx.array(tensors[f"{PATH}.{name}"].float().numpy()) for name in ("scales", "biases"))
+    words = mlx.array(tensors[f"{PATH}.weight"].view(torch.int32).numpy().view(np.uint32))
+    got = mlx.dequantize(words, scales, biases, group_size=config["quantization"]["group_size"], bits=bits)
+    want, step = ours(source)
+    assert ((torch.from_numpy(np.array(got)) - want).abs() <= 0.1 * step).all()
+
+
 def test_mlx_names_the_layers_of_another_width(quantized: Quantized, tmp_path: Path) -> None:
     source = quantized(overrides={"*.layers.0.mlp.down_proj": {"bits": 8}})
     tensors, config = exported(source, tmp_path / "out", format="mlx")
