@@ -122,10 +122,16 @@ def test_what_a_budget_chose_outside_the_blocks_is_told_by_part(report: Quantiza
         (BitBudget(uniform=3), "under `budget`: as much as 3 bits for all"),
     ],
 )
-def test_where_widths_differ_the_report_says_by_what(budget: BitBudget, said: str, report: QuantizationReport) -> None:
+def test_the_report_says_by_what_widths_were_chosen(budget: BitBudget, said: str, report: QuantizationReport) -> None:
     assert "widths chosen" not in str(report)
     report.budget = budget
     line = next(line for line in str(report).splitlines() if line.startswith("widths chosen"))
     assert line.split(maxsplit=2)[2] == said
+
+
+def test_one_width_for_all_by_costs_is_explained(report: QuantizationReport) -> None:
     report.plan = {"layers.0.q": WeightScheme(4, 64), "layers.0.k": WeightScheme(4, 64)}
-    assert "widths chosen" not in str(report)
+    assert "widths" not in str(report)
+    report.budget = DEFAULT_BUDGET
+    (line,) = (line for line in str(report).splitlines() if line.startswith("widths"))
+    assert line.split(maxsplit=2)[2] == "4 bits for all: no mix of 3, 4 and 8 bits that fits costs the answers less"

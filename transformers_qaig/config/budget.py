@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -178,8 +178,17 @@ DEFAULT_BUDGET = BitBudget(uniform=4, candidates=(3, 4, 8), fuse=True)
 """Where nothing says a width and the recipe attributes widths: kernels have these, and engines may fuse layers."""
 
 
-def why_widths_differ(budget: BitBudget) -> str:
-    """Returns who chose the widths of layers: the default, or the budget that was given."""
+def why_widths(budget: BitBudget, widths: Collection[int]) -> str:
+    """Returns who chose the widths of layers: the default, or the budget that was given; or why they have one width.
+
+    Args:
+        budget: under which costs were measured.
+        widths: bits of the blocks' weights.
+    """
+    if len(widths) == 1 and len(budget.candidates) > 1:
+        *others, last = budget.candidates
+        mix = f"{', '.join(map(str, others))} and {last}"
+        return f"{next(iter(widths))} bits for all: no mix of {mix} bits that fits costs the answers less"
     if budget == DEFAULT_BUDGET:
         return f"by default, by what they cost the answers; bits={budget.uniform} turns this off"
     return f"under `budget`: {budget}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..config.budget import BitBudget, why_widths_differ
+from ..config.budget import BitBudget, why_widths
 from ..data.views import SampleViews
 from ..formats.scheme import Plan
 from ..plan.coverage import Coverage
@@ -126,10 +126,10 @@ class QuantizationReport:
             ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
         ]
         counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside_plan)
+        if self.budget is not None and counts:
+            facts.insert(1, ("widths chosen", why_widths(self.budget, counts)))
         if len(counts) > 1:
             facts.insert(1, ("widths", ", ".join(f"{count} × {bits} bits" for bits, count in sorted(counts.items()))))
-            if self.budget is not None:
-                facts.insert(2, ("widths chosen", why_widths_differ(self.budget)))
         if self.coverage.outside_choices:
             facts.append(("outside", "; ".join(self._widths_outside())))
         if self.coverage.skipped:
