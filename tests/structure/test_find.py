@@ -6,6 +6,7 @@ from torch import nn
 from transformers import GitConfig, GitForCausalLM
 
 from tests.families import FAMILIES, build
+from tests.sweep.models import WITH_PICTURES, tiny
 from transformers_qaig.structure import find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from transformers_qaig.structure.find import has_float32
 
@@ -53,6 +54,18 @@ def test_the_tower_and_the_projector_are_found(family: str) -> None:
     assert rest == ["lm_head"]
     assert find_lm_head(model).path == "lm_head"
     assert find_input_embeddings(model).module is model.get_input_embeddings()
+
+
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [("blip", "text_decoder.cls.predictions.decoder"), ("nemotron_h_omni", "language_model.lm_head")],
+)
+def test_the_head_of_a_decoder_is_found_where_the_model_names_none(family: str, path: str) -> None:
+    if family not in WITH_PICTURES:
+        pytest.skip("this Transformers has no such family")
+    model, _ = tiny(family)
+    assert model.get_output_embeddings() is None
+    assert find_lm_head(model).path == path
 
 
 @pytest.mark.parametrize(

@@ -208,8 +208,10 @@ def find_input_embeddings(model: nn.Module) -> Found:
 
 
 def find_lm_head(model: nn.Module) -> Found:
-    """Finds the output head; a base model has none."""
-    return _found(model, model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None)
+    """Finds the output head: what the model names, else what its decoder does. A base model has none."""
+    owners = [owner for owner in (model, _decoder(model)) if isinstance(owner, PreTrainedModel)]
+    heads = (owner.get_output_embeddings() for owner in owners)
+    return _found(model, next((head for head in heads if head is not None), None))
 
 
 def are_tied(model: nn.Module) -> bool:
