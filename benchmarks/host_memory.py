@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--work-dir", nargs="+", choices=("yes", "no"), default=["no", "yes"])
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--experts", type=int, default=EXPERTS)
+    parser.add_argument("--inner", type=int, default=0, help="channels of an expert; 0: as many weights as dense")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--expert-memory", default="", help="such as 25MB; a share of what is free by default")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -70,13 +72,14 @@ def main() -> None:
                 for work_dir in options.work_dir:
                     command = [sys.executable, __file__, "--child", folder, "--checkpoints", checkpoint]
                     command += ["--recipes", recipe, "--work-dir", work_dir, "--bits", str(options.bits)]
+                    command += ["--experts", str(options.experts), "--inner", str(options.inner)]
                     command += ["--expert-memory", options.expert_memory]
                     found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
                     print(found.splitlines()[-1], flush=True)
 
 
-def config_of(checkpoint: str, hidden: int, layers: int) -> Any:
-    """The shapes of a model: a dense one, or one whose experts hold as many weights."""
+def config_of(checkpoint: str, hidden: int, layers: int, options: argparse.Namespace) -> Any:
+    """The shapes of a model: a dense one, or one with experts."""
     shapes: dict[str, Any] = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -88,13 +91,13 @@ def config_of(checkpoint: str, hidden: int, layers: int) -> Any:
     }
     if checkpoint != "experts":
         return Qwen3Config(intermediate_size=4 * hidden, **shapes)
-    inner = max(4 * hidden // EXPERTS, 128)
-    return Qwen3MoeConfig(num_experts=EXPERTS, num_experts_per_tok=2, moe_intermediate_size=inner, **shapes)
+    inner = options.inner or max(4 * hidden // options.experts, 128)
+    return Qwen3MoeConfig(num_experts=options.experts, num_experts_per_tok=2, moe_intermediate_size=inner, **shapes)
 
 
 def make(folder: Path, checkpoint: str, options: argparse.Namespace) -> None:
     """Writes a checkpoint of random weights, in several files."""
-    config = config_of(checkpoint, options.hidden, options.layers)
+    config = config_of(checkpoint, options.hidden, options.layers, options)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     if checkpoint == "cast":
@@ -107,7 +110,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     (checkpoint,), (recipe,), (work_dir,) = options.checkpoints, options.recipes, options.work_dir
     with tempfile.TemporaryDirectory() as scratch:
         narrow = Path(scratch, "narrow")
-        small = config_of(checkpoint, 128, AutoConfig.from_pretrained(folder).num_hidden_layers)
+        small = config_of(checkpoint, 128, AutoConfig.from_pretrained(folder).num_hidden_layers, options)
         AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16).save_pretrained(narrow)
         first = quantize(narrow, settings(recipe, options, None))
         first.save_pretrained(Path(scratch, "narrow-saved"))

@@ -1,5 +1,6 @@
 """A stack of experts in calibration: its slices, all tokens for all experts, token weights, the learned recipe."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,42 @@ def test_packed_bits_do_not_depend_on_the_memory_for_moments(
     sizes.clear()
     assert same(quantized(vlm, calibration={"expert_memory": "200KB"}), by_default)
     assert max(sizes) > 1
+
+
+def step_of(memory: int) -> StackStep:
+    """For four experts of 64 channels, whose moments take 16 KB each."""
+    block = build("mixtral").model.layers[0]
+    block.experts = LinearExperts.of(block.mlp.experts)
+    plan = {f"experts.{name}": WeightScheme(4, 32) for name, module in block.experts.named_modules() if "_" in name}
+    group = Group((), "", None, ())
+    context = GroupContext(block, group, plan, Terms([]), RECIPES["gptq"], torch.bfloat16, foldable=False)
+    return StackStep("experts", context, memory)
+
+
+def test_one_slice_of_moments_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, held, gather = weakref.WeakSet[Moments](), [], StackStep._moments
+
+    def gathered(*args: Any) -> dict[int, Moments]:
+        held.append(len(alive))
+        found = gather(*args)
+        alive.update(found.values())
+        return found
+
+    monkeypatch.setattr(StackStep, "_moments", gathered)
+    monkeypatch.setattr(Moments, "join", lambda *_: pytest.fail("every expert has tokens enough"))
+    hidden = torch.randn(800, 64)
+    weights, index = torch.rand(800, 4).topk(2)
+    step = step_of(1)
+    step(RoutedRows(hidden, hidden, torch.ones(800), index, weights), BlockDecisions(step.context.schemes))
+    assert held == [0] * 8  # four slices before the down projections, four of those
+
+
+def test_the_mean_of_a_stack_takes_the_place_of_an_expert() -> None:
+    step = step_of(3 * 4 * 64**2)
+    layout = step.context.block.experts.stack
+    assert [len(part) for part in step._slices(("gate_proj", "up_proj"), layout)] == [3, 1]
+    step.averaged = [1]
+    assert [len(part) for part in step._slices(("gate_proj", "up_proj"), layout)] == [2, 2]
 
 
 def test_all_experts_see_all_tokens_if_asked(vlm: Path) -> None:

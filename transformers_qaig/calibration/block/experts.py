@@ -88,10 +88,14 @@ class StackStep:
             solved = self._moments(names, [0], rows, block, experts, decisions)[0].solved(self.context)
             return self._rounded(names, everyone, solved, block, decisions)
         for part in self._slices(names, experts.stack):
-            for expert, own in self._moments(names, part, rows, block, experts, decisions).items():
-                mean.join(own)
+            found = self._moments(names, part, rows, block, experts, decisions)
+            for expert in part:
+                own = found.pop(expert)
+                if self.averaged:
+                    mean.join(own)
                 if expert not in self.averaged:
                     decisions = self._rounded(names, [expert], own.solved(self.context), block, decisions)
+                del own  # before the next slice is gathered
         if not self.averaged:
             return decisions
         return self._rounded(names, self.averaged, mean.solved(self.context), block, decisions)
@@ -102,7 +106,8 @@ class StackStep:
         each = columns**2 * (2 if self.context.recipe.asymmetric else 1)
         if "down_proj" in names:  # its inputs are computed with the others' weights, in both models
             each += 2 * rows * columns * len(layout.projections[:-1])
-        size = max(memory_for_experts(self.memory, self.context.device) // (_FLOAT32 * each), 1)
+        fitting = memory_for_experts(self.memory, self.context.device) // (_FLOAT32 * each)
+        size = max(fitting - bool(self.averaged), 1)  # their mean is held beside a slice
         for start in range(0, layout.num_experts, size):
             yield range(start, min(start + size, layout.num_experts))
 
@@ -256,7 +261,7 @@ class Moments:
         self.squares = self.squares.to(other.squares) + other.squares
         for mine, theirs in ((self.second, other.second), (self.shift, other.shift)):
             if theirs.moment.ndim:
-                mine.moment = mine.moment.to(theirs.moment) + theirs.moment
+                mine.moment = mine.moment.add_(theirs.moment) if mine.moment.ndim else theirs.moment.clone()
                 mine.mass = mine.mass.to(theirs.mass) + theirs.mass
 
     @property
