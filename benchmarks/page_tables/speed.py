@@ -99,6 +99,40 @@ def cpu_generate(isa: str) -> str:
     )
 
 
+SERVED = {
+    "bf16": "not packed, bfloat16",
+    "fp32": "not packed, float32",
+    "engine-w4": "4 bits, vLLM's own kernel",
+    "ours-w4": "4 bits",
+    "ours-w4a8": "4 bits, 8-bit activations",
+    "ours-w3": "3 bits",
+    "ours-w2": "2 bits",
+    "ours-w8": "8 bits",
+    "ours-w4-fp32": "4 bits, float32",
+}
+"""Variant of `serving.py` → its name."""
+
+
+@table("serving-avx2", "avx2")
+def serving(isa: str) -> str:
+    """Throughput of vLLM's engine by variant and batch: medians over rounds."""
+    batches, known = (1, 8, 32), [row for row in rows_of("serving") if row["cpu_isa"] == isa]
+
+    def rate(variant: str, batch: int, part: str) -> float:
+        found = [row for row in known if row["variant"] == variant and row.get("batch") == batch]
+        return statistics.median(row[f"{part}_tokens_per_s"] for row in found)
+
+    rows = []
+    for variant, label in SERVED.items():
+        if not any(row["variant"] == variant and "batch" in row for row in known):
+            continue  # the engine has no product for it on this processor
+        decode = [rate(variant, batch, "decode") for batch in batches]
+        over = [f"{own / rate('bf16', batch, 'decode'):.1f}" for own, batch in zip(decode, batches)]
+        rows.append([label, f"{rate(variant, 32, 'prefill'):.0f}", *(f"{own:.0f}" for own in decode), *over])
+    head = ["", "prefill, batch 32", *(f"decode, batch {b}" for b in batches), *(f"× bfloat16, {b}" for b in batches)]
+    return markdown(head, rows)
+
+
 @functools.cache
 def gpu_cells() -> dict[tuple[str, int, int, str], Row]:
     """("3584x18944", bits, M, candidate) → its row."""

@@ -37,6 +37,13 @@ def test_a_clone_knows_its_origin(tmp_path: Path, url: str) -> None:
     assert BaseModel.of(Source(str(tmp_path))).repo_id == "org/vlm"
 
 
+def test_a_folder_of_the_cache_knows_its_origin(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--org--tiny-vlm.2" / "snapshots" / "0a1b"
+    folder.mkdir(parents=True)
+    assert BaseModel.of(Source(str(folder))).repo_id == "org/tiny-vlm.2"
+    assert BaseModel.of(Source(str(folder.parent))).repo_id is None
+
+
 def test_another_server_is_no_origin(tmp_path: Path) -> None:
     cloned_from(tmp_path, "https://example.org/org/vlm")
     assert BaseModel.of(Source(str(tmp_path))) == BaseModel()

@@ -15,6 +15,8 @@ from .hub_names import HUB, repository_id
 
 FIELDS = ("license", "license_name", "license_link", "language")
 """Metadata of a card that hold for the quantized weights as well."""
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/\w+$")
+"""Where `snapshot_download` puts a model."""
 _LARGEST_CARD, _LONGEST_VALUE = 1 << 20, 500
 _REMOTE = re.compile(
     r"^\s*url\s*=\s*(?:https://(?:[^@/\s]+@)?huggingface\.co/|git@hf\.co:)([\w.-]+/[\w.-]+?)/?\s*$", re.M
@@ -47,7 +49,10 @@ class BaseModel:
 
 
 def _origin(folder: Path) -> str | None:
-    """Returns the repository on the Hub that `folder` was cloned from."""
+    """Returns the repository on the Hub that `folder` was cloned or downloaded from."""
+    cached = _CACHED.search(folder.absolute().as_posix())
+    if cached:
+        return "/".join(cached.groups())
     try:
         found = _REMOTE.search((folder / ".git" / "config").read_text(encoding="utf-8", errors="replace"))
     except OSError:
