@@ -38,7 +38,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "kv_cache": ("weights", "cache", "recipe"),
     "kv_cache_speed": ("cache", "context", "layers", "threads"),
     "lora": ("variant", "tokens", "threads", "clock", "round", "cpu_isa"),
-    "lora_loss": ("trainer", "base", "learning_rate", "seed"),
+    "lora_loss": ("trainer", "base", "learning_rate", "seed", "cpu_isa"),
     "mixed_bits": ("plan", "calibration", "width", "budget"),
     "several_processes": ("recipe", "processes", "samples", "tokens", "round"),
     "serving": ("variant", "batch", "threads", "layers", "clock", "round", "cpu_isa"),

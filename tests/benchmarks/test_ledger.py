@@ -58,7 +58,7 @@ def test_keys_are_unique(ledger):
         assert len(keys) == len(set(keys)), name
 
 
-@pytest.mark.parametrize("name", ["cpu_gemm", "experts", "generate", "grad_input", "lora", "serving"])
+@pytest.mark.parametrize("name", ["cpu_gemm", "experts", "generate", "grad_input", "lora", "lora_loss", "serving"])
 def test_a_row_of_another_instruction_set_replaces_none(ledger, tmp_path, monkeypatch, name):
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
     rows = [{field: field for field in ledger.KEYS[name]} | {"cpu_isa": isa} for isa in ("avx512", "amx")]
