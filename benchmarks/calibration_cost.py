@@ -26,7 +26,7 @@ from transformers_qaig.kernels import extension
 from transformers_qaig.rounding.clipping import FACTORS, diagonal_blocks, search_clipping
 from transformers_qaig.rounding.gptq import gptq_on_best_grid
 from transformers_qaig.rounding.hessian import Hessian, second_moment
-from transformers_qaig.rounding.quant_grid import minmax_grid
+from transformers_qaig.rounding.quant_grid import minmax_grid, minmax_grids
 from transformers_qaig.rounding.scale_refit import refit_scales
 
 GROUPS = [(3584, 3584 + 2 * 512), (3584, 3584), (3584, 2 * 18944), (18944, 3584)]
@@ -80,7 +80,7 @@ def main() -> None:
         blocks = diagonal_blocks(moment, 128)
         clipping = search_clipping(weight, blocks, **arguments)
         grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
-        grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
+        grids += minmax_grids(weight, FACTORS, **arguments)
         seconds["gptq"], rounding = timed(device, lambda w=weight, c=curvature, g=grids: gptq_on_best_grid(w, c, g))
         seconds["scales"], _ = timed(
             device, lambda w=weight, c=curvature, r=rounding: refit_scales(w, c, r, torch.bfloat16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tolerance import rounding, unit
-from transformers_qaig.rounding.quant_grid import minmax_grid
+from transformers_qaig.rounding.quant_grid import minmax_grid, minmax_grids
 
 BITS = range(2, 9)
 
@@ -97,3 +97,24 @@ def test_bad_input_is_refused() -> None:
         _grid(torch.randn(2, 50))
     with pytest.raises(ValueError, match="not finite"):
         _grid(torch.full((2, 32), float("nan")))
+
+
+@pytest.mark.parametrize("sym", [False, True])
+@pytest.mark.parametrize("include_zero", [False, True])
+def test_grids_of_several_shrinks_are_those_of_each(sym: bool, include_zero: bool) -> None:
+    weight, shrinks = torch.randn(6, 64) + 2, (1.0, 0.8, 0.6)
+    settings = {"sym": sym, "include_zero": include_zero, "storage_dtype": torch.bfloat16}
+    several = minmax_grids(weight, shrinks, bits=3, group_size=32, **settings)
+    for shrink, grid in zip(shrinks, several, strict=True):
+        alone = _grid(weight, 3, shrink=shrink, **settings)
+        assert torch.equal(grid.scale, alone.scale)
+        assert torch.equal(grid.zero, alone.zero)
+        assert (grid.bits, grid.sym) == (3, sym)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_grids_of_several_shrinks_need_finite_weights(bad: float) -> None:
+    weight = torch.ones(2, 32)
+    weight[1, 7] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        minmax_grids(weight, (1.0,), bits=4, group_size=32, sym=False, storage_dtype=torch.float32)

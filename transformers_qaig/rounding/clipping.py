@@ -13,7 +13,7 @@ from ..distributed import Terms
 from ..utils.finite import is_finite, is_lower
 from ..utils.logging import get_logger
 from .hessian import ALL_HERE
-from .quant_grid import minmax_grid
+from .quant_grid import minmax_grids
 
 logger = get_logger(__name__)
 
@@ -92,8 +92,8 @@ def search_clipping(
     power = (w * projected).sum(-1)
     best = torch.full_like(power, torch.inf)
     shrink, gain = torch.ones_like(power), torch.ones_like(power)
-    for factor in factors:
-        value = minmax_grid(weight, shrink=factor, **grid).quantize(weight).view_as(w)
+    for factor, tried in zip(factors, minmax_grids(weight, factors, **grid)):
+        value = tried.quantize(weight).view_as(w)
         unbiased = (power / (value * projected).sum(-1)).nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS)
         error = unbiased.unsqueeze(-1) * value - w
         loss = torch.einsum("ngk,gkl,ngl->ng", error, moments, error)

@@ -92,7 +92,7 @@ class HessianAccumulator:
 
 def _finite_rows(x: Tensor) -> Tensor:
     """Returns which rows of x [T, K] are finite, bool [T], without a copy of x."""
-    low, high = x.aminmax(dim=-1)  # NaN wins both
+    low, high = x.amin(-1), x.amax(-1)  # NaN wins both; on the CPU `aminmax` takes eight times as long
     return torch.isfinite(low) & torch.isfinite(high)
 
 

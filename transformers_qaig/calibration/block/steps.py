@@ -16,7 +16,7 @@ from ...rounding.clipping import FACTORS, diagonal_blocks, search_clipping, seco
 from ...rounding.gptq import gptq as gptq_codes
 from ...rounding.gptq import gptq_on_best_grid
 from ...rounding.hessian import MIN_TOKENS, Hessian
-from ...rounding.quant_grid import QuantizedWeight, minmax_grid
+from ...rounding.quant_grid import QuantizedWeight, minmax_grid, minmax_grids
 from ...rounding.scale_refit import refit_scales
 from .decisions import BlockDecisions, folded_view
 from .group_context import GroupContext
@@ -158,7 +158,7 @@ class Gptq:
         moments = diagonal_blocks(hessian.moment, arguments["group_size"])
         clipping = search_clipping(weight, moments, layer=layer, **arguments)
         grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
-        grids += [minmax_grid(weight, shrink=factor, **arguments) for factor in FACTORS]
+        grids += minmax_grids(weight, FACTORS, **arguments)
         return refit_scales(weight, hessian, gptq_on_best_grid(weight, hessian, grids, layer), context.dtype)
 
 
