@@ -22,6 +22,7 @@ from pathlib import Path
 
 import page_tables.ablations
 import page_tables.caches
+import page_tables.calibration
 import page_tables.experts
 import page_tables.families
 import page_tables.speed
