@@ -62,7 +62,7 @@ def recipe(text: str) -> str | dict[str, object]:
     if not changes and "=" not in first:
         return first
     found: dict[str, object] = {}
-    for part in [first if "=" in first else f"name={first}", *changes]:
+    for part in [first if "=" in first or not first else f"name={first}", *changes]:
         name, sign, value = part.partition("=")
         if not (name and sign and value):
             raise argparse.ArgumentTypeError(f"{part!r} is no change of a recipe: write NAME,ATTRIBUTE=VALUE,...")
@@ -76,7 +76,7 @@ def _value(text: str) -> object:
     """Numbers, `true` and `false`, and `True` and `False` are what they say; anything else is a word."""
     try:
         return json.loads(text.lower())
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

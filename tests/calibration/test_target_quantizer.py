@@ -75,7 +75,7 @@ def test_a_linear_is_quantized_some_rows_at_a_time(
     assert outcome.schemes == {"head": SCHEME}
     whole = QAIGLinear.like(head, SCHEME)
     assert model["head"].weight_packed.shape == whole.weight_packed.shape
-    assert (model["head"].dequantize() - head.weight).abs().max() < 0.2
+    assert (model["head"].dequantize() - head.weight).abs().max() < 0.1  # weights reach 0.17
 
 
 def test_embeddings_need_no_samples(model: nn.ModuleDict, store: BlockStore) -> None:

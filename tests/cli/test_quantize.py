@@ -110,19 +110,20 @@ def test_a_model_is_not_overwritten_by_itself(llava: Path, capsys: pytest.Captur
     assert "OUT is MODEL" in error_of([llava, llava, "--overwrite"], capsys)
 
 
-@pytest.mark.parametrize("holds_a_model", [False, True])
+@pytest.mark.parametrize("out_is", ["missing", "empty", "a model"])
 def test_a_save_that_fails_leaves_the_folder_as_it_was(
-    holds_a_model: bool,
+    out_is: str,
     llava: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    if holds_a_model:
+    if out_is == "empty":
+        out.mkdir()
+    if out_is == "a model":
         assert main(["quantize", str(llava), str(out), *RTN]) == 0
-    before = {file.name: file.read_bytes() for file in out.iterdir()} if holds_a_model else {}
+    before = {file.name: file.read_bytes() for file in out.iterdir()} if out.exists() else None
 
     def fail(model: nn.Module, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -132,7 +133,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(
     monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", fail)
     assert main(["quantize", str(llava), str(out), *RTN, "--overwrite"]) == 1
     assert "the disk is full" in capsys.readouterr().err
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert ({file.name: file.read_bytes() for file in out.iterdir()} if out.exists() else None) == before
 
 
 @pytest.mark.parametrize(

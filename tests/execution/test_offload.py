@@ -23,7 +23,7 @@ def test_what_is_beside_the_targets_is_watched_within_the_context() -> None:
     assert not hooks(model["norm"])
 
 
-def test_a_watched_module_computes_with_copies_and_returns_to_the_cpu() -> None:
+def test_a_watched_module_reports_calls_until_the_context_ends() -> None:
     layer, calls = nn.Linear(2, 2), []
     expected = layer(torch.ones(1, 2))
     with Offload("cpu") as offload:

@@ -15,7 +15,7 @@ from transformers_qaig.token_weights.uniform import Uniform
 FINDER = GroupFinder((), 0)
 
 
-def test_the_configuration_is_read_once(tmp_path: Path) -> None:
+def test_settings_are_those_of_the_configuration(tmp_path: Path) -> None:
     calibration = CalibrationConfig(expert_memory="2GB", work_dir=tmp_path, moe_calibrate_all_experts=True)
     config = QAIGConfig(seed=7, calibration=calibration)
     found = settings_of(config, recipe_of("best"), FINDER, Uniform())
