@@ -199,6 +199,14 @@ def test_a_value_that_does_not_fit_the_model_or_the_machine_is_a_usage_error(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_reached_through_one_that_is_not_there_is_left(llava: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    out = f"{tmp_path}/none/../mine/out"
+    assert main(["quantize", str(llava), out, "--budget", "1"]) == 2
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "none").exists()
+
+
 def test_settings_that_a_plan_overrules_are_named(
     llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

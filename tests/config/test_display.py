@@ -32,6 +32,8 @@ def plan_of(layers: int) -> dict[str, dict]:
             "QAIGConfig(group_size=128, recipe='gptq', budget='3.5GiB')",
         ),
         ({"budget": 1}, "QAIGConfig(group_size=128, budget=1)"),
+        ({"budget": BitBudget(size=10**9)}, "QAIGConfig(group_size=128, budget={'size': 1000000000})"),
+        ({"budget": BitBudget(size=50)}, "QAIGConfig(group_size=128, budget={'size': 50})"),
         ({"budget": BitBudget(bits=3, fuse=True)}, "QAIGConfig(group_size=128, budget={'bits': 3, 'fuse': True})"),
         ({"budget": BitBudget(bits=3.2, candidates=(2, 3, 4), cost="output_error", fuse=True), "seed": 7}, None),
         ({"overrides": {"*.o_proj": {"bits": 8}}, "calibration": CalibrationConfig(min_coverage=0.5)}, None),

@@ -17,7 +17,7 @@ def test_an_error_of_memory_names_the_place_and_what_to_reduce(error: Exception)
     ):
         raise error
     message = str(found.value)
-    assert "out of memory at layers.3 (computing on cuda:0; 7 samples wait in two models, 3.0 GiB" in message
+    assert "out of memory at layers.3 (computing on cuda:0; 7 samples, which hold 3.0 GiB" in message
     assert "QAIGConfig(num_samples=...)" in message
     assert message.endswith(f"The error was: {error}")
 

@@ -132,6 +132,11 @@ def test_the_report_says_by_what_widths_were_chosen(budget: BitBudget, said: str
 def test_one_width_for_all_by_costs_is_explained(report: QuantizationReport) -> None:
     report.plan = {"layers.0.q": WeightScheme(4, 64), "layers.0.k": WeightScheme(4, 64)}
     assert "widths" not in str(report)
-    report.budget = DEFAULT_BUDGET
-    (line,) = (line for line in str(report).splitlines() if line.startswith("widths"))
-    assert line.split(maxsplit=2)[2] == "4 bits for all: no mix of 3, 4 and 8 bits that fits costs the answers less"
+    why = "4 bits in all blocks, as no mix of 3, 4 and 8 bits that fits costs the answers less"
+    for report.budget, by in (
+        (DEFAULT_BUDGET, "by default"),
+        (BitBudget(size="4x", candidates=(3, 4, 8)), "under `budget`: 4x"),
+    ):
+        (line,) = (line for line in str(report).splitlines() if line.startswith("widths"))
+        assert line.split(maxsplit=2)[2].startswith(by)
+        assert line.endswith(f"; {why}")

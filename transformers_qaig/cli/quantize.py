@@ -122,7 +122,7 @@ def check_upload(options: argparse.Namespace) -> None:
 @contextmanager
 def no_empty_folder(out: Path) -> Iterator[None]:
     """Removes, after an error, the empty folders that were made for `out` within the context."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    made = [folder for folder in (out, *out.parents) if not folder.resolve().exists()]
     try:
         yield
     except BaseException:

@@ -185,10 +185,11 @@ def why_widths(budget: BitBudget, widths: Collection[int]) -> str:
         budget: under which costs were measured.
         widths: bits of the blocks' weights.
     """
+    is_default = budget == DEFAULT_BUDGET
+    by = "by default" if is_default else f"under `budget`: {budget}"
     if len(widths) == 1 and len(budget.candidates) > 1:
         *others, last = budget.candidates
         mix = f"{', '.join(map(str, others))} and {last}"
-        return f"{next(iter(widths))} bits for all: no mix of {mix} bits that fits costs the answers less"
-    if budget == DEFAULT_BUDGET:
-        return f"by default, by what they cost the answers; bits={budget.uniform} turns this off"
-    return f"under `budget`: {budget}"
+        same = f"{next(iter(widths))} bits in all blocks"
+        return f"{by}; {same}, as no mix of {mix} bits that fits costs the answers less"
+    return f"{by}, by what they cost the answers; bits={budget.uniform} turns this off" if is_default else by

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -76,7 +77,12 @@ def summary(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
 def _shortest(budget: Mapping[str, Any]) -> Any:
     """Returns a budget as short as a user may write it: a number of bits or a size, where that says all."""
     changed = _without_defaults(budget)
-    return next(iter(changed.values())) if changed.keys() in ({"bits"}, {"size"}) else changed
+    if changed.keys() in ({"bits"}, {"size"}):
+        (shortest,) = changed.values()
+        with suppress(ValueError):  # such as of a size in bytes, which reads as bits
+            if BitBudget.of(shortest) == BitBudget.of(budget):
+                return shortest
+    return changed
 
 
 def _without_defaults(budget: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,10 @@ def test_shards_that_are_not_those_of_the_plan_are_counted() -> None:
         method.create_weights(nn.Module(), K, [8, 8, 8, 8], K, 32, torch.float32)
 
 
+GAPS = (0, 2, 1), (0, 2), (1, 3), (2, 1, 3)
+REPEATED = (0, 0), (0, 1, 1), (3, 2, 3)
+
+
 @pytest.mark.parametrize("shards", [((0, 1, 2), 3), (0, (1, 2, 3))])
 @pytest.mark.parametrize("turn", [1, -1])
 def test_one_of_two_tensors_may_hold_several_parts(shards: Any, turn: int) -> None:
@@ -93,7 +97,9 @@ def test_one_of_two_tensors_may_hold_several_parts(shards: Any, turn: int) -> No
     torch.testing.assert_close(method.apply(layer, x), torch.cat([one(x) for one in layers], -1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shard", [1, (0, 1, 2, 3), (1, 2), (), None])
+@pytest.mark.parametrize(
+    "shard", [1, (0, 1, 2, 3), (1, 2), (), None, (0, 2, 1), (0, 2), (1, 3), (2, 1, 3), (0, 0), (0, 1, 1)]
+)
 def test_parts_that_are_at_no_end_of_a_layer_are_refused(shard: Any) -> None:
     method, layer = PackedLinear("blocks.0.proj", [WeightScheme(4, 64)] * 2), nn.Module()
     method.create_weights(layer, K, [8] * 4, K, 32, torch.float32)

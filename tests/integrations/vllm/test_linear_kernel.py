@@ -86,11 +86,20 @@ def test_inputs_are_rounded_where_the_file_says_so(kernel: Any, bits: int) -> No
     torch.testing.assert_close(made.apply_weights(layer, x), source(x))
 
 
-@pytest.mark.parametrize("rounding", [{"num_bits": 4, "strategy": "token"}, {"num_bits": 8, "strategy": "group"}])
-def test_another_rounding_of_inputs_is_refused(kernel: Any, rounding: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("rounding", "said"),
+    [
+        ({"num_bits": 4, "strategy": "token"}, "asks for 4 bits per token"),
+        ({"num_bits": 8, "strategy": "group"}, "asks for 8 bits per group"),
+        ({"num_bits": 8, "strategy": "token", "type": "float"}, "8 bits per token, floating point"),
+        ({"num_bits": 8, "strategy": "token", "symmetric": False}, "8 bits per token, asymmetric"),
+        ({}, "asks for None bits per None"),
+    ],
+)
+def test_another_rounding_of_inputs_is_refused(kernel: Any, rounding: dict[str, Any], said: str) -> None:
     made, layer = kernel(config(4, True), *NAMES), loaded(linear(4, 96))
     layer._humming_input_quant_config = rounding
-    with pytest.raises(NotImplementedError, match=f"asks for {rounding['num_bits']} bits per {rounding['strategy']}"):
+    with pytest.raises(NotImplementedError, match=said):
         made.process_weights_after_loading(layer)
 
 

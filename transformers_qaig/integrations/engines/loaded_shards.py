@@ -88,10 +88,10 @@ class LoadedShards:
             return index
         if len(self.shards) == 2 < self.parts:
             parts = index if isinstance(index, tuple) else (index,)
-            is_first, is_last = parts[:1] == (0,), parts[-1:] == (self.parts - 1,)
-            if is_first != is_last:
-                self._parts_of_first = len(parts) if is_first else self.parts - len(parts)
-                return int(is_last)
+            rest = self.parts - len(parts)
+            if parts and rest > 0 and parts in (tuple(range(len(parts))), tuple(range(rest, self.parts))):
+                self._parts_of_first = len(parts) if parts[0] == 0 else rest
+                return int(parts[0] != 0)
         raise ValueError(
             f"{self.name} is made of {len(self.shards)} tensors in the plan, and the engine loads part {quote(shard)} "
             "of it: this model's layers are fused in a way that is not supported."

@@ -81,10 +81,14 @@ def _activation_bits(layer: nn.Module) -> int:
     rounding = getattr(layer, "_humming_input_quant_config", None)
     if rounding is None:
         return 16
-    if (rounding["num_bits"], rounding["strategy"]) != (8, "token"):
+    bits, strategy = rounding.get("num_bits"), rounding.get("strategy")
+    is_int, is_sym = rounding.get("type", "int") == "int", rounding.get("symmetric", True)
+    if (bits, strategy, is_int, is_sym) != (8, "token", True, True):
+        kind = f"{bits} bits per {strategy}"
+        kind += ("" if is_int else ", floating point") + ("" if is_sym else ", asymmetric")
         raise NotImplementedError(
-            f"{QAIGLinearKernel.__name__} rounds inputs to 8 bits per token, and this file asks for "
-            f"{rounding['num_bits']} bits per {rounding['strategy']}: quantize with 8 bits per token, or with none."
+            f"{QAIGLinearKernel.__name__} rounds inputs to 8 bits per token, and this file asks for {kind}: "
+            "quantize with symmetric integers of 8 bits per token, or with none."
         )
     return 8
 
