@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -138,6 +139,8 @@ def test_another_tokenizer_is_refused(
         (["--columns", "picture=x"], "--columns takes PART=COLUMN, with a PART of"),
         (["--baseline", "other"], "--baseline compares two models' KL to a third: give --reference"),
         (["--dataset", "again.jsonl"], "give the conversations once"),
+        (["--columns", "image=a", "image=b"], "--columns names image twice, a and b"),
+        (["--plot", "picture.xyz"], "--plot picture.xyz: pictures end in one of"),
     ],
 )
 def test_arguments_that_do_not_go_together(
@@ -145,6 +148,32 @@ def test_arguments_that_do_not_go_together(
 ) -> None:
     assert main(["evaluate", str(llava), str(chats), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_model_that_predicts_nan_is_refused(
+    llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    model.model.language_model.norm.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(llava).save_pretrained(tmp_path)
+    for models in ([tmp_path], [llava, "--reference", tmp_path]):
+        assert main(["evaluate", *map(str, models), "--dataset", str(chats), "--json"]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "questions are not finite" in said.err
+
+
+def test_a_question_without_a_task_is_evaluated_beside_others(
+    llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = (json.loads(line) for line in chats.read_text().splitlines())
+    lines = [json.dumps(record | {"image": str(chats.parent / record["image"]), "kind": kind})
+             for record, kind in ((first, None), (second, "fox"))]  # fmt: skip
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    mapped = ["--columns", "image=image", "prompt=question", "response=answer", "task=kind"]
+    assert main(["evaluate", str(llava), "--dataset", str(tmp_path / "x.jsonl"), *mapped, "--json", "--quiet"]) == 0
+    assert "fox" in json.loads(capsys.readouterr().out)["tasks"]
 
 
 def test_saved_sets_and_tables_are_read_with_mapped_columns_whatever_their_one_split_is_called(

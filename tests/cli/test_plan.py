@@ -72,6 +72,7 @@ def test_a_span_that_is_none_is_a_usage_error(budgets: str, capsys: pytest.Captu
         (["--pick", "-1", "--output", "plan.json"], "--pick"),
         (["--output", "no/such/folder/plan.json"], "--output"),
         (["--plot", "."], "--plot"),
+        (["--plot", "picture.xyz"], "--plot picture.xyz: pictures end in one of"),
         (["--candidates", "2", "9"], "candidates"),
         (["--budgets", "3:inf"], "budget"),
         (["--recipe", "defualt"], "Did you mean 'default'?"),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.data.loading import conversation, one, same
 from transformers_qaig.data.samples import load_samples
+from transformers_qaig.data.sources import open_records
 
 
 def test_hugging_face_sets(processor: Any, picture: Image.Image) -> None:
@@ -87,6 +88,14 @@ def test_a_file_with_paths_beside_it(processor: Any, picture: Image.Image, tmp_p
     else:
         path.write_text(json.dumps(record) + "\n" if suffix == ".jsonl" else json.dumps([record]), encoding="utf-8")
     assert same(one(str(path), processor), one([conversation(picture)], processor))
+
+
+def test_cells_of_a_csv_file_are_read_as_they_are_written(tmp_path: Path) -> None:
+    written = [{"question": "q", "answer": answer} for answer in ("07", "12", "None", "N/A", "1e3", "True", " x")]
+    pandas.DataFrame(written).to_csv(tmp_path / "x.csv", index=False)
+    (tmp_path / "gap.csv").write_text("question,answer\nq,\n")
+    assert list(open_records(str(tmp_path / "x.csv"), False, None)[0]) == written
+    assert list(open_records(str(tmp_path / "gap.csv"), False, None)[0]) == [{"question": "q", "answer": None}]
 
 
 @pytest.mark.parametrize(

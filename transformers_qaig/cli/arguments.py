@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def require_unquantized(options: argparse.Namespace) -> None:
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", "unknown")
         raise UsageError(f"{options.model} is quantized already ({method}): give the model in full precision.")
+
+
+def require_picture_format(file: Path) -> None:
+    """Raises `UsageError` unless matplotlib is there and can write a file with this ending."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix[1:].lower() not in known:
+        raise UsageError(f"--plot {file}: pictures end in one of {', '.join(known)}.")
 
 
 def data_source(name: str | None) -> str | None:

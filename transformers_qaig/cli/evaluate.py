@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ from ..report.statistics import AnswerStatistics, interval_note, paired_differen
 from ..report.text import aligned, with_interval
 from ..utils.files import write
 from ..utils.logging import get_logger
-from .arguments import UsageError, data_source, require_model, set_loudness
+from .arguments import UsageError, data_source, require_model, require_picture_format, set_loudness
 from .evaluated_models import load_model, shared_processor
 
 logger = get_logger(__name__)
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
         expected = answer_logits(reference, questions, batch_size=options.batch_size)
         del reference
         full = answer_statistics(expected, processor, questions, details=theirs)
+        _require_finite(full, options.reference)
     ours: list[AnswerDetails] = []
     model, own_questions = load(options.model)
     if options.reference is None:
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
     statistics = answer_statistics(
         model, processor, questions, reference=expected, batch_size=options.batch_size, details=ours
     )
+    _require_finite(statistics, options.model)
     del model
     result: dict[str, Any] = {
         "model": options.model, "reference": options.reference, "data": options.data, "processor": whose,
@@ -91,10 +93,21 @@ def run(options: argparse.Namespace) -> None:
     if options.baseline is not None:
         other, _ = load(options.baseline)
         others = answer_statistics(other, processor, questions, reference=expected, batch_size=options.batch_size)
+        _require_finite(others, options.baseline)
         result |= {"baseline": options.baseline, "kl_ratio": _ratio(statistics, others)}
         text += f"\nKL over that of {options.baseline}: {with_interval(result['kl_ratio'], '.3g')}"
     print(json.dumps(result, indent=1) if options.json else text)
     _write(options, result)
+
+
+def _require_finite(statistics: AnswerStatistics, name: str) -> None:
+    """Raises `ValueError` if the model predicts NaN: no figure would mean anything."""
+    bad = int((~np.isfinite(statistics.nll)).sum())
+    if bad:
+        raise ValueError(
+            f"{name}: predictions for {bad} of {len(statistics)} questions are not finite. Its weights hold NaN or "
+            "overflow their dtype: get the checkpoint again, or save it in bfloat16 or float32."
+        )
 
 
 def check(options: argparse.Namespace) -> dict[str, str]:
@@ -112,18 +125,20 @@ def check(options: argparse.Namespace) -> dict[str, str]:
         file = getattr(options, name)
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"--{name} must be a file in a folder that is there, got {file}.")
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
+    if options.plot is not None:
+        require_picture_format(options.plot)
     if options.card:
         _check_card(options.model)
     for name in (options.model, options.reference, options.baseline):
         if name is not None:
             require_model(name)
-    columns = {}
+    columns: dict[str, str] = {}
     for pair in options.columns or ():
         part, is_pair, column = pair.partition("=")
         if not is_pair or not column or part not in (known := [*COLUMN_NAMES, "task"]):
             raise UsageError(f"--columns takes PART=COLUMN, with a PART of {', '.join(known)}; got {pair!r}.")
+        if part in columns:
+            raise UsageError(f"--columns names {part} twice, {columns[part]} and {column}: give it once.")
         columns[part] = column
     return columns
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 
@@ -30,7 +29,15 @@ from ..utils.files import write
 from ..utils.finite import check_weights
 from ..utils.readable import readable_size
 from . import dry_run
-from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
+from .arguments import (
+    UsageError,
+    bit_budget,
+    loading,
+    quantization_config,
+    require_picture_format,
+    require_unquantized,
+    set_loudness,
+)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -49,9 +56,8 @@ def check(options: argparse.Namespace) -> None:
         file = getattr(options, name)
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"--{name} must be a file in a folder that is there, got {file}.")
-    is_picture = options.plot is not None and options.plot.suffix != ".html"
-    if is_picture and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib: pip install matplotlib, or leave it out.")
+    if options.plot is not None and options.plot.suffix != ".html":
+        require_picture_format(options.plot)
 
 
 def run(options: argparse.Namespace) -> None:

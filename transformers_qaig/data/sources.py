@@ -181,6 +181,18 @@ def _is_saved_set(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
+def _as_written(file: Path) -> dict[str, Any]:
+    """Returns options by which cells of a CSV file stay text: pandas would read 07 as 7, and None as a gap."""
+    import pandas  # comes with `datasets`
+
+    names = pandas.read_csv(file, nrows=0).columns
+    return {"keep_default_na": False, "converters": dict.fromkeys(names, _text_or_gap)}
+
+
+def _text_or_gap(cell: str) -> str | None:
+    return cell or None
+
+
 def _load_from_hub(name: str, token: str | bool | None) -> Any:
     file = Path(name).expanduser()
     if file.is_file() and file.suffix not in TABLES:
@@ -200,6 +212,7 @@ def _load_from_hub(name: str, token: str | bool | None) -> Any:
     options = {"split": rest.pop() if rest else None, "streaming": True, "token": token}
     try:
         if file.is_file():
+            options |= _as_written(file) if file.suffix == ".csv" else {}
             found = load_dataset(file.suffix[1:], data_files=str(file), **options)
         elif Path(path).is_dir() and _is_saved_set(Path(path)):
             found = load_from_disk(path)

@@ -109,7 +109,7 @@ def _messages_of(
     except (ValueError, TypeError) as error:
         raise ValueError(f"conversations[{index}] is not usable: {error}") from error
     task = record.get(task_column) if isinstance(record, Mapping) else None
-    if task is None and task_column != "task" and isinstance(record, Mapping):
+    if task_column != "task" and isinstance(record, Mapping) and task_column not in record:
         raise ValueError(f"columns['task'] is {task_column!r}, but conversations[{index}] has only {sorted(record)}.")
     return messages if task is None else [{**message, "task": task} for message in messages], tools
 

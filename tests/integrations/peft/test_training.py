@@ -101,6 +101,19 @@ def test_add_adapter_says_what_to_call_where_peft_is_too_old(
     assert sum(hasattr(module, "lora_A") for module in model.modules()) > len(packed(model))
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_single_tokens_are_trained_on_dense_embeddings_only(packs: bool, llava: Path) -> None:
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn", embedding_bits=8 if packs else None)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    lora = peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [3, 4]})
+    if packs:
+        with pytest.raises(ValueError, match=r"`trainable_token_indices` is not supported.*modules_to_save"):
+            peft.get_peft_model(model, lora)
+    else:
+        names = [name for name, p in peft.get_peft_model(model, lora).named_parameters() if p.requires_grad]
+        assert any("trainable_tokens" in name for name in names)
+
+
 def test_modules_to_save_may_be_updated_again_and_names_what_holds_packed_weights() -> None:
     wrapper = peft.utils.other.ModulesToSaveWrapper(layer(None, torch.float32), "default")
     copy = wrapper.modules_to_save["default"]

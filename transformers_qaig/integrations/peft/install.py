@@ -12,12 +12,14 @@ from peft.tuners import tuners_utils
 from peft.tuners.ia3.model import IA3Model
 from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.config import LoraConfig
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import other
 from torch import nn
 
 from ...nn.embedding import QAIGEmbedding
 from ...nn.linear import QAIGLinear
+from ...nn.packed_module import PackedModule
 from .ia3 import QAIGIA3Linear
 from .lora import QAIGLoraEmbedding, QAIGLoraLinear
 from .targets import packed_names, warn_of_experts
@@ -28,6 +30,7 @@ def install() -> None:
     """Makes PEFT put adapters on packed layers, by name and by `target_modules="all-linear"`."""
     _add_lora()
     _add_ia3()
+    _refuse_tokens()
     _replace(tuners_utils._maybe_include_all_linear_layers, _include_packed)
     _replace(other.prepare_model_for_kbit_training, prepare_packed)
     save_dense_copies()
@@ -60,6 +63,22 @@ def _add_ia3() -> None:
         return make(ia3_config, adapter_name, target, **kwargs)
 
     IA3Model._create_new_module = staticmethod(create)  # type: ignore[method-assign]
+
+
+def _refuse_tokens() -> None:
+    """Refuses to train single tokens of packed embeddings, which the first forward pass could not read."""
+    make = TrainableTokensLayer.__init__
+
+    @functools.wraps(make)
+    def create(self: TrainableTokensLayer, base_layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if isinstance(base_layer, PackedModule):
+            raise ValueError(
+                "`trainable_token_indices` is not supported on packed embeddings. Train a dense copy by "
+                "`modules_to_save=['embed_tokens']`, or train on `model.dequantize()`."
+            )
+        make(self, base_layer, *args, **kwargs)
+
+    TrainableTokensLayer.__init__ = create  # type: ignore[method-assign]
 
 
 def _include_packed(all_linear: Callable[..., Any]) -> Callable[..., Any]:

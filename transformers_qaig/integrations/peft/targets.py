@@ -29,8 +29,8 @@ def warn_of_experts(model: nn.Module) -> None:
     stacks = [name for name, module in model.named_modules() if isinstance(module, QAIGExperts)]
     if stacks:
         _logger.warning(
-            '`target_modules="all-linear"` puts no adapter on %d packed stacks of experts (%s%s). Their router and the '
-            "linears around them have one. To adapt experts, train on `model.dequantize()` with `target_parameters`.",
+            '`target_modules="all-linear"` puts no adapter on %d packed stacks of experts (%s%s). The linears '
+            "around them have one. To adapt experts, train on `model.dequantize()` with `target_parameters`.",
             len(stacks),
             ", ".join(stacks[:3]),
             ", ..." if len(stacks) > 3 else "",
