@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.robustness.odd_arguments import changed
 from transformers_qaig.formats.packing import CPU_LAYOUT, KERNEL_BITS, num_groups, pack, pack_zero_point
-from transformers_qaig.nn import experts_ops, ops
+from transformers_qaig.nn import experts_ops, experts_routing, ops
 from transformers_qaig.rounding.gptq_columns import gptq_columns_reference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -178,6 +178,20 @@ def _experts_linear_grad_input(random: Random) -> Call:
     return Call("experts_linear_grad_input", [grad, offsets, *weights, x.shape[1], group_size, layout])
 
 
+def _experts_route(random: Random) -> Call:
+    tokens, routed, count = random.choice((0, 1, 5)), random.choice((1, 2, 8)), random.choice((1, 4))
+    hidden = torch.randn(tokens, random.choice((1, 64))).to(random.choice((*FLOATS, torch.float64)))
+    index = torch.randint(0, count + 2, (tokens, routed), dtype=random.choice((torch.int32, torch.int64)))
+    return Call("experts_route", [hidden, index, count, count + 1])
+
+
+def _experts_sum(random: Random) -> Call:
+    tokens, routed = random.choice((0, 1, 5)), random.choice((1, 2, 8))
+    rows = torch.randn(tokens * routed, random.choice((1, 64))).to(random.choice(FLOATS))
+    weights = torch.rand(tokens, routed).to(random.choice(FLOATS))
+    return Call("experts_sum", [rows, weights, torch.randperm(tokens * routed)])
+
+
 def _repack(random: Random) -> Call:
     return Call("repack", list(vars(_layer(random)).values()))
 
@@ -215,7 +229,7 @@ def _gptq_columns(random: Random) -> Call:
 CALLS: tuple[Callable[[Random], Call], ...] = (
     _linear, _linear, _linear, _linear_reference, _linear_many, _linear_many, _linear_grad_input, _repack, _dequantize,
     _dequantize_columns, _embedding, _embedding, _gptq_columns, _experts_linear, _experts_linear, _experts_linear,
-    _experts_linear_reference, _experts_linear_grad_input,
+    _experts_linear_reference, _experts_linear_grad_input, _experts_route, _experts_sum,
 )  # fmt: skip
 REFERENCES: dict[str, Callable[..., Any]] = {
     "linear": ops.linear_reference,
@@ -225,5 +239,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "experts_linear": experts_ops.experts_linear_reference,
     "experts_linear_reference": experts_ops.experts_linear_reference,
     "experts_linear_grad_input": experts_ops.experts_linear_grad_input,
+    "experts_route": experts_routing.experts_route_reference,
+    "experts_sum": experts_routing.experts_sum_reference,
     "gptq_columns": gptq_columns_reference,
 }

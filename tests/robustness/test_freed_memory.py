@@ -14,7 +14,7 @@ from tests.robustness.odd_arguments import freed
 from tests.robustness.operator_calls import CALLS, Call
 from transformers_qaig import QAIGLinear
 
-SIZED = ("linear", "linear_many", "embedding", "experts_linear")
+SIZED = ("linear", "linear_many", "embedding", "experts_linear", "experts_route", "experts_sum")
 
 
 def whole_calls() -> Iterator[Call]:

@@ -13,12 +13,16 @@ dequantize = ops.dequantize
 dequantize_columns = ops.dequantize_columns
 embedding = ops.embedding
 experts_linear = ops.experts_linear
+experts_route = ops.experts_route
+experts_sum = ops.experts_sum
 
 __all__ = [
     "dequantize",
     "dequantize_columns",
     "embedding",
     "experts_linear",
+    "experts_route",
+    "experts_sum",
     "linear",
     "linear_many",
     "repack",

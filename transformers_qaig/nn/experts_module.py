@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .experts_layout import ExpertsLayout, experts_layout
+from .experts_routing import route, weighted_sum
 from .onloaded_linear import onloaded_linear
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -86,17 +87,12 @@ class ExpertsModule(nn.Module):
             offsets = torch.arange(count + 1, dtype=torch.int32, device=hidden.device) * (hidden.shape[0] // count)
             return self._experts(hidden, offsets, None)
         index, weights = routing(self.stack, values, hidden.shape[0])
-        ids, order = index.reshape(-1).sort(stable=True)
-        _check_ids(ids, self.stack.num_choices)
-        offsets = torch.searchsorted(ids, torch.arange(count + 1, device=ids.device), out_int32=True)
-        x = hidden[order // index.shape[-1]]
+        x, offsets, order = route(hidden, index, count, self.stack.num_choices)
+        ids = index.reshape(-1)[order] if self.stack.has_bias or self.stack.identities else None
         rows = self._experts(x, offsets, ids)
-        if self.stack.identities:
+        if ids is not None and self.stack.identities:
             rows = torch.where(((ids >= count) & (ids < self.stack.num_choices)).unsqueeze(-1), x, rows)
-        rows = rows * weights.reshape(-1)[order].unsqueeze(-1)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        summed = rows[back].view(*index.shape, hidden.shape[-1]).sum(-2)
-        return summed.to(hidden.dtype).view(values[0].shape)
+        return weighted_sum(rows, weights, order).to(hidden.dtype).view(values[0].shape)
 
     def _experts(self, x: Tensor, offsets: Tensor, ids: Tensor | None) -> Tensor:
         """Runs every expert on its rows: `[R, H]` to `[R, H]`. `ids` are the rows' experts, for biases."""
@@ -173,17 +169,6 @@ def routing(layout: ExpertsLayout, values: Sequence[Tensor], tokens: int) -> tup
             )
         return index.reshape(tokens, index.shape[-1]), weights
     return torch.arange(layout.num_experts, device=weights.device).expand(tokens, -1), weights
-
-
-def _check_ids(ids: Tensor, count: int) -> None:
-    """Raises `ValueError` for an index that is no expert's; other devices than the CPU are not waited for."""
-    if torch.compiler.is_compiling() or ids.device.type != "cpu" or not len(ids):
-        return
-    if int(ids[0]) < 0 or int(ids[-1]) > count:
-        raise ValueError(
-            f"the indices of the chosen experts must be from 0 to {count} ({count} for none), got "
-            f"{int(ids[0])} to {int(ids[-1])}"
-        )
 
 
 class LinearExperts(ExpertsModule):

@@ -53,3 +53,8 @@ LIBRARY.define(
     "int in_features, int group_size, int layout) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+LIBRARY.define(
+    "experts_route(Tensor hidden, Tensor index, int num_experts, int num_choices) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define("experts_sum(Tensor rows, Tensor weights, Tensor order) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
