@@ -101,7 +101,7 @@ def _judged(call: Call, given: list[Any], result: Any) -> tuple[str, str]:
         expected = REFERENCES[call.operator](*plain)
     except Exception as error:
         return "accepted", f"and the reference says: {type(error).__name__}: {error}"
-    expected = plain[:3] if call.operator == "gptq_columns" else [expected]
+    expected = plain[:3] if call.operator == "gptq_columns" else _flat(expected)
     pairs = list(zip(_flat(result), expected, strict=True))
     wrong = [True for one, other in pairs if one.shape != other.shape or one.dtype != other.dtype]
     if wrong:

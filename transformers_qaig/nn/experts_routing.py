@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..formats.checks import check_device, check_dispatchable
 from ..formats.packing import SCALE_DTYPES
 from ..kernels import extension
 from .forward_mode import is_active
@@ -108,12 +109,14 @@ def _runs_kernel(*tensors: Tensor) -> bool:
 
 
 def _experts_route(hidden: Tensor, index: Tensor, num_experts: int, num_choices: int) -> tuple[Tensor, Tensor, Tensor]:
+    check_dispatchable("hidden", hidden, index=index)
     if load_kernels(hidden.device) and extension.has_kernel("experts_route", hidden.device.type):
         return torch.ops.qaig.experts_route(hidden, index, num_experts, num_choices)
     return experts_route_reference(hidden, index, num_experts, num_choices)
 
 
 def _experts_sum(rows: Tensor, weights: Tensor, order: Tensor) -> Tensor:
+    check_dispatchable("rows", rows, weights=weights, order=order)
     if load_kernels(rows.device) and extension.has_kernel("experts_sum", rows.device.type):
         return torch.ops.qaig.experts_sum(rows, weights, order)
     return experts_sum_reference(rows, weights, order)
@@ -121,6 +124,7 @@ def _experts_sum(rows: Tensor, weights: Tensor, order: Tensor) -> Tensor:
 
 @torch.library.register_fake("qaig::experts_route", lib=LIBRARY)
 def _route_fake(hidden: Tensor, index: Tensor, num_experts: int, num_choices: int) -> tuple[Tensor, Tensor, Tensor]:
+    check_device("index", index, hidden)
     rows = index.shape[0] * index.shape[1]
     offsets = index.new_empty(num_experts + 1, dtype=torch.int32)
     return hidden.new_empty(rows, hidden.shape[1]), offsets, index.new_empty(rows, dtype=torch.int64)
@@ -128,6 +132,8 @@ def _route_fake(hidden: Tensor, index: Tensor, num_experts: int, num_choices: in
 
 @torch.library.register_fake("qaig::experts_sum", lib=LIBRARY)
 def _sum_fake(rows: Tensor, weights: Tensor, order: Tensor) -> Tensor:
+    check_device("weights", weights, rows)
+    check_device("order", order, rows)
     return rows.new_empty(weights.shape[0], rows.shape[1], dtype=torch.promote_types(rows.dtype, weights.dtype))
 
 
