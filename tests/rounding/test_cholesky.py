@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from transformers_qaig.rounding.cholesky import BLOCK, inverse_root
+from transformers_qaig.rounding import cholesky
+from transformers_qaig.rounding.cholesky import BLOCK, STRIPE, inverse_root, invert_in_place
 
 
 def positive(size: int) -> torch.Tensor:
@@ -14,7 +15,7 @@ def positive(size: int) -> torch.Tensor:
     return x @ x.T / size + torch.eye(size)
 
 
-@pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
+@pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 3 * BLOCK - 5, STRIPE + BLOCK, 2 * STRIPE + 3])
 def test_it_is_the_inverse_of_the_root(size: int) -> None:
     matrix = positive(size)
     found = inverse_root(matrix.clone())
@@ -44,7 +45,7 @@ def by_threads(compute: Callable[[], Tensor]) -> list[Tensor]:
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    matrix = positive(3 * BLOCK - 5)
+    matrix = positive(STRIPE + 2 * BLOCK - 5)
     first, *others = by_threads(lambda: matrix @ matrix)
     if not all(torch.equal(first, other) for other in others):
         pytest.skip(
@@ -52,3 +53,14 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         )
     first, *others = by_threads(lambda: inverse_root(matrix.clone()))
     assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("size", [1, 8, 9, 70])
+def test_halves_of_a_triangle_give_its_inverse(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cholesky, "SOLVED", 8)
+    root = torch.linalg.cholesky(positive(size))
+    expected = torch.linalg.inv(root.double())
+    for stored in (root.clone(), root.T.contiguous().T):  # by rows, and by columns as a GPU's library stores it
+        found = invert_in_place(stored)
+        assert found is stored
+        assert (found - expected).norm() < 1e-5 * expected.norm()

@@ -168,6 +168,12 @@ at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std:
         .to(kDevice);
 }
 
+// The CPU has no products of 16 bits with results in float32.
+at::Tensor mixed_product(const at::Tensor& a, const at::Tensor& b, at::ScalarType dtype) {
+    TORCH_CHECK(a.device() == b.device(), "Expected both matrices to be on ", kDevice);
+    return at::mm(on_cpu(a).to(dtype), on_cpu(b).to(dtype)).to(kDevice);
+}
+
 // Operators that take positions from the CPU on every device.
 bool takes_positions(const std::string& name) {
     return name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_" ||
@@ -226,6 +232,7 @@ TORCH_LIBRARY_IMPL(aten, MTIA, m) {
     m.impl("set_.source_Tensor", at::native::set_tensor_);
     m.impl("_local_scalar_dense", local_scalar);
     m.impl("convolution_overrideable", convolution);
+    m.impl("mm.dtype", mixed_product);
     m.impl("as_strided", at::native::as_strided_tensorimpl);
     m.impl("view", at::native::view);
     m.impl("_reshape_alias", at::native::_reshape_alias);

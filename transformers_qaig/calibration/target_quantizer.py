@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
-from ..execution.dense_copy import dense_copy
+from ..execution.dense_copy import fast_to_run
 from ..execution.interceptor import TargetInputs
 from ..execution.row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
 from ..execution.stream_errors import StreamErrors
@@ -113,7 +114,6 @@ def advance(result: TargetResult, inputs: TargetInputs, paused: PausedSamples | 
         paused: what goes on to the next target with the two outputs; None: the samples end here.
     """
     start = time.perf_counter()
-    running = [dense_copy(became.module) for became in result.results] if inputs.full else []
 
     def run(sample: int) -> TargetErrors:
         call, call_q, mask = inputs.full[sample], inputs.quantized[sample], inputs.masks[sample]
@@ -137,7 +137,10 @@ def advance(result: TargetResult, inputs: TargetInputs, paused: PausedSamples | 
         return found
 
     samples, total = inputs.samples(), TargetErrors([OutputError() for _ in result.chunks])
-    for sample, found in zip(samples, inputs.of_each(samples, run)):
+    with ExitStack() as stack:
+        running = [stack.enter_context(fast_to_run(one.module)) for one in result.results] if inputs.full else []
+        found_of = inputs.of_each(samples, run)
+    for sample, found in zip(samples, found_of):
         total.join(found)
         if found.not_finite:
             inputs.exclude_samples({sample: found.not_finite})

@@ -1,8 +1,10 @@
-"""A packed block as it runs on an accelerator during calibration: its weights dequantized once, not at every call."""
+"""A packed block as it runs fast during calibration: its weights are put in order once, not at every call."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -12,6 +14,7 @@ from ..formats.hadamard import rotate
 from ..formats.reference import round_activations
 from ..nn.linear import QAIGLinear
 from ..nn.packed_module import PackedModule
+from ..nn.packed_tensors import PackedTensors
 from ..nn.transformed_input import TransformedInputLinear
 
 MAX_BYTES = 2**33
@@ -31,15 +34,35 @@ def dense_linear(layer: QAIGLinear) -> nn.Linear:
     return TransformedInputLinear(PackedModule.dequantize(layer, dtype), layer.bias, transform)
 
 
-def dense_copy(block: nn.Module) -> nn.Module:
-    """Returns the block with its packed linears dequantized, all other tensors shared; itself on the CPU.
+@contextmanager
+def fast_to_run(block: nn.Module) -> Iterator[nn.Module]:
+    """Gives a packed block as it runs fast, within the context.
 
-    The CPU's kernels read words in the order of the checkpoint. An accelerator's do not, and the reference in plain
-    torch, which does, takes thousands of launches a call.
+    On the CPU that is the block itself, with its weights in the layout of the kernels: results are the same to the bit,
+    and three to twenty times as fast as in the order of the checkpoint. See [`dense_copy`] for accelerators.
+    """
+    packed = [module for module in block.modules() if isinstance(module, PackedTensors)]
+    if not packed or packed[0].device.type != "cpu":
+        yield dense_copy(block)
+        return
+    try:
+        for module in packed:
+            module.to_kernel_layout()
+        yield block
+    finally:
+        for module in packed:
+            module.to_checkpoint_layout()
+
+
+def dense_copy(block: nn.Module) -> nn.Module:
+    """Returns the block with its packed linears dequantized, all other tensors shared; itself if it is too large.
+
+    An accelerator's kernels do not read words in the order of the checkpoint, and the reference in plain torch, which
+    does, takes thousands of launches a call.
     """
     packed = {name: module for name, module in block.named_modules() if type(module) is QAIGLinear}
     size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in packed.values())
-    if size > MAX_BYTES or not packed or next(iter(packed.values())).device.type == "cpu":
+    if size > MAX_BYTES or not packed:
         return block
     if "" in packed:
         return dense_linear(packed[""])

@@ -49,10 +49,10 @@ class GroupInputs:
     token_weights: Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: list[Tensor | None] = field(default_factory=list)
 
-    def loaded(self, device: torch.device) -> GroupInputs:
-        """Copies the inputs to `device`, all their floats in fp32."""
+    def loaded(self, device: torch.device, dtype: torch.dtype | None = torch.float32) -> GroupInputs:
+        """Copies the inputs to `device`, all their floats in `dtype`; None leaves them in theirs."""
         hidden, hidden_q, mask, args, kwargs, token_weights = map_tensors(
-            lambda t: t.to(device, torch.float32) if t.is_floating_point() else t.to(device),
+            lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
             (self.hidden, self.hidden_q, self.mask, self.args, self.kwargs, self.token_weights),
         )
         return replace(

@@ -21,6 +21,8 @@ DAMPINGS = (0.003, DAMPING, 0.03, 0.1, 0.3, 1.0)
 """Candidates, as shares of the mean of H's diagonal."""
 ROWS = 256
 """Rows of each weight that a damping is tried on."""
+KEPT_BYTES = 2**31
+"""What the factors may take that wait to be used again."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +63,48 @@ def choose_damping(
         two of `DAMPINGS`; `DAMPING` where none has a finite error.
     """
     tried = {name: weight[:: math.ceil(len(weight) / ROWS)] for name, weight in weights.items()}
-    share = recipe.asymmetric
+    share, hessian_of = recipe.asymmetric, _Hessians(calibration.second)
 
     def error_of_targets(damping: float) -> float:
-        hessian = Hessian.of(calibration.second, damping=damping)
+        hessian = hessian_of(damping)
         targets = (calibration.target(weight, hessian, share) for weight in tried.values())
         return sum(map(held_back.output_error, tried.values(), targets))
 
     target_damping = _least(error_of_targets) if share else DAMPING
-    trials = _trials(tried, grids, calibration, target_damping, recipe)
+    trials = _trials(tried, grids, calibration, hessian_of(target_damping), recipe)
 
     def error_of_codes(damping: float) -> float:
-        hessian = Hessian.of(calibration.second, damping=damping)
+        hessian = hessian_of(damping)
         rounded = (gptq(target, hessian, grid).values for _, target, grid in trials)
         return sum(held_back.output_error(weight, values) for (weight, _, _), values in zip(trials, rounded))
 
     return Damping(_least(error_of_codes), target_damping)
 
 
+class _Hessians:
+    """Makes the Hessians of a moment, and keeps the first ones that fit: two searches ask for the same dampings."""
+
+    def __init__(self, moment: Tensor):
+        self._moment, self._kept = moment, dict[float, Hessian]()
+
+    def __call__(self, damping: float) -> Hessian:
+        if damping in self._kept:
+            return self._kept[damping]
+        found = Hessian.of(self._moment, damping=damping)
+        if (1 + len(self._kept)) * self._moment.nbytes <= KEPT_BYTES:
+            self._kept[damping] = found
+        return found
+
+
 def _trials(
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Mapping[str, Any]],
     calibration: InputMoments,
-    damping: float,
+    hessian: Hessian,
     recipe: Recipe,
 ) -> list[tuple[Tensor, Tensor, QuantGrid]]:
     """Returns each weight, its target, and a grid for that: of GPTQ's many one, as all of them take long."""
-    hessian, trials = Hessian.of(calibration.second, damping=damping), []
+    trials = []
     for name, weight in weights.items():
         target = calibration.target(weight, hessian, recipe.asymmetric)
         clipped: dict[str, Any] = {}

@@ -10,6 +10,7 @@ no index of the order needs to be stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -126,11 +127,12 @@ class _Columns(NamedTuple):
     def take(self, first: int, last: int) -> None:
         """Rounds columns `first` to `last`, and lets the later ones among them compensate."""
         remaining, errors, factor = self.remaining, self.errors, self.factor
-        if last - first > (MAX_GPTQ_COLUMNS if remaining.is_cuda else COLUMNS):
-            # Halves: nearly all the arithmetic is in few large products.
-            middle = (first + last) // 2
+        at_once = MAX_GPTQ_COLUMNS if remaining.is_cuda else COLUMNS
+        if last - first > at_once:
+            # Halves, each of whole runs of columns: nearly all the arithmetic is in few large products.
+            middle = first + at_once * math.ceil((last - first) / at_once / 2)
             self.take(first, middle)
-            remaining[middle:last] -= factor[first:middle, middle:last].T @ errors[first:middle]
+            remaining[middle:last].sub_(factor[first:middle, middle:last].T @ errors[first:middle])
             self.take(middle, last)
             return
         columns = (t[first:last] for t in (remaining, errors, self.codes, factor[:, first:last], self.group_of))

@@ -62,7 +62,7 @@ def gptq_columns_reference(
         torch.div(row, of_step, out=code).round_().clamp_(low, high)  # less the zero point
         torch.sub(row, torch.mul(code, of_scale, out=error), out=error).div_(factor[j, j])
         if j + 1 < len(rows):
-            rows[j + 1 :] -= factor[j, j + 1 :].unsqueeze(-1) * error
+            rows[j + 1 :].sub_(factor[j, j + 1 :].unsqueeze(-1) * error)
     codes.copy_(found.add_(zeros))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..distributed import Terms
 from ..utils.finite import is_finite
+from .bfloat16_products import product
 from .cholesky import inverse_root
 
 DAMPING = 0.01
@@ -21,6 +22,8 @@ RETRIES = 3
 """Times that the damping is raised tenfold when H cannot be factorized."""
 STRIPE = 4096
 """Rows of a moment that are made, or looked at, at once: all of 19,000 channels are 1.4 GB."""
+STRIPES, MIN_STRIPE = 8, 128
+"""Into so many stripes of rows a symmetric moment is divided, if they are not smaller than that."""
 ALL_HERE = Terms[Any]([])
 """Terms that one process adds up by itself."""
 
@@ -39,7 +42,7 @@ def second_moment(inputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Computes Σ λ x yᵀ and Σ λ over tokens, as a [`HessianAccumulator`] adds them.
+    """Computes Σ λ x yᵀ and Σ λ over tokens, as a [`HessianAccumulator`] adds them. Those not finite are skipped.
 
     Args:
         inputs: (x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]), at least one.
@@ -48,8 +51,9 @@ def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
         fp32 [K, K] and fp32 [], finite unless λ is not.
     """
     total = HessianAccumulator()
-    for x, y, weight in inputs:
-        total.add(x, y, weight)
+    for tokens in inputs:
+        total.add(*finite_tokens(*tokens))
+    total.complete()
     return total.moment, total.mass
 
 
@@ -57,10 +61,11 @@ def moment_sum(inputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor,
 class HessianAccumulator:
     """Adds up Σ λ x yᵀ (fp32 [K, K]) and Σ λ (fp32 []) over tokens.
 
-    Sums of several sets of tokens may be added. Tokens that are not finite are skipped.
+    Sums of several sets of tokens may be added. Where y is x itself, half of the products are the others transposed,
+    and nearly half are not computed.
 
     Attributes:
-        moment: so far; of the tokens of several ranks only after `complete`.
+        moment: so far. Call `complete` before it is read.
         mass: so far.
         terms: which ranks add tokens in turns. All then add in the same rounds.
     """
@@ -68,30 +73,60 @@ class HessianAccumulator:
     moment: Tensor = field(default_factory=lambda: torch.zeros(()))
     mass: Tensor = field(default_factory=lambda: torch.zeros(()))
     terms: Terms[Any] = ALL_HERE
+    _is_upper: bool = False
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
-        """Adds some tokens: x fp32 [B, T, K], y fp32 [B, T, K], λ fp32 [B, T]."""
+        """Adds some tokens, which are finite. To one sum, y is always x itself, or never.
+
+        Args:
+            x: fp32 [B, T, K]; or bfloat16, if [`multiplies_exactly`] says so of the device.
+            y: like x.
+            weight: λ fp32 [B, T]; 0 and 1 alone with bfloat16.
+        """
+        is_symmetric = y is x
         x, y, weight = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight.reshape(-1)
-        if not (is_finite(x) and is_finite(y)):
-            bad = ~(_finite_rows(x) & _finite_rows(y))
-            x, y = x.masked_fill(bad.unsqueeze(-1), 0.0), y.masked_fill(bad.unsqueeze(-1), 0.0)
-            weight = weight.masked_fill(bad, 0.0)
         if self.moment.ndim == 0:
-            self.moment = torch.zeros(x.shape[-1], y.shape[-1], dtype=x.dtype, device=x.device)
-        y = y * weight.unsqueeze(-1)
-        for start in range(0, len(self.moment), STRIPE):
-            self.terms.add(self.moment[start : start + STRIPE], x[:, start : start + STRIPE].T @ y)
-        self.mass = self.mass.to(x, copy=True)
+            self.moment = torch.zeros(x.shape[-1], y.shape[-1], dtype=weight.dtype, device=x.device)
+            self._is_upper = is_symmetric
+        y = y * weight.to(y.dtype).unsqueeze(-1)
+        for rows, columns in self._parts():
+            self.terms.add(self.moment[rows, columns], product(x[:, rows].T, y[:, columns]))
+        self.mass = self.mass.to(weight, copy=True)
         self.terms.add(self.mass, weight.sum())
 
+    def join(self, other: HessianAccumulator) -> None:
+        """Adds the tokens of another sum of the same kind."""
+        if other.moment.ndim:
+            self.moment = self.moment.add_(other.moment) if self.moment.ndim else other.moment.clone()
+            self.mass, self._is_upper = self.mass.to(other.mass) + other.mass, other._is_upper
+
     def complete(self) -> None:
-        """Collects the sums of all ranks."""
-        for start in range(0, len(self.moment) if self.moment.ndim else 0, STRIPE):
-            self.terms.complete(self.moment[start : start + STRIPE])
+        """Collects the sums of all ranks, and fills in what follows from symmetry."""
+        for rows, columns in self._parts():
+            self.terms.complete(self.moment[rows, columns])
+            if self._is_upper:
+                self.moment[rows.stop :, rows] = self.moment[rows, rows.stop :].T
+
+    def _parts(self) -> Iterator[tuple[slice, slice]]:
+        """Yields rows of the sum, and the columns of them that are added up."""
+        size = len(self.moment) if self.moment.ndim else 0
+        stripe = min(STRIPE, max(size // STRIPES, MIN_STRIPE)) if self._is_upper else STRIPE
+        for start in range(0, size, stripe):
+            yield slice(start, min(start + stripe, size)), slice(start if self._is_upper else 0, size)
+
+
+def finite_tokens(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns tokens and their weights, zeros for those of which x or y is not finite."""
+    if is_finite(x) and (y is x or is_finite(y)):
+        return x, y, weight
+    bad = ~(_finite_rows(x) & _finite_rows(y))
+    finite = x.masked_fill(bad.unsqueeze(-1), 0.0)
+    other = finite if y is x else y.masked_fill(bad.unsqueeze(-1), 0.0)
+    return finite, other, weight.masked_fill(bad, 0.0)
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Returns which rows of x [T, K] are finite, bool [T], without a copy of x."""
+    """Returns which rows of x [..., K] are finite, bool [...], without a copy of x."""
     low, high = x.amin(-1), x.amax(-1)  # NaN wins both; on the CPU `aminmax` takes eight times as long
     return torch.isfinite(low) & torch.isfinite(high)
 

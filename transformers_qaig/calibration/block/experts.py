@@ -14,7 +14,7 @@ from ...execution.routed_rows import RoutedRows
 from ...nn.experts_layout import ExpertsLayout, expert_path, split_path
 from ...nn.experts_module import LinearExperts
 from ...rounding.clipping import diagonal_blocks, search_clipping
-from ...rounding.hessian import DAMPING, MIN_TOKENS, Hessian, HessianAccumulator
+from ...rounding.hessian import DAMPING, MIN_TOKENS, Hessian, HessianAccumulator, finite_tokens
 from ...rounding.learned import Keep, in_memory
 from .decisions import BlockDecisions, folded_view
 from .expert_files import memory_for_experts
@@ -251,6 +251,7 @@ class Moments:
 
     def add(self, x: Tensor, x_q: Tensor, weights: Tensor, with_shift: bool) -> None:
         """Adds tokens: x fp32 `[R, K]`, x_q fp32 `[R, K]`, λ fp32 `[R]`."""
+        x_q, x, weights = finite_tokens(x_q, x, weights)
         self.second.add(x_q, x_q, weights)
         self.squares = self.squares.to(weights) + weights.square().sum()
         if with_shift:
@@ -260,9 +261,7 @@ class Moments:
         """Adds the tokens of another expert."""
         self.squares = self.squares.to(other.squares) + other.squares
         for mine, theirs in ((self.second, other.second), (self.shift, other.shift)):
-            if theirs.moment.ndim:
-                mine.moment = mine.moment.add_(theirs.moment) if mine.moment.ndim else theirs.moment.clone()
-                mine.mass = mine.mass.to(theirs.mass) + theirs.mass
+            mine.join(theirs)
 
     @property
     def noise(self) -> float:
@@ -279,6 +278,7 @@ class Moments:
         mass = self.second.mass
         if not float(mass):
             return None
+        self.second.complete()
         moment, shift = self.second.moment / mass.clamp(min=1e-12), self.shift.moment / mass.clamp(min=1e-12)
         if context.recipe.rounding == "nearest":
             return Solved(moment, shift, None)

@@ -18,8 +18,9 @@ from ...execution.spread import no_tokens
 from ...execution.streamed_inputs import StreamedInputs
 from ...formats.scheme import Plan, Rotation
 from ...nn.linear import get_linear
+from ...rounding.bfloat16_products import halves, multiplies_exactly
 from ...rounding.damping import Damping, choose_damping
-from ...rounding.hessian import MIN_TOKENS, HessianAccumulator
+from ...rounding.hessian import MIN_TOKENS, HessianAccumulator, finite_tokens
 from ...rounding.moments import InputMoments
 from .decisions import BlockDecisions, folded_view
 
@@ -111,11 +112,13 @@ class GroupContext:
         """Returns a member's path in the model."""
         return f"{self.path}.{member}"
 
-    def loaded(self, inputs: Terms[GroupInputs] | None = None) -> Iterator[GroupInputs]:
+    def loaded(
+        self, inputs: Terms[GroupInputs] | None = None, dtype: torch.dtype | None = torch.float32
+    ) -> Iterator[GroupInputs]:
         """Yields this rank's inputs one after the other, on the block's device; none where only others have some."""
         columns = get_linear(self.block, self.members[0]).weight.shape[1]
         rounds = (self.inputs if inputs is None else inputs).in_rounds()
-        return ((one or no_tokens(columns)).loaded(self.device) for one in rounds)
+        return ((one or no_tokens(columns)).loaded(self.device, dtype) for one in rounds)
 
     def of_each(self, compute: Callable[[GroupInputs], T]) -> list[T]:
         """Returns what `compute` makes of each of the inputs on the block's device, in order, on all ranks."""
@@ -172,15 +175,32 @@ class GroupContext:
         decisions: BlockDecisions,
         weigh: Callable[[GroupInputs], Tensor] | None = None,
     ) -> InputMoments:
-        scale, name = self.scale(decisions), self.members[0]
         second, shift = HessianAccumulator(terms=samples), HessianAccumulator(terms=samples)
-        for inputs in self.loaded(samples):
-            x, x_q = inputs.hidden / scale, decisions.inputs(inputs.hidden_q / scale, name)
-            weights = inputs.token_weights if weigh is None else weigh(inputs)
+        as_read = self._linears_multiply_what_they_read(decisions)
+        exact = as_read and multiplies_exactly(self.device)
+        for inputs in self.loaded(samples, None if exact else torch.float32):
+            x, x_q, weights = inputs.hidden, inputs.hidden_q, inputs.token_weights if weigh is None else weigh(inputs)
             del inputs  # 8192 tokens of 19,000 channels are 0.6 GB
+            if not as_read:
+                x, x_q = self._multiplied(x, x_q, decisions)
+                x_q, x, weights = finite_tokens(x_q, x, weights)
+            in_bfloat16 = exact and x.dtype == x_q.dtype == torch.bfloat16
+            x, x_q = (x, x_q) if in_bfloat16 else (x.float(), x_q.float())
             second.add(x_q, x_q, weights)
             if self.recipe.asymmetric:
-                shift.add(x_q, decisions.rotated(x, name).sub_(x_q), weights)
+                x = x.float().sub_(x_q) if in_bfloat16 else x - x_q
+                for part in halves(x) if in_bfloat16 else (x,):
+                    shift.add(x_q, part, weights)
         second.complete()
         shift.complete()
         return InputMoments.of_sums(second.moment, shift.moment if self.recipe.asymmetric else None, second.mass)
+
+    def _linears_multiply_what_they_read(self, decisions: BlockDecisions) -> bool:
+        """Whether nothing happens to the inputs, which are finite, and their weights are 0 and 1."""
+        is_rounded = decisions.schemes[self.members[0]].activation_bits == 8
+        return self.only_sums and not is_rounded and self.scale(decisions).ndim == 0
+
+    def _multiplied(self, x: Tensor, x_q: Tensor, decisions: BlockDecisions) -> tuple[Tensor, Tensor]:
+        """Returns the inputs as linears multiply them in the full-precision model, and in the quantized one."""
+        scale, name = self.scale(decisions), self.members[0]
+        return decisions.rotated(x / scale, name), decisions.inputs(x_q / scale, name)
