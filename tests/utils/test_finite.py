@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST
 from transformers_qaig import QAIGConfig
-from transformers_qaig.utils.finite import check_weights, is_finite, is_lower
+from transformers_qaig.utils.finite import are_finite, check_weights, is_finite, is_lower
 
 NAN, INF = float("nan"), float("inf")
 
@@ -26,6 +26,15 @@ def test_integers_nothing_and_float8_are_told_too() -> None:
     assert is_finite(torch.empty(0, 4))
     assert is_finite(torch.ones(4).to(torch.float8_e4m3fn))
     assert not is_finite(torch.tensor([1.0, NAN]).to(torch.float8_e4m3fn))
+
+
+def test_many_tensors_are_told_apart_at_once() -> None:
+    bad = torch.tensor([1.0, INF])
+    found = are_finite(
+        [torch.ones(2), bad, torch.arange(3), torch.empty(0), bad.half(), torch.tensor(1e300, dtype=torch.float64)]
+    )
+    assert found == [True, False, True, True, False, True]
+    assert are_finite([]) == []
 
 
 def test_an_error_that_is_not_finite_is_never_the_lower_one() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..utils.finite import is_finite
+from ..utils.finite import are_finite, is_finite
 from .interceptor import LayerInputs, TargetInputs
 from .token_rows import row_mask
 
@@ -54,9 +54,9 @@ def check_inputs_of(path: str, inputs: TargetInputs) -> None:
         del both["quantized"]
     found: dict[int, str] = {}
     for name, calls in both.items():
-        for sample, call in calls.items():
-            x = hidden_states(call)
-            if x is not None and not is_finite_where(inputs.masks[sample], x):
+        states = {sample: x for sample, call in calls.items() if (x := hidden_states(call)) is not None}
+        for (sample, x), finite in zip(states.items(), are_finite(list(states.values()))):
+            if not finite and not is_finite_where(inputs.masks[sample], x):
                 found.setdefault(sample, f"the {name} hidden states that enter {path}")
     everywhere = {sample: where for of_rank in inputs.ranks.gather(found) for sample, where in of_rank.items()}
     if everywhere:

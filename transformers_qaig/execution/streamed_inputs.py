@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
 from ..equalization.fold import Group
+from ..utils.finite import are_finite
 from .gathering import RowFinder, entering, finite_inputs
 from .group_inputs import GroupInputs, is_tokenwise, join, rows_of, tokens_of
 from .interceptor import TargetInputs
@@ -68,17 +68,10 @@ class StreamedInputs:
 
     def _finite(self, row: list[GroupInputs]) -> list[GroupInputs]:
         """Makes what is not finite at padding zero; the host waits once for a row in which there is nothing to do."""
-        of_each = [_largest(x) for one in row for x in (one.hidden, one.hidden_q) if x.numel()]
-        if not of_each or bool(torch.isfinite(torch.stack(of_each)).all()):
+        if all(are_finite([x for one in row for x in (one.hidden, one.hidden_q)])):
             return list(row)
         return list(map(partial(finite_inputs, group=self.group), row))
 
 
 def _without_arguments(one: GroupInputs) -> GroupInputs:
     return replace(one, args=(), kwargs={})
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Returns a number that is finite if all of `x` are."""
-    low, high = x.aminmax()
-    return torch.maximum(high, -low).float()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import Terms
-from ..utils.finite import is_finite
+from ..utils.finite import are_finite, is_finite
 from .bfloat16_products import product
 from .cholesky import inverse_root
 
@@ -192,7 +192,7 @@ def inverse_factor(moment: Tensor, damping: float, order: Tensor | None = None) 
     backwards = backwards.flip(0)
     diagonal = moment.diagonal()[backwards.flip(0)]
     mean = diagonal.clamp(min=0).mean()
-    if not is_finite(moment) or mean <= 0:
+    if not all(are_finite([moment, mean.log()])):  # that of zero is not; the host waits once
         return None
     dead = diagonal.flip(0) <= 0
     for retry in range(RETRIES + 1):

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite; makes no copy. Integers always are."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
+    return are_finite([tensor])[0]
+
+
+def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each of some tensors on one device [`is_finite`]; the host waits once for all of them."""
+    asked = [tensor.is_floating_point() and tensor.numel() > 0 for tensor in tensors]
+    of_each = [_found(tensor) for tensor, is_asked in zip(tensors, asked) if is_asked]
+    found = iter(torch.stack(of_each).tolist() if of_each else [])
+    return [next(found) if is_asked else True for is_asked in asked]
+
+
+def _found(tensor: Tensor) -> Tensor:
     if tensor.dtype.itemsize == 1:  # nothing can be compared in float8
         tensor = tensor.float()
     low, high = tensor.aminmax()  # NaN wins both
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def is_lower(new: Tensor, old: Tensor) -> Tensor:
