@@ -7,6 +7,7 @@ BEST = {"name": "best", "steps": 4}
 BUDGET = {"bits": 4.0, "candidates": (2, 3, 4)}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("llava", {"bits": 3}),
+    "bfloat16": ("llava", {"bits": 3, "dtype": "bfloat16"}),
     "fast": ("llava", {"bits": 3, "recipe": "fast"}),
     "gptq": ("llava", {"bits": 3, "recipe": {"name": "gptq", "validate": True}}),
     "paper": ("llava", {"bits": 3, "recipe": "paper"}),

@@ -36,8 +36,16 @@ from transformers_qaig.rounding.quant_grid import minmax_grid  # noqa: E402
 
 def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, Any]:
     run = {"device": device, **settings.get("calibration", {})}
-    config = QAIGConfig(**{**settings, "group_size": 32, "dataset": conversations(6), "calibration": run})
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    settings = {"group_size": 32, "dataset": conversations(6), **settings, "calibration": run}
+    dtype, multiplied, product = settings.pop("dtype", "float32"), set[str](), moments.product
+
+    def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        multiplied.add(str(a.dtype))
+        return product(a, b)
+
+    with patch.object(moments, "product", watched):
+        load, config = AutoModelForImageTextToText.from_pretrained, QAIGConfig(**settings)
+        model = load(folder, dtype=dtype, quantization_config=config)
     report = model.qaig_report
     tensors = [*model.parameters(), *model.buffers()]
     return {
@@ -45,6 +53,7 @@ def quantize(folder: Path, device: str, settings: dict[str, Any]) -> dict[str, A
         "bits": report.bits_per_weight,
         "resumed": [block.resumed for block in report.targets],
         "devices": sorted({str(tensor.device) for tensor in tensors}),
+        "multiplied": sorted(multiplied),
     }
 
 

@@ -42,6 +42,12 @@ def test_as_on_the_cpu(case, rows):
     compare(rows[case])
 
 
+def test_moments_of_bfloat16_are_sums_of_exact_products_there(rows):
+    there, here = rows["bfloat16"]["mtia"], rows["bfloat16"]["cpu"]
+    assert there["multiplied"] == ["torch.bfloat16"]
+    assert here["multiplied"] == ["torch.float32"]
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("case", OTHERS)
 def test_others_as_on_the_cpu(case, other_rows):

@@ -1,0 +1,106 @@
+"""The moments of a group's inputs: exact products of bfloat16 where a device has them, else float32."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import seeds
+from transformers_qaig.calibration.block import group_context
+from transformers_qaig.calibration.block.decisions import BlockDecisions
+from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.config.recipes import recipe_of
+from transformers_qaig.distributed import Terms
+from transformers_qaig.equalization.fold import Group
+from transformers_qaig.execution.group_inputs import GroupInputs
+from transformers_qaig.formats.hadamard import Rotation
+from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.rounding import hessian
+from transformers_qaig.rounding.moments import InputMoments
+
+K, TOKENS = 272, 150  # more than two stripes, and a rest
+Multiply = Callable[[Tensor, Tensor], Tensor]
+
+
+def context(dtype: torch.dtype = torch.bfloat16, recipe: str = "default", **scheme: Any) -> GroupContext:
+    """One linear whose input differs in the two models, with padding at the end."""
+    generator = seeds.generator()
+    block = nn.ModuleDict({"fc": nn.Linear(K, 16)})
+    x = torch.randn(1, TOKENS, K, generator=generator)
+    x_q = x + 0.01 * torch.randn(1, TOKENS, K, generator=generator)
+    mask = torch.arange(TOKENS)[None] < TOKENS - 20
+    inputs = GroupInputs([0], x.to(dtype), x_q.to(dtype), mask, [TOKENS], token_weights=mask.float())
+    schemes = {"fc": WeightScheme(3, K, **scheme)}
+    group = Group(("fc",), "fc", None, (-1,) * K)
+    return GroupContext(block, group, schemes, Terms([inputs]), recipe_of(recipe), torch.float32, False)
+
+
+def moments_of(found: GroupContext) -> InputMoments:
+    return found.measure(BlockDecisions(found.schemes)).moments
+
+
+def in_float64(found: GroupContext) -> tuple[Tensor, Tensor]:
+    (inputs,) = found.inputs
+    x, x_q = (t[inputs.mask].double() for t in (inputs.hidden, inputs.hidden_q))
+    return x_q.T @ x_q / len(x), x_q.T @ (x - x_q) / len(x)
+
+
+@pytest.fixture
+def in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Pretends that the CPU multiplies bfloat16 exactly; returns the dtypes that were multiplied."""
+    dtypes: list[torch.dtype] = []
+
+    def multiply(a: Tensor, b: Tensor) -> Tensor:
+        dtypes.extend((a.dtype, b.dtype))
+        return a.float() @ b.float()
+
+    monkeypatch.setattr(group_context, "multiplies_exactly", lambda device: True)
+    monkeypatch.setattr(hessian, "product", multiply)
+    return dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_moments_are_those_of_float64(dtype: torch.dtype) -> None:
+    found = context(dtype)
+    moments = moments_of(found)
+    second, shift = in_float64(found)
+    assert moments.shift is not None
+    assert (moments.second - second).norm() < 1e-6 * second.norm()
+    assert (moments.shift - shift).norm() < 1e-5 * shift.norm()
+    assert torch.equal(moments.second, moments.second.T)
+
+
+def test_products_of_bfloat16_lose_nothing_but_the_last_bits_of_the_shift(in_bfloat16: list[torch.dtype]) -> None:
+    found = context()
+    moments = moments_of(found)
+    second, shift = in_float64(found)
+    assert moments.shift is not None
+    assert set(in_bfloat16) == {torch.bfloat16}
+    assert moments.second.dtype == moments.shift.dtype == torch.float32
+    assert (moments.second - second).norm() < 1e-6 * second.norm()
+    assert (moments.shift - shift).norm() < 1e-5 * shift.norm()
+    assert float(moments.mass) == TOKENS - 20
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"dtype": torch.float32},
+        {"dtype": torch.float16},
+        {"activation_bits": 8},
+        {"rotation": Rotation(16, 3)},
+    ],
+)
+def test_other_inputs_are_multiplied_in_float32(case: dict[str, Any], in_bfloat16: list[torch.dtype]) -> None:
+    moments_of(context(**case))
+    assert set(in_bfloat16) == {torch.float32}
+
+
+def test_weighed_tokens_are_multiplied_in_float32(in_bfloat16: list[torch.dtype]) -> None:
+    found = context()
+    found = replace(found, recipe=replace(found.recipe, token_weights="qig"))
+    moments_of(found)
+    assert set(in_bfloat16) == {torch.float32}
