@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--scale-to", type=int, default=128)
     parser.add_argument("--check", type=int, help="a third number of samples, which is counted, too")
     parser.add_argument("--tokens", type=int, default=1024, help="of a sample")
+    parser.add_argument("--memory", type=float, default=139, help="GiB that the accelerator says are free")
     parser.add_argument("--compute", action="store_true", help="compute everything, for small widths")
     options = parser.parse_args()
     print(json.dumps(provenance() | {"machine": "pretended accelerator", "options": vars(options)}), flush=True)
@@ -87,6 +88,8 @@ def counts_of(run: str, samples: int, options: argparse.Namespace) -> dict[str, 
     levels = count(0, -1)
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(gptq, "COLUMNS", MAX_GPTQ_COLUMNS))  # as the kernel of a GPU takes them
+        free = int(options.memory * 2**30)
+        stack.enter_context(patch.object(torch.accelerator, "get_memory_info", lambda *_: (free, free)))
         if not options.compute:
             stack.enter_context(patch.object(OutputError, "value", property(lambda _: float(next(levels)))))
             stack.enter_context(patch.object(finder, "find_groups", known_groups))

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import markdown, rows_of, table
+
+RATES = {"flop_16": 650e12, "flop_32": 50e12, "flop_factor": 12e12, "to_device": 5e9, "to_host": 5e9}
+"""What an H200 does in a second, as far as it is known: products, factorizations, copies of pageable memory."""
+LAUNCH = 6e-6
+"""Seconds that the host takes for a launch."""
+
+
+def estimated_seconds(row: dict[str, Any]) -> float:
+    """Returns what the counts take if nothing happens at the same time."""
+    return row["launches"] * LAUNCH + sum(row[kind] / rate for kind, rate in RATES.items())
 
 
 @table("calibration-counts")
@@ -14,6 +26,8 @@ def calibration_counts() -> str:
         flop = [f"{row[kind] / 1e12:,.0f}" for kind in ("flop_16", "flop_32", "flop_factor")]
         copied = [f"{row[way] / 1e9:.1f}" for way in ("to_device", "to_host")]
         name = names.get(row["task"], f"`{row['task']}`")
-        rows.append([name, f"{row['launches']:,}", f"{row['syncs']:,}", *copied, *flop])
+        counts = [f"{row['launches']:,}", f"{row['syncs']:,}", *copied, *flop]
+        rows.append([name, *counts, f"{estimated_seconds(row):.1f}"])
     head = ["of one block", "launches", "waits", "GB to the GPU", "GB back", "TFLOP, bfloat16", "float32", "factors"]
+    head.append("seconds, estimated")
     return markdown(head, rows)

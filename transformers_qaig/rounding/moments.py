@@ -30,6 +30,11 @@ class InputMoments:
         divisor = mass.clamp(min=1e-12)
         return cls(second.div_(divisor), None if shift is None else shift.div_(divisor), mass)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of both matrices."""
+        return self.second.nbytes + (0 if self.shift is None else self.shift.nbytes)
+
     def to(self, device: torch.device) -> InputMoments:
         """Returns them on a device: themselves if they are there."""
         shift = None if self.shift is None else self.shift.to(device)

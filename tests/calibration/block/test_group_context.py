@@ -104,3 +104,15 @@ def test_weighed_tokens_are_multiplied_in_float32(in_bfloat16: list[torch.dtype]
     found = replace(found, recipe=replace(found.recipe, token_weights="qig"))
     moments_of(found)
     assert set(in_bfloat16) == {torch.float32}
+
+
+@pytest.mark.parametrize(("free", "waits"), [(2**40, False), (8 * 2 * 4 * K**2 - 1, True)])
+def test_moments_wait_on_the_cpu_where_they_take_much_of_what_is_free(
+    free: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_context, "free_memory", lambda device: free)
+    found = context()
+    found = replace(found, held_back=found.inputs)
+    moments = moments_of(found)
+    (kept,) = found.measured.values()
+    assert (kept.moments is not moments) is waits

@@ -22,11 +22,12 @@ from ...rounding.bfloat16_products import halves, multiplies_exactly
 from ...rounding.damping import Damping, choose_damping
 from ...rounding.hessian import MIN_TOKENS, HessianAccumulator, finite_tokens
 from ...rounding.moments import InputMoments
+from ...utils.memory import free_memory
 from .decisions import BlockDecisions, folded_view
 
 T = TypeVar("T")
-IDLE_BYTES = 2**27
-"""A second moment that is larger waits on the CPU."""
+SHARE_OF_FREE_MEMORY = 0.125
+"""Moments that take more of what is free on the device wait on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class GroupContext:
         moments = self._moments_of(self.inputs, decisions)
         found = Measured(moments, self._choose_damping(moments, decisions))
         if self.held_back is not None:
-            is_large = moments.second.nbytes > IDLE_BYTES
+            is_large = moments.nbytes > SHARE_OF_FREE_MEMORY * free_memory(self.device)
             self.measured[rotation] = Measured(moments.to(torch.device("cpu")), found.damping) if is_large else found
         return found
 
