@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from transformers_qaig.formats import packing
-from transformers_qaig.formats.packing import pack, pack_zero_point, packed_shapes, unpack, unpack_zero_point
+from transformers_qaig.formats.packing import (
+    column_chunks,
+    pack,
+    pack_zero_point,
+    packed_shapes,
+    unpack,
+    unpack_zero_point,
+)
 
 ALL_BITS = range(2, 9)
 
@@ -46,6 +53,16 @@ def test_chunked_rows_give_the_same_words(bits, monkeypatch):
     monkeypatch.setattr(packing, "_CHUNK_CODES", 120)
     assert torch.equal(pack(codes, bits), whole)
     assert torch.equal(unpack(whole, bits, 50), codes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "step"),
+    [(4096, 4096, 512), (11008, 4096, 128), (1024, 1024, 1024), (32000, 4096, 64), (10**7, 96, 32), (2, 40, 40)],
+)
+def test_chunks_of_columns_cut_no_group_of_128_if_they_hold_one(rows, columns, step):
+    chunks = column_chunks(rows, columns)
+    assert [start for start, _ in chunks] == list(range(0, columns, step))
+    assert [stop for _, stop in chunks] == [*range(step, columns, step), columns]
 
 
 def test_accepts_strided_codes_and_words():

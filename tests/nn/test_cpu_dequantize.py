@@ -38,6 +38,17 @@ def test_columns_are_dequantized_to_the_bit(isa, bits, sym):
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_columns_of_scales_that_are_not_finite_are_those_of_plain_torch(isa, bits):
+    layer = random_layer(bits, 32, False, in_features=96)
+    layer.weight_scale[3, 1], layer.weight_scale[20, 2], layer.weight_scale[9, 0] = torch.inf, torch.nan, 3e38
+    expected = dequantize(layer._weight(), torch.bfloat16)
+    assert not expected.isfinite().all()
+    assert layer.to_kernel_layout()
+    found = torch.ops.qaig.dequantize_columns(*layer._weight(), 0, 96)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_the_gradient_in_bfloat16_is_rounded_once(isa, bits, monkeypatch):
     """Whatever a processor multiplies fastest: panels of 32 columns, and a product in bfloat16."""
     monkeypatch.setattr(reference, "product_dtype", lambda x: x.dtype)

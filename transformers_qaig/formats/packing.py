@@ -150,9 +150,13 @@ def row_chunks(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def column_chunks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Splits columns into consecutive `(start, stop)` ranges of at most 2 `_CHUNK_CODES` elements, or of 32 columns."""
-    units = -(-columns // 32)
-    step = 32 * max(1, min(units, 2 * _CHUNK_CODES // (32 * max(1, rows))))
+    """Splits columns into consecutive `(start, stop)` ranges of at most `_CHUNK_CODES` elements, or of 32 columns.
+
+    A range of 128 columns or more is a multiple of 128: it cuts no group of the usual size, whose scales are read once.
+    """
+    step = max(1, _CHUNK_CODES // max(1, rows))
+    unit = 128 if step >= 128 else 32
+    step = max(step // unit * unit, unit)
     return [(start, min(start + step, columns)) for start in range(0, columns, step)]
 
 

@@ -41,12 +41,31 @@ QAIG_INLINE __m256i values_of(__m512i codes, int32_t zero, float scale) {
     return to_bf16(_mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale)));
 }
 
+// The bits of a float that is no NaN, rounded to bfloat16 in their high half.
+QAIG_INLINE __m512i rounded_half(__m512i codes, int32_t zero, float scale) {
+    const __m512i centred = _mm512_sub_epi32(codes, _mm512_set1_epi32(zero));
+    const __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale)));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+
+// The high halves of 16 words of `low`, then of `high`.
+QAIG_INLINE __m512i high_halves(__m512i low, __m512i high) {
+    const __m512i pairs = _mm512_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015,
+                                            0x001b0019, 0x001f001d, 0x00230021, 0x00270025, 0x002b0029, 0x002f002d,
+                                            0x00330031, 0x00370035, 0x003b0039, 0x003f003d);
+    return _mm512_permutex2var_epi16(low, pairs, high);
+}
+
 // Turns codes of a group into values. There are at most 16 codes of up to 4 bits, so their values are in a table.
 template <int B>
 class Group {
 public:
     QAIG_INLINE Group(const Weight& w, const Tile& tile, int64_t g) {
-        _mm512_store_ps(scale_, load_scale(tile.scale, w.scale_type, g));
+        const __m512 scale = load_scale(tile.scale, w.scale_type, g);
+        _mm512_store_ps(scale_, scale);
+        // Only then can a value be NaN: a code times infinity is, if it is 0.
+        has_nan_ = _mm512_cmp_ps_mask(_mm512_sub_ps(scale, scale), _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
         _mm512_store_si512(zero_, load_zero(tile.zero, w.shape.bits, g));
         if constexpr (B <= 4) {
             const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -64,6 +83,9 @@ public:
         }
         const __m512i low = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes));
         const __m512i high = _mm512_cvtepu8_epi32(_mm256_extracti128_si256(codes, 1));
+        if (!has_nan_) {
+            return high_halves(rounded_half(low, zero_[r], scale_[r]), rounded_half(high, zero_[r], scale_[r]));
+        }
         return _mm512_inserti64x4(_mm512_castsi256_si512(values_of(low, zero_[r], scale_[r])),
                                   values_of(high, zero_[r], scale_[r]), 1);
     }
@@ -72,6 +94,7 @@ private:
     alignas(64) float scale_[kTileRows];
     alignas(64) int32_t zero_[kTileRows];
     alignas(64) uint16_t table_[kTileRows][16];
+    bool has_nan_;
 };
 
 // Stores slots [start, stop) of 32 values.
