@@ -70,12 +70,21 @@ def run(options: argparse.Namespace) -> int:
 def _failed(error: Exception, options: argparse.Namespace) -> int:
     """Prints the error and returns the exit status."""
     if options.traceback:
-        traceback.print_exc()
+        print(_printable(traceback.format_exc()), end="", file=sys.stderr)
     is_foreseen = isinstance(error, (ValueError, OSError, ImportError))
     text = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
     hint = "" if is_foreseen or options.traceback else "\nAdd --traceback to see where."
-    print(f"{options.parser.prog}: error: {text}{hint}", file=sys.stderr)
+    print(f"{options.parser.prog}: error: {_printable(text)}{hint}", file=sys.stderr)
     return getattr(error, "exit_code", 1)
+
+
+def _printable(text: str) -> str:
+    """Escapes control characters, which a message may quote from a file."""
+    try:
+        from transformers_qaig.utils.printable import printable
+    except Exception:  # the package itself cannot be imported, and that is what the message says
+        return text
+    return printable(text)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

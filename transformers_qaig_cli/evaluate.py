@@ -18,7 +18,8 @@ def add(commands: Commands) -> None:
         "With --reference, also compares MODEL's predictions with those of the full-precision model.",
         "  transformers-qaig evaluate out/w3 --dataset chats.jsonl --reference Qwen/Qwen2.5-VL-7B-Instruct\n"
         "  transformers-qaig evaluate out/w3 --dataset org/name:test --columns prompt=q response=a task=category\n"
-        "  transformers-qaig evaluate out/w3 --dataset chats.jsonl --reference path/to/full --html changed.html",
+        "  transformers-qaig evaluate out/w3 --dataset chats.jsonl --reference path/to/full --html changed.html\n"
+        "  transformers-qaig evaluate out/w3 --dataset chats.jsonl --adapter out/adapter",
     )
     command.add_argument("model", metavar="MODEL", help="folder or Hub id of a model, quantized by any method or not")
     command.add_argument("data", metavar="DATA", nargs="?", help="the same as --dataset DATA")
@@ -33,6 +34,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--baseline", metavar="OTHER", help="with --reference: another quantized model, whose KL MODEL's is divided by"
     )
+    command.add_argument("--adapter", metavar="PATH", help="folder or Hub id of a PEFT adapter, for MODEL alone")
     command.add_argument("--num-samples", type=int, default=128, metavar="N", help="conversations (default: 128)")
     command.add_argument("--seed", type=int, default=0, help="seed of their choice (default: 0)")
     command.add_argument(

@@ -1,10 +1,12 @@
 """`transformers-qaig report`: a page of a saved model, and of a run that goes on; `quantize --report --live`."""
 
+import json
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from tests.report.reports import record
 from transformers_qaig_cli import main
 
 
@@ -41,3 +43,27 @@ def test_a_live_page_that_cannot_be_written_is_refused_at_once(
 ) -> None:
     assert main(["quantize", str(llava), str(tmp_path / "out"), "--live", str(tmp_path / "no" / "x.html")]) == 2
     assert "`live_page` must be a file in a folder that is there" in capsys.readouterr().err
+
+
+def test_a_report_of_anybody_gives_the_terminal_no_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, page = tmp_path / "model", tmp_path / "page.html"
+    folder.mkdir()
+    (folder / "qaig_report.json").write_text(json.dumps(record(2, name="\x1b]0;title\x07\ud800")))
+    assert main(["report", str(folder), "--html", str(page), "--png", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(r"\x1b]0;title\x07\ud800: ")
+    assert r"\x1b]0;title\x07\ud800" in page.read_text()
+
+
+@pytest.mark.parametrize("traceback", [[], ["--traceback"]])
+def test_an_error_that_quotes_a_file_gives_the_terminal_no_orders(
+    traceback: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"quant_method": "\x1b[2Jgone"}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    assert main(["report", str(tmp_path / "."), "--html", str(tmp_path / "page.html"), *traceback]) == 1
+    (file := tmp_path / "\x1b[2J").mkdir()
+    assert main(["report", str(file), "--html", str(tmp_path / "page.html"), *traceback]) == 1
+    said = capsys.readouterr().err
+    assert said.count(r"\x1b[2J") >= 2
+    assert "\x1b" not in said

@@ -107,7 +107,7 @@ def test_a_record_that_the_data_set_cannot_decode_is_named(tokenizer: Any, tmp_p
     rows = {"image": [str(tmp_path / f"{name}.png") for name in ("good", "bad")], "question": ["what ?"] * 2}
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     for dataset in (table, table.to_iterable_dataset()):
-        with pytest.raises(ValueError, match=r"calibration sample 1 cannot be read from the dataset \("):
+        with pytest.raises(ValueError, match=r"sample 1 of the dataset cannot be read \("):
             load_samples(dataset, build("llava")[1], num_samples=2, seed=0)
 
 
@@ -116,7 +116,7 @@ def test_a_generator_that_raises_names_the_record(tokenizer: Any) -> None:
         yield RECORDS[0]
         raise KeyError("lost")
 
-    with pytest.raises(ValueError, match=r"calibration sample 1 cannot be read .*KeyError: 'lost'"):
+    with pytest.raises(ValueError, match=r"sample 1 of the dataset cannot be read .*KeyError: 'lost'"):
         texts(records(), tokenizer)
 
 

@@ -40,7 +40,9 @@ def test_columns_are_dequantized_to_the_bit(isa, bits, sym):
 @pytest.mark.parametrize("bits", BITS)
 def test_columns_of_scales_that_are_not_finite_are_those_of_plain_torch(isa, bits):
     layer = random_layer(bits, 32, False, in_features=96)
-    layer.weight_scale[3, 1], layer.weight_scale[20, 2], layer.weight_scale[9, 0] = torch.inf, torch.nan, 3e38
+    layer.weight_scale = layer.weight_scale.float()
+    layer.weight_scale[3, 1], layer.weight_scale[9, 0] = torch.inf, 3e38
+    layer.weight_scale[20, 2:] = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # rounding overflows
     expected = dequantize(layer._weight(), torch.bfloat16)
     assert not expected.isfinite().all()
     assert layer.to_kernel_layout()

@@ -35,11 +35,12 @@ def test_a_bit_less_is_the_step_to_the_width_below() -> None:
 
 
 def test_the_page_escapes_names_and_shades_by_order_of_magnitude() -> None:
-    point = Point(3.0, 1e6, 0.1, {3: 2})
+    point = Point(10 / 3, 1e6, 0.1, {3: 2})
     layers = one_bit_less({**OPTIONS, "m.layers.1.<b>": options((2, 0.2), (3, 0.1))}, 3, PARTS)
     text = plan_page("<i>", Front([point, Point(4.0, 2e6, 0.01, {4: 2})], 0, []), "fisher", layers, 3)
     assert "One bit less than 3" in text
     assert "loss a MB: 1.0e+02" in text
     assert "<b>" not in text.split("marginal")[1].replace("<b>lm", "")
     assert "<i>:" not in text
+    assert "<title>3.333 " in text  # with as many digits as somebody reads
     assert shades_of([1e-4, 1e-2, 1.0, 0.0]) == [0, 4, 7, 0]

@@ -87,3 +87,8 @@ def _interrupted(file: Path) -> None:
         temporary.write_text("half of the sec")
         assert file.read_text() == "first"
         raise KeyboardInterrupt
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    files.write(tmp_path / "text", "half \ud800, whole 🤗")
+    assert (tmp_path / "text").read_text(encoding="utf-8") == "half \\ud800, whole 🤗"

@@ -80,3 +80,10 @@ def test_every_long_stage_shows_progress_unless_it_is_switched_off(
         transformers.AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
         said = capfd.readouterr().err
         assert [stage for stage in stages if stage in said] == shown
+
+
+def test_a_message_obeys_no_escape_of_a_file(caplog: pytest.LogCaptureFixture) -> None:
+    logger = get_logger("transformers_qaig.some_module")
+    logger.warning("a name: %s", "\x1b[2Jgone")
+    logger.warning("%d of %d", 1, 2)
+    assert caplog.messages == ["a name: \\x1b[2Jgone", "1 of 2"]

@@ -14,6 +14,7 @@ from ..plan.allocate import fused_sets, only_choice, reachable
 from ..plan.build import budget_in_bits, list_schemes
 from ..plan.cost_estimate import CostEstimate, estimate_costs
 from ..utils.memory import free_memory, process_memory
+from ..utils.printable import say
 from ..utils.readable import readable_size, readable_time
 from .arguments import UsageError, loading
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace, config: QAIGConfig) -> None:
         raise UsageError(f"--device {device}: torch sees no such device here. Leave it out, or install torch for it.")
     tokens = options.max_length or TOKENS
     estimate = estimate_for(meta_model(options), config, tokens)
-    print(f"{table(estimate, device)} Samples: {config.num_samples} of {tokens:,} tokens; --max-length changes that.")
+    say(f"{table(estimate, device)} Samples: {config.num_samples} of {tokens:,} tokens; --max-length changes that.")
 
 
 def meta_model(options: argparse.Namespace) -> PreTrainedModel:

@@ -7,9 +7,10 @@ import argparse
 from transformers.utils import logging
 
 from ..kernels.env import collect
+from ..utils.printable import say
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints the report, after compiling the kernels if need be."""
     logging.set_verbosity_info()  # compiling takes a minute, and says so
-    print(collect())
+    say(collect())

@@ -27,8 +27,9 @@ from ..report.statistics import AnswerStatistics, interval_note, paired_differen
 from ..report.text import aligned, with_interval
 from ..utils.files import write
 from ..utils.logging import get_logger
+from ..utils.printable import say
 from .arguments import UsageError, data_source, require_model, require_picture_format, set_loudness
-from .evaluated_models import load_model, shared_processor
+from .evaluated_models import load_model, require_adapter, require_method, shared_processor
 
 logger = get_logger(__name__)
 
@@ -47,12 +48,14 @@ def run(options: argparse.Namespace) -> None:
     set_loudness(options)
     device = _device(options.device)
     columns = check(options)
+    for name in compared(options):
+        require_method(name, device, options)
     records = _records(options)
     processor, whose = shared_processor(options)
 
     # One model after the other: memory need not hold both.
-    def load(name: str) -> tuple[PreTrainedModel, list[Question]]:
-        model = load_model(name, device, options)
+    def load(name: str, adapter: str | None = None) -> tuple[PreTrainedModel, list[Question]]:
+        model = load_model(name, device, options, adapter)
         questions = _questions(model, processor, records, columns)
         if options.batch_size != 1 and (kl := kl_of_batching(model, questions)) > LARGEST_KL_OF_BATCHING:
             logger.warning(
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         full = answer_statistics(expected, processor, questions, details=theirs)
         _require_finite(full, options.reference)
     ours: list[AnswerDetails] = []
-    model, own_questions = load(options.model)
+    model, own_questions = load(options.model, options.adapter)
     if options.reference is None:
         questions = own_questions
     statistics = answer_statistics(
@@ -79,7 +82,8 @@ def run(options: argparse.Namespace) -> None:
     _require_finite(statistics, options.model)
     del model
     result: dict[str, Any] = {
-        "model": options.model, "reference": options.reference, "data": options.data, "processor": whose,
+        "model": options.model, "adapter": options.adapter, "reference": options.reference, "data": options.data,
+        "processor": whose,
         **statistics.summary(),
     }  # fmt: skip
     result["note"] = interval_note(result)
@@ -96,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         _require_finite(others, options.baseline)
         result |= {"baseline": options.baseline, "kl_ratio": _ratio(statistics, others)}
         text += f"\nKL over that of {options.baseline}: {with_interval(result['kl_ratio'], '.3g')}"
-    print(json.dumps(result, indent=1) if options.json else text)
+    say(json.dumps(result, indent=1) if options.json else text)
     _write(options, result)
 
 
@@ -129,9 +133,12 @@ def check(options: argparse.Namespace) -> dict[str, str]:
         require_picture_format(options.plot)
     if options.card:
         _check_card(options.model)
-    for name in (options.model, options.reference, options.baseline):
-        if name is not None:
-            require_model(name)
+    if options.card and options.adapter is not None:
+        raise UsageError("--card adds figures to the card of MODEL, and those are of MODEL with --adapter: give one.")
+    for name in compared(options):
+        require_model(name)
+    if options.adapter is not None:
+        require_adapter(options)
     columns: dict[str, str] = {}
     for pair in options.columns or ():
         part, is_pair, column = pair.partition("=")
@@ -141,6 +148,11 @@ def check(options: argparse.Namespace) -> dict[str, str]:
             raise UsageError(f"--columns names {part} twice, {columns[part]} and {column}: give it once.")
         columns[part] = column
     return columns
+
+
+def compared(options: argparse.Namespace) -> list[str]:
+    """Lists the models that are loaded, MODEL first."""
+    return [name for name in (options.model, options.reference, options.baseline) if name is not None]
 
 
 def _check_card(model: str) -> None:
@@ -202,7 +214,7 @@ def _write(options: argparse.Namespace, result: dict[str, Any]) -> None:
         add_results(card := Path(options.model, "README.md"), result, FIGURES)
         said.append(f"model card: {card}")
     if said and not options.json:
-        print("\n".join(said))
+        say("\n".join(said))
 
 
 def _device(name: str | None) -> torch.device:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import warnings
 from typing import Any
 
 import torch
@@ -13,15 +15,47 @@ from transformers import (
     AutoProcessor,
     PreTrainedModel,
 )
+from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from ..utils.errors import reason
 from ..utils.logging import get_logger
-from .arguments import loading
+from .arguments import UsageError, loading
 
 logger = get_logger(__name__)
 
+GPTQ_LIBRARIES = ("optimum", "gptqmodel")
+INSTALL = "Install them: `pip install optimum gptqmodel`."
 
-def load_model(name: str, device: torch.device, options: argparse.Namespace) -> PreTrainedModel:
-    """Loads a model onto a device: one that takes images, else a language model.
+
+def require_method(name: str, device: torch.device, options: argparse.Namespace) -> None:
+    """Asks Transformers whether it can load a checkpoint of this quantization method here; no weight is read.
+
+    Raises:
+        ImportError: a library of the method is missing, or refuses the device.
+        ValueError, OSError: what Transformers raises.
+    """
+    config = AutoConfig.from_pretrained(name, **_access(name, options))
+    text = config.get_text_config(decoder=True)
+    settings = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if not isinstance(settings, dict):
+        return
+    method = settings.get("quant_method")
+    if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        return  # Transformers warns, and loads the weights as they are
+    if method == "gptq" and not all(map(importlib.util.find_spec, GPTQ_LIBRARIES)):
+        # Without one of them, Transformers speaks of a GPU, or fails on a name that it could not import.
+        raise ImportError(f"{name} is a GPTQ checkpoint: Transformers loads it with optimum and gptqmodel. {INSTALL}")
+    try:
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(device_map={"": device})
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"{name} cannot be loaded here: {error}") from error
+
+
+def load_model(
+    name: str, device: torch.device, options: argparse.Namespace, adapter: str | None = None
+) -> PreTrainedModel:
+    """Loads a model onto a device: one that takes images, else a language model. An adapter goes onto it.
 
     Raises:
         ImportError: the library of its quantization method is missing.
@@ -34,7 +68,49 @@ def load_model(name: str, device: torch.device, options: argparse.Namespace) -> 
     kind: Any = AutoModelForImageTextToText if takes_images or is_remote else AutoModelForCausalLM
     # By device_map: models of some methods cannot be moved afterwards.
     model: PreTrainedModel = kind.from_pretrained(name, device_map={"": device}, **access)
+    if adapter is not None:
+        model = _adapted(model, name, adapter, options)
     return model.eval()
+
+
+def require_adapter(options: argparse.Namespace) -> None:
+    """Reads the settings of the adapter; its weights are not read yet.
+
+    Raises:
+        UsageError: PEFT is missing, there is no adapter, or it adds tokens to the prompt.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError("--adapter needs peft: pip install peft, or leave it out.")
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(options.adapter, token=options.token)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UsageError(f"--adapter {options.adapter}: it cannot be read as an adapter: {reason(error)}") from error
+    if config.is_prompt_learning:
+        raise UsageError(
+            f"--adapter {options.adapter} adds tokens to the prompt, so that answers stand elsewhere: give one that "
+            "changes layers, such as LoRA."
+        )
+
+
+def _adapted(model: PreTrainedModel, name: str, adapter: str, options: argparse.Namespace) -> PreTrainedModel:
+    """Returns the model with the adapter on its layers.
+
+    Raises:
+        ValueError: the adapter is of another model.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            # PEFT only warns of weights that the adapter has not, and would leave such layers without one.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted: Any = PeftModel.from_pretrained(model, adapter, token=options.token).get_base_model()
+    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
+        raise ValueError(f"--adapter {adapter} does not fit {name}: {error}") from error
+    assert isinstance(adapted, PreTrainedModel)
+    return adapted
 
 
 def shared_processor(options: argparse.Namespace) -> tuple[Any, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..exporting.run import export
+from ..utils.printable import say
 from ..utils.readable import readable_size
 
 
@@ -18,6 +19,6 @@ def run(options: argparse.Namespace) -> None:
     """
     done = export(options.model, options.out, format=options.format, engine=options.engine)
     size = sum(file.stat().st_size for file in done.folder.iterdir() if file.suffix in (".safetensors", ".gguf"))
-    print(f"Exported to {done.folder}: {readable_size(8 * size)} of weights in the format {done.format}.")
+    say(f"Exported to {done.folder}: {readable_size(8 * size)} of weights in the format {done.format}.")
     for note in done.notes:
-        print(f"- {note}")
+        say(f"- {note}")

@@ -27,6 +27,7 @@ from ..report.page.plan import plan_page
 from ..structure import are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.files import write
 from ..utils.finite import check_weights
+from ..utils.printable import say
 from ..utils.readable import readable_size
 from . import dry_run
 from .arguments import (
@@ -92,17 +93,17 @@ def run(options: argparse.Namespace) -> None:
     measured = measure_costs(model, every, load_inputs(model, config), config)
     choices = {path: measured[path] for path in choices}
     found = front_of(choices, coverage, budgets, fused)
-    print(table(found))
+    say(table(found))
     if options.plot is not None:
         start = min(max(round(found.points[found.knee].bits), 3), 8)
         layers = one_bit_less(measured, start, _parts(model))
-        print(part_table(layers, start))
+        say(part_table(layers, start))
         if options.plot.suffix == ".html":
             cost = options.cost or DEFAULT_COST
             write(options.plot, plan_page(options.model, found, cost, layers, start))
         else:
             plot(found, options.plot, lambda figure: draw_marginal(figure, layers, start))
-        print(f"drawn: {options.plot}")
+        say(f"drawn: {options.plot}")
     if options.output is not None:
         knee = stored_bits(found.points[found.knee].bits, coverage)
         allocation = allocate(choices, knee if pick is None else pick, fused)
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
         write(options.output, json.dumps(plan_to_dict(compact(plan, stacks)), indent=1) + "\n")
         point = Point.of(allocation, coverage)
         size = f"{readable_size(8 * point.size)}, {ratio_to(coverage, point.size)}"
-        print(f"plan at {point.bits:.2f} bits, {size}: {options.output}, for QAIGConfig(plan=...)")
+        say(f"plan at {point.bits:.2f} bits, {size}: {options.output}, for QAIGConfig(plan=...)")
 
 
 def _every(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, list[SchemeOption]]:

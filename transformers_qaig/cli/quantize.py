@@ -19,6 +19,7 @@ from ..config import QAIGConfig
 from ..distributed.joining import number_of_processes
 from ..report.files import PAGE, save_report
 from ..utils.files import UNFINISHED, require_writable
+from ..utils.printable import say
 from ..utils.readable import readable_size
 from . import dry_run
 from .arguments import UsageError, bit_budget, loading, quantization_config, require_unquantized, set_loudness
@@ -49,12 +50,12 @@ def run(options: argparse.Namespace) -> None:
             model.save_pretrained(folder)
             if options.report:
                 save_report(model, folder / PAGE)
-    print(model.qaig_report)
+    say(model.qaig_report)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
-    print(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights, the processor and a model card.")
+    say(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights, the processor and a model card.")
     if options.push_to_hub:
         model.push_to_hub(options.push_to_hub, private=options.private or None, token=options.token)
-        print(f"Uploaded to {options.push_to_hub}.")
+        say(f"Uploaded to {options.push_to_hub}.")
 
 
 def refuse_several_processes() -> None:

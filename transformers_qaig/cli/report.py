@@ -14,6 +14,7 @@ from ..report.record import Record, progress_line
 from ..report.record_file import save_record
 from ..report.sources import download, find_record
 from ..utils.files import write
+from ..utils.printable import say
 from .arguments import UsageError, require_model, set_loudness
 
 
@@ -34,15 +35,15 @@ def run(options: argparse.Namespace) -> None:
     if options.png is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--png needs matplotlib: pip install matplotlib, or leave it out.")
     record = _record(options)
-    print(f"{record['model'] or options.source}: {progress_line(record)}")
+    say(f"{record['model'] or options.source}: {progress_line(record)}")
     if options.html is not None:
         write(options.html, page(record))
-        print(f"page: {options.html}")
+        say(f"page: {options.html}")
     if options.json is not None:
         save_record(record, options.json)
-        print(f"data: {options.json}")
+        say(f"data: {options.json}")
     if options.png is not None:
-        print(f"pictures: {', '.join(str(file) for file in save_figures(record, options.png)) or 'none'}")
+        say(f"pictures: {', '.join(str(file) for file in save_figures(record, options.png)) or 'none'}")
 
 
 def _record(options: argparse.Namespace) -> Record:

@@ -107,8 +107,7 @@ def _numbered_errors(stream: Iterable[Any]) -> Iterator[Any]:
 
 def _unreadable(index: int, error: Exception) -> ValueError:
     return ValueError(
-        f"calibration sample {index} cannot be read from the dataset ({type(error).__name__}: {error}). "
-        "Remove or mend this sample"
+        f"sample {index} of the dataset cannot be read ({type(error).__name__}: {error}). Remove or mend this sample"
     )
 
 
@@ -121,7 +120,7 @@ def _split_of(dataset: Any) -> Any:
         known = sorted(map(str, dataset))
         raise TypeError(f"dataset has the splits {known} and no 'train': pass one, ds['...'] or 'name:split'")
     if len(dataset) > 1:
-        logger.warning("calibration: of the splits %s, %r is taken", sorted(map(str, dataset)), name)
+        logger.warning("dataset: of the splits %s, %r is taken", sorted(map(str, dataset)), name)
     return dataset[name]
 
 
@@ -150,14 +149,14 @@ def _read_json(path: Path) -> list[Any]:
     try:
         raw = read_file(path, max_bytes=MAX_FILE_BYTES)
     except ValueError as error:  # it names the file
-        raise ValueError(f"the calibration file cannot be read: {error}") from error
+        raise ValueError(f"the data file cannot be read: {error}") from error
     try:
         text = raw.decode("utf-8-sig")
         records = _read_lines(text) if path.suffix == ".jsonl" else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the calibration file {path} cannot be read: {error}") from error
+        raise ValueError(f"the data file {path} cannot be read: {error}") from error
     if not isinstance(records, list):
-        raise ValueError(f"the calibration file {path} must hold a list of samples, not a {type(records).__name__}")
+        raise ValueError(f"the data file {path} must hold a list of samples, not a {type(records).__name__}")
     return records
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..report.card_name import MARK
+from ..utils.files import write
 from .saved_model import SavedModel
 
 OPENING = {
@@ -37,7 +38,7 @@ def write_card(saved: SavedModel, folder: Path, format: str, notes: Sequence[str
         rest = f"{before.strip()}\n\n{export}\n## What was done{done}"
     else:
         rest = f"{rest.strip()}\n\n{export}"
-    (folder / "README.md").write_text(f"{head}{rest.strip()}\n", encoding="utf-8")
+    write(folder / "README.md", f"{head}{rest.strip()}\n")
 
 
 def _metadata(text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.messages import ChatTools, to_conversation, tools_of
 from ..data.template import render
 from ..data.turns import is_answer
+from ..utils.printable import printable
 
 Message = Mapping[str, Any]
 
@@ -92,7 +93,7 @@ def encode_questions(
                     f"conversations[{index}]: the chat template gives no tokens to the answer {said!r:.200}; "
                     "check the message's content and the processor's chat_template."
                 )
-            questions.append(Question(inputs, start, stop, str(reply.get("task", "")), index, prompt))
+            questions.append(Question(inputs, start, stop, printable(str(reply.get("task", ""))), index, prompt))
     return questions
 
 

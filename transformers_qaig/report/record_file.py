@@ -9,6 +9,7 @@ from typing import Any
 
 from ..utils.files import write
 from ..utils.json_file import read_json
+from ..utils.printable import printable
 from ..utils.quote import quote
 from .record import KIND, VERSION, Record, as_text
 
@@ -116,7 +117,7 @@ class _Fields:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise RecordError(f"`{where}` must be a string, got {quote(value)}.")
-    return value[:LONGEST]
+    return printable(value[:LONGEST])
 
 
 def _count(value: Any, where: str) -> int:

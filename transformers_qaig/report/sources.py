@@ -14,6 +14,7 @@ from safetensors import safe_open
 from ..config import QAIGConfig
 from ..nn.experts_layout import count_weights
 from ..utils.json_file import read_json
+from ..utils.quote import quote
 from .record import KIND, VERSION, Record
 from .record_file import BESIDE_MODEL, IN_WORK_DIR, checked, read_record
 
@@ -58,7 +59,7 @@ def record_of_files(folder: Path) -> Record:
     config = read_json(folder / "config.json", LARGEST_CONFIG)
     settings = config.get("quantization_config") if isinstance(config, Mapping) else None
     if not isinstance(settings, Mapping) or settings.get("quant_method") != "qaig":
-        method = settings.get("quant_method") if isinstance(settings, Mapping) else "none"
+        method = quote(settings.get("quant_method")) if isinstance(settings, Mapping) else "none"
         raise OSError(f"{folder} is no model quantized by this package (quant_method: {method}): there is no report.")
     widths = _widths(settings.get("plan"))
     return checked(

@@ -44,9 +44,9 @@ def written_whole(file: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write(file: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file whole."""
+    """Writes a text file whole; half of a surrogate pair, which UTF-8 cannot hold, as its escape."""
     with written_whole(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from transformers.utils.logging import get_logger as transformers_logger
 from transformers.utils.logging import tqdm as transformers_tqdm
 
+from .printable import printable
+
 __all__ = ["ROOT", "ProgressBar", "get_logger", "quiet", "tqdm"]
 
 ROOT = "transformers.qaig"
@@ -26,7 +28,16 @@ def get_logger(name: str) -> logging.Logger:
         name: `__name__`. `transformers_qaig.data.samples` logs as `transformers.qaig.data.samples`.
     """
     logger: logging.Logger = transformers_logger(ROOT + name.removeprefix("transformers_qaig"))  # type: ignore[assignment]
+    logger.addFilter(_make_printable)  # a second time does nothing
     return logger
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Escapes control characters of a message, which may quote a file."""
+    text = record.getMessage()
+    if (shown := printable(text)) != text:
+        record.msg, record.args = shown, ()
+    return True
 
 
 _quiet = False

@@ -185,7 +185,7 @@ def _line(line: Line, points: Sequence[tuple[float, float] | None]) -> str:
             continue
         block = line.blocks[index] if index < len(line.blocks) else ""
         where = f' data-block="{escaped(block)}"' if block else ""
-        said = f"{block or line.x[index]} {line.name}: {line.y[index]:.3g}"
+        said = f"{block or format(line.x[index], '.4g')} {line.name}: {line.y[index]:.3g}"
         parts.append(
             f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="{4 if line.dots else 2.5}" class="dot {kind}"{where}>'
             f"<title>{escaped(said)}</title></circle>"

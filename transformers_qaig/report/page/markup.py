@@ -7,13 +7,15 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ...utils.printable import printable
+
 WIDE, NARROW = 960, 360
 """Widths that every chart is drawn for; the style shows the one that fits."""
 
 
 def escaped(text: object) -> str:
     """Returns text that can stand in an element or in a quoted attribute."""
-    return html.escape(str(text), quote=True)
+    return html.escape(printable(str(text)), quote=True)
 
 
 def data_script(name: str, data: Any) -> str:
