@@ -26,10 +26,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +39,11 @@ from transformers_qaig.cli.dry_run import estimate_for
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.utils.memory import return_freed_memory
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tools.anonymous_memory import peak_rss_anon, rss_anon
+
 CHECKPOINTS, RECIPES = ("plain", "cast", "experts"), ("rtn", "gptq", "default", "best")
 SAMPLES, TOKENS, EXPERTS, STEPS = 8, 128, 16, 10
-INTERVAL = 0.003
-"""Seconds between two readings."""
 
 
 def main() -> None:
@@ -117,10 +115,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         return_freed_memory()
         base, start = rss_anon() - bytes_in(Path(scratch, "narrow-saved")), time.perf_counter()
         del first
-        with peak_of() as loading:
+        with peak_rss_anon() as loading:
             model = quantize(folder, settings(recipe, options, Path(scratch, "work") if work_dir == "yes" else None))
         seconds, after = time.perf_counter() - start, rss_anon()
-        with peak_of() as saving:
+        with peak_rss_anon() as saving:
             model.save_pretrained(Path(scratch, "saved"), max_shard_size="20MB")
         packed = bytes_in(Path(scratch, "saved"))
     with torch.device("meta"):
@@ -168,33 +166,6 @@ def settings(recipe: str, options: argparse.Namespace, work_dir: str | Path | No
 def bytes_in(folder: Path) -> int:
     """Bytes of the weights in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def rss_anon() -> int:
-    """Bytes of this process's anonymous memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("/proc/self/status has no RssAnon: run this on Linux.")
-
-
-@contextmanager
-def peak_of() -> Iterator[list[int]]:
-    """Watches the most anonymous memory within the context; it is the one item of the list."""
-    peak, over = [rss_anon()], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(INTERVAL):
-            peak[0] = max(peak[0], rss_anon())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        watcher.join()
-        peak[0] = max(peak[0], rss_anon())
 
 
 if __name__ == "__main__":

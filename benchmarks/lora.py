@@ -7,7 +7,7 @@ A training step of LoRA on the CPU: packed weights, bfloat16, and bitsandbytes' 
 The model is `--layers` blocks with the shapes of Qwen2.5-VL-3B's (2,048 wide) and a small vocabulary, so that the
 blocks are most of it. Weights are random, as in `generate.py`. Adapters of rank 16, float32, are on all linears of the
 blocks; AdamW steps. There is one sample, text only. Each variant is a process of its own. Its memory is the largest
-anonymous resident set during the steps, sampled every 5 ms; "above" is what of it the model did not hold before.
+anonymous resident set during the steps, sampled every 2 ms; "above" is what of it the model did not hold before.
 One JSON line per variant, number of tokens and round on standard output.
 """
 
@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,11 @@ from ledger import PACKAGES, provenance
 from peft import LoraConfig, get_peft_model
 
 from transformers_qaig.kernels import extension
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tools.anonymous_memory import peak_rss_anon, rss_anon
+
+MIB = 2**20
 
 VARIANTS = {"bf16": "bf16", "w4": "w4a16", "w3": "w3a16", "bitsandbytes-nf4": "bitsandbytes-nf4"}
 
@@ -64,15 +67,15 @@ def main() -> None:
 def measure(variant: str, tokens: int, options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    empty = anonymous_mib()
+    empty = rss_anon()
     base = build(VARIANTS[variant], group_size=128, size=options.size, layers=options.layers)
     layers = r".*language_model.*_proj"
     model = get_peft_model(base, LoraConfig(target_modules=layers, r=16, lora_alpha=32)).train()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4)
     ids = torch.randint(0, 1000, (1, tokens))
     seconds, clock = [], CLOCKS[options.clock]
-    before = anonymous_mib()
-    with PeakMemory() as memory:
+    before = rss_anon()
+    with peak_rss_anon() as peak:
         for _ in range(1 + options.steps):
             start = clock()
             model(input_ids=ids, labels=ids).loss.backward()
@@ -86,35 +89,10 @@ def measure(variant: str, tokens: int, options: argparse.Namespace) -> dict[str,
         "clock": options.clock,
         "layers": options.layers,
         "step_s": statistics.median(seconds[1:]),
-        "model_mib": before - empty,
-        "added_mib": memory.peak_mib - before,
+        "model_mib": (before - empty) / MIB,
+        "added_mib": (peak[0] - before) / MIB,
         "cpu_isa": extension.cpu_isa(),
     }
-
-
-def anonymous_mib() -> float:
-    """Anonymous resident memory of this process: without mapped files."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-class PeakMemory:
-    """The largest anonymous resident memory while it is entered."""
-
-    def __enter__(self) -> PeakMemory:
-        self.peak_mib, self._done = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak_mib = max(self.peak_mib, anonymous_mib())
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 if __name__ == "__main__":

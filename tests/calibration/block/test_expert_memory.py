@@ -2,10 +2,6 @@
 
 import gc
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +9,7 @@ from torch import nn
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
+from tools.anonymous_memory import peak_rss_anon, rss_anon
 from transformers_qaig.calibration.block.decisions import BlockDecisions
 from transformers_qaig.calibration.block.experts import Moments, StackStep
 from transformers_qaig.calibration.block.group_context import GroupContext
@@ -26,31 +23,6 @@ from transformers_qaig.nn.experts_module import LinearExperts
 EXPERTS, HIDDEN, INNER, TOKENS = 4, 7168, 512, 200
 BESIDE = 200 * 10**6
 """Bytes beside the moments: a stripe of a product, rows of a chunk, and an expert's weights in float32."""
-
-
-@contextmanager
-def peak_of() -> Iterator[list[int]]:
-    """The most anonymous memory within the context, above that at its beginning."""
-    gc.collect()
-    start, over = anonymous(), threading.Event()
-    peak = [0]
-
-    def watch() -> None:
-        while not over.wait(0.002):
-            peak[0] = max(peak[0], anonymous() - start)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        watcher.join()
-
-
-def anonymous() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 @pytest.mark.slow
@@ -75,9 +47,11 @@ def test_moments_at_7168_channels_take_what_is_stated(
     rows = RoutedRows(hidden, hidden + 0.01, torch.ones(len(hidden)), index, weights)
     step = StackStep("experts", context, memory * 10**6)
     assert [len(part) for part in step._slices(("gate_proj", "up_proj"), block.experts.stack)] == slices
-    with peak_of() as peak:
+    gc.collect()
+    start = rss_anon()
+    with peak_rss_anon() as peak:
         step(rows, BlockDecisions(plan))
     assert not step.averaged
     moments = max(slices) * 2 * 4 * HIDDEN**2
-    assert 0.9 * moments < peak[0] <= memory * 10**6 + BESIDE
-    print(f"{memory} MB: {peak[0] / 1e6:.0f} MB")
+    assert 0.9 * moments < peak[0] - start <= memory * 10**6 + BESIDE
+    print(f"{memory} MB: {(peak[0] - start) / 1e6:.0f} MB")
