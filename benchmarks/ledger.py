@@ -36,6 +36,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "gpu_gemm": ("k", "n", "bits", "m", "op", "reason"),
     "gpu_generate": ("part", "variant"),
     "grad_input": ("k", "n", "m", "threads", "op", "cpu_isa"),
+    "import_cost": ("statement",),
     "kv_cache": ("weights", "cache", "recipe"),
     "kv_cache_speed": ("cache", "context", "layers", "threads"),
     "lora": ("variant", "tokens", "threads", "clock", "round", "cpu_isa"),

@@ -113,10 +113,14 @@ SERVED = {
 """Variant of `serving.py` → its name."""
 
 
-@table("serving-avx2", "avx2")
-def serving(isa: str) -> str:
+@table("serving-avx2", "avx2", "cpu")
+@table("serving-avx512", "avx512", "cpu")
+def serving(isa: str, clock: str) -> str:
     """Throughput of vLLM's engine by variant and batch: medians over rounds."""
-    batches, known = (1, 8, 32), [row for row in rows_of("serving") if row["cpu_isa"] == isa]
+    batches, known = (
+        (1, 8, 32),
+        [row for row in rows_of("serving") if (row["cpu_isa"], row.get("clock")) == (isa, clock)],
+    )
 
     def rate(variant: str, batch: int, part: str) -> float:
         found = [row for row in known if row["variant"] == variant and row.get("batch") == batch]

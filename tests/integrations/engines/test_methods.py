@@ -9,7 +9,7 @@ from torch import nn
 
 from transformers_qaig import QAIGLinear
 from transformers_qaig.formats.scheme import WeightScheme
-from transformers_qaig.integrations.engines.methods import PackedLinear, PackedRows
+from transformers_qaig.integrations.engines.methods import PackedLinear, PackedRows, refuse_permuted_zeros
 
 K, ROWS = 64, 24
 
@@ -137,3 +137,11 @@ def test_embeddings_look_up_rows_and_are_a_head_where_both_are_tied(is_tied: boo
     if is_tied:
         torch.testing.assert_close(method.apply(layer, x), one(x))
         assert layer.packed[0].weight_packed is layer.rows.weight_packed
+
+
+def test_zero_points_of_q_and_k_are_refused_where_their_rows_are_permuted() -> None:
+    sym, asym = WeightScheme(4, 32, True), WeightScheme(4, 32)
+    refuse_permuted_zeros("qkv_proj", [sym, None, asym])  # v stays as it is
+    for schemes in ([asym, sym, sym], [sym, asym, sym]):
+        with pytest.raises(NotImplementedError, match="sym=True"):
+            refuse_permuted_zeros("qkv_proj", schemes)

@@ -99,9 +99,24 @@ def ask(address: str, picture: Any, question: str) -> list[int]:
         "max_tokens": NEW_TOKENS,
         "return_token_ids": True,
     }
-    request = urllib.request.Request(
-        f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    return _tokens(f"{address}/v1/chat/completions", body)
+
+
+def complete(address: str, prompt: list[int]) -> list[int]:
+    """Returns the tokens that follow some, with greedy decoding."""
+    body = {
+        "model": "model",
+        "prompt": prompt,
+        "temperature": 0,
+        "max_tokens": NEW_TOKENS,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    return _tokens(f"{address}/v1/completions", body)
+
+
+def _tokens(address: str, body: dict[str, Any]) -> list[int]:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
         return json.load(reply)["choices"][0]["token_ids"]
 

@@ -1,5 +1,6 @@
 """A stack of experts in vLLM, from the plan to the product. Nothing of vLLM but its names is needed."""
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -128,6 +129,28 @@ def test_the_chosen_experts_are_computed(experts: Any) -> None:
     torch.testing.assert_close(
         method.apply(layer, x, weights, ids), reference(source, x, ids, weights), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_model_that_loads_experts_by_code_of_its_own(experts: Any) -> None:
+    """As DeepSeek-V2's: it takes names apart, and looks for parameters."""
+    names = import_module(f"{ROOM}.experts_names")
+    schemes, layer = plan(**MIXED).experts(STACK, EXPERTS), Layer()
+    source, method = filled(schemes), created(experts, layer, schemes)
+    parameters = {f"{STACK}.routed_experts.{name}": parameter for name, parameter in layer.named_parameters()}
+    for name, tensor in source.state_dict().items():
+        renamed = re.sub(names.PATTERN, names.REPLACEMENT, f"{STACK}.{name}")
+        assert renamed == re.sub(names.PATTERN, names.REPLACEMENT, renamed)  # vLLM's loaders rename level by level
+        assert not re.search("gate_proj|up_proj", renamed)  # or it is a part of another layer
+        parameters[renamed].weight_loader(parameters[renamed], tensor)
+    guarded = parameters[f"{STACK}.routed_experts.w13_weight"]
+    asked = {"shard_id": "w1", "expert_id": 0, "return_success": True}
+    assert guarded.weight_loader(guarded, torch.empty(0), "w13_weight", **asked)  # the guard
+    with pytest.raises(ValueError, match="its file holds w13_weight, too"):
+        guarded.weight_loader(guarded, torch.zeros(INNER, HIDDEN), "w13_weight", **asked)
+    method.process_weights_after_loading(layer)
+    assert not list(layer._parameters)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(layer.packed.state_dict()[name], tensor), name
 
 
 def test_another_weight_in_the_file_is_refused(experts: Any) -> None:

@@ -114,5 +114,17 @@ def refuse_sharding(name: str, layer: Any) -> None:
         )
 
 
+def refuse_permuted_zeros(name: str, schemes: Sequence[WeightScheme | None]) -> None:
+    """Raises `NotImplementedError` for zero points where vLLM permutes rows of q and k, as it does for Llama 4.
+
+    It permutes words and scales of a file. Zero points are packed over rows, and it leaves them as they are.
+    """
+    if any(scheme is not None and not scheme.sym for scheme in schemes[:2]):
+        raise NotImplementedError(
+            f"{name}: vLLM permutes the rows of q and k of this model, and not their zero points. "
+            "Quantize it with `sym=True`, or serve it with Transformers."
+        )
+
+
 def _device(layer: Any) -> torch.device:
     return layer.weight.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
@@ -14,13 +15,20 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from ...config import QUANT_METHOD
 from ...utils.logging import get_logger
+from ..engines.methods import refuse_permuted_zeros
 from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
 from .experts import QAIGExpertsMethod
+from .experts_names import PATTERN, REPLACEMENT
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
 
 _logger = get_logger(__name__)
 _TOWER = r"(^|\.)vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)"
+
+
+def _model_type() -> str:
+    model = get_current_vllm_config().model_config
+    return "" if model is None else str(getattr(model.hf_text_config, "model_type", ""))
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -53,7 +61,11 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         """Returns how a layer is run; None for one that has nothing to do with this method."""
         if isinstance(layer, LinearBase):
             schemes = self.plan.linear(prefix, self.packed_modules_mapping)
-            return UnquantizedLinearMethod() if schemes is None else QAIGLinearMethod(prefix, schemes)
+            if schemes is None:
+                return UnquantizedLinearMethod()
+            if prefix.endswith("qkv_proj") and _model_type().startswith("llama4"):
+                refuse_permuted_zeros(prefix, schemes)
+            return QAIGLinearMethod(prefix, schemes)
         if isinstance(layer, RoutedExperts):
             experts = self.plan.experts(prefix, layer.global_num_experts)
             return QAIGExpertsMethod(prefix, layer.moe_config, experts) if experts else None
@@ -66,15 +78,16 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         return None
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
-        """Adds the level of a tower that vLLM's names have and this file's lack. All layers exist by now."""
+        """Renames tensors of experts, and adds the level of a tower that this file's names lack. All layers exist."""
         if self.plan.unused and not self._has_warned:
             self._has_warned = True
             _logger.warning(
                 "vLLM has no layer of its own for %d packed weights, such as %s. If it runs them otherwise, loading "
                 "fails with their names.", len(self.plan.unused), self.plan.unused[0],
             )  # fmt: skip
-        if not self.plan.has_tower_level:
-            return WeightsMapper()
         import regex
 
-        return WeightsMapper(orig_to_new_regex={regex.compile(_TOWER): r"\1vision_tower.vision_model."})
+        names = {regex.compile(PATTERN): REPLACEMENT}
+        if self.plan.has_tower_level:
+            names[regex.compile(_TOWER)] = r"\1vision_tower.vision_model."
+        return WeightsMapper(orig_to_new_regex=names)

@@ -16,6 +16,7 @@ from ...nn.experts_checks import check_packed_experts
 from ...nn.packed_tensors import frozen
 from ...nn.projection_scheme import ProjectionScheme
 from ..engines.methods import refuse_sharding
+from .experts_names import GUARDED, engine_name, file_name
 from .experts_stack import EmptyStack
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -74,6 +75,11 @@ class QAIGExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         self.device = torch.empty(0).device  # vLLM's default while it makes layers
         # vLLM looks for weights of single experts, or for dense stacks; the runner asks its layer by this name.
         layer.load_weights = self.load_weights
+        # Some models load experts by code of their own, which looks for parameters.
+        for name in (*map(engine_name, self.experts._parameters), *GUARDED):
+            parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+            parameter.weight_loader = partial(self._load, name)  # type: ignore[attr-defined]
+            layer.register_parameter(name, parameter)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
         """Keeps the tensors of the stack, and yields their names.
@@ -82,14 +88,22 @@ class QAIGExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
             ValueError: the file holds another weight for it.
         """
         for name, tensor in weights:
-            if name in self.experts._parameters:
-                self.loaded[name] = tensor
+            self._load(name, None, tensor)
+            if file_name(name) in self.loaded:
                 yield name
-            elif tensor.numel():  # the guard has no elements
-                raise ValueError(f"{self.name} is packed, and its file holds {name}, too: it is damaged.")
+
+    def _load(self, name: str, _: Any, tensor: Tensor, *__: Any, **___: Any) -> bool:
+        """Keeps a tensor; vLLM asks with more arguments for a weight of one expert, and whether it was loaded."""
+        if file_name(name) in self.experts._parameters:
+            self.loaded[file_name(name)] = tensor
+        elif tensor.numel():  # the guard has no elements
+            raise ValueError(f"{self.name} is packed, and its file holds {name}, too: it is damaged.")
+        return True
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Fills the packed experts, and converts them to the layout of the device's kernels."""
+        for name in (*map(engine_name, self.experts._parameters), *GUARDED):
+            delattr(layer, name)
         for name in dict(self.experts.named_parameters()):
             if name not in self.loaded:
                 raise ValueError(f"{self.name}: the checkpoint holds no {name} for it: it is damaged.")
