@@ -137,6 +137,21 @@ def serving(isa: str, clock: str) -> str:
     return markdown(head, rows)
 
 
+@table("import-cost")
+def import_cost() -> str:
+    """What an installed package adds to processes that do not use it."""
+    names = {
+        "backends": "Python, and what `import torch` does for entry points",
+        "transformers": "`import transformers`",
+    }
+    rows = []
+    for row in rows_of("import_cost"):
+        low, high = (f"{bound:.1f}" for bound in row["added_cpu_interval"])
+        cost = f"{row['added_cpu_ms']:.1f} ({low} to {high})"
+        rows.append([names[row["statement"]], f"{row['cpu_ms']:.0f}", cost, str(row["pairs"])])
+    return markdown(["process", "without the package, ms", "added with it, ms", "pairs"], rows)
+
+
 @functools.cache
 def gpu_cells() -> dict[tuple[str, int, int, str], Row]:
     """("3584x18944", bits, M, candidate) → its row."""
