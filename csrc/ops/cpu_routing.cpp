@@ -100,6 +100,37 @@ std::vector<int64_t> inverse(const Tensor& order) {
     return row_of;
 }
 
+// Adds `count` values from element `at` on times a factor to `sum`, each product rounded to `to`.
+void add_product(const void* values, Scalar from, int64_t at, int64_t count, float factor, Scalar to, float* sum) {
+    if (from == Scalar::bf16 && to == Scalar::bf16) {  // without a detour over memory
+        const auto* half = static_cast<const uint16_t*>(values) + at;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t bits = uint32_t(half[i]) << 16;
+            float product, rounded;
+            std::memcpy(&product, &bits, 4);
+            product *= factor;
+            std::memcpy(&bits, &product, 4);
+            bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+            std::memcpy(&rounded, &bits, 4);
+            sum[i] += product == product ? rounded : product;  // NaN
+        }
+        return;
+    }
+    float part[kColumns];
+    uint16_t rounded[kColumns];
+    load_floats(values, from, at, count, part);
+    for (int64_t i = 0; i < count; i++) {
+        part[i] *= factor;
+    }
+    if (to != Scalar::f32) {
+        store_floats(rounded, to, 0, count, part);
+        load_floats(rounded, to, 0, count, part);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        sum[i] += part[i];
+    }
+}
+
 // The sum of each token's rows times their weights. A product is rounded to the result's dtype, a sum once, at its end.
 Tensor experts_sum(const Tensor& rows, const Tensor& weights, const Tensor& order) {
     STD_TORCH_CHECK(rows.dim() == 2, "rows must have two dimensions, got shape ", shape_text(shape_of(rows)));
@@ -120,24 +151,13 @@ Tensor experts_sum(const Tensor& rows, const Tensor& weights, const Tensor& orde
     load_floats(factors.const_data_ptr(), factor_type, 0, weights.numel(), factor.data());
     parallel_chunks(threads_for(flat.numel() * size_of(from)), tokens, 4, [&] {
         return [&](int64_t first, int64_t last) {
-            float sum[kColumns], part[kColumns];
-            uint16_t rounded[kColumns];
+            float sum[kColumns];
             for (int64_t token = first; token < last; token++) {
                 for (int64_t column = 0; column < channels; column += kColumns) {
                     const int64_t count = std::min(kColumns, channels - column);
                     std::fill(sum, sum + count, 0.f);
                     for (int64_t choice = token * routed; choice < (token + 1) * routed; choice++) {
-                        load_floats(values, from, row_of[choice] * channels + column, count, part);
-                        for (int64_t i = 0; i < count; i++) {
-                            part[i] *= factor[choice];
-                        }
-                        if (to != Scalar::f32) {
-                            store_floats(rounded, to, 0, count, part);
-                            load_floats(rounded, to, 0, count, part);
-                        }
-                        for (int64_t i = 0; i < count; i++) {
-                            sum[i] += part[i];
-                        }
+                        add_product(values, from, row_of[choice] * channels + column, count, factor[choice], to, sum);
                     }
                     store_floats(out, to, token * channels + column, count, sum);
                 }

@@ -13,6 +13,7 @@ from ..formats.reference import Weight, dequantize
 from ..kernels import extension
 from . import experts_ops  # noqa: F401  (registers the operators)
 from .experts_module import ExpertsModule, LinearExperts, dense_like
+from .experts_routing import has_no_derivatives
 from .linear import QAIGLinear
 from .ops import load_kernels
 from .packed_tensors import PackedTensors, frozen, has_offload_hook, one_thread_at_a_time
@@ -97,11 +98,13 @@ class QAIGExperts(ExpertsModule, PackedTensors):
     def project(self, x: Tensor, offsets: Tensor, projection: str) -> Tensor:
         """Multiplies the rows of each expert with its packed weight; see [`ExpertsModule.project`]."""
         tensors, scheme = self._parameters, self.schemes[projection]
-        return torch.ops.qaig.experts_linear.default(
+        scale = tensors[f"{projection}_scale"]
+        assert scale is not None
+        arguments = (
             x,
             offsets,
             tensors[f"{projection}_packed"],
-            tensors[f"{projection}_scale"],
+            scale,
             tensors[f"{projection}_zero_point"],
             scheme.short_bits,
             self.stack.shape(projection)[0],
@@ -109,6 +112,10 @@ class QAIGExperts(ExpertsModule, PackedTensors):
             scheme.activation_bits,
             self.layout,
         )
+        if not has_no_derivatives(x, scale):
+            return torch.ops.qaig.experts_linear.default(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():  # the rules in Python take as long as a small product
+            return torch.ops.qaig.experts_linear.default(*arguments)
 
     def weights(self, projection: str) -> ExpertWeights:
         """Returns the packed tensors of a projection, and the sizes needed to read them."""

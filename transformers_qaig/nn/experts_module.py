@@ -82,7 +82,7 @@ class ExpertsModule(nn.Module):
             ValueError: an index is below 0 or above the number of choices. (That number stands for no expert.)
         """
         values = [*args, *(kwargs[name] for name in self.stack.arguments[len(args) :])]
-        hidden, count = values[0].reshape(-1, self.stack.hidden_size), self.stack.num_experts
+        hidden, count = _rows(values[0], self.stack.hidden_size), self.stack.num_experts
         if not self.stack.is_routed and not self.stack.is_shared:
             offsets = torch.arange(count + 1, dtype=torch.int32, device=hidden.device) * (hidden.shape[0] // count)
             return self._experts(hidden, offsets, None)
@@ -92,7 +92,8 @@ class ExpertsModule(nn.Module):
         rows = self._experts(x, offsets, ids)
         if ids is not None and self.stack.identities:
             rows = torch.where(((ids >= count) & (ids < self.stack.num_choices)).unsqueeze(-1), x, rows)
-        return weighted_sum(rows, weights, order).to(hidden.dtype).view(values[0].shape)
+        summed = weighted_sum(rows, weights, order).to(hidden.dtype)
+        return summed if values[0].ndim == summed.ndim else summed.view(values[0].shape)
 
     def _experts(self, x: Tensor, offsets: Tensor, ids: Tensor | None) -> Tensor:
         """Runs every expert on its rows: `[R, H]` to `[R, H]`. `ids` are the rows' experts, for biases."""
@@ -161,14 +162,19 @@ def routing(layout: ExpertsLayout, values: Sequence[Tensor], tokens: int) -> tup
     Raises:
         ValueError: a token has more or fewer weights than experts.
     """
-    index, weights = values[1], values[-1].reshape(tokens, values[-1].shape[-1])
+    index, weights = values[1], _rows(values[-1], values[-1].shape[-1])
     if layout.is_routed:
         if index.shape[-1] != weights.shape[-1]:
             raise ValueError(
                 f"a token needs as many weights as experts, got {weights.shape[-1]} for {index.shape[-1]} experts"
             )
-        return index.reshape(tokens, index.shape[-1]), weights
+        return _rows(index, index.shape[-1]), weights
     return torch.arange(layout.num_experts, device=weights.device).expand(tokens, -1), weights
+
+
+def _rows(x: Tensor, columns: int) -> Tensor:
+    """Returns `x` as `[R, columns]`; a view takes time even where nothing changes."""
+    return x if x.shape[1:] == (columns,) else x.reshape(-1, columns)
 
 
 class LinearExperts(ExpertsModule):

@@ -24,7 +24,7 @@ def route(hidden: Tensor, index: Tensor, num_experts: int, num_choices: int) -> 
     Raises:
         ValueError: an index is out of range.
     """
-    if index.dtype not in (torch.int32, torch.int64) or not _runs_kernel(hidden, index):
+    if index.dtype not in (torch.int32, torch.int64) or not has_no_derivatives(hidden, index):
         return experts_route_reference(hidden, index, num_experts, num_choices)
     try:
         return torch.ops.qaig.experts_route.default(hidden, index, num_experts, num_choices)
@@ -40,7 +40,7 @@ def weighted_sum(rows: Tensor, weights: Tensor, order: Tensor) -> Tensor:
     """
     has_kernel = rows.dtype in SCALE_DTYPES and weights.dtype in SCALE_DTYPES
     is_equal = weights.shape[-1] <= _MOST_SUMMED and rows.shape[-1] % _COLUMNS == 0  # to the bit
-    if has_kernel and is_equal and _runs_kernel(rows, weights):
+    if has_kernel and is_equal and has_no_derivatives(rows, weights):
         return torch.ops.qaig.experts_sum.default(rows, weights, order)
     return experts_sum_reference(rows, weights, order)
 
@@ -98,8 +98,8 @@ def check_choices(index: Tensor, count: int) -> None:
         )
 
 
-def _runs_kernel(*tensors: Tensor) -> bool:
-    """Whether the operators run: they are for the CPU, and have no derivatives. Compiled graphs hold plain torch."""
+def has_no_derivatives(*tensors: Tensor) -> bool:
+    """Whether tensors on the CPU are computed with at once, and for no derivative: not in a compiled graph either."""
     return (
         all(tensor.is_cpu for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..formats.experts import ExpertShapes, expert_shapes
 from ..formats.packing import CHECKPOINT_LAYOUT
@@ -20,12 +20,17 @@ class ProjectionScheme:
         group_size: input channels that share one scale and zero point, or -1; the same for all experts.
         sym: whether the grids are symmetric.
         activation_bits: 8 rounds the input to 8 bits per token, 16 takes it as it is.
+        short_bits: the bits of each expert; one entry if all are equal. Every call of the operator takes them.
     """
 
     bits: tuple[int, ...]
     group_size: int
     sym: bool
     activation_bits: int
+    short_bits: list[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short_bits", list(self.bits[:1] if len(set(self.bits)) == 1 else self.bits))
 
     @classmethod
     def of(cls, schemes: Sequence[WeightScheme], where: str) -> ProjectionScheme:
@@ -50,11 +55,6 @@ class ProjectionScheme:
     def scheme(self, expert: int) -> WeightScheme:
         """Returns how one expert is stored."""
         return WeightScheme(self.bits[expert], self.group_size, self.sym, None, self.activation_bits)
-
-    @property
-    def short_bits(self) -> list[int]:
-        """The bits of each expert; one entry if all are equal."""
-        return list(self.bits[:1] if len(set(self.bits)) == 1 else self.bits)
 
     def shapes(self, stack: ExpertsLayout, projection: str, layout: int = CHECKPOINT_LAYOUT) -> ExpertShapes:
         """Returns the shapes of the projection's tensors.
