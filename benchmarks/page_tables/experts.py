@@ -1,11 +1,11 @@
-"""What quantization costs the answers of the tiny VLM with experts."""
+"""What quantization costs the answers of the tiny VLM with experts, and what packed experts take on a CPU."""
 
 from __future__ import annotations
 
 import numpy as np
 from accuracy_ledger import QUESTIONS
 
-from . import RESULTS, markdown, rows_of, table
+from . import RESULTS, Row, markdown, rows_of, table
 from .answers import ATTRIBUTED, by_width
 from .figures import ratio
 
@@ -19,6 +19,8 @@ ROUTING = {
     "unweighted": "the same",
     "all": "the same, for every expert, routed to it or not",
 }
+STACKS = {(2048, 768): "2048 × 768", (4096, 1408): "4096 × 1408"}
+"""Hidden and intermediate channels of the stacks that `experts.py` measures."""
 
 
 @table("accuracy-experts")
@@ -58,3 +60,38 @@ def routing_weights() -> str:
         logs = [[known[count, name, first] - known[count, "linear", first] for first in sets] for count in scenes]
         rows.append([words, *(", ".join(f"{np.exp(each.mean()):.3f}" for each in one) for one in logs)])
     return markdown(["a token counts", *(f"{count} scenes" for count in scenes)], rows)
+
+
+def _stacks(op: str, tokens: int) -> list[Row]:
+    """Returns the rows of a candidate, one for each size."""
+    known = {
+        (row["hidden"], row["intermediate"]): row
+        for row in rows_of("experts")
+        if (row["experts"], row["bits"], row["cpu_isa"], row["op"], row["tokens"]) == (128, 4, "avx512", op, tokens)
+    }
+    return [known[size] for size in STACKS]
+
+
+@table("cpu-experts")
+def cpu_experts() -> str:
+    """How many times as fast as others a whole stack is, by the number of tokens."""
+    rows = []
+    for tokens in (1, 4, 16, 128, 1024):
+        found = _stacks("qaig", tokens)
+        cells = [f"{row[f'times {other}']:.1f}" for row in found for other in ("bf16", "qaig loop")]
+        rows.append([f"{tokens:,}", *cells])
+    heads = [f"{size}: × {other}" for size in STACKS.values() for other in ("bfloat16", "a loop")]
+    return markdown(["tokens", *heads], rows)
+
+
+@table("cpu-experts-one-token")
+def cpu_experts_one_token() -> str:
+    """The speed of one token through a stack over that of linears with the bytes of its experts."""
+    rows = [
+        [words, *(f"{row['times one linear']:.2f}" for row in _stacks(op, 1))]
+        for op, words in (
+            ("qaig product", "the stack's products"),
+            ("qaig", "the whole stack: routing, gate and sum too"),
+        )
+    ]
+    return markdown(["", *STACKS.values()], rows)
