@@ -74,18 +74,18 @@ def grad_input_avx2() -> str:
 
 def _grad_input(isa: str) -> str:
     found = [row for row in rows_of("grad_input") if row["cpu_isa"] == isa]
-    known = {(row["k"], row["n"], row["m"], row["op"]): row for row in found}
-    shapes = sorted({key[:2] for key in known})
-    tokens = sorted({key[2] for key in known})
-    names = [name for name in NAMES if name != "bf16" and any(key[3] == name for key in known)]
+    known = {(row["k"], row["n"], row["threads"], row["m"], row["op"]): row for row in found}
+    layers = sorted({key[:3] for key in known})
+    tokens = sorted({key[3] for key in known})
+    names = [name for name in NAMES if name != "bf16" and any(key[4] == name for key in known)]
     rows = []
-    for k, n in shapes:
+    for k, n, threads in layers:
         for name in names:
-            cells = [known.get((k, n, m, name)) for m in tokens]
+            cells = [known.get((k, n, threads, m, name)) for m in tokens]
             if any(cells):
                 shown = [f"{cell['speed_over_bf16']:.2f}" if cell else "–" for cell in cells]
-                rows.append([f"{k}×{n}", NAMES[name], *shown])
-    return markdown(["K×N", "weights", *(f"{m} tokens" for m in tokens)], rows)
+                rows.append([f"{k}×{n}", str(threads), NAMES[name], *shown])
+    return markdown(["K×N", "threads", "weights", *(f"{m} tokens" for m in tokens)], rows)
 
 
 @table("lora-steps")
