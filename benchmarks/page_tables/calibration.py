@@ -21,8 +21,8 @@ def estimated_seconds(row: dict[str, Any]) -> float:
 def calibration_counts() -> str:
     """One row a recipe; a budget's is what its costs take beside the recipe."""
     names = {"budget": "costs of widths, `fisher`"}
-    rows = []
-    for row in rows_of("calibration_counts"):
+    rows, order = [], ("rtn", "gptq", "default", "best", "budget")
+    for row in sorted(rows_of("calibration_counts"), key=lambda row: order.index(row["task"])):
         flop = [f"{row[kind] / 1e12:,.0f}" for kind in ("flop_16", "flop_32", "flop_factor")]
         copied = [f"{row[way] / 1e9:.1f}" for way in ("to_device", "to_host")]
         name = names.get(row["task"], f"`{row['task']}`")
