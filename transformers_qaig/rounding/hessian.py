@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -75,22 +76,27 @@ class HessianAccumulator:
     terms: Terms[Any] = ALL_HERE
     _is_upper: bool = False
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, weight: Tensor, rest: Tensor | None = None) -> None:
         """Adds some tokens, which are finite. To one sum, y is always x itself, or never.
+
+        Ranks talk once for each stripe, also where only some of them have bfloat16 or a rest.
 
         Args:
             x: fp32 [B, T, K]; or bfloat16, if [`multiplies_exactly`] says so of the device.
             y: like x.
             weight: λ fp32 [B, T]; 0 and 1 alone with bfloat16.
+            rest: like y; what y lacks.
         """
         is_symmetric = y is x
-        x, y, weight = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight.reshape(-1)
+        parts = [part.reshape(-1, part.shape[-1]) for part in (y, rest) if part is not None]
+        x, y, weight = x.reshape(-1, x.shape[-1]), parts[0], weight.reshape(-1)
         if self.moment.ndim == 0:
             self.moment = torch.zeros(x.shape[-1], y.shape[-1], dtype=weight.dtype, device=x.device)
             self._is_upper = is_symmetric
-        y = y * weight.to(y.dtype).unsqueeze(-1)
+        parts = [part * weight.to(part.dtype).unsqueeze(-1) for part in parts]
         for rows, columns in self._parts():
-            self.terms.add(self.moment[rows, columns], product(x[:, rows].T, y[:, columns]))
+            products = (product(x[:, rows].T, part[:, columns]) for part in parts)
+            self.terms.add(self.moment[rows, columns], reduce(Tensor.add_, products))
         self.mass = self.mass.to(weight, copy=True)
         self.terms.add(self.mass, weight.sum())
 

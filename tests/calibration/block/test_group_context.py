@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tests import seeds
+from tests.distributed.processes import in_processes
 from transformers_qaig.calibration.block import group_context
 from transformers_qaig.calibration.block.decisions import BlockDecisions
 from transformers_qaig.calibration.block.group_context import GroupContext
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.distributed import Terms
+from transformers_qaig.distributed.joining import join
 from transformers_qaig.equalization.fold import Group
 from transformers_qaig.execution.group_inputs import GroupInputs
 from transformers_qaig.formats.hadamard import Rotation
@@ -116,3 +118,21 @@ def test_moments_wait_on_the_cpu_where_they_take_much_of_what_is_free(
     moments = moments_of(found)
     (kept,) = found.measured.values()
     assert (kept.moments is not moments) is waits
+
+
+def test_a_process_without_inputs_in_a_round_keeps_step_with_products_of_bfloat16(
+    in_bfloat16: list[torch.dtype],
+) -> None:
+    found = context()
+    alone = moments_of(found)
+
+    def of_rank(rank: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        terms = Terms([] if rank else list(found.inputs), [0], join())
+        moments = moments_of(replace(found, inputs=terms))
+        return moments.second, moments.shift, moments.mass
+
+    assert alone.shift is not None
+    for second, shift, mass in in_processes(2, of_rank):
+        assert torch.equal(second, alone.second)
+        assert torch.equal(shift, alone.shift)
+        assert mass == alone.mass

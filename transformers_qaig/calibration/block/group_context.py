@@ -189,9 +189,8 @@ class GroupContext:
             x, x_q = (x, x_q) if in_bfloat16 else (x.float(), x_q.float())
             second.add(x_q, x_q, weights)
             if self.recipe.asymmetric:
-                x = x.float().sub_(x_q) if in_bfloat16 else x - x_q
-                for part in halves(x) if in_bfloat16 else (x,):
-                    shift.add(x_q, part, weights)
+                change, rest = halves(x.float().sub_(x_q)) if in_bfloat16 else (x - x_q, None)
+                shift.add(x_q, change, weights, rest)
         second.complete()
         shift.complete()
         return InputMoments.of_sums(second.moment, shift.moment if self.recipe.asymmetric else None, second.mass)
