@@ -98,6 +98,41 @@ def test_an_adapter_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ("{}", "PEFT knows no `peft_type` None"),
+        ('{"peft_type": "NEW"}', "PEFT knows no `peft_type` 'NEW'"),
+        ("[" * 10_000, "maximum recursion depth"),
+    ],
+)
+def test_damaged_settings_of_an_adapter_are_told_of(
+    settings: str, said: str, llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(settings)
+    assert main(["evaluate", str(llava), str(chats), "--adapter", str(tmp_path)]) == 2
+    assert f"--adapter {tmp_path}: it cannot be read as an adapter: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another type"])
+def test_a_damaged_adapter_is_told_of_as_damaged(
+    damage: str, llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    peft.get_peft_model(model, LORA).save_pretrained(tmp_path)
+    if damage == "cut":  # a download that was interrupted
+        weights = tmp_path / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8])
+    else:
+        settings = json.loads((tmp_path / "adapter_config.json").read_text())
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": "4"}))
+    assert main(["evaluate", str(llava), str(chats), "--adapter", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    said = ": its weights cannot be read: " if damage == "cut" else f" does not fit {llava}: "
+    assert f"--adapter {tmp_path}{said}" in told
+    assert "--traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
         (
             {"quant_method": "gptq", "bits": 4},
             "is a GPTQ checkpoint: Transformers loads it with optimum",

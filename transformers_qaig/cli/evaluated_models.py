@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -85,8 +86,11 @@ def require_adapter(options: argparse.Namespace) -> None:
 
     try:
         config = PeftConfig.from_pretrained(options.adapter, token=options.token)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UsageError(f"--adapter {options.adapter}: it cannot be read as an adapter: {reason(error)}") from error
+        if config.peft_type is None:
+            raise KeyError(None)
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        why = f"PEFT knows no `peft_type` {error}" if isinstance(error, KeyError) else reason(error)
+        raise UsageError(f"--adapter {options.adapter}: it cannot be read as an adapter: {why}") from error
     if config.is_prompt_learning:
         raise UsageError(
             f"--adapter {options.adapter} adds tokens to the prompt, so that answers stand elsewhere: give one that "
@@ -98,7 +102,7 @@ def _adapted(model: PreTrainedModel, name: str, adapter: str, options: argparse.
     """Returns the model with the adapter on its layers.
 
     Raises:
-        ValueError: the adapter is of another model.
+        ValueError: the adapter is of another model, or damaged.
     """
     from peft import PeftModel
 
@@ -107,7 +111,9 @@ def _adapted(model: PreTrainedModel, name: str, adapter: str, options: argparse.
             # PEFT only warns of weights that the adapter has not, and would leave such layers without one.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted: Any = PeftModel.from_pretrained(model, adapter, token=options.token).get_base_model()
-    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
+    except SafetensorError as error:
+        raise ValueError(f"--adapter {adapter}: its weights cannot be read: {error}") from error
+    except (RuntimeError, ValueError, TypeError, KeyError, UserWarning) as error:
         raise ValueError(f"--adapter {adapter} does not fit {name}: {error}") from error
     assert isinstance(adapted, PreTrainedModel)
     return adapted
