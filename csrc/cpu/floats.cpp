@@ -1,6 +1,7 @@
 // Conversions between float32 and the 16-bit floats, without intrinsics.
 #include "cpu/floats.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -44,7 +45,7 @@ uint16_t float_to_half(float value) {
 
 void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* out) {
     if (type == Scalar::f32) {
-        std::memcpy(out, static_cast<const float*>(p) + at, count * sizeof(float));
+        std::copy_n(static_cast<const float*>(p) + at, count, out);  // none may come without a pointer
         return;
     }
     const auto* half = static_cast<const uint16_t*>(p) + at;
@@ -62,7 +63,7 @@ void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* o
 
 void store_floats(void* p, Scalar type, int64_t at, int64_t count, const float* values) {
     if (type == Scalar::f32) {
-        std::memcpy(static_cast<float*>(p) + at, values, count * sizeof(float));
+        std::copy_n(values, count, static_cast<float*>(p) + at);
         return;
     }
     auto* half = static_cast<uint16_t*>(p) + at;

@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> experts_route(const Tensor& hidden, const Ten
     parallel_chunks(threads_for(rows * bytes), rows, 16, [&] {
         return [&](int64_t first, int64_t last) {
             for (int64_t row = first; row < last; row++) {
-                std::memcpy(to + row * bytes, from + choice_of[row] / routed * bytes, bytes);
+                std::copy_n(from + choice_of[row] / routed * bytes, bytes, to + row * bytes);
             }
         };
     });
