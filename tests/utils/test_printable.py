@@ -11,6 +11,7 @@ from transformers_qaig.utils.printable import printable, say
         ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
         ("\x9b2J\x00\r", r"\x9b2J\x00\r"),
         ("abc\u202e\u2066", r"abc\u202e\u2066"),
+        ("\u061cabc\u2028\u2029", r"\u061cabc\u2028\u2029"),
         ("half \ud800", r"half \ud800"),
     ],
 )
