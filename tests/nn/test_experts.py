@@ -145,6 +145,24 @@ def test_weights_of_more_or_fewer_experts_are_an_error(columns: list[int]) -> No
         packed(hidden, chosen, weights[:, columns])
 
 
+@pytest.mark.parametrize("rows", [(5, 5), (6, 5), (5, 6)], ids=["both", "weights", "experts"])
+def test_experts_of_fewer_tokens_are_an_error(rows: tuple[int, int]) -> None:
+    packed = QAIGExperts.from_linears(packed_linears(experts("mixtral")))
+    hidden, chosen, weights = inputs_of(packed.stack)
+    for leaf in (hidden, hidden.clone().requires_grad_()):
+        with pytest.raises(ValueError, match=f"6 tokens need .* weights, got {rows[0]} and {rows[1]}"):
+            packed(leaf, chosen[: rows[0]], weights[: rows[1]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "longcat_flash"])
+def test_indices_of_every_integer_dtype(name: str, dtype: torch.dtype) -> None:
+    packed = QAIGExperts.from_linears(packed_linears(experts(name)))
+    hidden, chosen, weights = inputs_of(packed.stack)
+    assert torch.equal(packed(hidden, chosen.to(dtype), weights), packed(hidden, chosen, weights))
+
+
 @torch.no_grad()
 def test_the_index_after_the_last_expert_means_none() -> None:
     packed = QAIGExperts.from_linears(packed_linears(experts("mixtral")))

@@ -10,6 +10,7 @@ from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.plan.experts import compact, expand
+from transformers_qaig.plan.patterns import ModelNames
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,22 @@ def test_sizes_are_those_of_the_stored_tensors(mixtral: nn.Module) -> None:
     assert coverage.bits_per_weight == pytest.approx(4 + (32 + 4) / 32)
     blocks = coverage.parts["language model's blocks"]
     assert blocks.saved < 0.05 * blocks.full
+
+
+@pytest.mark.parametrize(
+    "pattern", ["experts.{}", "*.experts.{}.down_proj", "layers.1.mlp.experts.{}", "model.layers.(0|1).mlp.experts.{}"]
+)
+def test_experts_named_together_are_those_named_one_by_one(mixtral: nn.Module, pattern: str) -> None:
+    names = ModelNames(mixtral, find_experts(mixtral))
+    assert names.matching(pattern.format("0-1,3")) == set().union(
+        *(names.matching(pattern.format(e)) for e in (0, 1, 3))
+    )
+    assert names.matching(pattern.format("0-1,3"))
+
+
+@pytest.mark.parametrize("pattern", ["experts.3-1", ".*experts.3-1", "experts.0-9"])
+def test_experts_that_do_not_exist_are_none(mixtral: nn.Module, pattern: str) -> None:
+    assert ModelNames(mixtral, find_experts(mixtral)).matching(pattern) == set()
 
 
 def test_experts_may_differ_in_width(mixtral: nn.Module) -> None:

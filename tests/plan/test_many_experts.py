@@ -3,6 +3,7 @@
 import gc
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +57,13 @@ def test_a_plan_takes_seconds_and_all_but_routers_and_norms_is_packed(model: hf.
     assert coverage.share > 0.999
     assert coverage.bits_per_weight == pytest.approx(4 + 20 / 128, abs=0.02)
     assert len(compact(plan, find_experts(model))) == 48 * 7
+
+
+def test_overrides_of_many_experts_take_seconds(model: hf.PreTrainedModel) -> None:
+    with at_most(5):
+        plan, _ = make_plan(model, QAIGConfig(bits=4, overrides={"experts.0-63": 3, "experts.64-127.down_proj": 8}))
+    widths = Counter(scheme.bits for path, scheme in plan.items() if ".experts." in path)
+    assert widths == {3: 48 * 64 * 3, 8: 48 * 64, 4: 48 * 64 * 2}
 
 
 def test_a_budget_is_met_in_seconds(model: hf.PreTrainedModel) -> None:

@@ -88,7 +88,7 @@ class ExpertsModule(nn.Module):
             return self._experts(hidden, offsets, None)
         index, weights = routing(self.stack, values, hidden.shape[0])
         x, offsets, order = route(hidden, index, count, self.stack.num_choices)
-        ids = index.reshape(-1)[order] if self.stack.has_bias or self.stack.identities else None
+        ids = index.reshape(-1)[order].long() if self.stack.has_bias or self.stack.identities else None  # uint8: a mask
         rows = self._experts(x, offsets, ids)
         if ids is not None and self.stack.identities:
             rows = torch.where(((ids >= count) & (ids < self.stack.num_choices)).unsqueeze(-1), x, rows)
@@ -168,7 +168,12 @@ def routing(layout: ExpertsLayout, values: Sequence[Tensor], tokens: int) -> tup
             raise ValueError(
                 f"a token needs as many weights as experts, got {weights.shape[-1]} for {index.shape[-1]} experts"
             )
-        return _rows(index, index.shape[-1]), weights
+        index = _rows(index, index.shape[-1])
+        if not torch.compiler.is_compiling() and not tokens == index.shape[0] == weights.shape[0]:
+            raise ValueError(
+                f"{tokens} tokens need as many rows of experts and weights, got {index.shape[0]} and {weights.shape[0]}"
+            )
+        return index, weights
     return torch.arange(layout.num_experts, device=weights.device).expand(tokens, -1), weights
 
 

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fnmatch import translate
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -31,6 +32,8 @@ BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
 """A boundary of names. Transformers 5.17 has none: there `"layers.1"` would reach `"layers.11"`."""
 _TOGETHER = re.compile(rf"(?P<before>|.*\.)(?P<named>(?=[0-9,]*-|[0-9]+,)(?:{SPANS}))(?P<after>|\..*)")
 """A name with several experts in it, as in `experts.0-3,7.down_proj`."""
+_NUMBER = "\ue000"
+"""Stands for the number of an expert in such a name; no path has this character."""
 _EXPERT = re.compile(r"experts\.[0-9][0-9,-]*(?=\.|$)")
 
 
@@ -52,15 +55,21 @@ class ModelNames:
     def matching(self, pattern: str) -> set[str]:
         """Returns all paths that a pattern reaches; empty if it matches nothing in this model."""
         pattern = pattern.removesuffix(".weight")
-        if together := _TOGETHER.fullmatch(pattern):
-            named = indices_of(together["named"], self.most_experts) or []
-            each = (f"{together['before']}{index}{together['after']}" for index in named)
-            return set().union(*(self.matching(one) for one in each))
-        if globbed := self._globbed(pattern):
+        together, numbers = _TOGETHER.fullmatch(pattern), [""]
+        if together:
+            numbers = [str(index) for index in indices_of(together["named"], self.most_experts) or []]
+            if not numbers:
+                return set()
+            pattern = f"{together['before']}{_NUMBER}{together['after']}"
+        any_of = f"(?:{'|'.join(numbers)})"  # one expression: a pass over all paths for each expert takes long
+        if globbed := self._globbed(pattern, any_of):
             return self._with_children(globbed)
-        ends = {path for path in self.paths if path.endswith(pattern)}
-        whole = {path for path in ends if not path.removesuffix(pattern)[-1:].isalnum()}
-        return self._with_children(whole | self._as_transformers(pattern)) | ends
+        each = tuple(pattern.replace(_NUMBER, number) for number in numbers)
+        ends = {path for path in self.paths if path.endswith(each)}
+        whole = {
+            path for path in ends for one in each if path.endswith(one) and not path.removesuffix(one)[-1:].isalnum()
+        }
+        return self._with_children(whole | self._as_transformers(pattern.replace(_NUMBER, any_of))) | ends
 
     def ending(self, name: str) -> Counter[str]:
         """Counts the modules whose paths end with a bare name, by what they are called: `q_proj` for `"proj"`."""
@@ -83,10 +92,10 @@ class ModelNames:
                 return hint
         return ""
 
-    def _globbed(self, pattern: str) -> set[str]:
+    def _globbed(self, pattern: str, any_of: str) -> set[str]:
         if not set(pattern) & set("*?["):
             return set()
-        matches = re.compile(translate(pattern)).match
+        matches = re.compile(translate(pattern).replace(_NUMBER, any_of)).match
         return {path for path in self.paths if matches(path)}
 
     def _as_transformers(self, pattern: str) -> set[str]:
@@ -96,8 +105,12 @@ class ModelNames:
         except re.error:  # a name or a shell pattern, and no regular expression
             return set()
 
+    @cached_property
+    def _parts(self) -> dict[str, tuple[str, ...]]:
+        return {path: tuple(_self_and_parents(path)) for path in self.paths}
+
     def _with_children(self, found: set[str]) -> set[str]:
-        reached = {path for path in self.paths if any(part in found for part in _self_and_parents(path))}
+        reached = {path for path, parts in self._parts.items() if not found.isdisjoint(parts)}
         return reached | {path for path, parameter in self.parameters.items() if parameter in found}
 
 
