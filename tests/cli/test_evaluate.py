@@ -53,6 +53,16 @@ def test_without_a_reference_there_is_no_kl(llava: Path, chats: Path, capsys: py
     assert "too few" in figures["note"]
 
 
+def test_the_json_can_be_read_whatever_a_task_is_called(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ("of\x7fa\x1b\u202e task", "other")
+    records = [{"question": "how \x7f many ?", "answer": "2", "task": task} for task in tasks]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert main(["evaluate", str(llava), str(tmp_path / "data.jsonl"), "--json", "--quiet"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["tasks"]) == {r"of\x7fa\x1b\u202e task", "other"}
+
+
 def test_a_checkpoint_of_another_method_is_measured_as_well(
     llava: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_model_is_saved_with_processor_and_card_and_reported(
     said = capsys.readouterr().out
     assert "recipe 'fast': 4 samples" in said
     assert f"Saved in {out}" in said
+    assert "of weights, the processor and a model card." in said
     files = {file.name for file in out.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "processor_config.json"} <= files
     model = AutoModelForImageTextToText.from_pretrained(out)
@@ -46,6 +47,17 @@ def test_a_model_is_saved_with_processor_and_card_and_reported(
     ours = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
     assert packed(model) == packed(ours)
     assert torch.equal(logits(model, llava), logits(ours, llava))
+
+
+def test_a_model_without_a_processor_is_saved_and_told_of_so(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, out = tmp_path / "bare", tmp_path / "out"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(llava / name)
+    assert main(["quantize", str(bare), str(out), *RTN]) == 0
+    assert "of weights and a model card." in capsys.readouterr().out
 
 
 def test_a_budget_and_a_plan_choose_widths(llava: Path, tmp_path: Path, chats: Path) -> None:

@@ -136,9 +136,14 @@ def test_a_browser_shows_it_without_scrolling_sideways(width: int, blocks: int, 
           text.getBBox().x + text.getBBox().width > part.getBBox().x + part.getBBox().width)
         .map((text) => text.textContent));
       const broken = [...inside.querySelectorAll(".run")].filter((run) => run.getClientRects().length > 1).length;
-      document.title = JSON.stringify({{beyond, broken,
+      const told = inside.getElementById("details").textContent;
+      const [before, next] = inside.querySelectorAll("#details button");
+      next.click();
+      const marked = getComputedStyle(inside.querySelector('g[data-block$="layers.21"] rect')).stroke;
+      const after = inside.querySelector("#details h3").textContent;
+      inside.querySelectorAll("#details button")[0].click();
+      document.title = JSON.stringify({{beyond, broken, told, after, marked,
         wide: inside.documentElement.scrollWidth, strip: inside.querySelector(".strip svg").clientWidth,
-        told: inside.getElementById("details").textContent,
         chosen: inside.getElementById("block").value, canvas: inside.querySelector("canvas").width}});
       document.body.textContent = document.title;
     }}</script>"""
@@ -151,6 +156,8 @@ def test_a_browser_shows_it_without_scrolling_sideways(width: int, blocks: int, 
     assert found["chosen"] == f"{LIST}.20"
     assert f"{LIST}.20" in found["told"]
     assert "rejected: rotate mlp.down_proj" in found["told"]
+    assert found["after"] == f"{LIST}.21"  # the button goes to the next block, and its column is marked
+    assert found["marked"] != "none"
     assert found["canvas"] == 16
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from ..config import QAIGConfig
 from ..distributed.joining import number_of_processes
+from ..quantizer.saving.processor_and_card import holds_processor
 from ..report.files import PAGE, save_report
 from ..utils.files import UNFINISHED, require_writable
 from ..utils.printable import say
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
                 save_report(model, folder / PAGE)
     say(model.qaig_report)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
-    say(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights, the processor and a model card.")
+    also = ", the processor and" if holds_processor(options.out) else " and"
+    say(f"\nSaved in {options.out}: {readable_size(8 * size)} of weights{also} a model card.")
     if options.push_to_hub:
         model.push_to_hub(options.push_to_hub, private=options.private or None, token=options.token)
         say(f"Uploaded to {options.push_to_hub}.")

@@ -29,6 +29,11 @@ PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json", "token
 logger = get_logger(__name__)
 
 
+def holds_processor(folder: Path) -> bool:
+    """Tells whether a processor or a tokenizer is saved in `folder`."""
+    return any((folder / name).is_file() for name in PROCESSOR_CONFIGS)
+
+
 @dataclass
 class ProcessorToSave:
     """The processor that is saved with a model's weights.
@@ -46,7 +51,7 @@ class ProcessorToSave:
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Writes its files into `folder`, unless a processor is there. Warns once if there is none to write."""
         folder = Path(folder)
-        if any((folder / name).is_file() for name in PROCESSOR_CONFIGS):
+        if holds_processor(folder):
             return
         try:
             if hasattr(self.given, "save_pretrained"):

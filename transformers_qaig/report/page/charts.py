@@ -84,7 +84,10 @@ def chart(
             covered += place.corners(words)
         return svg(width, HEIGHT, *parts, label=f"{y_label} against {x_label}")
 
-    keys = "".join(f'<span><i class="line {escaped(line.kind)}"></i>{escaped(line.name)}</span>' for line in lines)
+    keys = "".join(
+        f'<span><i class="{"dot" if line.dots else "line"} {escaped(line.kind)}"></i>{escaped(line.name)}</span>'
+        for line in lines
+    )
     return f'<p class="legend">{escaped(y_label)}: {keys}</p>{both_widths(draw)}'
 
 

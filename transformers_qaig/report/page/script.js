@@ -13,15 +13,36 @@
     if (value === null || value === undefined) return "–";
     return value !== 0 && Math.abs(value) < 0.01 ? Number(value).toExponential(2) : Number(value).toPrecision(3);
   }
+  // A column of many blocks is narrow for a finger: buttons go to the block before and after.
+  function steps(path) {
+    const blocks = [...document.querySelectorAll("g[data-block]")], made = text("p", "", "steps");
+    const at = blocks.findIndex((each) => each.dataset.block === path);
+    for (const [said, to] of [["‹ before", at - 1], ["next ›", at + 1]]) {
+      const button = text("button", said);
+      button.type = "button";
+      button.disabled = at < 0 || !blocks[to];
+      button.addEventListener("click", () => {
+        choose(blocks[to].dataset.block);
+        const strip = blocks[to].closest(".scroll"), view = strip.getBoundingClientRect();
+        const column = blocks[to].getBoundingClientRect();
+        if (column.left < view.left || column.right > view.right) strip.scrollLeft += column.left - view.left - view.width / 2;
+        details.querySelectorAll("button")[to < at ? 0 : 1].focus({ preventScroll: true });
+        details.scrollIntoView({ block: "nearest" });
+      });
+      made.append(button);
+    }
+    return made;
+  }
   function describe(path) {
     if (!details) return;
-    details.replaceChildren(text("h3", path));
+    details.replaceChildren(text("h3", path), steps(path));
     const target = byPath.get(path);
     if (!target) { details.append(text("p", "Not a target of its own.")); return; }
-    details.append(text("p", "error " + number(target.error) + ", entering " + number(target.entering) +
-      ", at pictures " + number(target.pictures) + ", at text " + number(target.text) + "; " +
-      target.accepted + " steps accepted, " + target.rejected + " rejected; " +
-      (target.resumed ? "from work_dir" : number(target.seconds) + " s")));
+    const errors = [["error", "error"], ["entering", "entering"], ["at pictures", "pictures"], ["at text", "text"]]
+      .filter(([, key]) => target[key] !== null).map(([said, key]) => said + " " + number(target[key])).join(", ");
+    const counts = target.accepted + " steps accepted, " + target.rejected + " rejected";
+    const time = target.resumed ? "from work_dir" : number(target.seconds) + " s";
+    details.append(text("p", [errors, counts, time].filter((said) => said).join("; ")));
     const list = document.createElement("ul");
     for (const step of target.rejected_steps) list.append(text("li", "rejected: " + step));
     for (const [name, why] of Object.entries(target.to_nearest)) list.append(text("li", "to nearest: " + name + ", " + why));
