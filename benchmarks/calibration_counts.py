@@ -146,7 +146,7 @@ def _budget(layers: int, samples: int, options: argparse.Namespace) -> dict[str,
     budget, calibration = BitBudget(3.5, candidates=(2, 3, 4), cost="fisher"), {"device": pretend.DEVICE}
     config = QAIGConfig(budget=budget, num_samples=samples, group_size=GROUP_SIZE, calibration=calibration)
     choices, _ = list_schemes(model, config)
-    costs = import_module("transformers_qaig.calibration.bit_costs.measure")
+    costs = import_module("transformers_qaig.quantizer.bit_costs.measure")
     pretend.reset_peak()
     with Counts() as counts:
         costs.measure_costs(model, choices, CalibrationData.of(inputs, answers), config)

@@ -97,7 +97,7 @@ def measure(run: str, options: argparse.Namespace) -> None:
     else:
         config = QAIGConfig(budget=BitBudget(3.5, candidates=(3, 4), cost="fisher"), **settings)
         choices, _ = list_schemes(model, config)
-        costs = import_module("transformers_qaig.calibration.bit_costs.measure")
+        costs = import_module("transformers_qaig.quantizer.bit_costs.measure")
         with phases.of(costs, "costs_of", "rounding at each width", "gradients"):
             costs.measure_costs(model, choices, CalibrationData.of(samples, answers), config)
 

@@ -27,12 +27,12 @@ from ledger import provenance
 from transformers import AutoProcessor
 
 from transformers_qaig import AutoModelForVision2Seq, BitBudget, CalibrationConfig, QAIGConfig
-from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.config import COSTS
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
+from transformers_qaig.quantizer.bit_costs.measure import measure_costs
 from transformers_qaig.report.evaluate import AnswerStatistics, answer_logits, answer_statistics, encode_questions
 from transformers_qaig.report.statistics import resampled_kl
 

@@ -22,9 +22,9 @@ from ledger import provenance
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from transformers_qaig.calibration.block.decisions import BlockDecisions, rounded
-from transformers_qaig.calibration.block.experts import StackStep
-from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.calibration.decisions import BlockDecisions, rounded
+from transformers_qaig.calibration.experts import StackStep
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.distributed import Terms

@@ -30,13 +30,13 @@ from ledger import provenance
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from transformers_qaig import AutoModelForVision2Seq, BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.cli.plan import stored_bits
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.plan.allocate import SchemeOption, allocate
 from transformers_qaig.plan.build import list_schemes, make_plan
 from transformers_qaig.plan.coverage import BLOCKS, Coverage
+from transformers_qaig.quantizer.bit_costs.measure import measure_costs
 from transformers_qaig.quantizer.saving.file_headers import predict_headers
 from transformers_qaig.report.evaluate import answer_logits, answer_statistics, encode_questions
 from transformers_qaig.report.statistics import AnswerStatistics, paired_ratio

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.families import samples
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.block import group_context
+from transformers_qaig.calibration import group_context
 from transformers_qaig.execution.held_back import VALIDATION_EVERY
 from transformers_qaig.rounding.damping import Damping
 

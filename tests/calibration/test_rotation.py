@@ -14,12 +14,12 @@ from tests.families import build, samples
 from tests.lifecycle import FAST, logits, packed
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.block import decisions as choosing
-from transformers_qaig.calibration.block.block_quantizer import QuantizerSettings
-from transformers_qaig.calibration.block.decisions import BlockDecisions, rounded, rounding_errors
-from transformers_qaig.calibration.block.quantize_block import decide
-from transformers_qaig.calibration.block.reconstruction import BlockReconstruction
+from transformers_qaig.calibration import decisions as choosing
+from transformers_qaig.calibration.block_quantizer import QuantizerSettings
+from transformers_qaig.calibration.decisions import BlockDecisions, rounded, rounding_errors
 from transformers_qaig.calibration.pipeline import calibrate
+from transformers_qaig.calibration.reconstruction import BlockReconstruction
+from transformers_qaig.calibration.target_quantizer import decide
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests import seeds
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.block.quantizer_settings import QuantizerSettings, settings_of
+from transformers_qaig.calibration.quantizer_settings import QuantizerSettings, settings_of
 from transformers_qaig.calibration.resume import BlockStore
 from transformers_qaig.calibration.target_quantizer import advance, install, quantize_target
 from transformers_qaig.config.recipes import recipe_of

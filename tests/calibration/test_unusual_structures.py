@@ -9,13 +9,13 @@ from tests.tiny_models.unusual_decoders import idefics
 from tests.tiny_models.unusual_parts import texts
 from tests.unusual import ENCODER_DECODERS, UNUSUAL
 from transformers_qaig import CalibrationConfig, QAIGConfig
-from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.decoder_inputs import DecoderInputs
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.data.tensors import NO_ANSWER, token_mask
 from transformers_qaig.execution.targets import find_targets
 from transformers_qaig.plan.build import list_schemes, make_plan
+from transformers_qaig.quantizer.bit_costs.measure import measure_costs
 from transformers_qaig.structure import ModelStructure, find_decoder_blocks, find_vision_tower
 
 

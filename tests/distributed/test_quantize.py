@@ -24,10 +24,10 @@ from tests.experts import build
 from tests.families import conversations, samples
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration import target_quantizer
-from transformers_qaig.calibration.bit_costs import answer_costs
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import joining, ranks
 from transformers_qaig.execution import exclusions, gathering, group_inputs, held_back
+from transformers_qaig.quantizer.bit_costs import answer_costs
 
 SHORT = replace(RECIPES["best"], steps=4)
 RUNS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from transformers_qaig.calibration.block.decisions import BlockDecisions, pack
+from transformers_qaig.calibration.decisions import BlockDecisions, pack
 from transformers_qaig.execution import row_chunks
 from transformers_qaig.execution.targets import Target
 from transformers_qaig.formats.scheme import Rotation, WeightScheme

@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.torch_state import default_torch_state, flushes_denormals
 from transformers_qaig.plan.allocate import allocate
 from transformers_qaig.plan.build import list_schemes
+from transformers_qaig.quantizer.bit_costs.measure import measure_costs
 
 
 def attend_with(*kernels: SDPBackend) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from transformers_qaig.calibration.bit_costs import measure, width_errors
+from transformers_qaig.quantizer.bit_costs import measure, width_errors
 
 
 def interrupt_second_measurement(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[str]]:

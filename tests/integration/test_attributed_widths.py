@@ -12,10 +12,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.lifecycle import FAST, inputs, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config.budget import DEFAULT_BUDGET
 from transformers_qaig.data.tensors import NO_ANSWER
 from transformers_qaig.plan.allocate import fused_sets
+from transformers_qaig.quantizer.bit_costs import measure
 
 
 def quantized(folder: Path, **settings: Any) -> nn.Module:

@@ -13,11 +13,11 @@ from tests.integration.interrupted_costs import interrupt_second_measurement
 from tests.integration.whole_model import are_tied_in_memory
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config import CANDIDATES
 from transformers_qaig.execution import row_chunks
 from transformers_qaig.plan.allocate import reachable
 from transformers_qaig.plan.build import list_schemes
+from transformers_qaig.quantizer.bit_costs import measure
 from transformers_qaig.quantizer.saving.file_headers import predict_headers
 from transformers_qaig.structure import find_input_embeddings, find_lm_head
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.integration.interrupted_costs import interrupt_second_measurement
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config import COSTS
 from transformers_qaig.formats.scheme import plan_to_dict
+from transformers_qaig.quantizer.bit_costs import measure
 from transformers_qaig.utils import work_folder
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
-from transformers_qaig.calibration.block.block_quantizer import QuantizerSettings
-from transformers_qaig.calibration.block.quantize_block import quantize_block
+from transformers_qaig.calibration.block_quantizer import QuantizerSettings
+from transformers_qaig.calibration.target_quantizer import quantize_block
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import forward

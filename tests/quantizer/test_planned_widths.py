@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from tests.families import build
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import measure
 from transformers_qaig.config.budget import DEFAULT_BUDGET
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.distributed.ranks import Ranks
 from transformers_qaig.formats.scheme import plan_to_dict
 from transformers_qaig.nn.linear import QAIGLinear
+from transformers_qaig.quantizer.bit_costs import measure
 from transformers_qaig.quantizer.planned_widths import PlannedWidths
 from transformers_qaig.utils.errors import SettingError
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from tests.lifecycle import FAST, logits
 from tests.robustness.kills import error_with_a_full_disk, killed
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.bit_costs import answer_costs
 from transformers_qaig.kernels import compilation, compiler, extension
+from transformers_qaig.quantizer.bit_costs import answer_costs
 
 RUNS: dict[str, dict[str, Any]] = {
     "default": {"bits": 3},

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from transformers_qaig.calibration.block.decisions import BlockDecisions
-from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.distributed import Terms
 from transformers_qaig.formats.scheme import WeightScheme

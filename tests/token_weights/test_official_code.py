@@ -3,7 +3,7 @@
 import torch
 
 from tests.token_weights.groups import context_of, weigh
-from transformers_qaig.calibration.block.steps import equalize
+from transformers_qaig.calibration.steps import equalize
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.token_weights.official_code import UNIFORM_SEARCHES
 from transformers_qaig.token_weights.registry import token_weights_of

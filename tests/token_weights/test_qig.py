@@ -7,7 +7,7 @@ import torch
 
 from tests.token_weights.groups import MODULES, after_the_first_searches, context_of, weigh
 from tests.token_weights.slow import RoundsItsInput, round_weight, run, slow_weights
-from transformers_qaig.calibration.block.steps import equalize
+from transformers_qaig.calibration.steps import equalize
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -32,9 +32,9 @@ from ..token_weights.text_tokens import text_alone
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
 from ..utils.readable import readable_size
-from .block.quantizer_settings import settings_of
 from .end_to_end import EndToEnd
 from .paused_samples import PausedSamples
+from .quantizer_settings import settings_of
 from .resume import BlockStore
 from .target_quantizer import Outcome, advance, install, quantize_target
 

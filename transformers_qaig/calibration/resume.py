@@ -1,4 +1,4 @@
-"""Keeps finished blocks in a work folder, so that an interrupted run resumes where it stopped."""
+"""What a block became, and the work folder that keeps it, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,28 @@ from ..formats.scheme import Plan, Rotation, plan_to_dict
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import TargetSummary
 from ..utils.hashing import digest
-from .block.quantize_block import BlockResult
 
 FORMAT = 4
 """Version of a finished block's facts."""
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""
+
+
+@dataclass
+class BlockResult:
+    """A quantized block.
+
+    Attributes:
+        module: with packed linears.
+        schemes: path of each of them in the block → how it is stored.
+        summary: of the decisions.
+        state: of the token weights, after the block.
+    """
+
+    module: nn.Module
+    schemes: Plan
+    summary: TargetSummary
+    state: Mapping[str, int] = field(default_factory=dict)
 
 
 class BlockStore(ExitStack):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,19 +13,21 @@ from torch import nn
 
 from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
 from ..execution.dense_copy import fast_to_run
+from ..execution.exclusions import NotFinite
 from ..execution.interceptor import TargetInputs
-from ..execution.row_chunks import RowChunk, concat_outputs, concat_rows, row_chunks_of
+from ..execution.row_chunks import RowChunk, concat_outputs, row_chunks_of
 from ..execution.stream_errors import StreamErrors
 from ..execution.targets import Target
 from ..formats.scheme import Plan
 from ..loading.tied_embeddings import replace_everywhere
 from ..nn.linear import QAIGLinear
 from ..report.summary import TargetSummary
-from .block.quantize_block import BlockResult, quantize_block
-from .block.quantizer_settings import QuantizerSettings
-from .embedding_rows import pack_embedding
+from ..rounding.packed_layers import concat_rows, pack_embedding
+from .block_quantizer import BlockQuantizer
+from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, pack
 from .paused_samples import PausedSamples
-from .resume import BlockStore
+from .quantizer_settings import QuantizerSettings
+from .resume import BlockResult, BlockStore
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,40 @@ def _quantize_chunk(
     if known.summary.left_out:
         inputs.exclude_samples(dict(known.summary.left_out))
     return known
+
+
+def quantize_block(
+    block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
+) -> BlockResult:
+    """Packs a block's linears. Arguments as in [`decide`]; the block is not changed."""
+    if not schemes:
+        return BlockResult(copy.deepcopy(block), {}, TargetSummary(path), settings.token_weights.state())
+    decisions, summary = decide(block, path, schemes, inputs, settings)
+    module = cast_like(pack(in_float32(block), decisions, dtype_of(block, schemes), path), block)
+    return BlockResult(module, decisions.schemes, summary, settings.token_weights.state())
+
+
+def decide(
+    block: nn.Module, path: str, schemes: Plan, inputs: TargetInputs, settings: QuantizerSettings
+) -> tuple[BlockDecisions, TargetSummary]:
+    """Makes the decisions for a block. Arguments as in [`BlockQuantizer`], but `inputs` may hold no sample.
+
+    If a sample is not finite on the way, it is left out, and the block is begun again without it.
+    """
+    recipe, token_weights = settings.recipe, settings.token_weights
+    before, left_out = token_weights.state(), []
+    while recipe.calibrates and inputs.samples():
+        token_weights.restore(before)
+        quantizer = BlockQuantizer(block, path, schemes, inputs, settings)
+        try:
+            decisions = quantizer.decide()
+        except NotFinite as found:
+            left_out.append((found.sample, f"{found.where} in {path}"))
+            inputs.exclude_samples(dict(left_out[-1:]))
+        else:
+            quantizer.summary.left_out = left_out
+            return decisions, quantizer.summary
+    return BlockDecisions(schemes, recipe.include_zero), TargetSummary(path, left_out=left_out)
 
 
 def advance(result: TargetResult, inputs: TargetInputs, paused: PausedSamples | None) -> TargetErrors:

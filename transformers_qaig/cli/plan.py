@@ -8,7 +8,6 @@ import math
 
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ..calibration.bit_costs.measure import measure_costs
 from ..config import DEFAULT_COST, BitBudget
 from ..data.loader import load_inputs
 from ..formats.scheme import plan_to_dict
@@ -20,6 +19,7 @@ from ..plan.coverage import Coverage
 from ..plan.experts import compact
 from ..plan.front import Point, even_budgets, front_of
 from ..plan.width_costs import one_bit_less
+from ..quantizer.bit_costs.measure import measure_costs
 from ..quantizer.saving.file_headers import predict_headers
 from ..report.bit_front import plot, table
 from ..report.marginal import draw_marginal, part_table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,12 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.scheme import Plan, inside
-from ..nn.linear import QAIGLinear
+from ..rounding.packed_layers import ROWS_PER_CHUNK
 from .targets import Target
-
-ROWS_PER_CHUNK = 4096
-"""Rows of a linear, or of embeddings, that are quantized at once: a head's logits for every token would fill memory.
-A multiple of 32, so that every chunk's zero points fill whole words."""
 
 
 class RowChunk(NamedTuple):
@@ -75,22 +70,3 @@ def row_chunks_of(target: Target, plan: Plan) -> list[RowChunk]:
 def concat_outputs(outputs: Sequence[Any]) -> Any:
     """Joins the outputs of a target's chunks."""
     return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=-1)
-
-
-def concat_rows(layers: Sequence[QAIGLinear]) -> QAIGLinear:
-    """Joins the rows of `layers`, in order; all but the last hold a multiple of 32 rows."""
-    for layer in layers:
-        layer.to_checkpoint_layout()
-    whole, rows = copy.copy(layers[0]), sum(layer.out_features for layer in layers)
-    whole._parameters = {}
-    whole.out_features = rows
-    for name, parameter in layers[0]._parameters.items():
-        if parameter is None:
-            whole.register_parameter(name, None)
-            continue
-        if name == "weight_shape":
-            values = torch.tensor([rows, whole.in_features], device=parameter.device)
-        else:
-            values = torch.cat([layer.get_parameter(name) for layer in layers])
-        whole.register_parameter(name, nn.Parameter(values, requires_grad=False))
-    return whole

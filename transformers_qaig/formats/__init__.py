@@ -9,5 +9,5 @@
 - `checks`: what every operator checks of its arguments.
 
 Another kind of code than the integer grid would add its own modules here. Calibration reaches them through
-`QAIGLinear.like` and `calibration.block.decisions.pack_linear` only. The room imports `utils`.
+`QAIGLinear.like` and `rounding.packed_layers.pack_linear` only. The room imports `utils`.
 """

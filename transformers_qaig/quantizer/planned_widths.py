@@ -127,7 +127,7 @@ class PlannedWidths:
             torch.OutOfMemoryError: the measurement does not fit; the message says what would need less memory.
             Exception: what the model raised, under a budget that was given or in several processes.
         """
-        from ..calibration.bit_costs.measure import measure_costs  # here: greenlet comes with it
+        from .bit_costs.measure import measure_costs  # here: greenlet comes with it
 
         assert self.config.budget is not None
         try:

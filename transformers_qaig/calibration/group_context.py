@@ -10,19 +10,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...config.recipes import Recipe
-from ...distributed import Terms
-from ...equalization.fold import Group
-from ...execution.group_inputs import GroupInputs, NotReached
-from ...execution.spread import no_tokens
-from ...execution.streamed_inputs import StreamedInputs
-from ...formats.scheme import Plan, Rotation
-from ...nn.linear import get_linear
-from ...rounding.bfloat16_products import halves, multiplies_exactly
-from ...rounding.damping import Damping, choose_damping
-from ...rounding.hessian import MIN_TOKENS, HessianAccumulator, finite_tokens
-from ...rounding.moments import InputMoments
-from ...utils.memory import free_memory
+from ..config.recipes import Recipe
+from ..distributed import Terms
+from ..equalization.fold import Group
+from ..execution.group_inputs import GroupInputs, NotReached
+from ..execution.spread import no_tokens
+from ..execution.streamed_inputs import StreamedInputs
+from ..formats.scheme import Plan, Rotation
+from ..nn.linear import get_linear
+from ..rounding.bfloat16_products import halves, multiplies_exactly
+from ..rounding.damping import Damping, choose_damping
+from ..rounding.hessian import MIN_TOKENS, HessianAccumulator, finite_tokens
+from ..rounding.moments import InputMoments
+from ..utils.memory import free_memory
 from .decisions import BlockDecisions, folded_view
 
 T = TypeVar("T")

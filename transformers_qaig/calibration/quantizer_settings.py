@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from ...config import QAIGConfig
-from ...config.recipes import Recipe
-from ...config.size import parse_memory
-from ...equalization.finder import GroupFinder
-from ...execution.group_inputs import GroupInputs
-from ...token_weights.base import BlockWeights, TokenWeights
-from ...token_weights.precomputed import weights_at_rows
-from ...utils.scratch import ScratchFiles
+from ..config import QAIGConfig
+from ..config.recipes import Recipe
+from ..config.size import parse_memory
+from ..equalization.finder import GroupFinder
+from ..execution.group_inputs import GroupInputs
+from ..nn.linear import get_linear
+from ..plan.cost_estimate import LEARNED_BYTES
+from ..rounding.learned import Keep
+from ..token_weights.base import BlockWeights, TokenWeights
+from ..token_weights.precomputed import weights_at_rows
+from ..utils.memory import free_memory
+from ..utils.scratch import ScratchFiles
+
+SHARE_OF_FREE_MEMORY = 0.25
+"""How much of what is free on the device may hold what calibrates experts, unless a limit is given."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,29 @@ class QuantizerSettings:
         """Returns what weighs held-back inputs of a block of the model; None if no damping is to be chosen."""
         known = self.damping_weights
         return None if known is None else partial(weights_at_rows, by_sample=known.get(block, {}))
+
+    def keepers(self, block: nn.Module, names: Sequence[str]) -> Mapping[str, Keep]:
+        """Says which weights of experts are learned in files: the first ones stay in memory, as many as fit.
+
+        Args:
+            block: in full precision.
+            names: paths in the block of the weights that are learned.
+
+        Returns:
+            path of a weight → what keeps a tensor in a file; none for those that stay in memory.
+        """
+        found: dict[str, Keep] = {}
+        memory = memory_for_experts(self.expert_memory, next(block.parameters()).device)
+        for name in names:
+            memory -= LEARNED_BYTES * get_linear(block, name).weight.numel()
+            if memory < 0:
+                found[name] = partial(self.scratch.keep, changes=True)
+        return found
+
+
+def memory_for_experts(limit: int | None, device: torch.device) -> int:
+    """Returns the bytes that may calibrate the experts of a block at once."""
+    return int(SHARE_OF_FREE_MEMORY * free_memory(device)) if limit is None else limit
 
 
 def settings_of(

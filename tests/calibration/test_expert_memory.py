@@ -10,9 +10,9 @@ from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
 from tools.anonymous_memory import peak_rss_anon, rss_anon
-from transformers_qaig.calibration.block.decisions import BlockDecisions
-from transformers_qaig.calibration.block.experts import Moments, StackStep
-from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.experts import Moments, StackStep
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group

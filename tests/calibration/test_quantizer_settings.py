@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from transformers_qaig import CalibrationConfig, QAIGConfig
-from transformers_qaig.calibration.block.quantizer_settings import settings_of
+from transformers_qaig.calibration.quantizer_settings import settings_of
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.group_inputs import GroupInputs

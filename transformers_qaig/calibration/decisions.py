@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...equalization.fold import Group, fold
-from ...formats.hadamard import rotate, rotate_back
-from ...formats.scheme import Plan, Rotation, WeightScheme
-from ...nn.experts_module import LinearExperts
-from ...nn.linear import QAIGLinear, get_linear
-from ...nn.transformed_input import TransformedInputLinear
-from ...rounding.clipping import Clipping
-from ...rounding.damping import Damping
-from ...rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
+from ..equalization.fold import Group, fold
+from ..formats.hadamard import rotate, rotate_back
+from ..formats.scheme import Plan, Rotation
+from ..nn.experts_module import LinearExperts
+from ..nn.linear import get_linear
+from ..nn.transformed_input import TransformedInputLinear
+from ..rounding.clipping import Clipping
+from ..rounding.damping import Damping
+from ..rounding.packed_layers import pack_linear
+from ..rounding.quant_grid import QuantGrid, QuantizedWeight, fake_quantize_tokens, grid_arguments, minmax_grid
 
 
 @dataclass(frozen=True)
@@ -214,28 +215,6 @@ def pack(block: nn.Module, decisions: BlockDecisions, dtype: torch.dtype, path: 
         weight.check_range(dtype, f"{path}.{name}")
         block.set_submodule(name, pack_linear(weight, get_linear(block, name).bias, scheme, dtype))
     return block
-
-
-def pack_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme, dtype: torch.dtype) -> QAIGLinear:
-    """Makes the packed layer of a quantized weight `[N, K]`.
-
-    Args:
-        weight: its codes and their grid.
-        bias: `[N]`, or None.
-        scheme: how it is stored, and what happens to the layer's input.
-        dtype: of the stored scales.
-    """
-    zero_point = None if scheme.sym else weight.grid.zero.to(torch.uint8)
-    return QAIGLinear.from_codes(
-        weight.codes,
-        weight.grid.scale.to(dtype),
-        zero_point,
-        bias,
-        bits=scheme.bits,
-        group_size=scheme.group_size,
-        activation_bits=scheme.activation_bits,
-        rotation=scheme.rotation,
-    )
 
 
 def rounding_errors(original: nn.Module, decisions: BlockDecisions, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ...calibration.decisions import dtype_of, in_float32, rounding_errors
+from ...calibration.paused_samples import PausedSamples
+from ...calibration.quantizer_settings import settings_of
+from ...calibration.target_quantizer import decide
 from ...config import QAIGConfig
 from ...config.recipes import Recipe
 from ...equalization.finder import GroupFinder
@@ -19,12 +23,8 @@ from ...execution.onload import onload
 from ...execution.row_chunks import RowChunk, row_chunks_of
 from ...execution.targets import Target
 from ...formats.scheme import Plan
+from ...rounding.packed_layers import embedding_errors
 from ...token_weights.registry import token_weights_of
-from ..block.decisions import dtype_of, in_float32, rounding_errors
-from ..block.quantize_block import decide
-from ..block.quantizer_settings import settings_of
-from ..embedding_rows import embedding_errors
-from ..paused_samples import PausedSamples
 from .cost_run import CostRun
 from .cost_store import CostStore
 

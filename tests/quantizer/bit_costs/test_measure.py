@@ -10,15 +10,15 @@ import transformers as hf
 from tests import families
 from tests.experts import build, stack_of
 from transformers_qaig import BitBudget, QAIGConfig
-from transformers_qaig.calibration.bit_costs import answer_costs, measure
-from transformers_qaig.calibration.bit_costs.cost_run import CostRun
-from transformers_qaig.calibration.bit_costs.measure import measure_costs
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.loading.experts import linearize_experts
 from transformers_qaig.nn.experts_layout import find_experts
 from transformers_qaig.plan.allocate import SchemeOption, allocate
 from transformers_qaig.plan.build import list_schemes
 from transformers_qaig.plan.coverage import Coverage
+from transformers_qaig.quantizer.bit_costs import answer_costs, measure
+from transformers_qaig.quantizer.bit_costs.cost_run import CostRun
+from transformers_qaig.quantizer.bit_costs.measure import measure_costs
 from transformers_qaig.structure import find_input_embeddings
 
 RARE = 3

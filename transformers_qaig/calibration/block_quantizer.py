@@ -9,24 +9,23 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ...distributed import Terms
-from ...equalization.fold import Group
-from ...execution.exclusions import NotFinite, place_in
-from ...execution.gathering import gather_group_inputs
-from ...execution.group_inputs import GroupInputs, NotReached
-from ...execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs
-from ...execution.interceptor import LayerInputs, TargetInputs
-from ...execution.routed_rows import RoutedRows, gather_routed
-from ...execution.streamed_inputs import StreamedInputs
-from ...execution.token_rows import row_mask
-from ...formats.scheme import Plan
-from ...nn.experts_module import LinearExperts
-from ...report.summary import TargetSummary
-from ...rounding.learned import Learned
-from ...token_weights.base import SubBlock
-from ...utils.finite import is_finite
+from ..distributed import Terms
+from ..equalization.fold import Group
+from ..execution.exclusions import NotFinite, place_in
+from ..execution.gathering import gather_group_inputs
+from ..execution.group_inputs import GroupInputs, NotReached
+from ..execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs
+from ..execution.interceptor import LayerInputs, TargetInputs
+from ..execution.routed_rows import RoutedRows, gather_routed
+from ..execution.streamed_inputs import StreamedInputs
+from ..execution.token_rows import row_mask
+from ..formats.scheme import Plan
+from ..nn.experts_module import LinearExperts
+from ..report.summary import TargetSummary
+from ..rounding.learned import Learned
+from ..token_weights.base import SubBlock
+from ..utils.finite import is_finite
 from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
-from .expert_files import keepers
 from .experts import StackStep
 from .group_context import GroupContext
 from .quantizer_settings import QuantizerSettings
@@ -62,7 +61,7 @@ class BlockQuantizer:
         experts = (name for name, module in block.named_modules() if isinstance(module, LinearExperts))
         self.stacks = {stack: [name for name in schemes if name.startswith(f"{stack}.")] for stack in experts}
         learned = self.stacks.values() if self.recipe.rounding == "learned" else ()
-        self.keepers = keepers(block, [name for names in learned for name in names], settings)
+        self.keepers = settings.keepers(block, [name for names in learned for name in names])
 
     def decide(self) -> BlockDecisions:
         """Makes the decisions, and describes them in `summary`.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests import seeds
 from tests.tolerance import rounding
-from transformers_qaig.calibration.block.decisions import (
+from transformers_qaig.calibration.decisions import (
     BlockDecisions,
     cast_like,
     dtype_of,

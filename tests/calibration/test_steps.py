@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from transformers_qaig.calibration.block import steps
-from transformers_qaig.calibration.block.decisions import BlockDecisions
-from transformers_qaig.calibration.block.group_context import GroupContext
-from transformers_qaig.calibration.block.steps import clip, equalize, gptq, passes, rotate
+from transformers_qaig.calibration import steps
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.calibration.steps import clip, equalize, gptq, passes, rotate
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from tests import seeds
 from tests.families import build, samples
 from tests.tolerance import assert_close
-from transformers_qaig.calibration.block import group_context, steps
-from transformers_qaig.calibration.block.block_quantizer import BlockQuantizer, QuantizerSettings
-from transformers_qaig.calibration.block.decisions import BlockDecisions, in_float32, rounded, rounding_errors
-from transformers_qaig.calibration.block.group_context import GroupContext, Measured
-from transformers_qaig.calibration.block.quantize_block import quantize_block
-from transformers_qaig.calibration.block.reconstruction import BlockReconstruction
-from transformers_qaig.calibration.block.steps import passes
+from transformers_qaig.calibration import group_context, steps
+from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
+from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
+from transformers_qaig.calibration.group_context import GroupContext, Measured
+from transformers_qaig.calibration.reconstruction import BlockReconstruction
+from transformers_qaig.calibration.steps import passes
+from transformers_qaig.calibration.target_quantizer import quantize_block
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError, forward

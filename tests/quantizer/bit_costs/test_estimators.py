@@ -11,8 +11,8 @@ from torch.nn.functional import log_softmax
 
 from tests import seeds
 from tests.tolerance import assert_close, rounding
-from transformers_qaig.calibration.bit_costs.draws import one_of_each
-from transformers_qaig.calibration.bit_costs.estimators import (
+from transformers_qaig.quantizer.bit_costs.draws import one_of_each
+from transformers_qaig.quantizer.bit_costs.estimators import (
     fisher_losses,
     losses_alone,
     output_energies,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.calibration.block.test_block_quantizer import PATH, Case
-from transformers_qaig.calibration.block import steps
-from transformers_qaig.calibration.block.decisions import BlockDecisions
-from transformers_qaig.calibration.block.group_context import GroupContext
-from transformers_qaig.calibration.block.quantize_block import decide
+from tests.calibration.test_block_quantizer import PATH, Case
+from transformers_qaig.calibration import steps
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.calibration.target_quantizer import decide
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.exclusions import NotFinite

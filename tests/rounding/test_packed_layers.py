@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from transformers_qaig.calibration import embedding_rows
-from transformers_qaig.calibration.embedding_rows import embedding_errors, pack_embedding
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.rounding.packed_layers import embedding_errors, pack_embedding
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "default"])

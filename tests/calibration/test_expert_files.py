@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
-from tests.calibration.block.test_experts import quantized, same, vlm
-from transformers_qaig.calibration.block import expert_files
-from transformers_qaig.calibration.block.expert_files import LEARNED_BYTES, keepers, memory_for_experts
-from transformers_qaig.calibration.block.experts import StackStep
-from transformers_qaig.calibration.block.group_context import GroupContext
-from transformers_qaig.calibration.block.quantizer_settings import QuantizerSettings
+from tests.calibration.test_experts import quantized, same, vlm
+from transformers_qaig.calibration import quantizer_settings
+from transformers_qaig.calibration.experts import StackStep
+from transformers_qaig.calibration.group_context import GroupContext
+from transformers_qaig.calibration.quantizer_settings import (
+    LEARNED_BYTES,
+    QuantizerSettings,
+    memory_for_experts,
+)
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.finder import GroupFinder
@@ -53,17 +56,17 @@ def test_the_first_experts_stay_in_memory() -> None:
     block = block_of(8, 64, 32)
     names, each = weights_of(block), LEARNED_BYTES * 64 * 32
     assert len(names) == 24
-    assert not keepers(block, names, settings(24 * each))
-    assert list(keepers(block, names, settings(24 * each - 1))) == names[-1:]
-    assert list(keepers(block, names, settings(7 * each))) == names[7:]
-    assert list(keepers(block, names, settings(0))) == names
+    assert not settings(24 * each).keepers(block, names)
+    assert list(settings(24 * each - 1).keepers(block, names)) == names[-1:]
+    assert list(settings(7 * each).keepers(block, names)) == names[7:]
+    assert list(settings(0).keepers(block, names)) == names
 
 
 def test_256_experts_of_7168_channels_are_held_in_8_gb() -> None:
     """Arithmetic on a stack without weights: 45 GB in fp32, 106 GB of moments, 225 GB that are learned."""
     block = block_of(256, 7168, 2048)
     names = weights_of(block)
-    in_files = keepers(block, names, settings(8 * GB))
+    in_files = settings(8 * GB).keepers(block, names)
     learned = [LEARNED_BYTES * block.get_parameter(f"{name}.weight").numel() for name in names if name not in in_files]
     assert 7.5 * GB < sum(learned) <= 8 * GB
     context = GroupContext(
@@ -94,7 +97,7 @@ def test_learning_in_files_gives_the_same_bits_and_holds_nothing_large_in_memory
     shape = (256, LEAST // 256 + 64)
     weight, x, held = torch.randn(shape), torch.randn(40, shape[1]), torch.randn(20, shape[1])
     grid = minmax_grid(weight, bits=2, group_size=64, sym=False, storage_dtype=torch.bfloat16, include_zero=True)
-    keep = keepers(block_of(1, 64, 32), ["experts.0.up_proj"], settings(0, tmp_path))["experts.0.up_proj"]
+    keep = settings(0, tmp_path).keepers(block_of(1, 64, 32), ["experts.0.up_proj"])["experts.0.up_proj"]
     seen: list[bool] = []
 
     def batch_loss(tensors: dict[str, Tensor], step: int) -> float:
@@ -148,6 +151,6 @@ def test_packed_bits_do_not_depend_on_the_memory_for_learning(
 
 
 def test_without_a_limit_experts_take_a_quarter_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert_files, "free_memory", lambda device: 4 * GB + 3)
+    monkeypatch.setattr(quantizer_settings, "free_memory", lambda device: 4 * GB + 3)
     assert memory_for_experts(None, torch.device("cpu")) == GB
     assert memory_for_experts(7, torch.device("cpu")) == 7

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...execution.routed_rows import RoutedRows
-from ...nn.experts_layout import ExpertsLayout, expert_path, split_path
-from ...nn.experts_module import LinearExperts
-from ...rounding.clipping import diagonal_blocks, search_clipping
-from ...rounding.hessian import DAMPING, MIN_TOKENS, Hessian, HessianAccumulator, finite_tokens
-from ...rounding.learned import Keep, in_memory
+from ..execution.routed_rows import RoutedRows
+from ..nn.experts_layout import ExpertsLayout, expert_path, split_path
+from ..nn.experts_module import LinearExperts
+from ..rounding.clipping import diagonal_blocks, search_clipping
+from ..rounding.hessian import DAMPING, MIN_TOKENS, Hessian, HessianAccumulator, finite_tokens
+from ..rounding.learned import Keep, in_memory
 from .decisions import BlockDecisions, folded_view
-from .expert_files import memory_for_experts
 from .group_context import GroupContext
+from .quantizer_settings import memory_for_experts
 from .steps import gptq
 
 MORE_DAMPING = 4

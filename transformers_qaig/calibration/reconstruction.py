@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...distributed import ALONE, Ranks, Terms
-from ...distributed.gradients import gradients_in_order
-from ...execution.block_outputs import first_tensor
-from ...execution.interceptor import LayerInputs, map_tensors
-from ...rounding.learned import (
+from ..distributed import ALONE, Ranks, Terms
+from ..distributed.gradients import gradients_in_order
+from ..execution.block_outputs import first_tensor
+from ..execution.interceptor import LayerInputs, map_tensors
+from ..rounding.learned import (
     Keep,
     Learnable,
     LearnableInit,
@@ -23,10 +23,10 @@ from ...rounding.learned import (
     in_memory,
     learn,
 )
-from ...rounding.learned_scales import LearnableScales
-from ...rounding.quant_grid import QuantizedWeight
-from ...utils.caches import with_own_caches
-from ...utils.logging import tqdm
+from ..rounding.learned_scales import LearnableScales
+from ..rounding.quant_grid import QuantizedWeight
+from ..utils.caches import with_own_caches
+from ..utils.logging import tqdm
 from .decisions import BlockDecisions, folded, set_weight
 
 BATCH = 8

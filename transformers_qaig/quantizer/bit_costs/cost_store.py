@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from ...calibration.resume import run_facts
 from ...config import QAIGConfig
 from ...data.calibration_data import CalibrationData
 from ...distributed.work_folder import shared_folder
 from ...nn.linear import get_linear
 from ...plan.allocate import SchemeOption, schemes_of
 from ...utils.hashing import digest
-from ..resume import run_facts
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transformers_qaig.calibration.bit_costs.draws import DRAWS, Draws, one_of_each
+from transformers_qaig.quantizer.bit_costs.draws import DRAWS, Draws, one_of_each
 
 LENGTHS = (3, 0, 5, 2)
 

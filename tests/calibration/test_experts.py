@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText
 from tests.experts import build
 from tests.families import conversations, save
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.block.decisions import BlockDecisions, cast_like, in_float32, rounded
-from transformers_qaig.calibration.block.experts import Moments, StackStep
-from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.calibration.decisions import BlockDecisions, cast_like, in_float32, rounded
+from transformers_qaig.calibration.experts import Moments, StackStep
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.fold import Group

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests import seeds
 from tests.distributed.processes import in_processes
-from transformers_qaig.calibration.block import group_context
-from transformers_qaig.calibration.block.decisions import BlockDecisions
-from transformers_qaig.calibration.block.group_context import GroupContext
+from transformers_qaig.calibration import group_context
+from transformers_qaig.calibration.decisions import BlockDecisions
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.distributed import Terms
 from transformers_qaig.distributed.joining import join

@@ -1,19 +1,64 @@
-"""Rounds embeddings: every row to nearest on its own grid, some rows at a time."""
+"""Packed layers of rounded weights: linears, rows of linears joined, and embeddings, some rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..config.recipes import Recipe
-from ..execution.row_chunks import ROWS_PER_CHUNK, concat_rows
 from ..formats.scheme import WeightScheme
 from ..nn.embedding import QAIGEmbedding
-from ..rounding.clipping import search_clipping
-from ..rounding.quant_grid import QuantizedWeight, grid_arguments, minmax_grid
-from .block.decisions import pack_linear
+from ..nn.linear import QAIGLinear
+from .clipping import search_clipping
+from .quant_grid import QuantizedWeight, grid_arguments, minmax_grid
+
+ROWS_PER_CHUNK = 4096
+"""Rows of a linear, or of embeddings, that are quantized at once: a head's logits for every token would fill memory.
+A multiple of 32, so that every chunk's zero points fill whole words."""
+
+
+def pack_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme, dtype: torch.dtype) -> QAIGLinear:
+    """Makes the packed layer of a quantized weight `[N, K]`.
+
+    Args:
+        weight: its codes and their grid.
+        bias: `[N]`, or None.
+        scheme: how it is stored, and what happens to the layer's input.
+        dtype: of the stored scales.
+    """
+    zero_point = None if scheme.sym else weight.grid.zero.to(torch.uint8)
+    return QAIGLinear.from_codes(
+        weight.codes,
+        weight.grid.scale.to(dtype),
+        zero_point,
+        bias,
+        bits=scheme.bits,
+        group_size=scheme.group_size,
+        activation_bits=scheme.activation_bits,
+        rotation=scheme.rotation,
+    )
+
+
+def concat_rows(layers: Sequence[QAIGLinear]) -> QAIGLinear:
+    """Joins the rows of `layers`, in order; all but the last hold a multiple of 32 rows."""
+    for layer in layers:
+        layer.to_checkpoint_layout()
+    whole, rows = copy.copy(layers[0]), sum(layer.out_features for layer in layers)
+    whole._parameters = {}
+    whole.out_features = rows
+    for name, parameter in layers[0]._parameters.items():
+        if parameter is None:
+            whole.register_parameter(name, None)
+            continue
+        if name == "weight_shape":
+            values = torch.tensor([rows, whole.in_features], device=parameter.device)
+        else:
+            values = torch.cat([layer.get_parameter(name) for layer in layers])
+        whole.register_parameter(name, nn.Parameter(values, requires_grad=False))
+    return whole
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.bit_costs.cost_store import CostStore, RunningCosts
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.plan.allocate import SchemeOption
+from transformers_qaig.quantizer.bit_costs.cost_store import CostStore, RunningCosts
 
 PATHS = ("layers.0.a", "layers.0.b")
 COSTS = {"layers.0.a": 0.1, "layers.0.b": 1 / 3}

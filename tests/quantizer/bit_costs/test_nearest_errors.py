@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from tests.families import build
-from transformers_qaig.calibration.bit_costs.nearest_errors import NearestErrors, nearest_error
 from transformers_qaig.execution.sequential_onload import sequential_onload
 from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.quantizer.bit_costs.nearest_errors import NearestErrors, nearest_error
 from transformers_qaig.structure import ModelStructure
 
 LAYER, HEAD = "model.language_model.layers.1.mlp.up_proj", "lm_head"
@@ -31,7 +31,7 @@ def test_a_rounded_weight_has_few_values_and_lies_within_half_a_step(sym: bool) 
 def test_many_rows_are_rounded_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(11, 64)
     whole = nearest_error(weight, WeightScheme(3, 32), torch.bfloat16)
-    monkeypatch.setattr("transformers_qaig.calibration.bit_costs.nearest_errors.ROWS", 4)
+    monkeypatch.setattr("transformers_qaig.quantizer.bit_costs.nearest_errors.ROWS", 4)
     assert torch.equal(nearest_error(weight, WeightScheme(3, 32), torch.bfloat16), whole)
 
 

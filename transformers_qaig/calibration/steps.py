@@ -8,16 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...config.recipes import Recipe
-from ...equalization.search import search_scale
-from ...execution.group_inputs import GroupInputs, run
-from ...nn.linear import get_linear
-from ...rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
-from ...rounding.gptq import gptq as gptq_codes
-from ...rounding.gptq import gptq_on_best_grid
-from ...rounding.hessian import MIN_TOKENS, Hessian
-from ...rounding.quant_grid import QuantizedWeight, minmax_grid, minmax_grids
-from ...rounding.scale_refit import refit_scales
+from ..config.recipes import Recipe
+from ..equalization.search import search_scale
+from ..execution.group_inputs import GroupInputs, run
+from ..nn.linear import get_linear
+from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
+from ..rounding.gptq import gptq as gptq_codes
+from ..rounding.gptq import gptq_on_best_grid
+from ..rounding.hessian import MIN_TOKENS, Hessian
+from ..rounding.quant_grid import QuantizedWeight, minmax_grid, minmax_grids
+from ..rounding.scale_refit import refit_scales
 from .decisions import BlockDecisions, folded_view
 from .group_context import GroupContext
 
