@@ -17,6 +17,7 @@ ELSEWHERE = {
     "loading/unused_tensors.py": "becomes a warning",
     "plan/allocate.py": "a cost that the package measured itself",
     "plan/build.py": "the package allocates first",
+    "quantizer/bit_costs/cost_store.py": "says in a warning why a file of the work folder is not read",
     "report/record_file.py": "comes behind `is no report of a quantized model`",
     "report/summary.py": "says that an attribute does not exist, as Python does",
 }

@@ -9,6 +9,7 @@ from transformers_qaig.execution import row_chunks
 from transformers_qaig.execution.targets import Target
 from transformers_qaig.formats.scheme import Rotation, WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
+from transformers_qaig.rounding.packed_layers import concat_rows
 
 
 def test_rows_that_are_joined_compute_what_the_linear_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +23,6 @@ def test_rows_that_are_joined_compute_what_the_linear_does(monkeypatch: pytest.M
     results = [
         pack(chunk.module, BlockDecisions(chunk.schemes), torch.float32).get_submodule("linear") for chunk in chunks
     ]
-    whole = row_chunks.concat_rows(results)
+    whole = concat_rows(results)
     assert isinstance(whole, QAIGLinear)
     torch.testing.assert_close(whole(x), linear(x), rtol=0, atol=0.02)

@@ -11,8 +11,9 @@ from tests.integration.whole_model import quantize
 from tests.lifecycle import logits
 from tests.tolerance import assert_close, rounding, terms_of
 from transformers_qaig import BitBudget, QAIGLinear
-from transformers_qaig.calibration import embedding_rows, target_quantizer
+from transformers_qaig.calibration import target_quantizer
 from transformers_qaig.execution import row_chunks
+from transformers_qaig.rounding import packed_layers
 
 
 def test_the_language_model_is_calibrated_on_the_quantized_towers_features(
@@ -76,7 +77,7 @@ def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.M
     settings = {"bits": 4, "lm_head_bits": 3, "embedding_bits": 3, "recipe": "rtn"}
     whole = quantize(llava, **settings)
     monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
-    monkeypatch.setattr(embedding_rows, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(packed_layers, "ROWS_PER_CHUNK", 96)
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())
     assert torch.equal(logits(model, llava), logits(whole, llava))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from transformers_qaig.calibration import embedding_rows
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.rounding import packed_layers
 from transformers_qaig.rounding.packed_layers import embedding_errors, pack_embedding
 
 
@@ -15,7 +15,7 @@ from transformers_qaig.rounding.packed_layers import embedding_errors, pack_embe
 def test_the_errors_are_those_of_the_packed_rows(
     recipe: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding_rows, "ROWS_PER_CHUNK", 32)
+    monkeypatch.setattr(packed_layers, "ROWS_PER_CHUNK", 32)
     embeddings, scheme = nn.Embedding(80, 64, dtype=dtype), WeightScheme(3, 32)
     errors = embedding_errors(embeddings, scheme, RECIPES[recipe])
     packed = pack_embedding(embeddings, scheme, RECIPES[recipe])
