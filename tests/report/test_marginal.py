@@ -42,5 +42,6 @@ def test_the_page_escapes_names_and_shades_by_order_of_magnitude() -> None:
     assert "loss a MB: 1.0e+02" in text
     assert "<b>" not in text.split("marginal")[1].replace("<b>lm", "")
     assert "<i>:" not in text
+    assert ">0</text>" in text  # the number of a block below its column
     assert "<title>3.333 " in text  # with as many digits as somebody reads
     assert shades_of([1e-4, 1e-2, 1.0, 0.0]) == [0, 4, 7, 0]

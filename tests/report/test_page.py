@@ -161,6 +161,20 @@ def test_a_browser_shows_it_without_scrolling_sideways(width: int, blocks: int, 
     assert found["canvas"] == 16
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_the_first_block_at_once(tmp_path: Path) -> None:
+    unread = record(3, weighs_tokens=False)
+    for target in unread["targets"]:
+        target |= {"error": None, "entering": None, "pictures": None, "text": None}
+    text = page(checked(unread)).replace(
+        "</body>", "<script>document.title = JSON.stringify(document.getElementById('details').innerText)</script></body>"
+    )
+    (tmp_path / "page.html").write_text(re.sub("<meta http-equiv.*?>", "", text))
+    told = shown_by_browser(tmp_path / "page.html")
+    assert told.startswith(f"{LIST}.0")
+    assert "\n8 steps accepted, 1 rejected; 30.0 s" in told  # and nothing of errors that were not measured
+
+
 # For every text: its colour against what it stands on. In a drawing that is a part of the treemap, or the card.
 CONTRAST = """<script>addEventListener("load", () => {
   const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);

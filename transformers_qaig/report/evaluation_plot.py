@@ -37,7 +37,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
         if name == "exact_match" and full is not None:
             means = [{"all": full, **full["tasks"]}[task][name]["mean"] for task in tasks]
             axes.plot(means, rows, "k|", markersize=14, label="reference")
-            axes.legend()
+            axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)  # above, where no bar is
         axes.set_yticks(rows, [f"{task} ({part['questions']})" for task, part in tasks.items()], parse_math=False)
         axes.set_xlabel(PANELS[name])
         axes.grid(alpha=0.3, axis="x")

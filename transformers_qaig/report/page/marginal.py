@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from ...plan.width_costs import OneBitLess, by_part, loss_per_megabyte
-from .markup import escaped, section, table
-from .strips import ROW, cell_width, short_name
+from .markup import section, table
+from .strips import drawn_strip
 
 SHADES = 7
 
@@ -26,17 +26,17 @@ def marginal_section(layers: Sequence[OneBitLess], bits: int) -> str:
         _legend([layer.rate for layer in layers]),
         _strips(layers),
         name="marginal",
-        note="The darker a layer, the more loss for each byte that a bit less saves. The scale is logarithmic.",
+        note="A shade is the loss for each megabyte that a bit less saves, on a logarithmic scale.",
     )
 
 
 def _legend(rates: Sequence[float]) -> str:
-    """Returns what the lightest and the darkest shade stand for."""
+    """Returns what the first and the last shade stand for. The last is the darkest on a light page only."""
     shown = [rate for rate in rates if rate > 0]
     if not shown:
         return ""
     shades = "".join(f'<i class="b{shade + 1}"></i>' for shade in range(SHADES + 1))
-    return f'<p class="legend">loss a MB: {min(shown):.1e}{shades} {max(shown):.1e}</p>'
+    return f'<p class="legend">loss a MB: {min(shown):.1e} {shades} {max(shown):.1e}</p>'
 
 
 def _strips(layers: Sequence[OneBitLess]) -> str:
@@ -50,23 +50,13 @@ def _strips(layers: Sequence[OneBitLess]) -> str:
 
 
 def _strip(where: str, blocks: Mapping[str, Mapping[str, OneBitLess]], shades: Mapping[tuple[str, str], int]) -> str:
-    names = list(dict.fromkeys(name for layers in blocks.values() for name in layers))
-    cells, cell = [], cell_width(len(blocks))
-    for column, (block, layers) in enumerate(blocks.items()):
-        for row, name in enumerate(names):
-            if name in layers:
-                said = f"{block} {name}: {layers[name].loss:.2e}"
-                cells.append(
-                    f'<rect x="{column * cell}" y="{row * ROW}" width="{cell - 2}" height="{ROW - 2}" '
-                    f'class="b{shades[block, name] + 1}"><title>{escaped(said)}</title></rect>'
-                )
-    labels = "".join(f'<div title="{escaped(n)}">{escaped(short_name(n) or where)}</div>' for n in names)
-    width, height = len(blocks) * cell, len(names) * ROW
-    picture = f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}">{"".join(cells)}</svg>'
-    return (
-        f'<h3>{escaped(where)}</h3><div class="strip"><div class="labels">{labels}</div>'
-        f'<div class="scroll">{picture}</div></div>'
-    )
+    columns = {
+        block: {
+            name: (f"b{shades[block, name] + 1}", f"{block} {name}: {layer.loss:.2e}") for name, layer in layers.items()
+        }
+        for block, layers in blocks.items()
+    }
+    return drawn_strip(where, columns, f"what one bit less costs in {where}")
 
 
 def shades_of(values: Sequence[float]) -> list[int]:

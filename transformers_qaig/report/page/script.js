@@ -93,5 +93,7 @@
     each.addEventListener("click", () => show(each.dataset.block));
     each.addEventListener("keydown", (event) => { if (event.key === "Enter") show(each.dataset.block); });
   });
-  if (select) { select.addEventListener("change", () => choose(select.value)); choose(select.value); }
+  if (select) select.addEventListener("change", () => choose(select.value));
+  const first = select ? select.value : data.targets.length ? data.targets[0].path : "";
+  if (first) choose(first);
 }());

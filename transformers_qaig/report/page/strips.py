@@ -14,6 +14,8 @@ ROOM = 1000
 """Pixels that a wide screen has for a strip."""
 SHADES = 8
 """Colours of the style, `b1` to `b8`."""
+Cell = tuple[str, str]
+"""Class of the style, and words."""
 PLAIN = "full"
 """Stands for a layer of other blocks that is not packed in this one."""
 
@@ -63,31 +65,49 @@ def strips(layers: Sequence[Mapping[str, Any]]) -> str:
 
 def _strip(where: str, blocks: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for layers in blocks.values() for name in layers))
+    columns = {path: {name: _cell(path, name, layers.get(name)) for name in names} for path, layers in blocks.items()}
+    return drawn_strip(where, columns, f"bits of {where}", chosen_by_click=True)
+
+
+def _cell(path: str, name: str, layer: Mapping[str, Any] | None) -> Cell:
+    kind = PLAIN if layer is None else shade(mean_width(layer["widths"]))
+    mixed = " mixed" if layer is not None and len(layer["widths"]) > 1 else ""
+    return kind + mixed, f"{path} {name}: {'not packed' if layer is None else said_width(layer['widths'])}"
+
+
+def drawn_strip(
+    where: str, columns: Mapping[str, Mapping[str, Cell]], label: str, *, chosen_by_click: bool = False
+) -> str:
+    """Returns a heat strip.
+
+    Args:
+        where: path of the list of blocks.
+        columns: path of a block → name of a layer in it → class and words of its cell. A layer may be missing.
+        label: what is drawn, for who cannot see it.
+        chosen_by_click: whether the page's script says more of a block.
+    """
+    names = list(dict.fromkeys(name for layers in columns.values() for name in layers))
     labels = "".join(f'<div title="{escaped(name)}">{escaped(short_name(name) or where)}</div>' for name in names)
-    cells, cell = [], cell_width(len(blocks))
-    for column, (path, layers) in enumerate(blocks.items()):
-        drawn = []
-        for row, name in enumerate(names):
-            layer = layers.get(name)
-            kind = PLAIN if layer is None else shade(mean_width(layer["widths"]))
-            mixed = " mixed" if layer is not None and len(layer["widths"]) > 1 else ""
-            said = f"{path} {name}: {'not packed' if layer is None else said_width(layer['widths'])}"
-            drawn.append(
-                f'<rect x="{column * cell}" y="{row * ROW}" width="{cell - 2}" height="{ROW - 2}" '
-                f'class="{kind}{mixed}"><title>{escaped(said)}</title></rect>'
-            )
-        cells.append(f'<g data-block="{escaped(path)}" tabindex="0">{"".join(drawn)}</g>')
-    every = 1 if len(blocks) < 12 else 4 if len(blocks) < 50 else 8
+    groups, cell = [], cell_width(len(columns))
+    for column, (path, layers) in enumerate(columns.items()):
+        drawn = "".join(
+            f'<rect x="{column * cell}" y="{row * ROW}" width="{cell - 2}" height="{ROW - 2}" '
+            f'class="{layers[name][0]}"><title>{escaped(layers[name][1])}</title></rect>'
+            for row, name in enumerate(names)
+            if name in layers
+        )
+        groups.append(f'<g data-block="{escaped(path)}" tabindex="0">{drawn}</g>' if chosen_by_click else drawn)
+    every = 1 if len(columns) < 12 else 4 if len(columns) < 50 else 8
     height = len(names) * ROW
     marks = "".join(
         f'<text x="{column * cell}" y="{height + 12}">{escaped(path.rpartition(".")[2])}</text>'
-        for column, path in enumerate(blocks)
+        for column, path in enumerate(columns)
         if column % every == 0 and path != where
     )
-    width, full = len(blocks) * cell, height + 16
+    width, full = len(columns) * cell, height + 16
     picture = (
         f'<svg width="{width}" height="{full}" viewBox="0 0 {width} {full}" role="img" '
-        f'aria-label="bits of {escaped(where)}">{"".join(cells)}{marks}</svg>'
+        f'aria-label="{escaped(label)}">{"".join(groups)}{marks}</svg>'
     )
     return (
         f'<h3>{escaped(where)}</h3><div class="strip"><div class="labels">{labels}</div>'
