@@ -166,9 +166,8 @@ def test_a_browser_shows_the_first_block_at_once(tmp_path: Path) -> None:
     unread = record(3, weighs_tokens=False)
     for target in unread["targets"]:
         target |= {"error": None, "entering": None, "pictures": None, "text": None}
-    text = page(checked(unread)).replace(
-        "</body>", "<script>document.title = JSON.stringify(document.getElementById('details').innerText)</script></body>"
-    )
+    script = "document.title = JSON.stringify(document.getElementById('details').innerText)"
+    text = page(checked(unread)).replace("</body>", f"<script>{script}</script></body>")
     (tmp_path / "page.html").write_text(re.sub("<meta http-equiv.*?>", "", text))
     told = shown_by_browser(tmp_path / "page.html")
     assert told.startswith(f"{LIST}.0")
