@@ -1,17 +1,15 @@
 """compressed-tensors: plain Transformers computes what our dequantized model does, or the export is refused."""
 
 import json
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 import transformers_qaig
-from tests.experts import build
 from tests.exporting.conftest import Quantized, dense
 from tests.families import FAMILIES, save
 from tests.lifecycle import logits
@@ -116,14 +114,3 @@ def test_experts_are_refused_where_transformers_cannot_load_them(tmp_path: Path)
     model.save_pretrained(tmp_path / "packed")
     with pytest.raises(ExportError, match=r"cannot load experts one by one.*engine='vllm'"):
         transformers_qaig.export(tmp_path / "packed", tmp_path / "out", format="compressed-tensors")
-
-
-@pytest.mark.parametrize(("sym", "refused"), [(False, True), (True, False)])
-def test_zero_points_of_rows_that_vllm_permutes_are_refused(sym: bool, refused: bool, tmp_path: Path) -> None:
-    build("llama4_text").save_pretrained(tmp_path / "full")
-    config = QAIGConfig(bits=4, group_size=32, sym=sym, recipe="rtn")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=config)
-    model.save_pretrained(tmp_path / "packed")
-    error = pytest.raises(ExportError, match=r"permutes the rows of q and k.*q_proj.*sym=True")
-    with error if refused else nullcontext():
-        transformers_qaig.export(tmp_path / "packed", tmp_path / "out", format="compressed-tensors", engine="vllm")

@@ -17,6 +17,7 @@ from .refusals import (
     Refusal,
     refuse_all_but_linears,
     refuse_other_widths,
+    refuse_permuted,
     refuse_unequal_fused,
     refuse_where,
 )
@@ -43,6 +44,8 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
         "leave them out with modules_to_not_convert",
     )
     yield from refuse_unequal_fused(weights, saved.unpacked_linears())
+    if engine == "vllm":
+        yield from refuse_permuted(weights, saved.permutes_rows)
     yield from scales_in_float16(saved)[1]
 
 

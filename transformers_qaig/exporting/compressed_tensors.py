@@ -5,7 +5,7 @@ Our words are that format's own, so no tensor changes. What changes is config.js
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,12 @@ def _for_transformers(saved: SavedModel, weights: list[PackedWeight]) -> Iterato
 
 
 def _for_vllm(saved: SavedModel, weights: list[PackedWeight]) -> Iterator[Refusal]:
-    if permutes_queries(saved.config):
-        yield from refuse_where(
-            weights,
-            lambda weight: not weight.scheme.sym and weight.path.endswith((".self_attn.q_proj", ".self_attn.k_proj")),
-            "vLLM permutes the rows of q and k of this model, and not their zero points",
-            _SYMMETRIC,
-        )
+    yield from refuse_where(
+        weights,
+        lambda weight: not weight.scheme.sym and saved.permutes_rows(weight.path),
+        "vLLM permutes the rows of q and k of this model, and not their zero points",
+        _SYMMETRIC,
+    )
     yield from refuse_unequal_fused(weights, saved.unpacked_linears())
     yield from refuse_unequal_experts(weights)
     yield from refuse_where(
@@ -103,12 +102,6 @@ def _for_vllm(saved: SavedModel, weights: list[PackedWeight]) -> Iterator[Refusa
         [weight for weight in weights if weight.scheme.activation_bits == 8],
         {"expert": ("vLLM rounds the inputs of no packed expert", "quantize with activation_bits=16")},
     )
-
-
-def permutes_queries(config: Mapping[str, Any]) -> bool:
-    """Whether vLLM permutes rows of q and k as it loads a model, as it does for Llama 4; seen in vLLM 0.32."""
-    texts = config, config.get("text_config")
-    return any(isinstance(text, Mapping) and str(text.get("model_type")).startswith("llama4") for text in texts)
 
 
 def notes(saved: SavedModel, engine: str) -> Iterator[str]:

@@ -126,7 +126,10 @@ def refuse_all_but_linears(weights: Iterable[PackedWeight], format_name: str) ->
         weights,
         {
             "embedding": (f"{format_name} has no packed embeddings", "quantize without embedding_bits"),
-            "expert": (f"this export writes no experts as {format_name}", "export as compressed-tensors"),
+            "expert": (
+                f"this export writes no experts as {format_name}",
+                "export as compressed-tensors, or leave the experts out with modules_to_not_convert",
+            ),
         },
     )
 
@@ -157,7 +160,8 @@ def refuse_unequal_fused(weights: Iterable[PackedWeight], unpacked: Iterable[str
     if found:
         yield Refusal(
             "the engine joins these layers into one, which has one scheme, and theirs differ",
-            "quantize with BitBudget(fuse=True) (fuse_groups=True in older files), or with one width",
+            "quantize with BitBudget(fuse=True) (fuse_groups=True in older files), or with one width, and leave out all "
+            "of them or none",
             tuple(found),
         )
 
@@ -176,3 +180,14 @@ def refuse_unequal_experts(weights: Iterable[PackedWeight]) -> Iterator[Refusal]
             "quantize with one width for the experts, and a group_size that divides both of their widths",
             mixed,
         )
+
+
+def refuse_permuted(weights: Iterable[PackedWeight], permutes_rows: Callable[[str], bool]) -> Iterator[Refusal]:
+    """Refuses AWQ and GPTQ weights whose rows vLLM permutes in other files, and needs in that order."""
+    yield from refuse_where(
+        weights,
+        lambda weight: permutes_rows(weight.path),
+        "vLLM needs the rows of q and k of this model permuted, and does not permute those of AWQ and GPTQ",
+        "quantize with sym=True and export as compressed-tensors, or leave these layers out with "
+        "modules_to_not_convert",
+    )

@@ -96,10 +96,11 @@ def export(
         saved = SavedModel(source)
         raise_all(writer.refusals(saved, engine), f"{format}, for {engine},")
         notes = tuple(writer.notes(saved, engine))
+        readers = [each for each in writer.ENGINES if each == engine or not any(writer.refusals(saved, each))]
         with _whole(target) as folder:
             copy_beside(source, folder)
             writer.write(saved, folder)
-            write_card(saved, folder, format, notes)
+            write_card(saved, folder, format, readers, notes)
     return Export(target, format, notes)
 
 

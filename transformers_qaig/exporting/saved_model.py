@@ -21,6 +21,7 @@ from ..formats.experts import ExpertWeights
 from ..formats.packing import CHECKPOINT_LAYOUT
 from ..formats.reference import Weight
 from ..formats.scheme import Plan, WeightScheme
+from ..integrations.engines.permuted_rows import permutes_rows
 from ..loading.conversions import is_packed_name
 from ..loading.local_names import loader_naming, merging, model_that_saved
 from ..loading.packed_checkpoint import open_packed
@@ -119,6 +120,10 @@ class SavedModel:
         kind = "linear" if isinstance(module, QAIGLinear) else "embedding"
         sizes = module.out_features, module.in_features
         return PackedWeight(path, found.key.removesuffix(".weight_packed"), scheme, *sizes, kind=kind)
+
+    def permutes_rows(self, path: str) -> bool:
+        """Returns whether vLLM permutes the rows of a linear as it loads a file."""
+        return permutes_rows(self.model.config.get_text_config(decoder=True).model_type, path)
 
     def unpacked_linears(self) -> list[str]:
         """Lists the paths of linears in full precision."""

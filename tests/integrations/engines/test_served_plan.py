@@ -1,5 +1,7 @@
 """Which layers of vLLM get which scheme."""
 
+import pytest
+
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.integrations.engines.served_plan import ServedPlan
 
@@ -64,3 +66,32 @@ def test_a_level_of_modules_that_only_one_side_has_does_not_matter() -> None:
         plan = ServedPlan({path: W4})
         assert plan.linear("vision_tower.vision_model.encoder.layers.0.fc1", {}) == [W4]
         assert plan.has_tower_level
+
+
+STACK = "model.layers.3.mlp.experts"
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.block_sparse_moe.experts", STACK])
+def test_the_only_stack_of_a_block_is_found_by_another_name(name: str) -> None:
+    """Mixtral's is called otherwise in its files, and in vLLM, than in Transformers."""
+    plan = ServedPlan({f"{STACK}.0-1.down_proj": W3, f"{STACK}.2.down_proj": W4, "model.layers.13.x.experts.*.up": W8})
+    assert plan.experts(name, 3)["down_proj"].bits == (3, 3, 4)
+    assert not plan.experts("model.layers.4.mlp.experts", 3)
+
+
+def test_a_block_that_the_engine_knows_in_part_is_refused() -> None:
+    plan = ServedPlan({f"{STACK}.*.down_proj": W3, "model.layers.3.attn.o": W4, "tower.layers.0.fc": W4})
+    plan.check_blocks()  # nothing of a block is asked for where a part of the model is not served
+    plan.linear("model.layers.3.attn.o", {})
+    with pytest.raises(ValueError, match=r"no layer for .*experts.*\(1 such\)"):
+        plan.check_blocks()
+    plan.experts(STACK, 4)
+    plan.check_blocks()
+    assert plan.unused == ["tower.layers.0.fc"]
+
+
+def test_projections_of_experts_keep_their_names() -> None:
+    plan = ServedPlan({f"{STACK}.*.down_proj": W3, "model.layers.3.mlp.down_proj": W4})
+    plan.rename(lambda name: name.replace(".down_proj.", ".w2.").replace("model.", "language_model."))
+    assert plan.experts("language_model.layers.3.mlp.experts", 2)["down_proj"].bits == (3, 3)
+    assert plan.linear("language_model.layers.3.mlp.w2", {}) == [W4]

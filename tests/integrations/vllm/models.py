@@ -55,6 +55,14 @@ DEEPSEEK: dict[str, Any] = {
     "overrides": {"*.experts.0-2.down_proj": 3, "*.kv_b_proj": 8, "*.kv_a_proj_with_mqa": 3, "*.up_proj": 5},
 }
 """For a tiny DeepSeek-V3."""
+MIXTRAL: dict[str, Any] = {
+    "bits": 4,
+    "group_size": 32,
+    "lm_head_bits": 8,
+    "embedding_bits": 3,
+    "overrides": {"*.experts.0-1.down_proj": 3, "*.k_proj": 2},
+}
+"""For a tiny Mixtral, to whose embeddings vLLM gives no configuration, and whose experts it calls otherwise."""
 QWEN: dict[str, Any] = {"bits": 4, "group_size": 32, "vision_bits": 4, "overrides": {"*.k_proj": 3, "*.up_proj": 8}}
 """For a tiny Qwen2.5-VL."""
 
@@ -80,22 +88,39 @@ def make_qwen(folder: Path) -> Path:
 
 def make_deepseek(folder: Path, tokenizer: Path) -> Path:
     """Makes a tiny DeepSeek-V3 of random weights. vLLM's CPU kernel for latent attention has one width of its cache."""
+    from transformers import DeepseekV3Config
+
+    return _make_text(
+        folder, tokenizer, DeepseekV3Config, intermediate_size=256, moe_intermediate_size=64, num_key_value_heads=4,
+        n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1, n_group=2, topk_group=1, first_k_dense_replace=1,
+        q_lora_rank=96, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=32, v_head_dim=32,
+        routed_scaling_factor=2.0, topk_method="noaux_tc", scoring_func="sigmoid",
+    )  # fmt: skip
+
+
+def make_mixtral(folder: Path, tokenizer: Path) -> Path:
+    """Makes a tiny Mixtral of random weights."""
+    from transformers import MixtralConfig
+
+    return _make_text(
+        folder, tokenizer, MixtralConfig, intermediate_size=64, num_local_experts=4, num_key_value_heads=2
+    )
+
+
+def _make_text(folder: Path, tokenizer: Path, config_class: Any, **sizes: Any) -> Path:
     import torch
-    from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tests.tiny_models.weights import randomise
 
     words = AutoTokenizer.from_pretrained(tokenizer)
-    config = DeepseekV3Config(
-        vocab_size=len(words), hidden_size=128, intermediate_size=256, moe_intermediate_size=64, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
-        n_group=2, topk_group=1, first_k_dense_replace=1, q_lora_rank=96, kv_lora_rank=512, qk_rope_head_dim=64,
-        qk_nope_head_dim=32, v_head_dim=32, max_position_embeddings=512, tie_word_embeddings=False,
-        routed_scaling_factor=2.0, topk_method="noaux_tc", scoring_func="sigmoid",
+    config = config_class(
+        vocab_size=len(words), hidden_size=128, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=512,
+        tie_word_embeddings=False, **sizes,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = DeepseekV3ForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     randomise(model, 0)
     model.save_pretrained(folder)
     words.save_pretrained(folder)

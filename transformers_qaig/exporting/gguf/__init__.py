@@ -27,9 +27,8 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
     weights = list(saved.packed.values())
     yield from refuse_rotated(weights)
     yield from refuse_rounded_inputs(weights)
-    yield from refuse_kinds(
-        weights, {"expert": ("this export writes no experts as GGUF", "export as compressed-tensors")}
-    )
+    reason = "this export writes no experts as GGUF"  # nor unpacked ones: no architecture of these has any
+    yield from refuse_kinds(weights, {"expert": (reason, "export as compressed-tensors")})
     yield from blocks.refusals(saved)
     yield from language.refusals(saved)
     yield from vocabulary.refusals(saved)

@@ -99,7 +99,12 @@ class PackedRows(PackedLinear):
         layer.packed = nn.ModuleList([head])
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Computes logits. The engine passes the head's bias, which may be padded."""
+        """Computes logits. The engine passes the head's bias, which may be padded.
+
+        Some models use their embeddings as a head, and tell nobody.
+        """
+        if not hasattr(layer, "packed"):
+            self.add_head(layer)
         out = super().apply(layer, x)
         return out if bias is None else out + bias[: out.shape[-1]]
 

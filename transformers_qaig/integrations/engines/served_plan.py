@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ...formats.scheme import Plan, WeightScheme
@@ -35,8 +36,13 @@ class ServedPlan:
         Args:
             name_of: from a tensor's name to the engine's; paths are given to it with `.weight` at their end.
         """
-        renamed = {path: name_of(f"{path}.weight") for path in self._plan}
-        names = {path: _short(name.removesuffix(".weight")) for path, name in renamed.items() if name is not None}
+        names: dict[str, str] = {}
+        for path in self._plan:
+            parts = split_path(path)  # some engines have names of their own for projections; the files have ours
+            above, below = (path, "") if parts is None else (parts[0], f".{parts[1]}.{parts[2]}")
+            name = name_of(f"{above}.weight")
+            if name is not None:
+                names[path] = _short(name.removesuffix(".weight")) + below
         self._plan = {name: self._plan[path] for path, name in names.items()}
         self._unused = {name for path, name in names.items() if path in self._unused}
 
@@ -74,7 +80,8 @@ class ServedPlan:
             ValueError: the plan names an expert twice or not at all, or they differ in more than their bits.
         """
         found: dict[str, dict[int, WeightScheme]] = {}
-        for path in [path for path in self._plan if path.startswith(f"{name}.")]:
+        name = self._stack(name)
+        for path in self._plan:
             parts = split_path(path)
             if parts is None or parts[0] != name:
                 continue
@@ -91,6 +98,29 @@ class ServedPlan:
             projection: ProjectionScheme.of([named[index] for index in range(count)], f"{name}: {projection}")
             for projection, named in found.items()
         }
+
+    def _stack(self, name: str) -> str:
+        """Returns the plan's name of a stack: an engine may call it otherwise, but then it is the block's only one."""
+        stacks = {parts[0]: _block(parts[0]) for parts in map(split_path, self._plan) if parts is not None}
+        if name in stacks:
+            return name
+        same = [stack for stack, block in stacks.items() if block is not None and block == _block(name)]
+        return same[0] if len(same) == 1 else name
+
+    def check_blocks(self) -> None:
+        """Checks, once all layers exist, that the engine asked for all of a block or for nothing of it.
+
+        Raises:
+            ValueError: it did not. Some engines load a layer that gets no tensors from nothing, without a word.
+        """
+        known = {_block(path) for path in self._plan.keys() - self._unused} - {None}
+        left = [path for path in self.unused if _block(path) in known]
+        if left:
+            raise ValueError(
+                f"This engine has no layer for the packed weight {left[0]} ({len(left)} such), and has others of its "
+                "block: it calls or fuses layers of this model in a way that is not supported. Serve it with "
+                "Transformers, or quantize it with these layers left out."
+            )
 
     def rows(self, name: str, is_head: bool = False) -> WeightScheme | None:
         """Returns the scheme of embeddings or of a head; None if it is not packed.
@@ -117,3 +147,10 @@ class ServedPlan:
 
 def _short(name: str) -> str:
     return name.replace(*_TOWER_LEVEL)
+
+
+def _block(path: str) -> str | None:
+    """Returns the path of the block that a weight or a stack of experts is in: up to the last number."""
+    parts = split_path(path)
+    match = re.match(r".*\.\d+(?=\.)", parts[0] if parts is not None else path)
+    return match and match[0]

@@ -16,8 +16,10 @@ from vllm.model_executor.models.utils import WeightsMapper
 from ...config import QUANT_METHOD
 from ...utils.logging import get_logger
 from ..engines.methods import refuse_permuted_zeros
+from ..engines.permuted_rows import permutes_rows
 from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
+from .embeddings import ask_configuration
 from .experts import QAIGExpertsMethod
 from .experts_names import PATTERN, REPLACEMENT
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
@@ -43,6 +45,12 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         super().__init__()
         self.plan = plan
         self._has_warned = False
+        ask_configuration(type(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepares a process of the engine, which is given the configuration of the one that read it."""
+        self.__dict__ |= state
+        ask_configuration(type(self))
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAIGServedConfig:
@@ -63,7 +71,7 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
             schemes = self.plan.linear(prefix, self.packed_modules_mapping)
             if schemes is None:
                 return UnquantizedLinearMethod()
-            if prefix.endswith("qkv_proj") and _model_type().startswith("llama4"):
+            if permutes_rows(_model_type(), prefix):
                 refuse_permuted_zeros(prefix, schemes)
             return QAIGLinearMethod(prefix, schemes)
         if isinstance(layer, RoutedExperts):
@@ -79,6 +87,7 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """Renames tensors of experts, and adds the level of a tower that this file's names lack. All layers exist."""
+        self.plan.check_blocks()
         if self.plan.unused and not self._has_warned:
             self._has_warned = True
             _logger.warning(

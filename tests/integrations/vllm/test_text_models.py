@@ -1,6 +1,7 @@
-"""A real vLLM engine serves a model whose class loads experts by code of its own, and whose attention is latent."""
+"""A real vLLM engine serves text models: experts, latent attention, embeddings without a configuration of their own."""
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,20 +20,27 @@ OPTIONS = ("--compilation-config", '{"custom_ops": ["-rotary_embedding"]}')
 """vLLM 0.32's rotation on the CPU leaves most rows of a latent query as they are, in full precision, too."""
 
 
-def test_experts_with_a_loader_of_their_own(tiny_vlm_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "settings", "options"),
+    [(models.make_deepseek, models.DEEPSEEK, OPTIONS), (models.make_mixtral, models.MIXTRAL, ())],
+    ids=["deepseek", "mixtral"],
+)
+def test_the_engine_completes_as_transformers_does(
+    make: Callable[[Path, Path], Path], settings: dict, options: tuple[str, ...], tiny_vlm_path: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from transformers_qaig import QAIGConfig
 
-    source = models.make_deepseek(tmp_path / "full", tiny_vlm_path)
-    config = QAIGConfig(recipe="rtn", **models.DEEPSEEK)
+    source = make(tmp_path / "full", tiny_vlm_path)
+    config = QAIGConfig(recipe="rtn", **settings)
     model = AutoModelForCausalLM.from_pretrained(source, quantization_config=config)
     model.save_pretrained(tmp_path / "packed")
     AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "packed")
     choose = random.Random(0)
     prompts = [[choose.randrange(3, model.config.vocab_size) for _ in range(4 + i % 30)] for i in range(100)]
     with (
-        engine.served(tmp_path / "packed", tmp_path / "log", *OPTIONS) as address,
+        engine.served(tmp_path / "packed", tmp_path / "log", *options) as address,
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(pool.map(lambda prompt: engine.complete(address, prompt), prompts))

@@ -1,0 +1,19 @@
+"""Models whose rows of q and k vLLM permutes as it loads them: its plugin and the exports for it must know them alike.
+
+It permutes `weight`, `weight_packed` and `weight_scale`. Zero points, and all of AWQ and GPTQ, stay as they are.
+"""
+
+from __future__ import annotations
+
+PERMUTED = ("q_proj", "k_proj", "qkv_proj")
+
+
+def permutes_rows(model_type: str, path: str) -> bool:
+    """Returns whether vLLM permutes the rows of a linear; in vLLM 0.32 those of Llama 4, except in its tower.
+
+    Args:
+        model_type: of the language model's config.
+        path: of the linear, in Transformers or in vLLM.
+    """
+    parts = path.split(".")
+    return model_type.startswith("llama4") and parts[-1] in PERMUTED and "vision_model" not in parts
