@@ -160,8 +160,8 @@ def refuse_unequal_fused(weights: Iterable[PackedWeight], unpacked: Iterable[str
     if found:
         yield Refusal(
             "the engine joins these layers into one, which has one scheme, and theirs differ",
-            "quantize with BitBudget(fuse=True) (fuse_groups=True in older files), or with one width, and leave out all "
-            "of them or none",
+            "quantize with BitBudget(fuse=True) (fuse_groups=True in older files), or with one width, and leave out "
+            "all of them or none",
             tuple(found),
         )
 
