@@ -42,6 +42,12 @@ def test_a_model_says_what_it_fuses() -> None:
     assert renamed().linear("language_model.model.layers.0.mlp.all", fused) == [W3, W8]
 
 
+def test_a_tower_fuses_what_the_language_model_holds_whole() -> None:
+    """GLM-4V's class says that its files hold gate and up as one, which is so in its language model."""
+    fused = {"gate_up_proj": ["gate_up_proj"]}
+    assert renamed().linear("language_model.model.layers.0.mlp.gate_up_proj", fused) == [W3, None]
+
+
 def test_other_layers_are_not_packed() -> None:
     assert renamed().linear("language_model.model.layers.0.self_attn.o_proj", {}) is None
     assert renamed().rows("other_head") is None

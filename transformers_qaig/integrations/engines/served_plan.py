@@ -65,9 +65,11 @@ class ServedPlan:
         if name in self._plan:
             return [self._take(name)]
         parent, _, last = name.rpartition(".")
-        parts = fused.get(last) or FUSED.get(last, ())
-        shards = [self._take(f"{parent}.{part}".removeprefix(".")) for part in parts]
-        return shards if any(shards) else None
+        for parts in (fused.get(last, ()), FUSED.get(last, ())):  # a model says what one of its parts fuses
+            shards = [self._take(f"{parent}.{part}".removeprefix(".")) for part in parts]
+            if any(shards):
+                return shards
+        return None
 
     def experts(self, name: str, count: int) -> dict[str, ProjectionScheme]:
         """Returns how each projection of a stack of experts is stored; nothing if the stack is not packed.
