@@ -1,4 +1,4 @@
-// Conversions between float32 and the 16-bit floats, without intrinsics.
+// Converts between float32 and the 16-bit floats, without intrinsics.
 #include "cpu/floats.h"
 
 #include <algorithm>
@@ -45,7 +45,7 @@ uint16_t float_to_half(float value) {
 
 void load_floats(const void* p, Scalar type, int64_t at, int64_t count, float* out) {
     if (type == Scalar::f32) {
-        std::copy_n(static_cast<const float*>(p) + at, count, out);  // none may come without a pointer
+        std::copy_n(static_cast<const float*>(p) + at, count, out);  // a null pointer is fine for no elements
         return;
     }
     const auto* half = static_cast<const uint16_t*>(p) + at;

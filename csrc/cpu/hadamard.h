@@ -1,4 +1,4 @@
-// The rotation of x, described in `formats/hadamard.py`: the same to the bit in every instruction set and in plain torch.
+// Rotates x as `formats/hadamard.py` describes it. Every instruction set and plain torch agree to the bit.
 #pragma once
 
 #include <cmath>
@@ -23,14 +23,14 @@ inline std::vector<uint64_t> sign_words(const Rotation& rotation, int64_t in_fea
     return words;
 }
 
-// Signs of the `count` channels from k on, one bit each. They lie within one word.
+// Signs of `count` channels from k on, one bit each. All lie within one word.
 inline uint32_t signs_at(const uint64_t* words, int64_t k, int count) {
     return static_cast<uint32_t>(words[k / 64] >> (k % 64)) & ((1u << count) - 1);
 }
 
 inline float rotation_scale(int64_t block) { return static_cast<float>(1 / std::sqrt(static_cast<double>(block))); }
 
-// Rotates a row where it is.
+// Rotates a row in place.
 inline void rotate_floats(float* x, int64_t in_features, int64_t block, const uint64_t* signs) {
     const float scale = rotation_scale(block);
     for (int64_t k = 0; k < in_features; k++) {

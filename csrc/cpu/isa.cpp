@@ -1,4 +1,4 @@
-// Which instruction sets this processor has, and which one the environment asks for.
+// Detects the instruction sets of this processor, and reads which one the environment selects.
 #include "cpu/isa.h"
 
 #include <algorithm>
@@ -23,11 +23,11 @@ namespace qaig {
 namespace {
 
 // The instruction sets of this architecture.
-struct Named {
+struct IsaName {
     Isa isa;
     const char* name;
 };
-constexpr Named kNamed[] = {
+constexpr IsaName kIsaNames[] = {
     {Isa::portable, "portable"},
 #if defined(__aarch64__)
     {Isa::neon_dotprod, "neon-dotprod"},
@@ -39,14 +39,14 @@ constexpr Named kNamed[] = {
 
 std::string all_names() {
     std::string names;
-    for (const Named& named : kNamed) {
+    for (const IsaName& named : kIsaNames) {
         names += (names.empty() ? "" : ", ") + std::string(named.name);
     }
     return names;
 }
 
-const char* name(Isa isa) {
-    for (const Named& named : kNamed) {
+const char* name_of(Isa isa) {
+    for (const IsaName& named : kIsaNames) {
         if (named.isa == isa) {
             return named.name;
         }
@@ -55,7 +55,7 @@ const char* name(Isa isa) {
 }
 
 bool parse(const std::string& text, Isa* isa) {
-    for (const Named& named : kNamed) {
+    for (const IsaName& named : kIsaNames) {
         if (text == named.name) {
             *isa = named.isa;
             return true;
@@ -83,7 +83,7 @@ bool has_i8mm() { return false; }
 #endif
 
 #if defined(__x86_64__) && !defined(QAIG_EMULATE_AMX)
-// Whether the operating system saves the tiles, and lets this process use them. Linux wants to be asked, once.
+// Whether the operating system saves the tiles, and permits this process to use them. Linux requires one request.
 bool may_use_tiles() {
 #if defined(__linux__)
     constexpr long kAskForFeature = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
@@ -102,14 +102,13 @@ bool may_use_tiles() {
 #endif
 
 struct Features {
-    std::vector<Isa> isas = {Isa::portable};  // that can run, the best last
+    std::vector<Isa> isas = {Isa::portable};  // that this processor can run, the best last
     bool avx_vnni = false, intel = false;
     std::string names;
 
     Features() {
 #if defined(__x86_64__)
-        // The builtins also ask whether the operating system saves the wide registers; F16C needs no more than AVX2
-        // does.
+        // The builtins also check that the operating system saves the wide registers. F16C needs what AVX2 needs.
         __builtin_cpu_init();
         intel = __builtin_cpu_is("intel");
         unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -146,7 +145,7 @@ struct Features {
 #endif
     }
 
-    // The last before `end` that can run.
+    // The best one before `end`.
     Isa last_before(Isa end) const {
         Isa found = Isa::portable;
         for (const Isa isa : isas) {
@@ -175,23 +174,23 @@ const Features& features() {
     return found;
 }
 
-const char* variable(const char* name) {
+const char* environment_variable(const char* name) {
     const char* text = std::getenv(name);
     return text != nullptr && *text != '\0' ? text : nullptr;
 }
 
-// What QAIG_CPU_ISA asks for, or QAIG_CPU_LEVEL, its old name. A request that cannot be met leaves a message, which Python
-// raises when it loads the library. The best instruction set is taken then: never an illegal instruction.
+// What QAIG_CPU_ISA requests, or QAIG_CPU_LEVEL, its old name. A request that cannot be met leaves a message, which
+// Python raises when it loads the library. The best instruction set is used then, so no illegal instruction runs.
 struct Request {
     Isa isa = best_isa();
     std::string error;
 
     Request() {
         const char* name_used = "QAIG_CPU_ISA";
-        const char* text = variable(name_used);
+        const char* text = environment_variable(name_used);
         if (text == nullptr) {
             name_used = "QAIG_CPU_LEVEL";
-            text = variable(name_used);
+            text = environment_variable(name_used);
         }
         if (text == nullptr) {
             return;
@@ -202,7 +201,7 @@ struct Request {
             error =
                 setting + " is no instruction set of these kernels: set it to one of " + all_names() + ", or unset it";
         } else if (!can_run(wanted)) {
-            error = setting + " needs more than this processor has: its best is " + name(features().isas.back()) +
+            error = setting + " needs more than this processor has: its best is " + name_of(features().isas.back()) +
                     "; set that or one before it, or unset the variable";
         } else {
             isa = wanted;
@@ -258,21 +257,21 @@ bool has_avx_vnni() { return features().avx_vnni; }
 
 QAIG_EXPORT const char* qaig_cpu_features() { return qaig::features().names.c_str(); }
 
-// Those that this processor can run, the best last.
+// The instruction sets that this processor can run, the best last.
 QAIG_EXPORT const char* qaig_cpu_isas() {
     static const std::string names = [] {
         std::string all;
         for (const qaig::Isa isa : qaig::features().isas) {
-            all += (all.empty() ? "" : " ") + std::string(qaig::name(isa));
+            all += (all.empty() ? "" : " ") + std::string(qaig::name_of(isa));
         }
         return all;
     }();
     return names.c_str();
 }
 
-QAIG_EXPORT const char* qaig_cpu_best_isa() { return qaig::name(qaig::best_isa()); }
+QAIG_EXPORT const char* qaig_cpu_best_isa() { return qaig::name_of(qaig::best_isa()); }
 
-QAIG_EXPORT const char* qaig_cpu_isa() { return qaig::name(qaig::isa()); }
+QAIG_EXPORT const char* qaig_cpu_isa() { return qaig::name_of(qaig::isa()); }
 
 // What is wrong with QAIG_CPU_ISA; null if nothing is.
 QAIG_EXPORT const char* qaig_cpu_isa_error() {

@@ -1,7 +1,7 @@
 // The instruction set (ISA) of the kernels, chosen at run time.
 #pragma once
 
-// Compilers that know the instructions of the folder neon; others build portable kernels for Arm.
+// Whether the compiler knows the instructions of the folder neon. If not, Arm gets portable kernels.
 #if defined(__aarch64__)
 #if defined(__clang__)
 #if __clang_major__ >= 16
@@ -21,13 +21,13 @@
 
 namespace qaig {
 
-// Each includes those before it of the same architecture, and is taken where it is the last that the processor can run.
+// Each set includes the earlier ones of its architecture. The last one that the processor can run is chosen.
 enum class Isa {
     portable,      // C++ without intrinsics, any processor
     avx2,          // x86-64: AVX2, FMA, F16C
     avxvnni,       // the same and VPDPBUSD in 256 bits: AVX-VNNI, or part of AVX-512 VNNI
     avx512,        // AVX-512 F, BW, VL, DQ, VNNI
-    amx,           // AVX-512 with BF16, AMX-INT8 and AMX-BF16; in a build that emulates AMX any set from avx2 on
+    amx,           // AVX-512 with BF16, AMX-INT8, AMX-BF16; a build that emulates AMX needs avx2 only
     neon_dotprod,  // aarch64: SDOT
     neon_i8mm,     // SMMLA
 };
@@ -35,22 +35,23 @@ enum class Isa {
 // Whether this processor and its operating system can run an instruction set.
 bool can_run(Isa wanted);
 
-// The instruction set that is taken where nobody asks for another one. Emulated AMX (amx/tiles.h) must be asked for.
+// The default instruction set. Emulated AMX (amx/tiles.h) is never the default.
 Isa best_isa();
 
-// What computes in the place of AMX where tiles do not pay.
+// The instruction set for products that are too small for AMX.
 Isa best_before_amx();
 
-// The instruction set in use: best_isa(), unless the environment variable QAIG_CPU_ISA (read once) or set_isa changed it.
+// The instruction set in use: best_isa(), unless the environment variable QAIG_CPU_ISA (read once) or set_isa changed
+// it.
 Isa isa();
 
 // Changes the instruction set in use. Returns false, and changes nothing, if this processor cannot run `wanted`.
 bool set_isa(Isa wanted);
 
-// Whether the processor is one of Intel's, whose prefetching differs from AMD's.
+// Whether Intel made the processor. Its prefetching differs from AMD's.
 bool is_intel();
 
-// Which encoding of VPDPBUSD `Isa::avxvnni` uses: AVX-VNNI's, or that of AVX-512.
+// Whether `Isa::avxvnni` uses the encoding of AVX-VNNI for VPDPBUSD. If not, it uses that of AVX-512.
 bool has_avx_vnni();
 
 }  // namespace qaig

@@ -7,9 +7,9 @@
 //   scale         [T][G][16]           float16, bfloat16 or float32, as stored
 //   zero   uint8  [T][G][16]           absent if symmetric
 //
-// A unit's 32 slots are 8 quads of 4. A quad has one code in each byte of a word: byte 0 slot 0, byte 2 slot 1, byte 1
-// slot 2, byte 3 slot 3. So one byte mask yields a quad for 8-bit products, and one 16-bit mask two neighbouring slots
-// for 16-bit ones. Where a quad's codes begin within their bytes:
+// A unit's 32 slots are 8 quads of 4. A quad has one code in each byte of a word: bytes 0 to 3 hold slots 0, 2, 1 and
+// 3. So one byte mask yields a quad for 8-bit products. One 16-bit mask yields two neighbouring slots for 16-bit
+// products. Where a quad's codes begin within their bytes:
 //
 //   2 bits  quad q: word q / 4, bit 2 (q % 4)
 //   3 bits  quad q < 6: word q / 2, bit 3 (q % 2); quads 6 and 7 share the two top bits of the bytes of three words:
@@ -17,9 +17,9 @@
 //   4 bits  quad q: word q / 2, bit 4 (q % 2)
 //   8 bits  quad q: word q
 //
-// What is multiplied and summed in integers at once is a segment: up to 4 units of one group.
+// A segment is up to 4 units of one group. Integers are summed over a segment.
 //
-// Padding (rows beyond N, slots beyond a group's channels) holds code 0; what it computes is never stored.
+// Padding (rows beyond N, slots beyond a group's channels) holds code 0. Results of padding are never stored.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ namespace qaig {
 constexpr int kTileRows = 16;
 constexpr int kUnitSlots = 32;
 constexpr int kUnitQuads = 8;
-constexpr int kSegmentUnits = 4;  // 128 channels: so many products of 16-bit integers and codes fit in 32 bits
+constexpr int kSegmentUnits = 4;  // 128 channels: their sum of products of 16-bit integers and codes fits in 32 bits
 
 constexpr bool has_cpu_layout(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 

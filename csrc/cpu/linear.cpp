@@ -1,4 +1,4 @@
-// The linear layer, of one input or of many: which rows are computed at once, and rows that are not finite.
+// Linear layers of one input or of many, dequantization, and rows of x that are not finite.
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -22,7 +22,7 @@ Linear rows_of(Linear l, int64_t begin, int64_t end) {
     return l;
 }
 
-// Whether two layers can share integers, as the experts of one token can.
+// Whether two layers can share a quantized x, as the experts of one token can.
 bool have_equal_x(const Linear& a, const Linear& b) {
     const int64_t bytes = a.rows * a.weight.shape.in_features * size_of(a.type);
     return a.rows == b.rows && activations_key(a) == activations_key(b) && std::memcmp(a.x, b.x, bytes) == 0;
@@ -45,7 +45,7 @@ void linear(const std::vector<Linear>& layers, const Parallel& parallel) {
             const ActivationsKey key = activations_key(l);
             auto found = known.find(key);
             if (found == known.end()) {
-                found = known.emplace(key, activations_for(l)).first;
+                found = known.emplace(key, make_activations(l)).first;
             }
             products.push_back({l, &found->second});
         }
@@ -56,24 +56,24 @@ void linear(const std::vector<Linear>& layers, const Parallel& parallel) {
 void grouped_linear(const std::vector<Linear>& layers, const Parallel& parallel) {
     std::deque<Activations> activations;  // its elements stay where they are
     std::vector<Product> products;
-    int64_t together = 0;
+    int64_t pending_rows = 0;
     const auto flush = [&] {
         compute(products, parallel);
         products.clear();
         activations.clear();
-        together = 0;
+        pending_rows = 0;
     };
     for (const Linear& layer : layers) {
         for (int64_t row = 0; row < layer.rows; row += kMaxRows) {
             const Linear l = rows_of(layer, row, std::min(row + kMaxRows, layer.rows));
-            if (together + l.rows > kMaxRows) {
+            if (pending_rows + l.rows > kMaxRows) {
                 flush();
             }
             if (products.empty() || !have_equal_x(products.back().layer, l)) {
-                activations.push_back(activations_for(l));
+                activations.push_back(make_activations(l));
             }
             products.push_back({l, &activations.back()});
-            together += l.rows;
+            pending_rows += l.rows;
         }
     }
     flush();
@@ -133,7 +133,7 @@ void dequantize_tile(const Weight& w, const Tile& tile, float* out) {
         for (int64_t k = 0; k < s.group_size; k++) {
             const int64_t unit = g * s.units_per_group() + k / kUnitSlots, slot = k % kUnitSlots;
             if (slot == 0) {
-                unit_codes(tile.words + unit * bits * kTileRows, bits, codes);
+                unpack_tile_unit(tile.words + unit * bits * kTileRows, bits, codes);
             }
             for (int r = 0; r < kTileRows; r++) {
                 out[r] = (static_cast<float>(codes[slot * kTileRows + r]) - zero[r]) * scale[r];
@@ -161,7 +161,7 @@ void dequantize_rows(const Weight& w, const Tile& tile, int64_t first, int64_t l
     }
 #endif
     dequantize_tile(w, tile, scratch);
-    // Squares of the tile, which stay in the first cache while they are transposed.
+    // Transposes squares of the tile, which stay in the L1 cache meanwhile.
     for (int64_t k0 = 0; k0 < columns; k0 += kTileRows) {
         for (int64_t r = first; r < last; r++) {
             for (int64_t k = k0; k < std::min(columns, k0 + kTileRows); k++) {

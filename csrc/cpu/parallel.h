@@ -1,4 +1,4 @@
-// Sharing work between torch's threads.
+// Distributes chunks of work over torch's threads.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 
 namespace qaig {
 
-// Calls work(begin, end) for chunks of [0, size), handed out one by one. A thread that was disturbed, or runs on a
-// slower core, takes fewer. make() is called once in every thread and gives its `work`.
+// Calls work(begin, end) for chunks of [0, size). Threads take chunks one by one, so a slower thread takes fewer.
+// make() is called once in every thread, and returns its `work`.
 template <class Make>
 void parallel_chunks(const Parallel& parallel, int64_t size, int64_t chunk, Make make) {
     const int64_t chunks = (size + chunk - 1) / chunk;

@@ -1,4 +1,4 @@
-// Turning x into integers: what every instruction set does alike.
+// Quantizes x to integers: the loops that all instruction sets share.
 #pragma once
 
 #include <vector>
@@ -7,14 +7,14 @@
 
 namespace qaig {
 
-// Sums of a row's integers over a segment, of both parts.
-struct PartSums {
+// Sums of a row's integers over a segment, for both terms.
+struct TermSums {
     int32_t first, second;
 };
 
-constexpr int kRowWords = kSegmentUnits * std::max(kQuadWords, kPairWords);  // of a row in a segment, at most
+constexpr int kRowWords = kSegmentUnits * std::max(kQuadWords, kPairWords);  // of a row and segment, at most
 
-// For `Values` that have no faster way to interleave.
+// Interleaves rows word by word, for `Values` without a faster way.
 struct WordByWord {
     static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out) {
         for (int64_t j = 0; j < count; j++) {
@@ -25,7 +25,7 @@ struct WordByWord {
     }
 };
 
-// The same values, and rows that stay one after the other.
+// The same values, with the rows one after the other.
 template <class Values>
 struct RowByRow : Values {
     using Values::Values;
@@ -37,16 +37,16 @@ struct RowByRow : Values {
     }
 };
 
-// Fills the batches [begin, end) of `a`. Values is one row of one segment as an instruction set holds it:
+// Fills the batches [begin, end) of `a`. Values holds one row of one segment in an instruction set's registers:
 //
 //   Values(const Linear&, int64_t row, const Segment&)
-//   uint32_t largest() const                  bits of the largest absolute value; NaN and infinity are larger than any
-//   bool has_outliers(uint32_t largest) const whether two planes would leave more than half of the values fewer bits
-//                                             than bfloat16 has: they are below the largest times 2^-7
-//   PartSums put(uint32_t* out, bool quads, int planes, float scale) const
+//   uint32_t absmax_bits() const              bits of the largest absolute value; infinity and NaN exceed all others
+//   bool has_outliers(uint32_t largest) const whether more than half of the values are below 2^-7 of the largest: two
+//                                             planes would give them fewer bits than bfloat16 has
+//   TermSums quantize_to(uint32_t* out, bool quads, int planes, float scale) const
 //                                             writes its integers as for a batch of one row
 //
-// and, of whole rows, the rotation, to float32, and what makes a batch of R rows of `count` words each:
+// Values also rotates a whole row to float32, and interleaves a batch of R rows of `count` words each:
 //
 //   static void rotate(const Linear&, int64_t row, const uint64_t* signs, float* out)
 //   static void interleave(const uint32_t (&rows)[kMaxBatchRows][kRowWords], int64_t count, int64_t R, uint32_t* out)
@@ -64,14 +64,14 @@ void quantize_with(const Linear& l, Activations& a, int64_t begin, int64_t end) 
             from.type = Scalar::f32;
         }
         const int64_t from_row = l.rotation.block ? 0 : row0;
-        const auto sums_at = [&](int64_t m, int64_t i) { return batch * a.batch_sums + i * kMaxParts * R + m; };
+        const auto sums_at = [&](int64_t m, int64_t i) { return batch * a.batch_sums + i * kMaxTerms * R + m; };
         std::vector<float> scale8(rows);
         int planes = l.activation_bits == 8 ? 1 : l.type == Scalar::f32 ? 3 : 2;
         for (int64_t m = 0; m < rows; m++) {
             uint32_t largest = 0;
             for (int64_t i = 0; i < shape.segments(); i++) {
                 const Values values(from, from_row + m, segment_at(shape, i));
-                const uint32_t most = values.largest();
+                const uint32_t most = values.absmax_bits();
                 largest = std::max(largest, most);
                 if (planes == 2 && values.has_outliers(most)) {
                     planes = 3;
@@ -82,8 +82,8 @@ void quantize_with(const Linear& l, Activations& a, int64_t begin, int64_t end) 
             scale8[m] = std::max(from_bits(largest), 1e-5f) / 127;
         }
         a.planes[batch] = static_cast<uint8_t>(planes);
-        const bool quads = a.form == Form::quads;
-        const int per_unit = quads ? kUnitQuads : kUnitPairs, count = quads ? planes : parts(planes);
+        const bool quads = a.layout == ActivationLayout::quads;
+        const int per_unit = quads ? kUnitQuads : kUnitPairs, count = quads ? planes : terms(planes);
         alignas(64) uint32_t words[kMaxBatchRows][kRowWords];
         for (int64_t i = 0; i < shape.segments(); i++) {
             const Segment s = segment_at(shape, i);
@@ -93,13 +93,13 @@ void quantize_with(const Linear& l, Activations& a, int64_t begin, int64_t end) 
                 const int64_t at = sums_at(m, i);
                 uint32_t* row = R == 1 ? out : words[m];
                 float scale = 0;
-                PartSums sums = {0, 0};
+                TermSums sums = {0, 0};
                 if (m < rows && !a.skipped[row0 + m]) {
                     const float most = a.scales[at];
                     scale = planes == 1 ? scale8[m] : most < kMinMagnitude ? 0 : power_scale(to_bits(most), planes);
                 }
                 if (scale != 0) {
-                    sums = Values(from, from_row + m, s).put(row, quads, planes, scale);
+                    sums = Values(from, from_row + m, s).quantize_to(row, quads, planes, scale);
                 } else {
                     std::fill_n(row, size, 0u);
                 }

@@ -1,4 +1,4 @@
-// Packs and unpacks the codes of a tile, in both layouts.
+// Packs and unpacks codes in both layouts, and converts tiles between them.
 #include "cpu/repack.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace qaig {
 namespace {
 
 // Code i of a dense little-endian bit stream.
-inline uint32_t stream_code(const uint32_t* words, int bits, int64_t i) {
+inline uint32_t read_code(const uint32_t* words, int bits, int64_t i) {
     const int64_t bit = i * bits;
     const int shift = static_cast<int>(bit % 32);
     uint32_t code = words[bit / 32] >> shift;
@@ -20,7 +20,7 @@ inline uint32_t stream_code(const uint32_t* words, int bits, int64_t i) {
     return code & ((1u << bits) - 1);
 }
 
-inline void put_stream_code(uint32_t* words, int bits, int64_t i, uint32_t code) {
+inline void write_code(uint32_t* words, int bits, int64_t i, uint32_t code) {
     const int64_t bit = i * bits;
     const int shift = static_cast<int>(bit % 32);
     words[bit / 32] |= code << shift;
@@ -29,7 +29,7 @@ inline void put_stream_code(uint32_t* words, int bits, int64_t i, uint32_t code)
     }
 }
 
-// 32 codes of one row into its lane of a unit.
+// Packs 32 codes of one row into its lane of a unit.
 template <int B>
 void pack_unit(const uint8_t* codes, uint32_t* unit) {
     uint32_t words[B] = {};
@@ -66,7 +66,7 @@ void unpack_unit(const uint32_t* unit, uint8_t* codes) {
     }
 }
 
-void put(int bits, const uint8_t* codes, uint32_t* unit) {
+void pack_unit(int bits, const uint8_t* codes, uint32_t* unit) {
     switch (bits) {
         case 2: return pack_unit<2>(codes, unit);
         case 3: return pack_unit<3>(codes, unit);
@@ -75,7 +75,7 @@ void put(int bits, const uint8_t* codes, uint32_t* unit) {
     }
 }
 
-void get(int bits, const uint32_t* unit, uint8_t* codes) {
+void unpack_unit(int bits, const uint32_t* unit, uint8_t* codes) {
     switch (bits) {
         case 2: return unpack_unit<2>(unit, codes);
         case 3: return unpack_unit<3>(unit, codes);
@@ -84,9 +84,9 @@ void get(int bits, const uint32_t* unit, uint8_t* codes) {
     }
 }
 
-int64_t stream_words(int64_t codes, int bits) { return (codes * bits + 31) / 32; }
+int64_t num_words(int64_t codes, int bits) { return (codes * bits + 31) / 32; }
 
-// Zero point of row `row` and group `g` of a weight in checkpoint layout: packed along N, code `row` of the column g.
+// Zero point of row `row` and group `g` in checkpoint layout. Zero points are packed along N: code `row` of column g.
 uint8_t checkpoint_zero(const Weight& checkpoint, int64_t row, int64_t g) {
     const int64_t groups = checkpoint.shape.groups(), bit = row * checkpoint.shape.bits;
     const auto* column = static_cast<const uint32_t*>(checkpoint.zero) + g;
@@ -113,7 +113,7 @@ void tile_from_checkpoint(const Weight& checkpoint, int64_t tile, uint32_t* word
         }
     }
     for (int64_t r = 0; r < rows; r++) {
-        const uint32_t* row = checkpoint.words + (row0 + r) * stream_words(s.in_features, bits);
+        const uint32_t* row = checkpoint.words + (row0 + r) * num_words(s.in_features, bits);
         const char* row_scale = static_cast<const char*>(checkpoint.scale) + (row0 + r) * groups * scale_size;
         uint32_t* unit = words + r;
         for (int64_t g = 0; g < groups; g++) {
@@ -121,9 +121,9 @@ void tile_from_checkpoint(const Weight& checkpoint, int64_t tile, uint32_t* word
                 uint8_t codes[kUnitSlots] = {};
                 const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k), first = g * s.group_size + k;
                 for (int64_t i = 0; i < count; i++) {
-                    codes[i] = static_cast<uint8_t>(stream_code(row, bits, first + i));
+                    codes[i] = static_cast<uint8_t>(read_code(row, bits, first + i));
                 }
-                put(wide, codes, unit);
+                pack_unit(wide, codes, unit);
             }
             std::memcpy(static_cast<char*>(scale) + (g * kTileRows + r) * scale_size, row_scale + g * scale_size,
                         scale_size);
@@ -137,7 +137,7 @@ void tile_from_checkpoint(const Weight& checkpoint, int64_t tile, uint32_t* word
 void tile_to_checkpoint(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero) {
     const Shape& s = cpu.shape;
     const int64_t groups = s.groups(), scale_size = size_of(cpu.scale_type),
-                  row_words = stream_words(s.in_features, s.bits);
+                  row_words = num_words(s.in_features, s.bits);
     const int64_t rows = std::min<int64_t>(kTileRows, s.out_features - tile * kTileRows);
     const uint32_t* tile_words = cpu.words + tile * s.words_per_tile();
     const char* tile_scale = static_cast<const char*>(cpu.scale) + tile * groups * kTileRows * scale_size;
@@ -148,10 +148,10 @@ void tile_to_checkpoint(const Weight& cpu, int64_t tile, uint32_t* words, void* 
         for (int64_t g = 0; g < groups; g++) {
             for (int64_t k = 0; k < s.group_size; k += kUnitSlots, unit += int64_t(s.bits) * kTileRows) {
                 uint8_t codes[kUnitSlots];
-                get(s.bits, unit, codes);
+                unpack_unit(s.bits, unit, codes);
                 const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k);
                 for (int64_t i = 0; i < count; i++) {
-                    put_stream_code(words + r * row_words, s.bits, g * s.group_size + k + i, codes[i]);
+                    write_code(words + r * row_words, s.bits, g * s.group_size + k + i, codes[i]);
                 }
             }
             std::memcpy(static_cast<char*>(scale) + (r * groups + g) * scale_size,
@@ -166,7 +166,7 @@ void tile_to_checkpoint(const Weight& cpu, int64_t tile, uint32_t* words, void* 
 void dequantize_row(const Weight& w, int64_t row, float* out) {
     const Shape& s = w.shape;
     const int64_t groups = s.groups(), tile = row / kTileRows, lane = row % kTileRows;
-    const uint32_t* stream = w.words + row * stream_words(s.in_features, s.bits);
+    const uint32_t* stream = w.words + row * num_words(s.in_features, s.bits);
     const uint32_t* unit = w.words + tile * s.words_per_tile() + lane;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t place = w.in_checkpoint_layout ? row * groups + g : (tile * groups + g) * kTileRows + lane;
@@ -180,10 +180,10 @@ void dequantize_row(const Weight& w, int64_t row, float* out) {
             const int64_t count = std::min<int64_t>(kUnitSlots, s.group_size - k), first = g * s.group_size + k;
             if (w.in_checkpoint_layout) {
                 for (int64_t i = 0; i < count; i++) {
-                    codes[i] = static_cast<uint8_t>(stream_code(stream, s.bits, first + i));
+                    codes[i] = static_cast<uint8_t>(read_code(stream, s.bits, first + i));
                 }
             } else {
-                get(s.bits, unit, codes);
+                unpack_unit(s.bits, unit, codes);
                 unit += int64_t(s.bits) * kTileRows;
             }
             for (int64_t i = 0; i < count; i++) {
@@ -193,10 +193,10 @@ void dequantize_row(const Weight& w, int64_t row, float* out) {
     }
 }
 
-void unit_codes(const uint32_t* words, int bits, uint8_t* codes) {
+void unpack_tile_unit(const uint32_t* words, int bits, uint8_t* codes) {
     uint8_t row[kUnitSlots];
     for (int r = 0; r < kTileRows; r++) {
-        get(bits, words + r, row);
+        unpack_unit(bits, words + r, row);
         for (int i = 0; i < kUnitSlots; i++) {
             codes[i * kTileRows + r] = row[i];
         }

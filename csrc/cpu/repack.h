@@ -1,4 +1,4 @@
-// Between the checkpoint layout of a packed weight and the kernels' CPU layout.
+// Converts packed weights between the checkpoint layout and the CPU layout.
 #pragma once
 
 #include <cstdlib>
@@ -40,7 +40,7 @@ private:
     std::unique_ptr<T, FreeDeleter> memory_;
 };
 
-// Gives the tiles of a weight to one thread; tiles of a weight in checkpoint layout are repacked as they are asked for.
+// Reads the tiles of a weight in one thread. Tiles of a weight in checkpoint layout are repacked when they are read.
 class TileReader {
 public:
     explicit TileReader(const Weight& weight);
@@ -53,21 +53,20 @@ private:
     Buffer<uint8_t> zero_;
 };
 
-// Rewrites tile `tile` of a weight in checkpoint layout; `zero` is not touched if the weight is symmetric. Weights of 5 to
-// 7 bits come out as 8-bit codes.
+// Converts tile `tile` of a weight in checkpoint layout to CPU layout. Weights of 5 to 7 bits become 8-bit codes. A
+// symmetric weight leaves `zero` as it is.
 void tile_from_checkpoint(const Weight& checkpoint, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
 
-// The inverse: rows of `tile` as checkpoint words [rows][ceil(K b / 32)], scales [rows][G] and zero points [rows][G], one
-// byte each.
+// The inverse. Writes words [rows][ceil(K b / 32)], scales [rows][G] and zero points [rows][G], which are a byte each.
 void tile_to_checkpoint(const Weight& cpu, int64_t tile, uint32_t* words, void* scale, uint8_t* zero);
 
 // Row `row` of a weight in either layout, in float32: [in_features].
 void dequantize_row(const Weight& weight, int64_t row, float* out);
 
-// Codes of one unit, [32 slots][16 rows].
-void unit_codes(const uint32_t* words, int bits, uint8_t* codes);
+// Unpacks one unit of a tile: [32 slots][16 rows].
+void unpack_tile_unit(const uint32_t* words, int bits, uint8_t* codes);
 
-// Bits of the kernel that computes with `bits`-bit codes: 5 to 7 are widened to 8.
+// The width that kernels compute with: codes of 5 to 7 bits are widened to 8.
 constexpr int kernel_bits(int bits) { return has_cpu_layout(bits) ? bits : 8; }
 
 }  // namespace qaig

@@ -1,4 +1,4 @@
-// Which kernels compute a product, how many rows at a time, and which part of it a thread takes next.
+// Chooses kernels and batch sizes for products, and cuts their work into chunks for threads.
 #include "cpu/schedule.h"
 
 #include <unordered_set>
@@ -14,7 +14,7 @@ constexpr int64_t kMinParallelProducts = 1 << 18;  // with fewer, starting threa
 constexpr int64_t kMinParallelInputs = 1 << 15;    // values to quantize: likewise
 constexpr int64_t kMostChunkWords = 1 << 19;       // of weights: 2 MiB
 constexpr int64_t kMinTileRows = kGemvRows + 1;    // of x for AMX
-constexpr int64_t kMinBf16Rows = 48;               // of x for AMX in bfloat16: so many pay for dequantizing the weight
+constexpr int64_t kMinBf16Rows = 48;  // of x for AMX in bfloat16: with fewer, dequantizing the weight costs more
 
 struct Kernels {
     void (*quantize)(const Linear&, Activations&, int64_t begin, int64_t end);
@@ -32,7 +32,7 @@ Kernels kernels_for(const Linear& l) {
         case Isa::avxvnni: return {avx2::quantize, avxvnni::gemv, avxvnni::gemm};
         case Isa::avx512: return {avx512::quantize, avx512::gemv, avx512::gemm};
         case Isa::amx: return {amx::quantize, avx512::gemv, amx::gemm};
-#elif defined(QAIG_NEON)  // elsewhere the folder neon does
+#elif defined(QAIG_NEON)  // elsewhere the folder neon compiles to nothing
         case Isa::neon_dotprod: return {neon::quantize, neon::gemv, neon::gemm_dotprod};
         case Isa::neon_i8mm: return {neon::quantize_for_i8mm, neon::gemv, neon::gemm_i8mm};
 #endif
@@ -40,7 +40,7 @@ Kernels kernels_for(const Linear& l) {
     }
 }
 
-// Rows per batch: as few batches as registers allow, evenly filled.
+// Rows per batch: as few batches as registers allow, of nearly equal size.
 int64_t rows_per_batch(int64_t rows, int64_t most) {
     if (rows <= 2) {
         return rows;
@@ -52,85 +52,85 @@ int64_t rows_per_batch(int64_t rows, int64_t most) {
     return (rows + batches - 1) / batches;
 }
 
-// AVX2 has 8-bit products for codes of 2 to 4 bits. 16-bit activations need two of them for one 16-bit product, which
-// pays where codes are unpacked once. AMX multiplies bfloat16 that is neither rounded nor rotated.
-Form form_of(const Linear& l) {
+// AVX2 has 8-bit products for codes of 2 to 4 bits. For 16-bit activations two of them replace a 16-bit product. That
+// is faster in gemv, which uses each code once. AMX multiplies bfloat16 that is neither rounded nor rotated.
+ActivationLayout activation_layout(const Linear& l) {
     const Isa isa = isa_of(l);
     if (isa == Isa::portable) {
-        return Form::pairs;
+        return ActivationLayout::pairs;
     }
     if (isa == Isa::amx) {
         const bool is_bf16 = l.type == Scalar::bf16 && l.activation_bits != 8 && !l.rotation.block;
-        return is_bf16 && l.rows >= kMinBf16Rows ? Form::bf16 : Form::quads;
+        return is_bf16 && l.rows >= kMinBf16Rows ? ActivationLayout::bf16 : ActivationLayout::quads;
     }
     if (isa != Isa::avx2) {
-        return Form::quads;
+        return ActivationLayout::quads;
     }
     const bool pays = l.rows <= kGemvRows || l.activation_bits == 8;
-    return kernel_bits(l.weight.shape.bits) <= 4 && pays ? Form::quads : Form::pairs;
+    return kernel_bits(l.weight.shape.bits) <= 4 && pays ? ActivationLayout::quads : ActivationLayout::pairs;
 }
 
 // Batches or tiles [begin, end) of a product.
-struct Part {
+struct Chunk {
     const Product* product;
     int64_t begin, end;
 };
 
 template <class Work>
-void for_each(const std::vector<Part>& parts, const Parallel& parallel, Work work) {
-    parallel_chunks(parallel, static_cast<int64_t>(parts.size()), 1, [&] {
+void run_chunks(const std::vector<Chunk>& chunks, const Parallel& parallel, Work work) {
+    parallel_chunks(parallel, static_cast<int64_t>(chunks.size()), 1, [&] {
         return [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; i++) {
-                work(parts[i]);
+                work(chunks[i]);
             }
         };
     });
 }
 
-Parallel one_thread_if(bool small, Parallel parallel) {
+Parallel serial_if(bool small, Parallel parallel) {
     parallel.threads = small ? 1 : std::max(1, parallel.threads);
     return parallel;
 }
 
-// What a tile costs: every unit is read, which takes as long as multiplying it by three rows, and multiplied by each.
+// Estimated cost of a tile. Reading a unit takes about as long as multiplying it by three rows.
 int64_t tile_cost(const Linear& l) { return l.weight.shape.units() * (l.rows + 3); }
 
 }  // namespace
 
 ActivationsKey activations_key(const Linear& l) {
-    return {l.weight.shape.group_size, l.rotation.block, l.rotation.seed, form_of(l)};
+    return {l.weight.shape.group_size, l.rotation.block, l.rotation.seed, activation_layout(l)};
 }
 
-Activations activations_for(const Linear& l) {
-    const Form form = form_of(l);
-    // Rows whose sums fit in the registers.
+Activations make_activations(const Linear& l) {
+    const ActivationLayout layout = activation_layout(l);
+    // The most rows whose sums fit in the registers.
     const Isa isa = isa_of(l);
-    const int64_t most = isa == Isa::amx                           ? 16
-                         : isa > Isa::avxvnni                      ? 8
-                         : isa == Isa::avx2 && form == Form::quads ? 3
-                                                                   : 6;
+    const int64_t most = isa == Isa::amx                                         ? 16
+                         : isa > Isa::avxvnni                                    ? 8
+                         : isa == Isa::avx2 && layout == ActivationLayout::quads ? 3
+                                                                                 : 6;
     int64_t rows = rows_per_batch(l.rows, most);
     if (isa == Isa::neon_i8mm && rows > kGemvRows) {
         rows += rows % 2;  // one instruction multiplies two rows
     }
-    return Activations(l, rows, form);
+    return Activations(l, rows, layout);
 }
 
 void quantize(const std::vector<Product>& products, const Parallel& parallel) {
     std::unordered_set<const Activations*> known;
-    std::vector<Part> parts;
+    std::vector<Chunk> chunks;
     int64_t values = 0;
     for (const Product& product : products) {
         if (known.insert(product.activations).second) {
             values += product.layer.rows * product.layer.weight.shape.in_features;
             for (int64_t batch = 0; batch < product.activations->batches; batch++) {
-                parts.push_back({&product, batch, batch + 1});
+                chunks.push_back({&product, batch, batch + 1});
             }
         }
     }
-    for_each(parts, one_thread_if(values < kMinParallelInputs, parallel), [&](const Part& part) {
-        const Linear& l = part.product->layer;
-        kernels_for(l).quantize(l, *part.product->activations, part.begin, part.end);
+    run_chunks(chunks, serial_if(values < kMinParallelInputs, parallel), [&](const Chunk& chunk) {
+        const Linear& l = chunk.product->layer;
+        kernels_for(l).quantize(l, *chunk.product->activations, chunk.begin, chunk.end);
     });
 }
 
@@ -141,24 +141,24 @@ void multiply(const std::vector<Product>& products, const Parallel& parallel) {
         count += product.layer.rows * s.out_features * s.in_features;
         cost += tile_cost(product.layer) * s.tiles();
     }
-    const Parallel threads = one_thread_if(count < kMinParallelProducts, parallel);
-    // A quarter of a thread's share at a time, so that threads finish together, but no more than 2 MiB of weights. Every
-    // new piece of memory costs the hardware's prefetching a start.
-    const int64_t share = cost / (4 * threads.threads);
-    std::vector<Part> parts;
+    const Parallel threads = serial_if(count < kMinParallelProducts, parallel);
+    // A chunk is a quarter of one thread's work, so that threads finish together, and at most 2 MiB of weights. Smaller
+    // chunks are slower: the hardware's prefetching starts anew at each of them.
+    const int64_t chunk_cost = cost / (4 * threads.threads);
+    std::vector<Chunk> chunks;
     for (const Product& product : products) {
         const Shape& s = product.layer.weight.shape;
         int64_t tiles =
-            std::max<int64_t>(1, std::min(share / tile_cost(product.layer), kMostChunkWords / s.words_per_tile()));
+            std::max<int64_t>(1, std::min(chunk_cost / tile_cost(product.layer), kMostChunkWords / s.words_per_tile()));
         tiles += product.layer.rows > kGemvRows ? tiles % 2 : 0;  // gemm unpacks two tiles at a time
         for (int64_t t = 0; t < s.tiles(); t += tiles) {
-            parts.push_back({&product, t, std::min(t + tiles, s.tiles())});
+            chunks.push_back({&product, t, std::min(t + tiles, s.tiles())});
         }
     }
-    for_each(parts, threads, [&](const Part& part) {
-        const Linear& l = part.product->layer;
+    run_chunks(chunks, threads, [&](const Chunk& chunk) {
+        const Linear& l = chunk.product->layer;
         const Kernels kernels = kernels_for(l);
-        (l.rows <= kGemvRows ? kernels.gemv : kernels.gemm)(l, *part.product->activations, part.begin, part.end);
+        (l.rows <= kGemvRows ? kernels.gemv : kernels.gemm)(l, *chunk.product->activations, chunk.begin, chunk.end);
     });
     for (const Product& product : products) {
         linear_in_float32(product.layer, *product.activations, threads);

@@ -1,4 +1,4 @@
-// Products of several layers in one parallel region, so that threads start once and finish together.
+// Computes products of several layers in one parallel region, so that threads start once and finish together.
 #pragma once
 
 #include <tuple>
@@ -9,25 +9,25 @@
 
 namespace qaig {
 
-constexpr int64_t kMaxRows = 1024;  // rows of x whose integers are in memory at once
+constexpr int64_t kMaxRows = 1024;  // rows of x that are quantized at once
 
-// One layer and its x as integers, of sizes that fit the instruction set in use.
+// One layer and its quantized x, in the layout of the instruction set in use.
 struct Product {
     Linear layer;
     Activations* activations;
 };
 
-// What tells whether two layers of one x can share its integers: group size (where segments end), rotation, and form.
-using ActivationsKey = std::tuple<int64_t, int64_t, uint64_t, Form>;
+// Layers of one x with equal keys share its integers: group size (where segments end), rotation and layout are equal.
+using ActivationsKey = std::tuple<int64_t, int64_t, uint64_t, ActivationLayout>;
 ActivationsKey activations_key(const Linear& l);
 
-// Integers for the rows of `l`, not filled yet.
-Activations activations_for(const Linear& l);
+// Allocates integers for the rows of `l`.
+Activations make_activations(const Linear& l);
 
-// Fills the integers of every product; of those that share them the first one's layer does it.
+// Quantizes the x of every product, once for products that share it.
 void quantize(const std::vector<Product>& products, const Parallel& parallel);
 
-// Computes every product from its integers.
+// Computes every product from its quantized x.
 void multiply(const std::vector<Product>& products, const Parallel& parallel);
 
 }  // namespace qaig

@@ -26,7 +26,7 @@ struct Parallel {
     int threads;
 };
 
-// What is done to x first: signs by `seed`, then a Hadamard transform of every `block` channels; block 0: nothing.
+// The rotation of x: signs from `seed`, then a Hadamard transform of every `block` channels. Block 0 is no rotation.
 struct Rotation {
     int64_t block;
     uint64_t seed;

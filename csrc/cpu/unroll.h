@@ -1,12 +1,12 @@
-// Functions for one instruction set, and loops with constant indices.
+// Macros that compile functions for one instruction set, and unroll loops with constant indices.
 #pragma once
 
 #include <cstddef>
 #include <type_traits>
 #include <utility>
 
-// What lies between is compiled for `features`, whatever the compiler was told for the rest: a library that starts on
-// any processor. No standard header may be included between them.
+// Code between the two macros is compiled for `features`, all other code for any processor: so the library starts on
+// every processor. Include no standard header between them.
 #define QAIG_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define QAIG_TARGET_BEGIN(features) \
@@ -20,8 +20,8 @@
 #define QAIG_INLINE inline __attribute__((always_inline))
 #define QAIG_LAMBDA_INLINE __attribute__((always_inline))
 
-// Defines `unroll<N>(f)`, which calls f(0), …, f(N - 1) with constants. It is for use within a target: a function of
-// another target could not be inlined.
+// Defines `unroll<N>(f)`, which calls f(0), …, f(N - 1) with constants. Each target needs its own: the compiler does
+// not inline a function of another target.
 #define QAIG_DEFINE_UNROLL                                            \
     template <class F, size_t... I>                                   \
     QAIG_INLINE void unroll(F&& f, std::index_sequence<I...>) {       \

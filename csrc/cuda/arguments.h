@@ -1,7 +1,7 @@
-// The arguments of the CUDA kernels.
+// The names and arguments of the CUDA kernels.
 //
-// Without torch and without standard headers, because NVRTC has none. Device code, the launcher of the compiled library
-// (host/launch.cu) and Python, which launches the same kernels from cubins that NVRTC made, all read this.
+// It includes neither torch nor standard headers, because NVRTC has none. Device code and the launcher of the compiled
+// library (host/launch.cu) include it. Python launches the same kernels from cubins of NVRTC, and mirrors it.
 //
 // Every kernel is `extern "C" __global__ void NAME(const ARGUMENTS)`: one structure, by value. Structures are plain and
 // aligned as in C (ctypes.Structure with the same fields in the same order has their bytes).
@@ -19,12 +19,11 @@
 //
 // The type after the width is that of y. gemm_f16 multiplies 16-bit floats of either type, gemm_i8 multiplies bytes.
 //
-// Dynamic shared memory: gemv_shared_bytes(), gemm_f16_shared_bytes() and gemm_i8_shared_bytes(). It never exceeds 48 KiB,
-// the most that needs no attribute. Other kernels take none. Below compute capability 8.0 the gemm kernels are empty, and
-// nobody launches them.
-// NVRTC needs `-I csrc` and C++17, no header of the toolkit.
+// Dynamic shared memory: gemv_shared_bytes(), gemm_f16_shared_bytes() and gemm_i8_shared_bytes(). It never exceeds 48
+// KiB, the most that needs no attribute. Other kernels use none. Below compute capability 8.0 the gemm kernels are
+// empty, and never launched. NVRTC needs `-I csrc` and C++17, no header of the toolkit.
 //
-// No kernel waits for another block, allocates or synchronizes: all can be captured in a CUDA graph and replayed.
+// No kernel waits for another block, allocates or synchronizes. So a CUDA graph can capture and replay all of them.
 #pragma once
 
 #include "cuda/layout.h"
@@ -34,17 +33,17 @@ enum QaigType { QAIG_F32 = 0, QAIG_F16 = 1, QAIG_BF16 = 2 };
 
 enum { QAIG_MAX_LAYERS = 8, QAIG_MAX_GEMV_ROWS = 16, QAIG_MAX_EXPERTS = 1024 };
 
-// One weight, in the order of layout.h, and what it is multiplied with.
+// One layer: a weight in the layout of layout.h, and its x, bias and y.
 struct QaigLayer {
-    const void* words;          // 16-byte aligned
-    const void* scale;          // 16-byte aligned
-    const unsigned char* zero;  // 8-byte aligned; null: symmetric
-    const void* bias;           // [out_features] or null
-    const void* x;              // [rows][x_stride], 16-byte aligned, see QaigMatmul
-    const float* token_scale;   // [rows] or null: y = token_scale * (x W') + bias
-    void* y;                    // [rows][out_features]
-    long long x_stride;         // elements from row to row, a multiple of 8
-    int x_slots;                // elements of a row that are there, a multiple of 8: slots from there on count as 0
+    const void* words;                          // 16-byte aligned
+    const void* scale;                          // 16-byte aligned
+    const unsigned char* zero;                  // 8-byte aligned; null: symmetric
+    const void* bias;                           // [out_features] or null
+    const void* x;                              // [rows][x_stride], 16-byte aligned, see QaigMatmul
+    const float* token_scale;                   // [rows] or null: y = token_scale * (x W') + bias
+    void* y;                                    // [rows][out_features]
+    long long x_stride;                         // elements from row to row, a multiple of 8
+    int x_slots;                                // elements of a row in memory, a multiple of 8: later slots count as 0
     int out_features, in_features, group_size;  // group_size in channels: in_features if there is one group a row
     int bits;                                   // 2, 3, 4 or 8
     int scale_type;                             // QAIG_F16 or QAIG_BF16
@@ -63,8 +62,8 @@ struct QaigLayer {
 // gemm_i8: as gemm_f16, but x is what qaig_quantize_activations_* writes as `bytes`, with its token_scale. x_stride is
 // 2 slots, in bytes, and x_slots are all slots.
 //
-// Blocks share the work by bytes (stream-K), so several may meet in one row block or output tile. Each of them then
-// writes its sums to the workspace. The last to arrive adds them up, always in the same order (split-K reduction), so
+// Blocks share the work by bytes (stream-K), so several may have parts of one row block or output tile. Each of them
+// then writes its sums to the workspace. The last one adds them up, always in the same order (split-K reduction), so
 // results do not depend on timing. A semaphore tells which block is the last. Semaphores are zero before the first
 // launch and after every launch. Launches that may run at the same time must not share workspace or semaphores.
 struct QaigMatmul {
@@ -77,9 +76,9 @@ struct QaigMatmul {
 
 // One projection of a stack of experts: y[r] = x[r] W_e' for the rows r of expert e, and 0 for rows of no expert.
 //
-// Expert e has the rows offsets[e] to offsets[e + 1], which the host does not know. Kernels take them within 0 and `rows`,
-// whatever they are. The experts' words lie one after the other; so do their scales and zero points. x is as QaigMatmul
-// says, for gemv and gemm_f16. A kernel multiplies the experts of its width.
+// Expert e has the rows offsets[e] to offsets[e + 1], which the host does not know. Kernels clamp them to
+// 0 to `rows`. The experts' words lie one after the other. So do their scales and zero points. x is as in
+// QaigMatmul, for gemv and gemm_f16. A kernel multiplies the experts of its width.
 struct QaigExperts {
     const void* words;  // as in QaigLayer
     const void* scale;
@@ -108,11 +107,11 @@ struct QaigDequantize {
 };
 
 // x in slot order: [rows][in_features] to [rows][slots], absent channels 0. With 8 activation bits each row is also
-// divided by max(|x|, 1e-5) / 127 and rounded to integers (`reference.round_activations`). Only then may a row be rotated
-// before, in float32, to the bit as `hadamard.rotate` does. A rotated x is 16-byte aligned.
+// divided by max(|x|, 1e-5) / 127 and rounded to integers (`reference.round_activations`). Only with
+// them may a row be rotated first, in float32, to the bit as `hadamard.rotate` does. A rotated x is 16-byte aligned.
 //
 // Integers are stored in one of two ways:
-//   in x's type, divided by kIntegerDivisor: float16 then overflows in their sums no sooner than in those of x;
+//   in x's type, divided by kIntegerDivisor, so that float16 sums overflow no sooner than sums of x do;
 //     token_scale is max(|x|, 1e-5) / 127 * kIntegerDivisor
 //   as `bytes`, in the order of byte_place(), in the first half of each row; token_scale is max(|x|, 1e-5) / 127
 //
@@ -130,7 +129,7 @@ struct QaigQuantizeActivations {
     int bytes;  // 0 or 1, with token_scale
 };
 
-// GPTQ's inner loop: columns of a weight are rounded one after the other, and each error moves into the later columns.
+// GPTQ's inner loop: rounds columns of a weight one after the other, and compensates each error in the later columns.
 // The names are those of transformers_qaig/rounding/gptq_columns.py.
 struct QaigGptqColumns {
     float* rows;              // [count][size], read and written

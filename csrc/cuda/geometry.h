@@ -1,6 +1,6 @@
 // The geometry of a launch: blocks, threads, shared memory and workspace, from the sizes of the layers.
 //
-// Host and device compute with these alike, and so does Python (transformers_qaig/kernels/cuda/interface.py).
+// Host and device use these functions. Python has the same (transformers_qaig/kernels/cuda/interface.py).
 #pragma once
 
 #include "cuda/arguments.h"
@@ -17,10 +17,10 @@ constexpr int kQuantizeThreads = 256;
 constexpr int kGptqThreads = 128;
 constexpr int kMaxGptqColumns = 32;
 constexpr float kIntegerDivisor = 128;
-constexpr float kNotQuantized = 0;  // no row's token_scale: it is at least 1e-5 / 127
+constexpr float kNotQuantized = 0;  // never a real token_scale, which is at least 1e-5 / 127
 constexpr int kMixedBits = 0;       // stands for the bits of the mixed kernel
 
-// gemv: work items of a warp in shared memory, being computed or copied.
+// gemv: stages of a warp in shared memory. A stage holds one work item, which is copied or multiplied.
 QAIG_HOST_DEVICE int gemv_stages(int bits) { return bits == 2 ? 6 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
 // The words of a work item, and scales and zero points of its row block in two groups, one for each unit.
 QAIG_HOST_DEVICE int gemv_stage_bytes(int bits) { return bits * 512 + 2 * kBlockRows * 3; }
@@ -28,7 +28,7 @@ QAIG_HOST_DEVICE int gemv_warp_bytes(int bits) {
     return bits == kMixedBits ? gemv_warp_bytes(8) : gemv_stages(bits) * gemv_stage_bytes(bits);  // 8's are the most
 }
 QAIG_HOST_DEVICE int gemv_columns(int rows) { return rows <= 8 ? 8 : 16; }  // the 8 or 16 of _m8 and _m16
-// Blocks that a multiprocessor holds at once: as many as there are registers for.
+// Blocks that a multiprocessor holds at once. Registers limit them.
 QAIG_HOST_DEVICE int gemv_blocks_per_processor(int columns) { return columns == 8 ? 3 : 2; }
 // Upper bound of the steps of a launch: work items times bits (gemv), or k-steps (gemm), of all layers.
 constexpr long long kMaxSteps = 1LL << 31;
@@ -54,13 +54,13 @@ constexpr int kGemmWarps = 4;
 constexpr int kGemmThreads = 32 * kGemmWarps;
 constexpr int kGemmRowBlocks = 2;
 constexpr int kGemmColumns = 64;
-constexpr int kGemmBlocksPerProcessor = 2;   // that a multiprocessor holds at once: registers
-constexpr int kMinGemmSteps = 16;            // of a block: with fewer, the split-K reduction takes longer; an estimate
+constexpr int kGemmBlocksPerProcessor = 2;   // that a multiprocessor holds at once: registers limit them
+constexpr int kMinGemmSteps = 16;            // of a block: with fewer, the split-K reduction takes longer (an estimate)
 constexpr int kGemmCapability = 80;          // earlier GPUs lack asynchronous copies
 constexpr int kMaxGemmRows = (1 << 20) - 1;  // of x
 
 QAIG_HOST_DEVICE int gemm_column_tiles(int rows) { return (rows + kGemmColumns - 1) / kGemmColumns; }
-QAIG_HOST_DEVICE long long gemm_output_tiles(const Shape& s, int rows) {  // tiles
+QAIG_HOST_DEVICE long long gemm_output_tiles(const Shape& s, int rows) {
     const long long row_tiles = (s.row_blocks() + kGemmRowBlocks - 1) / kGemmRowBlocks;
     return row_tiles * gemm_column_tiles(rows);
 }
@@ -86,14 +86,14 @@ QAIG_HOST_DEVICE int gemm_f16_shared_bytes(int bits) { return gemm_f16_stages(bi
 constexpr int kGemmI8Stages = 4;
 QAIG_HOST_DEVICE int gemm_i8_shared_bytes(int bits) { return kGemmI8Stages * gemm_stage_bytes(bits, 1); }
 
-// experts: rows of x that a block multiplies at once, those of one expert: 8 or 16 by gemv, kGemmColumns by gemm. From the
-// mean number of rows; estimates.
+// experts: columns of an output tile, which are rows of x of one expert: 8 or 16 by gemv, kGemmColumns by gemm. The
+// mean number of rows decides. The thresholds are estimates.
 QAIG_HOST_DEVICE int experts_columns(int rows, int experts, int capability) {
     const int most = capability < kGemmCapability ? 16 : kGemmColumns;
     return rows <= 4 * experts ? 8 : rows <= 12 * experts || most == 16 ? 16 : most;
 }
-// So many pieces of that size the experts' rows have at most.
-QAIG_HOST_DEVICE int experts_pieces(int rows, int experts, int columns) {
+// Upper bound of the column tiles of all experts.
+QAIG_HOST_DEVICE int experts_column_tiles(int rows, int experts, int columns) {
     return (rows < experts ? rows : experts) + rows / columns;
 }
 QAIG_HOST_DEVICE int experts_row_tiles(const Shape& s, int columns) {
@@ -113,7 +113,7 @@ QAIG_HOST_DEVICE int dequantize_grid_x(const Shape& s) { return (s.tiles() + 3) 
 QAIG_HOST_DEVICE int dequantize_grid_y(int start, int stop) {
     return (stop + kBlockRows - 1) / kBlockRows - start / kBlockRows;
 }
-// How far a launch of rows from `start` on may go, so that the grid is not too high.
+// The last row of a launch that begins at `start`: CUDA limits the grid's height.
 constexpr int kMaxGridY = 65535;
 QAIG_HOST_DEVICE int dequantize_stop(int start, int stop) {
     const long long most = (start / kBlockRows + kMaxGridY) * static_cast<long long>(kBlockRows);

@@ -1,4 +1,4 @@
-// The architectures whose CUDA kernels are in the library, such as "80 90 120+PTX", or none.
+// Names the architectures whose CUDA kernels the library holds, such as "80 90 120+PTX", or none.
 //
 // Python (transformers_qaig/kernels/extension.py) finds this text in the file, without loading the library.
 

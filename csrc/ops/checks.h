@@ -1,4 +1,4 @@
-// The checks of an operator's arguments, with their messages, for every device.
+// Checks the arguments of operators, with the same messages on every device.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -72,8 +72,8 @@ inline bool has_shape(const Tensor& t, std::initializer_list<int64_t> shape) {
     return true;
 }
 
-// Whether the memory of t holds all of its elements: FSDP and others free a tensor's memory between uses, and leave its
-// shape. The numbers are those of a tensor that torch made, whose products fit in 64 bits.
+// Checks that the memory of t holds all of its elements: FSDP and others free a tensor's memory between uses, and keep
+// its shape. Torch made the sizes and strides, so their products fit in 64 bits.
 inline void check_storage(const char* name, const Tensor& t) {
     int64_t last = t.storage_offset(), bytes = 0;
     for (int64_t i = 0; i < t.dim(); i++) {
@@ -94,7 +94,7 @@ inline bool is_on(const Tensor& t, int device) {
 
 inline std::string device_name(int device) { return device == kCpu ? "the CPU" : "GPU " + std::to_string(device); }
 
-// Texts are made on failure only: this runs for every tensor of every call.
+// Messages are built on failure only: this runs for every tensor of every call.
 inline void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
                          std::initializer_list<ScalarType> types, int device = kCpu) {
     const ScalarType type = t.scalar_type();
@@ -112,7 +112,8 @@ inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : to
 
 inline int64_t words_for(int64_t codes, int64_t bits) { return (codes * bits + 31) / 32; }
 
-// Sums and products of sizes that come from outside: never more than the largest integer, which no tensor has.
+// Sums and products of sizes that a caller gives. On overflow they are the largest integer, which no tensor has as a
+// size.
 inline int64_t bounded_sum(int64_t a, int64_t b) {
     int64_t sum;
     return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
@@ -123,7 +124,7 @@ inline int64_t bounded_product(int64_t a, int64_t b) {
     return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
 }
 
-// Channels of a group, from sizes that fit each other and in 31 bits: no product of two overflows.
+// Returns the channels of a group. Checks that the sizes agree, and fit in 31 bits: no product of two overflows.
 inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t bits, int64_t group_size) {
     constexpr int64_t kMost = int64_t{1} << 31;
     STD_TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be between 2 and 8, got ", bits);

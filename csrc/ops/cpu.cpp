@@ -1,7 +1,7 @@
 // The operators of torch.ops.qaig on the CPU. Python defines their schemas (transformers_qaig/nn/schema.py).
 //
-// It checks every argument, because packed tensors come from files that anybody may have written, and calls the kernels
-// in cpu/. Of torch it includes only the stable ABI, as the other files of this folder do, and no other file.
+// Every argument is checked: packed tensors come from files that anybody may have written. The kernels are in cpu/.
+// Only this folder includes torch, and of torch only the stable ABI.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -75,7 +75,7 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     std::vector<PackedWeight> weights;
     std::vector<std::vector<float>> biases;
     std::vector<qaig::Rotation> rotations;
-    for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
+    for (size_t i = 0; i < count; i++) {  // all checks come before the first product
         weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i],
                              layout);
         biases.push_back(bias_floats(bias[i], out_features[i]));
@@ -101,7 +101,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const 
     check_activation("x", x);
     check_activation_bits(activation_bits);
     if (x.scalar_type() == ScalarType::Double) {
-        // An error within the reference would come back without its text, so what it would refuse is refused here.
+        // An error within the reference would lose its message, so the same checks run here first.
         PackedWeight(packed, scale, zero, out_features, x.size(-1), bits, group_size, layout);
         bias_floats(bias, out_features);
         check_rotation(rotation_block, rotation_seed, x.size(-1));
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
     const Tensor words =
         shaped({s.tiles(), s.units(), s.bits, qaig::kTileRows}, {out_features, row_words}, ScalarType::Int);
     const Tensor scales = shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, scale.scalar_type());
-    // Zero points leave the CPU layout as bytes; Python packs them.
+    // Zero points leave the CPU layout as bytes. Python packs them.
     const Tensor zeros = zero ? shaped({s.tiles(), groups, qaig::kTileRows}, {out_features, groups}, ScalarType::Byte)
                               : torch::stable::new_empty(packed, {0}, ScalarType::Byte);
     auto* out = static_cast<uint32_t*>(words.mutable_data_ptr());

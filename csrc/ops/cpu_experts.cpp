@@ -18,7 +18,7 @@ using experts_ops::check_rows;
 using experts_ops::checked_experts;
 using experts_ops::Sections;
 
-// Where each expert's rows begin, [E + 1]: every range lies within `rows`.
+// Where each expert's rows begin, [E + 1]. Every range lies within `rows`.
 std::vector<int64_t> checked_offsets(const Tensor& offsets, int64_t rows) {
     const Tensor flat = as_contiguous(offsets);
     const auto* from = static_cast<const int32_t*>(flat.const_data_ptr());
@@ -29,7 +29,7 @@ std::vector<int64_t> checked_offsets(const Tensor& offsets, int64_t rows) {
     return bounds;
 }
 
-// The packed tensors of a stack, checked; holds what its weights point to.
+// The checked tensors of a stack. It owns what its weights point to.
 class ExpertWeights {
 public:
     ExpertWeights(const Tensor& packed, const Tensor& scale, const Optional& zero, const std::vector<int64_t>& bits,
@@ -92,7 +92,7 @@ Tensor experts_linear(const Tensor& x, const Tensor& offsets, const Tensor& pack
     const int64_t experts = checked_experts(offsets, kCpu);
     const std::vector<int64_t> bounds = checked_offsets(offsets, rows);
     const ExpertWeights weights(packed, scale, zero, bits, experts, out_features, in_features, group_size, layout);
-    if (x.scalar_type() == ScalarType::Double) {  // an error within the reference would come back without its text
+    if (x.scalar_type() == ScalarType::Double) {  // all checks are done: an error in it would lose its message
         return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
                              group_size, activation_bits, layout);
     }

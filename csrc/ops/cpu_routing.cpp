@@ -1,4 +1,4 @@
-// The operators experts_route and experts_sum on the CPU: what a stack of experts does before and after its products
+// The operators experts_route and experts_sum on the CPU: they sort rows by expert, and add up each token's rows
 // (transformers_qaig/nn/experts_routing.py).
 #include <torch/csrc/stable/library.h>
 
@@ -17,7 +17,7 @@ namespace qaig {
 namespace {
 
 constexpr int64_t kMinParallelBytes = 1 << 20;  // with fewer, starting threads costs more than they save
-constexpr int64_t kColumns = 512;               // that are summed at a time, in the first cache
+constexpr int64_t kColumns = 512;               // summed at a time, so that they stay in the L1 cache
 
 Parallel threads_for(int64_t bytes) {
     Parallel threads = torch_threads();
@@ -25,7 +25,7 @@ Parallel threads_for(int64_t bytes) {
     return threads;
 }
 
-// The chosen experts, checked to be from 0 to `most`.
+// The chosen experts. Checks that they are from 0 to `most`.
 std::vector<int64_t> checked_ids(const Tensor& index, int64_t most) {
     const Tensor flat = as_contiguous(index);
     std::vector<int64_t> ids(flat.numel());
@@ -43,7 +43,7 @@ std::vector<int64_t> checked_ids(const Tensor& index, int64_t most) {
     return ids;
 }
 
-// The row of every choice sorted by expert, where each expert's rows begin, and which choice each row is.
+// Returns the rows of all choices sorted by expert, where each expert's rows begin, and the choice of each row.
 std::tuple<Tensor, Tensor, Tensor> experts_route(const Tensor& hidden, const Tensor& index, int64_t experts,
                                                  int64_t choices) {
     check_activation("hidden", hidden);
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> experts_route(const Tensor& hidden, const Ten
     return {x, offsets, order};
 }
 
-// Which row each choice is, from which choice each row is.
+// Inverts a permutation: `order` has the choice of each row, the result the row of each choice.
 std::vector<int64_t> inverse(const Tensor& order) {
     const Tensor flat = as_contiguous(order);
     const auto* choice_of = static_cast<const int64_t*>(flat.const_data_ptr());
@@ -100,9 +100,9 @@ std::vector<int64_t> inverse(const Tensor& order) {
     return row_of;
 }
 
-// Adds `count` values from element `at` on times a factor to `sum`, each product rounded to `to`.
+// Adds factor * values[at : at + count] to `sum`. Each product is rounded to `to` first.
 void add_product(const void* values, Scalar from, int64_t at, int64_t count, float factor, Scalar to, float* sum) {
-    if (from == Scalar::bf16 && to == Scalar::bf16) {  // without a detour over memory
+    if (from == Scalar::bf16 && to == Scalar::bf16) {  // the common case, without buffers in memory
         const auto* half = static_cast<const uint16_t*>(values) + at;
         for (int64_t i = 0; i < count; i++) {
             uint32_t bits = uint32_t(half[i]) << 16;
@@ -112,7 +112,7 @@ void add_product(const void* values, Scalar from, int64_t at, int64_t count, flo
             std::memcpy(&bits, &product, 4);
             bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
             std::memcpy(&rounded, &bits, 4);
-            sum[i] += product == product ? rounded : product;  // NaN
+            sum[i] += product == product ? rounded : product;  // keeps NaN
         }
         return;
     }
@@ -131,7 +131,7 @@ void add_product(const void* values, Scalar from, int64_t at, int64_t count, flo
     }
 }
 
-// The sum of each token's rows times their weights. A product is rounded to the result's dtype, a sum once, at its end.
+// Sums each token's rows times their weights. Products are rounded to the result's dtype, sums once, at the end.
 Tensor experts_sum(const Tensor& rows, const Tensor& weights, const Tensor& order) {
     STD_TORCH_CHECK(rows.dim() == 2, "rows must have two dimensions, got shape ", shape_text(shape_of(rows)));
     STD_TORCH_CHECK(weights.dim() == 2, "weights must have two dimensions, got shape ", shape_text(shape_of(weights)));

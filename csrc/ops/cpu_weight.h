@@ -1,4 +1,4 @@
-// A packed weight on the CPU, checked, and torch's threads.
+// Checks a packed weight on the CPU, and wraps torch's threads for the kernels.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -17,7 +17,7 @@ inline Scalar scalar(ScalarType type) {
     return type == ScalarType::Half ? Scalar::f16 : type == ScalarType::BFloat16 ? Scalar::bf16 : Scalar::f32;
 }
 
-// Whether a layout is that of a checkpoint; the CPU reads its own, too.
+// Whether a layout is the checkpoint layout. The CPU reads its own layout, too.
 inline bool is_checkpoint_layout(int64_t layout, int64_t bits) {
     STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCpuLayout, "layout=", layout,
                     " belongs to another backend: the CPU reads 0 (the checkpoint layout) and 1 (its own)");
@@ -26,7 +26,7 @@ inline bool is_checkpoint_layout(int64_t layout, int64_t bits) {
     return layout == kCheckpointLayout;
 }
 
-// A packed weight whose tensors were checked; holds what it points to.
+// A packed weight with checked tensors. It owns what `view` points to.
 struct PackedWeight {
     PackedWeight(const Tensor& packed_, const Tensor& scale_, const Optional& zero_, int64_t out_features,
                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout) {

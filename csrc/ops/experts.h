@@ -1,4 +1,4 @@
-// The arguments of experts_linear, checked for every device, and where each expert's words begin
+// Checks the arguments of experts_linear on every device, and finds where each expert's words begin
 // (transformers_qaig/formats/experts.py).
 #pragma once
 
@@ -27,8 +27,8 @@ inline void check_rows(const Tensor& x, int64_t activation_bits) {
     check_activation_bits(activation_bits);
 }
 
-// Sizes of a stack in a kernel's layout: each weight is `row_tiles` tiles of `tile_rows` rows, of `tile_words` words for
-// each bit.
+// Sizes of a stack in a kernel's layout. Each weight has `row_tiles` tiles of `tile_rows` rows. A tile has `tile_words`
+// words for each bit.
 struct KernelLayout {
     int64_t row_tiles, tile_rows, tile_words;
 };

@@ -1,4 +1,4 @@
-// Operators in plain torch, for what has no kernel.
+// Calls operators in plain torch, for arguments that no kernel takes.
 #pragma once
 
 #include <array>

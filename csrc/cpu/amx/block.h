@@ -1,7 +1,7 @@
-// How a gemm with AMX goes through a layer, whatever its tiles hold.
+// The loops of a gemm with AMX over batches, panels and segments, for integers and for bfloat16.
 //
-// Weights of some panels of 32 output channels by some segments are unpacked into the second-level cache. Each pair of
-// batches of x, which stays in the first-level cache meanwhile, is multiplied with all of them.
+// A block of weights, some panels of 32 output channels by some segments, is unpacked into the L2 cache. Each pair of
+// batches of x is multiplied with the whole block, and stays in the L1 cache meanwhile.
 //
 //   tiles 0 - 3  sums [rows of x][16 channels]: of two batches of x, times two tiles of the weight
 //   tiles 4, 5   x [rows][64 bytes], of two batches
@@ -19,9 +19,9 @@ QAIG_AMX_BEGIN
 
 namespace qaig::amx {
 
-constexpr int kPair = 2;  // batches of x that are multiplied at once
+constexpr int kBatchPair = 2;  // batches of x that are multiplied at once
 constexpr int64_t kBlockRows = 512, kBlockPanels = 16, kBlockSegments = 2;
-// A weight in checkpoint layout is repacked tile by tile, so all segments are unpacked at once, of fewer panels.
+// A weight in checkpoint layout is repacked tile by tile, so blocks have all of its segments, and fewer panels.
 constexpr int64_t kRepackedPanels = 2;
 
 inline TileConfig tile_config(int64_t rows) {
@@ -32,50 +32,51 @@ inline TileConfig tile_config(int64_t rows) {
     return config;
 }
 
-// A step: x of `Batches` batches, `to_next` bytes apart, times a row of a tile's channels.
+// One step: multiplies tiles of x, of `Batches` batches that are `batch_stride` bytes apart, with two tiles of the
+// weight.
 template <class Multiply, int Batches>
-QAIG_INLINE void multiply_step(const char* x, int64_t stride, int64_t to_next, const char* weights) {
+QAIG_INLINE void multiply_step(const char* x, int64_t stride, int64_t batch_stride, const char* weights) {
     load<4>(x, stride);
     load<6>(weights, kRowBytes);
     Multiply::template into<0, 4, 6>();
     load<7>(weights + kTileBytes, kRowBytes);
     Multiply::template into<1, 4, 7>();
     if constexpr (Batches == 2) {
-        load<5>(x + to_next, stride);
+        load<5>(x + batch_stride, stride);
         Multiply::template into<2, 5, 6>();
         Multiply::template into<3, 5, 7>();
     }
 }
 
-// A segment, the steps of tiles that it takes, and how many there are before it.
+// A segment: its group, its number of steps, and the number of steps before it.
 struct Steps {
     Segment segment;
     int64_t group, count, before;
 };
 
-template <class Form>
+template <class Weights>
 std::vector<Steps> steps_of(const Shape& s) {
     std::vector<Steps> steps;
     int64_t before = 0;
     for (int64_t i = 0; i < s.segments(); i++) {
         const Segment segment = segment_at(s, i);
-        steps.push_back(
-            {segment, i / s.segments_per_group(), (segment.units + Form::kStepUnits - 1) / Form::kStepUnits, before});
+        steps.push_back({segment, i / s.segments_per_group(),
+                         (segment.units + Weights::kStepUnits - 1) / Weights::kStepUnits, before});
         before += steps[i].count;
     }
     return steps;
 }
 
-// What `Kernel` is asked for:
+// What `Kernel` provides:
 //
-//   Kernel::Form                                     Bytes or Halves
+//   Kernel::Weights                                  Int8Weights or Bf16Weights
 //   Kernel(const Linear&, const Activations&, const std::vector<Steps>&, int64_t panels, int64_t segments)
-//   void put_grid(int64_t panel, int c, int64_t segment, const Form&, Floats scale)
-//                                                    takes down the grid of tile c of a panel; `segment` is in the block
+//   void set_qparams(int64_t panel, int c, int64_t segment, const Weights&, Floats scale)
+//                                                    keeps the qparams of tile c; `segment` counts in the block
 //   void multiply(int64_t b, int batches, int64_t panel, int64_t first, int64_t last, const char* weights, float* out,
-//                 int64_t to_next)                   adds what the segments [first, last) give to out, [2 tiles][R][16];
-//                                                    that of the next batch is `to_next` further
-//   void finish()                                    adds what is not yet added
+//                 int64_t batch_stride)              adds products of segments [first, last) to out, [2 tiles][R][16];
+//                                                    the next batch's out is `batch_stride` further
+//   void finish()                                    adds sums that are still pending
 template <class Kernel>
 class Block {
 public:
@@ -83,9 +84,9 @@ public:
         : l_(l),
           a_(a),
           R_(a.batch_rows),
-          steps_(steps_of<Form>(l.weight.shape)),
-          batches_(std::min(a.batches, std::max<int64_t>(1, kBlockRows / (kPair * R_)) * kPair)),
-          panels_(a.batches <= kPair              ? 1
+          steps_(steps_of<Weights>(l.weight.shape)),
+          batches_(std::min(a.batches, std::max<int64_t>(1, kBlockRows / (kBatchPair * R_)) * kBatchPair)),
+          panels_(a.batches <= kBatchPair         ? 1
                   : l.weight.in_checkpoint_layout ? kRepackedPanels
                                                   : kBlockPanels),
           segments_(l.weight.in_checkpoint_layout
@@ -96,11 +97,11 @@ public:
           weights_(panels_ * panel_bytes_),
           out_(batches_ * R_ * panels_ * kPanelRows),
           kernel_(l, a, steps_, panels_, segments_) {
-        // A panel's second tile may be beyond the weight.
+        // A panel's second tile may lie beyond the weight.
         std::fill_n(weights_.data(), panels_ * panel_bytes_, char{0});
     }
 
-    // Output channels of the tiles [begin, end).
+    // Computes the output channels of the tiles [begin, end).
     void compute(int64_t begin, int64_t end) {
         const Configured configured(tile_config(R_));
         for (int64_t b = 0; b < a_.batches; b += batches_) {
@@ -111,7 +112,7 @@ public:
     }
 
 private:
-    using Form = typename Kernel::Form;
+    using Weights = typename Kernel::Weights;
 
     void multiply(int64_t b0, int64_t b1, int64_t begin, int64_t end) {
         const int64_t panels = (end - begin + kPanelTiles - 1) / kPanelTiles, segments = l_.weight.shape.segments();
@@ -122,8 +123,8 @@ private:
             for (int64_t t = begin; t < end; t++) {
                 unpack_tile(t, (t - begin) / kPanelTiles, static_cast<int>((t - begin) % kPanelTiles), first, last);
             }
-            for (int64_t b = b0; b < b1; b += kPair) {
-                const int batches = static_cast<int>(std::min<int64_t>(kPair, b1 - b));
+            for (int64_t b = b0; b < b1; b += kBatchPair) {
+                const int batches = static_cast<int>(std::min<int64_t>(kBatchPair, b1 - b));
                 for (int64_t p = 0; p < panels; p++) {
                     kernel_.multiply(b, batches, p, first, last, weights_.data() + p * panel_bytes_,
                                      out_.data() + (b - b0) * of_batch + p * of_panel, of_batch);
@@ -140,11 +141,11 @@ private:
         char* weights = weights_.data() + panel * panel_bytes_ + c * kTileBytes;
         for (int64_t i = first; i < last; i++) {
             const auto& [segment, group, count, before] = steps_[i];
-            const Ints zero = tile.zero ? read_bytes(tile.zero + group * kTileRows) : all(1 << (bits - 1));
+            const Ints zero = tile.zero ? read_bytes(tile.zero + group * kTileRows) : broadcast(1 << (bits - 1));
             const Floats scale = read(tile.scale, l_.weight.scale_type, group * kTileRows);
-            const Form form(zero, scale, bits);
-            kernel_.put_grid(panel, c, i - first, form, scale);
-            unpack(bits, tile.words + segment.unit * kernel_bits(bits) * kTileRows, segment.units, form,
+            const Weights format(zero, scale, bits);
+            kernel_.set_qparams(panel, c, i - first, format, scale);
+            unpack(bits, tile.words + segment.unit * kernel_bits(bits) * kTileRows, segment.units, format,
                    weights + (before - steps_[first].before) * kPanelTiles * kTileBytes);
         }
     }
@@ -167,7 +168,7 @@ private:
     const Linear& l_;
     const Activations& a_;
     const int64_t R_;
-    const std::vector<Steps> steps_;  // of each segment
+    const std::vector<Steps> steps_;  // one for each segment
     const int64_t batches_, panels_, segments_, panel_bytes_;
     const TileReader readers_[kPanelTiles];
     const Buffer<char> weights_;  // [panels][steps of the segments][2 tiles][16 rows][64 bytes]

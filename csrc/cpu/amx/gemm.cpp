@@ -9,7 +9,7 @@ QAIG_AMX_BEGIN
 namespace qaig::amx {
 
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    if (a.form == Form::bf16) {
+    if (a.layout == ActivationLayout::bf16) {
         Block<Bf16Kernel>(l, a).compute(begin, end);
     } else if (l.weight.shape.bits == 8 && l.weight.zero) {
         Block<Int8Kernel<true>>(l, a).compute(begin, end);

@@ -1,4 +1,4 @@
-// Products of bfloat16 with dequantized weights. Sums stay in tiles over a block's segments.
+// The kernel of a gemm with AMX in bfloat16: x times dequantized weights. Sums stay in tiles over a block's segments.
 #pragma once
 
 #include "cpu/amx/block.h"
@@ -18,18 +18,18 @@ struct MultiplyBf16 {
 
 class Bf16Kernel {
 public:
-    using Form = Halves;
+    using Weights = Bf16Weights;
 
     Bf16Kernel(const Linear&, const Activations& a, const std::vector<Steps>& steps, int64_t, int64_t)
         : a_(a), steps_(steps) {}
 
-    void put_grid(int64_t, int, int64_t, const Halves&, Floats) {}
+    void set_qparams(int64_t, int, int64_t, const Bf16Weights&, Floats) {}
 
     void multiply(int64_t b, int batches, int64_t, int64_t first, int64_t last, const char* weights, float* out,
-                  int64_t to_next) {
+                  int64_t batch_stride) {
         const int64_t begin = steps_[first].before, end = steps_[last - 1].before + steps_[last - 1].count;
         (batches == 2 ? &Bf16Kernel::multiply_steps<2> : &Bf16Kernel::multiply_steps<1>)(a_, b, begin, end, weights,
-                                                                                         out, to_next);
+                                                                                         out, batch_stride);
     }
 
     void finish() {}
@@ -37,23 +37,23 @@ public:
 private:
     template <int Batches>
     static void multiply_steps(const Activations& a, int64_t b, int64_t begin, int64_t end, const char* weights,
-                               float* out, int64_t to_next) {
-        const int64_t R = a.batch_rows, step_bytes = R * kRowBytes, to_tile = R * kTileRows;
+                               float* out, int64_t batch_stride) {
+        const int64_t R = a.batch_rows, step_bytes = R * kRowBytes, tile_stride = R * kTileRows;
         const char* x = reinterpret_cast<const char*>(a.words.data() + b * a.batch_words) + begin * step_bytes;
         load<0>(out, kRowBytes);
-        load<1>(out + to_tile, kRowBytes);
+        load<1>(out + tile_stride, kRowBytes);
         if constexpr (Batches == 2) {
-            load<2>(out + to_next, kRowBytes);
-            load<3>(out + to_next + to_tile, kRowBytes);
+            load<2>(out + batch_stride, kRowBytes);
+            load<3>(out + batch_stride + tile_stride, kRowBytes);
         }
         for (int64_t step = begin; step < end; step++, x += step_bytes, weights += kPanelTiles * kTileBytes) {
             multiply_step<MultiplyBf16, Batches>(x, kRowBytes, a.batch_words * 4, weights);
         }
         store<0>(out, kRowBytes);
-        store<1>(out + to_tile, kRowBytes);
+        store<1>(out + tile_stride, kRowBytes);
         if constexpr (Batches == 2) {
-            store<2>(out + to_next, kRowBytes);
-            store<3>(out + to_next + to_tile, kRowBytes);
+            store<2>(out + batch_stride, kRowBytes);
+            store<3>(out + batch_stride + tile_stride, kRowBytes);
         }
     }
 

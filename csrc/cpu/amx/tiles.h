@@ -1,7 +1,7 @@
 // The eight tiles of AMX: configured, loaded, multiplied, stored.
 //
-// One source, two bodies. With QAIG_EMULATE_AMX the tiles are memory of the thread, and each function does to the bit what
-// its instruction does. What the processor would refuse ends the program. So the kernel runs where there is no AMX.
+// Each function has two bodies. With QAIG_EMULATE_AMX tiles are memory of the thread, and functions compute what their
+// instructions do, to the bit. What the processor would refuse ends the program. So the kernel runs without AMX.
 //
 // Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, has the tiles and their limits.
 #pragma once
@@ -96,7 +96,8 @@ void clear() {
     std::memset(e.bytes[T], 0, e.rows(T) ? sizeof(e.bytes[T]) : 0);
 }
 
-// Calls add(sum, x, codes) for each sum, with its row of x and its column of codes, whose words are 64 bytes apart.
+// Calls add(sum, x, codes, words) for each sum, with its row of x and its column of codes. Words of codes are 64 bytes
+// apart.
 template <int Sums, int X, int Codes, class Sum, class Add>
 void for_each_sum(Add add) {
     EmulatedTiles& e = emulated();
@@ -134,7 +135,7 @@ inline float bf16_at(const uint8_t* from) {
     return flushed(value);
 }
 
-// Products of even and of odd channels are summed up apart.
+// Products of even and of odd channels have sums of their own, as in the processor.
 template <int Sums, int X, int Codes>
 void multiply_bf16() {
     for_each_sum<Sums, X, Codes, float>([](float& sum, const uint8_t* x, const uint8_t* codes, int words) {
@@ -149,7 +150,7 @@ void multiply_bf16() {
 
 #else
 
-// In assembly, because the compilers' intrinsics take no template's number for a tile.
+// In assembly, because the compilers' intrinsics take no template argument as the number of a tile.
 inline void configure(const TileConfig& config) { __asm__ volatile("ldtilecfg %0" ::"m"(config)); }
 
 inline void release() { __asm__ volatile("tilerelease"); }
@@ -183,7 +184,7 @@ inline void multiply_bf16() {
 
 #endif
 
-// The tiles of this thread, configured as long as this lives. Others configure them anew before they use them.
+// Configures the tiles of this thread as long as this object lives.
 class Configured {
 public:
     explicit Configured(const TileConfig& config) { configure(config); }

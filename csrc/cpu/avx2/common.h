@@ -1,4 +1,4 @@
-// What the AVX2 kernels share: loads, scales and zero points, codes out of words.
+// Shared by the AVX2 kernels: loads, prefetching, scales and zero points, unpacked codes.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -16,14 +16,14 @@ namespace qaig::avx2 {
 
 QAIG_DEFINE_UNROLL
 
-constexpr int kHalves = 2;        // a tile's 16 rows are two registers
-constexpr int64_t kAhead = 8192;  // bytes of weights that are asked for in advance, into the next tiles too
+constexpr int kHalves = 2;                // a tile's 16 rows are two registers
+constexpr int64_t kPrefetchBytes = 8192;  // how far ahead weights are prefetched, across tiles
 
 QAIG_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 QAIG_INLINE void prefetch(const uint32_t* words, int count) {
     for (int i = 0; i < count; i++) {
-        _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kAhead, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kPrefetchBytes, _MM_HINT_T1);
     }
 }
 
@@ -46,18 +46,18 @@ QAIG_INLINE __m256i load_zero(const uint8_t* zero, int bits, int64_t at) {
 }
 
 // Scales and zero points of a tile in one group.
-struct Grid {
+struct QParams {
     __m256 scale[kHalves];
     __m256i zero[kHalves];
 
-    QAIG_INLINE Grid(const Weight& w, const Tile& tile, int64_t group) {
+    QAIG_INLINE QParams(const Weight& w, const Tile& tile, int64_t group) {
         for (int h = 0; h < kHalves; h++) {
             scale[h] = load_eight(tile.scale, w.scale_type, group * kTileRows + 8 * h);
             zero[h] = load_zero(tile.zero, w.shape.bits, group * kTileRows + 8 * h);
         }
     }
 
-    // The value of integer sums of products with x = x_scale * q, q summing up to x_sum, added to `out`.
+    // Adds scale * x_scale * (sum - zero * x_sum) to `out`. `sum` has products of codes and q, x_sum is the sum of q.
     QAIG_INLINE __m256 add(int h, __m256i sum, float x_scale, int32_t x_sum, __m256 out) const {
         const __m256i offset = _mm256_mullo_epi32(zero[h], _mm256_set1_epi32(x_sum));
         const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
@@ -65,7 +65,7 @@ struct Grid {
     }
 };
 
-// Code I of a unit for 8 rows: pairs of slots as 16-bit integers, or quads of slots as bytes.
+// Unpacks pair or quad I of a unit for 8 rows: two slots as 16-bit integers, or four slots as bytes.
 struct Pairs {
     static constexpr int kPerUnit = kUnitPairs;
     template <int B, int I>

@@ -1,4 +1,4 @@
-// Dequantizes a tile with AVX2, row by row: registers hold a channel of 8 rows, and are transposed before they are stored.
+// Dequantizes a tile with AVX2 into rows. Registers hold a channel of 8 rows, so they are transposed before the stores.
 #include "cpu/avx2/common.h"
 
 #if defined(__x86_64__)
@@ -8,9 +8,9 @@ QAIG_AVX2_BEGIN
 namespace qaig::avx2 {
 namespace {
 
-constexpr int kBlock = 8;  // channels, and rows, of a block that is transposed
+constexpr int kBlock = 8;  // channels and rows that are transposed at once
 
-// 8 registers of 8 values each, as rows of a matrix: its columns.
+// Transposes 8 registers of 8 values.
 QAIG_INLINE void transpose(__m256 (&v)[kBlock]) {
     __m256 pairs[kBlock], quads[kBlock];
     unroll<kBlock / 2>([&](auto i) QAIG_LAMBDA_INLINE {
@@ -28,7 +28,7 @@ QAIG_INLINE void transpose(__m256 (&v)[kBlock]) {
     });
 }
 
-// Channels 8 I to 8 I + 7 of a unit, `count` of which are stored, for half a tile.
+// Dequantizes channels 8 I to 8 I + 7 of a unit for half a tile, and stores the first `count` of them.
 template <int B, int I>
 QAIG_INLINE void dequantize_block(const uint32_t* words, __m256i zero, __m256 scale, int64_t count, int64_t stride,
                                   float* out) {
@@ -55,14 +55,15 @@ void dequantize(const Weight& w, const Tile& tile, float* out) {
     const Shape& s = w.shape;
     const uint32_t* words = tile.words;
     for (int64_t g = 0; g < s.groups(); g++) {
-        const Grid grid(w, tile, g);
+        const QParams qparams(w, tile, g);
         for (int64_t k = 0; k < s.group_size; k += kUnitSlots, words += B * kTileRows) {
             prefetch(words, B);
-            // A half's rows fill the ways of the first cache where a row is a multiple of 4 KiB; 16 rows would not fit.
+            // Half a tile at a time: if rows are a multiple of 4 KiB apart, 16 rows would exceed the ways of the L1
+            // cache.
             for (int h = 0; h < kHalves; h++) {
                 unroll<kUnitSlots / kBlock>([&](auto i) QAIG_LAMBDA_INLINE {
                     const int64_t first = k + kBlock * i;
-                    dequantize_block<B, i>(words + kBlock * h, grid.zero[h], grid.scale[h], s.group_size - first,
+                    dequantize_block<B, i>(words + kBlock * h, qparams.zero[h], qparams.scale[h], s.group_size - first,
                                            s.in_features, out + kBlock * h * s.in_features + g * s.group_size + first);
                 });
             }

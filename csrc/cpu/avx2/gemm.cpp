@@ -1,4 +1,4 @@
-// gemm with AVX2: products of bytes where both sides are small, else of 16-bit integers.
+// gemm with AVX2: 8-bit products of 2- to 4-bit codes with 8-bit activations, else 16-bit products.
 #include "cpu/avx2/gemm.h"
 
 #if defined(__x86_64__)
@@ -8,13 +8,13 @@ QAIG_AVX2_BEGIN
 namespace qaig::avx2 {
 namespace {
 
-// Makes GCC compute the sum here, in a register. Without it GCC computes the products of all rows first, and runs out of
-// registers for the sums.
+// Makes GCC compute the sum here, in a register. Otherwise GCC computes the products of all rows first, and spills sums
+// to memory.
 QAIG_INLINE void keep_in_register(__m256i& sum) { __asm__("" : "+x"(sum)); }
 
 struct PairProducts : Pairs {
     template <int R>
-    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
+    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, Accumulators<R>& sums) {
         for (int64_t i = 0; i < units * kUnitPairs; i++, codes += kTileRows, x += R) {
             const __m256i pairs[kHalves] = {load(codes), load(codes + 8)};
             sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
@@ -28,9 +28,9 @@ struct PairProducts : Pairs {
 
 struct QuadProducts : Quads {
     template <int R>
-    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums) {
+    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, Accumulators<R>& sums) {
         for (int64_t u = 0; u < units; u++) {
-            Sums<R> small;  // eight sums of two products of at most 15 * 128 fit in 16 bits
+            Accumulators<R> small;  // 16 bits hold eight sums of two products of at most 15 * 128
             for (int q = 0; q < kUnitQuads; q++, codes += kTileRows, x += R) {
                 const __m256i quads[kHalves] = {load(codes), load(codes + 8)};
                 small.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
@@ -49,7 +49,7 @@ struct QuadProducts : Quads {
 }  // namespace
 
 void gemm(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    (a.form == Form::quads ? gemm_with<QuadProducts> : gemm_with<PairProducts>)(l, a, begin, end);
+    (a.layout == ActivationLayout::quads ? gemm_with<QuadProducts> : gemm_with<PairProducts>)(l, a, begin, end);
 }
 
 }  // namespace qaig::avx2

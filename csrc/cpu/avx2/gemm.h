@@ -1,10 +1,10 @@
-// gemm with 256-bit registers, for many rows of x. The codes of a tile and a segment are unpacked once, into the
-// first-level cache, and multiplied by every batch of rows.
+// gemm with 256-bit registers, for many rows of x. The codes of a tile and a segment are unpacked once, into the L1
+// cache, and multiplied by every batch of rows.
 //
-// `Products` is the form of codes and x, Pairs or Quads, with
+// `Products` derives from Pairs or Quads, which say how codes and x are stored, and has
 //
-//   template <int R> static void add(const uint32_t* codes, int64_t units, const uint32_t* x, Sums<R>& sums)
-//                                                  adds the products of R rows of a plane with a segment
+//   template <int R> static void add(const uint32_t* codes, int64_t units, const uint32_t* x, Accumulators<R>& sums)
+//                                                  adds the products of R rows of one plane with a segment
 #pragma once
 
 #include "cpu/avx2/common.h"
@@ -18,36 +18,35 @@ namespace qaig::avx2 {
 constexpr int kSegmentWords = kSegmentUnits * kUnitPairs * kTileRows;
 constexpr int64_t kBlockRows = 96;  // rows of x that share unpacked codes
 
-template <class Form, int B>
+template <class Codes, int B>
 void unpack(const uint32_t* words, int64_t units, uint32_t* codes) {
     for (int64_t u = 0; u < units; u++, words += B * kTileRows) {
         prefetch(words, B);
-        unroll<Form::kPerUnit>([&](auto i) QAIG_LAMBDA_INLINE {
+        unroll<Codes::kPerUnit>([&](auto i) QAIG_LAMBDA_INLINE {
             for (int h = 0; h < kHalves; h++) {
-                auto* out = reinterpret_cast<__m256i*>(codes + (u * Form::kPerUnit + i) * kTileRows + 8 * h);
-                _mm256_store_si256(out, Form::template codes<B, i>(words + 8 * h));
+                auto* out = reinterpret_cast<__m256i*>(codes + (u * Codes::kPerUnit + i) * kTileRows + 8 * h);
+                _mm256_store_si256(out, Codes::template codes<B, i>(words + 8 * h));
             }
         });
     }
 }
 
-template <class Form>
+template <class Codes>
 void unpack(int bits, const uint32_t* words, int64_t units, uint32_t* codes) {
     switch (bits) {
-        case 2: return unpack<Form, 2>(words, units, codes);
-        case 3: return unpack<Form, 3>(words, units, codes);
-        case 4: return unpack<Form, 4>(words, units, codes);
-        default: return unpack<Form, 8>(words, units, codes);
+        case 2: return unpack<Codes, 2>(words, units, codes);
+        case 3: return unpack<Codes, 3>(words, units, codes);
+        case 4: return unpack<Codes, 4>(words, units, codes);
+        default: return unpack<Codes, 8>(words, units, codes);
     }
 }
 
-// R rows by the 16 of a tile. Every index is a constant: arrays that GCC cannot take apart end up in memory, not in
-// registers.
+// Sums of R rows of x by the 16 rows of a tile. All indices are constants: otherwise GCC keeps the array in memory.
 template <int R>
-struct Sums {
+struct Accumulators {
     __m256i at[R][kHalves];
 
-    QAIG_INLINE Sums() {
+    QAIG_INLINE Accumulators() {
         each([](auto, auto, __m256i& sum) QAIG_LAMBDA_INLINE { sum = _mm256_setzero_si256(); });
     }
 
@@ -60,9 +59,9 @@ struct Sums {
 
 // Adds the products of R rows with one segment to out [R][16].
 template <class Products, int R>
-__attribute__((noinline)) void add_rows(const uint32_t* codes, int64_t units, int planes, const Grid& grid,
+__attribute__((noinline)) void add_rows(const uint32_t* codes, int64_t units, int planes, const QParams& qparams,
                                         const uint32_t* x, const float* x_scale, const int32_t* x_sum, float* out) {
-    Sums<R> sums;
+    Accumulators<R> sums;
     for (int p = 0; p < planes; p++, x += units * Products::kPerUnit * R) {
         if (p == 1) {
             sums.each([](auto, auto, __m256i& sum) QAIG_LAMBDA_INLINE { sum = _mm256_slli_epi32(sum, 8); });
@@ -71,11 +70,11 @@ __attribute__((noinline)) void add_rows(const uint32_t* codes, int64_t units, in
     }
     sums.each([&](auto m, auto h, __m256i& sum) QAIG_LAMBDA_INLINE {
         float* at = out + m * kTileRows + 8 * h;
-        _mm256_store_ps(at, grid.add(h, sum, x_scale[m], x_sum[m], _mm256_load_ps(at)));
+        _mm256_store_ps(at, qparams.add(h, sum, x_scale[m], x_sum[m], _mm256_load_ps(at)));
     });
 }
 
-using AddRows = void (*)(const uint32_t*, int64_t, int, const Grid&, const uint32_t*, const float*, const int32_t*,
+using AddRows = void (*)(const uint32_t*, int64_t, int, const QParams&, const uint32_t*, const float*, const int32_t*,
                          float*);
 
 template <class Products>
@@ -100,15 +99,15 @@ void gemm_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
         const Segment segment = segment_at(s, i);
         const int64_t plane_words = segment.units * Products::kPerUnit * rows;
         unpack<Products>(bits, tile.words + segment.unit * bits * kTileRows, segment.units, codes);
-        const Grid grid(l.weight, tile, i / s.segments_per_group());
+        const QParams qparams(l.weight, tile, i / s.segments_per_group());
         for (int64_t b = b0; b < b1; b++) {
-            const int all_planes = a.form == qaig::Form::quads ? a.planes[b] : parts(a.planes[b]);
+            const int all_planes = a.layout == ActivationLayout::quads ? a.planes[b] : terms(a.planes[b]);
             const uint32_t* x =
                 a.words.data() + b * a.batch_words + segment.unit * Products::kPerUnit * all_planes * rows;
-            for (int part = 0; part < parts(a.planes[b]); part++) {
-                const int planes = a.form == qaig::Form::quads ? part_planes(a.planes[b], part) : 1;
-                const int64_t at = b * a.batch_sums + (i * kMaxParts + part) * rows;
-                add_rows(codes, segment.units, planes, grid, x, a.scales.data() + at, a.sums.data() + at,
+            for (int term = 0; term < terms(a.planes[b]); term++) {
+                const int planes = a.layout == ActivationLayout::quads ? term_planes(a.planes[b], term) : 1;
+                const int64_t at = b * a.batch_sums + (i * kMaxTerms + term) * rows;
+                add_rows(codes, segment.units, planes, qparams, x, a.scales.data() + at, a.sums.data() + at,
                          out + (b - b0) * rows * kTileRows);
                 x += planes * plane_words;
             }

@@ -1,4 +1,4 @@
-// quantize with AVX2: x becomes pairs of 16-bit integers or quads of bytes.
+// Quantizes x with AVX2, to pairs of 16-bit integers or quads of bytes.
 #include "cpu/avx2/common.h"
 #include "cpu/quantize.h"
 #include "cpu/hadamard.h"
@@ -12,8 +12,10 @@ namespace {
 
 constexpr int kVectors = kSegmentUnits * kUnitSlots / 8;  // float32 vectors in a segment
 
-// An integer without its low byte, which is taken as signed.
-QAIG_INLINE __m256i upper(__m256i q) { return _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8); }
+// Removes the low byte, which is signed: (q - low byte) / 256.
+QAIG_INLINE __m256i without_low_byte(__m256i q) {
+    return _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(128)), 8);
+}
 
 QAIG_INLINE __m256i magnitude(__m256 x) {
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
@@ -29,8 +31,8 @@ QAIG_INLINE int32_t total(__m256i x) {
     return sum;
 }
 
-// Low bytes of 32 integers (two quads a vector), in a unit's byte order.
-QAIG_INLINE void put_quads(const __m256i (&q)[4], uint32_t* out) {
+// Stores the low bytes of 32 integers (two quads a vector), in the byte order of a unit.
+QAIG_INLINE void store_quads(const __m256i (&q)[4], uint32_t* out) {
     const __m256i order = _mm256_setr_epi8(0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                            0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     for (int i = 0; i < 4; i++) {
@@ -40,8 +42,8 @@ QAIG_INLINE void put_quads(const __m256i (&q)[4], uint32_t* out) {
     }
 }
 
-// Low halves of 32 integers: 16 pairs.
-QAIG_INLINE void put_pairs(const __m256i (&q)[4], uint32_t* out) {
+// Stores the low halves of 32 integers: 16 pairs.
+QAIG_INLINE void store_pairs(const __m256i (&q)[4], uint32_t* out) {
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                            0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
     for (int i = 0; i < 4; i++) {
@@ -50,7 +52,7 @@ QAIG_INLINE void put_pairs(const __m256i (&q)[4], uint32_t* out) {
     }
 }
 
-// Butterflies over lanes 1, 2 and 4 apart.
+// Butterflies of lanes at distances 1, 2 and 4.
 QAIG_INLINE __m256 butterflies(__m256 x) {
     const auto step = [](__m256 own, __m256 other, __m256 minus)
                           QAIG_LAMBDA_INLINE { return _mm256_add_ps(other, _mm256_xor_ps(own, minus)); };
@@ -59,7 +61,7 @@ QAIG_INLINE __m256 butterflies(__m256 x) {
     return step(x, _mm256_permute2f128_ps(x, x, 1), _mm256_setr_ps(0.f, 0.f, 0.f, 0.f, -0.f, -0.f, -0.f, -0.f));
 }
 
-// A block from element `at` on, k of its row.
+// Rotates the block that begins at element `at` of x, which is channel k.
 QAIG_INLINE void rotate_block(const Linear& l, int64_t at, int64_t k, const uint64_t* signs, float* out) {
     const int64_t block = l.rotation.block;
     const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -105,7 +107,7 @@ struct Values : WordByWord {
         }
     }
 
-    uint32_t largest() const {
+    uint32_t absmax_bits() const {
         __m256i most = _mm256_setzero_si256();
         for (int i = 0; i < kVectors; i++) {
             most = _mm256_max_epu32(most, magnitude(x[i]));
@@ -127,7 +129,7 @@ struct Values : WordByWord {
         return largest != 0 && 2 * (total(small) - (largest < 7u << 23 ? 0 : zero_count)) > nonzero;
     }
 
-    PartSums put(uint32_t* out, bool quads, int planes, float scale) const {
+    TermSums quantize_to(uint32_t* out, bool quads, int planes, float scale) const {
         const int per_unit = quads ? kUnitQuads : kUnitPairs;
         const int64_t plane = units * per_unit;
         __m256i sum = _mm256_setzero_si256(), low_sum = sum;
@@ -136,25 +138,25 @@ struct Values : WordByWord {
             for (int i = 0; i < 4; i++) {
                 q[i] = _mm256_cvtps_epi32(_mm256_div_ps(x[4 * u + i], _mm256_set1_ps(scale)));
                 if (planes == 3) {
-                    low[i] = _mm256_sub_epi32(q[i], _mm256_slli_epi32(upper(q[i]), 8));
+                    low[i] = _mm256_sub_epi32(q[i], _mm256_slli_epi32(without_low_byte(q[i]), 8));
                     low_sum = _mm256_add_epi32(low_sum, low[i]);
-                    q[i] = upper(q[i]);
+                    q[i] = without_low_byte(q[i]);
                 }
                 sum = _mm256_add_epi32(sum, q[i]);
-                high[i] = upper(q[i]);
+                high[i] = without_low_byte(q[i]);
             }
             if (!quads) {
-                put_pairs(q, out);
+                store_pairs(q, out);
                 if (planes == 3) {
-                    put_pairs(low, out + plane);
+                    store_pairs(low, out + plane);
                 }
             } else if (planes == 1) {
-                put_quads(q, out);
+                store_quads(q, out);
             } else {
-                put_quads(high, out);
-                put_quads(q, out + plane);
+                store_quads(high, out);
+                store_quads(q, out + plane);
                 if (planes == 3) {
-                    put_quads(low, out + 2 * plane);
+                    store_quads(low, out + 2 * plane);
                 }
             }
         }

@@ -1,4 +1,4 @@
-// What the AVX-512 kernels share: loads and stores, scales and zero points, codes out of words.
+// Shared by the AVX-512 kernels: loads and stores, scales and zero points, unpacked codes.
 #pragma once
 
 #if defined(__x86_64__)
@@ -16,11 +16,11 @@ QAIG_AVX512_BEGIN
 
 namespace qaig::avx512 {
 
-constexpr int64_t kAhead = 8192;  // bytes of weights that are asked for in advance, into the next tiles too
+constexpr int64_t kPrefetchBytes = 8192;  // how far ahead weights are prefetched, across tiles
 
 QAIG_DEFINE_UNROLL
 
-// Mask of the first `count` of 16 lanes; none if it is negative, all if it is more.
+// Mask of the first `count` of 16 lanes. A negative count gives none, a larger one all.
 QAIG_INLINE __mmask16 first(int64_t count) {
     return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
@@ -64,7 +64,7 @@ QAIG_INLINE __m512i load_zero(const uint8_t* zero, int bits, int64_t g) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zero + g * kTileRows)));
 }
 
-// The words of a unit and the codes in them.
+// The words of a unit, and its codes.
 template <int B>
 struct Unit {
     __m512i w[B];
@@ -75,7 +75,7 @@ struct Unit {
         }
     }
 
-    // Quad Q of 3 bits whose codes are spread over words: one code per byte, the bits above it not cleared.
+    // Quad Q of 3 bits, whose codes are spread over words. Each byte has one code. The bits above it are not cleared.
     template <int Q>
     QAIG_INLINE __m512i spread_quad() const {
         const __m512i low = _mm512_srli_epi16(w[Q - 6], 6), high = _mm512_srli_epi16(w[2 % B], Q - 2);

@@ -1,4 +1,4 @@
-// Dequantizes columns of a tile into bfloat16 with AVX-512: codes are transposed while they are bytes, four in a word.
+// Dequantizes columns of a tile into bfloat16 with AVX-512. Codes are transposed as bytes, four in a word.
 #include <algorithm>
 
 #include "cpu/avx512/common.h"
@@ -11,8 +11,8 @@ QAIG_AVX512_BEGIN
 namespace qaig::avx512 {
 namespace {
 
-// 8 quads of a unit, whose lane r is row r, to the 32 codes of each row in order. Then register r, below 4, holds rows r
-// and 4 + r. Register 4 + r holds rows 8 + r and 12 + r.
+// Transposes 8 quads of a unit, whose lane r is row r, to the 32 codes of each row in order. For r below 4, register r
+// then holds rows r and 4 + r. Register 4 + r holds rows 8 + r and 12 + r.
 QAIG_INLINE void transpose(__m512i (&v)[kUnitQuads]) {
     __m512i pairs[kUnitQuads], quads[kUnitQuads];
     unroll<kUnitQuads / 2>([&](auto i) QAIG_LAMBDA_INLINE {
@@ -41,7 +41,7 @@ QAIG_INLINE __m256i values_of(__m512i codes, int32_t zero, float scale) {
     return to_bf16(_mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale)));
 }
 
-// The bits of a float that is no NaN, rounded to bfloat16 in their high half.
+// The bits of values that are not NaN. Their high halves are rounded to bfloat16.
 QAIG_INLINE __m512i rounded_half(__m512i codes, int32_t zero, float scale) {
     const __m512i centred = _mm512_sub_epi32(codes, _mm512_set1_epi32(zero));
     const __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale)));
@@ -49,7 +49,7 @@ QAIG_INLINE __m512i rounded_half(__m512i codes, int32_t zero, float scale) {
     return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
 
-// The high halves of 16 words of `low`, then of `high`.
+// The high halves of the words of `low`, then of `high`.
 QAIG_INLINE __m512i high_halves(__m512i low, __m512i high) {
     const __m512i pairs = _mm512_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015,
                                             0x001b0019, 0x001f001d, 0x00230021, 0x00270025, 0x002b0029, 0x002f002d,
@@ -57,14 +57,14 @@ QAIG_INLINE __m512i high_halves(__m512i low, __m512i high) {
     return _mm512_permutex2var_epi16(low, pairs, high);
 }
 
-// Turns codes of a group into values. There are at most 16 codes of up to 4 bits, so their values are in a table.
+// Dequantizes codes of a group. Up to 4 bits, a table holds the values of all codes.
 template <int B>
 class Group {
 public:
     QAIG_INLINE Group(const Weight& w, const Tile& tile, int64_t g) {
         const __m512 scale = load_scale(tile.scale, w.scale_type, g);
         _mm512_store_ps(scale_, scale);
-        // Only then can a value be NaN: a code times infinity is, if it is 0.
+        // Values are NaN only if a scale is not finite: 0 times infinity is NaN.
         has_nan_ = _mm512_cmp_ps_mask(_mm512_sub_ps(scale, scale), _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
         _mm512_store_si512(zero_, load_zero(tile.zero, w.shape.bits, g));
         if constexpr (B <= 4) {
@@ -75,7 +75,7 @@ public:
         }
     }
 
-    // Of 32 codes of row r.
+    // The values of 32 codes of row r.
     QAIG_INLINE __m512i values(int r, __m256i codes) const {
         if constexpr (B <= 4) {
             const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(table_[r]));

@@ -1,5 +1,5 @@
-// gemm with AVX-512, for many rows of x. The codes of 32 output channels and one segment are unpacked once, into the
-// first-level cache, and multiplied by every batch of rows.
+// gemm with AVX-512, for many rows of x. The codes of 32 output channels and one segment are unpacked once, into the L1
+// cache, and multiplied by every batch of rows.
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"
@@ -14,7 +14,7 @@ namespace {
 constexpr int kPanelTiles = 2;
 constexpr int kPanelRows = kPanelTiles * kTileRows;
 constexpr int kSegmentQuads = kSegmentUnits * kUnitQuads;
-// Rows of x that share an unpacked panel: their planes stay in the second-level cache.
+// Rows of x that share an unpacked panel. Their planes stay in the L2 cache.
 constexpr int64_t kBlockRows = 64;
 
 struct Panel {
@@ -23,8 +23,9 @@ struct Panel {
     __m512i zero[kPanelTiles];  // as pairs of 16 bits: the zero point, and 128 times it
 };
 
-// Minus a sum of 16-bit integers over a segment as a pair (a, b), a + 128 b. They are 128, so b has 16 bits. Its product
-// with a pair of zero points is one instruction, cheaper than a product of 32 bits.
+// Returns a sum over a segment, negated, as a 16-bit pair (a, b) with the value a + 128 b. A segment has at most 128
+// integers of 16 bits, so b fits. Its product with a pair of zero points is one instruction, cheaper than a 32-bit
+// product.
 int minus_as_pair(int32_t sum) { return (-sum & 127) | static_cast<int>(static_cast<uint32_t>(-sum >> 7) << 16); }
 
 template <int B>
@@ -33,7 +34,7 @@ void unpack(const uint32_t* words, int64_t units, uint8_t* codes) {
         Unit<B> unit;
         unit.load(words + u * B * kTileRows);
         for (int i = 0; i < B; i++) {
-            _mm_prefetch(reinterpret_cast<const char*>(words + (u * B + i) * kTileRows) + kAhead, _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(words + (u * B + i) * kTileRows) + kPrefetchBytes, _MM_HINT_T1);
         }
         unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
             _mm512_store_si512(codes + (u * kUnitQuads + q) * kPanelRows * 4, unit.template quad<q>());
@@ -50,7 +51,7 @@ void unpack(int bits, const uint32_t* words, int64_t units, uint8_t* codes) {
     }
 }
 
-// Keeps the sum in one register until here. Without it GCC copies it about within the loop.
+// Keeps the sum in one register until here. Otherwise GCC copies it between registers within the loop.
 QAIG_INLINE void keep_in_register(__m512i& sum) { __asm__("" : "+v"(sum)); }
 
 // Adds the products of R rows with a panel of `quads` quads to out [R][32].
@@ -59,14 +60,14 @@ __attribute__((noinline)) void multiply(const Panel& panel, int64_t quads, const
                                         const int32_t* x_sum, float* out) {
     const __m512 scale[kPanelTiles] = {panel.scale[0], panel.scale[1]};
     const __m512i zero[kPanelTiles] = {panel.zero[0], panel.zero[1]};
-    for (int part = 0; part < parts(P); part++) {
+    for (int term = 0; term < terms(P); term++) {
         __m512i sum[R][kPanelTiles];
         for (int m = 0; m < R; m++) {
             for (int c = 0; c < kPanelTiles; c++) {
                 sum[m][c] = _mm512_setzero_si512();
             }
         }
-        for (int p = 0; p < part_planes(P, part); p++) {
+        for (int p = 0; p < term_planes(P, term); p++) {
             if (p == 1) {
                 for (int m = 0; m < R; m++) {
                     for (int c = 0; c < kPanelTiles; c++) {
@@ -85,8 +86,8 @@ __attribute__((noinline)) void multiply(const Panel& panel, int64_t quads, const
             }
         }
         unroll<R>([&](auto m) QAIG_LAMBDA_INLINE {
-            const __m512i minus = _mm512_set1_epi32(minus_as_pair(x_sum[part * R + m]));
-            const __m512 step = _mm512_set1_ps(x_scale[part * R + m]);
+            const __m512i minus = _mm512_set1_epi32(minus_as_pair(x_sum[term * R + m]));
+            const __m512 step = _mm512_set1_ps(x_scale[term * R + m]);
             unroll<kPanelTiles>([&](auto c) QAIG_LAMBDA_INLINE {
                 keep_in_register(sum[m][c]);
                 const __m512 exact = _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(sum[m][c], zero[c], minus));
@@ -113,7 +114,7 @@ Multiply multiply_of(int64_t rows, int planes) {
     }
 }
 
-// Output channels of the tiles [t, end), one or two, for the batches [b0, b1).
+// Computes the output channels of one or two tiles [t, end), for the batches [b0, b1).
 void panel_rows(const Linear& l, const Activations& a, const TileReader (&readers)[kPanelTiles], int64_t t, int64_t end,
                 int64_t b0, int64_t b1, float* out) {
     const Shape& s = l.weight.shape;
@@ -141,7 +142,7 @@ void panel_rows(const Linear& l, const Activations& a, const TileReader (&reader
         }
         for (int64_t b = b0; b < b1; b++) {
             const int planes = a.planes[b];
-            const int64_t at = b * a.batch_sums + i * kMaxParts * rows;
+            const int64_t at = b * a.batch_sums + i * kMaxTerms * rows;
             multiply_of(rows, planes)(panel, segment.units * kUnitQuads,
                                       a.words.data() + b * a.batch_words + segment.unit * kUnitQuads * planes * rows,
                                       a.scales.data() + at, a.sums.data() + at, out + (b - b0) * rows * kPanelRows);

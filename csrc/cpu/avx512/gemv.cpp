@@ -1,4 +1,4 @@
-// gemv with AVX-512, for few rows of x: every code is read once from memory, and used where it lies in its word.
+// gemv with AVX-512, for few rows of x: every code is read once from memory, and masked without a shift.
 #include "cpu/activations.h"
 #include "cpu/avx512/common.h"
 #include "cpu/isa.h"
@@ -11,8 +11,8 @@ QAIG_AVX512_BEGIN
 namespace qaig::avx512 {
 namespace {
 
-// Masking a word gives a quad's codes times 2^bit. Sums of quads that begin at the same bit are kept apart and shifted
-// once per segment, which saves the shift of every word.
+// A mask gives a quad's codes times 2^bit. Quads that begin at the same bit ("place") share sums, which are shifted
+// once per segment. That saves the shift of every word.
 constexpr int num_places(int bits) { return bits == 2 ? 4 : bits == 8 ? 1 : 2; }
 constexpr int place_of(int bits, int q) {
     return bits == 3 && q >= 6 ? 0 : quad_bit(bits, q) * num_places(bits) / (bits == 3 ? 6 : 8);
@@ -29,13 +29,13 @@ QAIG_INLINE __m512i quad_in_place(const Unit<B>& unit) {
     }
 }
 
-// Products of R rows with the 16 rows of a tile.
+// Multiplies R rows of x with the 16 rows of a tile.
 template <int B, int R, int P>
 void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* out) {
     constexpr bool kInPlace = R <= 2;
     constexpr int kPlaces = kInPlace ? num_places(B) : 1;
     constexpr int kChains = R * P * kPlaces >= 8 ? 1 : R * P * kPlaces >= 4 ? 2 : R * P * kPlaces >= 2 ? 4 : 8;
-    // With little to compute per byte, the hardware's own prefetching is ahead of any instruction, except on Intel's.
+    // With little work per byte, the hardware prefetches earlier than instructions can, except on Intel's processors.
     const bool prefetches = R > 1 || is_intel();
     const Shape& s = l.weight.shape;
     const uint32_t* words = tile.words;
@@ -60,7 +60,8 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                 unit.load(words);
                 if (prefetches) {
                     for (int i = 0; i < B; i++) {
-                        _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kAhead, _MM_HINT_T1);
+                        _mm_prefetch(reinterpret_cast<const char*>(words + i * kTileRows) + kPrefetchBytes,
+                                     _MM_HINT_T1);
                     }
                 }
                 words += B * kTileRows;
@@ -77,7 +78,7 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                 x += kUnitQuads * R;
             }
             x += (P - 1) * plane;
-            // Constant indices here, too: one that the compiler does not know keeps all sums in memory.
+            // Indices are constants here, too: a variable index would keep all sums in memory.
             unroll<R>([&](auto m) QAIG_LAMBDA_INLINE {
                 __m512i whole[P];
                 unroll<P>([&](auto p) QAIG_LAMBDA_INLINE {
@@ -91,25 +92,25 @@ void multiply(const Linear& l, const Activations& a, const Tile& tile, __m512* o
                         whole[p] = _mm512_add_epi32(whole[p], _mm512_srai_epi32(at_place, bit));
                     });
                 });
-                unroll<parts(P)>([&](auto part) QAIG_LAMBDA_INLINE {
-                    __m512i product = whole[part * 2];
-                    if constexpr (part_planes(P, part) == 2) {
-                        product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), whole[part * 2 + 1]);
+                unroll<terms(P)>([&](auto term) QAIG_LAMBDA_INLINE {
+                    __m512i product = whole[term * 2];
+                    if constexpr (term_planes(P, term) == 2) {
+                        product = _mm512_add_epi32(_mm512_slli_epi32(product, 8), whole[term * 2 + 1]);
                     }
-                    const __m512i offset = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x_sum[part * R + m]));
+                    const __m512i offset = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x_sum[term * R + m]));
                     const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, offset));
-                    const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[part * R + m]));
+                    const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[term * R + m]));
                     out[m] = _mm512_fmadd_ps(step, exact, out[m]);
                 });
             });
-            x_scale += kMaxParts * R;
-            x_sum += kMaxParts * R;
+            x_scale += kMaxTerms * R;
+            x_sum += kMaxTerms * R;
         }
     }
 }
 
 template <int B, int R, int P>
-void run(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
+void gemv_tiles(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     const Shape& s = l.weight.shape;
     const TileReader reader(l.weight);
     for (int64_t t = begin; t < end; t++) {
@@ -124,31 +125,33 @@ void run(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
     }
 }
 
-using Run = void (*)(const Linear&, const Activations&, int64_t, int64_t);
+using GemvTiles = void (*)(const Linear&, const Activations&, int64_t, int64_t);
 
 template <int B, int R>
-Run run_of(int planes) {
-    return planes == 1 ? run<B, R, 1> : planes == 2 ? run<B, R, 2> : run<B, R, 3>;
+GemvTiles gemv_tiles_of(int planes) {
+    return planes == 1 ? gemv_tiles<B, R, 1> : planes == 2 ? gemv_tiles<B, R, 2> : gemv_tiles<B, R, 3>;
 }
 
 template <int B>
-Run run_of(int64_t rows, int planes) {
-    return rows == 1 ? run_of<B, 1>(planes) : rows == 2 ? run_of<B, 2>(planes) : run_of<B, 4>(planes);
+GemvTiles gemv_tiles_of(int64_t rows, int planes) {
+    return rows == 1   ? gemv_tiles_of<B, 1>(planes)
+           : rows == 2 ? gemv_tiles_of<B, 2>(planes)
+                       : gemv_tiles_of<B, 4>(planes);
 }
 
-Run run_of(int bits, int64_t rows, int planes) {
+GemvTiles gemv_tiles_of(int bits, int64_t rows, int planes) {
     switch (bits) {
-        case 2: return run_of<2>(rows, planes);
-        case 3: return run_of<3>(rows, planes);
-        case 4: return run_of<4>(rows, planes);
-        default: return run_of<8>(rows, planes);
+        case 2: return gemv_tiles_of<2>(rows, planes);
+        case 3: return gemv_tiles_of<3>(rows, planes);
+        case 4: return gemv_tiles_of<4>(rows, planes);
+        default: return gemv_tiles_of<8>(rows, planes);
     }
 }
 
 }  // namespace
 
 void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    run_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0])(l, a, begin, end);
+    gemv_tiles_of(kernel_bits(l.weight.shape.bits), a.batch_rows, a.planes[0])(l, a, begin, end);
 }
 
 }  // namespace qaig::avx512

@@ -1,4 +1,4 @@
-// quantize with AVX-512: x becomes quads of bytes.
+// Quantizes x with AVX-512, to quads of bytes.
 #include "cpu/avx512/common.h"
 #include "cpu/kernels.h"
 #include "cpu/quantize.h"
@@ -13,29 +13,31 @@ namespace {
 
 constexpr int kVectors = kSegmentUnits * kUnitSlots / 16;  // float32 vectors in a segment
 
-// Low halves of 32 integers, in a unit's byte order.
+// Low halves of 32 integers, in the byte order of a unit.
 QAIG_INLINE __m512i halves(__m512i q0, __m512i q1) {
     alignas(64) static constexpr uint16_t kOrder[32] = {0,  4,  2,  6,  8,  12, 10, 14, 16, 20, 18, 22, 24, 28, 26, 30,
                                                         32, 36, 34, 38, 40, 44, 42, 46, 48, 52, 50, 54, 56, 60, 58, 62};
     return _mm512_permutex2var_epi16(q0, _mm512_load_si512(kOrder), q1);
 }
 
-// Low bytes of 32 halves: the quads of a unit.
-QAIG_INLINE void put_bytes(__m512i halves, uint32_t* out) {
+// Stores the low bytes of 32 halves: the quads of a unit.
+QAIG_INLINE void store_bytes(__m512i halves, uint32_t* out) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi16_epi8(halves));
 }
 
 // Sums of two neighbours.
 QAIG_INLINE __m512i sums(__m512i halves) { return _mm512_madd_epi16(halves, _mm512_set1_epi16(1)); }
 
-// An integer without its low byte, which is taken as signed.
-QAIG_INLINE __m512i upper(__m512i q) { return _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8); }
+// Removes the low byte, which is signed: (q - low byte) / 256.
+QAIG_INLINE __m512i without_low_byte(__m512i q) {
+    return _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+}
 
 QAIG_INLINE __m512i magnitude(__m512 x) {
     return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
 }
 
-// Butterflies over lanes Distance apart.
+// Butterflies of lanes at one distance.
 template <int Distance>
 QAIG_INLINE __m512 butterfly(__m512 x) {
     const __m512 other = Distance == 1   ? _mm512_permute_ps(x, 0xb1)
@@ -46,7 +48,7 @@ QAIG_INLINE __m512 butterfly(__m512 x) {
     return _mm512_mask_sub_ps(_mm512_add_ps(x, other), kUpper, other, x);
 }
 
-// A block of 16 * Count channels from element `at` on, k of its row.
+// Rotates a block of 16 * Count channels, which begins at element `at` of x, channel k.
 template <int Count>
 QAIG_INLINE void rotate_block(const Linear& l, int64_t at, int64_t k, const uint64_t* signs, float* out) {
     const __m512 minus = _mm512_set1_ps(-0.f), scale = _mm512_set1_ps(rotation_scale(16 * Count));
@@ -99,7 +101,7 @@ struct Values {
         }
     }
 
-    uint32_t largest() const {
+    uint32_t absmax_bits() const {
         __m512i most = _mm512_setzero_si512();
         for (int i = 0; i < kVectors; i++) {
             most = _mm512_max_epu32(most, magnitude(x[i]));
@@ -123,7 +125,7 @@ struct Values {
         return _mm512_reduce_add_epi32(more_small) > 0;
     }
 
-    PartSums put(uint32_t* out, bool /* pairs: quads is all there is */, int planes, float scale) const {
+    TermSums quantize_to(uint32_t* out, bool /* pairs: quads is all there is */, int planes, float scale) const {
         const int64_t plane = units * kUnitQuads;
         const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
         const auto rounded = [&](__m512 x) QAIG_LAMBDA_INLINE {
@@ -131,7 +133,8 @@ struct Values {
             if (planes > 1) {
                 return _mm512_cvtps_epi32(quotient);
             }
-            // One correction makes it the rounded quotient (Markstein, IBM J. Res. Dev. 34, 1990), faster than a division.
+            // One correction gives the correctly rounded quotient (Markstein, IBM J. Res. Dev. 34, 1990), faster than a
+            // division.
             const __m512 rest = _mm512_fnmadd_ps(quotient, divisor, x);
             return _mm512_cvtps_epi32(_mm512_fmadd_ps(rest, inverse, quotient));
         };
@@ -140,16 +143,16 @@ struct Values {
             __m512i q0 = rounded(x[2 * u]), q1 = rounded(x[2 * u + 1]);
             if (planes == 3) {
                 const __m512i q = halves(q0, q1);
-                put_bytes(q, out + 2 * plane);
+                store_bytes(q, out + 2 * plane);
                 low_sum = _mm512_add_epi32(low_sum, sums(_mm512_srai_epi16(_mm512_slli_epi16(q, 8), 8)));
-                q0 = upper(q0);
-                q1 = upper(q1);
+                q0 = without_low_byte(q0);
+                q1 = without_low_byte(q1);
             }
             const __m512i q = halves(q0, q1);
             sum = _mm512_add_epi32(sum, sums(q));
-            put_bytes(q, planes == 1 ? out : out + plane);
+            store_bytes(q, planes == 1 ? out : out + plane);
             if (planes > 1) {
-                put_bytes(_mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8), out);
+                store_bytes(_mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8), out);
             }
         }
         return {_mm512_reduce_add_epi32(sum), planes == 3 ? _mm512_reduce_add_epi32(low_sum) : 0};

@@ -1,8 +1,8 @@
 // The dot product of AVX-VNNI, VPDPBUSD: each lane adds the products of four unsigned bytes and four signed ones.
 //
-// The instruction has two encodings, which compute the same. AVX-VNNI has the first, AVX-512 with VNNI and VL the second.
-// In assembly, so that nothing else of AVX-512 gets into a kernel that takes the second one. The two kernels then differ in
-// nothing but this encoding, and a processor with AVX-512 tests and measures what runs on one without.
+// The instruction has two encodings, which compute the same. AVX-VNNI has the first, AVX-512 with VNNI and VL the
+// second. It is written in assembly, so that the compiler adds no other AVX-512 to a kernel with the second encoding.
+// The two kernels differ in this encoding only. So a processor with AVX-512 tests and measures the kernel of AVX-VNNI.
 #pragma once
 
 #include "cpu/avx2/common.h"

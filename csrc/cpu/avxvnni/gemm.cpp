@@ -13,7 +13,7 @@ namespace {
 template <class Dot>
 struct Products : avx2::Quads {
     template <int R>
-    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, avx2::Sums<R>& sums) {
+    static QAIG_INLINE void add(const uint32_t* codes, int64_t units, const uint32_t* x, avx2::Accumulators<R>& sums) {
         for (int64_t q = 0; q < units * kUnitQuads; q++, codes += kTileRows, x += R) {
             const __m256i quads[avx2::kHalves] = {avx2::load(codes), avx2::load(codes + 8)};
             sums.each([&](auto m, auto h, __m256i& sum)

@@ -13,23 +13,24 @@ namespace {
 using avx2::kHalves;
 using avx2::unroll;
 
-// For one row or two, a quad that begins at bit B of its bytes is used where it is. Its sums are kept apart, and shifted
-// once per segment.
+// Sums of R rows of P planes. For one row or two, a quad that begins at bit B of its bytes is not shifted. Such quads
+// have sums of their own, which are shifted once per segment.
 template <class Dot, int B, int R, int P>
-struct Sums {
+struct Accumulators {
     static constexpr int kPlanes = P, kWords = kUnitQuads;
     static constexpr int kPlaces = R <= 2 && B < 8 ? 2 : 1;
-    static constexpr int H = R * P * kPlaces <= 4 ? kHalves : 1;  // whose sums fit in the registers
+    static constexpr int H = R * P * kPlaces <= 4 ? kHalves : 1;  // as many as have room for sums in the registers
     static constexpr int kBits = B, kHalvesAtOnce = H;
-    // Where there is little to compute per byte, the hardware's own prefetching is ahead of any instruction.
+    // With little work per byte, the hardware prefetches earlier than instructions can.
     static constexpr bool kPrefetch = R > 1 || B < 4;
     static constexpr int kSums = R * P * kPlaces * H;
-    // Chains that hide the latency of the instruction. Words of 8 bits take longer to come, and leave few registers.
+    // Independent sums, which hide the latency of the instruction. 8 bits leave few registers, and memory limits them
+    // anyway.
     static constexpr int kChains = kSums <= 2 ? 4 : kSums <= 4 && B < 8 ? 2 : 1;
 
     __m256i sum[R][P][kPlaces][kChains][H];
 
-    QAIG_INLINE Sums() {
+    QAIG_INLINE Accumulators() {
         unroll<kSums * kChains>([&](auto i) QAIG_LAMBDA_INLINE { (&sum[0][0][0][0][0])[i] = _mm256_setzero_si256(); });
     }
 
@@ -48,7 +49,7 @@ struct Sums {
         }
     }
 
-    QAIG_INLINE void add(const uint32_t* words, const uint32_t* x, int64_t apart) {
+    QAIG_INLINE void add(const uint32_t* words, const uint32_t* x, int64_t plane_stride) {
         unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
             constexpr int chain = q / kPlaces % kChains;
             __m256i quads[H];
@@ -57,7 +58,7 @@ struct Sums {
             }
             for (int m = 0; m < R; m++) {
                 for (int p = 0; p < P; p++) {
-                    const __m256i quad = _mm256_set1_epi32(static_cast<int>(x[p * apart + q * R + m]));
+                    const __m256i quad = _mm256_set1_epi32(static_cast<int>(x[p * plane_stride + q * R + m]));
                     for (int h = 0; h < H; h++) {
                         Dot::add(sum[m][p][place(q)][chain][h], quads[h], quad);
                     }
@@ -78,10 +79,10 @@ struct Sums {
         return total;
     }
 
-    template <int Part>
-    QAIG_INLINE __m256i part(int m, int h) const {
-        if constexpr (part_planes(P, Part) == 1) {
-            return plane(m, 2 * Part, h);
+    template <int Term>
+    QAIG_INLINE __m256i term(int m, int h) const {
+        if constexpr (term_planes(P, Term) == 1) {
+            return plane(m, 2 * Term, h);
         } else {
             return _mm256_add_epi32(_mm256_slli_epi32(plane(m, 0, h), 8), plane(m, 1, h));
         }
@@ -89,14 +90,14 @@ struct Sums {
 };
 
 template <int B, int R, int P>
-using VexSums = Sums<Vex, B, R, P>;
+using VexAccumulators = Accumulators<Vex, B, R, P>;
 template <int B, int R, int P>
-using EvexSums = Sums<Evex, B, R, P>;
+using EvexAccumulators = Accumulators<Evex, B, R, P>;
 
 }  // namespace
 
 void gemv(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
-    (has_avx_vnni() ? avx2::gemv_with<VexSums> : avx2::gemv_with<EvexSums>)(l, a, begin, end);
+    (has_avx_vnni() ? avx2::gemv_with<VexAccumulators> : avx2::gemv_with<EvexAccumulators>)(l, a, begin, end);
 }
 
 }  // namespace qaig::avxvnni

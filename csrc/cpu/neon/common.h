@@ -1,4 +1,4 @@
-// What the NEON kernels share: loads, scales and zero points, codes out of words. All of it is in every aarch64 processor.
+// Shared by the NEON kernels: loads, scales and zero points, unpacked codes. Every aarch64 processor can run this.
 #pragma once
 
 #include "cpu/isa.h"
@@ -28,12 +28,12 @@ QAIG_INLINE float32x4_t load_four(const void* p, Scalar type, int64_t at) {
     return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
 }
 
-// Scales and zero points of a tile in one group. Codes of 8 bits are read less 128, and so are their zero points.
-struct Grid {
+// Scales and zero points of a tile in one group. 128 is subtracted from 8-bit codes, and from their zero points.
+struct QParams {
     float32x4_t scale[kRegisters];
     int32x4_t zero[kRegisters];
 
-    QAIG_INLINE Grid(const Weight& w, const Tile& tile, int64_t group) {
+    QAIG_INLINE QParams(const Weight& w, const Tile& tile, int64_t group) {
         const int bits = w.shape.bits;
         const uint8x16_t bytes =
             tile.zero ? vld1q_u8(tile.zero + group * kTileRows) : vdupq_n_u8(static_cast<uint8_t>(1 << (bits - 1)));
@@ -46,21 +46,21 @@ struct Grid {
         }
     }
 
-    // The value of integer sums of products with x = x_scale * q, q summing up to x_sum, added to `out`.
+    // Adds scale * x_scale * (sum - zero * x_sum) to `out`. `sum` has products of codes and q, x_sum is the sum of q.
     QAIG_INLINE float32x4_t add(int h, int32x4_t sum, float x_scale, int32_t x_sum, float32x4_t out) const {
         const int32x4_t exact = vmlsq_s32(sum, zero[h], vdupq_n_s32(x_sum));
         return vfmaq_f32(out, vmulq_n_f32(scale[h], x_scale), vcvtq_f32_s32(exact));
     }
 };
 
-// Where the codes of a quad begin within their bytes, if they are left in place: one mask, no shift. A quad that reaches
-// the top of its bytes takes one shift and no mask, and begins at bit 0.
+// First bit of a quad's codes within their bytes, if they are masked without a shift. A quad that reaches the top of
+// its bytes takes one shift and no mask, so it begins at bit 0.
 constexpr int place_bit(int bits, int q) {
     const int bit = quad_bit(bits, q);
     return bits == 8 || (bits == 3 && q >= 6) || bit + bits == 8 ? 0 : bit;
 }
 
-// Quad Q of a unit for 4 rows: signed bytes, of 8-bit codes less 128. In place, they are 2^place_bit times the codes.
+// Quad Q of a unit for 4 rows, as signed bytes (8-bit codes minus 128). In place, they are 2^place_bit times the codes.
 template <int B, int Q, bool InPlace>
 QAIG_INLINE int8x16_t quad(const uint32_t* words) {
     const auto word = [&](int i) QAIG_LAMBDA_INLINE { return vreinterpretq_u8_u32(vld1q_u32(words + i * kTileRows)); };

@@ -1,4 +1,4 @@
-// The loops over tiles, segments and batches of a gemm with NEON, and what unpacks a segment's codes for it.
+// The loops of a gemm with NEON over tiles, segments and batches, and the unpacking of a segment.
 #include "cpu/neon/gemm.h"
 
 #if defined(QAIG_NEON)
@@ -16,7 +16,8 @@ struct Quads {
         unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE {
             for (int h = 0; h < kRegisters; h++) {
                 const int8x16_t four_rows = quad<B, q, false>(words + kRegisterRows * h);
-                vst1q_s8(codes + q * kQuadBytes + 16 * h, four_rows);  // Clang's is a macro: no commas of templates
+                vst1q_s8(codes + q * kQuadBytes + 16 * h,
+                         four_rows);  // a variable: in Clang vst1q_s8 is a macro, which commas of templates break
             }
         });
     }
@@ -64,12 +65,12 @@ void gemm_tile(const Gemm& kernels, const Linear& l, const Activations& a, int64
     for (int64_t i = 0; i < s.segments(); i++) {
         const Segment segment = segment_at(s, i);
         kernels.unpack(bits, tile.words + segment.unit * bits * kTileRows, segment.units, codes);
-        const Grid grid(l.weight, tile, i / s.segments_per_group());
+        const QParams qparams(l.weight, tile, i / s.segments_per_group());
         for (int64_t b = b0; b < b1; b++) {
             const int planes = a.planes[b];
-            const int64_t at = b * a.batch_sums + i * kMaxParts * rows;
+            const int64_t at = b * a.batch_sums + i * kMaxTerms * rows;
             kernels.add_rows(rows, planes)(
-                codes, segment.units, grid,
+                codes, segment.units, qparams,
                 a.words.data() + b * a.batch_words + segment.unit * kUnitQuads * planes * rows, a.scales.data() + at,
                 a.sums.data() + at, out + (b - b0) * rows * kTileRows);
         }

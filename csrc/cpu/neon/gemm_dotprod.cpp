@@ -1,4 +1,4 @@
-// gemm with SDOT: a lane of it is 4 channels of a row of the weight, times 4 channels of a row of x.
+// gemm with SDOT: each lane multiplies 4 channels of a row of the weight with 4 channels of a row of x.
 #include "cpu/neon/gemm.h"
 
 #if defined(QAIG_NEON)
@@ -10,20 +10,20 @@ namespace {
 
 QAIG_DEFINE_UNROLL
 
-constexpr int H = 2;  // registers of the tile whose sums with 8 rows fit
+constexpr int H = 2;  // registers of the tile at a time: their sums with 8 rows fit in the registers
 
-// R is 5 to 8: one load for the first four rows, one for the last four.
+// R is 5 to 8. One load has the first four rows of x, another the last four.
 template <int R, int P>
-void add_rows(const int8_t* codes, int64_t units, const Grid& grid, const uint32_t* x, const float* x_scale,
+void add_rows(const int8_t* codes, int64_t units, const QParams& qparams, const uint32_t* x, const float* x_scale,
               const int32_t* x_sum, float* out) {
     const int64_t quads = units * kUnitQuads;
-    const auto* part_x = reinterpret_cast<const int32_t*>(x);
-    for (int part = 0; part < parts(P); part++) {
+    const auto* term_x = reinterpret_cast<const int32_t*>(x);
+    for (int term = 0; term < terms(P); term++) {
         for (int h0 = 0; h0 < kRegisters; h0 += H) {
-            const int32_t* at = part_x;
+            const int32_t* at = term_x;
             int32x4_t sum[R][H];
             unroll<R * H>([&](auto j) QAIG_LAMBDA_INLINE { sum[j / H][j % H] = vdupq_n_s32(0); });
-            for (int p = 0; p < part_planes(P, part); p++) {
+            for (int p = 0; p < term_planes(P, term); p++) {
                 if (p == 1) {
                     unroll<R * H>([&](auto j)
                                       QAIG_LAMBDA_INLINE { sum[j / H][j % H] = vshlq_n_s32(sum[j / H][j % H], 8); });
@@ -46,10 +46,10 @@ void add_rows(const int8_t* codes, int64_t units, const Grid& grid, const uint32
             unroll<R * H>([&](auto j) QAIG_LAMBDA_INLINE {
                 constexpr int m = j / H, h = j % H;
                 float* y = out + m * kTileRows + kRegisterRows * (h0 + h);
-                vst1q_f32(y, grid.add(h0 + h, sum[m][h], x_scale[part * R + m], x_sum[part * R + m], vld1q_f32(y)));
+                vst1q_f32(y, qparams.add(h0 + h, sum[m][h], x_scale[term * R + m], x_sum[term * R + m], vld1q_f32(y)));
             });
         }
-        part_x += part_planes(P, part) * quads * R;
+        term_x += term_planes(P, term) * quads * R;
     }
 }
 

@@ -1,4 +1,4 @@
-// gemm with SMMLA: 2 rows of x by 2 rows of the weight, 8 channels (a pair of quads) at a time.
+// gemm with SMMLA: multiplies 2 rows of x with 2 rows of the weight, 8 channels (a pair of quads) at a time.
 #include "cpu/neon/gemm.h"
 
 #if defined(QAIG_NEON)
@@ -10,21 +10,21 @@ namespace {
 
 QAIG_DEFINE_UNROLL
 
-constexpr int H = 4;                      // pairs of rows of the tile whose sums with 8 rows of x fit
+constexpr int H = 4;                      // pairs of rows of the tile at a time: their sums with 8 rows of x fit
 constexpr int kRowPairs = kTileRows / 2;  // of a tile
 
 // R is 6 or 8. A sum's lanes are: row m of x by rows r, r + 1 of the weight, then row m + 1 by the same.
 template <int R, int P>
-void add_rows(const int8_t* codes, int64_t units, const Grid& grid, const uint32_t* x, const float* x_scale,
+void add_rows(const int8_t* codes, int64_t units, const QParams& qparams, const uint32_t* x, const float* x_scale,
               const int32_t* x_sum, float* out) {
     const int64_t quad_pairs = units * kUnitQuadPairs;
-    const auto* part_x = reinterpret_cast<const int8_t*>(x);
-    for (int part = 0; part < parts(P); part++) {
+    const auto* term_x = reinterpret_cast<const int8_t*>(x);
+    for (int term = 0; term < terms(P); term++) {
         for (int h0 = 0; h0 < kRowPairs; h0 += H) {
-            const int8_t* at = part_x;
+            const int8_t* at = term_x;
             int32x4_t sum[R / 2][H];
             unroll<R / 2 * H>([&](auto j) QAIG_LAMBDA_INLINE { sum[j / H][j % H] = vdupq_n_s32(0); });
-            for (int p = 0; p < part_planes(P, part); p++) {
+            for (int p = 0; p < term_planes(P, term); p++) {
                 if (p == 1) {
                     unroll<R / 2 * H>(
                         [&](auto j) QAIG_LAMBDA_INLINE { sum[j / H][j % H] = vshlq_n_s32(sum[j / H][j % H], 8); });
@@ -48,12 +48,12 @@ void add_rows(const int8_t* codes, int64_t units, const Grid& grid, const uint32
                 unroll<2>([&](auto i) QAIG_LAMBDA_INLINE {
                     constexpr int row = 2 * m + i;
                     float* y = out + row * kTileRows + kRegisterRows * place;
-                    vst1q_f32(y,
-                              grid.add(place, four[i], x_scale[part * R + row], x_sum[part * R + row], vld1q_f32(y)));
+                    vst1q_f32(
+                        y, qparams.add(place, four[i], x_scale[term * R + row], x_sum[term * R + row], vld1q_f32(y)));
                 });
             });
         }
-        part_x += part_planes(P, part) * quad_pairs * 8 * R;
+        term_x += term_planes(P, term) * quad_pairs * 8 * R;
     }
 }
 

@@ -1,4 +1,4 @@
-// gemv with SDOT, for few rows of x: every code is read once from memory, and used as it is unpacked.
+// gemv with SDOT, for few rows of x: every code is unpacked and used once.
 #include "cpu/neon/common.h"
 
 #if defined(QAIG_NEON)
@@ -12,22 +12,24 @@ QAIG_DEFINE_UNROLL
 
 constexpr int kSums = 16;  // registers for sums; the others hold codes, masks and x
 
-// R rows of P planes by a tile. Of one row, codes stay in place, and sums of each place are apart until a segment ends.
+// Multiplies R rows of P planes with a tile. For one row, codes stay in place: quads that begin at the same bit
+// ("place") share sums, which are shifted when a segment ends.
 template <int B, int R, int P>
 void gemv_tile(const Linear& l, const Activations& a, int64_t t, const Tile& tile) {
     constexpr bool kInPlace = R == 1;
     constexpr int kPlaces = !kInPlace ? 1 : B == 2 ? 3 : B == 3 ? 2 : 1;
     constexpr int kEach = R * P * kPlaces;  // sums of four rows
     constexpr int H = 4 * kEach <= kSums ? 4 : 2 * kEach <= kSums ? 2 : 1;
-    constexpr int kChains = 2 * H * kEach <= kSums ? 2 : 1;  // so that few sums do not wait for each other
+    constexpr int kChains =
+        2 * H * kEach <= kSums ? 2 : 1;  // independent sums, which hide the latency of the instruction
     const Shape& s = l.weight.shape;
     float out[R][kTileRows] = {};
     for (int64_t i = 0; i < s.segments(); i++) {
         const Segment segment = segment_at(s, i);
-        const Grid grid(l.weight, tile, i / s.segments_per_group());
-        const float* x_scale = a.scales.data() + i * kMaxParts * R;
-        const int32_t* x_sum = a.sums.data() + i * kMaxParts * R;
-        const int64_t apart = segment.units * kUnitQuads * R;
+        const QParams qparams(l.weight, tile, i / s.segments_per_group());
+        const float* x_scale = a.scales.data() + i * kMaxTerms * R;
+        const int32_t* x_sum = a.sums.data() + i * kMaxTerms * R;
+        const int64_t plane_stride = segment.units * kUnitQuads * R;
         for (int h0 = 0; h0 < kRegisters; h0 += H) {
             const auto* x = reinterpret_cast<const int32_t*>(a.words.data() + segment.unit * kUnitQuads * P * R);
             const uint32_t* words = tile.words + segment.unit * B * kTileRows + kRegisterRows * h0;
@@ -41,7 +43,7 @@ void gemv_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
                                   QAIG_LAMBDA_INLINE { codes[h] = quad<B, q, kInPlace>(words + kRegisterRows * h); });
                     unroll<R * P>([&](auto j) QAIG_LAMBDA_INLINE {
                         constexpr int m = j / P, p = j % P, word = q * R + m;
-                        const int8x16_t four = vreinterpretq_s8_s32(vld1q_s32(x + p * apart + word / 4 * 4));
+                        const int8x16_t four = vreinterpretq_s8_s32(vld1q_s32(x + p * plane_stride + word / 4 * 4));
                         unroll<H>([&](auto h) QAIG_LAMBDA_INLINE {
                             int32x4_t& to = sum[place][chain][m][p][h];
                             to = vdotq_laneq_s32(to, codes[h], four, word % 4);
@@ -67,12 +69,12 @@ void gemv_tile(const Linear& l, const Activations& a, int64_t t, const Tile& til
                 });
                 float* at = out[m] + kRegisterRows * (h0 + h);
                 float32x4_t y = vld1q_f32(at);
-                unroll<parts(P)>([&](auto part) QAIG_LAMBDA_INLINE {
-                    int32x4_t product = whole[2 * part];
-                    if constexpr (part_planes(P, part) == 2) {
-                        product = vaddq_s32(vshlq_n_s32(product, 8), whole[2 * part + 1]);
+                unroll<terms(P)>([&](auto term) QAIG_LAMBDA_INLINE {
+                    int32x4_t product = whole[2 * term];
+                    if constexpr (term_planes(P, term) == 2) {
+                        product = vaddq_s32(vshlq_n_s32(product, 8), whole[2 * term + 1]);
                     }
-                    y = grid.add(h0 + h, product, x_scale[part * R + m], x_sum[part * R + m], y);
+                    y = qparams.add(h0 + h, product, x_scale[term * R + m], x_sum[term * R + m], y);
                 });
                 vst1q_f32(at, y);
             });

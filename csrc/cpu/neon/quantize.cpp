@@ -1,4 +1,4 @@
-// quantize with NEON: x becomes quads of bytes.
+// Quantizes x with NEON, to quads of bytes.
 #include "cpu/neon/common.h"
 #include "cpu/quantize.h"
 #include "cpu/hadamard.h"
@@ -12,11 +12,11 @@ constexpr int kVectors = kSegmentUnits * kUnitSlots / 4;  // float32 vectors in 
 
 QAIG_INLINE uint32x4_t magnitude(float32x4_t x) { return vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fffffff)); }
 
-// An integer without its low byte, which is taken as signed.
-QAIG_INLINE int32x4_t upper(int32x4_t q) { return vrshrq_n_s32(q, 8); }
+// Removes the low byte, which is signed: (q - low byte) / 256.
+QAIG_INLINE int32x4_t without_low_byte(int32x4_t q) { return vrshrq_n_s32(q, 8); }
 
-// Low bytes of 16 integers: four quads, in a unit's byte order.
-QAIG_INLINE void put_quads(const int32x4_t (&q)[4], uint32_t* out) {
+// Stores the low bytes of 16 integers: four quads, in the byte order of a unit.
+QAIG_INLINE void store_quads(const int32x4_t (&q)[4], uint32_t* out) {
     static constexpr uint8_t kOrder[16] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
     const int16x8_t halves[2] = {vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1])),
                                  vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]))};
@@ -24,7 +24,7 @@ QAIG_INLINE void put_quads(const int32x4_t (&q)[4], uint32_t* out) {
     vst1q_u32(out, vreinterpretq_u32_s8(vqtbl1q_s8(bytes, vld1q_u8(kOrder))));
 }
 
-// 16 values from element `at` on: vector i has those that are i, 4 + i, 8 + i and 12 + i.
+// Loads 16 values from element `at` on. Vector i has values i, 4 + i, 8 + i and 12 + i.
 QAIG_INLINE float32x4x4_t load_strided(const void* p, Scalar type, int64_t at) {
     if (type == Scalar::f32) {
         return vld4q_f32(static_cast<const float*>(p) + at);
@@ -45,7 +45,7 @@ QAIG_INLINE void butterfly(float32x4_t& a, float32x4_t& b) {
     a = sum;
 }
 
-// A block from element `at` on, k of its row.
+// Rotates the block that begins at element `at` of x, which is channel k.
 void rotate_block(const Linear& l, int64_t at, int64_t k, const uint64_t* signs, float* out) {
     static constexpr int32_t kTopBit[4] = {31, 27, 23, 19};  // shifts that move bits 0, 4, 8 and 12 to the top
     const int64_t block = l.rotation.block;
@@ -102,7 +102,7 @@ struct Values : WordByWord {
         }
     }
 
-    uint32_t largest() const {
+    uint32_t absmax_bits() const {
         uint32x4_t most = vdupq_n_u32(0);
         for (int i = 0; i < kVectors; i++) {
             most = vmaxq_u32(most, magnitude(x[i]));
@@ -124,7 +124,7 @@ struct Values : WordByWord {
         return 2 * vaddvq_u32(small) > vaddvq_u32(nonzero);
     }
 
-    PartSums put(uint32_t* out, bool /* pairs: quads is all there is */, int planes, float scale) const {
+    TermSums quantize_to(uint32_t* out, bool /* pairs: quads is all there is */, int planes, float scale) const {
         const int64_t plane = units * kUnitQuads;
         const float32x4_t divisor = vdupq_n_f32(scale);
         int32x4_t sum = vdupq_n_s32(0), low_sum = sum;
@@ -133,26 +133,26 @@ struct Values : WordByWord {
             for (int j = 0; j < 4; j++) {
                 q[j] = vcvtnq_s32_f32(vdivq_f32(x[i + j], divisor));
                 if (planes == 3) {
-                    low[j] = vsubq_s32(q[j], vshlq_n_s32(upper(q[j]), 8));
+                    low[j] = vsubq_s32(q[j], vshlq_n_s32(without_low_byte(q[j]), 8));
                     low_sum = vaddq_s32(low_sum, low[j]);
-                    q[j] = upper(q[j]);
+                    q[j] = without_low_byte(q[j]);
                 }
                 sum = vaddq_s32(sum, q[j]);
-                high[j] = upper(q[j]);
+                high[j] = without_low_byte(q[j]);
             }
-            put_quads(q, planes == 1 ? out : out + plane);
+            store_quads(q, planes == 1 ? out : out + plane);
             if (planes > 1) {
-                put_quads(high, out);
+                store_quads(high, out);
             }
             if (planes == 3) {
-                put_quads(low, out + 2 * plane);
+                store_quads(low, out + 2 * plane);
             }
         }
         return {vaddvq_s32(sum), vaddvq_s32(low_sum)};
     }
 };
 
-// For gemm_i8mm: quads come in pairs, and a row's two quads are neighbours.
+// The order of gemm_i8mm: quads come in pairs, and a row's two quads are neighbours.
 struct ValuesForI8mm : Values {
     using Values::Values;
 

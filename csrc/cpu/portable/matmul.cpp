@@ -1,4 +1,4 @@
-// gemv and gemm in C++ without intrinsics, for processors that have no kernels of their own.
+// gemv and gemm in C++ without intrinsics, for any processor.
 #include "cpu/activations.h"
 #include "cpu/kernels.h"
 
@@ -16,7 +16,7 @@ struct UnpackedSegment {
         const int bits = kernel_bits(w.shape.bits);
         uint8_t unit[kUnitSlots * kTileRows];
         for (int64_t u = 0; u < s.units; u++) {
-            unit_codes(tile.words + (s.unit + u) * bits * kTileRows, bits, unit);
+            unpack_tile_unit(tile.words + (s.unit + u) * bits * kTileRows, bits, unit);
             for (int i = 0; i < kUnitSlots * kTileRows; i++) {
                 codes[u * kUnitSlots + i / kTileRows][i % kTileRows] = unit[i];
             }
@@ -30,7 +30,7 @@ struct UnpackedSegment {
 
 void add_row(const UnpackedSegment& w, const Segment& s, int planes, const uint32_t* x, const float* x_scale,
              const int32_t* x_sum, int64_t rows, float* out) {
-    for (int part = 0; part < parts(planes); part++) {
+    for (int term = 0; term < terms(planes); term++) {
         int32_t sum[kTileRows] = {};
         for (int64_t i = 0; i < s.units * kUnitPairs; i++, x += rows) {
             const int32_t even = static_cast<int16_t>(*x & 0xffff), odd = static_cast<int16_t>(*x >> 16);
@@ -39,8 +39,8 @@ void add_row(const UnpackedSegment& w, const Segment& s, int planes, const uint3
             }
         }
         for (int r = 0; r < kTileRows; r++) {
-            const int32_t exact = sum[r] - w.zero[r] * x_sum[part * rows];
-            out[r] += w.scale[r] * x_scale[part * rows] * static_cast<float>(exact);
+            const int32_t exact = sum[r] - w.zero[r] * x_sum[term * rows];
+            out[r] += w.scale[r] * x_scale[term * rows] * static_cast<float>(exact);
         }
     }
 }
@@ -60,8 +60,8 @@ void matmul(const Linear& l, const Activations& a, int64_t begin, int64_t end) {
             const UnpackedSegment w(l.weight, tile, i / s.segments_per_group(), segment);
             for (int64_t m = 0; m < l.rows; m++) {
                 const int64_t b = m / a.batch_rows, r = m % a.batch_rows, planes = a.planes[b];
-                const int64_t unit_words = kUnitPairs * parts(static_cast<int>(planes)) * a.batch_rows;
-                const int64_t at = b * a.batch_sums + i * kMaxParts * a.batch_rows + r;
+                const int64_t unit_words = kUnitPairs * terms(static_cast<int>(planes)) * a.batch_rows;
+                const int64_t at = b * a.batch_sums + i * kMaxTerms * a.batch_rows + r;
                 add_row(w, segment, static_cast<int>(planes),
                         a.words.data() + b * a.batch_words + segment.unit * unit_words + r, a.scales.data() + at,
                         a.sums.data() + at, a.batch_rows, out.data() + m * kTileRows);

@@ -1,4 +1,4 @@
-// quantize in C++ without intrinsics: x becomes pairs of 16-bit integers.
+// Quantizes x in C++ without intrinsics, to pairs of 16-bit integers.
 #include <cmath>
 
 #include "cpu/kernels.h"
@@ -21,7 +21,7 @@ struct Values : WordByWord {
         rotate_floats(out, K, l.rotation.block, signs);
     }
 
-    uint32_t largest() const {
+    uint32_t absmax_bits() const {
         uint32_t most = 0;
         for (int64_t i = 0; i < count; i++) {
             most = std::max(most, to_bits(x[i]) & 0x7fffffff);
@@ -40,9 +40,9 @@ struct Values : WordByWord {
         return 2 * small > nonzero;
     }
 
-    PartSums put(uint32_t* out, bool /* quads: pairs is all there is */, int planes, float scale) const {
+    TermSums quantize_to(uint32_t* out, bool /* quads: pairs is all there is */, int planes, float scale) const {
         int32_t q[kSegmentUnits * kUnitSlots], low[kSegmentUnits * kUnitSlots];
-        PartSums sums = {0, 0};
+        TermSums sums = {0, 0};
         for (int64_t i = 0; i < units * kUnitSlots; i++) {
             q[i] = static_cast<int32_t>(std::nearbyint(x[i] / scale));
             if (planes == 3) {
@@ -53,8 +53,8 @@ struct Values : WordByWord {
             }
             sums.first += q[i];
         }
-        for (int part = 0; part < parts(planes); part++) {
-            const int32_t* values = part == 0 ? q : low;
+        for (int term = 0; term < terms(planes); term++) {
+            const int32_t* values = term == 0 ? q : low;
             for (int64_t i = 0; i < units * kUnitPairs; i++) {
                 *out++ = static_cast<uint32_t>(values[2 * i] & 0xffff) | static_cast<uint32_t>(values[2 * i + 1]) << 16;
             }

@@ -14,16 +14,16 @@ struct Accumulators {
     float at[count][4];
 };
 
-// Split-K reduction of one warp's sums, over the same warps of blocks `first` to `last`, of which this is one. Each warp
-// writes its sums to the workspace. Returns whether this warp is the last: then `sums` are the complete ones.
+// Split-K reduction of one warp's sums, over the same warps of blocks `first` to `last`, of which this is one. Each
+// warp writes its sums to the workspace. Returns whether this warp is the last. If so, `sums` are complete.
 //
-// The workspace has two slots for each block, `slot_size` float4 apart: a block may have the end of one row block (or
-// output tile) and the beginning of another. `semaphore` is zero before and after.
+// The workspace has two slots for each block, `slot_size` float4 apart. One is for the end of a row block (or output
+// tile), the other for the beginning of the next one. `semaphore` is zero before and after.
 template <int count>
 QAIG_DEVICE bool split_k_reduce(Accumulators<count>& sums, float4* workspace, int slot_size, int first, int last,
                                 unsigned* semaphore) {
     const int lane = threadIdx.x % 32, self = blockIdx.x;
-    // Only the first of the blocks has the beginning.
+    // Only the first block has the beginning.
     const auto slot_of = [&](int block) {
         return workspace + static_cast<long long>(2 * block + (block == first ? 1 : 0)) * slot_size + lane;
     };
@@ -33,8 +33,9 @@ QAIG_DEVICE bool split_k_reduce(Accumulators<count>& sums, float4* workspace, in
         const float (&s)[4] = sums.at[i];
         store_global(own + i * 32, float4{s[0], s[1], s[2], s[3]});
     }
-    // The barrier comes first: one lane's fence then covers the stores of all lanes, before its increment releases them.
-    // The reader does the reverse: its fence follows the increment, and the barrier passes the order on to all lanes.
+    // The barrier comes first: one lane's fence then covers the stores of all lanes, before its increment releases
+    // them. The reader does the reverse: its fence follows the increment, and the barrier passes the order on to all
+    // lanes.
     warp_barrier();
     unsigned before = 0;
     if (lane == 0) {
@@ -50,7 +51,7 @@ QAIG_DEVICE bool split_k_reduce(Accumulators<count>& sums, float4* workspace, in
     }
     warp_barrier();
     sums = {};
-    constexpr int kAtOnce = count < 16 ? 16 / count : 1;  // blocks that are read before any of them is added
+    constexpr int kAtOnce = count < 16 ? 16 / count : 1;  // blocks that are loaded before any of them is added
     for (int block = first; block <= last; block += kAtOnce) {
         float4 theirs[kAtOnce][count];
 #pragma unroll
@@ -69,8 +70,8 @@ QAIG_DEVICE bool split_k_reduce(Accumulators<count>& sums, float4* workspace, in
     return true;
 }
 
-// What finishes the sums of row n of the weight and row m of x: y = token_scale * sum + bias. Neutral where there is
-// none. Biases: of rows n + 8 i. All are asked for before any is looked at.
+// The epilogue is y = token_scale * sum + bias, for row n of the weight and row m of x. load_bias loads the biases of
+// rows n + 8 i, or 0 without a bias. All loads are issued before the first value is used.
 template <int count>
 QAIG_DEVICE void load_bias(const QaigLayer& l, int n, float (&bias)[count]) {
     unsigned raw[count];
@@ -92,8 +93,8 @@ QAIG_DEVICE float token_scale_of(const QaigLayer& l, int rows, int m) {
     return l.token_scale && m < rows ? load_float(l.token_scale, QAIG_F32, m) : 1.0f;
 }
 
-// Finishes, rounds and stores the sums of a tile, as far as their rows and columns exist. The first sum belongs to row
-// `row` of the weight and row `column` of x.
+// Applies the epilogue to the sums of a tile, and stores those whose rows and columns exist. The first sum belongs to
+// row `row` of the weight and row `column` of x.
 template <class T>
 QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4], int row, int column,
                             const float* bias, const float (&token_scale)[2]) {
@@ -107,20 +108,20 @@ QAIG_DEVICE void store_tile(const QaigLayer& l, int rows, const float (&sums)[4]
     }
 }
 
-// Stores the sums of `row_tiles` tiles below each other and `parts` beside each other, at r * parts + j.
-template <class T, int row_tiles, int parts>
-QAIG_DEVICE void store_accumulators(const QaigLayer& l, int rows, const Accumulators<row_tiles * parts>& sums, int row,
-                                    int column) {
+// Stores the sums of `row_tiles` by `fragments` tiles. Those of row tile r and fragment j are at r * fragments + j.
+template <class T, int row_tiles, int fragments>
+QAIG_DEVICE void store_accumulators(const QaigLayer& l, int rows, const Accumulators<row_tiles * fragments>& sums,
+                                    int row, int column) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float bias[2 * row_tiles];
     load_bias(l, row + g, bias);
 #pragma unroll
-    for (int part = 0; part < parts; part++) {
-        const int m = column + 8 * part + 2 * t;
+    for (int fragment = 0; fragment < fragments; fragment++) {
+        const int m = column + 8 * fragment + 2 * t;
         const float token_scale[2] = {token_scale_of(l, rows, m), token_scale_of(l, rows, m + 1)};
 #pragma unroll
         for (int r = 0; r < row_tiles; r++) {
-            store_tile<T>(l, rows, sums.at[r * parts + part], row + 16 * r + g, m, bias + 2 * r, token_scale);
+            store_tile<T>(l, rows, sums.at[r * fragments + fragment], row + 16 * r + g, m, bias + 2 * r, token_scale);
         }
     }
 }

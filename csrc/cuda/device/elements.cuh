@@ -1,4 +1,4 @@
-// Elements of arrays whose type is an argument, and words of 16 bytes.
+// Loads elements of arrays whose type is known at run time, and takes words from 16-byte vectors.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"

@@ -1,4 +1,4 @@
-// Which rows of x a block multiplies with which expert, found from the experts' offsets.
+// Finds the expert and the rows of x that a block multiplies, from the experts' offsets.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"
@@ -7,21 +7,22 @@
 namespace qaig {
 namespace cuda {
 
-// The rows of the experts of one width in pieces of up to `columns`, one after the other. Every warp finds a piece by
-// itself: its lanes have 32 experts at a time, and sum up their pieces and widths.
+// The column tiles of all experts of one width, in order. A column tile is up to `columns` rows of x of one expert.
+// Every warp finds a tile by itself: its lanes have 32 experts at a time, and compute prefix sums of their tiles and
+// widths.
 template <int bits, int columns>
 struct ExpertRows {
-    // One expert for each lane of a warp. The sums include the lanes before.
+    // One expert for each lane of a warp. `tiles_end` and `widths_end` are prefix sums, this lane included.
     struct Lanes {
         int row, rows, width;
-        unsigned pieces, pieces_end, widths_end;
+        unsigned tiles, tiles_end, widths_end;
     };
 
     const QaigExperts& d;
-    int window = 0;                                 // first of the experts that were looked at last
-    unsigned pieces_before = 0, widths_before = 0;  // of the experts before the window
+    int window = 0;                                // first of the 32 experts that were loaded last
+    unsigned tiles_before = 0, widths_before = 0;  // of the experts before the window
 
-    // The piece that was found.
+    // The column tile that was found.
     int expert = 0, first = 0, count = 0;
     unsigned widths = 0;  // sum of the bits of the experts before
 
@@ -33,7 +34,7 @@ struct ExpertRows {
     }
 
     // Sum over this lane and those before it.
-    QAIG_MEMBER static unsigned sum_to_here(unsigned value, int lane) {
+    QAIG_MEMBER static unsigned inclusive_prefix_sum(unsigned value, int lane) {
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
             const unsigned before = shuffle(value, lane < distance ? lane : lane - distance);
@@ -42,7 +43,7 @@ struct ExpertRows {
         return value;
     }
 
-    // Not kept from piece to piece: the products need the registers.
+    // Loads the window again for each tile: the products need the registers.
     QAIG_MEMBER Lanes load() const {
         const int lane = static_cast<int>(threadIdx.x) % 32, e = window + lane;
         Lanes l = {};
@@ -52,36 +53,36 @@ struct ExpertRows {
             l.rows = end > l.row ? end - l.row : 0;
             l.width = d.bits[e];
         }
-        l.pieces = l.width == bits ? static_cast<unsigned>((l.rows + columns - 1) / columns) : 0;
-        l.pieces_end = sum_to_here(l.pieces, lane);
-        l.widths_end = sum_to_here(static_cast<unsigned>(l.width), lane);
+        l.tiles = l.width == bits ? static_cast<unsigned>((l.rows + columns - 1) / columns) : 0;
+        l.tiles_end = inclusive_prefix_sum(l.tiles, lane);
+        l.widths_end = inclusive_prefix_sum(static_cast<unsigned>(l.width), lane);
         return l;
     }
 
-    // Finds piece `wanted`, which is none before the last one found. False if there is none.
+    // Finds tile `wanted`, which must not be before the last one found. Returns false if there are fewer tiles.
     QAIG_MEMBER bool find(unsigned wanted) {
         Lanes lanes = load();
         for (;;) {
-            const unsigned here = shuffle(lanes.pieces_end, 31);
-            if (wanted < pieces_before + here) {
+            const unsigned here = shuffle(lanes.tiles_end, 31);
+            if (wanted < tiles_before + here) {
                 break;
             }
             if (window + 32 >= d.experts) {
                 return false;
             }
             window += 32;
-            pieces_before += here;
+            tiles_before += here;
             widths_before += shuffle(lanes.widths_end, 31);
             lanes = load();
         }
-        const unsigned place = wanted - pieces_before;
-        unsigned owner = lanes.pieces_end <= place ? 1 : 0;  // lanes whose pieces come before
+        const unsigned place = wanted - tiles_before;
+        unsigned owner = lanes.tiles_end <= place ? 1 : 0;  // number of lanes whose tiles come before
 #pragma unroll
         for (int mask = 16; mask > 0; mask /= 2) {
             owner += shuffle_xor(owner, mask);
         }
         const int from = static_cast<int>(owner);
-        const int skipped = static_cast<int>(place - shuffle(lanes.pieces_end - lanes.pieces, from)) * columns;
+        const int skipped = static_cast<int>(place - shuffle(lanes.tiles_end - lanes.tiles, from)) * columns;
         const int rest = static_cast<int>(shuffle(static_cast<unsigned>(lanes.rows), from)) - skipped;
         expert = window + from;
         first = static_cast<int>(shuffle(static_cast<unsigned>(lanes.row), from)) + skipped;
@@ -90,7 +91,7 @@ struct ExpertRows {
         return true;
     }
 
-    // The piece as a layer of its own.
+    // The column tile as a layer of its own.
     QAIG_MEMBER QaigLayer layer() const {
         const Shape s = {d.out_features, d.in_features, d.group_size, bits};
         const long long values = static_cast<long long>(expert) * s.row_blocks() * s.groups() * kBlockRows;
@@ -112,8 +113,8 @@ struct ExpertRows {
         return l;
     }
 
-    // Zeros for the rows of no expert.
-    QAIG_MEMBER void clear_others() const {
+    // Stores zeros to the rows of no expert.
+    QAIG_MEMBER void clear_unrouted_rows() const {
         const long long routed = offset(d.experts), size = (d.rows - routed) * d.out_features;
         const long long blocks = static_cast<long long>(gridDim.x) * gridDim.y;
         const long long block = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;

@@ -1,4 +1,4 @@
-// Scales and zero points of a k-step of a gemm, followed from group to group.
+// Loads the scales and zero points of a gemm's k-steps, group after group.
 #pragma once
 
 #include "cuda/device/elements.cuh"
@@ -7,7 +7,7 @@
 namespace qaig {
 namespace cuda {
 
-// Those of a k-step, for the lane's rows 8 h + g of the warp's row tiles r: at 2 r + h of the four.
+// Scales and zero points of a k-step. Row 8 h + g of the warp's row tile r is at 2 r + h of four.
 struct StepScales {
     uint2 scale[2];    // of each unit's group
     unsigned zero[2];  // a byte each
@@ -15,9 +15,9 @@ struct StepScales {
     bool ends;         // the second unit's group ends with it
 };
 
-// The scales of one group, as numbers.
+// The scales of one group as float32, at 2 r + h.
 struct RowScales {
-    float of[4];
+    float at[4];
 };
 
 QAIG_DEVICE RowScales row_scales(const uint2& scale, int type) {
@@ -53,11 +53,11 @@ struct GroupScales {
     }
 
     QAIG_MEMBER void load(StepScales& to, int row_block, const GroupPosition& p) const {
-        // An odd last unit is followed by one of padding, which any group will do for.
+        // A unit of padding follows an odd last unit. Any group serves for it.
         to.one_group = p.unit + 1 < units_per_group || p.group + 1 == groups;
         to.ends = to.one_group ? p.unit + 2 >= units_per_group : units_per_group == 1;
         load_group(to, 0, row_block, p.group);
-        // Loaded twice where the group is the same: a copy of the first load would wait for it.
+        // Loaded again even if the group is the same: a copy would wait for the first load.
         load_group(to, 1, row_block, to.one_group ? p.group : p.group + 1);
     }
 

@@ -1,4 +1,4 @@
-// The rotation of x, the same to the bit as `formats/hadamard.py`. A warp has 256 channels, every lane eight of them.
+// Rotates x, to the bit as `formats/hadamard.py` does. A warp has 256 channels, every lane eight of them.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"
@@ -26,8 +26,8 @@ QAIG_DEVICE float rotation_scale(int block) {
                           : 0.0625f;
 }
 
-// Channels k to k + 7 of a row of x, rotated; zeros beyond its end. k is 8 lane + a multiple of kRotated that all lanes
-// of the warp share: they take part.
+// Loads and rotates channels k to k + 7 of a row of x. Values beyond its end are zeros. All lanes of the warp take
+// part: their k is 8 lane plus one multiple of kRotated.
 template <class T>
 QAIG_DEVICE void load_rotated(T type, const QaigQuantizeActivations& a, const unsigned short* x, int k, float (&v)[8]) {
     uint4 words = {0, 0, 0, 0};

@@ -1,6 +1,6 @@
-// The instructions that the kernels use: one inline function each, with two bodies. The one for nvcc and NVRTC is here; the
-// other one runs on the emulator (tools/emulator). Architectures before 8.0 (no asynchronous copies, no
-// bfloat16, half the depth of a tensor core product) get the same functions from what they have.
+// The instructions that the kernels use: one inline function each, with two bodies. The one for nvcc and NVRTC is here.
+// The other one runs on the emulator (tools/emulator). Architectures before 8.0 lack asynchronous copies, bfloat16, and
+// half of a tensor core product's depth. They get the same functions, built from older instructions.
 //
 // Two 16-bit floats travel in one 32-bit register, the first in the low half. F16 and BF16 name their type.
 #pragma once
@@ -70,7 +70,7 @@ QAIG_DEVICE unsigned load_global(const unsigned char* p) {
     return v;
 }
 
-// What this thread alone reads and writes.
+// Loads what only this thread reads and writes.
 QAIG_DEVICE float load_own(const float* p) { return *p; }
 
 template <class T>
@@ -78,7 +78,7 @@ QAIG_DEVICE void store_global(T* p, T v) {
     *p = v;
 }
 
-// What other blocks wrote during this launch: from L2, past the caches that do not see it.
+// Loads what other blocks wrote during this launch, from L2: L1 caches may hold old values.
 QAIG_DEVICE float4 load_from_others(const float4* p) {
     float4 v;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -98,7 +98,7 @@ QAIG_DEVICE void store_shared(T* p, T v) {
     *p = v;
 }
 
-// Starts copying 16 bytes; the copy is there after `wait_copies` by the same thread.
+// Starts to copy 16 bytes. The copy is complete after `wait_copies` by the same thread.
 QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) {
 #if __CUDA_ARCH__ >= 800
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -108,7 +108,7 @@ QAIG_DEVICE void copy_async(uint4* shared, const uint4* global) {
 #endif
 }
 
-// The same if they are `there`; else 16 zero bytes, and nothing is read.
+// The same if they are `there`. Otherwise writes 16 zero bytes, and reads nothing.
 QAIG_DEVICE void copy_async_or_zero(uint4* shared, const uint4* global, bool there) {
 #if __CUDA_ARCH__ >= 800
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -126,7 +126,7 @@ QAIG_DEVICE void commit_copies() {
 #endif
 }
 
-// Waits until at most `pending` of this thread's groups are not there yet.
+// Waits until at most `pending` of this thread's groups are incomplete.
 template <int pending>
 QAIG_DEVICE void wait_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -136,7 +136,7 @@ QAIG_DEVICE void wait_copies() {
 
 // -- threads
 
-// gridDim.x, read anew: what is computed from it does not stay in registers from one call to the next.
+// gridDim.x, read again at each call, so that values computed from it do not occupy registers between calls.
 QAIG_DEVICE unsigned grid_blocks() {
     unsigned blocks;
     asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
@@ -145,7 +145,7 @@ QAIG_DEVICE unsigned grid_blocks() {
 
 QAIG_DEVICE void block_barrier() { __syncthreads(); }
 QAIG_DEVICE void warp_barrier() { __syncwarp(); }
-// Enough for what goes before and after an atomic increment; __threadfence() orders more, and takes longer.
+// Orders accesses around an atomic increment. __threadfence() orders more, and takes longer.
 QAIG_DEVICE void memory_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 QAIG_DEVICE unsigned atomic_increment(unsigned* p) { return atomicAdd(p, 1u); }
 QAIG_DEVICE unsigned shuffle(unsigned v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
@@ -226,7 +226,7 @@ QAIG_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }  // nev
 
 // -- tensor cores
 //
-// All lanes of a warp must come to one of these together: `volatile` keeps the compiler from moving it into a branch.
+// All lanes of a warp must execute one of these together. `volatile` keeps the compiler from moving it into a branch.
 
 // c += a b for a [16, 16], b [16, 8], c [16, 8]: mma.m16n8k16 with sums in float32.
 QAIG_DEVICE void multiply_tiles(F16, float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -255,9 +255,9 @@ QAIG_DEVICE void multiply_tiles(BF16 type, float (&c)[4], const unsigned (&a)[4]
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-    // No tensor core takes bfloat16: the four lanes of a row hand their parts around.
+    // No tensor core takes bfloat16. The four lanes of a row exchange their values by shuffles.
     const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
-#pragma unroll 1  // or the code would be several times what the others have
+#pragma unroll 1  // unrolled, the code would be several times as long as that of others
     for (int t = 0; t < 4; t++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -276,7 +276,7 @@ QAIG_DEVICE void multiply_tiles(BF16 type, float (&c)[4], const unsigned (&a)[4]
 #endif
 }
 
-// c += a b for signed bytes a [16, 32], b [32, 8] and integers c [16, 8]: mma.m16n8k32. Not there before 8.0.
+// c += a b for signed bytes a [16, 32], b [32, 8] and integers c [16, 8]: mma.m16n8k32. Missing before 8.0.
 QAIG_DEVICE void multiply_byte_tiles(unsigned (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(

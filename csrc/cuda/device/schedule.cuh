@@ -1,12 +1,14 @@
-// Stream-K: how the blocks of a launch share its work.
+// Stream-K: divides the work of a launch equally among its blocks.
 //
 // gemv: the work items (64 rows by 64 slots) of all layers form one sequence, layer after layer and row block after row
-// block. A work item of b bits is b steps long, in proportion to its bytes. Every block has the same number of steps; the
-// first blocks have one more where that does not come out even. A block takes the work items that begin in its steps.
+// block. A work item of b bits is b steps long, in proportion to its bytes. Every block has the same number of steps.
+// If the division has a remainder, the first blocks have one step more. A block takes the work items that begin in its
+// steps.
 //
-// gemm: the same with output tiles in the place of row blocks, and k-steps of 64 slots of one output tile.
+// gemm: the same, with output tiles in place of row blocks. A k-step is 64 slots of one output tile.
 //
-// Every block computes all of this from the arguments, in 32 bits: a division in 64 bits takes as long as some products.
+// Every block computes all of this from the arguments, in 32 bits: a division in 64 bits takes as long as some
+// products.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -14,14 +16,15 @@
 namespace qaig {
 namespace cuda {
 
-// Division by a constant of the launch, as a product: a compiler's division takes as long as loading a work item.
-// Exact for numbers up to 2^24 whose product with the divisor is below 2^39. Those of units by the units of a group are:
-// of groups of one unit there are fewer than 2^24, and of all others fewer than 2^20 units, in groups of at most 2^19.
+// Divides by a constant of the launch with a multiplication: a division takes as long as loading a work item. The
+// result is exact for numbers up to 2^24 whose product with the divisor is below 2^39. That holds for units divided by
+// the units of a group. Groups of one unit are fewer than 2^24. Other weights have fewer than 2^20 units, in groups of
+// at most 2^19.
 struct FastDivisor {
     int divisor;
     unsigned long long inverse;  // 2^39 / divisor, rounded up
 
-    QAIG_HOST_DEVICE int of(int number) const {
+    QAIG_HOST_DEVICE int divide(int number) const {
         return static_cast<int>(static_cast<unsigned>(number) * inverse >> 39);
     }
 };
@@ -32,16 +35,16 @@ QAIG_HOST_DEVICE FastDivisor fast_divisor(int divisor) {
 
 struct StreamK {
     unsigned steps_per_block;
-    unsigned remainder;  // so many blocks, the first ones, have one step more
+    unsigned remainder;  // this many first blocks have one step more
 
     QAIG_HOST_DEVICE unsigned begin_of(unsigned block) const {
         return block * steps_per_block + (block < remainder ? block : remainder);
     }
-    // The block that has what begins at `step`.
+    // The block whose part contains `step`.
     QAIG_HOST_DEVICE unsigned block_at(unsigned step) const {
-        const unsigned steps_of_longer = remainder * (steps_per_block + 1);
-        return step < steps_of_longer ? step / (steps_per_block + 1)
-                                      : remainder + (step - steps_of_longer) / steps_per_block;
+        const unsigned steps_of_first_blocks = remainder * (steps_per_block + 1);
+        return step < steps_of_first_blocks ? step / (steps_per_block + 1)
+                                            : remainder + (step - steps_of_first_blocks) / steps_per_block;
     }
 };
 
@@ -53,7 +56,7 @@ QAIG_HOST_DEVICE StreamK gemv_schedule(const QaigMatmul& d, unsigned blocks) {
     return {length / blocks, length % blocks};
 }
 
-// What the layers before one have.
+// The k-steps and output tiles before a layer.
 struct GemmLayerStart {
     unsigned k_steps, output_tiles;
 };
@@ -73,8 +76,8 @@ QAIG_HOST_DEVICE StreamK gemm_schedule(const QaigMatmul& d, unsigned blocks) {
     return {length / blocks, length % blocks};
 }
 
-// A k-step of a layer: one tile of slots of one output tile. Output tiles of the same rows of the weight are neighbors,
-// so they find these rows in the cache.
+// A k-step of a layer: one tile of slots of one output tile. Output tiles with the same rows of the weight are
+// consecutive, so that these rows stay in the cache.
 struct TilePosition {
     int rows, columns, tile;
 

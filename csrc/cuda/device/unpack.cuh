@@ -1,13 +1,13 @@
 // Unpacks codes to pairs of 16-bit floats `code - zero`, exactly.
 //
-// A pair's two codes lie at the same bit of the two halves of a word. They are masked, and get the exponent
-// of a power of two (the "magic"). That yields two floats magic + code * 2^bit at once, without a conversion, where the
-// code's field lies within the mantissa. One fused multiply-add then makes both exactly code - zero:
+// A pair's two codes lie at the same bit of the two halves of a word. They are masked, and get the exponent of a power
+// of two (the "magic"). If the code's field lies within the mantissa, that yields two floats magic + code * 2^bit at
+// once, without a conversion. One fused multiply-add then makes both exactly code - zero:
 //
 //   (magic + code * 2^bit) * 2^-bit - (magic * 2^-bit + zero)
 //
-// Fields above the mantissa are shifted down first, several of them by one shift. The scale is not part of this: its
-// product with an integer would be rounded. It multiplies sums instead, in float32.
+// Fields above the mantissa are shifted down first, several of them by one shift. The scale multiplies sums in float32
+// instead: its product with an integer would be rounded.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"
@@ -16,8 +16,8 @@
 namespace qaig {
 namespace cuda {
 
-// Fields of `bits` bits that the mantissa has room for. At 2 bits and float16 it would be 5, but 4 need fewer constants
-// and as many shifts.
+// Fields of `bits` bits that the mantissa holds. For 2 bits and float16 it could hold 5, but 4 need fewer constants and
+// as many shifts.
 template <class T>
 QAIG_HOST_DEVICE int fields(int bits) {
     return bits == 2 && T::kMagicBits == 10 ? 4 : T::kMagicBits / bits;
@@ -48,8 +48,8 @@ QAIG_HOST_DEVICE unsigned magic_less(BF16, int shift) {  // 0, 128 - 32 = 96, 11
 QAIG_HOST_DEVICE unsigned minus_one(F16) { return twice(0xbc00); }
 QAIG_HOST_DEVICE unsigned minus_one(BF16) { return twice(0xbf80); }
 
-// What is subtracted in one row: for each field -(magic * 2^-bit + zero); for 8 bits and bfloat16, whose significand
-// is too short for a magic, 2^23 + zero in float32.
+// What is subtracted in one row: -(magic * 2^-bit + zero) for each field. For 8 bits and bfloat16 it is 2^23 + zero in
+// float32, because bfloat16's significand is too short.
 template <class T, int bits>
 struct ZeroPoint {
     unsigned minus[kMostFields];
@@ -72,7 +72,7 @@ QAIG_DEVICE ZeroPoint<T, bits> zero_point_of(unsigned zeros, unsigned byte) {
     return z;
 }
 
-// Pair `p` of a row tile. `p` is known when this is compiled, once loops are unrolled.
+// Unpacks pair `p` of a row tile. `p` is a constant once loops are unrolled.
 template <class T, int bits>
 QAIG_DEVICE unsigned unpack_pair(const unsigned* words, int p, const ZeroPoint<T, bits>& zero) {
     if constexpr (bits == 8) {
@@ -99,7 +99,7 @@ QAIG_DEVICE unsigned unpack_pair(const unsigned* words, int p, const ZeroPoint<T
     }
 }
 
-// The code of pair `p`, of its first (0) or second (1) slot.
+// The code of the first (0) or second (1) slot of pair `p`.
 template <int bits>
 QAIG_DEVICE unsigned unpack_code(const unsigned* words, int p, int second) {
     if (bits == 3 && p == 15) {

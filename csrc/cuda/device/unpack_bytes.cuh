@@ -1,11 +1,11 @@
 // Unpacks codes to four signed bytes a register, for products of integers.
 //
-// Masks lay bare four codes of one row at once. Their zero points are taken off in all four bytes together, where a bit
-// that is set above each code keeps borrows from its neighbour:
+// A mask extracts four codes of one row at once. One subtraction takes the zero points off all four bytes. A bit set
+// above each code keeps borrows from the neighbouring byte:
 //
 //   ((code | 128) - zero) ^ 128 = code - zero,   of 7 bits and a sign if codes have at most 4 bits
 //
-// Codes of 8 bits have no room for that: they become code - 128, and sums of x make up for the rest.
+// Codes of 8 bits have no room for that bit. They become code - 128, and sums of x correct the rest.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"
@@ -21,7 +21,7 @@ QAIG_HOST_DEVICE unsigned four_times(unsigned byte) { return byte * 0x01010101u;
 // Byte `index` of `bytes` four times.
 QAIG_DEVICE unsigned repeat_byte(unsigned bytes, unsigned index) { return permute_bytes(bytes, 0, index * 0x1111u); }
 
-// Codes of pair `p` of 3 bits at bits `at` and at + 16 of `added`, which has zeros there.
+// Puts the 3-bit codes of pair `p` at bits `at` and at + 16 of `added`, which has zeros there.
 QAIG_DEVICE unsigned add_three_bits(const unsigned* words, int p, int at, unsigned added) {
     if (p == 15) {
 #pragma unroll
@@ -35,8 +35,9 @@ QAIG_DEVICE unsigned add_three_bits(const unsigned* words, int p, int at, unsign
     return and_or(bit > at ? word >> (bit - at) : word << (at - bit), 0x00070007u << at, added);
 }
 
-// Registers a0 to a3 of a row tile's product with one unit: bytes code - zero, or code - 128 of 8 bits. Register i has
-// row g + 8 (i % 2) and slots 8 t + 4 (i / 2) + 0, 2, 1 and 3. `zeros` has the zero point of either row four times.
+// Unpacks registers a0 to a3 of a row tile's product with one unit: bytes code - zero, or code - 128 for 8 bits.
+// Register i has row g + 8 (i % 2) and slots 8 t + 4 (i / 2) + 0, 2, 1 and 3. `zeros` has each row's zero point four
+// times.
 template <int bits>
 QAIG_DEVICE void unpack_bytes(unsigned (&a)[4], const unsigned* words, int unit, const unsigned (&zeros)[2]) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// A work item of the gemv, 64 rows of the weight by 64 slots: its position, its scales and zero points, its part of x.
+// A work item of the gemv, 64 rows of the weight by 64 slots: its position, scales, zero points and x.
 #pragma once
 
 #include "cuda/device/intrinsics.cuh"
@@ -7,7 +7,7 @@
 namespace qaig {
 namespace cuda {
 
-// Where a warp is. The warps of a block take its work items in turn.
+// The position of a warp. The warps of a block take its work items in turn.
 struct WorkItem {
     int row_block, tile;
 
@@ -18,10 +18,11 @@ struct WorkItem {
     }
 };
 
-// What a lane copies of a work item's groups: 16 bytes. Lanes 0 to 7 copy scales of the first unit's group. Lanes 8 to
-// 15 copy those of the second unit's, and lanes 16 to 23 zero points of both. They lie in this order behind the work item's words.
+// The 16 bytes of scales or zero points that a lane copies. Lanes 0 to 7 copy scales of the first unit's group, lanes 8
+// to 15 those of the second unit's. Lanes 16 to 23 copy zero points of both. They follow the work item's words in this
+// order.
 struct GroupCopy {
-    static constexpr int kScales = kBlockRows * 2 / 16, kZeros = kBlockRows / 16;  // pieces of a group
+    static constexpr int kScales = kBlockRows * 2 / 16, kZeros = kBlockRows / 16;  // copies for a group
 
     const char* from;  // of the first group; null: nothing
 
@@ -34,15 +35,15 @@ struct GroupCopy {
         }
     }
     QAIG_MEMBER static int unit(int lane) { return (lane < 2 * kScales ? lane / kScales : lane / kZeros) % 2; }
-    QAIG_MEMBER const uint4* of(long long group, int lane) const {
+    QAIG_MEMBER const uint4* source(long long group, int lane) const {
         return reinterpret_cast<const uint4*>(from + group * (16 * (lane < 2 * kScales ? kScales : kZeros)));
     }
 };
 
-// 16 bytes of x, for 8 slots of row 8 part + g, of each unit.
-template <int parts>
+// Operand B: 16 bytes of x for each unit, which are 8 slots of row 8 fragment + g.
+template <int fragments>
 struct InputOperands {
-    uint4 of[parts][2];
+    uint4 at[fragments][2];
 };
 
 }  // namespace cuda

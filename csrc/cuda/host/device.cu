@@ -1,5 +1,5 @@
-// Properties of the current device, and texts of errors: qaig_cuda_device and qaig_cuda_message of api.h. The emulator has
-// its own.
+// Properties of the current device, and messages of errors: qaig_cuda_device and qaig_cuda_message of api.h. The
+// emulator has its own.
 #include <atomic>
 
 #include "cuda/host/errors.h"
@@ -8,7 +8,7 @@
 extern "C" {
 int qaig_cuda_device(int* processors, int* capability) {
     constexpr int kMostDevices = 64;
-    static std::atomic<long long> known[kMostDevices];  // both in one, so that no thread sees one without the other
+    static std::atomic<long long> known[kMostDevices];  // both values in one, so that threads see both or neither
     int device = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess && device < kMostDevices) {

@@ -1,4 +1,4 @@
-// The CUDA runtime's errors as a QaigStatus.
+// Converts errors of the CUDA runtime to a QaigStatus.
 #pragma once
 
 #include "cuda/host/api.h"
@@ -13,7 +13,7 @@ inline int status_of(cudaError_t error) {
     if (error == cudaSuccess) {
         return QAIG_OK;
     }
-    cudaGetLastError();  // what is reported here shall not surprise whoever asks next
+    cudaGetLastError();  // clears the error: it is reported here, so the next caller must not see it
     return QAIG_CUDA_ERROR + static_cast<int>(error);
 }
 

@@ -1,4 +1,4 @@
-// The C functions of api.h that launch kernels. The emulator compiles this file too.
+// Launches kernels: the C functions of api.h, except for experts. The emulator compiles this file too.
 #include "cuda/geometry.h"
 #include "cuda/host/api.h"
 #include "cuda/host/kernel_table.h"
@@ -17,7 +17,7 @@ long long work_items_of(const QaigMatmul& d) {
     return items;
 }
 
-// The work of all layers.
+// The k-steps and output tiles of all layers.
 struct GemmWork {
     long long steps, output_tiles;
 };
@@ -146,7 +146,7 @@ int qaig_cuda_gemm_f16(const QaigMatmul* d, int type, void* stream) { return lau
 int qaig_cuda_gemm_i8(const QaigMatmul* d, int type, void* stream) { return launch_gemm(d, true, type, stream); }
 
 int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
-    if (!d || !has_sizes(d->out_features, d->in_features, d->group_size, d->bits) || d->start < 0 ||
+    if (!d || !valid_sizes(d->out_features, d->in_features, d->group_size, d->bits) || d->start < 0 ||
         d->start > d->stop || d->stop > d->out_features || d->scale_type < QAIG_F32 || d->scale_type > QAIG_BF16 ||
         d->type < QAIG_F32 || d->type > QAIG_BF16 || !aligned(d->words, 16) || !aligned(d->scale, 2)) {
         return QAIG_BAD_ARGUMENT;
@@ -171,7 +171,7 @@ int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
 }
 
 int qaig_cuda_quantize_activations(const QaigQuantizeActivations* a, int type, void* stream) {
-    if (!a || a->rows < 1 || !has_sizes(1, a->in_features, a->group_size, 2) ||
+    if (!a || a->rows < 1 || !valid_sizes(1, a->in_features, a->group_size, 2) ||
         (type != QAIG_F16 && type != QAIG_BF16) || a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() ||
         !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
         return QAIG_BAD_ARGUMENT;

@@ -1,4 +1,4 @@
-// Launches the kernels of experts. The emulator compiles this file too.
+// Launches the kernels of experts: qaig_cuda_experts of api.h. The emulator compiles this file too.
 #include "cuda/device/intrinsics.cuh"
 #include "cuda/geometry.h"
 #include "cuda/host/api.h"
@@ -37,7 +37,7 @@ constexpr ExpertsFunction kExperts[4][2][3] = {QAIG_LIST_EXPERTS(w2), QAIG_LIST_
 
 int check_experts(const QaigExperts* d) {
     if (!d || d->experts < 1 || d->experts > QAIG_MAX_EXPERTS || d->rows < 1 ||
-        !has_sizes(d->out_features, d->in_features, d->group_size, d->bits[0])) {
+        !valid_sizes(d->out_features, d->in_features, d->group_size, d->bits[0])) {
         return QAIG_BAD_ARGUMENT;
     }
     for (int e = 0; e < d->experts; e++) {
@@ -78,7 +78,7 @@ extern "C" int qaig_cuda_experts(const QaigExperts* d, int type, void* stream) {
     }
     const int columns = experts_columns(d->rows, d->experts, capability);
     const bool by_gemm = columns == kGemmColumns;
-    for (int i = 0; i < 4 && status == QAIG_OK; i++) {  // a launch for each width that there is
+    for (int i = 0; i < 4 && status == QAIG_OK; i++) {  // one launch for each width in the stack
         const int bits = kWidths[i];
         bool used = false;
         for (int e = 0; e < d->experts; e++) {
@@ -89,10 +89,10 @@ extern "C" int qaig_cuda_experts(const QaigExperts* d, int type, void* stream) {
         }
         const int row_tiles = experts_row_tiles({d->out_features, d->in_features, d->group_size, bits}, columns);
         const int per_processor = by_gemm ? kGemmBlocksPerProcessor : gemv_blocks_per_processor(columns);
-        const int pieces = experts_pieces(d->rows, d->experts, columns);
+        const int column_tiles = experts_column_tiles(d->rows, d->experts, columns);
         const int at_once = (processors * per_processor + row_tiles - 1) / row_tiles;
         status = launch(kExperts[i][type - QAIG_F16][by_gemm ? 2 : columns / 8 - 1], *d,
-                        pieces < at_once ? pieces : at_once, row_tiles, kGemvThreads,
+                        column_tiles < at_once ? column_tiles : at_once, row_tiles, kGemvThreads,
                         by_gemm ? gemm_f16_shared_bytes(bits) : gemv_shared_bytes(bits, columns), stream);
     }
     return status;

@@ -1,7 +1,7 @@
 // The semaphores of gemv and gemm launches: qaig_cuda_semaphores of api.h. The emulator compiles this file too.
 //
-// They lie in memory that is allocated once for each device, and not by torch's allocator. Memory that torch allocates for
-// good while a graph is recorded counts as a leak there (torch._inductor.cudagraph_trees.check_memory_pool).
+// Each device has one pool of them, which torch's allocator does not know. Torch would report memory that stays
+// allocated after a graph is recorded as a leak (torch._inductor.cudagraph_trees.check_memory_pool).
 #include <algorithm>
 #include <map>
 #include <mutex>
@@ -20,13 +20,13 @@ namespace cuda {
 namespace {
 
 constexpr long long kSemaphores = 1 << 20;  // of each device, for all its streams and graphs: 4 MiB
-constexpr long long kMinPart = 1024;        // of a part
+constexpr long long kMinSlice = 1024;       // of a pool
 
 #if defined(__CUDACC__)
 
 int current_device(int* device) { return status_of(cudaGetDevice(device)); }
 
-// A number that is the same for all launches captured in one CUDA graph, 0 if the stream is not being captured.
+// An id that all launches of one CUDA graph share while it is captured. 0 without a capture.
 int capture_of(void* stream, unsigned long long* id) {
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     const cudaError_t error = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capture, id);
@@ -37,7 +37,7 @@ int capture_of(void* stream, unsigned long long* id) {
 }
 
 cudaError_t zero_and_wait(void* memory, size_t bytes) {
-    cudaStream_t stream = nullptr;  // of its own: the default one is off limits while another is captured
+    cudaStream_t stream = nullptr;  // of its own: the default one must not be used during a capture
     cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     if (error != cudaSuccess) {
         return error;
@@ -50,7 +50,7 @@ cudaError_t zero_and_wait(void* memory, size_t bytes) {
     return error == cudaSuccess ? destroyed : error;
 }
 
-// Zeros; null if the device has no memory left. Another thread may be capturing: that must not forbid it.
+// Allocates zeros, or null if the device has no memory left. Works while another thread captures a graph.
 int allocate(unsigned** memory) {
     constexpr size_t kBytes = sizeof(unsigned) * kSemaphores;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
@@ -92,12 +92,12 @@ int allocate(unsigned** memory) {
 
 #endif
 
-struct Memory {
+struct Pool {
     unsigned* begin = nullptr;
-    long long taken = 0;
+    long long used = 0;
 };
 
-struct Part {
+struct Slice {
     unsigned* begin = nullptr;
     long long count = 0;
 };
@@ -109,9 +109,9 @@ struct Part {
 using namespace qaig::cuda;
 
 extern "C" int qaig_cuda_semaphores(void* stream, long long count, unsigned** semaphores) {
-    // Never given back: a graph may be replayed as long as the process lives.
-    static auto& memories = *new std::map<int, Memory>;
-    static auto& parts = *new std::map<std::tuple<int, void*, unsigned long long>, Part>;
+    // Never freed: a graph may be replayed as long as the process lives.
+    static auto& pools = *new std::map<int, Pool>;
+    static auto& slices = *new std::map<std::tuple<int, void*, unsigned long long>, Slice>;
     static auto& mutex = *new std::mutex;
     if (!semaphores || count < 1) {
         return QAIG_BAD_ARGUMENT;
@@ -127,31 +127,31 @@ extern "C" int qaig_cuda_semaphores(void* stream, long long count, unsigned** se
         return status;
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    Memory& memory = memories[device];
-    if (!memory.begin && capture == 0) {  // memory cannot be had while a graph is captured
-        status = allocate(&memory.begin);
+    Pool& pool = pools[device];
+    if (!pool.begin && capture == 0) {  // allocation is forbidden during a capture
+        status = allocate(&pool.begin);
     }
-    if (status != QAIG_OK || !memory.begin) {
+    if (status != QAIG_OK || !pool.begin) {
         return status;
     }
     const auto key = std::make_tuple(device, stream, capture);
-    const auto known = parts.find(key);
-    if (known != parts.end() && known->second.count >= count) {
+    const auto known = slices.find(key);
+    if (known != slices.end() && known->second.count >= count) {
         *semaphores = known->second.begin;
         return QAIG_OK;
     }
-    const long long left = kSemaphores - memory.taken;
+    const long long left = kSemaphores - pool.used;
     if (count > left) {
         return QAIG_OK;
     }
-    // Powers of two: the parts that a growing stream leaves behind are no larger than its current part.
-    long long size = kMinPart;
+    // Powers of two: slices that a growing stream abandons are together smaller than its current one.
+    long long size = kMinSlice;
     while (size < count) {
         size *= 2;
     }
     size = std::min(size, left);
-    *semaphores = memory.begin + memory.taken;
-    parts[key] = {*semaphores, size};
-    memory.taken += size;
+    *semaphores = pool.begin + pool.used;
+    slices[key] = {*semaphores, size};
+    pool.used += size;
     return QAIG_OK;
 }

@@ -3,7 +3,7 @@
 
 #include "cuda/host/api.h"
 
-// Why not, or null. Begins to use the current device.
+// Returns why it does not work, or null. Initializes the current device.
 extern "C" __attribute__((visibility("default"))) const char* qaig_cuda_error() {
     int processors = 0, capability = 0;
     const int status = qaig_cuda_device(&processors, &capability);

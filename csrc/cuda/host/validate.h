@@ -1,4 +1,4 @@
-// Checks of a launch's arguments: sizes, types and alignments against each other.
+// Checks a launch's arguments: sizes, types and alignments.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -11,21 +11,21 @@ inline bool aligned(const void* p, unsigned long long bytes) {
     return p && reinterpret_cast<unsigned long long>(p) % bytes == 0;
 }
 
-inline bool has_sizes(int out_features, int in_features, int group_size, int bits) {
-    constexpr int kMax = 1 << 28;  // so that no number of slots overflows
+inline bool valid_sizes(int out_features, int in_features, int group_size, int bits) {
+    constexpr int kMax = 1 << 28;  // no number of slots overflows
     return has_cuda_layout(bits) && out_features >= 1 && out_features < kMax && in_features >= 1 &&
            in_features < kMax && group_size >= 1 && in_features % group_size == 0 &&
            static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
 }
 
-// Everything except the number of rows, whose limit depends on the kernel.
+// Checks everything except the largest number of rows, which depends on the kernel.
 inline int check_layers(const QaigMatmul* d) {
     if (!d || d->layer_count < 1 || d->layer_count > QAIG_MAX_LAYERS || d->rows < 1) {
         return QAIG_BAD_ARGUMENT;
     }
     for (int i = 0; i < d->layer_count; i++) {
         const QaigLayer& l = d->layers[i];
-        if (!has_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
+        if (!valid_sizes(l.out_features, l.in_features, l.group_size, l.bits)) {
             return QAIG_BAD_ARGUMENT;
         }
         if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {

@@ -1,4 +1,4 @@
-// Rows of a packed weight, unpacked: (code - zero) * scale in float32, rounded once. A warp takes one work item.
+// Dequantizes rows of a packed weight: (code - zero) * scale in float32, rounded once. A warp takes one work item.
 #pragma once
 
 #include "cuda/device/elements.cuh"
@@ -7,7 +7,7 @@
 namespace qaig {
 namespace cuda {
 
-// Elements [slot, slot + 8) of a row within its group's channels go to `out`, as one store where that is aligned.
+// Stores the first `count` of eight values, in one store if they are aligned and complete.
 template <class T>
 QAIG_DEVICE void store_eight(unsigned short* out, const float (&values)[8], int count, bool aligned) {
     if (aligned && count == 8) {

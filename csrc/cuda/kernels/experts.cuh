@@ -1,6 +1,6 @@
-// One projection of a stack of experts. Each piece of an expert's rows is multiplied by the gemv or the gemm of a linear
-// layer. Blocks with the same blockIdx.y have the same rows of every weight. Pieces go to blocks in turn. Experts without
-// rows are not read.
+// Multiplies one projection of a stack of experts. Each column tile, rows of x of one expert, takes the main loop of
+// gemv or gemm_f16. Blocks with the same blockIdx.y have the same rows of every weight, and take column tiles in turn.
+// Experts without rows are not read.
 #pragma once
 
 #include "cuda/device/expert_rows.cuh"
@@ -13,29 +13,29 @@ namespace cuda {
 template <class T, int bits, int columns>
 QAIG_DEVICE void experts_gemv(const QaigExperts& d) {
     QAIG_DYNAMIC_SHARED(shared);
-    ExpertRows<bits, columns> pieces(d);
-    for (unsigned piece = blockIdx.x; pieces.find(piece); piece += gridDim.x) {
-        const QaigLayer l = pieces.layer();
-        auto part = gemv_layer<T, bits, columns, false>(l, pieces.count, shared);
-        const int begin = static_cast<int>(blockIdx.y) * part.tiles;
-        part.run(begin, begin + part.tiles);
+    ExpertRows<bits, columns> column_tiles(d);
+    for (unsigned tile = blockIdx.x; column_tiles.find(tile); tile += gridDim.x) {
+        const QaigLayer l = column_tiles.layer();
+        auto layer = gemv_layer<T, bits, columns, false>(l, column_tiles.count, shared);
+        const int begin = static_cast<int>(blockIdx.y) * layer.tiles;
+        layer.run(begin, begin + layer.tiles);
     }
-    pieces.clear_others();
+    column_tiles.clear_unrouted_rows();
 }
 
-// Empty where it is never launched, see kGemmCapability.
+// Empty for GPUs that never launch it, see kGemmCapability.
 template <class T, int bits>
 QAIG_DEVICE void experts_gemm(const QaigExperts& d) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     QAIG_DYNAMIC_SHARED(shared);
-    ExpertRows<bits, kGemmColumns> pieces(d);
-    for (unsigned piece = blockIdx.x; pieces.find(piece); piece += gridDim.x) {
-        const QaigLayer l = pieces.layer();
-        auto part = gemm_layer<GemmF16<T, bits>, false>(l, pieces.count, shared);
-        const int begin = static_cast<int>(blockIdx.y) * part.tiles;
-        part.run(begin, begin + part.tiles);
+    ExpertRows<bits, kGemmColumns> column_tiles(d);
+    for (unsigned tile = blockIdx.x; column_tiles.find(tile); tile += gridDim.x) {
+        const QaigLayer l = column_tiles.layer();
+        auto layer = gemm_layer<GemmF16<T, bits>, false>(l, column_tiles.count, shared);
+        const int begin = static_cast<int>(blockIdx.y) * layer.tiles;
+        layer.run(begin, begin + layer.tiles);
     }
-    pieces.clear_others();
+    column_tiles.clear_unrouted_rows();
 #endif
 }
 

@@ -1,10 +1,10 @@
-// gemm for 16-bit activations, some dozens to hundreds of rows of x: the weight is unpacked in registers, to 16-bit
-// floats, and multiplied on tensor cores, in the main loop of gemm_mainloop.cuh.
+// gemm for 16-bit activations, for dozens to hundreds of rows of x. Codes are unpacked in registers to 16-bit floats,
+// and multiplied on tensor cores in the main loop of gemm_mainloop.cuh.
 //
-// As in the gemv the weight is operand A, codes minus zero points are exact, and scales multiply sums in float32, group
-// by group: results are at least as exact as those of a product with the dequantized weight. Lane t of four needs slots
-// 8 t to 8 t + 7 of each unit of x (layout.h): 16 bytes, which are operand B of two products. So x is read by plain
-// 16-byte loads, without conflicts and with no more of them than ldmatrix would need.
+// As in the gemv, the weight is operand A, and codes minus zero points are exact. Scales multiply sums in float32,
+// group by group. So results are at least as exact as a product with the dequantized weight. Lane t of four needs slots
+// 8 t to 8 t + 7 of each unit of x (layout.h). These 16 bytes are operand B of two products. So plain 16-byte loads
+// read x, without bank conflicts, and as few as with ldmatrix.
 #pragma once
 
 #include "cuda/kernels/gemm_mainloop.cuh"
@@ -19,15 +19,15 @@ struct GemmF16 {
     using F16Step = KStep<bits, 2>;
     static constexpr int kBits = bits, kStages = gemm_f16_stages(bits), kElementBytes = 2;
 
-    // Adds the products of the columns that begin at `part`, within one group.
-    QAIG_DEVICE void add_scaled(GemmAccumulators& sums, int part, const float (&products)[kWarpTiles][kChunkParts][4],
-                                const RowScales& scales) {
+    // Scales and adds the products of the columns that begin at `fragment`, within one group.
+    QAIG_DEVICE void add_scaled(GemmAccumulators& sums, int fragment,
+                                const float (&products)[kWarpTiles][kChunkFragments][4], const RowScales& scales) {
 #pragma unroll
         for (int r = 0; r < kWarpTiles; r++) {
-            const float first = scales.of[2 * r], second = scales.of[2 * r + 1];
+            const float first = scales.at[2 * r], second = scales.at[2 * r + 1];
 #pragma unroll
-            for (int i = 0; i < kChunkParts; i++) {
-                float (&s)[4] = sums.at[r * kColumnParts + part + i];
+            for (int i = 0; i < kChunkFragments; i++) {
+                float (&s)[4] = sums.at[r * kColumnFragments + fragment + i];
                 s[0] += first * products[r][i][0];
                 s[1] += first * products[r][i][1];
                 s[2] += second * products[r][i][2];
@@ -69,36 +69,36 @@ struct GemmF16 {
             }
         }
 #pragma unroll
-        for (int part = 0; part < kColumnParts; part += kChunkParts) {
-            if (!step.has_columns(part)) {
+        for (int fragment = 0; fragment < kColumnFragments; fragment += kChunkFragments) {
+            if (!step.has_columns(fragment)) {
                 break;
             }
-            float products[kWarpTiles][kChunkParts][4] = {};
+            float products[kWarpTiles][kChunkFragments][4] = {};
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 1 && !same) {
-                    add_scaled(sums, part, products, row_scales(groups.scale[0], l.scale_type));
+                    add_scaled(sums, fragment, products, row_scales(groups.scale[0], l.scale_type));
 #pragma unroll
-                    for (int i = 0; i < kWarpTiles * kChunkParts * 4; i++) {
-                        products[i / (4 * kChunkParts)][i / 4 % kChunkParts][i % 4] = 0;
+                    for (int i = 0; i < kWarpTiles * kChunkFragments * 4; i++) {
+                        products[i / (4 * kChunkFragments)][i / 4 % kChunkFragments][i % 4] = 0;
                     }
                 }
-                uint4 x[kChunkParts];
+                uint4 x[kChunkFragments];
 #pragma unroll
-                for (int i = 0; i < kChunkParts; i++) {
-                    x[i] = step.load_x(part + i, 4 * unit + step.t);
+                for (int i = 0; i < kChunkFragments; i++) {
+                    x[i] = step.load_x(fragment + i, 4 * unit + step.t);
                 }
 #pragma unroll
                 for (int s = 0; s < 2; s++) {
 #pragma unroll
-                    for (int i = 0; i < kWarpTiles * kChunkParts; i++) {
-                        const int r = i / kChunkParts, p = i % kChunkParts;
+                    for (int i = 0; i < kWarpTiles * kChunkFragments; i++) {
+                        const int r = i / kChunkFragments, p = i % kChunkFragments;
                         multiply_tiles(T(), products[r][p], a[r][2 * unit + s], word_of(x[p], 2 * s),
                                        word_of(x[p], 2 * s + 1));
                     }
                 }
             }
-            add_scaled(sums, part, products, scales);
+            add_scaled(sums, fragment, products, scales);
         }
     }
 

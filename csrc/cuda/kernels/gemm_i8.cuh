@@ -1,12 +1,12 @@
-// gemm for 8-bit activations: y = token_scale * (x W') + bias. Both factors are bytes, and tensor cores sum their products
-// in integers within a group, in the main loop of gemm_mainloop.cuh.
+// gemm for 8-bit activations: y = token_scale * (x W') + bias. Both factors are bytes, and tensor cores sum their
+// products in integers within a group, in the main loop of gemm_mainloop.cuh.
 //
-// Sums of 32 bits begin at kMagic, so that their bits are those of the float32 number kMagicFloat + sum, whatever sum of
-// less than 2^22: no conversion is needed. They become floats, are multiplied by the scale and added up where a group
-// ends, or after kSegmentSteps, before they grow too large. Nothing is rounded before that.
+// Sums of 32 bits begin at kMagic. For sums below 2^22, their bits are then those of the float32 number kMagicFloat +
+// sum, without a conversion. Where a group ends, or after kSegmentSteps, they become floats and are multiplied by the
+// scale. Nothing is rounded before that.
 //
-// Bytes of 8-bit codes are code - 128. So each sum lacks (128 - zero) times the sum of x, which is taken from the bytes
-// that were multiplied. Both terms together are less than 2^24, so float32 holds this exactly, too.
+// Bytes of 8-bit codes are code - 128. So each sum lacks (128 - zero) times the sum of x, which is computed from the
+// bytes that were multiplied. Both together are less than 2^24, so float32 holds this exactly, too.
 #pragma once
 
 #include "cuda/device/unpack_bytes.cuh"
@@ -18,34 +18,34 @@ namespace cuda {
 constexpr unsigned kMagic = 0x4b400000u;
 constexpr float kMagicFloat = 12582912;  // 1.5 * 2^23
 
-// K-steps of 64 slots whose products add up to less than 2^22: |x| <= 127, and of weights |code - zero| < 2^bits, with 8
-// bits |code - 128| <= 128.
+// The most k-steps of 64 slots whose products add up to less than 2^22. |x| is at most 127, |code - zero| below 2^bits.
+// With 8 bits, |code - 128| is at most 128.
 QAIG_HOST_DEVICE int segment_steps(int bits) { return bits == 8 ? 4 : 512 >> bits; }
 
-// Those of one lane: `at` as in GemmAccumulators, and integers that have not been added to them yet.
+// The sums of one lane: `at` as in GemmAccumulators, and integers that are not added to them yet.
 struct GemmI8Accumulators : GemmAccumulators {
-    unsigned products[kWarpTiles * kColumnParts][4];  // kMagic + sums
-    int x_sums[kColumnParts];                         // of column 8 part + g, of the lane's slots
-    int steps;                                        // that are in them
+    unsigned products[kWarpTiles * kColumnFragments][4];  // kMagic + sums
+    int x_sums[kColumnFragments];                         // of column 8 fragment + g, over the lane's slots
+    int steps;                                            // that they contain
 
     QAIG_MEMBER GemmI8Accumulators() : GemmAccumulators{} {
-        clear(0, kColumnParts);
+        clear(0, kColumnFragments);
         steps = 0;
     }
 
-    QAIG_MEMBER void clear(int part, int parts) {
+    QAIG_MEMBER void clear(int fragment, int fragments) {
 #pragma unroll
-        for (int i = 0; i < parts; i++) {
+        for (int i = 0; i < fragments; i++) {
 #pragma unroll
             for (int j = 0; j < kWarpTiles * 4; j++) {
-                products[j / 4 * kColumnParts + part + i][j % 4] = kMagic;
+                products[j / 4 * kColumnFragments + fragment + i][j % 4] = kMagic;
             }
-            x_sums[part + i] = 0;
+            x_sums[fragment + i] = 0;
         }
     }
 };
 
-// Row `row` of the weight by row m of x, which is not quantized: value by value, as torch does it.
+// Multiplies row `row` of the weight with row m of x, which is not quantized, in float32 as torch does.
 template <class T, int bits>
 QAIG_DEVICE float row_product(const QaigLayer& l, int row, int m) {
     const Shape s = shape_of(l);
@@ -95,20 +95,20 @@ struct GemmI8 {
     using I8Step = KStep<bits, 1>;
     static constexpr int kBits = bits, kStages = kGemmI8Stages, kElementBytes = 1, kSegmentSteps = segment_steps(bits);
 
-    // Adds what the columns that begin at `part` have of one group.
-    QAIG_DEVICE void add_scaled(Accumulators& sums, int part, const StepScales& groups, int unit, int scale_type,
+    // Scales and adds the integers of one group, for the columns that begin at `fragment`.
+    QAIG_DEVICE void add_scaled(Accumulators& sums, int fragment, const StepScales& groups, int unit, int scale_type,
                                 bool has_zeros) {
         const RowScales scales = row_scales(groups.scale[unit], scale_type);
-        float missing[4];  // in each product of a row and the sum of x
+        float missing[4];  // factor of the sum of x that each row's product lacks
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             missing[i] = static_cast<float>(128 - static_cast<int>(groups.zero[unit] >> 8 * i & 255u));
         }
 #pragma unroll
-        for (int i = 0; i < kChunkParts; i++) {
+        for (int i = 0; i < kChunkFragments; i++) {
             float x_sums[2] = {0, 0};
-            if (bits == 8 && has_zeros) {  // of columns 2 t and 2 t + 1, which other lanes have, a quarter each
-                unsigned sum = static_cast<unsigned>(sums.x_sums[part + i]);
+            if (bits == 8 && has_zeros) {  // of columns 2 t and 2 t + 1: four other lanes have a quarter each
+                unsigned sum = static_cast<unsigned>(sums.x_sums[fragment + i]);
                 sum += shuffle_xor(sum, 1);
                 sum += shuffle_xor(sum, 2);
                 const int t = threadIdx.x % 4;
@@ -117,7 +117,7 @@ struct GemmI8 {
             }
 #pragma unroll
             for (int r = 0; r < kWarpTiles; r++) {
-                const int at = r * kColumnParts + part + i;
+                const int at = r * kColumnFragments + fragment + i;
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int row = 2 * r + e / 2;
@@ -125,11 +125,11 @@ struct GemmI8 {
                     if (bits == 8 && has_zeros) {
                         product += missing[row] * x_sums[e % 2];
                     }
-                    sums.at[at][e] += scales.of[row] * product;
+                    sums.at[at][e] += scales.at[row] * product;
                 }
             }
         }
-        sums.clear(part, kChunkParts);
+        sums.clear(fragment, kChunkFragments);
     }
 
     QAIG_DEVICE void multiply(Accumulators& sums, const I8Step& step, const StepScales& groups, const QaigLayer& l) {
@@ -147,41 +147,41 @@ struct GemmI8 {
         sums.steps++;
         const bool ends = groups.ends || step.last || sums.steps == kSegmentSteps;
 #pragma unroll
-        for (int part = 0; part < kColumnParts; part += kChunkParts) {
-            if (!step.has_columns(part)) {
+        for (int fragment = 0; fragment < kColumnFragments; fragment += kChunkFragments) {
+            if (!step.has_columns(fragment)) {
                 break;
             }
-            uint4 x[kChunkParts];
+            uint4 x[kChunkFragments];
 #pragma unroll
-            for (int i = 0; i < kChunkParts; i++) {
-                x[i] = step.load_x(part + i, step.t);
+            for (int i = 0; i < kChunkFragments; i++) {
+                x[i] = step.load_x(fragment + i, step.t);
             }
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
                 if (unit == 1 && !groups.one_group) {
-                    add_scaled(sums, part, groups, 0, l.scale_type, has_zeros);
+                    add_scaled(sums, fragment, groups, 0, l.scale_type, has_zeros);
                 }
 #pragma unroll
-                for (int i = 0; i < kChunkParts; i++) {
+                for (int i = 0; i < kChunkFragments; i++) {
                     const unsigned low = word_of(x[i], 2 * unit), high = word_of(x[i], 2 * unit + 1);
 #pragma unroll
                     for (int r = 0; r < kWarpTiles; r++) {
-                        multiply_byte_tiles(sums.products[r * kColumnParts + part + i], a[unit][r], low, high);
+                        multiply_byte_tiles(sums.products[r * kColumnFragments + fragment + i], a[unit][r], low, high);
                     }
                     if (bits == 8 && has_zeros) {
-                        int& sum = sums.x_sums[part + i];
+                        int& sum = sums.x_sums[fragment + i];
                         sum = add_dot(low, four_times(1), add_dot(high, four_times(1), sum));
                     }
                 }
             }
             if (ends) {
-                add_scaled(sums, part, groups, 1, l.scale_type, has_zeros);
+                add_scaled(sums, fragment, groups, 1, l.scale_type, has_zeros);
             }
         }
         sums.steps = ends ? 0 : sums.steps;
     }
 
-    // Rows of x that are not quantized: once a tile of y is stored, their values in it are replaced. Such rows are rare.
+    // Computes rows of x that are not quantized again, after a tile of y is stored. Such rows are rare.
     QAIG_DEVICE void finish(const QaigLayer& l, int rows, int row, int column) {
         warp_barrier();
         const int n = row + static_cast<int>(threadIdx.x) % 32;

@@ -1,22 +1,22 @@
 // y = x W' + bias for many rows of x: the main loop that gemm_f16 and gemm_i8 share.
 //
-// A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its four
-// warps have 32 of the weight's rows each and all columns, so no code is unpacked twice. A k-step has 64 slots.
-// Tensor cores multiply the current k-step. Meanwhile asynchronous copies bring the words and x of the next ones to
-// shared memory, into a ring of stages. One barrier a k-step does two things: the copies of all threads have arrived, and the
-// stage before is free again.
+// A block computes output tiles of 128 rows of the weight (two row blocks) by 64 rows of x ("columns"). Its four warps
+// have 32 of the weight's rows each and all columns, so no code is unpacked twice. A k-step has 64 slots. Tensor cores
+// multiply the current k-step. Meanwhile asynchronous copies bring words and x of the next ones into a ring of stages
+// in shared memory. One barrier a k-step ensures that all threads' copies are complete, and that the previous stage is
+// free.
 //
 // The k-steps of all output tiles of all layers form one sequence, of which every block takes an equal part: stream-K
-// (schedule.cuh). Warps whose blocks have parts of one output tile add them up by a split-K reduction (accumulators.cuh).
+// (schedule.cuh). If several blocks have parts of one output tile, a split-K reduction adds them up (accumulators.cuh).
 //
-// A Product says what is multiplied, and how:
+// What a Product provides:
 //
 //   Type             F16 or BF16: of y
 //   kBits, kStages
 //   kElementBytes    of x: 2 or 1
 //   Accumulators     GemmAccumulators, or a type with that base
 //   static void multiply(Accumulators&, const KStep<kBits, kElementBytes>&, const StepScales&, const QaigLayer&)
-//   static void finish(const QaigLayer&, int rows, int row, int column)    after a warp's part of y is stored
+//   static void finish(const QaigLayer&, int rows, int row, int column)    runs after a warp has stored its part of y
 #pragma once
 
 #include "cuda/device/group_scales.cuh"
@@ -27,7 +27,7 @@
 namespace qaig {
 namespace cuda {
 
-// One thread's part of one layer. `split`: blocks may have parts of an output tile.
+// One thread's part of one layer. With `split`, blocks may have parts of an output tile.
 template <class Product, bool split = true>
 struct GemmLayer {
     static constexpr int kBits = Product::kBits, kStages = Product::kStages;
@@ -35,7 +35,7 @@ struct GemmLayer {
     static constexpr int kChunks = ProductStep::kChunks;
     static constexpr int kBlockWords = kBits * 32;  // of a row block, in 16 bytes
     static constexpr int kStageSize = kGemmRowBlocks * kBlockWords + kGemmColumns * kChunks;
-    static constexpr int kWarpAccumulators = kWarpTiles * kColumnParts * 32;  // float4
+    static constexpr int kWarpAccumulators = kWarpTiles * kColumnFragments * 32;  // float4
 
     const QaigLayer& l;
     int rows;             // of x
@@ -46,13 +46,13 @@ struct GemmLayer {
     GroupScales<kBits> groups;
     int warp, lane;
 
-    // The last output tile may lack a row block: its warps multiply another one again and drop the result.
+    // The last output tile may lack a row block. Its warps then multiply the row block before, and drop the result.
     QAIG_MEMBER bool has_rows(const TilePosition& p) const { return kGemmRowBlocks * p.rows + warp / 2 < row_blocks; }
     QAIG_MEMBER int row_block(const TilePosition& p) const {
         return has_rows(p) ? kGemmRowBlocks * p.rows + warp / 2 : row_blocks - 1;
     }
 
-    // This thread's part of a k-step: words of its warp's row block, as any 64 threads copy theirs, and rows of x.
+    // Starts this thread's copies of a k-step. 64 threads copy the words of a row block, all threads copy rows of x.
     QAIG_MEMBER void start_copy(const TilePosition& p, int stage) {
         uint4* to = ring + stage * kStageSize;
         const long long item = static_cast<long long>(row_block(p)) * tiles + p.tile;
@@ -70,7 +70,8 @@ struct GemmLayer {
         const int row = threadIdx.x / kChunks, column = p.columns * kGemmColumns + row;
         const long long stride = l.x_stride * Product::kElementBytes;
         const char* x = static_cast<const char*>(l.x) + column * stride + slot * Product::kElementBytes;
-        uint4* to_x = to + kGemmRowBlocks * kBlockWords + swizzled<kChunks>(row, chunk);  // repeats after kRows
+        uint4* to_x =
+            to + kGemmRowBlocks * kBlockWords + swizzled<kChunks>(row, chunk);  // the swizzle repeats after kRows
         const int columns = slot < l.x_slots ? rows : 0;
 #pragma unroll
         for (int first = 0; first < kGemmColumns; first += kRows) {
@@ -92,14 +93,14 @@ struct GemmLayer {
                 last};
     }
 
-    // Finishes an output tile, or the part of one that this block has.
+    // Reduces and stores an output tile, or this block's part of one.
     QAIG_MEMBER void finish(GemmAccumulators& sums, const TilePosition& p, bool whole) {
         if (!has_rows(p)) {
             return;
         }
         if (split && !whole) {
             const int tile = p.rows * column_tiles + p.columns;
-            // Computed again here, where registers are free: the main loop has none for it.
+            // Computed again here, to save registers in the main loop.
             const StreamK schedule = gemm_schedule(*d, grid_blocks());
             const GemmLayerStart start = gemm_layer_start(*d, index);
             const unsigned first_step = start.k_steps + static_cast<unsigned>(tile) * tiles;
@@ -111,11 +112,11 @@ struct GemmLayer {
             }
         }
         const int row = row_block(p) * kBlockRows + warp % 2 * (16 * kWarpTiles), column = p.columns * kGemmColumns;
-        store_accumulators<typename Product::Type, kWarpTiles, kColumnParts>(l, rows, sums, row, column);
+        store_accumulators<typename Product::Type, kWarpTiles, kColumnFragments>(l, rows, sums, row, column);
         Product::finish(l, rows, row, column);
     }
 
-    // K-steps [begin, end) of the layer.
+    // Computes k-steps [begin, end) of the layer.
     QAIG_MEMBER void run(int begin, int end) {
         TilePosition now = position_of(begin, tiles, column_tiles), copied = now;
         block_barrier();  // the stages may still be in use for the layer before
@@ -181,14 +182,15 @@ QAIG_DEVICE GemmLayer<Product, split> gemm_layer(const QaigLayer& l, int rows, u
             lane};
 }
 
-// A kernel's body. Empty where it is never launched, see kGemmCapability.
+// A kernel's body. Empty for GPUs that never launch it, see kGemmCapability.
 template <class Product>
 QAIG_DEVICE void gemm(const QaigMatmul& d) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     QAIG_DYNAMIC_SHARED(shared);
     for (int i = 0; i < d.layer_count; i++) {
         const QaigLayer& l = d.layers[i];
-        const StreamK schedule = gemm_schedule(d, grid_blocks());  // once a layer, to free registers in its main loop
+        const StreamK schedule =
+            gemm_schedule(d, grid_blocks());  // computed for each layer, to save registers in its main loop
         const unsigned from = schedule.begin_of(blockIdx.x), to = schedule.begin_of(blockIdx.x + 1);
         const unsigned start = gemm_layer_start(d, i).k_steps;
         const unsigned steps = static_cast<unsigned>(gemm_k_steps(shape_of(l), d.rows));

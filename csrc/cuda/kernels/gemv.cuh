@@ -11,15 +11,15 @@ namespace cuda {
 template <class T, int bits, int columns, int kernel_bits = bits>
 QAIG_DEVICE void run_gemv(const QaigMatmul& d, int index, const StreamK& schedule, unsigned start, int semaphore,
                           int begin, int end, uint4* shared) {
-    auto part = gemv_layer<T, bits, columns, true, kernel_bits>(d.layers[index], d.rows, shared);
-    part.split_sums = d.workspace;
-    part.schedule = schedule;
-    part.start = start;
-    part.semaphores = d.semaphores + semaphore;
-    part.run(begin, end);
+    auto layer = gemv_layer<T, bits, columns, true, kernel_bits>(d.layers[index], d.rows, shared);
+    layer.workspace = d.workspace;
+    layer.schedule = schedule;
+    layer.start = start;
+    layer.semaphores = d.semaphores + semaphore;
+    layer.run(begin, end);
 }
 
-// The kernel's body. `bits` of kMixedBits: each layer tells its own.
+// The kernel's body. If `bits` is kMixedBits, each layer has its own width.
 template <class T, int bits, int columns>
 QAIG_DEVICE void gemv(const QaigMatmul& d) {
     QAIG_DYNAMIC_SHARED(shared);

@@ -1,5 +1,5 @@
-// GPTQ's inner loop (transformers_qaig/rounding/gptq_columns.py): columns of a weight, rounded one after the other. A thread
-// has one row of the weight, and its columns in registers.
+// GPTQ's inner loop (transformers_qaig/rounding/gptq_columns.py): rounds columns of a weight one after the other. A
+// thread has one row of the weight, and its columns in registers.
 #include "cuda/device/elements.cuh"
 #include "cuda/geometry.h"
 
@@ -27,13 +27,13 @@ QAIG_DEVICE void gptq_columns(const QaigGptqColumns& c) {
 #pragma unroll
     for (int j = 0; j < kMaxGptqColumns; j++) {
         if (j < c.count) {
-            // Of an int64 below 2^31. Another number reaches nothing that is not there.
+            // The low half of an int64. An index out of range becomes 0, so that no address is out of bounds.
             const unsigned group = load_global(reinterpret_cast<const uint2*>(c.groups + j)).x;
             const long long of_group = (group < static_cast<unsigned>(c.group_count) ? group : 0) * c.size + at;
             const float scale = load_float(c.scale, QAIG_F32, of_group), zero = load_float(c.zero, QAIG_F32, of_group);
             const float nearest = round_to_integer(divide(w[j], load_float(c.step, QAIG_F32, of_group)));
             const float low = -zero, high = static_cast<float>(c.max_code) - zero;
-            const float code = nearest < low ? low : nearest > high ? high : nearest;  // less the zero point
+            const float code = nearest < low ? low : nearest > high ? high : nearest;  // minus the zero point
             const float error = divide(w[j] - multiply(code, scale), load_shared(factor + j * kMaxGptqColumns + j));
             store_global(c.rows + j * c.size + at, w[j]);
             store_global(c.errors + j * c.size + at, error);

@@ -1,5 +1,5 @@
-// x in slot order. For 8 activation bits it is also rotated, where a rotation is given, and rounded to integers. One block
-// takes one row.
+// Copies x into slot order. For 8 activation bits it also rotates x, if there is a rotation, and rounds it to integers.
+// A block takes one row.
 #include "cuda/device/hadamard.cuh"
 #include "cuda/geometry.h"
 
@@ -11,8 +11,8 @@ constexpr float kLargest = 1e30f;  // `reference.LARGEST_8_BIT`
 constexpr float kSmallest = 1e-5f;
 constexpr unsigned kInfinity = 0x7f800000u;  // the bits of larger values are those of NaNs
 
-// The largest of a block's values, by their bits: those of absolute values are ordered, NaN above infinity.
-QAIG_DEVICE unsigned largest_in_block(unsigned v, unsigned* of_warps) {
+// The largest of a block's absolute values, as bits. Bits have the order of the values, with NaN above infinity.
+QAIG_DEVICE unsigned block_max(unsigned v, unsigned* of_warps) {
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) {
         const unsigned other = shuffle_xor(v, mask);
@@ -29,8 +29,8 @@ QAIG_DEVICE unsigned largest_in_block(unsigned v, unsigned* of_warps) {
     return v;
 }
 
-// The largest absolute value of eight, by its bits, or `largest`.
-QAIG_DEVICE unsigned larger(unsigned largest, const float (&v)[8]) {
+// The larger of `largest` and the absolute values of `v`, as bits.
+QAIG_DEVICE unsigned update_absmax(unsigned largest, const float (&v)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const unsigned absolute = bits_of(v[i]) & 0x7fffffffu;
@@ -39,7 +39,7 @@ QAIG_DEVICE unsigned larger(unsigned largest, const float (&v)[8]) {
     return largest;
 }
 
-// `count` values from x on, zeros after them.
+// Loads `count` values from x on, then zeros.
 template <class T>
 QAIG_DEVICE void load_eight(T type, const unsigned short* x, int count, bool aligned, float (&v)[8]) {
     if (aligned && count == 8) {
@@ -57,14 +57,14 @@ QAIG_DEVICE void load_eight(T type, const unsigned short* x, int count, bool ali
     }
 }
 
-// What becomes of a row: how its values are stored.
+// The destination of a row, and how its values are stored.
 template <class T>
 struct Row {
     unsigned short* out;
     bool rounded, bytes;
     float scale;  // of a rounded row
 
-    // Values become what is stored, but for its type.
+    // Rounds values to the integers that are stored.
     QAIG_MEMBER void round(float (&v)[8]) const {
         if (rounded) {
 #pragma unroll
@@ -87,7 +87,7 @@ struct Row {
         }
     }
 
-    // Those of eight slots, `slot` the first of them, a multiple of 8.
+    // Stores eight slots from `slot` on, a multiple of 8.
     QAIG_MEMBER void store_eight(int slot, const float (&v)[8]) const {
         if (bytes) {
             unsigned in_place[8];
@@ -113,12 +113,12 @@ struct Row {
     }
 };
 
-// Calls use(k, v) with the values of channels k to k + 7, each eight in one of the block's threads; zeros beyond the
-// last channel. Rotated if the rows are.
+// Calls use(k, v) with the values of channels k to k + 7, rotated if there is a rotation. The block's threads take
+// eight channels each in turn. Values beyond the last channel are zeros.
 template <class T, class Use>
 QAIG_DEVICE void for_channels(const QaigQuantizeActivations& a, const unsigned short* x, bool aligned, const Use& use) {
     float v[8];
-    if (a.rotation_block) {  // a warp takes kRotated channels at a time, all of its lanes together
+    if (a.rotation_block) {  // all lanes of a warp take part: they rotate kRotated channels at a time
         const int first = static_cast<int>(threadIdx.x) / 32 * kRotated, lane = threadIdx.x % 32;
         for (int k = first; k < a.in_features; k += kQuantizeThreads / 32 * kRotated) {
             load_rotated(T(), a, x, k + 8 * lane, v);
@@ -146,8 +146,8 @@ QAIG_DEVICE void quantize_activations(const QaigQuantizeActivations& a) {
     Row<T> row = {static_cast<unsigned short*>(a.out) + index * a.slots, false, false, 1};
     if (a.token_scale) {
         unsigned largest = 0;
-        for_channels<T>(a, x, aligned, [&](int, float (&v)[8]) { largest = larger(largest, v); });
-        largest = largest_in_block(largest, of_warps);
+        for_channels<T>(a, x, aligned, [&](int, float (&v)[8]) { largest = update_absmax(largest, v); });
+        largest = block_max(largest, of_warps);
         row.rounded = largest <= bits_of(kLargest);
         row.bytes = row.rounded && a.bytes;
         float token_scale = !a.bytes ? 1.0f : largest > kInfinity ? float_of(largest) : kNotQuantized;
@@ -160,7 +160,7 @@ QAIG_DEVICE void quantize_activations(const QaigQuantizeActivations& a) {
             store_global(a.token_scale + index, token_scale);
         }
     }
-    // Slots by eights. Where rows are rotated, those that are no channel's: the channels come below.
+    // Slots, eight at a time. With a rotation only the padding: the channels follow below.
     for (int slot = 8 * threadIdx.x; slot < a.slots; slot += 8 * kQuantizeThreads) {
         const int group = slot / group_slots, in_group = slot - group * group_slots;
         const int rest = group < groups ? group_size - in_group : 0, count = rest < 0 ? 0 : rest < 8 ? rest : 8;
@@ -185,7 +185,7 @@ QAIG_DEVICE void quantize_activations(const QaigQuantizeActivations& a) {
                 return;
             }
 #pragma unroll
-            for (int i = 0; i < 8; i++) {  // blocks of a rotation are whole eights: all of them are there
+            for (int i = 0; i < 8; i++) {  // a rotation's blocks are multiples of eight, so all eight exist
                 const int group = (k + i) / group_size;
                 row.store(group * group_slots + k + i - group * group_size, v[i]);
             }

@@ -1,4 +1,4 @@
-// x as the kernels read it: as it is, or in slot order, rotated and quantized by a kernel before.
+// Prepares x for the kernels: as it is, or in slot order, rotated and quantized by a kernel of its own.
 #pragma once
 
 #include <map>
@@ -10,7 +10,7 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-// As arguments.h describes it. Rounded to 8 bits if there is a token_scale.
+// The x of a kernel, as arguments.h describes it. It is rounded to 8 bits if there is a token_scale.
 struct Input {
     Tensor x;
     Optional token_scale;
@@ -21,16 +21,16 @@ struct Input {
     }
 };
 
-// x [rows][in_features] for each layer, made once for all that read it alike.
+// Prepares x [rows][in_features] for each layer, once for all layers that need the same.
 class Inputs {
 public:
     Inputs(const Tensor& x, bool round, const Device& device) : x_(x), round_(round), device_(device) {}
 
-    const Input& of(const Layer& l) {
-        return of(l.input_group(), l.rotation_block, l.rotation_seed, l.kernel == MatmulKernel::kGemmI8);
+    const Input& get(const Layer& l) {
+        return get(l.input_group(), l.rotation_block, l.rotation_seed, l.kernel == MatmulKernel::kGemmI8);
     }
 
-    const Input& of(int group, int64_t rotation_block, int64_t rotation_seed, bool bytes) {
+    const Input& get(int group, int64_t rotation_block, int64_t rotation_seed, bool bytes) {
         const auto key = std::make_tuple(group, rotation_block, rotation_block ? rotation_seed : 0, bytes);
         const auto known = inputs_.find(key);
         return known != inputs_.end()

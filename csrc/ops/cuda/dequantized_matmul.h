@@ -1,4 +1,4 @@
-// Products by torch, with the weight dequantized some rows at a time.
+// Dequantizes a weight some rows at a time, and lets torch multiply.
 #pragma once
 
 #include <algorithm>
@@ -32,15 +32,15 @@ inline Tensor detached(const Tensor& t) {
     return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// y = x W' + bias by torch, into rows of y that may be apart.
+// y = x W' + bias by torch. The rows of y need not be contiguous.
 inline void torch_linear(const Tensor& x, const Tensor& weight, const Optional& bias, const Tensor& y) {
     using torch::stable::detail::from;
     std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(y)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
-    const auto result = torch::stable::detail::to<Tensor>(stack[0]);  // y again: takes over what the stack held
+    const auto result = torch::stable::detail::to<Tensor>(stack[0]);  // y again: it takes over the stack's reference
 }
 
-// y = token_scale * products + bias, computed in float32 and rounded once as it is stored.
+// y = token_scale * products + bias, in float32. The result is rounded once, where it is stored.
 inline void scale_rows(const Tensor& products, const Tensor& token_scale, const Optional& bias, const Tensor& y) {
     using torch::stable::detail::from;
     const Tensor column = torch::stable::view(token_scale, {token_scale.size(0), 1});
@@ -57,8 +57,8 @@ inline void scale_rows(const Tensor& products, const Tensor& token_scale, const 
     torch::stable::copy_(out, torch::stable::subtract(scaled, *bias, -1.0));
 }
 
-// The weight is dequantized some rows at a time, into one piece of memory. An x that is rounded to 8 bits has integers times
-// a power of two: they are exact in 16 bits, and only their products are rounded.
+// Dequantizes rows of the weight into one buffer, and multiplies by them. An x that is rounded to 8 bits holds integers
+// times a power of two. Those are exact in 16 bits, so only products are rounded.
 inline void dequantized_matmul(const Tensor& x, const Layer& l, Inputs& inputs, bool round, long long chunk_bytes,
                                const Device& device) {
     const PackedWeight& w = *l.weight;
@@ -69,7 +69,7 @@ inline void dequantized_matmul(const Tensor& x, const Layer& l, Inputs& inputs, 
     Tensor input = detached(x);
     Optional token_scale, bias;
     if (round) {
-        const Input& in = inputs.of(l);
+        const Input& in = inputs.get(l);
         Tensor slots = in.x;
         input = torch::stable::narrow(slots, 1, 0, k);
         token_scale = in.token_scale;

@@ -1,4 +1,4 @@
-// torch's current device and stream, and errors of the kernels' C functions.
+// Finds torch's current device and stream, and raises the errors of the kernels' C functions.
 #pragma once
 
 #if !defined(QAIG_EMULATED)
@@ -22,8 +22,7 @@ struct Device {
 
 #else
 
-// The stable ABI has no name for the current stream that a library can link to without CUDA: it is looked up in the
-// libraries of a torch that has it.
+// Looks the function up at run time: a library that links to it would not load in a torch without CUDA.
 inline void* current_stream(int device) {
     using Function = AOTITorchError (*)(int32_t, void**);
     static const auto function = [] {
@@ -37,7 +36,7 @@ inline void* current_stream(int device) {
     return stream;
 }
 
-// The device of a tensor, current as long as this lives.
+// The device of a tensor. It is the current device as long as this object lives.
 struct Device {
     explicit Device(const Tensor& t) : index(t.get_device()), guard(index), stream(current_stream(index)) {}
     int index;

@@ -10,7 +10,7 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-// The sizes of a stack in the CUDA layout, with the bits of some expert.
+// The sizes of a stack in the CUDA layout, with the bits of its first expert.
 inline cuda::Shape checked_expert_shape(const std::vector<int64_t>& bits, int64_t out_features, int64_t in_features,
                                         int64_t channels) {
     for (const int64_t width : bits) {
@@ -25,13 +25,13 @@ inline cuda::Shape checked_expert_shape(const std::vector<int64_t>& bits, int64_
             static_cast<int>(bits[0])};
 }
 
-// Whether the kernels take sizes that were checked: if not, the reference does.
+// Whether the kernels take these checked sizes. If not, the reference computes.
 inline bool has_experts_kernel(const cuda::Shape& s, int64_t rows, int64_t experts) {
     return rows <= cuda::kMaxGemmRows && experts <= QAIG_MAX_EXPERTS && s.row_blocks() <= cuda::kMaxGridY &&
            s.work_items() < cuda::kMaxSteps;
 }
 
-// Products of the rows of each expert with its weight, for tensors that were checked.
+// Multiplies the rows of each expert with its weight. All tensors were checked.
 inline Tensor launch_experts(const Tensor& x, const Tensor& offsets, const Tensor& packed, const Tensor& scale,
                              const Optional& zero, const experts_ops::Sections& sections, int64_t experts,
                              const cuda::Shape& shape, bool round, const Device& device) {
@@ -44,7 +44,7 @@ inline Tensor launch_experts(const Tensor& x, const Tensor& offsets, const Tenso
     const Tensor words = as_aligned(packed), scales = as_aligned(scale);
     const Optional zeros = zero ? Optional(as_aligned(*zero)) : std::nullopt;
     Inputs inputs(flat, round, device);
-    const Input& input = inputs.of(packed_input_group(shape), 0, 0, false);
+    const Input& input = inputs.get(packed_input_group(shape), 0, 0, false);
     QaigExperts arguments = {};
     arguments.words = words.const_data_ptr();
     arguments.scale = scales.const_data_ptr();
@@ -82,7 +82,7 @@ inline Tensor experts_linear(const Tensor& x, const Tensor& offsets, const Tenso
     }
     experts_ops::Sections sections(bits, experts, out_features, in_features, in_features / channels);
     const bool is_half = x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
-    // An error within the reference would come back without its text: all is checked here, whoever computes.
+    // An error within the reference would lose its message, so everything is checked here first.
     if (layout == kCheckpointLayout) {
         sections.check_checkpoint_layout(packed, scale, zero, device.index);
     } else {

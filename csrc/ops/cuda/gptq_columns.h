@@ -1,4 +1,4 @@
-// GPTQ's inner loop on tensors of a device.
+// Checks tensors of a CUDA device, and runs GPTQ's inner loop on them.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -7,7 +7,8 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-// `columns.gptq_columns_reference` says what. Only `factor` may be a part of a larger matrix.
+// Computes what `gptq_columns_reference` does (transformers_qaig/rounding/gptq_columns.py). Only `factor` may be a view
+// of a larger matrix.
 inline void gptq_columns(Tensor rows, Tensor errors, Tensor codes, const Tensor& factor, const Tensor& groups,
                          const Tensor& step, const Tensor& scale, const Tensor& zero, int64_t max_code) {
     STD_TORCH_CHECK(rows.dim() == 2 && step.dim() == 2, "rows and step must have two dimensions, got ",

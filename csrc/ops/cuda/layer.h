@@ -1,4 +1,4 @@
-// A layer and the kernel that multiplies it.
+// Chooses the kernel that multiplies a layer.
 #pragma once
 
 #include "cuda/geometry.h"
@@ -8,13 +8,13 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-constexpr int64_t kMaxQuantizedRows = (1LL << 31) - 1;  // of x that are rounded to 8 bits: each is a block of a launch
+constexpr int64_t kMaxQuantizedRows = (1LL << 31) - 1;  // of x, rounded to 8 bits: a launch has a block for each
 
-// What multiplies a layer: a kernel that reads packed words (gemv, gemm), torch with the dequantized weight, or the plain
-// torch of formats/reference.py.
+// What multiplies a layer: a kernel that reads packed words (gemv, gemm), torch with the dequantized weight, or plain
+// torch (formats/reference.py).
 enum class MatmulKernel { kGemv, kGemmF16, kGemmI8, kDequantize, kReference };
 
-// Channels of a group in the order of slots in which kernels that read packed words take x.
+// Group size of the slot order in which gemv and gemm read x.
 inline int packed_input_group(const cuda::Shape& s) { return s.in_channel_order() ? s.in_features : s.group_size; }
 
 struct Layer {
@@ -24,14 +24,14 @@ struct Layer {
     Tensor y;  // [rows][out_features]
     MatmulKernel kernel;
 
-    // Channels of a group in the order of slots that x is to have: all of them, unless groups are padded.
+    // Group size of the slot order that x must have: all channels, unless groups are padded.
     int input_group() const {
         const cuda::Shape& s = weight->shape;
         return kernel == MatmulKernel::kDequantize ? s.in_features : packed_input_group(s);
     }
 };
 
-// Rotated values that are not rounded to integers would lose more, or overflow, in 16 bits.
+// Rotated x that is not rounded takes the reference: in 16 bits it would lose precision, or overflow.
 inline MatmulKernel choose_kernel(const PackedWeight& w, int64_t rows, bool round, bool rotate,
                                   const cuda::Tuning& tuning) {
     if ((rotate && !round) || (round && rows > kMaxQuantizedRows)) {

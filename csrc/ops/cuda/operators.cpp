@@ -1,6 +1,6 @@
 // The operators of torch.ops.qaig on CUDA devices. Empty in a library that is built without nvcc.
 //
-// QAIG_EMULATED is how tests compile this file: the kernels then run on the emulator and the tensors are the CPU's.
+// Tests compile this file with QAIG_EMULATED. Kernels then run on the emulator, and tensors are the CPU's.
 #if defined(QAIG_CUDA_ARCHS) || defined(QAIG_EMULATED)
 
 #include <torch/csrc/stable/library.h>
@@ -35,7 +35,7 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     }
     STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCudaLayout, "layout=", layout,
                     " belongs to another backend: CUDA devices read 0 (the checkpoint layout) and 2 (their own)");
-    // An error within the reference would come back without its text, so what it would refuse is refused here.
+    // An error within the reference would lose its message, so the same checks run here first.
     const auto by_reference = [&](size_t i) {
         const int device = x.is_cpu() ? kCpu : x.get_device();
         if (layout == kCheckpointLayout) {
@@ -62,7 +62,7 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
     const int64_t in_features = y_shape.back();
     std::vector<PackedWeight> weights;
     std::vector<Optional> biases;
-    for (size_t i = 0; i < count; i++) {  // everything is checked before anything is computed
+    for (size_t i = 0; i < count; i++) {  // all checks come before the first product
         weights.emplace_back(packed[i], scale[i], zero[i], out_features[i], in_features, bits[i], group_size[i], layout,
                              device.index);
         biases.push_back(checked_bias(bias[i], out_features[i], device.index));

@@ -1,4 +1,4 @@
-// Products by kernels that read packed words.
+// Launches gemv and gemm, the kernels that read packed words.
 #pragma once
 
 #include <algorithm>
@@ -11,10 +11,10 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-using WorkspaceOf = int (*)(const QaigMatmul*, long long*, long long*);
+using WorkspaceQuery = int (*)(const QaigMatmul*, long long*, long long*);
 using Launch = int (*)(const QaigMatmul*, int, void*);
 
-// Rows [row, row + rows) of x by up to QAIG_MAX_LAYERS layers, all by one kernel.
+// Multiplies rows [row, row + rows) of x with up to QAIG_MAX_LAYERS layers, in one launch.
 inline void launch_packed_matmul(const Tensor& x, const std::vector<const Layer*>& layers, Inputs& inputs, int64_t row,
                                  int64_t rows, const Device& device) {
     const MatmulKernel kernel = layers[0]->kernel;
@@ -25,7 +25,7 @@ inline void launch_packed_matmul(const Tensor& x, const std::vector<const Layer*
     for (size_t i = 0; i < layers.size(); i++) {
         const Layer& l = *layers[i];
         const PackedWeight& w = *l.weight;
-        const Input& in = inputs.of(l);
+        const Input& in = inputs.get(l);
         QaigLayer& to = arguments.layers[i];
         to.words = w.words.const_data_ptr();
         to.scale = w.scale.const_data_ptr();
@@ -46,14 +46,14 @@ inline void launch_packed_matmul(const Tensor& x, const std::vector<const Layer*
         to.bits = w.shape.bits;
         to.scale_type = type_of(w.scale.scalar_type());
     }
-    const WorkspaceOf ask_workspace = kernel == MatmulKernel::kGemv      ? qaig_cuda_gemv_workspace
-                                      : kernel == MatmulKernel::kGemmF16 ? qaig_cuda_gemm_f16_workspace
-                                                                         : qaig_cuda_gemm_i8_workspace;
+    const WorkspaceQuery query_workspace = kernel == MatmulKernel::kGemv      ? qaig_cuda_gemv_workspace
+                                           : kernel == MatmulKernel::kGemmF16 ? qaig_cuda_gemm_f16_workspace
+                                                                              : qaig_cuda_gemm_i8_workspace;
     const Launch launch = kernel == MatmulKernel::kGemv      ? qaig_cuda_gemv
                           : kernel == MatmulKernel::kGemmF16 ? qaig_cuda_gemm_f16
                                                              : qaig_cuda_gemm_i8;
     long long workspace_bytes = 0, semaphores = 0;
-    check_status(ask_workspace(&arguments, &workspace_bytes, &semaphores), "planning a product");
+    check_status(query_workspace(&arguments, &workspace_bytes, &semaphores), "planning a product");
     const Tensor workspace =
         torch::stable::new_empty(x, {static_cast<int64_t>(workspace_bytes) / 4}, ScalarType::Float);
     arguments.workspace = static_cast<float*>(workspace.mutable_data_ptr());
@@ -66,14 +66,14 @@ inline void launch_packed_matmul(const Tensor& x, const std::vector<const Layer*
     check_status(launch(&arguments, type_of(x.scalar_type()), device.stream), "a product");
 }
 
-// All layers in as few launches as possible: gemv takes 16 rows of x [rows][in_features] at a time, and layers of several
-// widths; a gemm takes all rows at once, and layers of one width.
+// Multiplies x [rows][in_features] with all layers, in as few launches as possible. A gemv takes 16 rows of x, and
+// layers of several widths. A gemm takes all rows, and layers of one width.
 inline void packed_matmul(const Tensor& x, const std::vector<Layer>& layers, Inputs& inputs, const Device& device) {
-    std::map<std::pair<MatmulKernel, int>, std::vector<const Layer*>> together;
+    std::map<std::pair<MatmulKernel, int>, std::vector<const Layer*>> launches;
     for (const Layer& l : layers) {
-        together[{l.kernel, l.kernel == MatmulKernel::kGemv ? cuda::kMixedBits : l.weight->shape.bits}].push_back(&l);
+        launches[{l.kernel, l.kernel == MatmulKernel::kGemv ? cuda::kMixedBits : l.weight->shape.bits}].push_back(&l);
     }
-    for (const auto& [key, all] : together) {
+    for (const auto& [key, all] : launches) {
         const int64_t rows = x.size(0), step = key.first == MatmulKernel::kGemv ? int64_t{QAIG_MAX_GEMV_ROWS} : rows;
         for (int64_t row = 0; row < rows; row += step) {
             for (auto first = all.begin(); first != all.end();) {

@@ -1,4 +1,4 @@
-// Packed weights and biases as arguments of an operator, checked.
+// Checks packed weights and biases on CUDA devices.
 #pragma once
 
 #include "cuda/arguments.h"
@@ -13,13 +13,13 @@ inline int type_of(ScalarType type) {
     return type == ScalarType::Half ? QAIG_F16 : type == ScalarType::BFloat16 ? QAIG_BF16 : QAIG_F32;
 }
 
-// Contiguous, and where kernels can read 16 bytes at once.
+// A contiguous tensor at an address from which kernels can read 16 bytes at once.
 inline Tensor as_aligned(const Tensor& t) {
     const Tensor c = as_contiguous(t);
     return reinterpret_cast<uintptr_t>(c.const_data_ptr()) % 16 ? torch::stable::clone(c) : c;
 }
 
-// A packed weight whose tensors were checked; holds what it points to.
+// A packed weight with checked tensors, which it owns.
 struct PackedWeight {
     PackedWeight(const Tensor& packed, const Tensor& scale_, const Optional& zero_, int64_t out_features,
                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int device) {

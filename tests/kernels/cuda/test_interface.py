@@ -81,8 +81,8 @@ def test_quotients(tmp_path):
     body = (
         f"for (int d : {{{', '.join(map(str, divisors))}}}) {{"
         " long long wrong = 0; const FastDivisor q = fast_divisor(d); const int most = d == 1 ? 1 << 24 : 1 << 20;"
-        " for (int n = 0; n < most; n += n < 5000 ? 1 : 37) wrong += q.of(n) != n / d;"
-        " for (int n = d; n < most; n += d) wrong += (q.of(n) != n / d) + (q.of(n - 1) != (n - 1) / d);"
+        " for (int n = 0; n < most; n += n < 5000 ? 1 : 37) wrong += q.divide(n) != n / d;"
+        " for (int n = d; n < most; n += d) wrong += (q.divide(n) != n / d) + (q.divide(n - 1) != (n - 1) / d);"
         " say(wrong); }"
     )
     assert run(tmp_path, body) == [[0]] * len(divisors)
