@@ -94,12 +94,20 @@ inline bool is_on(const Tensor& t, int device) {
 
 inline std::string device_name(int device) { return device == kCpu ? "the CPU" : "GPU " + std::to_string(device); }
 
-// Messages are built on failure only: this runs for every tensor of every call.
-inline void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
-                         std::initializer_list<ScalarType> types, int device = kCpu) {
+// Messages are built on failure only: these checks run for every tensor of every call.
+inline void check_dtype(const char* name, const Tensor& t, std::initializer_list<ScalarType> types) {
     const ScalarType type = t.scalar_type();
     STD_TORCH_CHECK(std::find(types.begin(), types.end(), type) != types.end(), name, " must have dtype ",
                     dtype_names(types), ", got ", dtype_name(type));
+}
+
+inline void check_matrix(const char* name, const Tensor& t) {
+    STD_TORCH_CHECK(t.dim() == 2, name, " must have two dimensions, got shape ", shape_text(shape_of(t)));
+}
+
+inline void check_tensor(const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
+                         std::initializer_list<ScalarType> types, int device = kCpu) {
+    check_dtype(name, t, types);
     STD_TORCH_CHECK(is_on(t, device), name, " is not on ", device_name(device),
                     " but the input is: move both to one device");
     STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", shape_text(shape), ", got ",
@@ -137,15 +145,34 @@ inline int64_t checked_group(int64_t out_features, int64_t in_features, int64_t 
     return group_size == -1 ? in_features : group_size;
 }
 
-// The tensors of a weight in the checkpoint layout, which every device takes.
+// Checks the tensors of a packed weight, or of a stack of experts, in any layout.
+inline void check_packed(const Tensor& packed, std::initializer_list<int64_t> packed_shape, const Tensor& scale,
+                         std::initializer_list<int64_t> scale_shape, const Optional& zero,
+                         std::initializer_list<int64_t> zero_shape, ScalarType zero_type, int device) {
+    check_tensor("packed", packed, packed_shape, {ScalarType::Int}, device);
+    check_tensor("scale", scale, scale_shape, kScaleTypes, device);
+    if (zero) {
+        check_tensor("zero", *zero, zero_shape, {zero_type}, device);
+    }
+}
+
+// Checks a weight in the checkpoint layout, which every device takes.
 inline void check_checkpoint_layout(const Tensor& packed, const Tensor& scale, const Optional& zero,
                                     int64_t out_features, int64_t in_features, int64_t bits, int64_t groups,
                                     int device) {
-    check_tensor("packed", packed, {out_features, words_for(in_features, bits)}, {ScalarType::Int}, device);
-    check_tensor("scale", scale, {out_features, groups}, kScaleTypes, device);
-    if (zero) {
-        check_tensor("zero", *zero, {words_for(out_features, bits), groups}, {ScalarType::Int}, device);
-    }
+    check_packed(packed, {out_features, words_for(in_features, bits)}, scale, {out_features, groups}, zero,
+                 {words_for(out_features, bits), groups}, ScalarType::Int, device);
+}
+
+inline void check_bias(const Tensor& bias, int64_t out_features, int device) {
+    check_tensor("bias", bias, {out_features},
+                 {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double}, device);
+}
+
+// Checks a range of rows or columns, which `what` names, of a weight that has `size` of them.
+inline void check_range(const char* what, int64_t start, int64_t stop, int64_t size) {
+    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= size, what, " ", start, " to ", stop, " are not within the ",
+                    size, " of the weight");
 }
 
 inline void check_activation(const char* name, const Tensor& x) {
@@ -177,7 +204,9 @@ size_t checked_count(const std::vector<Tensor>& packed, const Lists&... others) 
     return count;
 }
 
-inline void check_activation_bits(int64_t activation_bits) {
+// Checks the input of a product.
+inline void check_input(const Tensor& x, int64_t activation_bits) {
+    check_activation("x", x);
     STD_TORCH_CHECK(activation_bits == 16 || activation_bits == 8, "activation_bits=", activation_bits,
                     " has no kernel here: use 16 or 8");
 }

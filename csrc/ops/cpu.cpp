@@ -21,13 +21,14 @@
 namespace {
 
 using qaig::as_contiguous;
-using qaig::check_activation;
-using qaig::check_activation_bits;
+using qaig::check_bias;
+using qaig::check_input;
+using qaig::check_range;
 using qaig::check_rotation;
 using qaig::check_storage;
-using qaig::check_tensor;
 using qaig::checked_count;
 using qaig::dtype_name;
+using qaig::kCpu;
 using qaig::Optional;
 using qaig::PackedWeight;
 using qaig::reference_linear;
@@ -42,8 +43,7 @@ std::vector<float> bias_floats(const Optional& bias, int64_t out_features) {
     if (!bias) {
         return {};
     }
-    check_tensor("bias", *bias, {out_features},
-                 {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double});
+    check_bias(*bias, out_features, kCpu);
     const Tensor flat = as_contiguous(*bias);
     std::vector<float> values(out_features);
     if (flat.scalar_type() == ScalarType::Double) {
@@ -64,8 +64,7 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
                                 const std::vector<int64_t>& rotation_block, const std::vector<int64_t>& rotation_seed,
                                 const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
                                 const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
-    check_activation("x", x);
-    check_activation_bits(activation_bits);
+    check_input(x, activation_bits);
     STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "x must be float16, bfloat16 or float32, got float64");
     const size_t count =
         checked_count(packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits, group_size);
@@ -98,8 +97,7 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
 Tensor linear(const Tensor& x, const Tensor& packed, const Tensor& scale, const Optional& zero, const Optional& bias,
               int64_t rotation_block, int64_t rotation_seed, int64_t out_features, int64_t bits, int64_t group_size,
               int64_t activation_bits, int64_t layout) {
-    check_activation("x", x);
-    check_activation_bits(activation_bits);
+    check_input(x, activation_bits);
     if (x.scalar_type() == ScalarType::Double) {
         // An error within the reference would lose its message, so the same checks run here first.
         PackedWeight(packed, scale, zero, out_features, x.size(-1), bits, group_size, layout);
@@ -152,8 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> repack(const Tensor& packed, const Tensor& sc
 Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zero, int64_t out_features,
                   int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start, int64_t stop) {
     const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
-    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= out_features, "rows ", start, " to ", stop,
-                    " are not within the ", out_features, " of the weight");
+    check_range("rows", start, stop, out_features);
     const Tensor y = torch::stable::new_empty(packed, {stop - start, in_features}, ScalarType::Float);
     auto* out = static_cast<float*>(y.mutable_data_ptr());
     const int64_t first = start / qaig::kTileRows, tiles = (stop + qaig::kTileRows - 1) / qaig::kTileRows - first;
@@ -180,8 +177,7 @@ Tensor dequantize_columns(const Tensor& packed, const Tensor& scale, const Optio
                           int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start,
                           int64_t stop) {
     const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout);
-    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= in_features, "columns ", start, " to ", stop,
-                    " are not within the ", in_features, " of the weight");
+    check_range("columns", start, stop, in_features);
     const Tensor y = torch::stable::new_empty(packed, {out_features, stop - start}, ScalarType::BFloat16);
     auto* out = static_cast<uint16_t*>(y.mutable_data_ptr());
     if (start == stop) {

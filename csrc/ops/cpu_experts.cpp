@@ -34,9 +34,13 @@ class ExpertWeights {
 public:
     ExpertWeights(const Tensor& packed, const Tensor& scale, const Optional& zero, const std::vector<int64_t>& bits,
                   int64_t experts, int64_t out_features, int64_t in_features, int64_t group_size, int64_t layout)
-        : shape_(checked_shapes(bits, out_features, in_features, group_size, layout)),
-          in_checkpoint_layout_(layout == kCheckpointLayout),
+        : shape_{out_features, in_features,
+                 experts_ops::checked_group(bits, experts, out_features, in_features, group_size),
+                 static_cast<int>(bits[0])},
           sections_(bits, experts, out_features, in_features, shape_.groups()) {
+        for (const int64_t width : bits) {
+            in_checkpoint_layout_ = is_checkpoint_layout(layout, width);
+        }
         if (in_checkpoint_layout_) {
             sections_.check_checkpoint_layout(packed, scale, zero, kCpu);
         } else {
@@ -65,19 +69,8 @@ public:
     }
 
 private:
-    // The sizes of a weight, with the bits of some expert.
-    static Shape checked_shapes(const std::vector<int64_t>& bits, int64_t out_features, int64_t in_features,
-                                int64_t group_size, int64_t layout) {
-        Shape shape = checked_shape(out_features, in_features, bits.empty() ? 2 : bits[0], group_size);
-        for (const int64_t width : bits) {
-            shape = checked_shape(out_features, in_features, width, group_size);
-            is_checkpoint_layout(layout, width);
-        }
-        return shape;
-    }
-
-    Shape shape_;
-    bool in_checkpoint_layout_;
+    Shape shape_;  // with the bits of the first expert
+    bool in_checkpoint_layout_ = true;
     Sections sections_;
     Tensor packed_, scale_;
     Optional zero_;
@@ -93,8 +86,8 @@ Tensor experts_linear(const Tensor& x, const Tensor& offsets, const Tensor& pack
     const std::vector<int64_t> bounds = checked_offsets(offsets, rows);
     const ExpertWeights weights(packed, scale, zero, bits, experts, out_features, in_features, group_size, layout);
     if (x.scalar_type() == ScalarType::Double) {  // all checks are done: an error in it would lose its message
-        return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
-                             group_size, activation_bits, layout);
+        return reference_experts_linear(x, offsets, packed, scale, zero, bits, out_features, group_size,
+                                        activation_bits, layout);
     }
     const Tensor flat = as_contiguous(x), y = torch::stable::new_empty(x, {rows, out_features});
     const Scalar type = scalar(x.scalar_type());

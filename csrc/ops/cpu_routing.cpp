@@ -47,8 +47,8 @@ std::vector<int64_t> checked_ids(const Tensor& index, int64_t most) {
 std::tuple<Tensor, Tensor, Tensor> experts_route(const Tensor& hidden, const Tensor& index, int64_t experts,
                                                  int64_t choices) {
     check_activation("hidden", hidden);
-    STD_TORCH_CHECK(hidden.dim() == 2, "hidden must have two dimensions, got shape ", shape_text(shape_of(hidden)));
-    STD_TORCH_CHECK(index.dim() == 2, "index must have two dimensions, got shape ", shape_text(shape_of(index)));
+    check_matrix("hidden", hidden);
+    check_matrix("index", index);
     const int64_t tokens = hidden.size(0), channels = hidden.size(1), routed = index.size(1);
     check_tensor("index", index, {tokens, routed}, {ScalarType::Int, ScalarType::Long});
     STD_TORCH_CHECK(1 <= experts && experts <= choices && choices <= experts_ops::kMostExperts,
@@ -133,8 +133,8 @@ void add_product(const void* values, Scalar from, int64_t at, int64_t count, flo
 
 // Sums each token's rows times their weights. Products are rounded to the result's dtype, sums once, at the end.
 Tensor experts_sum(const Tensor& rows, const Tensor& weights, const Tensor& order) {
-    STD_TORCH_CHECK(rows.dim() == 2, "rows must have two dimensions, got shape ", shape_text(shape_of(rows)));
-    STD_TORCH_CHECK(weights.dim() == 2, "weights must have two dimensions, got shape ", shape_text(shape_of(weights)));
+    check_matrix("rows", rows);
+    check_matrix("weights", weights);
     const int64_t tokens = weights.size(0), routed = weights.size(1), channels = rows.size(1);
     check_tensor("weights", weights, {tokens, routed}, kScaleTypes);
     check_tensor("rows", rows, {weights.numel(), channels}, kScaleTypes);

@@ -35,11 +35,8 @@ struct PackedWeight {
         if (in_checkpoint_layout) {
             check_checkpoint_layout(packed_, scale_, zero_, s.out_features, s.in_features, bits, s.groups(), kCpu);
         } else {
-            check_tensor("packed", packed_, {s.tiles(), s.units(), s.bits, kTileRows}, {ScalarType::Int});
-            check_tensor("scale", scale_, {s.tiles(), s.groups(), kTileRows}, kScaleTypes);
-            if (zero_) {
-                check_tensor("zero", *zero_, {s.tiles(), s.groups(), kTileRows}, {ScalarType::Byte});
-            }
+            check_packed(packed_, {s.tiles(), s.units(), s.bits, kTileRows}, scale_, {s.tiles(), s.groups(), kTileRows},
+                         zero_, {s.tiles(), s.groups(), kTileRows}, ScalarType::Byte, kCpu);
         }
         packed = as_contiguous(packed_);
         scale = as_contiguous(scale_);

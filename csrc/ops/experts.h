@@ -22,9 +22,20 @@ inline int64_t checked_experts(const Tensor& offsets, int device) {
 }
 
 inline void check_rows(const Tensor& x, int64_t activation_bits) {
-    check_activation("x", x);
-    STD_TORCH_CHECK(x.dim() == 2, "x must have two dimensions, got shape ", shape_text(shape_of(x)));
-    check_activation_bits(activation_bits);
+    check_input(x, activation_bits);
+    check_matrix("x", x);
+}
+
+// Checks the sizes of a stack, and returns the channels of a group.
+inline int64_t checked_group(const std::vector<int64_t>& bits, int64_t experts, int64_t out_features,
+                             int64_t in_features, int64_t group_size) {
+    STD_TORCH_CHECK(bits.size() == 1 || static_cast<int64_t>(bits.size()) == experts,
+                    "bits must have one entry, or one for each of ", experts, " experts, got ", bits.size());
+    int64_t channels = 0;
+    for (const int64_t width : bits) {
+        channels = qaig::checked_group(out_features, in_features, width, group_size);
+    }
+    return channels;
 }
 
 // Sizes of a stack in a kernel's layout. Each weight has `row_tiles` tiles of `tile_rows` rows. A tile has `tile_words`
@@ -38,10 +49,7 @@ class Sections {
 public:
     Sections(const std::vector<int64_t>& bits, int64_t experts, int64_t out_features, int64_t in_features,
              int64_t groups)
-        : bits_(bits), experts_(experts), out_features_(out_features), in_features_(in_features), groups_(groups) {
-        STD_TORCH_CHECK(bits.size() == 1 || static_cast<int64_t>(bits.size()) == experts,
-                        "bits must have one entry, or one for each of ", experts, " experts, got ", bits.size());
-    }
+        : bits_(bits), experts_(experts), out_features_(out_features), in_features_(in_features), groups_(groups) {}
 
     int64_t bits_of(int64_t e) const { return bits_.size() == 1 ? bits_[0] : bits_[e]; }
     int64_t words(int64_t e) const { return words_[e]; }
@@ -50,22 +58,16 @@ public:
     void check_checkpoint_layout(const Tensor& packed, const Tensor& scale, const Optional& zero, int device) {
         place([&](int64_t bits) { return bounded_product(out_features_, words_for(in_features_, bits)); },
               [&](int64_t bits) { return bounded_product(words_for(out_features_, bits), groups_); });
-        check_tensor("packed", packed, {words_.back()}, {ScalarType::Int}, device);
-        check_tensor("scale", scale, {experts_, out_features_, groups_}, kScaleTypes, device);
-        if (zero) {
-            check_tensor("zero", *zero, {zeros_.back()}, {ScalarType::Int}, device);
-        }
+        check_packed(packed, {words_.back()}, scale, {experts_, out_features_, groups_}, zero, {zeros_.back()},
+                     ScalarType::Int, device);
     }
 
     void check_kernel_layout(const KernelLayout& l, const Tensor& packed, const Tensor& scale, const Optional& zero,
                              int device) {
         place([&](int64_t bits) { return bounded_product(l.row_tiles, l.tile_words * bits); },
               [&](int64_t) { return bounded_product(l.row_tiles, groups_ * l.tile_rows); });
-        check_tensor("packed", packed, {words_.back()}, {ScalarType::Int}, device);
-        check_tensor("scale", scale, {experts_, l.row_tiles, groups_, l.tile_rows}, kScaleTypes, device);
-        if (zero) {
-            check_tensor("zero", *zero, {experts_, l.row_tiles, groups_, l.tile_rows}, {ScalarType::Byte}, device);
-        }
+        check_packed(packed, {words_.back()}, scale, {experts_, l.row_tiles, groups_, l.tile_rows}, zero,
+                     {experts_, l.row_tiles, groups_, l.tile_rows}, ScalarType::Byte, device);
     }
 
 private:

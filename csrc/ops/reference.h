@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <vector>
 
 #include "ops/checks.h"
 
@@ -21,6 +22,14 @@ inline Tensor reference_linear(const Tensor& x, const Tensor& packed, const Tens
                                int64_t layout) {
     return call_operator("qaig::linear_reference", x, packed, scale, zero, bias, rotation_block, rotation_seed,
                          out_features, bits, group_size, activation_bits, layout);
+}
+
+inline Tensor reference_experts_linear(const Tensor& x, const Tensor& offsets, const Tensor& packed,
+                                       const Tensor& scale, const Optional& zero, const std::vector<int64_t>& bits,
+                                       int64_t out_features, int64_t group_size, int64_t activation_bits,
+                                       int64_t layout) {
+    return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
+                         group_size, activation_bits, layout);
 }
 
 }  // namespace qaig

@@ -75,7 +75,7 @@ int launch_gemm(const QaigMatmul* d, bool i8, int type, void* stream) {
     if (status != QAIG_OK) {
         return status;
     }
-    if ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->workspace, 16) || !aligned(d->semaphores, 4)) {
+    if (!valid_type(type) || !aligned(d->workspace, 16) || !aligned(d->semaphores, 4)) {
         return QAIG_BAD_ARGUMENT;
     }
     const int bits = d->layers[0].bits;
@@ -113,8 +113,7 @@ int qaig_cuda_gemv_workspace(const QaigMatmul* d, long long* workspace_bytes, lo
 int qaig_cuda_gemv(const QaigMatmul* d, int type, void* stream) {
     int processors = 0, capability = 0;
     int status = check_gemv(d);
-    if (status == QAIG_OK &&
-        ((type != QAIG_F16 && type != QAIG_BF16) || !aligned(d->workspace, 16) || !aligned(d->semaphores, 4))) {
+    if (status == QAIG_OK && (!valid_type(type) || !aligned(d->workspace, 16) || !aligned(d->semaphores, 4))) {
         status = QAIG_BAD_ARGUMENT;
     }
     if (status == QAIG_OK) {
@@ -171,9 +170,9 @@ int qaig_cuda_dequantize(const QaigDequantize* d, void* stream) {
 }
 
 int qaig_cuda_quantize_activations(const QaigQuantizeActivations* a, int type, void* stream) {
-    if (!a || a->rows < 1 || !valid_sizes(1, a->in_features, a->group_size, 2) ||
-        (type != QAIG_F16 && type != QAIG_BF16) || a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() ||
-        !aligned(a->x, a->rotation_block ? 16 : 2) || !aligned(a->out, 16)) {
+    if (!a || a->rows < 1 || !valid_sizes(1, a->in_features, a->group_size, 2) || !valid_type(type) ||
+        a->slots != Shape{1, a->in_features, a->group_size, 2}.slots() || !aligned(a->x, a->rotation_block ? 16 : 2) ||
+        !aligned(a->out, 16)) {
         return QAIG_BAD_ARGUMENT;
     }
     if (((a->rotation_block || a->bytes) && !a->token_scale) || a->bytes < 0 || a->bytes > 1 ||

@@ -52,10 +52,7 @@ int check_experts(const QaigExperts* d) {
     if (d->rows > kMaxGemmRows || s.row_blocks() > kMaxGridY || s.work_items() >= kMaxSteps) {
         return QAIG_UNSUPPORTED;
     }
-    const bool fits = aligned(d->words, 16) && aligned(d->scale, 16) && (!d->zero || aligned(d->zero, 8)) &&
-                      aligned(d->x, 16) && aligned(d->y, 2) && aligned(d->offsets, 4) && d->x_stride % 8 == 0 &&
-                      d->x_slots % 8 == 0 && d->x_slots >= 0 && d->x_slots <= d->x_stride;
-    return fits ? QAIG_OK : QAIG_BAD_ARGUMENT;
+    return valid_tensors(*d) && aligned(d->offsets, 4) ? QAIG_OK : QAIG_BAD_ARGUMENT;
 }
 
 }  // namespace
@@ -67,7 +64,7 @@ using namespace qaig::cuda;
 extern "C" int qaig_cuda_experts(const QaigExperts* d, int type, void* stream) {
     int processors = 0, capability = 0;
     int status = check_experts(d);
-    if (status == QAIG_OK && type != QAIG_F16 && type != QAIG_BF16) {
+    if (status == QAIG_OK && !valid_type(type)) {
         status = QAIG_BAD_ARGUMENT;
     }
     if (status == QAIG_OK) {

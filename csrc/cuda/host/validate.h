@@ -18,6 +18,16 @@ inline bool valid_sizes(int out_features, int in_features, int group_size, int b
            static_cast<long long>(in_features / group_size) * ((group_size + 31) / 32) < (1 << 25);
 }
 
+// Whether y has a type for which there are kernels.
+inline bool valid_type(int type) { return type == QAIG_F16 || type == QAIG_BF16; }
+
+// Whether the kernels can read and write the tensors of a QaigLayer or QaigExperts.
+template <class T>
+bool valid_tensors(const T& l) {
+    return aligned(l.words, 16) && aligned(l.scale, 16) && (!l.zero || aligned(l.zero, 8)) && aligned(l.x, 16) &&
+           aligned(l.y, 2) && l.x_stride % 8 == 0 && l.x_slots % 8 == 0 && l.x_slots >= 0 && l.x_slots <= l.x_stride;
+}
+
 // Checks everything except the largest number of rows, which depends on the kernel.
 inline int check_layers(const QaigMatmul* d) {
     if (!d || d->layer_count < 1 || d->layer_count > QAIG_MAX_LAYERS || d->rows < 1) {
@@ -31,9 +41,7 @@ inline int check_layers(const QaigMatmul* d) {
         if (l.scale_type != QAIG_F16 && l.scale_type != QAIG_BF16) {
             return QAIG_UNSUPPORTED;
         }
-        if (!aligned(l.words, 16) || !aligned(l.scale, 16) || (l.zero && !aligned(l.zero, 8)) || !aligned(l.x, 16) ||
-            !aligned(l.y, 2) || l.x_stride % 8 || l.x_slots % 8 || l.x_slots < 0 || l.x_slots > l.x_stride ||
-            (l.bias && (l.bias_type < QAIG_F32 || l.bias_type > QAIG_BF16))) {
+        if (!valid_tensors(l) || (l.bias && (l.bias_type < QAIG_F32 || l.bias_type > QAIG_BF16))) {
             return QAIG_BAD_ARGUMENT;
         }
     }

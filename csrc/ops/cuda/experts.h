@@ -10,21 +10,6 @@
 namespace qaig {
 namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
-// The sizes of a stack in the CUDA layout, with the bits of its first expert.
-inline cuda::Shape checked_expert_shape(const std::vector<int64_t>& bits, int64_t out_features, int64_t in_features,
-                                        int64_t channels) {
-    for (const int64_t width : bits) {
-        STD_TORCH_CHECK(cuda::has_cuda_layout(static_cast<int>(width)),
-                        "layout=2 is for 2, 3, 4 and 8 bits, got bits=", width);
-    }
-    constexpr int64_t kMax = 1 << 24;
-    STD_TORCH_CHECK(out_features < kMax && in_features < kMax,
-                    "the CUDA kernels take out_features and in_features below 2^24, got ", out_features, " and ",
-                    in_features);
-    return {static_cast<int>(out_features), static_cast<int>(in_features), static_cast<int>(channels),
-            static_cast<int>(bits[0])};
-}
-
 // Whether the kernels take these checked sizes. If not, the reference computes.
 inline bool has_experts_kernel(const cuda::Shape& s, int64_t rows, int64_t experts) {
     return rows <= cuda::kMaxGemmRows && experts <= QAIG_MAX_EXPERTS && s.row_blocks() <= cuda::kMaxGridY &&
@@ -72,31 +57,29 @@ inline Tensor experts_linear(const Tensor& x, const Tensor& offsets, const Tenso
                              const Optional& zero, const std::vector<int64_t>& bits, int64_t out_features,
                              int64_t group_size, int64_t activation_bits, int64_t layout) {
     experts_ops::check_rows(x, activation_bits);
-    STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCudaLayout, "layout=", layout,
-                    " belongs to another backend: CUDA devices read 0 (the checkpoint layout) and 2 (their own)");
+    const bool in_checkpoint_layout = is_checkpoint_layout(layout);
     const Device device(x);
     const int64_t experts = experts_ops::checked_experts(offsets, device.index), in_features = x.size(1);
-    int64_t channels = checked_group(out_features, in_features, bits.empty() ? 2 : bits[0], group_size);
-    for (const int64_t width : bits) {
-        channels = checked_group(out_features, in_features, width, group_size);
-    }
+    const int64_t channels = experts_ops::checked_group(bits, experts, out_features, in_features, group_size);
     experts_ops::Sections sections(bits, experts, out_features, in_features, in_features / channels);
-    const bool is_half = x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
     // An error within the reference would lose its message, so everything is checked here first.
-    if (layout == kCheckpointLayout) {
+    if (in_checkpoint_layout) {
         sections.check_checkpoint_layout(packed, scale, zero, device.index);
     } else {
-        const cuda::Shape shape = checked_expert_shape(bits, out_features, in_features, channels);
+        cuda::Shape shape = {};
+        for (const int64_t width : bits) {
+            shape = checked_shape(out_features, in_features, width, channels);
+        }
         const int64_t tile_words = int64_t{shape.tiles()} * 32 * 4;
         sections.check_kernel_layout({shape.row_blocks(), cuda::kBlockRows, tile_words}, packed, scale, zero,
                                      device.index);
-        if (is_half && scale.scalar_type() != ScalarType::Float && has_experts_kernel(shape, x.size(0), experts)) {
+        if (is_half(x) && scale.scalar_type() != ScalarType::Float && has_experts_kernel(shape, x.size(0), experts)) {
             return launch_experts(x, offsets, packed, scale, zero, sections, experts, shape, activation_bits == 8,
                                   device);
         }
     }
-    return call_operator("qaig::experts_linear_reference", x, offsets, packed, scale, zero, bits, out_features,
-                         group_size, activation_bits, layout);
+    return reference_experts_linear(x, offsets, packed, scale, zero, bits, out_features, group_size, activation_bits,
+                                    layout);
 }
 
 }  // namespace cuda_ops

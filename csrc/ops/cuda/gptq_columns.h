@@ -21,8 +21,7 @@ inline void gptq_columns(Tensor rows, Tensor errors, Tensor codes, const Tensor&
     STD_TORCH_CHECK(max_code >= 1 && max_code <= 255, "max_code must be between 1 and 255, got ", max_code);
     const Device device(rows);
     const auto check = [&](const char* name, const Tensor& t, std::initializer_list<int64_t> shape, ScalarType type) {
-        STD_TORCH_CHECK(t.scalar_type() == type, name, " must have dtype ", dtype_name(type), ", got ",
-                        dtype_name(t.scalar_type()));
+        check_dtype(name, t, {type});
         STD_TORCH_CHECK(is_on(t, device.index), name, " is not on ", device_name(device.index),
                         " but rows is: move both to one device");
         STD_TORCH_CHECK(has_shape(t, shape), name, " must have shape ", shape_text(shape), ", got ",

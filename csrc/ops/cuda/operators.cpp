@@ -17,28 +17,22 @@ namespace qaig {
 namespace cuda_ops {
 namespace {
 
-bool has_kernels(const Tensor& x, int64_t layout) {
-    return layout == kCudaLayout && (x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16);
-}
-
 std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& packed, const std::vector<Tensor>& scale,
                                 const std::vector<Optional>& zero, const std::vector<Optional>& bias,
                                 const std::vector<int64_t>& rotation_block, const std::vector<int64_t>& rotation_seed,
                                 const std::vector<int64_t>& out_features, const std::vector<int64_t>& bits,
                                 const std::vector<int64_t>& group_size, int64_t activation_bits, int64_t layout) {
-    check_activation("x", x);
-    check_activation_bits(activation_bits);
+    check_input(x, activation_bits);
     const size_t count =
         checked_count(packed, scale, zero, bias, rotation_block, rotation_seed, out_features, bits, group_size);
     for (size_t i = 0; i < count; i++) {
         check_rotation(rotation_block[i], rotation_seed[i], x.size(-1));
     }
-    STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCudaLayout, "layout=", layout,
-                    " belongs to another backend: CUDA devices read 0 (the checkpoint layout) and 2 (their own)");
+    const bool in_checkpoint_layout = is_checkpoint_layout(layout);
     // An error within the reference would lose its message, so the same checks run here first.
     const auto by_reference = [&](size_t i) {
         const int device = x.is_cpu() ? kCpu : x.get_device();
-        if (layout == kCheckpointLayout) {
+        if (in_checkpoint_layout) {
             const int64_t channels = checked_group(out_features[i], x.size(-1), bits[i], group_size[i]);
             check_checkpoint_layout(packed[i], scale[i], zero[i], out_features[i], x.size(-1), bits[i],
                                     x.size(-1) / channels, device);
@@ -51,7 +45,7 @@ std::vector<Tensor> linear_many(const Tensor& x, const std::vector<Tensor>& pack
                                 out_features[i], bits[i], group_size[i], activation_bits, layout);
     };
     std::vector<Tensor> results;
-    if (!has_kernels(x, layout)) {
+    if (in_checkpoint_layout || !is_half(x)) {
         for (size_t i = 0; i < count; i++) {
             results.push_back(by_reference(i));
         }
@@ -117,8 +111,7 @@ Tensor dequantize(const Tensor& packed, const Tensor& scale, const Optional& zer
                   int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int64_t start, int64_t stop) {
     const Device device(packed);
     const PackedWeight weight(packed, scale, zero, out_features, in_features, bits, group_size, layout, device.index);
-    STD_TORCH_CHECK(0 <= start && start <= stop && stop <= out_features, "rows ", start, " to ", stop,
-                    " are not within the ", out_features, " of the weight");
+    check_range("rows", start, stop, out_features);
     const Tensor y = torch::stable::new_empty(packed, {stop - start, in_features}, ScalarType::Float);
     dequantize_rows(weight, start, stop, y, device);
     return y;

@@ -9,8 +9,32 @@ namespace [[gnu::visibility("hidden")]] cuda_ops {  // as torch's types are
 
 constexpr int64_t kCheckpointLayout = 0, kCudaLayout = 2;
 
+// Whether a layout is the checkpoint layout. CUDA devices read their own layout, too.
+inline bool is_checkpoint_layout(int64_t layout) {
+    STD_TORCH_CHECK(layout == kCheckpointLayout || layout == kCudaLayout, "layout=", layout,
+                    " belongs to another backend: CUDA devices read 0 (the checkpoint layout) and 2 (their own)");
+    return layout == kCheckpointLayout;
+}
+
+// The sizes of a weight in the CUDA layout. `channels` are those of a group.
+inline cuda::Shape checked_shape(int64_t out_features, int64_t in_features, int64_t bits, int64_t channels) {
+    STD_TORCH_CHECK(cuda::has_cuda_layout(static_cast<int>(bits)),
+                    "layout=2 is for 2, 3, 4 and 8 bits, got bits=", bits);
+    constexpr int64_t kMax = 1 << 24;
+    STD_TORCH_CHECK(out_features < kMax && in_features < kMax,
+                    "the CUDA kernels take out_features and in_features below 2^24, got ", out_features, " and ",
+                    in_features);
+    return {static_cast<int>(out_features), static_cast<int>(in_features), static_cast<int>(channels),
+            static_cast<int>(bits)};
+}
+
 inline int type_of(ScalarType type) {
     return type == ScalarType::Half ? QAIG_F16 : type == ScalarType::BFloat16 ? QAIG_BF16 : QAIG_F32;
+}
+
+// Whether the kernels take the dtype of x.
+inline bool is_half(const Tensor& x) {
+    return x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
 }
 
 // A contiguous tensor at an address from which kernels can read 16 bytes at once.
@@ -25,24 +49,15 @@ struct PackedWeight {
                  int64_t in_features, int64_t bits, int64_t group_size, int64_t layout, int device) {
         const int64_t channels = checked_group(out_features, in_features, bits, group_size);
         STD_TORCH_CHECK(layout == kCudaLayout, "layout=", layout, " is not the CUDA layout, which is 2");
-        STD_TORCH_CHECK(cuda::has_cuda_layout(static_cast<int>(bits)),
-                        "layout=2 is for 2, 3, 4 and 8 bits, got bits=", bits);
-        constexpr int64_t kMax = 1 << 24;
-        STD_TORCH_CHECK(out_features < kMax && in_features < kMax,
-                        "the CUDA kernels take out_features and in_features below 2^24, got ", out_features, " and ",
-                        in_features);
-        shape = {static_cast<int>(out_features), static_cast<int>(in_features), static_cast<int>(channels),
-                 static_cast<int>(bits)};
+        shape = checked_shape(out_features, in_features, bits, channels);
         const int64_t blocks = shape.row_blocks(), groups = shape.groups();
-        check_tensor("packed", packed, {blocks, shape.tiles(), bits, 32, 4}, {ScalarType::Int}, device);
-        check_tensor("scale", scale_, {blocks, groups, cuda::kBlockRows},
-                     {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float}, device);
-        if (zero_) {
-            check_tensor("zero", *zero_, {blocks, groups, cuda::kBlockRows}, {ScalarType::Byte}, device);
-            zero = as_aligned(*zero_);
-        }
+        check_packed(packed, {blocks, shape.tiles(), bits, 32, 4}, scale_, {blocks, groups, cuda::kBlockRows}, zero_,
+                     {blocks, groups, cuda::kBlockRows}, ScalarType::Byte, device);
         words = as_aligned(packed);
         scale = as_aligned(scale_);
+        if (zero_) {
+            zero = as_aligned(*zero_);
+        }
     }
 
     const unsigned char* zeros() const {
@@ -58,8 +73,7 @@ inline Optional checked_bias(const Optional& bias, int64_t out_features, int dev
     if (!bias) {
         return std::nullopt;
     }
-    check_tensor("bias", *bias, {out_features},
-                 {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Double}, device);
+    check_bias(*bias, out_features, device);
     return as_contiguous(bias->scalar_type() == ScalarType::Double ? torch::stable::to(*bias, ScalarType::Float)
                                                                    : *bias);
 }
