@@ -85,6 +85,11 @@ def test_a_wrong_field_is_named(change: dict[str, Any], said: str) -> None:
         checked({**record(1), **change})
 
 
+def test_text_of_a_record_is_escaped_where_it_is_read() -> None:
+    found = checked({**record(1), "model": "\x1b[2J", "facts": [["a\x7f", "b"]]})
+    assert (found["model"], found["facts"]) == (r"\x1b[2J", [[r"a\x7f", "b"]])
+
+
 def test_a_record_with_little_in_it_makes_a_page() -> None:
     assert "Bits by layer" not in page(checked({"kind": "transformers_qaig.report", "version": 1}))
     unread = record(3)  # a recipe that reads no data measures no errors
