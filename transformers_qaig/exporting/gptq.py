@@ -55,7 +55,7 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
             weights,
             lambda weight: not weight.scheme.sym,
             "vLLM reads symmetric GPTQ weights alone",
-            "quantize with sym=True; or export as compressed-tensors; or for GPTQModel (engine='gptqmodel')",
+            "quantize with sym=True; or export as compressed-tensors; or --for gptqmodel (Python: engine='gptqmodel')",
         )
         yield from refuse_several_schemes(weights, "vLLM reads one scheme from GPTQ files")
         yield from refuse_unequal_fused(weights, saved.unpacked_linears())
