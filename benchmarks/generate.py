@@ -198,7 +198,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Of the tensors in the on-disk order, without a tied head. One module at a time: that order is made by copying."""
+    """Of the tensors in checkpoint layout, without a tied head. One module at a time, since that layout is a copy."""
     modules = dict(model.named_modules())
     if model.config.text_config.tie_word_embeddings:
         del modules["lm_head"]

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.mark.parametrize("rows", [1, 16, 100])
 def test_reduce_overhead(rows):
-    """The recorder checks that nothing it does not know of stays allocated in its memory: not our counters, either."""
+    """The recorder checks that no unknown memory stays allocated in its pool: not our semaphores, either."""
     torch.compiler.reset()
     layers = [layer_on_gpu(bits, 64, False, 512, 512, dtype=torch.float16) for bits in (2, 3, 4, 8)]
 

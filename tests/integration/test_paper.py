@@ -98,7 +98,7 @@ def _scale_of(name: str, module: nn.Module, other: nn.Module, linears: list, xs,
 
 
 def _slow_block(block: nn.Module, calls: list, calls_q: list, nodes: int) -> nn.Module:
-    """The paper's treatment of a Llama block with grouped-query attention (o_proj is not equalized)."""
+    """The paper's steps on a Llama block with grouped-query attention (o_proj is not equalized)."""
     scales: dict[str, Tensor] = {}
 
     def so_far(stop: str) -> nn.Module:

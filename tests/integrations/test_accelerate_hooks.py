@@ -42,7 +42,7 @@ def test_a_dispatched_model_computes_the_same(quantized: tuple[nn.Module, Path],
     assert torch.equal(logits(model, quantized[1]), before)
     kept = model.get_submodule(f"{LAYER[:-1]}0.mlp.up_proj")
     assert isinstance(kept, PackedTensors)
-    assert kept.layout != CHECKPOINT_LAYOUT  # what stays in memory keeps its kernels' order
+    assert kept.layout != CHECKPOINT_LAYOUT  # what stays in memory keeps its kernel layout
 
 
 def test_a_map_is_inferred_from_packed_sizes(quantized: tuple[nn.Module, Path]) -> None:

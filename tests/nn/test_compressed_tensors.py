@@ -1,4 +1,4 @@
-"""Our checkpoints are compressed-tensors checkpoints: the real package is the judge."""
+"""Our checkpoints are compressed-tensors checkpoints: the real package reads them."""
 
 import copy
 import json

@@ -271,7 +271,7 @@ def test_autocast_refuses_what_is_not_dense(kind):
 
 
 @pytest.mark.parametrize("rows", [2**62, 0, -1])
-def test_a_weight_in_the_kernels_order_has_the_size_that_is_asked_for(rows):
+def test_a_weight_in_kernel_layout_has_the_size_that_is_requested(rows):
     x, packed, scale, zero, *_ = arguments(bits=4)
     layout = ops.kernel_layout(x.device, 4)
     if layout == 0:

@@ -85,7 +85,7 @@ def with_token_5(sample: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "bad"),  # sample 4 judges
+    ("recipe", "bad"),  # sample 4 validates
     [("default", 3), ("default", 4), ("budget", 3), *(pytest.param(r, 4, marks=pytest.mark.slow) for r in SLOW)],
 )
 def test_a_sample_that_overflows_in_a_block_is_left_out_there(

@@ -26,7 +26,7 @@ def _start(sym: bool = False, storage_dtype: torch.dtype = torch.bfloat16, seed:
 
 
 def _learn(start: LearnableInit, steps: int = 40, seed: int = 0, unlearnable: bool = False) -> tuple[Learned, Tensor]:
-    """Learn one linear from inputs with correlated channels; x to judge by."""
+    """Learn one linear from inputs with correlated channels; x to validate with."""
     generator = seeds.generator(seed)
     mixing = torch.randn(12, K, generator=generator)
     x, held = (torch.randn(200, 12, generator=generator) @ mixing for _ in range(2))

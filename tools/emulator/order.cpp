@@ -24,7 +24,7 @@ struct Release {
     Stores stores;
 };
 
-using Acquired = std::map<const void*, size_t>;  // of each counter, how many of its releases
+using Acquired = std::map<const void*, size_t>;  // of each semaphore, how many of its releases
 
 struct Lane {
     int stores = 0;
@@ -51,8 +51,8 @@ Warp& warp() { return warps[thread_number() / kLanes]; }
 Lane& lane() { return warp().lanes[thread_number() % kLanes]; }
 
 void add(Acquired& to, const Acquired& from) {
-    for (const auto& [counter, count] : from) {
-        to[counter] = std::max(to[counter], count);
+    for (const auto& [semaphore, count] : from) {
+        to[semaphore] = std::max(to[semaphore], count);
     }
 }
 
@@ -80,9 +80,9 @@ void note_fence() {
     add(l.acquired, l.counted);
 }
 
-void note_increment(const void* counter) {
-    std::vector<Release>& released = releases[counter];
-    lane().counted[counter] = released.size();
+void note_increment(const void* semaphore) {
+    std::vector<Release>& released = releases[semaphore];
+    lane().counted[semaphore] = released.size();
     released.push_back({block_number(), thread_number() / kLanes, lane().fenced});
 }
 

@@ -1,8 +1,8 @@
-// What a thread may know of other blocks' stores to global memory, as the rules of PTX's memory model have it.
+// Which stores of other blocks to global memory a thread may see, by the rules of PTX's memory model.
 //
-// A store is known to its own thread, and to the other lanes once all have met at a barrier. A thread that fences, then
-// increments a counter, releases to whoever increments that counter later what was known to it when it fenced. Who does,
-// then fences, has acquired it, and so have the lanes that it meets at a barrier after that. A shuffle is no barrier.
+// A store is visible to its own thread, and to the other lanes after a barrier. A thread that fences and then increments
+// a semaphore releases all stores that were visible to it at the fence. A thread that increments the semaphore later, and
+// then fences, acquires them. So do the lanes that it meets at a later barrier. A shuffle is no barrier.
 #pragma once
 
 namespace emulator {
@@ -11,7 +11,7 @@ void begin_order();                 // of a launch
 void begin_block_order(int warps);  // of its next block
 void note_store(const void* p);     // by the current thread, as are all below
 void note_fence();
-void note_increment(const void* counter);
+void note_increment(const void* semaphore);
 void note_load_from_others(const void* p);  // fails if what was stored there is not known to the thread
 void meet(int warp);                        // all lanes of a warp of the block
 

@@ -54,7 +54,7 @@ def test_then_nvrtc(machine, monkeypatch, caplog, target, name, value, reason):
 
 
 def test_nvrtc_needs_no_compiler(machine, monkeypatch):
-    """Nothing was prebuilt and nothing can be compiled: a layer gets the CUDA kernels' order all the same."""
+    """Nothing was prebuilt and nothing can be compiled: a layer still gets the CUDA layout."""
     monkeypatch.setattr(extension, "why_not_cuda", WHY_NOT_CUDA)
     monkeypatch.setattr(extension, "cuda_architectures", ARCHITECTURES)
     monkeypatch.setattr(extension, "_found", extension.Extension(reason="no C++ compiler"))
