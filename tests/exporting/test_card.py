@@ -53,7 +53,7 @@ def test_another_card_stays_as_it_is_and_none_is_no_error(tmp_path: Path, text: 
         ({"sym": True}, "compressed-tensors", "transformers", [True, True]),
         ({"overrides": {"*.down_proj": {"bits": 8}}}, "compressed-tensors", "vllm", [False, True]),
         ({"sym": True, "overrides": {"*.q_proj": {"bits": 8}}}, "compressed-tensors", "transformers", [True, False]),
-        ({"bits": 3}, "gptq", "gptqmodel", [True, False]),
+        ({"bits": 3}, "gptq", "gptqmodel", [False, False]),
     ],
 )
 def test_only_engines_that_can_read_the_export_are_named(

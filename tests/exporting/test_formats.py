@@ -101,6 +101,15 @@ def test_gptq_reads_our_weight(settings: dict, engine: str, version: str, quanti
     assert ((got.t() - want).abs() <= 0.01 * step).all()
 
 
+@pytest.mark.parametrize(("overrides", "told"), [({}, False), ({"*.down_proj": 3}, True)])
+def test_gptq_says_that_transformers_reads_one_scheme(
+    overrides: dict, told: bool, quantized: Quantized, tmp_path: Path
+) -> None:
+    source = quantized(sym=True, overrides=overrides)
+    done = transformers_qaig.export(source, tmp_path / "out", format="gptq", engine="gptqmodel")
+    assert any("load it with GPTQModel.load" in note for note in done.notes) == told
+
+
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [({"sym": True}, "Q4_0"), ({}, "Q4_1"), ({"bits": 3}, "Q4_0"), ({"bits": 5, "sym": True}, "Q8_0")],

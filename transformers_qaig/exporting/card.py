@@ -21,7 +21,7 @@ OPENING = {
         "llama.cpp": '```bash\nllama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --image picture.png -p "..."\n```'
     },
     "awq": {"vllm": _VLLM, "openvino": "OpenVINO and ONNX Runtime GenAI convert it."},
-    "gptq": {"vllm": _VLLM, "gptqmodel": "Transformers loads it with the package `gptqmodel`."},
+    "gptq": {"vllm": _VLLM, "gptqmodel": "`GPTQModel.load(FOLDER)` of the package `gptqmodel` loads it."},
 }
 """Format → engine → how it opens a folder, in Markdown."""
 _LIBRARIES = {"mlx": "mlx", "gguf": "gguf"}

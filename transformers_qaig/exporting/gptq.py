@@ -68,6 +68,8 @@ def notes(saved: SavedModel, engine: str) -> Iterator[str]:
     yield from note_on_float16(saved)
     if not _is_symmetric(saved):
         yield "The zero points are stored as in gptq_v2, which GPTQModel reads and vLLM does not."
+    if len({packed.scheme for packed in saved.packed.values()}) > 1:
+        yield "It has several schemes: load it with GPTQModel.load. Transformers reads one, and fails."
 
 
 def _is_symmetric(saved: SavedModel) -> bool:

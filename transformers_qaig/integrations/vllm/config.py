@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from vllm.config import get_current_vllm_config
+from vllm.config import get_current_vllm_config, get_current_vllm_config_or_none
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.utils import WeightsMapper
+from vllm.platforms import current_platform
 
 from ...config import QUANT_METHOD
 from ...utils.logging import get_logger
@@ -31,6 +32,18 @@ _TOWER = r"(^|\.)vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernor
 def _model_type() -> str:
     model = get_current_vllm_config().model_config
     return "" if model is None else str(getattr(model.hf_text_config, "model_type", ""))
+
+
+def _warn_of_rotation() -> None:
+    """Warns of vLLM 0.32's rotation on the CPU, which is wrong for latent attention, in full precision, too."""
+    engine = get_current_vllm_config_or_none()
+    if engine is None or engine.model_config is None or not engine.model_config.use_mla:
+        return
+    if current_platform.is_cpu() and not {"-rotary_embedding", "none"} & set(engine.compilation_config.custom_ops):
+        _logger.warning(
+            "vLLM's rotation on the CPU leaves most rows of a latent query as they are, and the model answers wrongly. "
+            """Add `--compilation-config '{"custom_ops": ["-rotary_embedding"]}'`."""
+        )
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -88,12 +101,14 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """Renames tensors of experts, and adds the level of a tower that this file's names lack. All layers exist."""
         self.plan.check_blocks()
-        if self.plan.unused and not self._has_warned:
+        if not self._has_warned:
             self._has_warned = True
-            _logger.warning(
-                "vLLM has no layer of its own for %d packed weights, such as %s. If it runs them otherwise, loading "
-                "fails with their names.", len(self.plan.unused), self.plan.unused[0],
-            )  # fmt: skip
+            _warn_of_rotation()
+            if self.plan.unused:
+                _logger.warning(
+                    "vLLM has no layer of its own for %d packed weights, such as %s. If it runs them otherwise, "
+                    "loading fails with their names.", len(self.plan.unused), self.plan.unused[0],
+                )  # fmt: skip
         import regex
 
         names = {regex.compile(PATTERN): REPLACEMENT}
