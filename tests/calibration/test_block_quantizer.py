@@ -163,8 +163,14 @@ def test_a_step_that_does_harm_is_rejected(case: Case, monkeypatch: pytest.Monke
     assert "ruin" in quantizer.summary.rejected[0]
 
 
-def test_codes_are_made_from_all_samples_once_validated(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_pictures", [False, True])
+def test_codes_are_made_from_all_samples_once_validated(
+    case: Case, has_pictures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that are held back are measured once; twice where pictures' tokens choose no damping."""
     arrived, measured = [], []
+    weights = {case.block: {s: mask.float() for s, mask in enumerate(case.masks)}} if has_pictures else {}
+    monkeypatch.setattr(case, "damping_weights", weights)
     real, join = GroupContext._moments_of, GroupContext.join
 
     def moments_of(context: GroupContext, samples: Any, *rest: Any) -> InputMoments:
@@ -179,7 +185,7 @@ def test_codes_are_made_from_all_samples_once_validated(case: Case, monkeypatch:
     monkeypatch.setattr(GroupContext, "join", joined)
     case.quantizer(recipe_of("default")).decide()
     held = list(range(0, 8, VALIDATION_EVERY))
-    assert arrived[:3] == [[s for s in range(8) if s not in held], held, held]
+    assert arrived == 4 * [[s for s in range(8) if s not in held], held, *[held] * has_pictures]
     inputs = [(call.args[0], mask.float()) for call, mask in zip(case.calls_q.values(), case.masks)]
     normed = [(case.block.input_layernorm(x), weight) for x, weight in inputs]
     tokens = sum(x.shape[1] for x, _ in normed)
@@ -189,7 +195,7 @@ def test_codes_are_made_from_all_samples_once_validated(case: Case, monkeypatch:
 def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     masses: list[float] = []
 
-    def choose(weights: Any, grids: Any, calibration: InputMoments, held_back: InputMoments, recipe: Recipe) -> Damping:
+    def choose(weights: Any, grids: Any, calibration: Any, held_back: InputMoments, *rest: Any) -> Damping:
         masses.append(float(held_back.mass))
         return Damping(0.1, 0.3)
 

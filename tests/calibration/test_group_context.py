@@ -20,6 +20,7 @@ from transformers_qaig.equalization.fold import Group
 from transformers_qaig.execution.group_inputs import GroupInputs
 from transformers_qaig.formats.hadamard import Rotation
 from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.rounding import hessian
 from transformers_qaig.rounding.moments import InputMoments
 
@@ -27,10 +28,12 @@ K, TOKENS = 272, 150  # more than two stripes, and a rest
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
-def context(dtype: torch.dtype = torch.bfloat16, recipe: str = "default", **scheme: Any) -> GroupContext:
+def context(
+    dtype: torch.dtype = torch.bfloat16, recipe: str = "default", outputs: int = K, **scheme: Any
+) -> GroupContext:
     """One linear whose input differs in the two models, with padding at the end."""
     generator = seeds.generator()
-    block = nn.ModuleDict({"fc": nn.Linear(K, 16)})
+    block = nn.ModuleDict({"fc": nn.Linear(K, outputs)})
     x = torch.randn(1, TOKENS, K, generator=generator)
     x_q = x + 0.01 * torch.randn(1, TOKENS, K, generator=generator)
     mask = torch.arange(TOKENS)[None] < TOKENS - 20
@@ -45,9 +48,12 @@ def moments_of(found: GroupContext) -> InputMoments:
 
 
 def in_float64(found: GroupContext) -> tuple[Tensor, Tensor]:
+    """The second moment, and the shift of the outputs where they are few, else of the inputs."""
     (inputs,) = found.inputs
     x, x_q = (t[inputs.mask].double() for t in (inputs.hidden, inputs.hidden_q))
-    return x_q.T @ x_q / len(x), x_q.T @ (x - x_q) / len(x)
+    weight = get_linear(found.block, "fc").weight.double()
+    change = (x - x_q) @ weight.T if 2 * len(weight) < K else x - x_q
+    return x_q.T @ x_q / len(x), x_q.T @ change / len(x)
 
 
 @pytest.fixture
@@ -64,9 +70,13 @@ def in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     return dtypes
 
 
+OUTPUTS = pytest.mark.parametrize("outputs", [16, K])
+
+
+@OUTPUTS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_moments_are_those_of_float64(dtype: torch.dtype) -> None:
-    found = context(dtype)
+def test_moments_are_those_of_float64(dtype: torch.dtype, outputs: int) -> None:
+    found = context(dtype, outputs=outputs)
     moments = moments_of(found)
     second, shift = in_float64(found)
     assert moments.shift is not None
@@ -75,14 +85,18 @@ def test_moments_are_those_of_float64(dtype: torch.dtype) -> None:
     assert torch.equal(moments.second, moments.second.T)
 
 
-def test_products_of_bfloat16_lose_nothing_but_the_last_bits_of_the_shift(in_bfloat16: list[torch.dtype]) -> None:
-    found = context()
+@OUTPUTS
+def test_products_of_bfloat16_lose_nothing_but_the_last_bits_of_the_shift(
+    in_bfloat16: list[torch.dtype], outputs: int
+) -> None:
+    found = context(outputs=outputs)
     moments = moments_of(found)
     second, shift = in_float64(found)
     assert moments.shift is not None
     assert set(in_bfloat16) == {torch.bfloat16}
     assert moments.second.dtype == moments.shift.dtype == torch.float32
     assert (moments.second - second).norm() < 1e-6 * second.norm()
+    assert moments.shift.shape == (K, outputs)
     assert (moments.shift - shift).norm() < 1e-5 * shift.norm()
     assert float(moments.mass) == TOKENS - 20
 
@@ -117,6 +131,7 @@ def test_moments_wait_on_the_cpu_where_they_take_much_of_what_is_free(
     found = replace(found, held_back=found.inputs)
     moments = moments_of(found)
     (kept,) = found.measured.values()
+    assert kept.hessian_of is not found.measure(BlockDecisions(found.schemes)).hessian_of  # which holds factors
     assert (kept.moments is not moments) is waits
 
 

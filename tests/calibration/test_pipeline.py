@@ -17,7 +17,7 @@ from transformers_qaig.rounding.damping import Damping
 def test_held_back_tokens_of_text_choose_the_damping(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masses: set[float] = set()
 
-    def choose(weights: Any, grids: Any, calibration: Any, held_back: Any, recipe: Any) -> Damping:
+    def choose(weights: Any, grids: Any, calibration: Any, held_back: Any, *rest: Any) -> Damping:
         masses.add(float(held_back.mass))
         return Damping()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests import seeds
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.rounding import damping
-from transformers_qaig.rounding.damping import DAMPINGS, Damping, choose_damping
+from transformers_qaig.rounding.damping import DAMPINGS, Damping, Hessians, choose_damping
 from transformers_qaig.rounding.hessian import DAMPING, Hessian, moment_sum
 from transformers_qaig.rounding.moments import InputMoments
 from transformers_qaig.rounding.quant_grid import QuantGrid, minmax_grid
@@ -47,7 +47,7 @@ def chosen(tokens: int, **changes: Any) -> Damping:
         "held_back": moments(20_000, generator),
         "recipe": RECIPE,
     }
-    return choose_damping(**arguments | changes)
+    return choose_damping(**arguments | changes, hessian_of=Hessians(arguments["calibration"].second))
 
 
 def test_few_tokens_ask_for_more_damping() -> None:

@@ -5,7 +5,7 @@ import torch
 from tests import seeds
 from tests.tolerance import assert_close
 from transformers_qaig.rounding.hessian import Hessian, moment_sum
-from transformers_qaig.rounding.moments import InputMoments
+from transformers_qaig.rounding.moments import InputMoments, moved_target, shifts_outputs
 
 
 def moments(x: torch.Tensor, x_q: torch.Tensor) -> InputMoments:
@@ -46,10 +46,31 @@ def test_target_is_the_regression_of_the_outputs_on_the_quantized_inputs() -> No
     x, x_q = data(200)
     weight = torch.randn(5, 16, generator=seeds.generator())
     found = moments(x, x_q)
-    target = found.target(weight, Hessian.of(found.second, damping=1e-7), 1.0)
+    shift = found.output_shift("fc", weight)
+    target = moved_target(weight, shift, Hessian.of(found.second, damping=1e-7), 1.0)
     solved = torch.linalg.lstsq(x_q, x @ weight.T).solution.T
     assert_close(target, solved, 4096)
-    assert torch.equal(found.target(weight, Hessian.of(found.second), 0.0), weight)
+    assert torch.equal(moved_target(weight, shift, Hessian.of(found.second), 0.0), weight)
+
+
+def test_a_shift_of_outputs_says_the_same() -> None:
+    x, x_q = data(200)
+    weights = {"q": torch.randn(5, 16, generator=seeds.generator()), "k": torch.randn(2, 16)}
+    of_inputs, stacked = moments(x, x_q), torch.cat([*weights.values()])
+    shift = x_q.T @ ((x - x_q) @ stacked.T) / len(x)
+    of_outputs = InputMoments(of_inputs.second, shift, of_inputs.mass, {"q": slice(0, 5), "k": slice(5, 7)})
+    for name, weight in weights.items():
+        for every in (1, 2):
+            found, wanted = (each.output_shift(name, weight, every) for each in (of_outputs, of_inputs))
+            assert found is not None
+            assert wanted is not None
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert of_outputs.to(torch.device("cpu")).rows == of_outputs.rows
+
+
+def test_outputs_are_shifted_where_they_are_few() -> None:
+    assert shifts_outputs(100, 201)
+    assert not shifts_outputs(100, 200)
 
 
 def test_output_error_tells_roundings_apart_as_the_outputs_do() -> None:
@@ -59,11 +80,14 @@ def test_output_error_tells_roundings_apart_as_the_outputs_do() -> None:
     found = moments(x, x_q)
     trials = [weight + 0.1 * torch.randn(5, 16, generator=generator) for _ in range(2)]
     errors = [float((x @ weight.T - x_q @ trial.T).square().sum(-1).mean()) for trial in trials]
-    measured = [found.output_error(weight, trial) for trial in trials]
+    measured = [found.output_error(weight, trial, found.output_shift("fc", weight)) for trial in trials]
     assert abs((measured[0] - measured[1]) - (errors[0] - errors[1])) < 1e-4 * max(errors)
     without_shift = InputMoments(found.second, None, found.mass)
-    assert without_shift.target(weight, Hessian.of(found.second), 1.0) is weight
+    assert without_shift.output_shift("fc", weight) is None
+    assert moved_target(weight, None, Hessian.of(found.second), 1.0) is weight
     without_shift.join(without_shift)
     assert without_shift.shift is None
     error = weight - trials[0]
-    assert abs(without_shift.output_error(weight, trials[0]) - float((x_q @ error.T).square().sum(-1).mean())) < 1e-3
+    assert (
+        abs(without_shift.output_error(weight, trials[0], None) - float((x_q @ error.T).square().sum(-1).mean())) < 1e-3
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, pairwise, starmap
 from typing import TypeVar
 
 import torch
@@ -19,9 +21,10 @@ from ..execution.streamed_inputs import StreamedInputs
 from ..formats.scheme import Plan, Rotation
 from ..nn.linear import get_linear
 from ..rounding.bfloat16_products import halves, multiplies_exactly
-from ..rounding.damping import Damping, choose_damping
+from ..rounding.damping import Damping, Hessians, choose_damping
 from ..rounding.hessian import MIN_TOKENS, HessianAccumulator, finite_tokens
-from ..rounding.moments import InputMoments
+from ..rounding.moments import InputMoments, shifts_outputs
+from ..token_weights.precomputed import weights_at_rows
 from ..utils.memory import free_memory
 from .decisions import BlockDecisions, folded_view
 
@@ -37,10 +40,20 @@ class Measured:
     Attributes:
         moments: of the samples that are searched with. Large ones wait on the CPU while the block is validated.
         damping: that did best on the samples that are held back.
+        held_back: the moments of those, with the token weights of the search; None if they must be measured.
+        hessian_of: makes Hessians of the moments.
     """
 
     moments: InputMoments
     damping: Damping
+    held_back: InputMoments | None
+    hessian_of: Hessians
+
+    def to(self, device: torch.device) -> Measured:
+        """Returns it on a device, without the Hessians made so far."""
+        moments = self.moments.to(device)
+        held_back = None if self.held_back is None else self.held_back.to(device)
+        return replace(self, moments=moments, held_back=held_back, hessian_of=Hessians(moments.second))
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class GroupContext:
         path: of the block, for warnings.
         counts_padding: whether padding counts when a scale is searched.
         held_back: samples that are not searched with, at the same place; None if there are none.
-        damping_weights: gives λ fp32 `[B, T]` of held-back inputs, which choose a damping; None to choose none.
+        damping_weights: held-back sample → λ with which it chooses a damping, where it is not 1; None to choose none.
         joins: whether a step works on these samples, too: they have served to validate it.
         measured: rotation → what was measured, until held-back samples join.
     """
@@ -73,7 +86,7 @@ class GroupContext:
     path: str = ""
     counts_padding: bool = False
     held_back: Terms[GroupInputs] | None = None
-    damping_weights: Callable[[GroupInputs], Tensor] | None = None
+    damping_weights: Mapping[int, Tensor] | None = None
     joins: bool = False
     measured: dict[Rotation | None, Measured] = field(default_factory=dict)
 
@@ -101,6 +114,14 @@ class GroupContext:
         is_plain = self.recipe.rounding != "nearest" and self.recipe.token_weights == "uniform"
         rotates = any(scheme.rotation is not None for scheme in self.schemes.values())
         return is_plain and not self.is_equalized and not rotates and self.group.runs == 1
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether a step's result is validated and then made again with more samples, so that it need not be the best.
+
+        Validation compares such results with each other, or with rounding to nearest.
+        """
+        return self.held_back is not None and not self.joins
 
     @property
     def num_tokens(self) -> int:
@@ -138,13 +159,13 @@ class GroupContext:
         """Measures the inputs, and chooses a damping on the samples that are held back. Keeps both until these join."""
         rotation = decisions.schemes[self.members[0]].rotation
         if rotation in self.measured:
-            kept = self.measured[rotation]
-            return Measured(kept.moments.to(self.device), kept.damping)
+            return self.measured[rotation].to(self.device)
         moments = self._moments_of(self.inputs, decisions)
-        found = Measured(moments, self._choose_damping(moments, decisions))
+        found = self._with_damping(moments, decisions)
         if self.held_back is not None:
             is_large = moments.nbytes > SHARE_OF_FREE_MEMORY * free_memory(self.device)
-            self.measured[rotation] = Measured(moments.to(torch.device("cpu")), found.damping) if is_large else found
+            waiting = found.to(torch.device("cpu")) if is_large else found
+            self.measured[rotation] = replace(waiting, hessian_of=Hessians(waiting.moments.second))
         return found
 
     def join(self, decisions: BlockDecisions) -> Measured:
@@ -153,22 +174,30 @@ class GroupContext:
         self.measured.pop(decisions.schemes[self.members[0]].rotation, None)
         if self.held_back is not None:
             with suppress(NotReached):
-                found.moments.join(self._moments_of(self.held_back, decisions))
+                found.moments.join(found.held_back or self._moments_of(self.held_back, decisions))
         return found
 
-    def _choose_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Damping:
-        if self.held_back is None or self.damping_weights is None:
-            return Damping()
+    def _with_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Measured:
+        """Chooses a damping for the moments."""
+        hessian_of, known = Hessians(moments.second), self.damping_weights
+        plain = Measured(moments, Damping(), None, hessian_of)
+        if self.held_back is None or known is None:
+            return plain
+        are_alike = not known and self.recipe.token_weights == "uniform"
+        weigh = None if are_alike else partial(weights_at_rows, by_sample=known)
         try:
-            held_back = self._moments_of(self.held_back, decisions, self.damping_weights)
+            held_back = self._moments_of(self.held_back, decisions, weigh)
         except NotReached:
-            return Damping()
+            return plain
         if float(held_back.mass) < MIN_TOKENS:
-            return Damping()
-        block = folded_view(self.block, decisions)
-        weights = {name: decisions.weight(block, name) for name in self.members}
+            return plain
         grids = {name: decisions.grid_arguments(name, self.dtype) for name in self.members}
-        return choose_damping(weights, grids, moments, held_back, self.recipe)
+        damping = choose_damping(self._weights(decisions), grids, moments, held_back, self.recipe, hessian_of)
+        return Measured(moments, damping, held_back if are_alike else None, hessian_of)
+
+    def _weights(self, decisions: BlockDecisions) -> dict[str, Tensor]:
+        block = folded_view(self.block, decisions)
+        return {name: decisions.weight(block, name) for name in self.members}
 
     def _moments_of(
         self,
@@ -177,10 +206,13 @@ class GroupContext:
         weigh: Callable[[GroupInputs], Tensor] | None = None,
     ) -> InputMoments:
         second, shift = HessianAccumulator(terms=samples), HessianAccumulator(terms=samples)
+        stacked, rows = self._weights_that_shift_outputs(decisions)
         as_read = self._linears_multiply_what_they_read(decisions)
         exact = as_read and multiplies_exactly(self.device)
         for inputs in self.loaded(samples, None if exact else torch.float32):
-            x, x_q, weights = inputs.hidden, inputs.hidden_q, inputs.token_weights if weigh is None else weigh(inputs)
+            x, x_q, weights = inputs.hidden, inputs.hidden_q, inputs.token_weights
+            if weigh is not None:
+                x, x_q, weights = _that_count(x, x_q, weigh(inputs))
             del inputs  # 8192 tokens of 19,000 channels are 0.6 GB
             if not as_read:
                 x, x_q = self._multiplied(x, x_q, decisions)
@@ -189,11 +221,23 @@ class GroupContext:
             x, x_q = (x, x_q) if in_bfloat16 else (x.float(), x_q.float())
             second.add(x_q, x_q, weights)
             if self.recipe.asymmetric:
-                change, rest = halves(x.float().sub_(x_q)) if in_bfloat16 else (x - x_q, None)
-                shift.add(x_q, change, weights, rest)
+                change = x.float().sub_(x_q) if in_bfloat16 else x - x_q
+                change = change if stacked is None else change @ stacked.T
+                high, rest = halves(change) if in_bfloat16 else (change, None)
+                shift.add(x_q, high, weights, rest)
         second.complete()
         shift.complete()
-        return InputMoments.of_sums(second.moment, shift.moment if self.recipe.asymmetric else None, second.mass)
+        return InputMoments.of_sums(second.moment, shift.moment if self.recipe.asymmetric else None, second.mass, rows)
+
+    def _weights_that_shift_outputs(self, decisions: BlockDecisions) -> tuple[Tensor | None, dict[str, slice] | None]:
+        """Returns all weights `[N, K]` and the rows of each, if [`shifts_outputs`] says so; else None."""
+        shapes = [get_linear(self.block, name).weight.shape for name in self.members]
+        if not self.recipe.asymmetric or not shifts_outputs(sum(shape[0] for shape in shapes), shapes[0][1]):
+            return None, None
+        ends = list(accumulate((shape[0] for shape in shapes), initial=0))
+        return torch.cat(list(self._weights(decisions).values())), dict(
+            zip(self.members, starmap(slice, pairwise(ends)))
+        )
 
     def _linears_multiply_what_they_read(self, decisions: BlockDecisions) -> bool:
         """Whether nothing happens to the inputs, which are finite, and their weights are 0 and 1."""
@@ -204,3 +248,10 @@ class GroupContext:
         """Returns the inputs as linears multiply them in the full-precision model, and in the quantized one."""
         scale, name = self.scale(decisions), self.members[0]
         return decisions.rotated(x / scale, name), decisions.inputs(x_q / scale, name)
+
+
+def _that_count(x: Tensor, x_q: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the tokens whose weight is not zero: of a sample with pictures they are few."""
+    counts = weights.reshape(-1) != 0
+    x, x_q = (each.reshape(-1, each.shape[-1])[counts] for each in (x, x_q))
+    return x, x_q, weights.reshape(-1)[counts]

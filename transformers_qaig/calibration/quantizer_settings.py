@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,12 +13,10 @@ from ..config import QAIGConfig
 from ..config.recipes import Recipe
 from ..config.size import parse_memory
 from ..equalization.finder import GroupFinder
-from ..execution.group_inputs import GroupInputs
 from ..nn.linear import get_linear
 from ..plan.cost_estimate import LEARNED_BYTES
 from ..rounding.learned import Keep
 from ..token_weights.base import BlockWeights, TokenWeights
-from ..token_weights.precomputed import weights_at_rows
 from ..utils.memory import free_memory
 from ..utils.scratch import ScratchFiles
 
@@ -34,7 +32,7 @@ class QuantizerSettings:
         recipe: the steps.
         finder: finds a block's groups.
         token_weights: weigh the tokens in the searches.
-        damping_weights: of the held-back tokens that choose a damping, 1 where it has none; None to choose none.
+        damping_weights: of the held-back tokens that choose a damping; 1 for a sample without. None to choose none.
         seed: of what is random.
         all_experts: whether every token counts for every expert.
         expert_memory: bytes that second moments of experts, or what is learned of them, may take at once; None for a
@@ -51,10 +49,9 @@ class QuantizerSettings:
     expert_memory: int | None = None
     scratch: ScratchFiles = field(default_factory=ScratchFiles)
 
-    def damping_weights_of(self, block: nn.Module) -> Callable[[GroupInputs], Tensor] | None:
-        """Returns what weighs held-back inputs of a block of the model; None if no damping is to be chosen."""
-        known = self.damping_weights
-        return None if known is None else partial(weights_at_rows, by_sample=known.get(block, {}))
+    def damping_weights_of(self, block: nn.Module) -> Mapping[int, Tensor] | None:
+        """Returns held-back sample → what weighs its tokens at a block of the model; None if none is to be chosen."""
+        return None if self.damping_weights is None else self.damping_weights.get(block, {})
 
     def keepers(self, block: nn.Module, names: Sequence[str]) -> Mapping[str, Keep]:
         """Says which weights of experts are learned in files: the first ones stay in memory, as many as fit.

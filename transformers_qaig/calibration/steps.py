@@ -13,9 +13,11 @@ from ..equalization.search import search_scale
 from ..execution.group_inputs import GroupInputs, run
 from ..nn.linear import get_linear
 from ..rounding.clipping import FACTORS, diagonal_blocks, search_clipping, second_moments
+from ..rounding.damping import Hessians
 from ..rounding.gptq import gptq as gptq_codes
 from ..rounding.gptq import gptq_on_best_grid
 from ..rounding.hessian import MIN_TOKENS, Hessian
+from ..rounding.moments import moved_target
 from ..rounding.quant_grid import QuantizedWeight, minmax_grid, minmax_grids
 from ..rounding.scale_refit import refit_scales
 from .decisions import BlockDecisions, folded_view
@@ -133,13 +135,15 @@ class Gptq:
         moments, damping = measured.moments, measured.damping
         if context.num_tokens < MIN_TOKENS:
             return None
-        hessian = Hessian.of(moments.second, damping=damping.target)
-        block, roundings = folded_view(context.block, decisions), {}
-        weights = {name: decisions.weight(block, name) for name in context.members}
-        targets = {name: moments.target(weight, hessian, recipe.asymmetric) for name, weight in weights.items()}
-        if damping.codes != damping.target:
-            hessian = Hessian.of(moments.second, damping=damping.codes)
-        del measured, moments  # the shift is as large as H
+        # Once more samples have joined, the moments are others.
+        hessian_of = Hessians(moments.second) if context.joins else measured.hessian_of
+        hessian = hessian_of(damping.target)
+        block, targets, roundings = folded_view(context.block, decisions), {}, {}
+        for name in context.members:
+            weight = decisions.weight(block, name)
+            targets[name] = moved_target(weight, moments.output_shift(name, weight), hessian, recipe.asymmetric)
+        hessian = hessian_of(damping.codes)
+        del measured, moments, hessian_of  # the shift is as large as H
         for name, weight in targets.items():
             rounding = self.codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight
@@ -158,6 +162,8 @@ class Gptq:
         moments = diagonal_blocks(hessian.moment, arguments["group_size"])
         clipping = search_clipping(weight, moments, layer=layer, **arguments)
         grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
+        if context.is_trial:
+            return gptq_codes(weight, hessian, grids[0], layer)
         grids += minmax_grids(weight, FACTORS, **arguments)
         return refit_scales(weight, hessian, gptq_on_best_grid(weight, hessian, grids, layer), context.dtype)
 

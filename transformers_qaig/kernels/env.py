@@ -17,7 +17,6 @@ DEVICES = ("cpu", "cuda")
 _KERNEL_BITS, _WIDENED_BITS = "bits 2, 3, 4, 8", "bits 5, 6, 7"
 _NO_KERNEL = "the weight is dequantized a few rows at a time and multiplied by torch's own kernels"
 _NO_GPU = "torch sees no CUDA device here"
-_NO_CPU_KERNEL = {"gptq_columns": "no kernel of its own: a few of torch's operations a column"}
 _NO_CUDA_KERNEL = {"linear_grad_input": _NO_KERNEL, "embedding": "no kernel of its own: torch reads the rows asked for"}
 
 
@@ -112,11 +111,9 @@ def _backends(op: str, device: str) -> list[Backend]:
         if not capabilities:
             return [Backend(op, device, "every call", "reference", _NO_GPU)]
         return [backend for major, minor in capabilities for backend in _cuda_backends(op, 10 * major + minor)]
-    if op in _NO_CPU_KERNEL:
-        return [Backend(op, device, "every call", "reference", _NO_CPU_KERNEL[op])]
     if not extension.has_kernel(op, "cpu"):
         return [Backend(op, device, "every call", "reference", extension.why_not() or _NO_KERNEL)]
-    if op == "embedding":  # one piece of code for all instruction sets, which reads every width as it lies
+    if op in ("embedding", "gptq_columns"):  # one piece of code for all instruction sets
         return [Backend(op, device, "every call", "cpu (portable)", None)]
     kernel = f"cpu ({extension.cpu_isa()})"
     return [

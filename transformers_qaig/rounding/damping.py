@@ -14,7 +14,7 @@ from ..config.recipes import Recipe
 from .clipping import diagonal_blocks, search_clipping
 from .gptq import gptq
 from .hessian import DAMPING, Hessian
-from .moments import InputMoments
+from .moments import InputMoments, moved_target
 from .quant_grid import QuantGrid, minmax_grid
 
 DAMPINGS = (0.003, DAMPING, 0.03, 0.1, 0.3, 1.0)
@@ -38,6 +38,37 @@ class Damping:
     target: float = DAMPING
 
 
+class Hessians:
+    """Makes the Hessians of a moment, and keeps the first ones that fit: several searches ask for the same dampings."""
+
+    def __init__(self, moment: Tensor):
+        self._moment, self._kept = moment, dict[float, Hessian]()
+
+    def __call__(self, damping: float) -> Hessian:
+        """Returns the Hessian with a damping."""
+        if damping in self._kept:
+            return self._kept[damping]
+        found = Hessian.of(self._moment, damping=damping)
+        if (1 + len(self._kept)) * self._moment.nbytes <= KEPT_BYTES:
+            self._kept[damping] = found
+        return found
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Some rows of a weight that dampings are tried on.
+
+    Attributes:
+        weight: fp32 `[n, K]`.
+        shift: how the calibration's inputs shift their outputs.
+        held_back: how the inputs that are held back do.
+    """
+
+    weight: Tensor
+    shift: Tensor | None
+    held_back: Tensor | None
+
+
 @torch.no_grad()
 def choose_damping(
     weights: Mapping[str, Tensor],
@@ -45,6 +76,7 @@ def choose_damping(
     calibration: InputMoments,
     held_back: InputMoments,
     recipe: Recipe,
+    hessian_of: Hessians,
 ) -> Damping:
     """Finds the damping with which GPTQ's result fits tokens best that it was not fitted to.
 
@@ -58,17 +90,21 @@ def choose_damping(
         calibration: what the codes are chosen by.
         held_back: what the error of the result is measured on.
         recipe: how far targets move, and whether grids are clipped.
+        hessian_of: makes the Hessians of the calibration's inputs.
 
     Returns:
         two of `DAMPINGS`; `DAMPING` where none has a finite error.
     """
-    tried = {name: weight[:: math.ceil(len(weight) / ROWS)] for name, weight in weights.items()}
-    share, hessian_of = recipe.asymmetric, _Hessians(calibration.second)
+    tried, share = {}, recipe.asymmetric
+    for name, weight in weights.items():
+        every = math.ceil(len(weight) / ROWS)
+        shifts = (moments.output_shift(name, weight, every) for moments in (calibration, held_back))
+        tried[name] = _Tried(weight[::every], *shifts)
 
     def error_of_targets(damping: float) -> float:
         hessian = hessian_of(damping)
-        targets = (calibration.target(weight, hessian, share) for weight in tried.values())
-        return sum(map(held_back.output_error, tried.values(), targets))
+        targets = (moved_target(one.weight, one.shift, hessian, share) for one in tried.values())
+        return sum(held_back.output_error(one.weight, to, one.held_back) for one, to in zip(tried.values(), targets))
 
     target_damping = _least(error_of_targets) if share else DAMPING
     trials = _trials(tried, grids, calibration, hessian_of(target_damping), recipe)
@@ -76,43 +112,30 @@ def choose_damping(
     def error_of_codes(damping: float) -> float:
         hessian = hessian_of(damping)
         rounded = (gptq(target, hessian, grid).values for _, target, grid in trials)
-        return sum(held_back.output_error(weight, values) for (weight, _, _), values in zip(trials, rounded))
+        return sum(
+            held_back.output_error(one.weight, values, one.held_back) for (one, _, _), values in zip(trials, rounded)
+        )
 
     return Damping(_least(error_of_codes), target_damping)
 
 
-class _Hessians:
-    """Makes the Hessians of a moment, and keeps the first ones that fit: two searches ask for the same dampings."""
-
-    def __init__(self, moment: Tensor):
-        self._moment, self._kept = moment, dict[float, Hessian]()
-
-    def __call__(self, damping: float) -> Hessian:
-        if damping in self._kept:
-            return self._kept[damping]
-        found = Hessian.of(self._moment, damping=damping)
-        if (1 + len(self._kept)) * self._moment.nbytes <= KEPT_BYTES:
-            self._kept[damping] = found
-        return found
-
-
 def _trials(
-    weights: Mapping[str, Tensor],
+    tried: Mapping[str, _Tried],
     grids: Mapping[str, Mapping[str, Any]],
     calibration: InputMoments,
     hessian: Hessian,
     recipe: Recipe,
-) -> list[tuple[Tensor, Tensor, QuantGrid]]:
-    """Returns each weight, its target, and a grid for that: of GPTQ's many one, as all of them take long."""
+) -> list[tuple[_Tried, Tensor, QuantGrid]]:
+    """Returns the rows of each weight, their target, and a grid for that: of GPTQ's many one, as all take long."""
     trials = []
-    for name, weight in weights.items():
-        target = calibration.target(weight, hessian, recipe.asymmetric)
+    for name, one in tried.items():
+        target = moved_target(one.weight, one.shift, hessian, recipe.asymmetric)
         clipped: dict[str, Any] = {}
         if recipe.clipping:
             blocks = diagonal_blocks(calibration.second, grids[name]["group_size"])
             clipping = search_clipping(target, blocks, layer=name, **grids[name])
             clipped = {"shrink": clipping.shrink, "gain": clipping.gain}
-        trials.append((weight, target, minmax_grid(target, **clipped, **grids[name])))
+        trials.append((one, target, minmax_grid(target, **clipped, **grids[name])))
     return trials
 
 

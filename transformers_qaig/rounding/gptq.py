@@ -25,8 +25,6 @@ from .quant_grid import QuantGrid, QuantizedWeight
 
 logger = get_logger(__name__)
 
-COLUMNS = 8
-"""Columns that are rounded one by one before the later ones are updated; on GPUs `MAX_GPTQ_COLUMNS`."""
 MAX_ELEMENTS = 2**28
 """The most elements of the weights that several grids are tried on at once."""
 
@@ -127,10 +125,9 @@ class _Columns(NamedTuple):
     def take(self, first: int, last: int) -> None:
         """Rounds columns `first` to `last`, and lets the later ones among them compensate."""
         remaining, errors, factor = self.remaining, self.errors, self.factor
-        at_once = MAX_GPTQ_COLUMNS if remaining.is_cuda else COLUMNS
-        if last - first > at_once:
+        if last - first > MAX_GPTQ_COLUMNS:
             # Halves, each of whole runs of columns: nearly all the arithmetic is in few large products.
-            middle = first + at_once * math.ceil((last - first) / at_once / 2)
+            middle = first + MAX_GPTQ_COLUMNS * math.ceil((last - first) / MAX_GPTQ_COLUMNS / 2)
             self.take(first, middle)
             remaining[middle:last].sub_(factor[first:middle, middle:last].T @ errors[first:middle])
             self.take(middle, last)

@@ -12,9 +12,9 @@ from ..nn.schema import LIBRARY
 
 
 def _by_kernel_or_reference(rows: Tensor, *args: Any) -> None:
-    """Runs `qaig::gptq_columns` where no kernel is registered: by the GPU's if it loads now, else the reference."""
-    check_dense("rows", rows)
-    if rows.is_cuda and ops.load_kernels(rows.device) and extension.has_kernel("gptq_columns", "cuda"):
+    """Runs `qaig::gptq_columns` where no kernel is registered: by the device's if it loads now, else the reference."""
+    _check(rows, *args)
+    if ops.load_kernels(rows.device) and extension.has_kernel("gptq_columns", rows.device.type):
         torch.ops.qaig.gptq_columns(rows, *args)
     else:
         gptq_columns_reference(rows, *args)
@@ -48,13 +48,10 @@ def gptq_columns_reference(
         max_code: codes are 0 to max_code.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or a group that does not exist (a kernel raises
-            RuntimeError, also for too many columns).
+        ValueError: shapes, dtypes or devices that do not fit (a kernel raises RuntimeError, also for too many columns).
+        IndexError: a group that does not exist (the CPU's kernel raises RuntimeError).
     """
-    check_dense("rows", rows)
-    _check(rows, errors, codes, factor, groups, step, scale, zero)
-    if not 0 <= max_code <= 255:
-        raise ValueError(f"max_code must be from 0 to 255, got {max_code}")
+    _check(rows, errors, codes, factor, groups, step, scale, zero, max_code)
     steps, scales, zeros = (of_groups[groups] for of_groups in (step, scale, zero))
     lowest, highest, found = -zeros, max_code - zeros, torch.empty_like(steps)
     each = (t.unbind() for t in (rows, errors, found, steps, scales, lowest, highest))
@@ -66,9 +63,19 @@ def gptq_columns_reference(
     codes.copy_(found.add_(zeros))
 
 
-def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: Tensor, *of_groups: Tensor) -> None:
+def _check(
+    rows: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    factor: Tensor,
+    groups: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    max_code: int,
+) -> None:
+    check_dense("rows", rows)
     columns, width = rows.shape if rows.dim() == 2 else (-1, -1)
-    step = of_groups[0]
     count = len(step) if step is not None and step.dim() else -1
     float32 = torch.float32
     wanted = {
@@ -77,7 +84,7 @@ def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: 
         "codes": (codes, (columns, width), torch.uint8),
         "factor": (factor, (columns, columns), float32),
         "groups": (groups, (columns,), torch.int64),
-        **{name: (t, (count, width), float32) for name, t in zip(("step", "scale", "zero"), of_groups)},
+        **{name: (t, (count, width), float32) for name, t in {"step": step, "scale": scale, "zero": zero}.items()},
     }
     for name, (tensor, shape, dtype) in wanted.items():
         check_dense(name, tensor)
@@ -90,6 +97,8 @@ def _check(rows: Tensor, errors: Tensor, codes: Tensor, factor: Tensor, groups: 
     for name in ("rows", "errors", "codes"):
         if any(step == 0 and size > 1 for step, size in zip(wanted[name][0].stride(), wanted[name][1])):
             raise ValueError(f"{name} is written, and its elements share memory: call {name}.contiguous() first")
+    if not 0 <= max_code <= 255:
+        raise ValueError(f"max_code must be from 0 to 255, got {max_code}")
 
 
 LIBRARY.impl("gptq_columns", _by_kernel_or_reference, "CompositeExplicitAutograd")

@@ -118,7 +118,7 @@ class HessianAccumulator:
         size = len(self.moment) if self.moment.ndim else 0
         stripe = min(STRIPE, max(size // STRIPES, MIN_STRIPE)) if self._is_upper else STRIPE
         for start in range(0, size, stripe):
-            yield slice(start, min(start + stripe, size)), slice(start if self._is_upper else 0, size)
+            yield slice(start, min(start + stripe, size)), slice(start if self._is_upper else 0, None)
 
 
 def finite_tokens(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

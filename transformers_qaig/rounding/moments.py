@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,19 +17,24 @@ class InputMoments:
 
     Attributes:
         second: Σ λ x_q x_qᵀ / Σ λ, fp32 `[K, K]`.
-        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`; None where targets do not move.
+        shift: Σ λ x_q (x - x_q)ᵀ / Σ λ, fp32 `[K, K]`; None where targets do not move. With `rows`, it is multiplied by
+            the weights: Σ λ x_q (W (x - x_q))ᵀ / Σ λ, fp32 `[K, N]`.
         mass: Σ λ, fp32 `[]`.
+        rows: name of a linear → its rows in the weights that `shift` is multiplied by; None if it is not.
     """
 
     second: Tensor
     shift: Tensor | None
     mass: Tensor
+    rows: Mapping[str, slice] | None = None
 
     @classmethod
-    def of_sums(cls, second: Tensor, shift: Tensor | None, mass: Tensor) -> InputMoments:
+    def of_sums(
+        cls, second: Tensor, shift: Tensor | None, mass: Tensor, rows: Mapping[str, slice] | None = None
+    ) -> InputMoments:
         """Divides sums by their mass, in place: at 19,000 channels each is 1.4 GB."""
         divisor = mass.clamp(min=1e-12)
-        return cls(second.div_(divisor), None if shift is None else shift.div_(divisor), mass)
+        return cls(second.div_(divisor), None if shift is None else shift.div_(divisor), mass, rows)
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +44,7 @@ class InputMoments:
     def to(self, device: torch.device) -> InputMoments:
         """Returns them on a device: themselves if they are there."""
         shift = None if self.shift is None else self.shift.to(device)
-        return InputMoments(self.second.to(device), shift, self.mass.to(device))
+        return replace(self, second=self.second.to(device), shift=shift, mass=self.mass.to(device))
 
     def join(self, other: InputMoments) -> None:
         """Adds the tokens of other samples, in place."""
@@ -48,19 +54,33 @@ class InputMoments:
             self.shift.lerp_(other.shift, share)
         self.mass = self.mass + other.mass
 
-    def target(self, weight: Tensor, hessian: Hessian, share: float) -> Tensor:
-        """Moves a weight `[N, K]` by `share` towards the full-precision model's output: W + share · W D H⁻¹.
+    def output_shift(self, name: str, weight: Tensor, every: int = 1) -> Tensor | None:
+        """Returns Σ λ x_q (W (x - x_q))ᵀ / Σ λ, `[K, N]`, of a linear's weight `[N, K]`, or of `every` n-th row of it.
 
-        D is the transposed shift (asymmetric calibration, GPTAQ, arXiv 2504.02692).
+        None where targets do not move.
         """
         if self.shift is None:
-            return weight
-        return weight + share * hessian.solve(self.shift @ weight.T).T
+            return None
+        return self.shift @ weight[::every].T if self.rows is None else self.shift[:, self.rows[name]][:, ::every]
 
-    def output_error(self, weight: Tensor, rounded: Tensor) -> float:
+    def output_error(self, weight: Tensor, rounded: Tensor, output_shift: Tensor | None) -> float:
         """Computes Σ_rows E ‖W x - Ŵ x_q‖² less E ‖W (x - x_q)‖², which no rounding changes."""
         error = weight - rounded
         total = ((error @ self.second) * error).sum()
-        if self.shift is not None:
-            total += 2 * ((weight @ self.shift.T) * error).sum()
+        if output_shift is not None:
+            total += 2 * (output_shift.T * error).sum()
         return float(total)
+
+
+def moved_target(weight: Tensor, output_shift: Tensor | None, hessian: Hessian, share: float) -> Tensor:
+    """Moves a weight `[N, K]` by `share` towards the full-precision model's output: W + share · W D H⁻¹.
+
+    D is the transposed shift of the inputs (asymmetric calibration, GPTAQ, arXiv 2504.02692). The output shift is
+    (W D)ᵀ.
+    """
+    return weight if output_shift is None else weight + share * hessian.solve(output_shift).T
+
+
+def shifts_outputs(rows: int, columns: int) -> bool:
+    """Whether to sum x_q (W (x - x_q))ᵀ, which costs 4 N K a token, rather than x_q (x - x_q)ᵀ, which costs 2 K²."""
+    return 2 * rows < columns
