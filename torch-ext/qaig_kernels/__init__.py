@@ -15,6 +15,7 @@ embedding = ops.embedding
 experts_linear = ops.experts_linear
 experts_route = ops.experts_route
 experts_sum = ops.experts_sum
+gptq_columns = ops.gptq_columns
 
 __all__ = [
     "dequantize",
@@ -23,6 +24,7 @@ __all__ = [
     "experts_linear",
     "experts_route",
     "experts_sum",
+    "gptq_columns",
     "linear",
     "linear_many",
     "repack",

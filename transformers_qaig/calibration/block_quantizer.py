@@ -138,7 +138,8 @@ class BlockQuantizer:
         done += names
         schemes = {name: self.schemes[name] for name in names}
         context = self._context(original, Group((stack,), stack, None, ()), schemes)
-        step = StackStep(stack, context, self.settings.expert_memory, self.keepers)
+        joins = steps.uses_validation_samples and bool(self.validation)
+        step = StackStep(stack, context, self.settings.expert_memory, self.keepers, is_trial=joins)
         if not step.does_more_than_nearest:
             return decisions
 
@@ -156,8 +157,9 @@ class BlockQuantizer:
         level = self._validation_error(original, decisions, done)
         if self._error_if_better(f"experts {stack}", original, candidate, done, level) is None:
             return decisions
-        if steps.uses_validation_samples and self.validation:
-            candidate = step(gather([*self.calibration, *self.validation]), decisions) or candidate
+        if joins:
+            step.is_trial = False
+            candidate = step(gather([*self.calibration, *self.validation]), decisions) or decisions
         self.summary.averaged[stack] = len(step.averaged)
         self.summary.to_nearest.update(step.to_nearest)
         return candidate

@@ -39,6 +39,7 @@ class StackStep:
         context: of all its linears, without inputs.
         memory: bytes that the moments of a slice may take; None for a share of what is free.
         keepers: path in the block of a weight → where what `best` learns from is kept; in memory where it has none.
+        is_trial: whether the next call's result is validated, and then made again with more samples.
         averaged: the experts that had too few tokens, in the last call.
         to_nearest: path in the block of a weight that was rounded to nearest in the last call → why.
     """
@@ -47,6 +48,7 @@ class StackStep:
     context: GroupContext
     memory: int | None = None
     keepers: Mapping[str, Keep] = field(default_factory=dict)
+    is_trial: bool = False
     averaged: list[int] = field(default_factory=list)
     to_nearest: dict[str, str] = field(default_factory=dict)
 
@@ -155,7 +157,7 @@ class StackStep:
                 continue
             if recipe.asymmetric:
                 weight = weight + recipe.asymmetric * solved.hessian.solve(solved.shift @ weight.T).T
-            rounding = gptq.codes(path, weight, solved.hessian, arguments, context)
+            rounding = gptq.codes(path, weight, solved.hessian, arguments, context, self.is_trial)
             source = rounding.source if recipe.rounding == "learned" else None
             if source is not None:
                 source = self.keepers.get(path, in_memory)(source)

@@ -145,7 +145,8 @@ class Gptq:
         hessian = hessian_of(damping.codes)
         del measured, moments, hessian_of  # the shift is as large as H
         for name, weight in targets.items():
-            rounding = self.codes(name, weight, hessian, decisions.grid_arguments(name, context.dtype), context)
+            arguments = decisions.grid_arguments(name, context.dtype)
+            rounding = self.codes(name, weight, hessian, arguments, context, context.is_trial)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight
                 rounding = replace(rounding, source=None)
             roundings[name] = rounding
@@ -153,16 +154,16 @@ class Gptq:
 
     @staticmethod
     def codes(
-        name: str, weight: Tensor, hessian: Hessian, arguments: dict[str, Any], context: GroupContext
+        name: str, weight: Tensor, hessian: Hessian, arguments: dict[str, Any], context: GroupContext, is_trial: bool
     ) -> QuantizedWeight:
-        """Returns the codes of one linear whose target weight is `weight`."""
+        """Returns the codes of one linear whose target weight is `weight`; of a trial, those of one grid of many."""
         layer = context.name_of(name)
         if not context.recipe.clipping:
             return gptq_codes(weight, hessian, minmax_grid(weight, **arguments), layer)
         moments = diagonal_blocks(hessian.moment, arguments["group_size"])
         clipping = search_clipping(weight, moments, layer=layer, **arguments)
         grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
-        if context.is_trial:
+        if is_trial:
             return gptq_codes(weight, hessian, grids[0], layer)
         grids += minmax_grids(weight, FACTORS, **arguments)
         return refit_scales(weight, hessian, gptq_on_best_grid(weight, hessian, grids, layer), context.dtype)
