@@ -29,7 +29,7 @@ from unittest.mock import patch
 
 # device_memory loads the accelerator, which must come before torch is asked for one.
 import torch
-from device_memory import GROUP_SIZE, OutputError, ShapesOnly, aten, build, gptq, pretend, provenance, sample
+from device_memory import GROUP_SIZE, OutputError, ShapesOnly, aten, build, pretend, provenance, sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,7 +39,6 @@ from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.equalization import finder
 from transformers_qaig.equalization.fold import Group
-from transformers_qaig.kernels.cuda.interface import MAX_GPTQ_COLUMNS
 from transformers_qaig.plan.build import list_schemes, make_plan
 
 RUNS = ("rtn", "gptq", "default", "best", "budget")
@@ -87,7 +86,6 @@ def counts_of(run: str, samples: int, options: argparse.Namespace) -> dict[str, 
     torch.manual_seed(0)
     levels = count(0, -1)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patch.object(gptq, "COLUMNS", MAX_GPTQ_COLUMNS))  # as the kernel of a GPU takes them
         free = int(options.memory * 2**30)
         stack.enter_context(patch.object(torch.accelerator, "get_memory_info", lambda *_: (free, free)))
         if not options.compute:
