@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from tests import seeds
 from tests.families import build, samples
-from tests.tolerance import assert_close
 from transformers_qaig.calibration import group_context, steps
 from transformers_qaig.calibration.block_quantizer import BlockQuantizer, QuantizerSettings
 from transformers_qaig.calibration.decisions import BlockDecisions, in_float32, rounded, rounding_errors
-from transformers_qaig.calibration.group_context import GroupContext, Measured
+from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.reconstruction import BlockReconstruction
 from transformers_qaig.calibration.steps import passes
 from transformers_qaig.calibration.target_quantizer import quantize_block
@@ -26,7 +25,7 @@ from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.rounding.damping import Damping
-from transformers_qaig.rounding.hessian import DAMPING, second_moment
+from transformers_qaig.rounding.hessian import DAMPING
 from transformers_qaig.rounding.learned import Learned
 from transformers_qaig.rounding.moments import InputMoments
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
@@ -161,35 +160,6 @@ def test_a_step_that_does_harm_is_rejected(case: Case, monkeypatch: pytest.Monke
     assert not quantizer.summary.accepted
     assert len(quantizer.summary.rejected) == 4
     assert "ruin" in quantizer.summary.rejected[0]
-
-
-@pytest.mark.parametrize("has_pictures", [False, True])
-def test_codes_are_made_from_all_samples_once_validated(
-    case: Case, has_pictures: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Samples that are held back are measured once; twice where pictures' tokens choose no damping."""
-    arrived, measured = [], []
-    weights = {case.block: {s: mask.float() for s, mask in enumerate(case.masks)}} if has_pictures else {}
-    monkeypatch.setattr(case, "damping_weights", weights)
-    real, join = GroupContext._moments_of, GroupContext.join
-
-    def moments_of(context: GroupContext, samples: Any, *rest: Any) -> InputMoments:
-        arrived.append(sorted(s for one in samples for s in one.samples))
-        return real(context, samples, *rest)
-
-    def joined(context: GroupContext, decisions: BlockDecisions) -> Measured:
-        measured.append(join(context, decisions))
-        return measured[-1]
-
-    monkeypatch.setattr(GroupContext, "_moments_of", moments_of)
-    monkeypatch.setattr(GroupContext, "join", joined)
-    case.quantizer(recipe_of("default")).decide()
-    held = list(range(0, 8, VALIDATION_EVERY))
-    assert arrived == 4 * [[s for s in range(8) if s not in held], held, *[held] * has_pictures]
-    inputs = [(call.args[0], mask.float()) for call, mask in zip(case.calls_q.values(), case.masks)]
-    normed = [(case.block.input_layernorm(x), weight) for x, weight in inputs]
-    tokens = sum(x.shape[1] for x, _ in normed)
-    assert_close(measured[0].moments.second, second_moment(normed), tokens + normed[0][0].shape[-1])
 
 
 def test_a_damping_is_chosen_by_enough_tokens_that_are_no_pictures(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
