@@ -94,7 +94,7 @@ oldest:
 sanitize: $(VENV)/.test
 	QAIG_CXXFLAGS="$(SANITIZE)" $(BIN)/python -c "from transformers_qaig.kernels import compilation; compilation.build()"
 	$(SANITIZED) $(BIN)/python -c "from transformers_qaig.kernels import extension; assert extension.load()"
-	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py tests/nn/test_cpu_kernel_values.py tests/nn/test_cpu_dequantize.py tests/nn/test_kernel_layout.py
+	$(SANITIZED) $(BIN)/python -m pytest -q -m "not slow" tests/nn/test_cpu_kernels.py tests/nn/test_cpu_kernel_values.py tests/nn/test_cpu_dequantize.py tests/nn/test_kernel_layout.py tests/rounding/test_gptq_columns.py
 	$(SANITIZED) $(BIN)/python -m pytest -q tests/robustness/test_operators.py
 
 cross: $(VENV)/.test
