@@ -29,6 +29,7 @@ Row = dict[str, Any]
 KEYS: dict[str, tuple[str, ...]] = {
     "calibration_cost": ("step", "width", "model"),
     "calibration_counts": ("task", "samples", "tokens", "width"),
+    "calibration_time": ("model", "method", "bits", "round"),
     "cpu_gemm": ("k", "n", "threads", "bits", "m", "op", "activations", "reason", "cpu_isa"),
     "device_memory": ("task", "phase"),
     "experts": ("hidden", "intermediate", "experts", "routed", "threads", "bits", "tokens", "op", "cpu_isa"),

@@ -17,8 +17,8 @@ SKIPPED = (
     ".*vision_tower.*",
     ".*visual.*",
     ".*multi_modal_projector.*",
-    ".*mlp\\.gate",
-    ".*mlp\\.shared_expert_gate",
+    ".*mlp\\.gate$",
+    ".*mlp\\.shared_expert_gate$",
 )
 """All that stays as it is, as regular expressions of paths: a whole path matches."""
 

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -88,11 +89,12 @@ def logits_of(model: nn.Module, inputs: list[Inputs], spans: list[Spans]) -> Ten
 def run(job: Job) -> dict[str, Any]:
     samples, _ = read_inputs(job.samples)
     module = importlib.import_module(f"accuracy_peers.{method(job.method).module}")
-    before = _peak_rss()
+    before, started = _peak_rss(), time.process_time()
     with Witness(samples) as witness:
         made = module.quantize(job, samples)
     facts = {
         "seconds": made.seconds,
+        "cpu_seconds": time.process_time() - started,  # of the processor, loading included
         "peak_rss_mib": _peak_rss(),
         "rss_before_mib": before,
         "bits_per_weight": made.bits_per_weight,
