@@ -76,14 +76,14 @@ def main() -> None:
         inputs = [(x, torch.ones(1, options.tokens, device=device))]
         seconds = {}
         seconds["moments"], moment = timed(device, lambda inputs=inputs: second_moment(inputs * 2))
-        seconds["factor"], curvature = timed(device, lambda moment=moment: Hessian.of(moment))
+        seconds["factor"], hessian = timed(device, lambda moment=moment: Hessian.of(moment))
         blocks = diagonal_blocks(moment, 128)
         clipping = search_clipping(weight, blocks, **arguments)
         grids = [minmax_grid(weight, shrink=clipping.shrink, gain=clipping.gain, **arguments)]
         grids += minmax_grids(weight, FACTORS, **arguments)
-        seconds["gptq"], rounding = timed(device, lambda w=weight, c=curvature, g=grids: gptq_on_best_grid(w, c, g))
+        seconds["gptq"], rounding = timed(device, lambda w=weight, c=hessian, g=grids: gptq_on_best_grid(w, c, g))
         seconds["scales"], _ = timed(
-            device, lambda w=weight, c=curvature, r=rounding: refit_scales(w, c, r, torch.bfloat16)
+            device, lambda w=weight, c=hessian, r=rounding: refit_scales(w, c, r, torch.bfloat16)
         )
         for step, value in seconds.items():
             rates[step] = flops(step, width, options.rows, options.tokens) / value

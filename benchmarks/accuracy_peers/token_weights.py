@@ -49,7 +49,7 @@ def weighed_by(kind: str, bits: int, group_size: int) -> Iterator[None]:
     """Within the context, calibration weighs tokens by `kind`, whatever its recipe says."""
 
     def given(data: WeightingData) -> Any:
-        return Given(kind, bits, group_size, data.model, data.blocks, data.samples, data.masks, data.answers)
+        return Given(kind, bits, group_size, data.model, data.blocks, data.samples, data.masks, data.answer_masks)
 
     precomputed = dict.fromkeys(registry.KINDS, given)
     made = dict.fromkeys(registry.KINDS, lambda recipe, seed, known: GivenWeights(known))

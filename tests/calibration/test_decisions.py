@@ -76,7 +76,7 @@ def test_a_rotation_drops_what_was_chosen_for_the_unrotated_weight_alone() -> No
 
 def test_scales_of_an_earlier_pass_come_first() -> None:
     one, other = (BlockDecisions(SCHEMES).with_scale(GROUP, factor * scale()) for factor in (1, 2))
-    assert [each for _, each in other.after(one).scales] == [one.scales[0][1], other.scales[0][1]]
+    assert [each for _, each in other.with_earlier_scales(one).scales] == [one.scales[0][1], other.scales[0][1]]
 
 
 def test_folding_keeps_the_function_and_the_block() -> None:

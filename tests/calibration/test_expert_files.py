@@ -141,9 +141,9 @@ def test_packed_bits_do_not_depend_on_the_memory_for_learning(
     recipe = {"name": "best", "steps": 8}
     run = {"recipe": recipe, "activation_bits": activation_bits}
     in_memory = quantized(vlm, **run)
-    kept, keep = [], ScratchFiles.keep
+    kept, keep = [], ScratchFiles.store
     monkeypatch.setattr("transformers_qaig.utils.scratch.LEAST", 1)
-    monkeypatch.setattr(ScratchFiles, "keep", lambda *args, **how: (kept.append(1), keep(*args, **how))[1])
+    monkeypatch.setattr(ScratchFiles, "store", lambda *args, **how: (kept.append(1), keep(*args, **how))[1])
     in_files = quantized(vlm, **run, calibration={"expert_memory": "1B"})
     assert len(kept) > 100
     assert any("learned" in step for target in in_files.qaig_report.targets for step in target.accepted)

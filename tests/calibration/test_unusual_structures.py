@@ -24,7 +24,7 @@ def errors(name: str, recipe: str, **options: object) -> tuple[list[float], list
     model, data = UNUSUAL[name]()
     config = QAIGConfig(recipe=recipe, bits=3, group_size=32, dataset=data, **options)
     plan, coverage = make_plan(model, config)
-    coverage.require(0.9)
+    coverage.check_minimum(0.9)
     report = calibrate(model, plan, coverage, load_inputs(model, config), config)
     return [b.error for b in report.targets], [linear for b in report.targets for linear in b.to_nearest]
 

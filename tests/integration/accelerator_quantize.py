@@ -136,13 +136,13 @@ def copies() -> dict[str, float]:
         return (pretend.peak_bytes() - before) / unit
 
     moment = second_moment([(x, torch.ones(1, 600, device=pretend.DEVICE))])
-    curvature = Hessian.of(moment)
+    hessian = Hessian.of(moment)
     arguments = {"bits": 3, "group_size": 64, "sym": False, "storage_dtype": torch.bfloat16}
     grids = [minmax_grid(weight, shrink=1 - i / 20, **arguments) for i in range(10)]
     with patch.object(moments, "STRIPE", 32):  # small beside the matrix, as it is where matrices are large
-        factor = peak(lambda: inverse_factor(moment, 0.01, curvature.order))
+        factor = peak(lambda: inverse_factor(moment, 0.01, hessian.order))
     before = pretend.bytes_in_use()
-    gptq = peak(lambda: gptq_on_best_grid(weight, curvature, grids))
+    gptq = peak(lambda: gptq_on_best_grid(weight, hessian, grids))
     return {"factor": factor, "gptq": gptq, "left": pretend.bytes_in_use() - before}
 
 

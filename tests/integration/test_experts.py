@@ -40,7 +40,7 @@ def test_a_family_is_quantized_saved_loaded_and_made_dense_again(family: Path, t
     full = Auto.from_pretrained(family)
     model = Auto.from_pretrained(family, quantization_config=QAIGConfig(**RTN))
     assert stacks(model)
-    assert model.qaig_report.coverage.share > 0.97
+    assert model.qaig_report.coverage.packed_fraction > 0.97
     assert (out(model) - out(full)).norm() < 0.3 * out(full).norm()
     model.save_pretrained(tmp_path / "q")
     assert "experts_implementation" not in (tmp_path / "q" / "config.json").read_text()

@@ -92,7 +92,7 @@ def test_hardly_any_data_does_no_harm(llava: Path) -> None:
 
 def test_a_bare_config_works(llava: Path) -> None:
     model = AutoModelForVision2Seq.from_pretrained(llava, quantization_config=QAIGConfig(num_samples=2))
-    assert model.qaig_report.coverage.share == 1
+    assert model.qaig_report.coverage.packed_fraction == 1
 
 
 def test_config_as_dict_and_through_pipeline(llava: Path) -> None:

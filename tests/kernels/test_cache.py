@@ -78,7 +78,7 @@ def test_what_is_made_here_is_trusted_whatever_the_umask(folder: Path, monkeypat
     before = os.umask(umask)
     try:
         for _ in range(2):
-            file = cache.kept(folder / "a" / "b" / "key" / "file", lambda path: path.write_text("1"))
+            file = cache.cached_file(folder / "a" / "b" / "key" / "file", lambda path: path.write_text("1"))
     finally:
         os.umask(before)
     assert file.read_text() == "1"
@@ -93,11 +93,11 @@ def test_a_file_is_made_once_and_again_if_it_was_changed(folder: Path, caplog: p
 
     file = folder / "key" / "file"
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(lambda _: cache.kept(file, make), range(8))) == {file}
+        assert set(pool.map(lambda _: cache.cached_file(file, make), range(8))) == {file}
     assert len(made) == 1
     assert caplog.text == ""
     file.write_text("2")
-    assert cache.kept(file, make).read_text() == "1"
+    assert cache.cached_file(file, make).read_text() == "1"
     assert len(made) == 2
     assert str(file) in caplog.text
 
@@ -108,7 +108,7 @@ def test_an_error_while_a_file_is_made_leaves_nothing(folder: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        cache.kept(folder / "key" / "file", fail)
+        cache.cached_file(folder / "key" / "file", fail)
     assert [path.name for path in (folder / "key").iterdir() if path.suffix != ".lock"] == []
 
 
@@ -132,4 +132,4 @@ def test_a_cache_that_is_no_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp
         place.symlink_to("place" if kind == "circle of links" else "nowhere")
     monkeypatch.setenv("QAIG_CACHE", str(place))
     with pytest.raises(OSError, match=f"{place} is no folder.*QAIG_CACHE"):
-        cache.kept(cache.cache_folder() / "key" / "file", lambda file: file.touch())
+        cache.cached_file(cache.cache_folder() / "key" / "file", lambda file: file.touch())

@@ -45,7 +45,7 @@ def test_the_model_is_the_same_with_all_tensors_in_files(
     experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_work_dir: bool
 ) -> None:
     wanted, kept = quantized(experts), []
-    keep = ScratchFiles.keep
+    keep = ScratchFiles.store
 
     def noted(self: ScratchFiles, tensor: torch.Tensor) -> torch.Tensor:
         kept.append(keep(self, tensor))
@@ -55,7 +55,7 @@ def test_the_model_is_the_same_with_all_tensors_in_files(
     monkeypatch.setattr(scratch, "LEAST", 1)
     monkeypatch.setattr(scratch, "RESERVE", 0)
     monkeypatch.setattr(converted_weights, "LEAST", 1)
-    monkeypatch.setattr(ScratchFiles, "keep", noted)
+    monkeypatch.setattr(ScratchFiles, "store", noted)
     got = quantized(experts, work_dir=tmp_path if has_work_dir else None)
     assert len(kept) > 2 * 8
     assert wanted.keys() == got.keys()
@@ -65,15 +65,15 @@ def test_the_model_is_the_same_with_all_tensors_in_files(
 
 def test_a_disk_without_room_leaves_the_tensor_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.ones(scratch.LEAST)
-    assert ScratchFiles(tmp_path / "absent").keep(tensor) is tensor
+    assert ScratchFiles(tmp_path / "absent").store(tensor) is tensor
     monkeypatch.setattr(scratch, "RESERVE", 1 << 60)
-    assert ScratchFiles(tmp_path).keep(tensor) is tensor
+    assert ScratchFiles(tmp_path).store(tensor) is tensor
 
 
 def test_a_kept_tensor_has_its_values_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "RESERVE", 0)
     tensor = torch.randn(3, scratch.LEAST).bfloat16().T
-    kept = ScratchFiles(tmp_path).keep(tensor)
+    kept = ScratchFiles(tmp_path).store(tensor)
     assert kept.data_ptr() != tensor.data_ptr()
     assert torch.equal(kept, tensor)
     assert kept.dtype == tensor.dtype

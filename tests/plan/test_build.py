@@ -16,7 +16,7 @@ def test_plan_of_a_dense_model_covers_every_linear(llava: nn.Module) -> None:
     linears = [p for b, m in find_decoder_blocks(llava).items() for n, c in m.named_modules() if type(c) is nn.Linear
                for p in [f"{b}.{n}"]]  # fmt: skip
     assert sorted(plan) == sorted(linears)
-    assert coverage.share == 1
+    assert coverage.packed_fraction == 1
     assert set(plan.values()) == {WeightScheme(3, 32)}
     assert "lm_head" in coverage.unpacked
     assert coverage.total + sum(coverage.unpacked.values()) == sum(p.numel() for p in llava.parameters() if p.ndim > 1)
@@ -83,11 +83,11 @@ def test_experts_of_an_unknown_kind_count_and_stop_the_run() -> None:
     for block in find_decoder_blocks(model).values():
         block.mlp.experts.register_parameter("other", nn.Parameter(torch.zeros(4, 64, 64)))
     plan, coverage = make_plan(model, QAIGConfig())
-    assert coverage.share < 0.9
+    assert coverage.packed_fraction < 0.9
     assert any("experts" in path for path in coverage.skipped)
     assert plan  # attention could be packed
     with pytest.raises(ValueError, match=r"(?s)min_coverage.*experts"):
-        coverage.require(0.9)
+        coverage.check_minimum(0.9)
 
 
 def test_group_that_does_not_divide_is_refitted_and_logged(llava: nn.Module, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,24 +19,24 @@ def test_the_blocks_size_holds_their_packed_weights_and_is_first() -> None:
     assert found.sizes[BLOCKS] == PartSize(32_000, 500 + 5_850)
     assert found.whole == PartSize(48_000, 8_000 + 500 + 5_850)
     assert found.other_bits == 8_500
-    assert (found.share, found.bits_per_weight) == (0.9, 3.25)
+    assert (found.packed_fraction, found.bits_per_weight) == (0.9, 3.25)
 
 
 def test_nothing_packed_has_no_share_and_no_bits() -> None:
-    assert (Coverage().share, Coverage().bits_per_weight) == (0.0, 0.0)
+    assert (Coverage().packed_fraction, Coverage().bits_per_weight) == (0.0, 0.0)
 
 
 def test_weights_that_the_user_left_out_are_not_asked_for() -> None:
-    coverage(excluded=200).require(1.0)
-    coverage().require(0.9)
+    coverage(excluded=200).check_minimum(1.0)
+    coverage().check_minimum(0.9)
     with pytest.raises(SettingError, match=r"Only 90.0% of the 2,000 weights .* asks for 91.0%"):
-        coverage().require(0.91)
+        coverage().check_minimum(0.91)
 
 
 def test_the_largest_weights_that_are_left_out_are_listed_and_the_others_counted() -> None:
     skipped = {f"w{size}": (size, "a router") for size in range(10)}
     with pytest.raises(SettingError) as error:
-        coverage(skipped=skipped).require(1.0)
+        coverage(skipped=skipped).check_minimum(1.0)
     lines = str(error.value).splitlines()
     assert lines[1:9] == [f"  w{size}: {size} weights, a router" for size in range(9, 1, -1)]
     assert lines[9] == "  and 2 more"
@@ -44,7 +44,7 @@ def test_the_largest_weights_that_are_left_out_are_listed_and_the_others_counted
 
 def test_no_weight_at_all_is_too_little() -> None:
     with pytest.raises(SettingError, match=r"Only 0.0%"):
-        Coverage().require(0.0)
+        Coverage().check_minimum(0.0)
 
 
 def test_a_choice_fills_in_the_parts_outside_the_blocks() -> None:
@@ -77,3 +77,8 @@ def test_a_choice_fills_in_the_parts_outside_the_blocks() -> None:
     assert plan == {"block": three, **after.outside_plan}
     assert before.to_choose == 1_800 + 350
     assert before.other_bits == 564  # the coverage before is left as it was
+
+
+def test_the_old_name_of_the_fraction_warns_and_works() -> None:
+    with pytest.warns(FutureWarning, match=r"`Coverage.share` ends .* Use `packed_fraction`"):
+        assert coverage().share == 0.9

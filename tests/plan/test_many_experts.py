@@ -54,7 +54,7 @@ def test_a_plan_takes_seconds_and_all_but_routers_and_norms_is_packed(model: hf.
     with at_most(5):
         plan, coverage = make_plan(model, QAIGConfig(bits=4))
         packed_skeleton(model, plan)
-    assert coverage.share > 0.999
+    assert coverage.packed_fraction > 0.999
     assert coverage.bits_per_weight == pytest.approx(4 + 20 / 128, abs=0.02)
     assert len(compact(plan, find_experts(model))) == 48 * 7
 

@@ -50,7 +50,7 @@ def test_each_part_has_its_bits(llava: nn.Module) -> None:
     assert widths.pop("lm_head") == {8}
     assert widths.pop("embed_tokens") == {5}
     assert set.union(*widths.values()) == {6}
-    assert coverage.share == 1
+    assert coverage.packed_fraction == 1
     assert coverage.bits_per_weight == pytest.approx(3 + (32 + 3) / 32)  # still about the blocks
     assert plan["model.vision_tower.encoder.layers.0.mlp.fc2"].group_size == -1  # 48 channels
     assert list(coverage.unpacked) == ["model.vision_tower"]  # convolution and positions

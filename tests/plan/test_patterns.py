@@ -65,7 +65,7 @@ def test_what_transformers_leaves_out_is_left_out(llava: nn.Module, pattern: str
                                       ["position_embedding.weight"], ["self_attn"]])  # fmt: skip
 def test_a_name_that_exists_is_no_error(llava: nn.Module, patterns: list[str]) -> None:
     _, coverage = make_plan(llava, QAIGConfig(modules_to_not_convert=patterns))
-    coverage.require(1.0)  # what the user listed is not missing
+    coverage.check_minimum(1.0)  # what the user listed is not missing
 
 
 def test_weights_that_nobody_listed_still_count() -> None:
@@ -74,7 +74,7 @@ def test_weights_that_nobody_listed_still_count() -> None:
         block.mlp.experts.register_parameter("other", nn.Parameter(torch.zeros(4, 64, 64)))
     _, coverage = make_plan(model, QAIGConfig(modules_to_not_convert=["q_proj"]))
     with pytest.raises(ValueError, match=r"(?s)min_coverage.*experts"):
-        coverage.require(0.9)
+        coverage.check_minimum(0.9)
 
 
 @pytest.mark.parametrize(

@@ -45,4 +45,4 @@ def test_nearly_all_weights_of_the_blocks_are_packed(family: str) -> None:
         model = class_of(family)(CONFIG_MAPPING[family](**FAMILIES[family]))
     plan, coverage = make_plan(model, QAIGConfig(recipe="rtn", group_size=128))
     assert any(".experts." in path for path in plan)
-    assert coverage.share > 0.99
+    assert coverage.packed_fraction > 0.99

@@ -75,9 +75,9 @@ def test_until_a_budget_has_chosen_the_plan_is_a_likely_one(model: PreTrainedMod
     assert bits_of(widths) <= {3, 4, 8}
 
 
-def test_one_width_for_all_is_told_with_its_reason(model: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_width_for_all_is_logged_with_its_reason(model: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
     widths = tried(model, budget=DEFAULT_BUDGET)
-    widths.take_uniform("No answer")
+    widths.use_uniform("No answer")
     assert "No answer: every weight gets 4 bits. Give bits=4" in caplog.text
     assert (bits_of(widths), widths.options) == ({4}, {})
     assert widths.coverage.stored_bits == planned(model, bits=4).coverage.stored_bits

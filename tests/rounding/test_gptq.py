@@ -126,15 +126,15 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 def test_each_row_gets_the_grid_that_serves_it_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, _, hessian = _case()
-    curvature = Hessian.of(hessian)
+    weight, _, moment = _case()
+    hessian = Hessian.of(moment)
     grids = [_grid(weight, bits=2, shrink=shrink) for shrink in (1.0, 0.8, 0.6)]
-    damped = curvature.moment + DAMPING * hessian.diagonal().mean() * torch.eye(K)
-    errors = [gptq(weight, curvature, grid).values - weight for grid in grids]
+    damped = moment + DAMPING * moment.diagonal().mean() * torch.eye(K)
+    errors = [gptq(weight, hessian, grid).values - weight for grid in grids]
     losses = torch.stack([(e @ damped * e).sum(-1) for e in errors])
     assert len(losses.argmin(0).unique()) > 1  # not the same one for all
     monkeypatch.setattr("transformers_qaig.rounding.gptq.MAX_ELEMENTS", 3 * 5 * K)  # five rows at a time
-    best = gptq_on_best_grid(weight, curvature, grids)
+    best = gptq_on_best_grid(weight, hessian, grids)
     e = best.values - weight
     torch.testing.assert_close((e @ damped * e).sum(-1), losses.amin(0), rtol=1e-2, atol=1e-4)
     assert best.codes.shape == best.source.shape == (N, K)

@@ -15,16 +15,16 @@ N, K, GROUP = 24, 96, 16  # groups small enough that it gains 18 to 28 % with an
 def _case() -> tuple[Tensor, Hessian, QuantizedWeight]:
     weight = torch.randn(N, K)
     x = torch.randn(1, 300, 24) @ torch.randn(24, K) + 0.3 * torch.randn(1, 300, K) + 0.5
-    curvature = Hessian.of(second_moment([(x, torch.ones(1, 300))]))
+    hessian = Hessian.of(second_moment([(x, torch.ones(1, 300))]))
     grid = minmax_grid(weight, bits=2, group_size=GROUP, sym=False, storage_dtype=torch.float32)
-    return weight, curvature, gptq(weight, curvature, grid)
+    return weight, hessian, gptq(weight, hessian, grid)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_row_gets_worse_and_most_get_better(dtype: torch.dtype) -> None:
-    weight, curvature, rounding = _case()
-    refitted = refit_scales(weight, curvature, rounding, dtype)
-    before, after = (curvature.loss(r.values - weight) for r in (rounding, refitted))
+    weight, hessian, rounding = _case()
+    refitted = refit_scales(weight, hessian, rounding, dtype)
+    before, after = (hessian.loss(r.values - weight) for r in (rounding, refitted))
     assert (after <= before).all()
     assert after.sum() < 0.9 * before.sum()
     assert torch.equal(refitted.codes, rounding.codes)
@@ -33,9 +33,9 @@ def test_no_row_gets_worse_and_most_get_better(dtype: torch.dtype) -> None:
 
 
 def test_equals_least_squares_row_by_row_times_a_gain() -> None:
-    weight, curvature, rounding = _case()
-    refitted = refit_scales(weight, curvature, rounding, torch.float32)
-    root = torch.linalg.cholesky(curvature.moment.double() + 1e-9 * torch.eye(K)).T  # e H eᵀ = ‖root e‖²
+    weight, hessian, rounding = _case()
+    refitted = refit_scales(weight, hessian, rounding, torch.float32)
+    root = torch.linalg.cholesky(hessian.moment.double() + 1e-9 * torch.eye(K)).T  # e H eᵀ = ‖root e‖²
     levels = rounding.grid.grouped(rounding.codes.float()) - rounding.grid.zero.unsqueeze(-1)
     for row in range(N):
         columns = torch.block_diag(*levels[row].double()).T  # [K, G]
@@ -48,18 +48,18 @@ def test_equals_least_squares_row_by_row_times_a_gain() -> None:
 
 
 def test_outputs_are_as_large_as_they_were() -> None:
-    weight, curvature, rounding = _case()
-    refitted = refit_scales(weight, curvature, rounding, torch.float32)
+    weight, hessian, rounding = _case()
+    refitted = refit_scales(weight, hessian, rounding, torch.float32)
     changed = (refitted.grid.scale != rounding.grid.scale).any(-1)
-    along = ((weight @ curvature.moment) * refitted.values).sum(-1) / ((weight @ curvature.moment) * weight).sum(-1)
+    along = ((weight @ hessian.moment) * refitted.values).sum(-1) / ((weight @ hessian.moment) * weight).sum(-1)
     torch.testing.assert_close(along[changed], torch.ones_like(along[changed]), rtol=1e-3, atol=1e-3)
 
 
 def test_groups_without_codes_or_signal_keep_their_scale() -> None:
-    weight, curvature, rounding = _case()
+    weight, hessian, rounding = _case()
     codes = rounding.codes.clone()
     codes[:, :GROUP] = rounding.grid.zero[:, :1].to(torch.uint8)  # all values zero
-    refitted = refit_scales(weight, curvature, replace(rounding, codes=codes), torch.float32)
+    refitted = refit_scales(weight, hessian, replace(rounding, codes=codes), torch.float32)
     assert torch.isfinite(refitted.grid.scale).all()
     silent = Hessian.of(torch.zeros(K, K))
     assert torch.equal(refit_scales(weight, silent, rounding, torch.float32).grid.scale, rounding.grid.scale)

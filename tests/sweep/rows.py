@@ -85,7 +85,7 @@ def _quantize(row: Row, model: Any, samples: list[dict[str, Tensor]], sample: di
         return
     with _told(row, "default"):
         packed = quantized("default")
-        row.coverage, row.experts = round(packed.qaig_report.coverage.share, 4), _experts(model, packed)
+        row.coverage, row.experts = round(packed.qaig_report.coverage.packed_fraction, 4), _experts(model, packed)
         nearest = [path for block in packed.qaig_report.targets for path in block.to_nearest]
         assert not nearest, f"rounded to nearest: {nearest[0]}"
     if not row.coverage:

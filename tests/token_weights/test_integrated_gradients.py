@@ -4,7 +4,12 @@ from torch import Tensor
 
 from tests import seeds
 from tests.tolerance import assert_close
-from transformers_qaig.token_weights.integrated_gradients import qig, qig_linear, tempered, weights_from_attribution
+from transformers_qaig.token_weights.integrated_gradients import (
+    flatten_weights,
+    qig,
+    qig_linear,
+    weights_from_attribution,
+)
 
 
 def _linear_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +109,7 @@ def test_a_few_values_that_are_not_finite_are_ignored() -> None:
 def test_tempered_weights_keep_half_of_the_samples_effective() -> None:
     weights = torch.zeros(400)
     weights[:300] = torch.rand(300).mul(8).exp()
-    soft = tempered(weights)
+    soft = flatten_weights(weights)
     effective = soft.sum().square() / soft.square().sum() / 300
     assert effective == pytest.approx(0.5, abs=1e-3)
     assert (soft[300:] == 0).all()
@@ -112,5 +117,5 @@ def test_tempered_weights_keep_half_of_the_samples_effective() -> None:
     power = soft[:300].log().diff() / weights[:300].log().diff()
     torch.testing.assert_close(power, power.mean().expand_as(power), rtol=1e-2, atol=1e-2)
     even = torch.rand(50) + 1
-    assert_close(tempered(even), even / even.mean(), 50)
-    assert (tempered(torch.zeros(5)) == 0).all()
+    assert_close(flatten_weights(even), even / even.mean(), 50)
+    assert (flatten_weights(torch.zeros(5)) == 0).all()

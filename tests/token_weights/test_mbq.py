@@ -17,7 +17,7 @@ def weights(*gradients: list[list[float]]) -> list[list[float]]:
     """Of the first sample in each block, from sample → block → gradient at each token."""
     blocks = [nn.Identity() for _ in gradients[0]]
     sizes: list[list[Tensor]] = [[torch.tensor([row] if row else []) for row in sample] for sample in gradients]
-    data: Any = SimpleNamespace(blocks=blocks, pictures=PICTURES, answers=ANSWERS, gradients=lambda: sizes)
+    data: Any = SimpleNamespace(blocks=blocks, pictures=PICTURES, answer_masks=ANSWERS, gradients=lambda: sizes)
     found = mbq(data)
     return [found[block][0][0].tolist() for block in blocks]
 

@@ -1,4 +1,4 @@
-"""Quantizes one block: its groups of linears go through the recipe's steps, and steps that do harm are rejected."""
+"""Quantizes one block with the recipe's steps, and rejects steps that increase the validation error."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class BlockQuantizer:
             for stack, names in self.stacks.items():
                 if names:
                     decisions = self._stack(stack, names, decisions, steps, original, full, done)
-        return decisions.after(earlier)
+        return decisions.with_earlier_scales(earlier)
 
     def _context(self, original: nn.Module, group: Group, schemes: Plan) -> GroupContext:
         """Returns what the steps on some linears work on, without inputs."""
@@ -154,8 +154,8 @@ class BlockQuantizer:
             return decisions
         if candidate is None:
             return decisions
-        level = self._validation_error(original, decisions, done)
-        if self._error_if_better(f"experts {stack}", original, candidate, done, level) is None:
+        error = self._validation_error(original, decisions, done)
+        if self._error_if_better(f"experts {stack}", original, candidate, done, error) is None:
             return decisions
         if joins:
             step.is_trial = False
@@ -172,34 +172,34 @@ class BlockQuantizer:
         done: list[str],
     ) -> BlockDecisions:
         """Takes one group through the steps, and keeps those that do not raise the validation error."""
-        level = self._validation_error(context.block, decisions, done)
+        error = self._validation_error(context.block, decisions, done)
         for step in steps.steps:
             candidate = step(context, decisions)
             if candidate is None:
                 continue
-            new_level = self._error_if_better(
-                f"{step.name} {', '.join(context.members)}", context.block, candidate, done, level
+            new_error = self._error_if_better(
+                f"{step.name} {', '.join(context.members)}", context.block, candidate, done, error
             )
-            if new_level is None:
+            if new_error is None:
                 continue
             if context.held_back is not None:
                 # Validation is over, so these samples now join the calibration data.
                 candidate = step(replace(context, joins=True), decisions) or decisions
-            decisions, level = candidate, new_level
+            decisions, error = candidate, new_error
         return decisions
 
     def _error_if_better(
-        self, what: str, original: nn.Module, candidate: BlockDecisions, done: list[str], level: float
+        self, what: str, original: nn.Module, candidate: BlockDecisions, done: list[str], error: float
     ) -> float | None:
-        """Returns the candidate's validation error if it is below `level` or there is none to measure; else None."""
+        """Returns the candidate's validation error if it is below `error` or there is none to measure; else None."""
         try:
-            new_level = self._validation_error(original, candidate, done)
+            new_error = self._validation_error(original, candidate, done)
         except NotFinite:
-            self._note(False, f"{what} (its output is not finite)")
+            self._record(False, f"{what} (its output is not finite)")
             return None
-        better = new_level < level or not self.validation
-        self._note(better, what)
-        return new_level if better else None
+        better = new_error < error or not self.validation
+        self._record(better, what)
+        return new_error if better else None
 
     def _gather(
         self,
@@ -267,7 +267,7 @@ class BlockQuantizer:
         inputs = self.inputs
         samples = inputs.samples()
         targets = full_outputs(self.block, inputs, samples)
-        learner = BlockReconstruction(
+        reconstruction = BlockReconstruction(
             self.in_float32,
             inputs.quantized,
             targets,
@@ -285,16 +285,16 @@ class BlockQuantizer:
             for name, parameter in self.block.named_parameters()
             if parameter.ndim == 1 and parameter.is_floating_point() and not self.settings.finder.is_shared(parameter)
         }
-        decisions, found = learner.rounding(decisions)
-        self._note_learned("rounding", found)
-        decisions, found = learner.scales(decisions, others)
-        self._note_learned("scales", found)
+        decisions, found = reconstruction.rounding(decisions)
+        self._record_learned("rounding", found)
+        decisions, found = reconstruction.scales(decisions, others)
+        self._record_learned("scales", found)
         return decisions
 
-    def _note_learned(self, what: str, found: Learned) -> None:
+    def _record_learned(self, what: str, found: Learned) -> None:
         start = f"{found.start:.2e}"
         outcome = f"{start} → {found.best:.2e}" if found.is_better else f"(not kept: no loss below {start})"
-        self._note(found.is_better, f"learned {what} {outcome}")
+        self._record(found.is_better, f"learned {what} {outcome}")
 
-    def _note(self, accepted: bool, what: str) -> None:
+    def _record(self, accepted: bool, what: str) -> None:
         (self.summary.accepted if accepted else self.summary.rejected).append(what)

@@ -76,7 +76,7 @@ class BlockDecisions:
             damping={name: value for name, value in self.damping.items() if name not in rotations},
         )
 
-    def after(self, earlier: BlockDecisions) -> BlockDecisions:
+    def with_earlier_scales(self, earlier: BlockDecisions) -> BlockDecisions:
         """Prepends the scales of an earlier pass, so that the result applies to the original block."""
         return replace(self, scales=(*earlier.scales, *self.scales))
 
@@ -116,7 +116,7 @@ class BlockDecisions:
 def copy_block(block: nn.Module) -> nn.Module:
     """Returns a copy of the block that shares the weights of its linearized experts.
 
-    Nobody changes them in place, and those of one block can take 20 GB.
+    They are never changed in place, and those of one block can take 20 GB.
     """
     return copy.deepcopy(block, {id(weight): weight for weight in _weights_of_experts(block)})
 

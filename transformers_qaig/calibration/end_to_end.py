@@ -45,7 +45,7 @@ BATCH = 4
 RATE = 2e-3
 MOST_TOKENS = 256
 """Tokens of a sample that are compared: their logits exist at once, and the gradients of these."""
-PIECE = "end_to_end"
+FILE = "end_to_end"
 """What the learned scales are called in the work folder."""
 
 
@@ -118,7 +118,7 @@ class EndToEnd:
         Scales change only if the divergence of the held-back samples falls.
         """
         layers = self._layers()
-        found = None if store.folder is None else store.folder.load_as(PIECE, partial(_read, layers))
+        found = None if store.folder is None else store.folder.load_as(FILE, partial(_read, layers))
         if found is None:
             reason = self._why_not(layers)
             if reason:
@@ -129,7 +129,7 @@ class EndToEnd:
             stored = {path: scale.to(layers[path].weight_scale.dtype) for path, scale in scales.items()}
             found = stored, (learned.start, learned.best)
             if store.folder is not None:
-                store.folder.save(PIECE, stored, {"divergence": json.dumps(found[1])})
+                store.folder.save(FILE, stored, {"divergence": json.dumps(found[1])})
         scales, (start, best) = found
         for path, scale in scales.items():
             layers[path].weight_scale = frozen(scale)
@@ -195,7 +195,7 @@ class EndToEnd:
         full, head = structure.head.module, model.get_submodule(structure.head.path)
         assert isinstance(full, nn.Linear)
         folder = self.config.calibration.work_path
-        keep = (lambda codes: codes) if folder is None else ScratchFiles(folder).keep
+        keep = (lambda codes: codes) if folder is None else ScratchFiles(folder).store
         with ExitStack() as stack:
             scaled = stack.enter_context(learning_scales(model, layers, keep))
             stack.enter_context(frozen_parameters(model))

@@ -68,7 +68,7 @@ class QuantizerSettings:
         for name in names:
             memory -= LEARNED_BYTES * get_linear(block, name).weight.numel()
             if memory < 0:
-                found[name] = partial(self.scratch.keep, changes=True)
+                found[name] = partial(self.scratch.store, changes=True)
         return found
 
 

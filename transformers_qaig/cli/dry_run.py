@@ -74,7 +74,7 @@ def estimate_for(model: PreTrainedModel, config: QAIGConfig, tokens: int) -> Cos
     """
     config = config.with_default_budget()
     options, coverage = list_schemes(model, config)
-    coverage.require(config.calibration.min_coverage)
+    coverage.check_minimum(config.calibration.min_coverage)
     if config.budget is None:
         coverage.stored_bits = sum(choices[0].size for choices in options.values())
     else:

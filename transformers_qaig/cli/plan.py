@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     require_unquantized(options)
     model = AutoModelForImageTextToText.from_pretrained(options.model, **loading(options)).eval().requires_grad_(False)
     choices, coverage = list_schemes(model, config)
-    coverage.require(config.calibration.min_coverage)
+    coverage.check_minimum(config.calibration.min_coverage)
     predict_headers(coverage, model, choices)
     fused = fused_sets(choices) if options.fuse else []
     budgets = budgets_between(options, coverage, reachable(choices, fused))
@@ -123,8 +123,8 @@ def _parts(model: PreTrainedModel) -> dict[str, str]:
     """Returns path → name of the parts of a model."""
     parts = dict.fromkeys(find_decoder_blocks(model), "language model's blocks")
     parts |= dict.fromkeys(find_vision_tower(model), "vision tower and projector")
-    table = "embeddings and head" if are_tied(model) else "embeddings"
-    for name, found in ((table, find_input_embeddings(model)), ("head", find_lm_head(model))):
+    embeddings_name = "embeddings and head" if are_tied(model) else "embeddings"
+    for name, found in ((embeddings_name, find_input_embeddings(model)), ("head", find_lm_head(model))):
         parts |= {found.path: name} if found.path else {}
     return parts
 

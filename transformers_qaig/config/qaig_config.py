@@ -23,7 +23,7 @@ from .misplaced import register_settings
 from .plain import plain
 from .plan_source import copy_plan, read_plan
 from .recipes import Recipe
-from .validation import check_settings, refuse_unknown, tell_without_effect
+from .validation import check_settings, refuse_unknown, warn_without_effect
 
 logger = get_logger(__name__)
 
@@ -130,7 +130,7 @@ class QAIGConfig(Attributes, QuantizationConfigMixin):
         self.offload_folder = spelled.placement.get("offload_folder")
         self.validate()
         if not written_by_us:
-            tell_without_effect(vars(self), {"bits": bits, "group_size": group_size, "sym": sym or None})
+            warn_without_effect(vars(self), {"bits": bits, "group_size": group_size, "sym": sym or None})
 
     def validate(self) -> None:
         """Checks every setting. Call it after setting attributes.
@@ -190,7 +190,7 @@ class QAIGConfig(Attributes, QuantizationConfigMixin):
         """Reads the configuration in a mapping: a checkpoint's config.json, which anybody may have written.
 
         No file is opened for its `plan`. Settings for one run (`dataset`, `calibration`, ...) are not taken: they would
-        reach whoever quantizes with this configuration next. Those in a checkpoint are dropped, with a warning.
+        reach the next run with this configuration. Those in a checkpoint are dropped, with a warning.
 
         Args:
             config_dict: as [`to_dict`] makes it, or as release 0.1 did.

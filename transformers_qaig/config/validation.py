@@ -79,7 +79,7 @@ def check_settings(settings: Mapping[str, Any], candidates: Iterable[WeightSchem
         check_folder(settings["offload_folder"], "offload_folder")
 
 
-def tell_without_effect(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def warn_without_effect(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Warns of arguments that a given plan, or the rest of the recipe, leaves without effect.
 
     Args:

@@ -79,7 +79,7 @@ def load_inputs(
             views=views,
         )
         check_placeholders(model, samples)
-        answers = [answer_mask(sample, picture_ids) for sample in samples]
+        answer_masks = [answer_mask(sample, picture_ids) for sample in samples]
         if needs_answers or budget is not None:
             _warn_of_unmarked(samples, config)
     accepted = inspect.signature(model.forward).parameters
@@ -91,15 +91,15 @@ def load_inputs(
         for sample in samples
     ]
     stay = check_inputs(samples, exclusions)
-    samples, answers = list(compress(samples, stay)), list(compress(answers, stay))
+    samples, answer_masks = list(compress(samples, stay)), list(compress(answer_masks, stay))
     _warn_of_few(samples)
-    if needs_answers and not any(bool(answer.any()) for answer in answers):
+    if needs_answers and not any(bool(mask.any()) for mask in answer_masks):
         asked = "a budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         raise ValueError(
             f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
             "conversations in which the assistant answers, or another recipe."
         )
-    return CalibrationData(samples, answers, exclusions, views, ranks)
+    return CalibrationData(samples, answer_masks, exclusions, views, ranks)
 
 
 def _warn_of_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:

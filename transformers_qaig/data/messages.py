@@ -73,9 +73,9 @@ def to_conversation(
             conversation = question_and_answer(record, found, base_dir)
         if "system" in found and record[found["system"]]:
             conversation = _with_system(conversation, record[found["system"]], found["system"])
-        return _fill(conversation, media)
+        return _insert_media(conversation, media)
     if isinstance(record, Sequence) and not isinstance(record, (bytes, bytearray)):
-        return _fill(read_messages(record, base_dir), {})
+        return _insert_media(read_messages(record, base_dir), {})
     raise TypeError(
         f"a sample must be a list of chat messages, a dict, a PIL image or a str, not {type(record).__name__}"
     )
@@ -134,7 +134,7 @@ def _videos_of(record: Mapping[str, Any], name: str, base_dir: Path | None) -> l
     return [open_video(source, base_dir, fps) for source in (value if several else [value]) if source is not None]
 
 
-def _fill(conversation: Conversation, media: Mapping[str, Sequence[Any]]) -> Conversation:
+def _insert_media(conversation: Conversation, media: Mapping[str, Sequence[Any]]) -> Conversation:
     """Puts images and videos into their placeholders.
 
     These are parts without a source, else `<image>` and `<video>` in the text, else the front of the first question.

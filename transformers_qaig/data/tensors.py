@@ -85,17 +85,17 @@ def answer_mask(sample: Mapping[str, torch.Tensor], image_tokens: Sequence[int] 
 
     Args:
         sample: the model's inputs, with `labels` int64 `[B, T]` or without.
-        image_tokens: ids that stand for pieces of pictures.
+        image_tokens: ids that stand for image patches.
 
     Returns:
         bool `[B, T]`; False at the first position, which nothing predicts.
     """
-    real = token_mask(sample)
+    is_token = token_mask(sample)
     if marks_answers(sample) and "labels" in sample:
-        mask = real & (sample["labels"] != NO_ANSWER)
+        mask = is_token & (sample["labels"] != NO_ANSWER)
     else:
         ids = sample[text_name(sample)]
-        mask = real & ~torch.isin(ids, torch.tensor(list(image_tokens), dtype=torch.long, device=ids.device))
+        mask = is_token & ~torch.isin(ids, torch.tensor(list(image_tokens), dtype=torch.long, device=ids.device))
     mask[:, 0] = False
     return mask
 
@@ -104,8 +104,8 @@ def marks_answers(sample: Mapping[str, torch.Tensor]) -> bool:
     """Whether the labels of a sample mark its answers; a decoder's text is nothing else."""
     if text_name(sample) != "input_ids":
         return True
-    real, labels = token_mask(sample), sample.get("labels")
-    return labels is not None and labels.shape == real.shape and bool((labels[real] != NO_ANSWER).any())
+    is_token, labels = token_mask(sample), sample.get("labels")
+    return labels is not None and labels.shape == is_token.shape and bool((labels[is_token] != NO_ANSWER).any())
 
 
 def has_image(sample: Mapping[str, torch.Tensor]) -> bool:

@@ -53,14 +53,14 @@ def gather_group_inputs(
     mine = [sample for sample in samples if sample in inputs.full]
     finder = RowFinder(blocks[0], group, inputs, mine)
 
-    def enter_mine() -> Entered:
+    def enter_local() -> Entered:
         try:
             found = list(_entered(group, blocks, inputs, finder))
         except NotReached as none:
             return Entered((), str(none))
         return Entered(found, layout=vars(finder).get("layout", "not looked for"))
 
-    return spread(original, group, enter_mine, samples, inputs.ranks)
+    return spread(original, group, enter_local, samples, inputs.ranks)
 
 
 def _entered(

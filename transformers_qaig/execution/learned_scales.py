@@ -37,7 +37,7 @@ class ScaledLinear(nn.Module):
         self._rotation, self._rounds = layer.rotation, layer.activation_bits == 8
         self._stand_in = layer.weight
         self.scale = layer.weight_scale.detach().float()
-        self._levels = keep(_levels(layer))
+        self._centred_codes = keep(_centred_codes(layer))
         self.register_parameter("bias", layer.bias)
 
     @property
@@ -49,34 +49,34 @@ class ScaledLinear(nn.Module):
         """Multiplies the input by the weight and adds the bias."""
         transformed = x.float() if self._rotation is None else rotate(x.float(), self._rotation)
         transformed = fake_quantize_tokens(transformed) if self._rounds else transformed
-        product = _Product.apply(transformed, self.scale.to(x.device), self._levels)
+        product = _Product.apply(transformed, self.scale.to(x.device), self._centred_codes)
         return (product if self.bias is None else product + self.bias.float()).to(x.dtype)
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ with W = levels * scale, which is made again for the gradient."""
+    """x Wᵀ with W = centred_codes * scale, which is made again for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, centred_codes: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.levels = levels
-        return x @ _weight(scale, levels).T
+        ctx.centred_codes = centred_codes
+        return x @ _weight(scale, centred_codes).T
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, scale = ctx.saved_tensors
-        levels = ctx.levels
-        along_x = gradient @ _weight(scale, levels) if ctx.needs_input_grad[0] else None
+        centred_codes = ctx.centred_codes
+        along_x = gradient @ _weight(scale, centred_codes) if ctx.needs_input_grad[0] else None
         along_weight = gradient.reshape(-1, gradient.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-        along_scale = (along_weight.view(levels.shape) * levels.to(x.device)).sum(-1)
+        along_scale = (along_weight.view(centred_codes.shape) * centred_codes.to(x.device)).sum(-1)
         return along_x, along_scale, None
 
 
-def _weight(scale: Tensor, levels: Tensor) -> Tensor:
-    return (levels.to(scale.device) * scale.unsqueeze(-1)).flatten(1)
+def _weight(scale: Tensor, centred_codes: Tensor) -> Tensor:
+    return (centred_codes.to(scale.device) * scale.unsqueeze(-1)).flatten(1)
 
 
-def _levels(layer: QAIGLinear) -> Tensor:
+def _centred_codes(layer: QAIGLinear) -> Tensor:
     """Returns code minus zero point, int8 [N, G, K / G]; int16 for 8 bits, which can differ by 255."""
     rows, groups = layer.weight_scale.shape
     codes = unpack(layer.weight_packed, layer.bits, layer.in_features).view(rows, groups, -1).to(torch.int16)

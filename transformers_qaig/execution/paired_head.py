@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sequential_onload import moved
+from .sequential_onload import copy_to_device
 
 Head = Callable[[Tensor], Tensor]
 
@@ -57,7 +57,7 @@ def hidden_at_head(
         return forward(hidden[:, :1])
 
     with torch.no_grad(), _instead(head, run):
-        model(**moved(sample, device), use_cache=False)
+        model(**copy_to_device(sample, device), use_cache=False)
     if len(kept) != 1:
         raise NoSingleHead(f"the head runs {len(kept)} times in a forward pass")
     return kept[0].cpu()
@@ -91,7 +91,7 @@ def divergence(
         return torch.stack([own(rows), wanted])
 
     with _instead(head, run):
-        logits = model(**moved(sample, device), use_cache=False).logits
+        logits = model(**copy_to_device(sample, device), use_cache=False).logits
     if logits.ndim != 3 or logits.shape[:2] != (2, len(counts)):
         raise NoSingleHead(f"the logits are {list(logits.shape)}")
     got, wanted = logits.float().log_softmax(-1)

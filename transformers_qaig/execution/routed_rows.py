@@ -110,7 +110,7 @@ def gather_routed(
     assert isinstance(experts, LinearExperts)
     rows_of = RowFinder(blocks[0], group, inputs, [sample for sample in samples if sample in inputs.full])
 
-    def mine() -> tuple[list[tuple[int, tuple[Tensor, ...]]], str]:
+    def local_result() -> tuple[list[tuple[int, tuple[Tensor, ...]]], str]:
         found, routings, reason = [], [], NO_SAMPLE
         for sample in rows_of.samples:
             try:
@@ -131,7 +131,7 @@ def gather_routed(
         ], reason
 
     place = {sample: index for index, sample in enumerate(samples)}
-    of_ranks = inputs.ranks.together(mine, place_in(samples))
+    of_ranks = inputs.ranks.together(local_result, place_in(samples))
     found = sorted(chain(*(of_rank for of_rank, _ in of_ranks)), key=lambda pair: pair[0])
     if not found:
         raise NotReached(max((reason for _, reason in of_ranks), key=len))

@@ -42,7 +42,7 @@ def sequential_onload(
         yield
 
 
-def moved(sample: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
+def copy_to_device(sample: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
     """Copies one sample's inputs to `device`, where `sequential_onload` has the parts that read them.
 
     Args:

@@ -32,14 +32,14 @@ class Entered:
 
 
 def spread(
-    original: nn.Module, group: Group, enter_mine: Callable[[], Entered], samples: Sequence[int], ranks: Ranks
+    original: nn.Module, group: Group, enter_local: Callable[[], Entered], samples: Sequence[int], ranks: Ranks
 ) -> Terms[GroupInputs]:
     """Enters a sub-block on every rank, and joins samples into rows as one process would.
 
     Args:
         original: the block in fp32.
         group: which sub-block.
-        enter_mine: enters this rank's samples.
+        enter_local: enters this rank's samples.
         samples: of all ranks, in order.
         ranks: which have them.
 
@@ -50,14 +50,14 @@ def spread(
     place = {sample: index for index, sample in enumerate(samples)}
     device, entered = next(original.parameters()).device, Entered(())
 
-    def mine() -> tuple[list[tuple[int, int]], bool, Entered]:
+    def local_result() -> tuple[list[tuple[int, int]], bool, Entered]:
         nonlocal entered
-        entered = enter_mine()
+        entered = enter_local()
         joins = bool(entered.inputs) and is_tokenwise(original, group, entered.inputs[0].loaded(device))
         sizes = [(place[one.samples[0]], one.mask.numel()) for one in entered.inputs]
         return sizes, joins, replace(entered, inputs=())
 
-    of_ranks = ranks.together(mine, place_in(samples))
+    of_ranks = ranks.together(local_result, place_in(samples))
     owner = {where: rank for rank, (sizes, _, _) in enumerate(of_ranks) for where, _ in sizes}
     if not owner:
         raise NotReached(max((of_rank.reason for _, _, of_rank in of_ranks), key=len))
@@ -69,19 +69,21 @@ def spread(
         return Terms(entered.inputs, [owner[where] for where in sorted(owner)], ranks)
     rows = list(rows_of(sorted(owner), size.__getitem__))
     owners = [owner[row[0]] if len(row) == 1 else index % ranks.size for index, row in enumerate(rows)]
-    return Terms(_joined(rows, owners, {place[one.samples[0]]: one for one in entered.inputs}, ranks), owners, ranks)
+    return Terms(
+        _exchange_rows(rows, owners, {place[one.samples[0]]: one for one in entered.inputs}, ranks), owners, ranks
+    )
 
 
-def _joined(
-    rows: Sequence[Sequence[int]], owners: Sequence[int], mine: dict[int, GroupInputs], ranks: Ranks
+def _exchange_rows(
+    rows: Sequence[Sequence[int]], owners: Sequence[int], local: dict[int, GroupInputs], ranks: Ranks
 ) -> list[GroupInputs]:
     """Sends each rank the samples of its rows, and returns this rank's rows."""
     outgoing: list[dict[int, GroupInputs]] = [{} for _ in range(ranks.size)]
     for row, owner in zip(rows, owners):
         for where in row:
-            if where in mine and owner != ranks.rank:
-                outgoing[owner][where] = replace(mine[where], args=(), kwargs={})
-    found = dict(mine)
+            if where in local and owner != ranks.rank:
+                outgoing[owner][where] = replace(local[where], args=(), kwargs={})
+    found = dict(local)
     for arrived in ranks.exchange(outgoing):
         found.update(arrived)
     return [join([found[where] for where in row]) for row, owner in zip(rows, owners) if owner == ranks.rank]

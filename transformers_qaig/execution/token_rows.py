@@ -146,8 +146,8 @@ def probe_layout(
 
 def _probed(mask: Tensor) -> list[int]:
     """Returns some real tokens, the last of them among them."""
-    real = mask.reshape(-1).nonzero().flatten().tolist()
-    return sorted({real[(len(real) - 1) * i // PROBED] for i in range(1, PROBED + 1)})
+    tokens = mask.reshape(-1).nonzero().flatten().tolist()
+    return sorted({tokens[(len(tokens) - 1) * i // PROBED] for i in range(1, PROBED + 1)})
 
 
 def _changed(hidden: Tensor, rows: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def cache_folder() -> Path:
         raise OSError(f"{error}: let QAIG_CACHE name a folder for what is compiled at first use") from error
 
 
-def kept(file: Path, make: Callable[[Path], None]) -> Path:
+def cached_file(file: Path, make: Callable[[Path], None]) -> Path:
     """Returns a file of the cache folder, and makes it if it is missing or damaged.
 
     It is made once, also if several threads and processes ask for it at the same time.

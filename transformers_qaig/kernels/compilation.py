@@ -11,7 +11,7 @@ import torch
 from ..utils.files import write
 from ..utils.logging import get_logger, tqdm
 from . import compiler
-from .cache import cache_folder, kept
+from .cache import cache_folder, cached_file
 
 PACKAGE = Path(__file__).parents[1]
 _TORCH = Path(torch.__file__).parent
@@ -103,7 +103,7 @@ def _compile_once(sources: Path, found: compiler.Compiler, nvcc: compiler.Nvcc |
                 write(failure, str(error))
             raise
 
-    return kept(folder / compiler.LIBRARY_NAME, compile_to)
+    return cached_file(folder / compiler.LIBRARY_NAME, compile_to)
 
 
 def architectures_in(library: Path) -> tuple[str, ...]:

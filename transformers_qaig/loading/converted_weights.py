@@ -92,7 +92,7 @@ class ConvertedWeights(ConversionOps):
 
     def _kept(self, tensor: Tensor, source: str) -> Tensor:
         is_mapped = self._stored.get(source) == tensor.dtype  # a pattern is no tensor's name
-        return tensor if is_mapped else self._scratch.keep(tensor)
+        return tensor if is_mapped else self._scratch.store(tensor)
 
     @property
     def reverse_op(self) -> ConversionOps:

@@ -21,7 +21,7 @@ from .save_mark import check_one_save
 from .shards import check_files
 from .skeleton import pack_modules
 from .text_config import whole_settings
-from .unused_tensors import UnusedTensor, find_unused, kept, warn_of_missing_layers
+from .unused_tensors import UnusedTensor, find_unused, saved_tensors, warn_of_missing_layers
 from .width_record import check_widths
 
 
@@ -76,4 +76,4 @@ def open_packed(model: PreTrainedModel, files: Sequence[str], config: QAIGConfig
     unused = find_unused(model, files, guard_patterns(local))
     warn_of_missing_layers(model, unused)
     dtypes = {name: t.dtype for name, t in chain(model.named_parameters(), model.named_buffers())}
-    return PackedCheckpoint(config, local.plan, kept(model, unused), dtypes)
+    return PackedCheckpoint(config, local.plan, saved_tensors(model, unused), dtypes)

@@ -82,7 +82,7 @@ def _nbytes(shape: Sequence[int], dtype: str) -> int:
     return math.prod(shape) * bits // 8
 
 
-def kept(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> list[UnusedTensor]:
+def saved_tensors(model: PreTrainedModel, unused: Sequence[UnusedTensor]) -> list[UnusedTensor]:
     """Lists what is saved with the quantized model: all that lies in safetensors, if this class saved the checkpoint.
 
     Another class was asked to leave parts of a composite out.
@@ -128,7 +128,7 @@ def report_unused(model: PreTrainedModel, unused: Sequence[UnusedTensor], covera
     Returns:
         those that are saved with the model; `coverage` counts their size.
     """
-    saved = kept(model, unused)
+    saved = saved_tensors(model, unused)
     dropped = [u for u in unused if u not in saved]
     for tensors, fate in ((saved, "saved as they are"), (dropped, "not saved")):
         bits = 8 * sum(u.nbytes for u in tensors)

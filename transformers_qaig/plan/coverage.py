@@ -78,7 +78,13 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """The share of the blocks' elements that are packed, 0 to 1."""
+        """`packed_fraction`, as an earlier version called it."""
+        warn_of_old_name("Coverage.share", "packed_fraction")
+        return self.packed_fraction
+
+    @property
+    def packed_fraction(self) -> float:
+        """The fraction of the blocks' elements that are packed, 0 to 1."""
         return self.packed / self.total if self.total else 0.0
 
     @property
@@ -135,7 +141,7 @@ class Coverage:
         sizes = self.sizes.values()
         return PartSize(sum(size.full for size in sizes), sum(size.saved for size in sizes))
 
-    def require(self, min_coverage: float) -> None:
+    def check_minimum(self, min_coverage: float) -> None:
         """Raises `ValueError`, which names what would be left out, if too few weights are packed.
 
         Args:

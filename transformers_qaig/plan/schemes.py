@@ -157,11 +157,11 @@ def _matches(names: ModelNames, patterns: Iterable[str], argument: str) -> list[
                 f"`{argument}` names {quote(pattern)}, which matches no module and no parameter of this model."
                 f"{names.nearest(pattern)}"
             )
-        _tell_number(names, pattern, argument)
+        _log_matches(names, pattern, argument)
     return found
 
 
-def _tell_number(names: ModelNames, pattern: str, argument: str) -> None:
+def _log_matches(names: ModelNames, pattern: str, argument: str) -> None:
     """Logs how many modules a bare name reaches, if several; it warns if some of them are called otherwise."""
     ending = names.ending(pattern)
     if ending.total() < 2:

@@ -76,7 +76,7 @@ class PlannedWidths:
             self.plan, self.coverage = make_plan(model, config)
         else:
             self.options, self.coverage = list_schemes(model, config)
-        self.coverage.require(config.calibration.min_coverage)
+        self.coverage.check_minimum(config.calibration.min_coverage)
         self.unused = report_unused(model, find_unused(model, checkpoint_files), self.coverage)
         if config.budget is not None:
             limits = reachable(self.options, self._fused())
@@ -85,7 +85,7 @@ class PlannedWidths:
             self._budget = budget_in_bits(config, self.options, self.coverage, limits)
             allocation = only_choice(self.options, self._budget, self._fused())
             if allocation is not None:
-                self._take(allocation)
+                self._use_allocation(allocation)
                 self.options = {}
 
     def skeleton(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -103,7 +103,7 @@ class PlannedWidths:
             self._unpacked, self._files = packed_skeleton(model, {}), checkpoint_files
         return tensors
 
-    def take_uniform(self, why: str) -> None:
+    def use_uniform(self, why: str) -> None:
         """Takes one width for all, with a warning that says why."""
         assert self.config.budget is not None
         uniform = self.config.budget.uniform
@@ -112,7 +112,7 @@ class PlannedWidths:
             "%s: every weight gets %d bits. Give bits=%d to say so, or a `dataset` of conversations in which the "
             "assistant answers.", why, uniform, uniform,
         )  # fmt: skip
-        self._take(Allocation({path: option_at(choices, uniform) for path, choices in self.options.items()}))
+        self._use_allocation(Allocation({path: option_at(choices, uniform) for path, choices in self.options.items()}))
         self.options = {}
         self._count_headers_of_plan()
 
@@ -137,20 +137,20 @@ class PlannedWidths:
         except Exception as error:  # of the model's own forward pass, too, which rounding does without
             if self.config.budget != DEFAULT_BUDGET or data.ranks.size > 1:
                 raise
-            self.take_uniform(f"What widths cost the answers cannot be measured ({error})")
+            self.use_uniform(f"What widths cost the answers cannot be measured ({error})")
             return
         fused = self._fused()
         allocation = allocate(self.options, self._budget, fused)
         logger.info("%s", describe(allocation, self.options, self._budget, fused))
         self.costs = width_costs(self.config.budget.cost, self.options, allocation, self.coverage, fused)
-        self._take(allocation)
+        self._use_allocation(allocation)
         self._count_headers_of_plan()
 
     def forget_options(self) -> None:
         """Frees what only the choice needed."""
         self.options, self._unpacked = {}, None
 
-    def _take(self, allocation: Allocation) -> None:
+    def _use_allocation(self, allocation: Allocation) -> None:
         self.plan = self.coverage.plan_of(allocation.schemes)
         self.coverage = self.coverage.with_choice(allocation.chosen)
 
@@ -173,6 +173,6 @@ class PlannedWidths:
         sets = fused_sets(self.options)
         if budget.uniform is None:
             return sets
-        # Nobody asked for this budget's widths: layers that an override or a shape sets apart may differ.
+        # The user did not ask for this budget's widths: layers that an override or a shape sets apart may differ.
         schemes = {path: schemes_of(choices) for path, choices in self.options.items()}
         return [group for group in sets if all(schemes[path] == schemes[group[0]] for path in group)]

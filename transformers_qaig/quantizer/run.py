@@ -1,4 +1,4 @@
-"""`QuantizationRun`: what becomes of an unquantized model, from the checks before loading to the packed model."""
+"""`QuantizationRun`: quantizes one model, from the checks before its weights are read to the packed model."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class QuantizationRun:
             require_alike(self.ranks, lambda: {"calibration samples": digest(read)})
             self._times["samples"] = time.perf_counter() - start
             if self.widths.options and not any(bool(answer.any()) for answer in data.answer_masks):
-                self.widths.take_uniform("No calibration sample has an answer, by which widths are chosen")
+                self.widths.use_uniform("No calibration sample has an answer, by which widths are chosen")
             tokens = sum(mask.numel() for mask in data.token_masks) // max(len(data.samples), 1)
             self._faster = faster(model, self.config, self.widths.coverage, tokens)
         else:
@@ -161,7 +161,7 @@ class QuantizationRun:
             self._data = CalibrationData(views=self._data.views)
             widths.forget_options()
         scratch = self.config.calibration.work_path
-        stack_experts(model, None if scratch is None else ScratchFiles(scratch).keep)
+        stack_experts(model, None if scratch is None else ScratchFiles(scratch).store)
         install_tied_embeddings(model, report.plan)
         self._times["calibration"] = time.perf_counter() - start_of_loop
         report.seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What a model says at each token of an answer, and the questions on which two models differ."""
+"""Compares two models' answers: what each predicts at every token, and the questions on which they differ."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AnswerDetails:
         own = log_p.gather(1, answer.to(log_p.device)[:, None])[:, 0]
         return cls(choices.cpu(), most.exp().cpu(), own.exp().cpu())
 
-    def said(self, answer: Tensor) -> Tensor:
+    def predicted_tokens(self, answer: Tensor) -> Tensor:
         """Returns the answer up to the model's first other choice, and that choice: what it would begin to say."""
         differs = (self.choices != answer.cpu()).nonzero()
         if not len(differs):
@@ -131,8 +131,8 @@ def _change(
     def text(tokens: Tensor) -> str:
         return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip()[:LONGEST]
 
-    def said(details: AnswerDetails) -> str:
-        return text(details.said(question.answer)) + (
+    def predicted_text(details: AnswerDetails) -> str:
+        return text(details.predicted_tokens(question.answer)) + (
             "" if torch.equal(details.choices, question.answer.cpu()) else " …"
         )
 
@@ -144,8 +144,8 @@ def _change(
         kind,
         "\n".join(_texts(question.prompt))[:LONGEST],
         text(question.answer),
-        said(theirs),
-        said(ours),
+        predicted_text(theirs),
+        predicted_text(ours),
         float(theirs.probabilities.double().prod()),
         float(ours.probabilities.double().prod()),
         (str(tokenizer.decode([int(theirs.choices[at])])), float(theirs.choice_probabilities[at])),

@@ -123,7 +123,7 @@ class QuantizationReport:
         """Returns name and value of what was done, one line each, without the sizes; also for the model card."""
         facts = [
             ("stored bits", f"{self.bits_per_weight:.2f} per packed weight of the blocks, with scales and zero points"),
-            ("packed", f"{self.coverage.share:.1%} of the blocks' {self.coverage.total:,} weights"),
+            ("packed", f"{self.coverage.packed_fraction:.1%} of the blocks' {self.coverage.total:,} weights"),
         ]
         counts = Counter(scheme.bits for path, scheme in self.plan.items() if path not in self.coverage.outside_plan)
         if self.budget is not None and counts:

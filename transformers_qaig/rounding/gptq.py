@@ -30,7 +30,7 @@ MAX_ELEMENTS = 2**28
 
 
 @torch.no_grad()
-def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a weight") -> QuantizedWeight:
+def gptq(weight: Tensor, hessian: Hessian, grid: QuantGrid, layer: str = "a weight") -> QuantizedWeight:
     """Finds codes of `weight` on `grid` with little output error e H eᵀ per row.
 
     An input channel that was never active (H_jj = 0) is rounded to nearest: it may be used elsewhere. So is the whole
@@ -38,7 +38,7 @@ def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a we
 
     Args:
         weight: fp32 [N, K], finite.
-        curvature: H of its inputs.
+        hessian: H of its inputs.
         grid: for `weight`, fixed beforehand.
         layer: what the warning about an H without inverse calls the weight.
 
@@ -48,12 +48,12 @@ def gptq(weight: Tensor, curvature: Hessian, grid: QuantGrid, layer: str = "a we
     Raises:
         ValueError: shapes that do not fit.
     """
-    return gptq_on_best_grid(weight, curvature, [grid], layer)
+    return gptq_on_best_grid(weight, hessian, [grid], layer)
 
 
 @torch.no_grad()
 def gptq_on_best_grid(
-    weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid], layer: str = "a weight"
+    weight: Tensor, hessian: Hessian, grids: Sequence[QuantGrid], layer: str = "a weight"
 ) -> QuantizedWeight:
     """Runs [`gptq`] on several grids and keeps, for every row, the grid with the least output error.
 
@@ -62,34 +62,34 @@ def gptq_on_best_grid(
 
     Args:
         weight: fp32 [N, K], finite.
-        curvature: H of its inputs.
+        hessian: H of its inputs.
         grids: for `weight`, at least one, alike except for scales and zero points.
         layer: as in [`gptq`].
 
     Returns:
         as [`gptq`].
     """
-    if weight.ndim != 2 or len(curvature.order) != weight.shape[-1]:
+    if weight.ndim != 2 or len(hessian.order) != weight.shape[-1]:
         raise ValueError(
-            f"the second moments of {len(curvature.order)} channels do not fit a weight of {[*weight.shape]}."
+            f"the second moments of {len(hessian.order)} channels do not fit a weight of {[*weight.shape]}."
         )
-    if curvature.factor is None:
+    if hessian.factor is None:
         logger.warning("GPTQ of %s: the second moments of its inputs have no inverse; rounded to nearest.", layer)
     parts = []
     rows = max(MAX_ELEMENTS // (weight.shape[1] * len(grids)), 1)
     for first in range(0, len(weight), rows):
         here = slice(first, first + rows)
-        parts.append(_rounded(weight[here], curvature, [grid.rows(here) for grid in grids]))
+        parts.append(_rounded(weight[here], hessian, [grid.rows(here) for grid in grids]))
     return QuantizedWeight.cat(parts)
 
 
-def _rounded(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> QuantizedWeight:
+def _rounded(weight: Tensor, hessian: Hessian, grids: Sequence[QuantGrid]) -> QuantizedWeight:
     """Rounds every row on the grid of least e H eᵀ with the damped H: the sum of (e_j / U_jj)² over columns.
 
     At `MAX_ELEMENTS` all grids need 1 GB each for weights and errors. So both are made once, and only what is kept is
     brought back to the order of the columns.
     """
-    columns, order, factor, grid = weight.shape[-1], curvature.order, curvature.factor, QuantGrid.cat(grids)
+    columns, order, factor, grid = weight.shape[-1], hessian.order, hessian.factor, QuantGrid.cat(grids)
     if factor is None:
         source = weight.repeat(len(grids), 1)
         tried = QuantizedWeight(grid, grid.encode(source), source)
@@ -100,7 +100,7 @@ def _rounded(weight: Tensor, curvature: Hessian, grids: Sequence[QuantGrid]) -> 
     remaining = weight.T[order].repeat(1, len(grids))
     codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
 
-    _Columns(remaining, errors, codes, factor, group_of, step, scale, zero, grid.max_code).take(0, columns)
+    _Columns(remaining, errors, codes, factor, group_of, step, scale, zero, grid.max_code).round_columns(0, columns)
     best, back = _least(errors.square_().sum(0), len(grids)), order.argsort()
     codes, source = (of_all[:, best][back].T.contiguous() for of_all in (codes, remaining))
     return QuantizedWeight(grid.rows(best), codes, source)
@@ -122,15 +122,15 @@ class _Columns(NamedTuple):
     zero: Tensor
     max_code: int
 
-    def take(self, first: int, last: int) -> None:
+    def round_columns(self, first: int, last: int) -> None:
         """Rounds columns `first` to `last`, and lets the later ones among them compensate."""
         remaining, errors, factor = self.remaining, self.errors, self.factor
         if last - first > MAX_GPTQ_COLUMNS:
             # Halves, each of whole runs of columns: nearly all the arithmetic is in few large products.
             middle = first + MAX_GPTQ_COLUMNS * math.ceil((last - first) / MAX_GPTQ_COLUMNS / 2)
-            self.take(first, middle)
+            self.round_columns(first, middle)
             remaining[middle:last].sub_(factor[first:middle, middle:last].T @ errors[first:middle])
-            self.take(middle, last)
+            self.round_columns(middle, last)
             return
         columns = (t[first:last] for t in (remaining, errors, self.codes, factor[:, first:last], self.group_of))
         gptq_columns(*columns, self.step, self.scale, self.zero, self.max_code)

@@ -51,8 +51,8 @@ class LearnableScales(LearnableFactors):
     def forward(self) -> Tensor:
         """Returns the weight with the learned scales, fp32 [N, K]."""
         codes, grid = self._rounding.codes, self._rounding.grid
-        levels = grid.grouped(codes.float()) - grid.zero.unsqueeze(-1)
-        return (levels * super().forward().unsqueeze(-1)).reshape(codes.shape)
+        centred_codes = grid.grouped(codes.float()) - grid.zero.unsqueeze(-1)
+        return (centred_codes * super().forward().unsqueeze(-1)).reshape(codes.shape)
 
     def result(self) -> QuantizedWeight:
         """Returns the same codes with the learned scales."""

@@ -20,7 +20,7 @@ RANGE = (0.5, 2.0)
 
 @torch.no_grad()
 def refit_scales(
-    weight: Tensor, curvature: Hessian, rounding: QuantizedWeight, storage_dtype: torch.dtype
+    weight: Tensor, hessian: Hessian, rounding: QuantizedWeight, storage_dtype: torch.dtype
 ) -> QuantizedWeight:
     """Returns the same codes with the scales of least output error e H eᵀ per row.
 
@@ -29,20 +29,20 @@ def refit_scales(
 
     Args:
         weight: fp32 [N, K].
-        curvature: H of its inputs.
+        hessian: H of its inputs.
         rounding: of that weight.
         storage_dtype: what the scales are rounded to.
     """
     grid = rounding.grid
-    moment = curvature.moment
-    levels = grid.grouped(rounding.codes.float()) - grid.zero.unsqueeze(-1)  # [N, G, g]
-    rows, groups, size = levels.shape
+    moment = hessian.moment
+    centred_codes = grid.grouped(rounding.codes.float()) - grid.zero.unsqueeze(-1)  # [N, G, g]
+    rows, groups, size = centred_codes.shape
     projected = weight @ moment
-    wanted = (levels * grid.grouped(projected)).sum(-1)
+    wanted = (centred_codes * grid.grouped(projected)).sum(-1)
     system = torch.empty(rows, groups, groups, device=weight.device)
     for g in range(groups):
-        seen = levels[:, g] @ moment[g * size : (g + 1) * size]
-        system[:, g] = (levels * grid.grouped(seen)).sum(-1)
+        seen = centred_codes[:, g] @ moment[g * size : (g + 1) * size]
+        system[:, g] = (centred_codes * grid.grouped(seen)).sum(-1)
     ridge = RIDGE * system.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True)
     system.diagonal(dim1=1, dim2=2).add_(ridge)
     solved, failed = torch.linalg.solve_ex(system, (wanted + ridge * grid.scale).unsqueeze(-1))
@@ -55,6 +55,6 @@ def refit_scales(
     scale = storable(scale * gain.nan_to_num(1.0, 1.0, 1.0).clamp(*GAINS).unsqueeze(-1), storage_dtype)
 
     candidate = replace(grid, scale=scale)
-    losses = (curvature.loss(values - weight) for values in (candidate.decode(rounding.codes), rounding.values))
+    losses = (hessian.loss(values - weight) for values in (candidate.decode(rounding.codes), rounding.values))
     better = is_lower(*losses)
     return replace(rounding, grid=replace(grid, scale=torch.where(better.unsqueeze(-1), scale, grid.scale)))

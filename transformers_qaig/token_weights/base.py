@@ -15,7 +15,7 @@ from ..formats.scheme import Plan
 from ..nn.linear import get_linear
 from ..rounding.quant_grid import grid_arguments, minmax_grid
 from ..utils.finite import is_finite
-from .integrated_gradients import tempered
+from .integrated_gradients import flatten_weights
 
 BlockWeights = Mapping[nn.Module, Mapping[int, Tensor]]
 """Block of the model → sample → λ fp32 `[B, T]`, where they can be computed before anything is quantized."""
@@ -108,7 +108,7 @@ class Stateless:
 
 
 class Tempered:
-    """Token weights flattened for a second moment: see [`tempered`]."""
+    """Token weights flattened for a second moment: see [`flatten_weights`]."""
 
     def __init__(self, inner: TokenWeights):
         self.inner = inner
@@ -117,7 +117,7 @@ class Tempered:
     def weigh(self, sub_block: SubBlock) -> list[Tensor]:
         """Computes the inner weights and flattens them."""
         # What is not finite stays so, for the caller to find.
-        return [tempered(weights) if is_finite(weights) else weights for weights in self.inner.weigh(sub_block)]
+        return [flatten_weights(weights) if is_finite(weights) else weights for weights in self.inner.weigh(sub_block)]
 
     def state(self) -> dict[str, int]:
         """Returns the state of the inner weights."""

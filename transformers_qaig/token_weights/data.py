@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.calibration_data import CalibrationData
 from ..execution.exclusions import Sample, gradient_advice
-from ..execution.sequential_onload import moved, sequential_onload
+from ..execution.sequential_onload import copy_to_device, sequential_onload
 from ..structure import ModelStructure
 from ..utils.finite import is_finite
 from ..utils.logging import ProgressBar, tqdm
@@ -56,7 +56,7 @@ class WeightingData:
         return self.calibration.samples
 
     @property
-    def answers(self) -> Sequence[Tensor]:
+    def answer_masks(self) -> Sequence[Tensor]:
         """Per sample bool `[B, T]`, True at the assistant's tokens."""
         return self.calibration.answer_masks
 
@@ -85,4 +85,6 @@ class WeightingData:
         sample = self.samples[place]
         if sample in self.calibration.exclusions:
             return []
-        return list(token_gradients(self.model, self.blocks, moved(sample, self.device), self.answers[place]))
+        return list(
+            token_gradients(self.model, self.blocks, copy_to_device(sample, self.device), self.answer_masks[place])
+        )

@@ -39,8 +39,8 @@ def qig(
     step = x - baseline
     gradient = torch.zeros_like(x)
     for index in range(steps):
-        share = index / (steps - 1) if both_ends else (index + 0.5) / steps
-        point = (baseline + share * step).detach().requires_grad_()
+        alpha = index / (steps - 1) if both_ends else (index + 0.5) / steps
+        point = (baseline + alpha * step).detach().requires_grad_()
         with torch.enable_grad():
             total = difference(point).abs().mean(-1).sum()
             (slope,) = torch.autograd.grad(total, point)
@@ -87,8 +87,8 @@ def weights_from_attribution(attribution: Tensor, mask: Tensor, *, clip: bool = 
     """
     scores = attribution.float().abs().mean(-1)
     weights = torch.zeros_like(scores)
-    for score, real, weight in zip(scores, mask, weights):
-        r = score[real]
+    for score, token_mask, weight in zip(scores, mask, weights):
+        r = score[token_mask]
         bad = ~torch.isfinite(r)
         r = r.masked_fill(bad, 0.0)
         if r.numel() and bad.float().mean() <= 0.5:
@@ -98,13 +98,13 @@ def weights_from_attribution(attribution: Tensor, mask: Tensor, *, clip: bool = 
                 r = torch.minimum(torch.maximum(r, q1 - margin), q3 + margin)
             total = r.sum()
             if total > 0:
-                weight[real] = r / total * r.numel()
+                weight[token_mask] = r / total * r.numel()
                 continue
-        weight[real] = 1.0
+        weight[token_mask] = 1.0
     return weights
 
 
-def tempered(weights: Tensor, effective: float = 0.5) -> Tensor:
+def flatten_weights(weights: Tensor, effective: float = 0.5) -> Tensor:
     """Flattens token weights to w^p, so that a few heavy tokens do not make up a second moment alone.
 
     p is the largest exponent ≤ 1 that leaves an effective sample size (Σ w)² / Σ w² of at least `effective`. That is a
@@ -119,17 +119,17 @@ def tempered(weights: Tensor, effective: float = 0.5) -> Tensor:
     if not len(values):
         return weights
 
-    def share(power: float) -> float:
+    def effective_fraction(power: float) -> float:
         w = values.pow(power)
         return float(w.sum().square() / w.square().sum() / len(w))
 
     low, high = 0.0, 1.0
-    if share(1.0) >= effective:
+    if effective_fraction(1.0) >= effective:
         low = 1.0
     else:
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (middle, high) if share(middle) >= effective else (low, middle)
+            low, high = (middle, high) if effective_fraction(middle) >= effective else (low, middle)
     w = values.pow(low)
     result = torch.zeros_like(weights)
     result[counted] = (w / w.mean()).to(weights)

@@ -20,10 +20,10 @@ def mbq(data: WeightingData) -> BlockWeights:
     ratios = []
     for b in range(len(data.blocks)):
         at_pictures = _mean(g[b][v] for g, v in zip(gradients, data.pictures) if g[b].numel())
-        at_answers = _mean(g[b][a] for g, a in zip(gradients, data.answers) if g[b].numel())
+        at_answers = _mean(g[b][a] for g, a in zip(gradients, data.answer_masks) if g[b].numel())
         ratios.append(at_pictures / at_answers if at_answers > 0 else 1.0)
     median = float(torch.tensor(ratios).median())
-    masks = list(zip(data.pictures, data.answers))
+    masks = list(zip(data.pictures, data.answer_masks))
     return {
         block: {s: a.float() + max(ratio, median) * (v & ~a).float() for s, (v, a) in enumerate(masks)}
         for block, ratio in zip(data.blocks, ratios)

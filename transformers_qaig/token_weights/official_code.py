@@ -30,7 +30,7 @@ STEPS = 32
 
 def pictures_and_answers(data: WeightingData) -> BlockWeights:
     """Weighs the pictures' and the answers' tokens 1, for the first searches."""
-    by_sample = {s: (v | a).float() for s, (v, a) in enumerate(zip(data.pictures, data.answers))}
+    by_sample = {s: (v | a).float() for s, (v, a) in enumerate(zip(data.pictures, data.answer_masks))}
     return dict.fromkeys(data.blocks, by_sample)
 
 

@@ -28,7 +28,7 @@ class ScratchFiles:
     def __init__(self, folder: Path | None = None):
         self.folder = Path(tempfile.gettempdir()) if folder is None else folder
 
-    def keep(self, tensor: Tensor, *, changes: bool = False) -> Tensor:
+    def store(self, tensor: Tensor, *, changes: bool = False) -> Tensor:
         """Returns a copy of a tensor in a file, on the CPU.
 
         A tensor below `LEAST` bytes is returned as it is, and so is one for which the disk has no room.

@@ -1,4 +1,4 @@
-"""A run's folder of finished pieces: each file names its run by a fingerprint, and has a checksum."""
+"""`WorkFolder`: the files of a run's finished steps, each with a fingerprint of the run and a checksum."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class WorkFolder:
 
     Args:
         folder: made if need be.
-        run: what the pieces depend on, as JSON can hold it.
+        run: what the files depend on, as JSON can hold it.
 
     Raises:
         SettingError: the folder belongs to another run, is in use by one, or cannot be written.
@@ -55,7 +55,7 @@ class WorkFolder:
             raise SettingError(str(error)) from error
         self._lock = _lock(folder)
         try:
-            self._claim()
+            self._check_run()
             remove_unfinished(folder)
         except BaseException:
             self.close()
@@ -66,7 +66,7 @@ class WorkFolder:
         self._lock.release()
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Reads the piece with this name: tensors on the CPU and facts; None if there is none.
+        """Reads the file with this name: tensors on the CPU and facts; None if there is none.
 
         A file that is damaged, or from another run, counts as none: a warning names it.
         """
@@ -92,20 +92,20 @@ class WorkFolder:
         return tensors, facts
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Returns the tensors of a piece that is there, mapped from its file."""
+        """Returns the tensors of a file that is there, mapped into memory."""
         with safe_open(self._file(name), "pt") as stored:
             return {key: stored.get_tensor(key) for key in stored.keys()}
 
     def load_as(self, name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:
-        """Reads the piece with this name and returns what `read` makes of its tensors and facts; None if there is none.
+        """Reads the file with this name and returns what `read` makes of its tensors and facts; None if there is none.
 
-        A piece that `read` raises an error at counts as none: a warning names it.
+        A file that `read` raises an error at counts as none: a warning names it.
         """
         found = self.load(name)
         return None if found is None else understood(found, read, self._file(name))
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        """Writes a piece.
+        """Writes a file.
 
         Raises:
             OSError: it cannot be written; the message names the file.
@@ -126,7 +126,8 @@ class WorkFolder:
     def _file(self, name: str) -> Path:
         return file_of(self.folder, name)
 
-    def _claim(self) -> None:
+    def _check_run(self) -> None:
+        """Checks that the folder is of this run, and writes `run.json` if it is missing or damaged."""
         file = self.folder / RUN
         try:
             known = read_json(file, LARGEST_RUN)
@@ -149,7 +150,7 @@ class WorkFolder:
 
 
 def file_of(folder: Path, name: str) -> Path:
-    """Returns the file of the piece with this name."""
+    """Returns the path of the file with this name."""
     return folder / f"{name}.safetensors"
 
 
@@ -158,7 +159,7 @@ def understood(
     read: Callable[[dict[str, Tensor], dict[str, str]], T],
     file: Path,
 ) -> T | None:
-    """Returns what `read` makes of a piece; None, with a warning that names its file, if it fails."""
+    """Returns what `read` makes of a file; None, with a warning that names it, if it fails."""
     try:
         return read(*found)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:

@@ -91,10 +91,10 @@ def test_arguments_that_do_not_fit(operator, index, wrong, message):
 def test_gptq_with_the_kernel(operators, monkeypatch):
     """The same codes as on the CPU."""
     inputs, weight = torch.randn(400, 200) * torch.rand(200), torch.randn(30, 200) * 0.1
-    curvature = Hessian.of(inputs.T @ inputs)
+    hessian = Hessian.of(inputs.T @ inputs)
     shared = {"bits": 3, "group_size": 40, "sym": False, "storage_dtype": torch.bfloat16}
     grids = [minmax_grid(weight, shrink=shrink, **shared) for shrink in (1.0, 0.9, 0.8)]
-    expected = gptq.gptq_on_best_grid(weight, curvature, grids)
+    expected = gptq.gptq_on_best_grid(weight, hessian, grids)
     counts = []
 
     def kernel(rows, *others):
@@ -102,7 +102,7 @@ def test_gptq_with_the_kernel(operators, monkeypatch):
         torch.ops.qaig_emulated.gptq_columns(rows, *others)
 
     monkeypatch.setattr(gptq, "gptq_columns", kernel)
-    actual = gptq.gptq_on_best_grid(weight, curvature, grids)
+    actual = gptq.gptq_on_best_grid(weight, hessian, grids)
     assert counts == [32] * 6 + [8]
     differ = (actual.codes != expected.codes).any(1)
     assert int(differ.sum()) <= 1  # a weight on a tie may go the other way, and take its row along

@@ -63,10 +63,10 @@ class ServedPlan:
         """
         name = self._known(name)
         if name in self._plan:
-            return [self._take(name)]
+            return [self._use_scheme(name)]
         parent, _, last = name.rpartition(".")
         for parts in (fused.get(last, ()), FUSED.get(last, ())):  # a model says what one of its parts fuses
-            shards = [self._take(f"{parent}.{part}".removeprefix(".")) for part in parts]
+            shards = [self._use_scheme(f"{parent}.{part}".removeprefix(".")) for part in parts]
             if any(shards):
                 return shards
         return None
@@ -89,7 +89,7 @@ class ServedPlan:
                 continue
             indices = range(count) if parts[1] == EVERY else indices_of(parts[1], count)
             named = found.setdefault(parts[2], {})
-            scheme = self._take(path)
+            scheme = self._use_scheme(path)
             if indices is None or scheme is None or named.keys() & set(indices):
                 raise ValueError(f"The plan names experts of {name} that do not exist or twice, in {path}.")
             named |= dict.fromkeys(indices, scheme)
@@ -135,14 +135,14 @@ class ServedPlan:
             last = HEAD if is_head else EMBEDDINGS
             found = [path for path in self._plan if path.rpartition(".")[-1] == last]
             name = found[0] if len(found) == 1 else ""
-        return self._take(self._known(name))
+        return self._use_scheme(self._known(name))
 
     def _known(self, name: str) -> str:
         short = _short(name)
         self.has_tower_level |= short != name
         return short
 
-    def _take(self, path: str) -> WeightScheme | None:
+    def _use_scheme(self, path: str) -> WeightScheme | None:
         self._unused.discard(path)
         return self._plan.get(path)
 

@@ -47,7 +47,7 @@ def make_linears(
             made += [_dense(loaded.name, in_features, rows, found, device, dtype) for _, rows, found in members]
             continue
         layers = [packed_linear(loaded.name, scheme, in_features, rows, found, device) for _, rows, found in members]
-        made.append(layers[0] if len(layers) == 1 else _joined(layers, scheme))
+        made.append(layers[0] if len(layers) == 1 else _concatenated(layers, scheme))
     start = 0
     for module in made:
         assert isinstance(module, (QAIGLinear, nn.Linear))
@@ -72,7 +72,7 @@ def make_embedding(
     if scheme.rotation is not None:
         raise ValueError(f"{loaded.name} has a `rotation` in the plan, and embeddings have no input: it is damaged.")
     module = QAIGEmbedding(rows, columns, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym, device="meta")
-    _fill(module, loaded.name, loaded.shards[0], device)
+    _set_tensors(module, loaded.name, loaded.shards[0], device)
     module.compute_dtype = dtype
     return module
 
@@ -94,11 +94,11 @@ def packed_linear(
         ValueError: a tensor is missing, or does not fit.
     """
     module = QAIGLinear.from_scheme(in_features, rows, scheme)
-    _fill(module, name, found, device)
+    _set_tensors(module, name, found, device)
     return module
 
 
-def _fill(module: PackedModule, name: str, found: Mapping[str, Tensor], device: torch.device) -> None:
+def _set_tensors(module: PackedModule, name: str, found: Mapping[str, Tensor], device: torch.device) -> None:
     expected = [key for key in TENSORS if key != "weight_zero_point" or not module.sym]
     for key in expected:
         if key not in found:
@@ -110,7 +110,7 @@ def _fill(module: PackedModule, name: str, found: Mapping[str, Tensor], device: 
     module.compute_dtype = module.weight_scale.dtype
 
 
-def _joined(layers: Sequence[QAIGLinear], scheme: WeightScheme) -> QAIGLinear:
+def _concatenated(layers: Sequence[QAIGLinear], scheme: WeightScheme) -> QAIGLinear:
     """Makes one layer of several that have the same scheme and read the same input."""
     rows, first = sum(layer.out_features for layer in layers), layers[0]
     module = QAIGLinear.from_scheme(first.in_features, rows, scheme, dtype=first.weight_scale.dtype)

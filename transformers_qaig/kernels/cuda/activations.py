@@ -35,7 +35,7 @@ class Inputs:
         self._driver, self._x, self._device = driver, x, device
         self._inputs: dict[tuple[int, Rotation | None, bool], Input] = {}
 
-    def of(self, layer: Layer) -> Input:
+    def get(self, layer: Layer) -> Input:
         """Returns the input that a layer's kernel reads."""
         key = (layer.input_group(), layer.rotation, layer.kernel is MatmulKernel.GEMM_I8)
         if key not in self._inputs:

@@ -33,7 +33,7 @@ def dequantized_matmul(
     memory = x.new_empty(step, s.in_features)
     bias, token_scale = weight.bias, None
     if inputs.rounded:
-        slots, token_scale, _ = inputs.of(layer)
+        slots, token_scale, _ = inputs.get(layer)
         x = slots[:, : s.in_features]
     elif bias is not None:
         bias = bias.to(x.dtype)

@@ -47,7 +47,7 @@ def cubin(kernel: str, capability: int) -> bytes:
             bar.update()
 
     file = cache.cache_folder() / "cubins" / key / f"{kernel}.sm_{architecture}.cubin"
-    return cache.kept(file, compile_to).read_bytes()
+    return cache.cached_file(file, compile_to).read_bytes()
 
 
 def choose_architecture(capability: int, supported: tuple[int, ...]) -> int:

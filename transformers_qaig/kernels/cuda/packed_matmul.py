@@ -45,7 +45,7 @@ def _launch_packed_matmul(
 ) -> None:
     argument = interface.Matmul(rows=rows.stop - rows.start, layer_count=len(layers))
     for to, layer in zip(argument.layers, layers):
-        weight, y, read = layer.weight, layer.y, inputs.of(layer)
+        weight, y, read = layer.weight, layer.y, inputs.get(layer)
         s = weight.shape
         to.words, to.scale, to.zero = weight.words.data_ptr(), weight.scale.data_ptr(), pointer(weight.zero)
         to.x, to.y = read.x[rows].data_ptr(), y[rows].data_ptr()

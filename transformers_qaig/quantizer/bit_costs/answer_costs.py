@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 
 from ...config.budget import NEAREST
 from ...execution.exclusions import gradient_advice
-from ...execution.sequential_onload import moved
+from ...execution.sequential_onload import copy_to_device
 from ...utils.finite import is_finite
 from .cost_run import CostRun
 from .cost_store import CostStore, RunningCosts
@@ -45,7 +45,7 @@ def costs_of(
 
     def cost_of(place: int) -> Tensor:
         run.bar.update(data.ranks.size)
-        sample, answer = moved(used[place][0], run.device), used[place][1]
+        sample, answer = copy_to_device(used[place][0], run.device), used[place][1]
 
         def log_p() -> Tensor:
             return answer_log_probabilities(model, sample, answer)

@@ -34,7 +34,7 @@ def checkpoint_tensors(
         plan: weight path to scheme.
         unused: tensors of the source that the model has no place for; they are kept in the file.
     """
-    # A tied head and its embeddings give two copies of what they hold in the kernels' order.
+    # A tied head and its embeddings give two copies of what they hold in a kernel layout.
     with ExitStack() as stack:
         scratch = ScratchFiles()
         for module in model.modules():
@@ -51,5 +51,5 @@ def _keep_converted(
 ) -> None:
     """Moves what one module was converted to for saving to files, so that the model is not in memory twice."""
     for name, _ in module.named_parameters(recurse=False):
-        tensors[prefix + name] = scratch.keep(tensors[prefix + name])
+        tensors[prefix + name] = scratch.store(tensors[prefix + name])
     return_freed_memory()

@@ -30,7 +30,7 @@ def mean_width(widths: Mapping[str, int]) -> float:
     return sum(int(bits) * count for bits, count in widths.items()) / max(sum(widths.values()), 1)
 
 
-def said_width(widths: Mapping[str, int]) -> str:
+def format_width(widths: Mapping[str, int]) -> str:
     """Returns a layer's widths in words."""
     if len(widths) == 1:
         return f"{next(iter(widths))} bits"
@@ -72,7 +72,7 @@ def _strip(where: str, blocks: Mapping[str, Mapping[str, Any]]) -> str:
 def _cell(path: str, name: str, layer: Mapping[str, Any] | None) -> Cell:
     kind = PLAIN if layer is None else shade(mean_width(layer["widths"]))
     mixed = " mixed" if layer is not None and len(layer["widths"]) > 1 else ""
-    return kind + mixed, f"{path} {name}: {'not packed' if layer is None else said_width(layer['widths'])}"
+    return kind + mixed, f"{path} {name}: {'not packed' if layer is None else format_width(layer['widths'])}"
 
 
 def drawn_strip(
