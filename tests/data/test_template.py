@@ -111,7 +111,7 @@ def test_reasoning_of_earlier_turns_may_go_and_every_answer_is_still_marked(
     assert "drops" not in caplog.text
 
 
-def test_what_else_is_dropped_is_told_once(processor: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_else_is_dropped_is_logged_once(processor: Any, caplog: pytest.LogCaptureFixture) -> None:
     processor.chat_template = "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}" + str(
         processor.chat_template
     )

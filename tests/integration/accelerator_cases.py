@@ -22,7 +22,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mllama": ("mllama", {"bits": 3}),
     "experts": ("qwen3_vl_moe", {"bits": 3}),
     "learned experts": ("qwen3_vl_moe", {"bits": 3, "recipe": BEST, "calibration": {"expert_memory": "400KB"}}),
-    "weighed experts": ("qwen3_vl_moe", {"bits": 3, "recipe": {"token_weights": "qig"}}),
+    "experts with token weights": ("qwen3_vl_moe", {"bits": 3, "recipe": {"token_weights": "qig"}}),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "authors": ("llava", {"bits": 3, "recipe": "authors"}),

@@ -76,7 +76,7 @@ def test_a_weight_that_is_stored_packed_and_dense_is_named(quantized: tuple[nn.M
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
-def test_dense_weights_under_the_config_of_packed_ones_are_told_so(
+def test_dense_weights_under_the_config_of_packed_ones_are_reported(
     quantized: tuple[nn.Module, Path], llava: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_bytes((quantized[1] / "config.json").read_bytes())

@@ -59,7 +59,7 @@ def test_parent_requires_grad_is_refused_before_a_scale_becomes_trainable():
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_weight_tells_dtype_and_device_and_nothing_else():
+def test_weight_has_dtype_and_device_and_nothing_else():
     layer = random_layer(dtype=torch.bfloat16)
     assert layer.weight.dtype == torch.bfloat16
     assert layer.weight.device == layer.weight_packed.device

@@ -48,7 +48,7 @@ class BlockReconstruction:
         steps: of the learning; each draws `BATCH` samples.
         seed: of the draw.
         dtype: what scales are stored in.
-        samples: of all ranks, in order; those before are of this rank, but for `validation`. None: all are here.
+        samples: of all ranks, in order; those before are of this rank, except `validation`. None: all are here.
         ranks: that learn together, in the same steps.
         keepers: path of a linear → where what is learned of it is kept; in memory where it has none.
     """

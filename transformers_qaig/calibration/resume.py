@@ -1,4 +1,4 @@
-"""What a block became, and the work folder that keeps it, so that an interrupted run resumes where it stopped."""
+"""`BlockResult`, a quantized block, and `BlockStore`, the folder of finished blocks that a run resumes from."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def check_output(options: argparse.Namespace) -> None:
 
 
 def check_upload(options: argparse.Namespace) -> None:
-    """Raises `UsageError` if an upload is asked for and nobody is logged in."""
+    """Raises `UsageError` if an upload is asked for and there is no login."""
     if options.private and not options.push_to_hub:
         raise UsageError("--private is for --push-to-hub: give both.")
     if not options.push_to_hub:

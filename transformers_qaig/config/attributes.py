@@ -1,4 +1,4 @@
-"""What is set and read as an attribute of `QAIGConfig`: one form for each setting, and the names of 0.1."""
+"""Sets and reads attributes of `QAIGConfig`: one form for each setting, and the names of 0.1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to write for a setting that is given in the wrong place, or that another library has."""
+"""Suggests what to write for an unknown setting: its right place, this package's own setting, or the nearest name."""
 
 from __future__ import annotations
 

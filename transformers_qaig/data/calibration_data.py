@@ -54,7 +54,7 @@ class CalibrationData:
         """Returns bool `[B, T]` per sample, on the CPU: True at the tokens of pictures; a decoder's own text has none.
 
         Args:
-            picture_ids: of the tokens that stand for pieces of pictures.
+            picture_ids: of the tokens that stand for image patches.
         """
         ids = torch.tensor(picture_ids, dtype=torch.long, device="cpu")
         return [torch.isin(sample[text_name(sample)].cpu(), ids) for sample in self.samples]

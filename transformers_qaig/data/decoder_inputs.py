@@ -1,4 +1,4 @@
-"""What a sample gives to the decoder of an encoder-decoder model: the answer, shifted by one token."""
+"""Makes the decoder inputs of an encoder-decoder model: the answer, shifted by one token."""
 
 from __future__ import annotations
 

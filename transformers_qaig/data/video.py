@@ -27,7 +27,7 @@ MAX_ANIMATION_PIXELS = 20_000_000_000
 MAX_FRAMES = 32
 """What is read of a file; a longer video is sampled evenly."""
 FPS = 2.0
-"""Frames a second: what is read of a file, and the rate of frames whose rate nobody says."""
+"""Frames a second: what is read of a file, and the rate of frames without a known rate."""
 FRAME_MILLISECONDS = 100  # of an animation that does not say, as browsers show it
 _ENOUGH = 0.9  # of the chosen frames; with fewer a file is damaged
 _HEAD = 1024  # bytes, in which every container of videos has a zero

@@ -30,7 +30,7 @@ class SampleView:
         index: of its record in the data set.
         tokens: how many real tokens it has.
         words: the text of each token, from the first; at most `MOST_TOKENS`.
-        is_picture: whether each of them stands for a piece of a picture.
+        is_picture: whether each of them stands for an image patch.
         pictures: small JPEGs in base64, videos by their first frame.
         grid: (h, w) of the picture's tokens, row by row; None if they form no single grid.
     """
@@ -48,7 +48,7 @@ class SampleViews:
     """Collects the views of the first samples, and the lengths of all.
 
     Attributes:
-        picture_ids: of the tokens that stand for pieces of pictures.
+        picture_ids: of the tokens that stand for image patches.
         views: at most `MOST_SAMPLES`.
         lengths: real tokens of every sample.
     """

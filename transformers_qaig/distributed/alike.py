@@ -1,4 +1,7 @@
-"""Checks that all processes of a run were given the same: else they would exchange values that do not fit together."""
+"""`require_alike`: checks that all processes of a run were given the same configuration, model and data.
+
+Otherwise they would exchange values that do not fit together.
+"""
 
 from __future__ import annotations
 

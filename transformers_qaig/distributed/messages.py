@@ -1,4 +1,4 @@
-"""What processes send each other, as bytes: values with tensors, and errors."""
+"""Converts what processes send each other to bytes: values with tensors, and errors."""
 
 from __future__ import annotations
 

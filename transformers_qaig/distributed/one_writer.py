@@ -60,7 +60,7 @@ class OneWriter:
         if self.size == 1:
             save()
             return
-        if not dist.is_initialized():  # the script has destroyed the group: nobody can wait
+        if not dist.is_initialized():  # the script has destroyed the group: no process can wait
             if self.rank == 0 or not is_main_process:
                 save()
             else:

@@ -1,4 +1,4 @@
-"""`Terms`: what a sum is made of, spread over ranks, and added in one order whatever the number of ranks.
+"""`Terms`: items on several ranks, which are added in one order whatever the number of ranks.
 
 Addition in floating point depends on its order. So every term is computed by one rank, and the terms are added one by
 one in the order of the samples. Large sums take turns: in a round every rank computes one term at most, and each rank

@@ -28,12 +28,12 @@ class SharedFolder:
         self._path, self._folder, self._ranks = path, folder, ranks
 
     def load_as(self, name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:
-        """Reads a piece as [`WorkFolder.load_as`] does, on all ranks."""
+        """Reads a file as [`WorkFolder.load_as`] does, on all ranks."""
         found = self._ranks.on_main(lambda: None if self._folder is None else self._folder.load(name))
         return None if found is None else understood(found, read, file_of(self._path, name))
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        """Writes a piece. An error is raised on all ranks."""
+        """Writes a file. An error is raised on all ranks."""
 
         def write() -> None:
             if self._folder is not None:
@@ -42,7 +42,7 @@ class SharedFolder:
         self._ranks.on_main(write)
 
     def tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Returns the tensors of a piece that is there, mapped from its file; None on other ranks than the main one."""
+        """Returns the tensors of a file that is there, mapped into memory; None on other ranks than the main one."""
         return None if self._folder is None else self._folder.tensors(name)
 
 
@@ -54,7 +54,7 @@ def shared_folder(
 
     Args:
         folder: of the main rank.
-        run: makes what the pieces depend on; gets a function to call now and then, where that takes long.
+        run: makes what the files depend on; gets a function to call now and then, where that takes long.
         ranks: that share it.
     """
     if folder is None:

@@ -1,4 +1,4 @@
-"""How matrices are multiplied on the CPU while a model is quantized: fast, and alike for every number of threads."""
+"""Sets how the CPU multiplies matrices during quantization: fast, and alike for every number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A packed block as it runs fast during calibration: its weights are put in order once, not at every call."""
+"""Makes a packed block fast during calibration: in the kernel layout on a CPU, as a dense copy on an accelerator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a format cannot hold: all reasons at once, each with its layers and a remedy."""
+"""Collects all reasons why a format cannot hold a model, with layers and remedies, and raises them as one error."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from transformers.models.auto import modeling_auto
 
 NAME = "AutoModelForVision2Seq"
 # Importing processing_utils runs the `__init__` of Transformers a second time. There are two modules of that name then,
-# and whoever imported the first still holds it.
+# and a module that imported the first still holds it.
 _MODULES = (transformers, sys.modules["transformers"], modeling_auto)
 
 

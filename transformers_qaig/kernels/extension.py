@@ -117,7 +117,7 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def best_cpu_isa() -> str | None:
-    """Returns the one of `CPU_ISAS` that is taken if nobody asks for another; None without the kernels."""
+    """Returns the one of `CPU_ISAS` that is taken by default; None without the kernels."""
     return _text("qaig_cpu_best_isa")
 
 

@@ -1,4 +1,4 @@
-"""Stacks of experts on their way: linears while they are calibrated, packed experts afterwards."""
+"""Replaces stacks of experts in a model: by linears for calibration, by packed experts for the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuses to cut packed layers in pieces for several devices."""
+"""Refuses to shard packed layers over several devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def refuse_tensor_parallel() -> None:
     size = getattr(config, "tp_size", None) or 1
     if size > 1:
         raise NotImplementedError(
-            f"`tp_plan` with {size} processes: packed layers cannot be cut in pieces, since their words, scales and "
+            f"`tp_plan` with {size} processes: packed layers cannot be sharded, since their words, scales and "
             "zero points are packed along different dimensions. Use `device_map='auto'` in one process to spread the "
             "layers, or load the whole model in every process with `device_map={'': device}`."
         )

@@ -1,4 +1,4 @@
-"""What a stack does before and after its experts: `torch.ops.qaig.experts_route` and `experts_sum`."""
+"""The operators around experts: `qaig::experts_route` sorts rows by expert, `qaig::experts_sum` adds them up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A product with a weight that is elsewhere, or in another dtype, and is there only while it is multiplied."""
+"""`onloaded_linear`: a linear whose weight is copied to the input's device and dtype for each product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each width of each layer costs, and what one bit less does: experts of one stack are added up."""
+"""`WidthCosts`: the cost of each width of each layer, and of one bit less. Experts of one stack are added up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model card takes over from the card of the unquantized model: where it is, its licence, its languages."""
+"""`BaseModel`: what a model card takes over from the unquantized model: where it is, its licence, its languages."""
 
 from __future__ import annotations
 

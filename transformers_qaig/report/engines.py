@@ -1,4 +1,4 @@
-"""What a model card says of engines that serve quantized folders: written here once."""
+"""Text of a model card about engines that serve a quantized folder, and the address of this package."""
 
 from __future__ import annotations
 

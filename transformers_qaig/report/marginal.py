@@ -1,4 +1,4 @@
-"""What one bit less costs, as a table in plain text and as a picture."""
+"""Formats what one bit less costs: as a table in plain text, and as a picture."""
 
 from __future__ import annotations
 

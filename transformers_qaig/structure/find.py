@@ -123,7 +123,7 @@ def _is_list_of_lists(module: nn.Module) -> bool:
 
 
 def _embeds_text(module: nn.Module, embeddings: nn.Module | None) -> bool:
-    """Whether `module` holds the text embeddings, or a table of their shape that will be tied to them."""
+    """Whether `module` holds the text embeddings, or an embedding matrix of their shape that will be tied to them."""
     shape = getattr(getattr(embeddings, "weight", None), "shape", None)
     tables = (m.weight.shape for m in module.modules() if isinstance(m, nn.Embedding))
     return shape is None or shape in tables or any(m is embeddings for m in module.modules())
@@ -237,7 +237,7 @@ def has_float32(model: nn.Module) -> bool:
 
 
 def picture_tokens(model: nn.Module) -> list[int]:
-    """Returns the ids of the tokens that stand for pieces of pictures and videos, as the model's config names them."""
+    """Returns the ids of the tokens that stand for patches of images and videos, as the model's config names them."""
     config = getattr(model, "config", None)
     return [token for name in PICTURE_TOKENS if isinstance(token := getattr(config, name, None), int)]
 

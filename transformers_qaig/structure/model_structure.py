@@ -39,7 +39,7 @@ class ModelStructure:
         head: the output head.
         ties: name of a parameter → name of the one that it shares a tensor with, now or once the weights are loaded.
         shared: `id` of every parameter that is used in several places.
-        picture_tokens: ids of the tokens that stand for pieces of pictures and videos.
+        picture_tokens: ids of the tokens that stand for patches of images and videos.
         has_float32: whether a parameter of two or more dimensions is in float32.
     """
 

@@ -1,4 +1,4 @@
-"""How much memory is free, and how much is used. A container's limit counts, not the machine's memory alone."""
+"""Measures free and used memory. A container's limit counts, not the machine's memory alone."""
 
 from __future__ import annotations
 

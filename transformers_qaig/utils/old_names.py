@@ -6,5 +6,5 @@ import warnings
 
 
 def warn_of_old_name(old: str, new: str) -> None:
-    """Warns whoever reads `old`, two calls up, that `new` takes its place."""
+    """Warns the caller that reads `old`, two calls up, that `new` takes its place."""
     warnings.warn(f"`{old}` ends with the next release. Use `{new}`.", FutureWarning, stacklevel=3)

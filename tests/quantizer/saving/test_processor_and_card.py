@@ -54,7 +54,7 @@ def test_pipeline_works_with_what_was_saved(llava: Path, tmp_path: Path, setting
     assert (tmp_path / "one" / "README.md").read_text() == (tmp_path / "two" / "README.md").read_text()
 
 
-def test_video_processors_and_more_templates_come_along(tmp_path: Path) -> None:
+def test_video_processors_and_more_templates_are_saved(tmp_path: Path) -> None:
     save("qwen2_5_vl", tmp_path / "full")
     templates = tmp_path / "full" / "additional_chat_templates"
     templates.mkdir()
@@ -92,7 +92,7 @@ def test_weights_in_a_subfolder_have_their_processor_there_or_above(llava: Path,
         assert answers(tmp_path / recipe)
 
 
-def test_no_processor_is_told_once_and_saving_goes_on(
+def test_a_missing_processor_is_logged_once_and_saving_goes_on(
     llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = quantized_from(without_processor(llava, tmp_path / "source"))
@@ -135,7 +135,7 @@ def test_copies_save_themselves(llava: Path, tmp_path: Path) -> None:
         assert torch.equal(logits(again, llava), before)
 
 
-def test_a_model_is_freed_as_soon_as_nobody_holds_it(llava: Path) -> None:
+def test_a_model_is_freed_as_soon_as_it_is_unreferenced(llava: Path) -> None:
     model = quantized_from(llava)
     seen = weakref.ref(model.get_submodule(packed(model)[0]))
     gc.collect()
@@ -199,7 +199,7 @@ def test_a_card_of_an_earlier_save_is_replaced(llava: Path, tmp_path: Path) -> N
         ("gpt", f"/cache/models--gpt/snapshots/{COMMIT}/model.safetensors", Source("gpt", COMMIT, "/cache")),
     ],
 )
-def test_the_path_of_the_weights_tells_where_they_came_from(name: str, file: str | None, found: Source) -> None:
+def test_the_path_of_the_weights_shows_where_they_came_from(name: str, file: str | None, found: Source) -> None:
     assert Source.of(name, [file] if file else None) == found
 
 

@@ -1,4 +1,4 @@
-"""What runs packed layers in an engine: linears, embeddings and heads. Nothing here imports an engine."""
+"""Runs packed layers in an engine: linears, embeddings and heads. Nothing here imports an engine."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class PackedRows(PackedLinear):
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Computes logits. The engine passes the head's bias, which may be padded.
 
-        Some models use their embeddings as a head, and tell nobody.
+        Some models use their embeddings as a head without declaring it.
         """
         if not hasattr(layer, "packed"):
             self.add_head(layer)
@@ -110,11 +110,11 @@ class PackedRows(PackedLinear):
 
 
 def refuse_sharding(name: str, layer: Any) -> None:
-    """Raises `NotImplementedError` where an engine cuts a layer in pieces."""
+    """Raises `NotImplementedError` where an engine shards a layer."""
     size = getattr(layer, "tp_size", 1)
     if size > 1:
         raise NotImplementedError(
-            f"{name}: packed layers are not cut in pieces yet. Use `--tensor-parallel-size 1` instead of {size}; "
+            f"{name}: packed layers are not sharded yet. Use `--tensor-parallel-size 1` instead of {size}; "
             "`--data-parallel-size` serves on several devices."
         )
 

@@ -1,4 +1,4 @@
-"""Models whose rows of q and k vLLM permutes as it loads them: its plugin and the exports for it must know them alike.
+"""`permutes_rows`: whether vLLM permutes a linear's rows as it loads them. The plugin and the exports both use it.
 
 It permutes `weight`, `weight_packed` and `weight_scale`. Zero points, and all of AWQ and GPTQ, stay as they are.
 """

@@ -1,4 +1,4 @@
-"""What `target_modules="all-linear"` means on a packed model."""
+"""Lists the layers that `target_modules="all-linear"` means on a packed model."""
 
 from __future__ import annotations
 

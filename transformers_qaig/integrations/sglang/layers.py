@@ -15,7 +15,7 @@ from ..engines.methods import PackedLinear, PackedRows
 
 
 class _Whole(PackedLinear):
-    """Refuses layers that SGLang cuts in pieces. Its layers do not say so, their sizes do."""
+    """Refuses layers that SGLang shards. Its layers do not say so, their sizes do."""
 
     def create_weights(
         self,
@@ -30,12 +30,12 @@ class _Whole(PackedLinear):
         """Gives the layer its parameters, as SGLang asks for it.
 
         Raises:
-            NotImplementedError: SGLang cuts the layer in pieces.
+            NotImplementedError: SGLang shards the layer.
         """
-        piece, whole = (input_size_per_partition, sum(output_partition_sizes)), (input_size, output_size)
-        if piece != whole:
+        shard, whole = (input_size_per_partition, sum(output_partition_sizes)), (input_size, output_size)
+        if shard != whole:
             raise NotImplementedError(
-                f"{self.loaded.name}: packed layers are not cut in pieces yet, and SGLang asks for {piece} of "
+                f"{self.loaded.name}: packed layers are not sharded yet, and SGLang asks for {shard} of "
                 f"{whole} features. Use `--tp-size 1`; `--dp-size` serves on several devices."
             )
         super().create_weights(

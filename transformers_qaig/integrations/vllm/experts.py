@@ -54,7 +54,7 @@ class QAIGExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         """Lets the layer keep what vLLM loads into it.
 
         Raises:
-            NotImplementedError: the experts compute something that packed ones do not, or are cut in pieces.
+            NotImplementedError: the experts compute something that packed ones do not, or are sharded.
         """
         refuse_sharding(self.name, self.moe.moe_parallel_config)
         self._refuse_unknown(layer)

@@ -35,7 +35,7 @@ class RunningCosts(NamedTuple):
 
 
 class CostStore(ExitStack):
-    """The pieces of a measurement in its folder, which is locked until the end of this context.
+    """The files of a measurement in its folder, which is locked until the end of this context.
 
     What was measured without some samples is read only by a run that leaves them out, too.
 
@@ -126,7 +126,7 @@ class CostStore(ExitStack):
         self._save(f"{index}.errors.{path}", found, {})
 
     def _load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:
-        """Reads a piece, and leaves out the samples that it was measured without."""
+        """Reads a file, and leaves out the samples that it was measured without."""
         if self._folder is None:
             return None
 

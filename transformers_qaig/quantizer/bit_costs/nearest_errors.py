@@ -66,9 +66,9 @@ def nearest_error(weight: Tensor, scheme: WeightScheme, dtype: torch.dtype) -> T
         scheme: how it is stored; its rotation is not read.
         dtype: of the scales.
     """
-    pieces = []
+    errors = []
     for rows in weight.split(ROWS):
         values = rows.float()
         grid = minmax_grid(values, **grid_arguments(scheme, dtype, False))
-        pieces.append(grid.quantize(values) - values)
-    return torch.cat(pieces)
+        errors.append(grid.quantize(values) - values)
+    return torch.cat(errors)
