@@ -75,6 +75,26 @@ def test_every_room_is_in_the_architecture() -> None:
     assert rooms - {"__init__", "__main__"} <= told
 
 
+def test_what_the_life_of_a_weight_calls_is_in_the_room_that_it_names() -> None:
+    rows = [row for row in cells(ROOT / "docs/concepts/architecture.md") if len(row) == 4 and row[1].startswith("`")]
+    wrong = []
+    for _, room, calls, _ in rows:
+        code = "\n".join(path.read_text() for path in (PACKAGE / room.strip("`")).rglob("*.py"))
+        for call in re.findall(r"`(\w[\w.]*)`", calls):
+            named = call.rpartition(".")[2]
+            if not call.startswith("torch.") and not re.search(rf"(def|class) {named}\b", code):
+                wrong.append(f"{room}: {call}")
+    assert rows
+    assert not wrong
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    page = (ROOT / "docs/concepts/architecture.md").read_text()
+    named = re.findall(r"`([\w/]+/[\w.]+\.(?:py|cpp|h))`", page)
+    assert named
+    assert not [path for path in named if not (PACKAGE / path).exists() and not (ROOT / path).exists()]
+
+
 def test_the_build_puts_the_list_of_files_in_the_place_of_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
     converter = types.ModuleType("latex2mathml.converter")
     converter.convert = str  # type: ignore[attr-defined]

@@ -131,7 +131,7 @@ class _Progress:
         self._on_target, self._start, self._peak_bytes = on_target, time.perf_counter(), 0
 
     def measure(self, paused: PausedSamples) -> None:
-        """Looks at how much the inputs take that wait."""
+        """Keeps the largest size that the paused inputs have had."""
         self._peak_bytes = max(self._peak_bytes, paused.full.nbytes())
 
     def add(self, outcome: Outcome, device: Device) -> None:
