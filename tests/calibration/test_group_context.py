@@ -122,23 +122,37 @@ def test_weighed_tokens_are_multiplied_in_float32(in_bfloat16: list[torch.dtype]
     assert set(in_bfloat16) == {torch.float32}
 
 
-@pytest.mark.parametrize(("free", "waits"), [(2**40, False), (8 * 2 * 4 * K**2 - 1, True)])
+@pytest.mark.parametrize("chooses", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
 def test_moments_wait_on_the_cpu_where_they_take_much_of_what_is_free(
-    free: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+    chooses: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_context, "free_memory", lambda device: free)
+    """With those of the samples that are held back, where they have chosen a damping."""
+    size = (1 + chooses) * 2 * 4 * K**2
+    monkeypatch.setattr(group_context, "free_memory", lambda device: 8 * size - waits)
     found = context()
-    found = replace(found, held_back=found.inputs)
+    found = replace(found, held_back=found.inputs, damping_weights={} if chooses else None)
     moments = moments_of(found)
     (kept,) = found.measured.values()
     assert kept.hessian_of is not found.measure(BlockDecisions(found.schemes)).hessian_of  # which holds factors
     assert (kept.moments is not moments) is waits
 
 
-def test_a_process_without_inputs_in_a_round_keeps_step_with_products_of_bfloat16(
-    in_bfloat16: list[torch.dtype],
-) -> None:
+def test_moments_of_samples_held_back_are_not_kept_by_who_works_on_the_others() -> None:
     found = context()
+    found = replace(found, held_back=found.inputs, damping_weights={})
+    decisions = BlockDecisions(found.schemes)
+    assert found.measure(decisions).held_back is None
+    (kept,) = found.measured.values()
+    assert kept.held_back is not None
+    assert found.join(decisions).held_back is None
+
+
+@pytest.mark.parametrize("outputs", [K, 100])
+def test_a_process_without_inputs_in_a_round_keeps_step_with_products_of_bfloat16(
+    outputs: int, in_bfloat16: list[torch.dtype]
+) -> None:
+    found = context(outputs=outputs)
     alone = moments_of(found)
 
     def of_rank(rank: int) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -12,11 +12,14 @@ from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.group_context import GroupContext, Measured
 from transformers_qaig.config.recipes import recipe_of
+from transformers_qaig.execution.gathering import RowFinder, Rows
 from transformers_qaig.execution.held_back import VALIDATION_EVERY
 from transformers_qaig.rounding.clipping import FACTORS
 from transformers_qaig.rounding.hessian import Hessian, second_moment
 from transformers_qaig.rounding.moments import InputMoments
 from transformers_qaig.rounding.quant_grid import QuantGrid, QuantizedWeight
+
+MANY = 1 + len(FACTORS)
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +56,38 @@ def test_codes_are_made_from_all_samples_once_validated(
     assert_close(measured[0].moments.second, second_moment(normed), tokens + normed[0][0].shape[-1])
 
 
-@pytest.mark.parametrize("validate", [True, False])
-def test_trials_are_on_one_grid_and_what_is_kept_on_many(
-    case: Case, validate: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grids: list[int] = []
+@pytest.fixture
+def grids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many grids each rounding by GPTQ tries."""
+    found: list[int] = []
     one, many = steps.gptq_codes, steps.gptq_on_best_grid
 
     def on_one(*arguments: Any) -> QuantizedWeight:
-        grids.append(1)
+        found.append(1)
         return one(*arguments)
 
     def on_many(weight: Tensor, hessian: Hessian, tried: list[QuantGrid], layer: str) -> QuantizedWeight:
-        grids.append(len(tried))
+        found.append(len(tried))
         return many(weight, hessian, tried, layer)
 
     monkeypatch.setattr(steps, "gptq_codes", on_one)
     monkeypatch.setattr(steps, "gptq_on_best_grid", on_many)
+    return found
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_trials_are_on_one_grid_and_what_is_kept_on_many(case: Case, validate: bool, grids: list[int]) -> None:
     case.quantizer(replace(recipe_of("default"), validate=validate)).decide()
-    all_grids = 1 + len(FACTORS)
-    assert grids == [tried for linears in (3, 1, 2, 1) for tried in [1] * linears * validate + [all_grids] * linears]
+    assert grids == [tried for linears in (3, 1, 2, 1) for tried in [1] * linears * validate + [MANY] * linears]
+
+
+def test_what_no_other_sample_joins_is_no_trial(case: Case, grids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes know that before they begin; one process that runs samples anew finds out."""
+    rows = RowFinder.rows
+
+    def of_samples_that_join(finder: RowFinder, sample: int, x: Tensor) -> Rows | None:
+        return rows(finder, sample, x) if sample % VALIDATION_EVERY else None
+
+    monkeypatch.setattr(RowFinder, "rows", of_samples_that_join)
+    case.quantizer(recipe_of("default")).decide()
+    assert grids == [MANY] * 2 * 7

@@ -42,12 +42,19 @@ class Measured:
         damping: that did best on the samples that are held back.
         held_back: the moments of those, with the token weights of the search; None if they must be measured.
         hessian_of: makes Hessians of the moments.
+        is_all: whether no other samples can join, as none that is held back gets there.
     """
 
     moments: InputMoments
     damping: Damping
     held_back: InputMoments | None
     hessian_of: Hessians
+    is_all: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all moments."""
+        return self.moments.nbytes + (0 if self.held_back is None else self.held_back.nbytes)
 
     def to(self, device: torch.device) -> Measured:
         """Returns it on a device, without the Hessians made so far."""
@@ -163,10 +170,10 @@ class GroupContext:
         moments = self._moments_of(self.inputs, decisions)
         found = self._with_damping(moments, decisions)
         if self.held_back is not None:
-            is_large = moments.nbytes > SHARE_OF_FREE_MEMORY * free_memory(self.device)
+            is_large = found.nbytes > SHARE_OF_FREE_MEMORY * free_memory(self.device)
             waiting = found.to(torch.device("cpu")) if is_large else found
             self.measured[rotation] = replace(waiting, hessian_of=Hessians(waiting.moments.second))
-        return found
+        return replace(found, held_back=None)  # which is as large as the moments
 
     def join(self, decisions: BlockDecisions) -> Measured:
         """Adds the samples that are held back to what was measured, for good."""
@@ -175,7 +182,7 @@ class GroupContext:
         if self.held_back is not None:
             with suppress(NotReached):
                 found.moments.join(found.held_back or self._moments_of(self.held_back, decisions))
-        return found
+        return replace(found, held_back=None)  # which is as large as the moments
 
     def _with_damping(self, moments: InputMoments, decisions: BlockDecisions) -> Measured:
         """Chooses a damping for the moments."""
@@ -188,7 +195,7 @@ class GroupContext:
         try:
             held_back = self._moments_of(self.held_back, decisions, weigh)
         except NotReached:
-            return plain
+            return replace(plain, is_all=True)
         if float(held_back.mass) < MIN_TOKENS:
             return plain
         grids = {name: decisions.grid_arguments(name, self.dtype) for name in self.members}

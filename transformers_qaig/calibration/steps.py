@@ -143,10 +143,11 @@ class Gptq:
             weight = decisions.weight(block, name)
             targets[name] = moved_target(weight, moments.output_shift(name, weight), hessian, recipe.asymmetric)
         hessian = hessian_of(damping.codes)
+        is_trial = context.is_trial and not measured.is_all
         del measured, moments, hessian_of  # the shift is as large as H
         for name, weight in targets.items():
             arguments = decisions.grid_arguments(name, context.dtype)
-            rounding = self.codes(name, weight, hessian, arguments, context, context.is_trial)
+            rounding = self.codes(name, weight, hessian, arguments, context, is_trial)
             if recipe.rounding != "learned":  # it is not read any more, and it is as large as the weight
                 rounding = replace(rounding, source=None)
             roundings[name] = rounding
