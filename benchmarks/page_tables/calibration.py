@@ -1,7 +1,8 @@
-"""What calibrating a block asks of a GPU, counted without one."""
+"""What calibrating asks of a GPU, counted without one, and how long it takes on a CPU."""
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from . import markdown, rows_of, table
@@ -10,6 +11,7 @@ RATES = {"flop_16": 650e12, "flop_32": 50e12, "flop_factor": 12e12, "to_device":
 """What an H200 does in a second, as far as it is known: products, factorizations, copies of pageable memory."""
 LAUNCH = 6e-6
 """Seconds that the host takes for a launch."""
+PEER = "llm-compressor-gptq-asym"
 
 
 def estimated_seconds(row: dict[str, Any]) -> float:
@@ -31,3 +33,18 @@ def calibration_counts() -> str:
     head = ["of one block", "launches", "waits", "GB to the GPU", "GB back", "TFLOP, bfloat16", "float32", "factors"]
     head.append("seconds, estimated")
     return markdown(head, rows)
+
+
+@table("calibration-time")
+def calibration_time() -> str:
+    """One row a model, one column a method: median processor seconds, and their ratio to the peer's."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of("calibration_time"):
+        found.setdefault((row["model"], row["method"]), []).append(row["cpu_seconds"])
+    names = {"tiny-vlm": "tiny VLM", "half-billion": "two blocks of a 0.5B's widths"}
+    rows = []
+    for model, name in names.items():
+        medians = {method: median(found[model, method]) for method in ("gptq", "default", PEER)}
+        ratios = (f"{seconds:.0f} ({seconds / medians[PEER]:.1f} ×)" for seconds in medians.values())
+        rows.append([name, *ratios])
+    return markdown(["processor seconds", "`gptq`", "`default`", "llm-compressor's GPTQ"], rows)
