@@ -18,6 +18,7 @@ from .refusals import (
     refuse_all_but_linears,
     refuse_other_widths,
     refuse_permuted,
+    refuse_reshaped,
     refuse_unequal_fused,
     refuse_where,
 )
@@ -46,6 +47,7 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
     yield from refuse_unequal_fused(weights, saved.unpacked_linears())
     if engine == "vllm":
         yield from refuse_permuted(weights, saved.permutes_rows)
+        yield from refuse_reshaped(weights, saved.reshapes_packed)
     yield from scales_in_float16(saved)[1]
 
 

@@ -19,6 +19,7 @@ from .published_names import PublishedNames, published_experts
 from .refusals import (
     Refusal,
     refuse_kinds,
+    refuse_reshaped,
     refuse_rotated,
     refuse_several_schemes,
     refuse_unequal_experts,
@@ -90,6 +91,7 @@ def _for_vllm(saved: SavedModel, weights: list[PackedWeight]) -> Iterator[Refusa
         "vLLM permutes the rows of q and k of this model, and not their zero points",
         _SYMMETRIC,
     )
+    yield from refuse_reshaped(weights, saved.reshapes_packed)
     yield from refuse_unequal_fused(weights, saved.unpacked_linears())
     yield from refuse_unequal_experts(weights)
     yield from refuse_where(

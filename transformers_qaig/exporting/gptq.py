@@ -23,6 +23,7 @@ from .refusals import (
     refuse_other_group_sizes,
     refuse_other_widths,
     refuse_permuted,
+    refuse_reshaped,
     refuse_several_schemes,
     refuse_unequal_fused,
     refuse_where,
@@ -60,6 +61,7 @@ def refusals(saved: SavedModel, engine: str) -> Iterator[Refusal]:
         yield from refuse_several_schemes(weights, "vLLM reads one scheme from GPTQ files")
         yield from refuse_unequal_fused(weights, saved.unpacked_linears())
         yield from refuse_permuted(weights, saved.permutes_rows)
+        yield from refuse_reshaped(weights, saved.reshapes_packed)
     yield from scales_in_float16(saved)[1]
 
 

@@ -191,3 +191,13 @@ def refuse_permuted(weights: Iterable[PackedWeight], permutes_rows: Callable[[st
         "quantize with sym=True and export as compressed-tensors, or leave these layers out with "
         "modules_to_not_convert",
     )
+
+
+def refuse_reshaped(weights: Iterable[PackedWeight], reshapes_packed: Callable[[str], bool]) -> Iterator[Refusal]:
+    """Refuses weights whose tensors vLLM reshapes by heads, whatever they hold."""
+    yield from refuse_where(
+        weights,
+        lambda weight: reshapes_packed(weight.path),
+        "vLLM reshapes the tensors of q, k and v of this model by heads, and packed ones have other shapes",
+        'quantize with modules_to_not_convert=["query_key_value"]',
+    )

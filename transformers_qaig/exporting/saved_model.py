@@ -21,7 +21,7 @@ from ..formats.experts import ExpertWeights
 from ..formats.packing import CHECKPOINT_LAYOUT
 from ..formats.reference import Weight
 from ..formats.scheme import Plan, WeightScheme
-from ..integrations.engines.permuted_rows import permutes_rows
+from ..integrations.engines.permuted_rows import permutes_rows, reshapes_packed
 from ..loading.conversions import is_packed_name
 from ..loading.local_names import loader_naming, merging, model_that_saved
 from ..loading.packed_checkpoint import open_packed
@@ -123,7 +123,15 @@ class SavedModel:
 
     def permutes_rows(self, path: str) -> bool:
         """Returns whether vLLM permutes the rows of a linear as it loads a file."""
-        return permutes_rows(self.model.config.get_text_config(decoder=True).model_type, path)
+        return permutes_rows(self._text_type, path)
+
+    def reshapes_packed(self, path: str) -> bool:
+        """Returns whether vLLM reshapes the tensors of a linear as it loads a file."""
+        return reshapes_packed(self._text_type, path)
+
+    @property
+    def _text_type(self) -> str:
+        return str(self.model.config.get_text_config(decoder=True).model_type)
 
     def unpacked_linears(self) -> list[str]:
         """Lists the paths of linears in full precision."""

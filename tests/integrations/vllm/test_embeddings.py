@@ -1,4 +1,4 @@
-"""Embeddings and heads that get no `quant_config` ask the engine's. Nothing of vLLM but its names is needed."""
+"""Embeddings, heads and linears without a `quant_config` ask the engine's. Nothing of vLLM but its names is needed."""
 
 import sys
 from collections.abc import Iterator
@@ -11,12 +11,21 @@ import pytest
 MODULE = "transformers_qaig.integrations.vllm.embeddings"
 
 
+LINEARS = (
+    *("ColumnParallelLinear", "MergedColumnParallelLinear", "QKVParallelLinear", "ReplicatedLinear"),
+    "RowParallelLinear",
+)
+
+
 class Configuration:
     """Stands for vLLM's base class of configurations."""
 
 
 class Ours(Configuration):
     """Stands for this package's."""
+
+    def is_packed(self, prefix: str) -> bool:
+        return prefix == "packed"
 
 
 class Embedding:
@@ -35,6 +44,10 @@ class Head(Embedding):
     """A head is an embedding in vLLM."""
 
 
+class Linear(Embedding):
+    """Stands for all linears."""
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     engine, registered = SimpleNamespace(quant_config=Ours()), dict[str, type]()
@@ -51,6 +64,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             "PluggableLayer": SimpleNamespace(register_oot=register_oot), "op_registry_oot": registered
         },
         f"{base}.layers.quantization.base_config": {"QuantizationConfig": Configuration},
+        f"{base}.layers.linear": dict.fromkeys(LINEARS, Linear),
         f"{base}.layers.vocab_parallel_embedding": {"ParallelLMHead": Head, "VocabParallelEmbedding": Embedding},
     }  # fmt: skip
     for name, names in modules.items():
@@ -67,6 +81,12 @@ def test_what_gets_no_configuration_asks_the_engine(layer: type, engine: SimpleN
     made = layer(7, prefix="embed_tokens")
     assert isinstance(made, layer)
     assert (made.num, made.quant_config, made.prefix) == (7, engine.quant_config, "embed_tokens")
+
+
+def test_linears_ask_where_the_file_holds_them_packed(engine: SimpleNamespace) -> None:
+    assert Linear(7, prefix="packed").quant_config is engine.quant_config
+    assert Linear(7, prefix="dense").quant_config is None
+    assert Linear(7).quant_config is None
 
 
 def test_what_is_given_counts(engine: SimpleNamespace) -> None:

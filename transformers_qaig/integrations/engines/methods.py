@@ -131,5 +131,13 @@ def refuse_permuted_zeros(name: str, schemes: Sequence[WeightScheme | None]) -> 
         )
 
 
+def refuse_reshaped(name: str) -> None:
+    """Raises `NotImplementedError` for a packed linear whose tensors vLLM reshapes, as it does for Bloom."""
+    raise NotImplementedError(
+        f"{name}: vLLM reshapes the tensors of q, k and v of this model by heads, and packed ones have other shapes. "
+        'Quantize it with `modules_to_not_convert=["query_key_value"]`, or serve it with Transformers.'
+    )
+
+
 def _device(layer: Any) -> torch.device:
     return layer.weight.device

@@ -17,3 +17,15 @@ def permutes_rows(model_type: str, path: str) -> bool:
     """
     parts = path.split(".")
     return model_type.startswith("llama4") and parts[-1] in PERMUTED and "vision_model" not in parts
+
+
+def reshapes_packed(model_type: str, path: str) -> bool:
+    """Returns whether vLLM reshapes a linear's tensors by heads, which packed ones do not survive: in Bloom.
+
+    It reshapes every tensor of the fused q, k and v as if it had one row per output channel.
+
+    Args:
+        model_type: of the language model's config.
+        path: of the linear, in Transformers or in vLLM.
+    """
+    return model_type == "bloom" and path.split(".")[-1] == "query_key_value"

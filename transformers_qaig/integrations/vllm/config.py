@@ -16,8 +16,8 @@ from vllm.platforms import current_platform
 
 from ...config import QUANT_METHOD
 from ...utils.logging import get_logger
-from ..engines.methods import refuse_permuted_zeros
-from ..engines.permuted_rows import permutes_rows
+from ..engines.methods import refuse_permuted_zeros, refuse_reshaped
+from ..engines.permuted_rows import permutes_rows, reshapes_packed
 from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
 from .embeddings import ask_configuration
@@ -78,12 +78,18 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         """Translates the plan to vLLM's names."""
         self.plan.rename(hf_to_vllm_mapper.map_name)
 
+    def is_packed(self, prefix: str) -> bool:
+        """Returns whether the file holds a linear packed, or part of one that is fused."""
+        return self.plan.linear(prefix, self.packed_modules_mapping) is not None
+
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
         """Returns how a layer is run; None for one that has nothing to do with this method."""
         if isinstance(layer, LinearBase):
             schemes = self.plan.linear(prefix, self.packed_modules_mapping)
             if schemes is None:
                 return UnquantizedLinearMethod()
+            if reshapes_packed(_model_type(), prefix):
+                refuse_reshaped(prefix)
             if permutes_rows(_model_type(), prefix):
                 refuse_permuted_zeros(prefix, schemes)
             return QAIGLinearMethod(prefix, schemes)
