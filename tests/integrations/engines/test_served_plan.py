@@ -59,6 +59,14 @@ def test_embeddings_without_a_name_are_found() -> None:
     assert ServedPlan({**PLAN, "second.embed_tokens": W4}).rows("") is None  # one of two
 
 
+def test_a_head_whose_name_lacks_the_part_of_the_model_is_found() -> None:
+    """Qwen3-VL's class calls it `lm_head`, and renames the file's to `language_model.lm_head`."""
+    plan = ServedPlan({"language_model.lm_head": W8})
+    assert plan.rows("other_head", is_head=True) is None
+    assert plan.rows("lm_head", is_head=True) == W8
+    assert not plan.unused
+
+
 def test_what_no_layer_asked_for_is_told() -> None:
     plan = renamed()
     plan.linear("visual.blocks.0.attn.qkv", {})

@@ -128,13 +128,13 @@ class ServedPlan:
         """Returns the scheme of embeddings or of a head; None if it is not packed.
 
         Args:
-            name: of the engine's layer; some models give their embeddings or their head none.
+            name: of the engine's layer; some models give none, and Qwen3-VL gives its head a short one.
             is_head: whether it is a head.
         """
-        if not name:
+        if not name or (is_head and name == HEAD and name not in self._plan):
             last = HEAD if is_head else EMBEDDINGS
             found = [path for path in self._plan if path.rpartition(".")[-1] == last]
-            name = found[0] if len(found) == 1 else ""
+            name = found[0] if len(found) == 1 else name
         return self._use_scheme(self._known(name))
 
     def _known(self, name: str) -> str:
