@@ -32,8 +32,9 @@ QAIG_SCHEMAS(TORCH_EXTENSION_NAME, m) {
     m.def(
         "experts_linear(Tensor x, Tensor offsets, Tensor packed, Tensor scale, Tensor? zero, int[] bits, "
         "int out_features, int group_size, int activation_bits, int layout) -> Tensor");
-    m.def("gptq_columns(Tensor(a!) rows, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor groups, "
-          "Tensor step, Tensor scale, Tensor zero, int max_code) -> ()");
+    m.def(
+        "gptq_columns(Tensor(a!) rows, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor groups, "
+        "Tensor step, Tensor scale, Tensor zero, int max_code) -> ()");
     m.def("experts_route(Tensor hidden, Tensor index, int num_experts, int num_choices) -> (Tensor, Tensor, Tensor)");
     m.def("experts_sum(Tensor rows, Tensor weights, Tensor order) -> Tensor");
 }
