@@ -1,6 +1,7 @@
 """Whether vLLM permutes a linear's rows, or reshapes its tensors, as it loads them. Plugin and exports both ask.
 
-Of Llama 4 it permutes `weight`, `weight_packed` and `weight_scale`. Zero points, and all of AWQ and GPTQ, stay as they are.
+Of Llama 4 it permutes `weight`, `weight_packed` and `weight_scale`. Zero points, and all of AWQ and GPTQ,
+stay as they are.
 """
 
 from __future__ import annotations
