@@ -23,7 +23,9 @@ def test_the_readme_fits_on_150_lines() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    # What a page includes stands on that page: its links count from there.
+    included = [(ROOT / path).read_text() for path in re.findall(r'^--8<-- "(.+)"$', page.read_text(), re.MULTILINE)]
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join([page.read_text(), *included]))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
 
