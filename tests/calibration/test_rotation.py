@@ -154,10 +154,14 @@ def test_a_rotation_is_kept_where_outliers_spoil_8_bit_inputs(case, rounding) ->
     recipe = recipe_of("fast", {"rounding": rounding, "equalization": "none"})
     inputs, schemes = TargetInputs(calls, calls, masks), schemes_of(block, 8, activation_bits=8)
     decisions, summary = decide(outliers(block), path, schemes, inputs, settings_for(model, recipe))
-    assert {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"} <= set(rotations(decisions))
+    wide = {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+    assert wide <= set(rotations(decisions))
     assert "rotate mlp.gate_proj, mlp.up_proj" in summary.accepted
     assert rotations(decisions)["mlp.up_proj"] == ROTATION
-    assert set(decisions.roundings) == (set(decisions.schemes) if rounding == "gptq" else set())
+    if rounding == "nearest":
+        assert not decisions.roundings
+    else:
+        assert wide <= set(decisions.roundings)
 
 
 def test_a_rotation_that_does_harm_is_undone(case) -> None:
