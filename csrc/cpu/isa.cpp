@@ -103,7 +103,7 @@ bool may_use_tiles() {
 
 struct Features {
     std::vector<Isa> isas = {Isa::portable};  // that this processor can run, the best last
-    bool avx_vnni = false, intel = false;
+    bool avx_vnni = false, avx512_bf16 = false, intel = false;
     std::string names;
 
     Features() {
@@ -123,13 +123,14 @@ struct Features {
         avx512 &= add("avx512vl", __builtin_cpu_supports("avx512vl"));
         avx512 &= add("avx512dq", __builtin_cpu_supports("avx512dq"));
         avx512 &= add("avx512vnni", __builtin_cpu_supports("avx512vnni"));
+        const bool has_bf16_bit = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5);
+        avx512_bf16 = add("avx512bf16", avx512 && has_bf16_bit);
 #if defined(QAIG_EMULATE_AMX)
         const bool amx = add("emulated-amx", avx2);
 #else
-        const bool avx512_bf16 = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5);
         const bool knows_7 = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx);
         const bool has_tiles = knows_7 && (edx & 1 << 24) && may_use_tiles();
-        bool amx = add("avx512bf16", avx512 && avx512_bf16);
+        bool amx = avx512_bf16;
         amx &= add("amx_int8", has_tiles && (edx & 1 << 25));
         amx &= add("amx_bf16", has_tiles && (edx & 1 << 22));
 #endif
@@ -249,6 +250,8 @@ bool set_isa(Isa wanted) {
 bool is_intel() { return features().intel; }
 
 bool has_avx_vnni() { return features().avx_vnni; }
+
+bool has_avx512_bf16() { return features().avx512_bf16; }
 
 }  // namespace qaig
 

@@ -54,4 +54,7 @@ bool is_intel();
 // Whether `Isa::avxvnni` uses the encoding of AVX-VNNI for VPDPBUSD. If not, it uses that of AVX-512.
 bool has_avx_vnni();
 
+// Whether `Isa::avx512` may use AVX512_BF16, which not every processor with AVX-512 has.
+bool has_avx512_bf16();
+
 }  // namespace qaig

@@ -1,7 +1,9 @@
 // Dequantizes columns of a tile into bfloat16 with AVX-512. Codes are transposed as bytes, four in a word.
 #include <algorithm>
+#include <limits>
 
 #include "cpu/avx512/common.h"
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)
@@ -36,15 +38,14 @@ QAIG_INLINE void transpose(__m512i (&v)[kUnitQuads]) {
     });
 }
 
-QAIG_INLINE __m256i values_of(__m512i codes, int32_t zero, float scale) {
+QAIG_INLINE __m512 values_of(__m512i codes, int32_t zero, float scale) {
     const __m512i centred = _mm512_sub_epi32(codes, _mm512_set1_epi32(zero));
-    return to_bf16(_mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale)));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale));
 }
 
 // The bits of values that are not NaN. Their high halves are rounded to bfloat16.
-QAIG_INLINE __m512i rounded_half(__m512i codes, int32_t zero, float scale) {
-    const __m512i centred = _mm512_sub_epi32(codes, _mm512_set1_epi32(zero));
-    const __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(scale)));
+QAIG_INLINE __m512i rounded_half(__m512 values) {
+    const __m512i bits = _mm512_castps_si512(values);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
@@ -57,6 +58,29 @@ QAIG_INLINE __m512i high_halves(__m512i low, __m512i high) {
     return _mm512_permutex2var_epi16(low, pairs, high);
 }
 
+// Rounds `low`, then `high`, by one instruction of AVX512_BF16. It flushes denormals, and keeps other bits of a NaN than
+// `to_bf16`. It is written in assembly, so that the compiler adds no other instruction of that set.
+QAIG_INLINE __m512i rounded_by_instruction(__m512 low, __m512 high) {
+    __m512i rounded;
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(rounded) : "v"(high), "v"(low));
+    return rounded;
+}
+
+// How values of a group are rounded: always to the same bits.
+enum class Rounding { with_nan, as_integers, by_instruction };
+
+QAIG_INLINE Rounding rounding_for(__m512 scale) {
+    const __m512 size = _mm512_abs_ps(scale), zero = _mm512_setzero_ps();
+    // Values are NaN only if a scale is not finite: 0 times infinity is NaN.
+    if (_mm512_cmp_ps_mask(_mm512_sub_ps(scale, scale), zero, _CMP_NEQ_UQ)) {
+        return Rounding::with_nan;
+    }
+    // A value that is not 0 is at least as large as its scale.
+    const __mmask16 is_small = _mm512_cmp_ps_mask(size, _mm512_set1_ps(std::numeric_limits<float>::min()), _CMP_LT_OQ);
+    const __mmask16 may_be_denormal = _mm512_mask_cmp_ps_mask(is_small, size, zero, _CMP_NEQ_OQ);
+    return may_be_denormal || !has_avx512_bf16() ? Rounding::as_integers : Rounding::by_instruction;
+}
+
 // Dequantizes codes of a group. Up to 4 bits, a table holds the values of all codes.
 template <int B>
 class Group {
@@ -64,13 +88,13 @@ public:
     QAIG_INLINE Group(const Weight& w, const Tile& tile, int64_t g) {
         const __m512 scale = load_scale(tile.scale, w.scale_type, g);
         _mm512_store_ps(scale_, scale);
-        // Values are NaN only if a scale is not finite: 0 times infinity is NaN.
-        has_nan_ = _mm512_cmp_ps_mask(_mm512_sub_ps(scale, scale), _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
+        rounding_ = rounding_for(scale);
         _mm512_store_si512(zero_, load_zero(tile.zero, w.shape.bits, g));
         if constexpr (B <= 4) {
             const __m512i codes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             for (int r = 0; r < kTileRows; r++) {
-                _mm256_store_si256(reinterpret_cast<__m256i*>(table_[r]), values_of(codes, zero_[r], scale_[r]));
+                _mm256_store_si256(reinterpret_cast<__m256i*>(table_[r]),
+                                   to_bf16(values_of(codes, zero_[r], scale_[r])));
             }
         }
     }
@@ -81,20 +105,21 @@ public:
             const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(table_[r]));
             return _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), _mm512_castsi256_si512(table));
         }
-        const __m512i low = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes));
-        const __m512i high = _mm512_cvtepu8_epi32(_mm256_extracti128_si256(codes, 1));
-        if (!has_nan_) {
-            return high_halves(rounded_half(low, zero_[r], scale_[r]), rounded_half(high, zero_[r], scale_[r]));
+        const __m512i low_codes = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes));
+        const __m512i high_codes = _mm512_cvtepu8_epi32(_mm256_extracti128_si256(codes, 1));
+        const __m512 low = values_of(low_codes, zero_[r], scale_[r]), high = values_of(high_codes, zero_[r], scale_[r]);
+        switch (rounding_) {
+            case Rounding::by_instruction: return rounded_by_instruction(low, high);
+            case Rounding::as_integers: return high_halves(rounded_half(low), rounded_half(high));
+            default: return _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1);
         }
-        return _mm512_inserti64x4(_mm512_castsi256_si512(values_of(low, zero_[r], scale_[r])),
-                                  values_of(high, zero_[r], scale_[r]), 1);
     }
 
 private:
     alignas(64) float scale_[kTileRows];
     alignas(64) int32_t zero_[kTileRows];
     alignas(64) uint16_t table_[kTileRows][16];
-    bool has_nan_;
+    Rounding rounding_;
 };
 
 // Stores slots [start, stop) of 32 values.
@@ -120,8 +145,13 @@ void dequantize(const Weight& w, const Tile& tile, int64_t rows, int64_t start, 
             if (from >= to) {
                 continue;
             }
+            const uint32_t* words = tile.words + (g * s.units_per_group() + u) * B * kTileRows;
             Unit<B> unit;
-            unit.load(tile.words + (g * s.units_per_group() + u) * B * kTileRows);
+            unit.load(words);
+            // These columns of the next tile are too far away for the hardware to prefetch.
+            for (int i = 0; i < B; i++) {
+                _mm_prefetch(reinterpret_cast<const char*>(words + s.words_per_tile() + i * kTileRows), _MM_HINT_T0);
+            }
             __m512i v[kUnitQuads];
             unroll<kUnitQuads>([&](auto q) QAIG_LAMBDA_INLINE { v[q] = unit.template quad<q>(); });
             transpose(v);
