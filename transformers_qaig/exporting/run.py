@@ -119,8 +119,9 @@ def _engine(writer: Format, engine: str | None) -> str:
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:
     target = Path(out).expanduser()
-    if target.exists() and not target.is_dir():
-        raise SettingError(f"OUT must be a folder, and {target} is a file.")
+    if os.path.lexists(target) and not target.is_dir():
+        kind = "a file" if target.exists() else "a link to nothing"
+        raise SettingError(f"OUT must be a folder, and {target} is {kind}.")
     if target.is_dir() and any(target.iterdir()):
         raise SettingError(f"{target} is not empty. Give a new folder.")
     return target

@@ -21,12 +21,12 @@ def record_rotations(plan: Plan) -> dict[str, str]:
     return {KEY: json.dumps({path: _pair(scheme) for path, scheme in plan.items() if scheme.rotation is not None})}
 
 
-def check_rotations(plan: Plan, model: PreTrainedModel, files: Sequence[str]) -> None:
+def check_rotations(plan: Plan, model: PreTrainedModel | None, files: Sequence[str]) -> None:
     """Compares the rotations in a plan with those that the weights were saved with.
 
     Args:
         plan: from config.json, in the names of `model`.
-        model: on the meta device, with nothing packed yet.
+        model: on the meta device, with nothing packed yet; None if the plan has the names that were saved.
         files: the checkpoint's shards.
 
     Raises:
@@ -34,7 +34,7 @@ def check_rotations(plan: Plan, model: PreTrainedModel, files: Sequence[str]) ->
     """
     for text, file in _records(files).items():
         recorded = _parsed(text, file)
-        names = local_paths(recorded, model, files)
+        names = {path: path for path in recorded} if model is None else local_paths(recorded, model, files)
         saved = {names[path]: rotation for path, rotation in recorded.items()}
         wrong = [path for path, scheme in plan.items() if _pair(scheme) != saved.get(path)]
         if wrong:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -123,6 +124,34 @@ def test_a_layer_in_pieces_is_refused(sglang: Names) -> None:
 def test_experts_are_refused(sglang: Names) -> None:
     with pytest.raises(NotImplementedError, match="packed experts"):
         served(sglang, {f"{MLP}.experts.*.down_proj": linear(4, 32)})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "packed", "asked", "is_refused"),
+    [
+        ("llama4", "q_proj", "qkv_proj", True),
+        ("llama4", "k_proj", "qkv_proj", True),
+        ("llama4", "v_proj", "qkv_proj", False),
+        ("llama4", "o_proj", "o_proj", False),
+        ("llama4_text", "q_proj", "qkv_proj", False),
+        ("persimmon", "query_key_value", "query_key_value", True),
+        ("minicpm3", "kv_b_proj", "kv_b_proj", True),
+    ],
+)
+def test_layers_whose_weight_sglang_changes_are_refused(
+    model_type: str, packed: str, asked: str, is_refused: bool, sglang: Names
+) -> None:
+    """SGLang permutes rows of `weight` alone, and splits that of latent attention."""
+    model = SimpleNamespace(model_type=model_type, get_text_config=lambda: SimpleNamespace(tie_word_embeddings=False))
+    found = served(sglang, {f"{ATTENTION}.{packed}": linear(4, 32)}, hf_config=model)
+    with pytest.raises(NotImplementedError, match="changes the weights") if is_refused else nullcontext():
+        found.get_quant_method(sglang.LinearBase(), f"{ATTENTION}.{asked}")
+
+
+def test_a_tower_of_llama_4_is_loaded_as_it_is(sglang: Names) -> None:
+    model = SimpleNamespace(model_type="llama4", get_text_config=lambda: SimpleNamespace(tie_word_embeddings=False))
+    found = served(sglang, {f"vision_{ATTENTION}.q_proj": linear(4, 32)}, hf_config=model)
+    assert found.get_quant_method(sglang.LinearBase(), f"vision_{ATTENTION}.qkv_proj") is not None
 
 
 def test_tied_embeddings_are_the_head_as_soon_as_they_are_asked_for_logits(sglang: Names) -> None:

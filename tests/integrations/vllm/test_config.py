@@ -48,6 +48,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import_module("vllm.model_executor.layers.quantization").register_quantization_config = lambda _: lambda kind: kind  # type: ignore[attr-defined]
     config = import_module(f"{PLUGIN}.config")
     monkeypatch.setattr(config, "ask_configuration", lambda _: None)
+    monkeypatch.setattr(config, "replace_in_models", lambda _: None)
     yield config
     for name in list(sys.modules):
         if name.startswith((PLUGIN, "vllm")):

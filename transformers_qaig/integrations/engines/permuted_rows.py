@@ -1,7 +1,7 @@
-"""Whether vLLM permutes a linear's rows, or reshapes its tensors, as it loads them. Plugin and exports both ask.
+"""Whether an engine changes a linear's `weight` as it loads it, and what that means for packed ones.
 
-Of Llama 4 it permutes `weight`, `weight_packed` and `weight_scale`. Zero points, and all of AWQ and GPTQ,
-stay as they are.
+Of Llama 4 vLLM permutes `weight`, `weight_packed` and `weight_scale`. Zero points, and all of AWQ and GPTQ,
+stay as they are. SGLang permutes `weight` alone. Plugins and exports both ask.
 """
 
 from __future__ import annotations
@@ -30,3 +30,22 @@ def reshapes_packed(model_type: str, path: str) -> bool:
         path: of the linear, in Transformers or in vLLM.
     """
     return model_type == "bloom" and path.split(".")[-1] == "query_key_value"
+
+
+_CHANGED_BY_SGLANG = {
+    "llama4": PERMUTED, "muse_spark": PERMUTED, "muse_spark_omni": PERMUTED, "persimmon": ("query_key_value",)
+}  # fmt: skip
+
+
+def is_changed_by_sglang(model_type: str, path: str) -> bool:
+    """Returns whether SGLang 0.5.23 needs a linear's `weight` itself: to permute its rows, or for latent attention.
+
+    Args:
+        model_type: of the model's config. `llama4_text`, which has no tower, is loaded as it is.
+        path: of the linear, in Transformers or in SGLang.
+    """
+    parts = path.split(".")
+    if parts[-1] == "kv_b_proj":
+        return True
+    is_tower = any("vision" in part for part in parts)
+    return not is_tower and parts[-1] in _CHANGED_BY_SGLANG.get(model_type, ())

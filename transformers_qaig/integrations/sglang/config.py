@@ -15,6 +15,7 @@ from torch import nn
 from ...config import QUANT_METHOD
 from ...nn.experts_layout import split_path
 from ...utils.quote import quote
+from ..engines.permuted_rows import is_changed_by_sglang
 from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
 from .layers import QAIGEmbeddingMethod, QAIGLinearMethod
@@ -37,11 +38,12 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         plan: how every packed weight is stored.
         fused: last part of a fused layer's name → those of its shards, as the model's class says.
         is_tied: whether the model's head is its embeddings.
+        model_type: of the model's config.
     """
 
-    def __init__(self, plan: ServedPlan, fused: dict[str, list[str]], is_tied: bool = False):
+    def __init__(self, plan: ServedPlan, fused: dict[str, list[str]], is_tied: bool = False, model_type: str = ""):
         super().__init__()
-        self.plan, self.packed_modules_mapping, self.is_tied = plan, fused, is_tied
+        self.plan, self.packed_modules_mapping, self.is_tied, self.model_type = plan, fused, is_tied, model_type
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAIGServedConfig:
@@ -61,7 +63,8 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
             )
         model = config.get("hf_config")
         is_tied = model is not None and bool(getattr(model.get_text_config(), "tie_word_embeddings", False))
-        return cls(ServedPlan(plan), dict(config.get("packed_modules_mapping") or {}), is_tied)
+        fused = dict(config.get("packed_modules_mapping") or {})
+        return cls(ServedPlan(plan), fused, is_tied, str(getattr(model, "model_type", "")))
 
     def get_scaled_act_names(self) -> list[str]:
         """Returns no names: no activation is scaled."""
@@ -75,7 +78,14 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         """Returns how a layer is run; None for one that has nothing to do with this method."""
         if isinstance(layer, LinearBase):
             schemes = self.plan.linear(prefix, self.packed_modules_mapping)
-            return UnquantizedLinearMethod() if schemes is None else QAIGLinearMethod(prefix, schemes, self.check_plan)
+            if schemes is None:
+                return UnquantizedLinearMethod()
+            if any(schemes[:2]) and is_changed_by_sglang(self.model_type, prefix):
+                raise NotImplementedError(
+                    f"{prefix}: SGLang changes the weights of this layer as it loads them, and not packed ones. Serve "
+                    "the model with vLLM or Transformers, or leave the layer out with `modules_to_not_convert`."
+                )
+            return QAIGLinearMethod(prefix, schemes, self.check_plan)
         if isinstance(layer, VocabParallelEmbedding):
             is_head = isinstance(layer, ParallelLMHead)
             scheme = self.plan.rows(prefix, is_head)

@@ -15,15 +15,18 @@ from vllm.model_executor.models.utils import WeightsMapper
 from vllm.platforms import current_platform
 
 from ...config import QUANT_METHOD
+from ...formats.scheme import Plan
 from ...utils.logging import get_logger
 from ..engines.methods import refuse_permuted_zeros, refuse_reshaped
 from ..engines.permuted_rows import permutes_rows, reshapes_packed
+from ..engines.saved_records import check_records
 from ..engines.served_config import ServedConfig
 from ..engines.served_plan import ServedPlan
 from .embeddings import ask_configuration
 from .experts import QAIGExpertsMethod
 from .experts_names import PATTERN, REPLACEMENT
 from .layers import DenseHeadMethod, QAIGEmbeddingMethod, QAIGLinearMethod
+from .plain_linears import replace_in_models
 
 _logger = get_logger(__name__)
 _TOWER = r"(^|\.)vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)"
@@ -46,6 +49,11 @@ def _warn_of_rotation() -> None:
         )
 
 
+def _hook(kind: type[QuantizationConfig]) -> None:
+    ask_configuration(kind)
+    replace_in_models(kind)
+
+
 @register_quantization_config(QUANT_METHOD)
 class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
     """Reads `quantization_config` of a model's config.json as it is.
@@ -57,13 +65,14 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
     def __init__(self, plan: ServedPlan):
         super().__init__()
         self.plan = plan
+        self.saved_plan: Plan = {}
         self._has_warned = False
-        ask_configuration(type(self))
+        _hook(type(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepares a process of the engine, which is given the configuration of the one that read it."""
         self.__dict__ |= state
-        ask_configuration(type(self))
+        _hook(type(self))
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QAIGServedConfig:
@@ -72,7 +81,18 @@ class QAIGServedConfig(ServedConfig, QuantizationConfig):  # type: ignore[misc]
         Raises:
             ValueError: the mapping is damaged, or holds what vLLM cannot run.
         """
-        return cls(ServedPlan(cls.read_plan(config)))
+        plan = cls.read_plan(config)
+        made = cls(ServedPlan(plan))
+        made.saved_plan = plan
+        return made
+
+    def maybe_update_config(self, model_name: str, *_: Any, **__: Any) -> None:
+        """Compares the plan with the files of a folder; vLLM calls this once it has read config.json.
+
+        Raises:
+            ValueError: they do not belong together.
+        """
+        check_records(self.saved_plan, model_name)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         """Translates the plan to vLLM's names."""
