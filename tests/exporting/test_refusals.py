@@ -100,6 +100,9 @@ def test_other_folders_are_refused(quantized: Quantized, llava: Path, tmp_path: 
         transformers_qaig.export(broken, out, format="mlx")
     with pytest.raises(SettingError, match="is not empty"):
         transformers_qaig.export(quantized(), broken, format="mlx")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(SettingError, match="link is a link to nothing"):
+        transformers_qaig.export(quantized(), tmp_path / "link", format="mlx")
     assert not out.exists()
 
 

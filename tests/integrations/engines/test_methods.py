@@ -9,7 +9,13 @@ from torch import nn
 
 from transformers_qaig import QAIGLinear
 from transformers_qaig.formats.scheme import WeightScheme
-from transformers_qaig.integrations.engines.methods import PackedLinear, PackedRows, refuse_permuted_zeros
+from transformers_qaig.integrations.engines.methods import (
+    PackedLinear,
+    PackedRows,
+    refuse_dense,
+    refuse_permuted_zeros,
+)
+from transformers_qaig.integrations.engines.served_plan import ServedPlan
 
 K, ROWS = 64, 24
 
@@ -144,3 +150,26 @@ def test_zero_points_of_q_and_k_are_refused_where_their_rows_are_permuted() -> N
     for schemes in ([asym, sym, sym], [sym, asym, sym]):
         with pytest.raises(NotImplementedError, match="sym=True"):
             refuse_permuted_zeros("qkv_proj", schemes)
+
+
+def test_a_dense_layer_whose_weight_is_packed_in_the_file_is_refused() -> None:
+    scheme = WeightScheme(4, 32)
+    paths = ("lm_head", "projector.linear_1", "layers.0.mlp.up_proj", "merger.mlp.0")
+    plan = ServedPlan(dict.fromkeys(paths, scheme))
+    model = nn.Module()
+    model.other = nn.Sequential(nn.Linear(8, 8))
+    model.lm_head, model.norm, model.up_proj = nn.Module(), nn.LayerNorm(8), nn.Linear(8, 8)
+    refuse_dense(model, plan)  # a stage without a head; a layer of a block, of which another model has one
+    model.lm_head = nn.Linear(8, 8)
+    with pytest.raises(ValueError, match=r"packed weight lm_head, and a dense one called lm_head"):
+        refuse_dense(model, plan)
+    model.lm_head.quant_method = PackedLinear("lm_head", [scheme])
+    refuse_dense(model, plan)
+    model.language = nn.Module()
+    model.language.linear_1 = nn.Linear(8, 8)
+    with pytest.raises(
+        ValueError, match=r"packed weight projector\.linear_1, and a dense one called language\.linear_1"
+    ):
+        refuse_dense(model, plan)
+    plan.linear("projector.linear_1", {})
+    refuse_dense(model, plan)

@@ -57,6 +57,8 @@ def test_embeddings_without_a_name_are_found() -> None:
     assert renamed().rows("") == W3
     assert renamed().rows("", is_head=True) == W8
     assert ServedPlan({**PLAN, "second.embed_tokens": W4}).rows("") is None  # one of two
+    assert ServedPlan({"transformer.wte": W4, "transformer.h.0.fc_in": W3}).rows("") == W4
+    assert ServedPlan({"embed_out": W4}).rows("lm_head", is_head=True) == W4
 
 
 def test_a_head_whose_name_lacks_the_part_of_the_model_is_found() -> None:
@@ -65,6 +67,14 @@ def test_a_head_whose_name_lacks_the_part_of_the_model_is_found() -> None:
     assert plan.rows("other_head", is_head=True) is None
     assert plan.rows("lm_head", is_head=True) == W8
     assert not plan.unused
+
+
+def test_a_name_that_begins_with_a_dot_is_found_without_it() -> None:
+    """StableLM's class puts the name of its head behind an empty one."""
+    plan = ServedPlan(PLAN)
+    assert plan.rows(".lm_head", is_head=True) == W8
+    assert plan.linear(".model.language_model.layers.0.self_attn.qkv_proj", {}) == [W3, W4, W4]
+    assert not plan.has_tower_level
 
 
 def test_what_no_layer_asked_for_is_told() -> None:

@@ -4,13 +4,17 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.formats.scheme import Rotation, WeightScheme
 from transformers_qaig.integrations.engines.served_plan import ServedPlan
+from transformers_qaig.loading.rotation_record import record_rotations
 
 PLUGIN = "transformers_qaig.integrations.vllm"
 OPTION = '{"custom_ops": ["-rotary_embedding"]}'
@@ -93,3 +97,13 @@ def test_the_fused_linear_of_bloom_is_refused_if_it_is_packed(plugin: Any, monke
     assert isinstance(config.get_quant_method(layer, "h.1.query_key_value"), plugin.UnquantizedLinearMethod)
     with pytest.raises(NotImplementedError, match=r"h\.0\.query_key_value: vLLM reshapes"):
         config.get_quant_method(layer, "h.0.query_key_value")
+
+
+def test_a_plan_that_is_not_the_files_is_refused_before_a_layer_is_made(plugin: Any, tmp_path: Path) -> None:
+    settings = {"quant_method": "qaig", "bits": 4, "plan": {"h.0.o_proj": {"bits": 4, "group_size": 32, "sym": True}}}
+    config = plugin.QAIGServedConfig.from_config(settings)
+    rotated = {"h.0.o_proj": WeightScheme(4, 32, True, Rotation(32, 1))}
+    config.maybe_update_config(str(tmp_path), hf_config=None, revision=None)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", record_rotations(rotated))
+    with pytest.raises(ValueError, match=r"gives h\.0\.o_proj no rotation"):
+        config.maybe_update_config(str(tmp_path), hf_config=None, revision=None)

@@ -44,3 +44,14 @@ def test_the_bias_of_a_head_counts_once_and_may_be_padded(layers: Any, padded: i
         parameter.weight_loader(parameter, tensor)
     method.process_weights_after_loading(head)
     torch.testing.assert_close(method.apply(head, x, head.bias), packed(x) + head.bias[:40])
+
+
+@pytest.mark.parametrize("bias", [None, nn.Parameter(torch.ones(40), requires_grad=False)])
+def test_embeddings_that_are_the_head_have_its_bias(layers: Any, bias: nn.Parameter | None) -> None:
+    """vLLM's models of Transformers' classes read it, even where there is none."""
+    method = layers.QAIGEmbeddingMethod("embed_tokens", [linear(4, 40).scheme])
+    head, embeddings = nn.Module(), nn.Module()
+    head.bias, embeddings.quant_method = bias, method
+    assert layers.tied_head(head, embeddings) is embeddings
+    assert method.is_tied
+    assert embeddings.bias is bias

@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.integrations.engines.served_plan import ServedPlan
+
 MODULE = "transformers_qaig.integrations.vllm.plain_linears"
 
 
@@ -20,6 +23,8 @@ class Configuration:
 
 class Ours(Configuration):
     """Stands for this package's."""
+
+    plan = ServedPlan({})
 
     def is_packed(self, prefix: str) -> bool:
         return prefix in ("projector.linear", "projector.layers.1", "projector.kept")
@@ -85,6 +90,13 @@ def test_what_is_not_packed_or_computes_something_else_stays(loader: type) -> No
     model = loader().create_model(SimpleNamespace(quant_config=Ours()), None)
     assert type(model.projector.layers[2]) is nn.Linear
     assert type(model.projector.kept) is Special
+
+
+def test_a_projector_that_stays_dense_is_refused(loader: type) -> None:
+    config = Ours()
+    config.plan = ServedPlan({"other.kept": WeightScheme(4, 32)})
+    with pytest.raises(ValueError, match=r"packed weight other\.kept, and a dense one called projector\.kept"):
+        loader().create_model(SimpleNamespace(quant_config=config), None)
 
 
 @pytest.mark.parametrize("config", [Configuration(), None])

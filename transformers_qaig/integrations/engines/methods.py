@@ -12,6 +12,7 @@ from ...formats.scheme import WeightScheme
 from ...nn.embedding import tie
 from ...nn.linear import QAIGLinear
 from .loaded_shards import LoadedShards
+from .served_plan import ServedPlan, block_of
 from .shards import make_embedding, make_linears
 
 
@@ -117,6 +118,35 @@ def refuse_sharding(name: str, layer: Any) -> None:
             f"{name}: packed layers are not sharded yet. Use `--tensor-parallel-size 1` instead of {size}; "
             "`--data-parallel-size` serves on several devices."
         )
+
+
+def refuse_dense(model: nn.Module, plan: ServedPlan) -> None:
+    """Checks that no head, no embeddings and no projector are dense in a model and packed in its file.
+
+    Some engines leave such a layer without weights, and say nothing. Layers in blocks are checked by block.
+
+    Args:
+        model: of the engine, without weights.
+        plan: that all its layers have asked.
+
+    Raises:
+        ValueError: naming such a layer.
+    """
+    unused = {_own_name(path): path for path in plan.unused if block_of(path) is None}
+    for name, layer in model.named_modules():
+        last = _own_name(name)
+        is_dense = layer._parameters.get("weight") is not None
+        if last in unused and is_dense and not isinstance(getattr(layer, "quant_method", None), PackedLinear):
+            raise ValueError(
+                f"This engine has no layer for the packed weight {unused[last]}, and a dense one called {name}. Serve "
+                "it with Transformers, or quantize it with this layer left out."
+            )
+
+
+def _own_name(path: str) -> str:
+    """Returns the last part of a path; two of them for a number in a sequence."""
+    parts = path.split(".")
+    return ".".join(parts[-2:] if parts[-1].isdecimal() else parts[-1:])
 
 
 def refuse_permuted_zeros(name: str, schemes: Sequence[WeightScheme | None]) -> None:

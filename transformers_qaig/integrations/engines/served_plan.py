@@ -12,7 +12,8 @@ from ...plan.experts import EVERY, indices_of
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """What engines fuse in nearly all models; a model's own `packed_modules_mapping` counts before this."""
-EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
+EMBEDDINGS, HEADS = ("embed_tokens", "embeddings", "embed_in", "word_embeddings", "wte"), ("lm_head", "embed_out")
+"""Last parts of their names."""
 _TOWER_LEVEL = ("vision_tower.vision_model.", "vision_tower.")
 """Engines have a level of modules in towers that Transformers removed; names are compared without it."""
 
@@ -61,7 +62,7 @@ class ServedPlan:
         Returns:
             one entry for a layer that the file holds whole; None if no shard is packed.
         """
-        name = self._known(name)
+        name = self._known(name.removeprefix("."))
         if name in self._plan:
             return [self._use_scheme(name)]
         parent, _, last = name.rpartition(".")
@@ -103,10 +104,10 @@ class ServedPlan:
 
     def _stack(self, name: str) -> str:
         """Returns the plan's name of a stack: an engine may call it otherwise, but then it is the block's only one."""
-        stacks = {parts[0]: _block(parts[0]) for parts in map(split_path, self._plan) if parts is not None}
+        stacks = {parts[0]: block_of(parts[0]) for parts in map(split_path, self._plan) if parts is not None}
         if name in stacks:
             return name
-        same = [stack for stack, block in stacks.items() if block is not None and block == _block(name)]
+        same = [stack for stack, block in stacks.items() if block is not None and block == block_of(name)]
         return same[0] if len(same) == 1 else name
 
     def check_blocks(self) -> None:
@@ -115,8 +116,8 @@ class ServedPlan:
         Raises:
             ValueError: it did not. Some engines load a layer that gets no tensors from nothing, without a word.
         """
-        known = {_block(path) for path in self._plan.keys() - self._unused} - {None}
-        left = [path for path in self.unused if _block(path) in known]
+        known = {block_of(path) for path in self._plan.keys() - self._unused} - {None}
+        left = [path for path in self.unused if block_of(path) in known]
         if left:
             raise ValueError(
                 f"This engine has no layer for the packed weight {left[0]} ({len(left)} such), and has others of its "
@@ -128,12 +129,13 @@ class ServedPlan:
         """Returns the scheme of embeddings or of a head; None if it is not packed.
 
         Args:
-            name: of the engine's layer; some models give none, and Qwen3-VL gives its head a short one.
+            name: of the engine's layer; some models give none, Qwen3-VL a short one to its head, StableLM `.lm_head`.
             is_head: whether it is a head.
         """
-        if not name or (is_head and name == HEAD and name not in self._plan):
-            last = HEAD if is_head else EMBEDDINGS
-            found = [path for path in self._plan if path.rpartition(".")[-1] == last]
+        name = name.removeprefix(".")
+        if not name or (is_head and name in HEADS and name not in self._plan):
+            last = HEADS if is_head else EMBEDDINGS
+            found = [path for path in self._plan if path.rpartition(".")[-1] in last]
             name = found[0] if len(found) == 1 else name
         return self._use_scheme(self._known(name))
 
@@ -151,7 +153,7 @@ def _short(name: str) -> str:
     return name.replace(*_TOWER_LEVEL)
 
 
-def _block(path: str) -> str | None:
+def block_of(path: str) -> str | None:
     """Returns the path of the block that a weight or a stack of experts is in: up to the last number."""
     parts = split_path(path)
     match = re.match(r".*\.\d+(?=\.)", parts[0] if parts is not None else path)

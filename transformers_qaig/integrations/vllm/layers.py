@@ -50,4 +50,6 @@ def tied_head(head: nn.Module, embeddings: Any) -> nn.Module:
             "damaged, or vLLM gives its embeddings no name."
         )
     method.is_tied = True
+    if not hasattr(embeddings, "bias"):  # some models read that of their head
+        embeddings.register_parameter("bias", getattr(head, "bias", None))
     return embeddings

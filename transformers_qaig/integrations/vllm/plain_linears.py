@@ -15,6 +15,8 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from ..engines.methods import refuse_dense
+
 
 def replace_in_models(kind: type[QuantizationConfig]) -> None:
     """Lets models whose configuration is of a kind have their plain linears replaced, where these are packed.
@@ -32,6 +34,7 @@ def replace_in_models(kind: type[QuantizationConfig]) -> None:
         if isinstance(vllm_config.quant_config, kind):
             with set_current_vllm_config(vllm_config):
                 replace(model, vllm_config.quant_config)
+            refuse_dense(model, vllm_config.quant_config.plan)
         return model
 
     BaseModelLoader.create_model = create_model
