@@ -19,9 +19,9 @@ from transformers_qaig.calibration.steps import passes
 from transformers_qaig.calibration.target_quantizer import quantize_block
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
-from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.held_back import VALIDATION_EVERY
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs, forward
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.rounding.damping import Damping

@@ -14,7 +14,7 @@ from transformers_qaig.calibration.target_quantizer import decide
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.exclusions import NotFinite
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 from transformers_qaig.rounding.clipping import search_clipping
 from transformers_qaig.rounding.hessian import Hessian
 from transformers_qaig.rounding.learned import LearnableVector, learn

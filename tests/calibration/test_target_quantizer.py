@@ -16,7 +16,7 @@ from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution import row_chunks
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 from transformers_qaig.execution.targets import Target
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.embedding import QAIGEmbedding

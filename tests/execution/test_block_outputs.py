@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from transformers_qaig.execution.block_outputs import OutputError, first_tensor, hidden_states, is_finite_where
-from transformers_qaig.execution.interceptor import LayerInputs
+from transformers_qaig.execution.block_outputs import OutputError, is_finite_where
 
 MASK = torch.tensor([[True, True, False]])
 WANTED = torch.tensor([[[3.0, 4.0], [0.0, 5.0], [9.0, 9.0]]])
@@ -44,11 +43,3 @@ def test_without_power_the_error_is_infinite_or_unknown() -> None:
 def test_finite_is_asked_of_real_tokens_alone() -> None:
     assert is_finite_where(MASK, with_token(2, math.nan, 0.0))
     assert not is_finite_where(MASK, with_token(1, math.nan, 0.0))
-
-
-def test_hidden_states_are_named_or_the_first_floating_tensor() -> None:
-    ids, x, other = torch.zeros(1, 3, dtype=torch.long), WANTED, torch.ones(1)
-    assert hidden_states(LayerInputs((ids, x, other), {})) is x
-    assert hidden_states(LayerInputs((other,), {"hidden_states": x})) is x
-    assert hidden_states(LayerInputs((ids,), {})) is None
-    assert first_tensor({"aux": None, "out": (x, other)}) is x

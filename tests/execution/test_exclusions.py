@@ -8,7 +8,7 @@ from torch import Tensor
 
 from transformers_qaig.execution.block_outputs import check_inputs_of
 from transformers_qaig.execution.exclusions import Exclusions, Sample, check_inputs, numbered
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 from transformers_qaig.execution.paused_forward import PausedForwards
 
 NAN, INF = float("nan"), float("inf")

@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
 from transformers_qaig.equalization.probe import Group, find_groups
-from transformers_qaig.execution.block_outputs import OutputError, forward
+from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.exclusions import NotFinite
 from transformers_qaig.execution.gathering import gather_group_inputs
 from transformers_qaig.execution.group_inputs import NotReached, enter, is_tokenwise, run
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs, forward
 from transformers_qaig.execution.streamed_inputs import StreamedInputs
 from transformers_qaig.structure import find_decoder_blocks
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.execution.exclusions import NotFinite
 from transformers_qaig.execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs, held_back_every
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 
 
 def scale(factor: float) -> nn.Linear:

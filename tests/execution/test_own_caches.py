@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from transformers_qaig.execution.block_outputs import forward
+from transformers_qaig.execution.layer_inputs import forward
+from transformers_qaig.execution.offload import sequential_onload
 from transformers_qaig.execution.paused_forward import PausedForwards
-from transformers_qaig.execution.sequential_onload import sequential_onload
 
 
 class Attention(nn.Module):

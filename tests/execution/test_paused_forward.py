@@ -9,8 +9,8 @@ from torch import nn
 from tests.execution.toy import assert_equal, assert_untouched, blocks_of, plain, run_blocks, toy_samples
 from tests.families import FAMILIES, build, samples
 from transformers_qaig.execution import paused_forward
-from transformers_qaig.execution.interceptor import LayerInputs
-from transformers_qaig.execution.onload import onload
+from transformers_qaig.execution.layer_inputs import LayerInputs
+from transformers_qaig.execution.offload import onload
 from transformers_qaig.execution.paused_forward import PausedForwards, waiting_device
 
 

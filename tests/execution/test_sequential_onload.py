@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tests.families import build, samples
 from tests.tolerance import assert_close, terms_of
-from transformers_qaig.execution.sequential_onload import sequential_onload
+from transformers_qaig.execution.offload import sequential_onload
 from transformers_qaig.structure import find_decoder_blocks
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.lifecycle import FAST
 from transformers_qaig import QAIGConfig
-from transformers_qaig.execution.interceptor import LayerInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs
 from transformers_qaig.execution.stream_errors import StreamErrors
 
 

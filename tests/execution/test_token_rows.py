@@ -10,7 +10,7 @@ from transformers_qaig.equalization.fold import Group
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.gathering import gather_group_inputs
 from transformers_qaig.execution.group_inputs import GroupInputs, NotReached
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 from transformers_qaig.execution.token_rows import layouts_of_axes, row_mask
 
 WIDTH, HEADS = 12, 3

@@ -11,8 +11,7 @@ from transformers_qaig.calibration.block_quantizer import QuantizerSettings
 from transformers_qaig.calibration.target_quantizer import quantize_block
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.equalization.finder import GroupFinder
-from transformers_qaig.execution.block_outputs import forward
-from transformers_qaig.execution.interceptor import TargetInputs
+from transformers_qaig.execution.layer_inputs import TargetInputs, forward
 from transformers_qaig.execution.paused_forward import PausedForwards
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear

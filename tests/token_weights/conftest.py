@@ -10,7 +10,7 @@ from tests.token_weights.groups import MODULES
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.execution.gathering import gather_group_inputs
 from transformers_qaig.execution.group_inputs import GroupInputs
-from transformers_qaig.execution.interceptor import LayerInputs, TargetInputs
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 from transformers_qaig.structure import find_decoder_blocks
 
 

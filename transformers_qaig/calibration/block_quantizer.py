@@ -15,7 +15,7 @@ from ..execution.exclusions import NotFinite, place_in
 from ..execution.gathering import gather_group_inputs
 from ..execution.group_inputs import GroupInputs, NotReached
 from ..execution.held_back import VALIDATION_EVERY, HeldBack, full_outputs
-from ..execution.interceptor import LayerInputs, TargetInputs
+from ..execution.layer_inputs import LayerInputs, TargetInputs
 from ..execution.routed_rows import RoutedRows, gather_routed
 from ..execution.streamed_inputs import StreamedInputs
 from ..execution.token_rows import row_mask

@@ -24,9 +24,8 @@ from ..distributed import Terms
 from ..distributed.gradients import gradients_in_order
 from ..execution.held_back import VALIDATION_EVERY, held_back_every
 from ..execution.learned_scales import ScaledLinear, frozen_parameters, learning_scales
-from ..execution.onload import onload
+from ..execution.offload import onload, sequential_onload
 from ..execution.paired_head import Head, NoSingleHead, divergence, hidden_at_head
-from ..execution.sequential_onload import sequential_onload
 from ..nn.embedding import QAIGEmbedding
 from ..nn.linear import QAIGLinear
 from ..nn.packed_tensors import frozen

@@ -12,7 +12,7 @@ from torch import nn
 from ..data.calibration_data import CalibrationData
 from ..data.tensors import token_mask
 from ..execution.exclusions import overflow_advice
-from ..execution.interceptor import TargetInputs
+from ..execution.layer_inputs import TargetInputs
 from ..execution.paused_forward import PausedForwards, waiting_device
 from ..execution.targets import Target
 from ..structure import ModelStructure

@@ -16,7 +16,7 @@ from ..equalization.finder import GroupFinder
 from ..execution.block_outputs import check_inputs_of
 from ..execution.cpu_products import cpu_products
 from ..execution.held_back import held_back_every
-from ..execution.interceptor import TargetInputs
+from ..execution.layer_inputs import TargetInputs
 from ..execution.offload import offloaded
 from ..execution.out_of_memory import out_of_memory_explained
 from ..execution.overflow import check_forward

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..distributed import ALONE, Ranks, Terms
 from ..distributed.gradients import gradients_in_order
-from ..execution.block_outputs import first_tensor
-from ..execution.interceptor import LayerInputs, map_tensors
+from ..execution.layer_inputs import LayerInputs, first_tensor, map_tensors, with_own_caches
 from ..rounding.learned import (
     Keep,
     Learnable,
@@ -25,7 +24,6 @@ from ..rounding.learned import (
 )
 from ..rounding.learned_scales import LearnableScales
 from ..rounding.quant_grid import QuantizedWeight
-from ..utils.caches import with_own_caches
 from ..utils.logging import tqdm
 from .decisions import BlockDecisions, folded, set_weight
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..execution.block_outputs import OutputError, first_tensor, forward, is_finite_where
+from ..execution.block_outputs import OutputError, is_finite_where
 from ..execution.dense_copy import fast_to_run
 from ..execution.exclusions import NotFinite
-from ..execution.interceptor import TargetInputs
+from ..execution.layer_inputs import TargetInputs, first_tensor, forward
 from ..execution.row_chunks import RowChunk, concat_outputs, row_chunks_of
 from ..execution.stream_errors import StreamErrors
 from ..execution.targets import Target

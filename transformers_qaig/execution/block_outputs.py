@@ -1,4 +1,4 @@
-"""Runs a block as a sample's forward called it, and compares its outputs."""
+"""Compares the outputs of a block, and checks that they are finite."""
 
 from __future__ import annotations
 
@@ -7,39 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from ..utils.finite import are_finite, is_finite
-from .interceptor import LayerInputs, TargetInputs
+from .layer_inputs import TargetInputs, first_tensor, hidden_states
 from .token_rows import row_mask
-
-
-@torch.no_grad()
-def forward(block: nn.Module, call: LayerInputs, *, on_trial: bool = True) -> Any:
-    """Returns the block's output, whatever its form, on the block's device.
-
-    Args:
-        block: in full precision or quantized.
-        call: what it is called with.
-        on_trial: whether the model's caches stay as they are. Of the runs whose output the model goes on with, they get
-            the keys and values.
-    """
-    call = call.to(next(block.parameters()).device, own_caches=on_trial)
-    return block(*call.args, **call.kwargs)
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Returns the hidden states in a block's output: its first tensor."""
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-
-
-def hidden_states(call: LayerInputs) -> Tensor | None:
-    """Returns the hidden states in a call: its first floating tensor, or what it names so (a mask may come first)."""
-    named = call.kwargs.get("hidden_states")
-    if isinstance(named, Tensor):
-        return named
-    return next((tensor for tensor in call.tensors if tensor.is_floating_point()), None)
 
 
 def is_finite_where(mask: Tensor, x: Tensor) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..distributed import Terms
 from ..equalization.fold import Group
 from ..utils.finite import is_finite
-from .block_outputs import hidden_states, is_finite_where
+from .block_outputs import is_finite_where
 from .exclusions import NotFinite
 from .group_inputs import NO_SAMPLE, UNKNOWN_ROWS, GroupInputs, NotReached, enter, merge
-from .interceptor import LayerInputs, TargetInputs, map_tensors
+from .layer_inputs import LayerInputs, TargetInputs, hidden_states, map_tensors
 from .spread import Entered, spread
 from .token_rows import OtherTokens, RowLayout, layouts_of_axes, probe_layout
 

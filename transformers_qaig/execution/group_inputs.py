@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..equalization.fold import Group
 from ..rounding.quant_grid import fake_quantize_tokens
-from ..utils.caches import with_own_caches
 from ..utils.first_call import first_call
-from .interceptor import LayerInputs, map_tensors
+from .layer_inputs import LayerInputs, map_tensors, with_own_caches
 
 T = TypeVar("T")
 MAX_TOKENS = 8192

@@ -8,91 +8,18 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..distributed import ALONE, Ranks
-from ..utils.caches import with_own_caches
-from .exclusions import NotFinite
+from .layer_inputs import LayerInputs, map_tensors
 from .torch_state import Modes
 
 T = TypeVar("T")
-
-
-@dataclass
-class LayerInputs:
-    """The arguments with which one sample's forward called one block."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def to(self, device: torch.device | str, *, own_caches: bool = True) -> LayerInputs:
-        """Returns the same call with its tensors on `device`; one tensor passed twice stays one tensor.
-
-        Args:
-            device: of the tensors.
-            own_caches: whether the call gets copies of caches, so that a trial leaves the model's own as they are.
-        """
-        moved = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
-        return LayerInputs(*(with_own_caches(moved) if own_caches else moved))
-
-    @property
-    def nbytes(self) -> int:
-        """Returns the bytes of the storages behind the tensors of this call, each counted once."""
-        return storage_bytes(self.tensors)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, nested ones included."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _refuse(found: Mapping[int, str]) -> None:
-    raise NotFinite(*next(iter(found.items())))
-
-
-@dataclass(frozen=True)
-class TargetInputs:
-    """The inputs with which the samples are paused at a target.
-
-    Attributes:
-        full: what the target is called with in the full-precision model, per sample of this rank.
-        quantized: the same in the model that is quantized so far.
-        masks: bool `[B, T]` per sample, True at real tokens.
-        exclude_samples: removes samples, given with where each is not finite, from `full` and `quantized`; or raises.
-        ranks: over which the samples are spread.
-        pictures: bool `[B, T]` by sample, True at tokens of pictures; of no sample if the tokens are not the text's.
-    """
-
-    full: Mapping[int, LayerInputs]
-    quantized: Mapping[int, LayerInputs]
-    masks: Sequence[Tensor]
-    exclude_samples: Callable[[Mapping[int, str]], None] = _refuse
-    ranks: Ranks = ALONE
-    pictures: Mapping[int, Tensor] = field(default_factory=dict)
-
-    def samples(self) -> list[int]:
-        """Returns the samples that wait at the target, of all ranks."""
-        of_each_rank = self.ranks.gather(list(self.full))
-        return of_each_rank[0] if len(of_each_rank) == 1 else sorted(chain(*of_each_rank))
-
-    def of_each(self, samples: Iterable[int], compute: Callable[[int], T]) -> list[T]:
-        """Returns what `compute` makes of each of `samples`, in their order: each on the rank that has it."""
-        mine = ((place, sample) for place, sample in enumerate(samples) if sample in self.full)
-        return self.ranks.of_each(mine, compute)
-
-    def of_one(self, sample: int, compute: Callable[[LayerInputs], T]) -> T:
-        """Returns what `compute` makes of a sample's call in full precision, on all ranks."""
-        (found,) = self.of_each([sample], lambda one: compute(self.full[one]))
-        return found
 
 
 class Forward(greenlet):  # type: ignore[misc]  # greenlet has no types here
@@ -221,21 +148,3 @@ class ForwardInterceptor:
         for name in self.NAMES:
             vars(self.block).pop(name, None)
         vars(self.block).update(self._own)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Applies `function` to the tensors of nested containers, once to each, so that one tensor stays one tensor."""
-    done: dict[int, Tensor] = {}
-
-    def once(tensor: Tensor) -> Tensor:
-        if id(tensor) not in done:
-            done[id(tensor)] = function(tensor)
-        return done[id(tensor)]
-
-    return tree_map_only(Tensor, once, tree)
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Returns the bytes of the storages behind tensors, each counted once."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())

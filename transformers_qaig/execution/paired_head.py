@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sequential_onload import copy_to_device
+from .offload import copy_to_device
 
 Head = Callable[[Tensor], Tensor]
 

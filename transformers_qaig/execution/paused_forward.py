@@ -16,7 +16,8 @@ from torch import nn
 
 from ..utils.logging import tqdm
 from ..utils.memory import free_memory
-from .interceptor import Forward, ForwardInterceptor, LayerInputs, map_tensors, storage_bytes
+from .interceptor import Forward, ForwardInterceptor
+from .layer_inputs import LayerInputs, map_tensors, storage_bytes
 
 WITH_ARGUMENTS = 2
 """Bytes that a block is called with, over those of its hidden states: positions and masks come on top."""

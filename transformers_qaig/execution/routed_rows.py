@@ -16,7 +16,7 @@ from ..utils.logging import get_logger
 from .exclusions import NotFinite, place_in
 from .gathering import RowFinder, Rows
 from .group_inputs import NO_SAMPLE, UNKNOWN_ROWS, GroupInputs, NotReached, enter
-from .interceptor import TargetInputs, map_tensors
+from .layer_inputs import TargetInputs, map_tensors
 
 logger = get_logger(__name__)
 

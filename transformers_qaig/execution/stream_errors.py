@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .block_outputs import OutputError, hidden_states
-from .interceptor import LayerInputs
+from .block_outputs import OutputError
+from .layer_inputs import LayerInputs, hidden_states
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ..equalization.fold import Group
 from ..utils.finite import are_finite
 from .gathering import RowFinder, entering, finite_inputs
 from .group_inputs import GroupInputs, is_tokenwise, join, rows_of, tokens_of
-from .interceptor import TargetInputs
+from .layer_inputs import TargetInputs
 
 
 @dataclass(frozen=True)

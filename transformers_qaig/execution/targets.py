@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..structure import ModelStructure, is_block_list
 from ..utils.logging import get_logger
-from .offload import Offload, offloaded
+from .offload import offloaded
 
 logger = get_logger(__name__)
 
@@ -76,8 +75,7 @@ def find_targets(
     if not samples or (not others and len(lists) == 1):
         return [*blocks.values(), *others.values()], []
     everything = {**blocks, **others}
-    with offloaded(model, [target.module for target in everything.values()], device) as offload:
-        runs = [_run(model, everything, sample, offload) for sample in _one_of_each_kind(samples)]
+    runs = _runs(model, everything, _one_of_each_kind(samples), device)
     counts = [Counter(run) for run in runs]
     uncalibrated = [path for path in everything if any(c[path] > 1 for c in counts)]
     uncalibrated += [path for path in others if not any(path in c for c in counts)]
@@ -143,11 +141,16 @@ def _elements(sample: Sample) -> int:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, targets: Mapping[str, Target], sample: Sample, offload: Offload) -> list[str]:
-    """Runs one forward pass, and returns the targets' paths in the order in which it calls them."""
-    called: list[str] = []
-    with ExitStack() as stack:
+def _runs(
+    model: nn.Module, targets: Mapping[str, Target], samples: Sequence[Sample], device: torch.device | str | None
+) -> list[list[str]]:
+    """Runs a forward pass for each sample, and returns the targets' paths in the order in which it calls them."""
+    called, runs = list[str](), list[list[str]]()
+    with offloaded(model, [target.module for target in targets.values()], device) as offload:
         for path, target in targets.items():
-            stack.enter_context(offload.watch(target.module, stays=False, on_call=partial(called.append, path)))
-        model(**sample, use_cache=False)
-    return called
+            offload.watch(target.module, stays=False, on_call=partial(called.append, path))
+        for sample in samples:
+            called.clear()
+            model(**sample, use_cache=False)
+            runs.append([*called])
+    return runs

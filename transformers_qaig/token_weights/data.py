@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.calibration_data import CalibrationData
 from ..execution.exclusions import Sample, gradient_advice
-from ..execution.sequential_onload import copy_to_device, sequential_onload
+from ..execution.offload import copy_to_device, sequential_onload
 from ..structure import ModelStructure
 from ..utils.finite import is_finite
 from ..utils.logging import ProgressBar, tqdm

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.families import build
-from transformers_qaig.execution.sequential_onload import sequential_onload
+from transformers_qaig.execution.offload import sequential_onload
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.quantizer.bit_costs.nearest_errors import NearestErrors, nearest_error
 from transformers_qaig.structure import ModelStructure

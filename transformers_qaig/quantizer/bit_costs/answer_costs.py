@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 
 from ...config.budget import NEAREST
 from ...execution.exclusions import gradient_advice
-from ...execution.sequential_onload import copy_to_device
+from ...execution.offload import copy_to_device
 from ...utils.finite import is_finite
 from .cost_run import CostRun
 from .cost_store import CostStore, RunningCosts

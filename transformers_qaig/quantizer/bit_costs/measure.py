@@ -13,8 +13,8 @@ from ...config.budget import NEAREST
 from ...data.calibration_data import CalibrationData
 from ...distributed.joining import device_of
 from ...execution.cpu_products import cpu_products
+from ...execution.offload import sequential_onload
 from ...execution.out_of_memory import out_of_memory_explained
-from ...execution.sequential_onload import sequential_onload
 from ...execution.targets import find_targets
 from ...execution.torch_state import default_torch_state
 from ...formats.scheme import Plan, WeightScheme

@@ -15,11 +15,10 @@ from ...calibration.target_quantizer import decide
 from ...config import QAIGConfig
 from ...config.recipes import Recipe
 from ...equalization.finder import GroupFinder
-from ...execution.block_outputs import check_inputs_of, forward
+from ...execution.block_outputs import check_inputs_of
 from ...execution.held_back import held_back_every
-from ...execution.interceptor import TargetInputs
-from ...execution.offload import offloaded
-from ...execution.onload import onload
+from ...execution.layer_inputs import TargetInputs, forward
+from ...execution.offload import offloaded, onload
 from ...execution.row_chunks import RowChunk, row_chunks_of
 from ...execution.targets import Target
 from ...formats.scheme import Plan

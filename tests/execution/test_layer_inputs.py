@@ -1,9 +1,9 @@
-"""Caches in a block's arguments are copied, also those with tensors that autograd recorded; nothing else is."""
+"""What a block is called with: its caches are copied and nothing else, and its hidden states are found."""
 
 import torch
 from transformers import DynamicCache
 
-from transformers_qaig.utils.caches import with_own_caches
+from transformers_qaig.execution.layer_inputs import LayerInputs, first_tensor, hidden_states, with_own_caches
 
 
 def test_a_cache_is_copied_deep_in_containers_and_other_things_stay_the_same_objects() -> None:
@@ -25,3 +25,11 @@ def test_a_cache_with_recorded_tensors_is_copied_too() -> None:
     assert keys.data_ptr() != cache.layers[0].keys.data_ptr()
     (gradient,) = torch.autograd.grad(keys.sum(), weight)
     assert gradient.tolist() == [2.0] * 4
+
+
+def test_hidden_states_are_named_or_the_first_floating_tensor() -> None:
+    ids, x, other = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, 2), torch.ones(1)
+    assert hidden_states(LayerInputs((ids, x, other), {})) is x
+    assert hidden_states(LayerInputs((other,), {"hidden_states": x})) is x
+    assert hidden_states(LayerInputs((ids,), {})) is None
+    assert first_tensor({"aux": None, "out": (x, other)}) is x
