@@ -125,11 +125,10 @@ def _block_of(run: str, samples: int, options: argparse.Namespace) -> dict[str, 
     with Counts() as counts:
         install = pipeline.install
 
-        def installed(*arguments: Any) -> Any:
-            outcome = install(*arguments)
+        def installed(*arguments: Any) -> None:
+            install(*arguments)
             ends.append(counts.taken())
             pretend.reset_peak()
-            return outcome
 
         with patch.object(pipeline, "install", installed):
             read = config.recipe.calibrates

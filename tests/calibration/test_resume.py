@@ -15,9 +15,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.resume import BlockResult, BlockStore
+from transformers_qaig.calibration.results import BlockResult
+from transformers_qaig.calibration.resume import BlockStore
 from transformers_qaig.data.calibration_data import CalibrationData
-from transformers_qaig.execution import row_chunks
+from transformers_qaig.execution import targets
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.report.summary import TargetSummary
@@ -53,7 +54,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 
 def test_a_head_in_slices_is_resumed(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last slice has fewer rows than the others."""
-    monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(targets, "ROWS_PER_CHUNK", 96)
     config = QAIGConfig(bits=3, lm_head_bits=4, calibration={"work_dir": tmp_path}, recipe="rtn", group_size=32)
     first, second = (AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config) for _ in range(2))
     assert first.lm_head.out_features % 96 != 0

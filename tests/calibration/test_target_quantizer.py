@@ -15,13 +15,12 @@ from transformers_qaig.calibration.target_quantizer import advance, install, qua
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.equalization.finder import GroupFinder
-from transformers_qaig.execution import row_chunks
+from transformers_qaig.execution import targets
 from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs
 from transformers_qaig.execution.targets import Target
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.embedding import QAIGEmbedding
 from transformers_qaig.nn.linear import QAIGLinear
-from transformers_qaig.token_weights.uniform import Uniform
 
 SCHEME = WeightScheme(3, 32)
 CONFIG = QAIGConfig(recipe="rtn")
@@ -29,7 +28,7 @@ NOTHING = TargetInputs({}, {}, [])
 
 
 def settings() -> QuantizerSettings:
-    return settings_of(CONFIG, recipe_of("rtn"), GroupFinder((), 0), Uniform())
+    return settings_of(CONFIG, recipe_of("rtn"), GroupFinder((), 0))
 
 
 @pytest.fixture
@@ -56,23 +55,24 @@ def test_the_model_stays_as_it_is_until_the_target_is_installed(model: nn.Module
     errors = advance(result, given, None)
     assert type(block[1]) is nn.Linear
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
-    outcome = install(model, result, errors, store)
+    install(model, result)
     assert model["block"] is block, "parents and hooks refer to it"
     assert isinstance(block[1], QAIGLinear)
-    assert outcome.schemes == {"block.1": SCHEME}
-    assert 0 < outcome.summary.error < 1
-    assert outcome.summary.path == "block"
+    assert result.schemes == {"block.1": SCHEME}
+    summary = result.summary(errors)
+    assert 0 < summary.error < 1
+    assert summary.path == "block"
 
 
 def test_a_linear_is_quantized_some_rows_at_a_time(
     model: nn.ModuleDict, store: BlockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 32)
+    monkeypatch.setattr(targets, "ROWS_PER_CHUNK", 32)
     given, head = inputs(seeds.generator()), copy.deepcopy(model["head"])
     result = quantize_target(Target("head", model["head"], ""), {"head": SCHEME}, given, settings(), store)
-    outcome = install(model, result, advance(result, given, None), store)
+    install(model, result)
     assert len(result.chunks) == 2
-    assert outcome.schemes == {"head": SCHEME}
+    assert result.schemes == {"head": SCHEME}
     whole = QAIGLinear.like(head, SCHEME)
     assert model["head"].weight_packed.shape == whole.weight_packed.shape
     assert (model["head"].dequantize() - head.weight).abs().max() < 0.1  # weights reach 0.17
@@ -80,9 +80,9 @@ def test_a_linear_is_quantized_some_rows_at_a_time(
 
 def test_embeddings_need_no_samples(model: nn.ModuleDict, store: BlockStore) -> None:
     result = quantize_target(Target("embed", model["embed"], ""), {"embed": SCHEME}, NOTHING, settings(), store)
-    outcome = install(model, result, advance(result, NOTHING, None), store)
+    install(model, result)
     assert isinstance(model["embed"], QAIGEmbedding)
-    assert outcome.schemes == {"embed": SCHEME}
+    assert result.schemes == {"embed": SCHEME}
 
 
 def test_a_sample_whose_output_is_not_finite_is_left_out(model: nn.ModuleDict, store: BlockStore) -> None:
@@ -102,7 +102,8 @@ def test_a_kept_block_is_read_and_not_quantized_again(
     unquantized = copy.deepcopy(model)
     with BlockStore(config, plan, CalibrationData(), model) as store:
         result = quantize_target(target, plan, given, settings(), store)
-        install(model, result, advance(result, given, None), store)
+        store.keep(result, advance(result, given, None))
+        install(model, result)
     monkeypatch.setattr(
         "transformers_qaig.calibration.target_quantizer.quantize_block", lambda *_: pytest.fail("again")
     )

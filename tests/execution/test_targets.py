@@ -6,8 +6,12 @@ from torch import nn
 
 from tests.families import build, samples
 from transformers_qaig import QAIGConfig
-from transformers_qaig.execution.targets import find_targets
+from transformers_qaig.calibration.decisions import BlockDecisions, pack
+from transformers_qaig.execution.targets import Target, find_targets, row_chunks_of
+from transformers_qaig.formats.scheme import Rotation, WeightScheme
+from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.plan.build import make_plan
+from transformers_qaig.rounding.packed_layers import concat_rows
 from transformers_qaig.structure import ModelStructure, find_decoder_blocks
 
 EVERYTHING = QAIGConfig(vision_bits=4, embedding_bits=4, lm_head_bits=4, calibration={"min_coverage": 0})
@@ -88,3 +92,19 @@ def test_the_order_run_leaves_the_model_as_it_was() -> None:
     find_targets(model, ModelStructure.of(model), outside, samples(processor, 1), "cpu")
     assert {name: (p.data_ptr(), p.device) for name, p in model.named_parameters()} == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def test_rows_that_are_joined_compute_what_the_linear_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of one kind, also where the plan offers a rotation that some chunks might keep and others not."""
+    monkeypatch.setattr("transformers_qaig.execution.targets.ROWS_PER_CHUNK", 32)
+    linear, x = nn.Linear(64, 80), torch.randn(5, 64)
+    plan = {"projector": WeightScheme(8, 32, rotation=Rotation(32, 1))}
+    chunks = row_chunks_of(Target("projector", linear, ""), plan)
+    assert [chunk.path for chunk in chunks] == ["projector.0", "projector.32", "projector.64"]
+    assert all(chunk.schemes == {"linear": WeightScheme(8, 32)} for chunk in chunks)
+    results = [
+        pack(chunk.module, BlockDecisions(chunk.schemes), torch.float32).get_submodule("linear") for chunk in chunks
+    ]
+    whole = concat_rows(results)
+    assert isinstance(whole, QAIGLinear)
+    torch.testing.assert_close(whole(x), linear(x), rtol=0, atol=0.02)

@@ -14,7 +14,6 @@ from tests.integration.whole_model import are_tied_in_memory
 from tests.lifecycle import FAST, logits
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.config import CANDIDATES
-from transformers_qaig.execution import row_chunks
 from transformers_qaig.plan.allocate import reachable
 from transformers_qaig.plan.build import list_schemes
 from transformers_qaig.quantizer.bit_costs import measure
@@ -176,7 +175,7 @@ def test_text_alone_does_not_say_what_the_tower_costs(llava: Path) -> None:
 
 
 def test_an_interrupted_measurement_resumes(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)  # the head takes two
+    monkeypatch.setattr("transformers_qaig.execution.targets.ROWS_PER_CHUNK", 96)  # the head takes two
     budget = BitBudget(size=_size(llava, 0.1, (3, 4)), candidates=(3, 4), cost="fisher")
     settings = {"budget": budget, "recipe": "fast"}
     expected = _quantize(llava, **settings)

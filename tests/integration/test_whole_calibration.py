@@ -12,7 +12,7 @@ from tests.lifecycle import logits
 from tests.tolerance import assert_close, rounding, terms_of
 from transformers_qaig import BitBudget, QAIGLinear
 from transformers_qaig.calibration import target_quantizer
-from transformers_qaig.execution import row_chunks
+from transformers_qaig.execution import targets
 from transformers_qaig.rounding import packed_layers
 
 
@@ -76,7 +76,7 @@ def test_an_interrupted_run_resumes(llava: Path, tmp_path: Path, monkeypatch: py
 def test_a_head_in_slices_is_the_head_at_once(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"bits": 4, "lm_head_bits": 3, "embedding_bits": 3, "recipe": "rtn"}
     whole = quantize(llava, **settings)
-    monkeypatch.setattr(row_chunks, "ROWS_PER_CHUNK", 96)
+    monkeypatch.setattr(targets, "ROWS_PER_CHUNK", 96)
     monkeypatch.setattr(packed_layers, "ROWS_PER_CHUNK", 96)
     model = quantize(llava, **settings)
     assert torch.equal(model.lm_head.dequantize(), whole.lm_head.dequantize())

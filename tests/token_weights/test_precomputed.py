@@ -10,6 +10,7 @@ from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.structure import find_decoder_blocks
 from transformers_qaig.token_weights.data import WeightingData
 from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution
+from transformers_qaig.token_weights.precomputed import text_alone
 from transformers_qaig.token_weights.registry import precompute
 from transformers_qaig.token_weights.token_gradients import token_gradients
 
@@ -70,3 +71,15 @@ def test_weights_by_gradients_equal_finite_differences(kind: str) -> None:
             assert len(weights[v].unique()) == 1
             assert (weights[~(v | a)] == 0).all()
         assert float(given[blocks[0]][0][vision[0]][0]) == float(given[blocks[0]][1][vision[1]][0])
+
+
+def test_pictures_and_padding_do_not_choose_a_damping() -> None:
+    masks = [torch.tensor([[True, True, True, False]]), torch.tensor([[True, True, False, False]])]
+    pictures = [torch.tensor([[True, False, False, True]]), torch.tensor([[True, True, True, False]])]
+    blocks = [nn.Identity(), nn.Identity()]
+    data = WeightingData(nn.Identity(), blocks, CalibrationData.of([], []), masks, pictures, None)
+    found = text_alone(data)
+    assert set(found) == set(blocks)
+    for block in blocks:
+        assert found[block][0].tolist() == [[0.0, 1.0, 1.0, 0.0]]
+        assert set(found[block]) == {0}  # the other has no text: all its real tokens count

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..data.calibration_data import CalibrationData
 from ..data.tensors import token_mask
+from ..execution.block_outputs import check_inputs_of
 from ..execution.exclusions import overflow_advice
 from ..execution.layer_inputs import TargetInputs
 from ..execution.paused_forward import PausedForwards, waiting_device
@@ -35,6 +36,7 @@ class PausedSamples:
 
     Attributes:
         full: the forward passes in full precision.
+        most_bytes: that their samples held at a target.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class PausedSamples:
         self._forwards = [
             PausedForwards(model, modules, data.samples, inputs_device=waits) for _ in range(1 + quantizes)
         ]
-        self.full = self._forwards[0]
+        self.full, self.most_bytes = self._forwards[0], 0
         self._targets, self._data, self._dtype = targets, data, structure.dtype
         self._pictures = dict(enumerate(data.picture_masks(structure.picture_tokens)))
         self._drop(position for position in range(len(data.samples)) if not data.ranks.owns(position, every))
@@ -71,9 +73,10 @@ class PausedSamples:
         self._open.__exit__(*error)
 
     def at(self, index: int) -> TargetInputs:
-        """Returns the inputs with which the samples wait at a target."""
-        name, waiting = self._targets[index].token_input, [forwards.inputs(index) for forwards in self._forwards]
-        return TargetInputs(
+        """Returns the inputs with which the samples wait at a target, without those that are not finite."""
+        target, waiting = self._targets[index], [forwards.inputs(index) for forwards in self._forwards]
+        name = target.token_input
+        inputs = TargetInputs(
             waiting[0],
             waiting[-1],
             [token_mask(sample, name) if name else NO_PADDING for sample in self._data.samples],
@@ -81,6 +84,9 @@ class PausedSamples:
             self._data.ranks,
             self._pictures if name == "input_ids" else {},
         )
+        self.most_bytes = max(self.most_bytes, self.full.nbytes())
+        check_inputs_of(target.path, inputs)
+        return inputs
 
     def resume(self, sample: int, outputs: Iterable[Any]) -> None:
         """Lets a sample go on to its next target, with the output of this one in each of the models."""

@@ -13,7 +13,6 @@ from ..config import QAIGConfig
 from ..data.calibration_data import CalibrationData
 from ..distributed.joining import device_of
 from ..equalization.finder import GroupFinder
-from ..execution.block_outputs import check_inputs_of
 from ..execution.cpu_products import cpu_products
 from ..execution.held_back import held_back_every
 from ..execution.layer_inputs import TargetInputs
@@ -27,16 +26,15 @@ from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
 from ..structure import ModelStructure
 from ..token_weights.data import WeightingData
-from ..token_weights.registry import precompute, token_weights_of
-from ..token_weights.text_tokens import text_alone
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
 from ..utils.readable import readable_size
 from .end_to_end import EndToEnd
 from .paused_samples import PausedSamples
 from .quantizer_settings import settings_of
+from .results import TargetErrors, TargetResult
 from .resume import BlockStore
-from .target_quantizer import Outcome, advance, install, quantize_target
+from .target_quantizer import advance, install, quantize_target
 
 logger = get_logger(__name__)
 Device = torch.device | str | None
@@ -78,11 +76,12 @@ def calibrate(
                 check_forward(model, structure, device)
             outside = structure.without_tied_head(coverage.outside_plan)
             targets, uncalibrated = find_targets(model, structure, outside, data.samples, device)
-            weighting = WeightingData.of(model, structure, data, device)
-            token_weights = token_weights_of(recipe, config.seed, precompute(recipe, weighting))
+            finder, weighting = (
+                GroupFinder(structure.shared, config.seed),
+                WeightingData.of(model, structure, data, device),
+            )
+            settings = settings_of(config, recipe, finder, weighting)
         progress.report.num_targets = len(targets) + len(uncalibrated)
-        finder = GroupFinder(structure.shared, config.seed)
-        settings = settings_of(config, recipe, finder, token_weights, text_alone(weighting))
         end_to_end = None
         if recipe.end_to_end:
             with out_of_memory_explained("in full precision", device, count, lambda: 0):
@@ -95,13 +94,13 @@ def calibrate(
             for index, target in enumerate(bar):
                 with out_of_memory_explained(f"at {target.path}", device, count, lambda: 2 * paused.full.nbytes()):
                     inputs = paused.at(index)
-                    progress.measure(paused)
-                    check_inputs_of(target.path, inputs)
                     with offload.onload(target.module):
                         result = quantize_target(target, plan, inputs, settings, store)
                         # What follows the last target is not needed.
                         errors = advance(result, inputs, paused if target is not targets[-1] else None)
-                    progress.add(install(model, result, errors, store), device)
+                    store.keep(result, errors)
+                    install(model, result)
+                    progress.add(result, errors, device)
                     del result  # it holds what the model does not need any more, such as dense embeddings
                     return_freed_memory()
                 bar.set_postfix(progress.last_target())
@@ -109,12 +108,15 @@ def calibrate(
             logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", target.path)
             inputs = TargetInputs({}, {}, [], ranks=data.ranks)
             result = quantize_target(target, plan, inputs, settings, store)
-            progress.add(install(model, result, advance(result, inputs, None), store), device)
+            errors = advance(result, inputs, None)
+            store.keep(result, errors)
+            install(model, result)
+            progress.add(result, errors, device)
             del result
         if end_to_end is not None:
             with out_of_memory_explained("while scales were learned end to end", device, count, lambda: 0):
                 progress.report.end_to_end = end_to_end.learn(store)
-    return progress.finished(plan, data)
+    return progress.finished(plan, data, paused.most_bytes)
 
 
 class _Progress:
@@ -128,17 +130,14 @@ class _Progress:
 
     def __init__(self, recipe: str, coverage: Coverage, on_target: Callable[[QuantizationReport], None] | None):
         self.report = QuantizationReport(recipe, coverage)
-        self._on_target, self._start, self._peak_bytes = on_target, time.perf_counter(), 0
+        self._on_target, self._start = on_target, time.perf_counter()
 
-    def measure(self, paused: PausedSamples) -> None:
-        """Keeps the largest size that the paused inputs have had."""
-        self._peak_bytes = max(self._peak_bytes, paused.full.nbytes())
-
-    def add(self, outcome: Outcome, device: Device) -> None:
+    def add(self, result: TargetResult, errors: TargetErrors, device: Device) -> None:
         """Adds a target."""
-        outcome.summary.memory, outcome.summary.device_memory = process_memory(), peak_memory(device)
-        self.report.targets.append(outcome.summary)
-        self.report.plan = {**self.report.plan, **outcome.schemes}
+        summary = result.summary(errors)
+        summary.memory, summary.device_memory = process_memory(), peak_memory(device)
+        self.report.targets.append(summary)
+        self.report.plan = {**self.report.plan, **result.schemes}
         self.report.seconds = time.perf_counter() - self._start
         if self._on_target is not None:
             self._on_target(self.report)
@@ -150,12 +149,12 @@ class _Progress:
         shown["memory"] = readable_size(8 * (summary.device_memory or summary.memory))
         return shown
 
-    def finished(self, plan: Plan, data: CalibrationData) -> QuantizationReport:
+    def finished(self, plan: Plan, data: CalibrationData, most_bytes: int) -> QuantizationReport:
         """Returns the report, with what is known once all targets are done."""
         report, used = self.report, data.used_masks
         report.plan = {**plan, **report.plan}
         report.num_samples, report.num_tokens = len(used), int(sum(mask.sum() for mask in used))
-        report.bytes_per_sample = self._peak_bytes / max(len(data.samples), 1)
+        report.bytes_per_sample = most_bytes / max(len(data.samples), 1)
         report.left_out = dict(data.exclusions.where)
         report.seconds = time.perf_counter() - self._start
         return report

@@ -17,6 +17,9 @@ from ..nn.linear import get_linear
 from ..plan.cost_estimate import LEARNED_BYTES
 from ..rounding.learned import Keep
 from ..token_weights.base import BlockWeights, TokenWeights
+from ..token_weights.data import WeightingData
+from ..token_weights.precomputed import text_alone
+from ..token_weights.registry import precompute, token_weights_of
 from ..utils.memory import free_memory
 from ..utils.scratch import ScratchFiles
 
@@ -78,15 +81,25 @@ def memory_for_experts(limit: int | None, device: torch.device) -> int:
 
 
 def settings_of(
-    config: QAIGConfig,
-    recipe: Recipe,
-    finder: GroupFinder,
-    token_weights: TokenWeights,
-    damping_weights: BlockWeights | None = None,
+    config: QAIGConfig, recipe: Recipe, finder: GroupFinder, weighting: WeightingData | None = None
 ) -> QuantizerSettings:
-    """Makes the settings of a run."""
+    """Makes the settings of a run.
+
+    Args:
+        config: of the run.
+        recipe: the steps.
+        finder: finds a block's groups.
+        weighting: what token weights may be computed from before the first block is quantized; None for none of those.
+    """
     run = config.calibration
-    memory = None if run.expert_memory is None else parse_memory(run.expert_memory)
-    scratch = ScratchFiles(run.work_path)
-    experts = run.moe_calibrate_all_experts
-    return QuantizerSettings(recipe, finder, token_weights, damping_weights, config.seed, experts, memory, scratch)
+    known, damping = (None, None) if weighting is None else (precompute(recipe, weighting), text_alone(weighting))
+    return QuantizerSettings(
+        recipe,
+        finder,
+        token_weights_of(recipe, config.seed, known),
+        damping,
+        config.seed,
+        run.moe_calibrate_all_experts,
+        None if run.expert_memory is None else parse_memory(run.expert_memory),
+        ScratchFiles(run.work_path),
+    )

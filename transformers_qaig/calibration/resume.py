@@ -1,4 +1,4 @@
-"""`BlockResult`, a quantized block, and `BlockStore`, the folder of finished blocks that a run resumes from."""
+"""`BlockStore`: the folder of finished blocks that a run resumes from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -20,28 +20,12 @@ from ..formats.scheme import Plan, Rotation, plan_to_dict
 from ..nn.linear import QAIGLinear, get_linear
 from ..report.summary import TargetSummary
 from ..utils.hashing import digest
+from .results import BlockResult, TargetErrors, TargetResult
 
 FORMAT = 4
 """Version of a finished block's facts."""
 TOLERANCE = 1e-2
 """How far a resumed block's output error may be from the recorded one, relative."""
-
-
-@dataclass
-class BlockResult:
-    """A quantized block.
-
-    Attributes:
-        module: with packed linears.
-        schemes: path of each of them in the block → how it is stored.
-        summary: of the decisions.
-        state: of the token weights, after the block.
-    """
-
-    module: nn.Module
-    schemes: Plan
-    summary: TargetSummary
-    state: Mapping[str, int] = field(default_factory=dict)
 
 
 class BlockStore(ExitStack):
@@ -78,14 +62,18 @@ class BlockStore(ExitStack):
         """Returns the finished block at `path`, or None."""
         return None if self.folder is None else self.folder.load_as(path, partial(_result_of, block, schemes))
 
-    def check(self, summary: TargetSummary, error: float) -> None:
-        """Raises `RuntimeError` if a resumed block does not reproduce its recorded output error."""
-        if not summary.resumed or math.isnan(summary.error) or math.isclose(summary.error, error, rel_tol=TOLERANCE):
-            return
-        raise RuntimeError(
-            f"{summary.path}: resumed with an output error of {error:.4e}, but {summary.error:.4e} was recorded when "
-            "it was finished; the forward passes are not the same as then. Start again with an empty `work_dir`."
-        )
+    def keep(self, result: TargetResult, errors: TargetErrors) -> None:
+        """Keeps the blocks of a quantized target; embeddings are not kept.
+
+        Raises:
+            RuntimeError: a resumed block does not reproduce its recorded output error.
+        """
+        seconds = (result.seconds + errors.seconds) / len(result.chunks)
+        for chunk, became, error in zip(result.chunks, result.results, errors.chunks):
+            _check_resumed(became.summary, error.value)
+            if not isinstance(chunk.module, nn.Embedding):
+                summary = replace(became.summary, error=error.value, seconds=seconds)
+                self.save(chunk.path, replace(became, summary=summary))
 
     def save(self, path: str, result: BlockResult) -> None:
         """Keeps a finished block, unless it was resumed. Its tensors are mapped from the file from then on."""
@@ -144,3 +132,12 @@ def _summary_of(facts: Mapping[str, str]) -> TargetSummary:
         if type(value) is not type(getattr(example, name)):
             raise TypeError(f"`{name}` of its summary is a {type(value).__name__}")
     return TargetSummary(**stored, resumed=True)
+
+
+def _check_resumed(summary: TargetSummary, error: float) -> None:
+    if not summary.resumed or math.isnan(summary.error) or math.isclose(summary.error, error, rel_tol=TOLERANCE):
+        return
+    raise RuntimeError(
+        f"{summary.path}: resumed with an output error of {error:.4e}, but {summary.error:.4e} was recorded when "
+        "it was finished; the forward passes are not the same as then. Start again with an empty `work_dir`."
+    )

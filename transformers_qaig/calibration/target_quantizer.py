@@ -1,13 +1,11 @@
-"""Quantizes one target: its chunks, its outputs for the samples, and its place in the model."""
+"""Quantizes one target, runs it on the samples, and puts it into the model, in its place."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -15,9 +13,7 @@ from ..execution.block_outputs import OutputError, is_finite_where
 from ..execution.dense_copy import fast_to_run
 from ..execution.exclusions import NotFinite
 from ..execution.layer_inputs import TargetInputs, first_tensor, forward
-from ..execution.row_chunks import RowChunk, concat_outputs, row_chunks_of
-from ..execution.stream_errors import StreamErrors
-from ..execution.targets import Target
+from ..execution.targets import RowChunk, Target, concat_outputs, row_chunks_of
 from ..formats.scheme import Plan
 from ..loading.tied_embeddings import replace_everywhere
 from ..nn.linear import QAIGLinear
@@ -27,61 +23,8 @@ from .block_quantizer import BlockQuantizer
 from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, pack
 from .paused_samples import PausedSamples
 from .quantizer_settings import QuantizerSettings
-from .resume import BlockResult, BlockStore
-
-
-@dataclass(frozen=True)
-class TargetResult:
-    """A quantized target, which is not in the model yet.
-
-    Attributes:
-        target: in full precision.
-        chunks: in which it was quantized.
-        results: of each chunk.
-        seconds: wall time.
-    """
-
-    target: Target
-    chunks: Sequence[RowChunk]
-    results: Sequence[BlockResult]
-    seconds: float
-
-    @property
-    def schemes(self) -> Plan:
-        """Path of every packed weight in the model → how it is stored."""
-        target = self.target
-        if isinstance(target.module, (nn.Linear, nn.Embedding)):
-            (scheme,) = self.results[0].schemes.values()
-            return {target.path: scheme}
-        return {f"{target.path}.{name}": scheme for name, scheme in self.results[0].schemes.items()}
-
-
-@dataclass
-class TargetErrors:
-    """The errors of a quantized target's outputs, of one sample or of all.
-
-    Attributes:
-        chunks: of each chunk's output.
-        streams: of what came in, and where the error is, if the target was quantized as a whole.
-        not_finite: which output of the sample is not finite; "" if all are.
-        seconds: wall time of the forward passes.
-    """
-
-    chunks: list[OutputError] = field(default_factory=list)
-    streams: StreamErrors = field(default_factory=StreamErrors)
-    not_finite: str = ""
-    seconds: float = 0.0
-
-    @property
-    def whole(self) -> OutputError:
-        """The error of the whole target's output; its value is NaN if there was nothing to measure."""
-        return OutputError(sum(each.error for each in self.chunks), sum(each.power for each in self.chunks))
-
-    def join(self, other: TargetErrors) -> None:
-        """Adds the errors of other samples."""
-        for total, error in zip(self.chunks, other.chunks):
-            total.join(error)
-        self.streams.join(other.streams)
+from .results import BlockResult, TargetErrors, TargetResult
+from .resume import BlockStore
 
 
 def quantize_target(
@@ -185,62 +128,17 @@ def advance(result: TargetResult, inputs: TargetInputs, paused: PausedSamples | 
     return total
 
 
-class Outcome(NamedTuple):
-    """The schemes and the summary of a target, once it is in the model.
-
-    Attributes:
-        schemes: path of every packed weight in the model → how it is stored.
-        summary: of the target.
-    """
-
-    schemes: Plan
-    summary: TargetSummary
-
-
-def install(model: nn.Module, result: TargetResult, errors: TargetErrors, store: BlockStore) -> Outcome:
-    """Keeps a quantized target in `store`, and puts it into the model, in its place.
-
-    One that comes from `store` must have the error that it was kept with.
-    """
-    seconds = (result.seconds + errors.seconds) / len(result.chunks)
-    for chunk, became, error in zip(result.chunks, result.results, errors.chunks):
-        store.check(became.summary, error.value)
-        if not isinstance(chunk.module, nn.Embedding):
-            summary = replace(became.summary, error=error.value, seconds=seconds)
-            store.save(chunk.path, replace(became, summary=summary))
-    _replace_modules(model, result)
-    return Outcome(result.schemes, _summary_of(result, errors))
-
-
-def _summary_of(result: TargetResult, errors: TargetErrors) -> TargetSummary:
-    """Returns the summary of all chunks of a target together."""
-    path, chunks, summaries = result.target.path, result.chunks, [became.summary for became in result.results]
-    error, seconds = errors.whole.value, result.seconds + errors.seconds
-    if len(summaries) == 1:
-        found = {name: getattr(errors.streams, name).value for name in ("entering", "pictures", "text")}
-        return replace(summaries[0], path=path, error=error, seconds=seconds, **found)
-    return TargetSummary(
-        path,
-        error,
-        [f"{what}, {c.rows}" for c, summary in zip(chunks, summaries) for what in summary.accepted],
-        [f"{what}, {c.rows}" for c, summary in zip(chunks, summaries) for what in summary.rejected],
-        seconds=seconds,
-        resumed=all(summary.resumed for summary in summaries),
-        to_nearest={f"{name}, {c.rows}": w for c, s in zip(chunks, summaries) for name, w in s.to_nearest.items()},
-        damping={f"{name}, {c.rows}": d for c, s in zip(chunks, summaries) for name, d in s.damping.items()},
-    )
-
-
-def _replace_modules(model: nn.Module, result: TargetResult) -> None:
-    target, modules = result.target.module, [became.module for became in result.results]
-    if isinstance(target, nn.Linear):
-        linears = [module.get_submodule("linear") for module in modules]
+def install(model: nn.Module, result: TargetResult) -> None:
+    """Puts a quantized target into the model, in its place."""
+    target, became = result.target.module, [each.module for each in result.results]
+    if not isinstance(target, (nn.Linear, nn.Embedding)):
+        _install_block(target, became[0].cpu())
+    elif isinstance(target, nn.Embedding):
+        replace_everywhere(model, target, became[0].cpu())
+    else:
+        linears = [rows.get_submodule("linear") for rows in became]
         assert all(isinstance(linear, QAIGLinear) for linear in linears)
         replace_everywhere(model, target, concat_rows(linears).cpu())  # type: ignore[arg-type]
-    elif isinstance(target, nn.Embedding):
-        replace_everywhere(model, target, modules[0].cpu())
-    else:
-        _install_block(target, modules[0].cpu())
 
 
 def _install_block(block: nn.Module, became: nn.Module) -> None:

@@ -15,15 +15,12 @@ from ...calibration.target_quantizer import decide
 from ...config import QAIGConfig
 from ...config.recipes import Recipe
 from ...equalization.finder import GroupFinder
-from ...execution.block_outputs import check_inputs_of
 from ...execution.held_back import held_back_every
 from ...execution.layer_inputs import TargetInputs, forward
 from ...execution.offload import offloaded, onload
-from ...execution.row_chunks import RowChunk, row_chunks_of
-from ...execution.targets import Target
+from ...execution.targets import RowChunk, Target, row_chunks_of
 from ...formats.scheme import Plan
 from ...rounding.packed_layers import embedding_errors
-from ...token_weights.registry import token_weights_of
 from .cost_run import CostRun
 from .cost_store import CostStore
 
@@ -50,7 +47,6 @@ def errors_of(run: CostRun, plan: Plan, store: CostStore, index: int) -> dict[st
     ):
         for number, target in enumerate(targets):
             inputs = paused.at(number)
-            check_inputs_of(target.path, inputs)
             with offload.onload(target.module):
                 errors |= rounding.errors(target, inputs, paused.drop_left_out)
                 for sample in list(inputs.full) if target is not targets[-1] else ():
@@ -113,8 +109,7 @@ class _Rounding:
         if found is not None:
             on_read()
             return found
-        token_weights = token_weights_of(self.recipe, self.config.seed)  # for each block, as if it stood alone
-        settings = settings_of(self.config, self.recipe, self.finder, token_weights)
+        settings = settings_of(self.config, self.recipe, self.finder)  # for each block, as if it stood alone
         decisions, _ = decide(block, chunk.path, schemes, inputs, settings)
         dtype = dtype_of(block, schemes)
         deltas = rounding_errors(in_float32(block), decisions, dtype)
