@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from transformers_qaig.execution.layer_inputs import LayerInputs, first_tensor, forward, map_tensors
+from transformers_qaig.execution.block_outputs import first_tensor
+from transformers_qaig.execution.layer_inputs import LayerInputs, forward, map_tensors
 from transformers_qaig.quantizer.bit_costs.answer_costs import answer_log_probabilities
 from transformers_qaig.rounding.quant_grid import minmax_grid
 from transformers_qaig.structure import find_decoder_blocks

@@ -23,7 +23,8 @@ from transformers_qaig.calibration.target_quantizer import decide
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder
-from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs, first_tensor, forward
+from transformers_qaig.execution.block_outputs import first_tensor
+from transformers_qaig.execution.layer_inputs import LayerInputs, TargetInputs, forward
 from transformers_qaig.formats.hadamard import Rotation, rotate, rotate_back
 from transformers_qaig.formats.reference import round_activations
 from transformers_qaig.formats.scheme import WeightScheme

@@ -3,7 +3,8 @@
 import torch
 from transformers import DynamicCache
 
-from transformers_qaig.execution.layer_inputs import LayerInputs, first_tensor, hidden_states, with_own_caches
+from transformers_qaig.execution.block_outputs import first_tensor
+from transformers_qaig.execution.layer_inputs import LayerInputs, hidden_states, with_own_caches
 
 
 def test_a_cache_is_copied_deep_in_containers_and_other_things_stay_the_same_objects() -> None:

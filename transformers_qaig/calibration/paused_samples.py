@@ -52,15 +52,14 @@ class PausedSamples:
     ):
         tokens = sum(mask.numel() for mask in data.token_masks)
         waits = waiting_device(device, tokens, structure.token_bytes)
-        modules = [target.module for target in targets]
+        modules, samples = [target.module for target in targets], data.samples
+        absent = [i for i in range(len(samples)) if not data.ranks.owns(i, every) or samples[i] in data.exclusions]
         self._forwards = [
-            PausedForwards(model, modules, data.samples, inputs_device=waits) for _ in range(1 + quantizes)
+            PausedForwards(model, modules, samples, absent=absent, inputs_device=waits) for _ in range(1 + quantizes)
         ]
         self.full, self.most_bytes = self._forwards[0], 0
         self._targets, self._data, self._dtype = targets, data, structure.dtype
         self._pictures = dict(enumerate(data.picture_masks(structure.picture_tokens)))
-        self._drop(position for position in range(len(data.samples)) if not data.ranks.owns(position, every))
-        self.drop_left_out()
 
     def __enter__(self) -> PausedSamples:
         with ExitStack() as stack:

@@ -70,17 +70,20 @@ def calibrate(
     recipe, progress = config.recipe, _Progress(str(config.recipe), coverage, on_target)
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
     count, every = len(data.samples), held_back_every(recipe)
+
+    def finish(result: TargetResult, errors: TargetErrors) -> None:
+        store.keep(result, errors)
+        install(model, result)
+        progress.add(result, errors, device)
+
     with BlockStore(config, plan, data, model) as store, cpu_products(structure):
         with out_of_memory_explained("in the first forward passes", device, count, lambda: 0):
             if not recipe.calibrates:
                 check_forward(model, structure, device)
             outside = structure.without_tied_head(coverage.outside_plan)
             targets, uncalibrated = find_targets(model, structure, outside, data.samples, device)
-            finder, weighting = (
-                GroupFinder(structure.shared, config.seed),
-                WeightingData.of(model, structure, data, device),
-            )
-            settings = settings_of(config, recipe, finder, weighting)
+            weighting = WeightingData.of(model, structure, data, device)
+            settings = settings_of(config, recipe, GroupFinder(structure.shared, config.seed), weighting)
         progress.report.num_targets = len(targets) + len(uncalibrated)
         end_to_end = None
         if recipe.end_to_end:
@@ -98,9 +101,7 @@ def calibrate(
                         result = quantize_target(target, plan, inputs, settings, store)
                         # What follows the last target is not needed.
                         errors = advance(result, inputs, paused if target is not targets[-1] else None)
-                    store.keep(result, errors)
-                    install(model, result)
-                    progress.add(result, errors, device)
+                    finish(result, errors)
                     del result  # it holds what the model does not need any more, such as dense embeddings
                     return_freed_memory()
                 bar.set_postfix(progress.last_target())
@@ -108,10 +109,7 @@ def calibrate(
             logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", target.path)
             inputs = TargetInputs({}, {}, [], ranks=data.ranks)
             result = quantize_target(target, plan, inputs, settings, store)
-            errors = advance(result, inputs, None)
-            store.keep(result, errors)
-            install(model, result)
-            progress.add(result, errors, device)
+            finish(result, advance(result, inputs, None))
             del result
         if end_to_end is not None:
             with out_of_memory_explained("while scales were learned end to end", device, count, lambda: 0):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..distributed import ALONE, Ranks, Terms
 from ..distributed.gradients import gradients_in_order
-from ..execution.layer_inputs import LayerInputs, first_tensor, map_tensors, with_own_caches
+from ..execution.block_outputs import first_tensor
+from ..execution.layer_inputs import LayerInputs, map_tensors, with_own_caches
 from ..rounding.learned import (
     Keep,
     Learnable,

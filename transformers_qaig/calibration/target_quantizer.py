@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..execution.block_outputs import OutputError, is_finite_where
+from ..execution.block_outputs import OutputError, first_tensor, is_finite_where
 from ..execution.dense_copy import fast_to_run
 from ..execution.exclusions import NotFinite
-from ..execution.layer_inputs import TargetInputs, first_tensor, forward
+from ..execution.layer_inputs import TargetInputs, forward
 from ..execution.targets import RowChunk, Target, concat_outputs, row_chunks_of
 from ..formats.scheme import Plan
 from ..loading.tied_embeddings import replace_everywhere

@@ -10,13 +10,13 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..config import DEFAULT_COST, BitBudget
 from ..data.loader import load_inputs
-from ..formats.scheme import plan_to_dict
 from ..loading.experts import linearize_experts
+from ..loading.full_precision import check_weights
 from ..nn.experts_layout import find_experts
 from ..plan.allocate import SchemeOption, allocate, fused_sets, reachable, schemes_of
 from ..plan.build import list_schemes, ratio_to
 from ..plan.coverage import Coverage
-from ..plan.experts import compact
+from ..plan.experts import saved_plan
 from ..plan.front import Point, even_budgets, front_of
 from ..plan.width_costs import one_bit_less
 from ..quantizer.bit_costs.measure import measure_costs
@@ -26,7 +26,6 @@ from ..report.marginal import draw_marginal, part_table
 from ..report.page.plan import plan_page
 from ..structure import are_tied, find_decoder_blocks, find_input_embeddings, find_lm_head, find_vision_tower
 from ..utils.files import write
-from ..utils.finite import check_weights
 from ..utils.printable import say
 from ..utils.readable import readable_size
 from . import dry_run
@@ -108,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         knee = stored_bits(found.points[found.knee].bits, coverage)
         allocation = allocate(choices, knee if pick is None else pick, fused)
         plan = coverage.plan_of(allocation.schemes)
-        write(options.output, json.dumps(plan_to_dict(compact(plan, stacks)), indent=1) + "\n")
+        write(options.output, json.dumps(saved_plan(plan, stacks), indent=1) + "\n")
         point = Point.of(allocation, coverage)
         size = f"{readable_size(8 * point.size)}, {ratio_to(coverage, point.size)}"
         say(f"plan at {point.bits:.2f} bits, {size}: {options.output}, for QAIGConfig(plan=...)")

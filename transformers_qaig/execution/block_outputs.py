@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..utils.finite import are_finite, is_finite
-from .layer_inputs import TargetInputs, first_tensor, hidden_states
+from .layer_inputs import TargetInputs, hidden_states
 from .token_rows import row_mask
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Returns the hidden states in a block's output: its first tensor."""
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def is_finite_where(mask: Tensor, x: Tensor) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from ..config.recipes import Recipe
-from .block_outputs import OutputError, is_finite_where
+from .block_outputs import OutputError, first_tensor, is_finite_where
 from .exclusions import NotFinite
-from .layer_inputs import TargetInputs, first_tensor, forward
+from .layer_inputs import TargetInputs, forward
 
 VALIDATION_EVERY = 4
 """Every fourth sample is held back from the searches, for validation."""

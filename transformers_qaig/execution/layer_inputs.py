@@ -1,4 +1,4 @@
-"""What blocks are called with, and what they return for it: a forward pass stops here, and the loop goes on.
+"""What a forward pass calls a block with, and running the block on it again.
 
 A block that runs on trial gets copies of caches of keys and values: it must not write into the model's own.
 """
@@ -102,11 +102,6 @@ def forward(block: nn.Module, call: LayerInputs, *, on_trial: bool = True) -> An
     """
     call = call.to(next(block.parameters()).device, own_caches=on_trial)
     return block(*call.args, **call.kwargs)
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Returns the hidden states in a block's output: its first tensor."""
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
 
 
 def hidden_states(call: LayerInputs) -> Tensor | None:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from ..structure import ModelStructure
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
+from .block_outputs import first_tensor
 from .exclusions import overflow_advice
-from .layer_inputs import first_tensor
 from .offload import offloaded
 
 logger = get_logger(__name__)

@@ -7,7 +7,7 @@ its blocks needs no copy here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -74,6 +74,7 @@ class PausedForwards:
         model: called as `model(**sample, use_cache=False)` under `no_grad`, in the mode (eval, train) it is in.
         blocks: the modules to stop at, in the order in which they run. A sample may skip some of them.
         samples: model inputs, on the device where the model expects them.
+        absent: samples that are never started, as if they were dropped.
         inputs_device: where the tensors of a `LayerInputs` are put; None leaves them where the model has them.
         on_finish: called as `on_finish(sample, output)` with the output of a forward that ran to its end. Without it
             outputs are kept: see `outputs`.
@@ -88,6 +89,7 @@ class PausedForwards:
         blocks: Sequence[nn.Module],
         samples: Sequence[Mapping[str, Any]],
         *,
+        absent: Iterable[int] = (),
         inputs_device: torch.device | str | None = None,
         on_finish: Callable[[int, Any], None] | None = None,
     ):
@@ -100,7 +102,7 @@ class PausedForwards:
         self._outputs: list[Any] = [None] * len(samples)
         self._on_finish = on_finish or self._outputs.__setitem__
         self._forwards: list[Forward] = []
-        self._dropped: set[int] = set()
+        self._dropped = set(absent)
         self._open: ExitStack | None = None
 
     def __enter__(self) -> PausedForwards:

@@ -12,7 +12,7 @@ from ..formats.scheme import Plan
 from ..nn.experts import QAIGExperts
 from ..nn.experts_layout import ExpertsLayout, find_experts
 from ..nn.experts_module import LinearExperts
-from ..plan.experts import stack_schemes
+from ..plan.experts import packed_stacks, stack_schemes
 from ..utils.memory import return_freed_memory
 
 _TOKENS = 4
@@ -51,9 +51,7 @@ def linearize_experts(model: PreTrainedModel, stacks: Mapping[str, ExpertsLayout
     Raises:
         ValueError: the linears do not compute what the model's own class does.
     """
-    for stack, layout in stacks.items():
-        if not stack_schemes(stack, layout, plan):
-            continue
+    for stack, layout in packed_stacks(stacks, plan).items():
         original = model.get_submodule(stack)
         linears = LinearExperts.of(original)
         _check_alike(stack, layout, original, linears)

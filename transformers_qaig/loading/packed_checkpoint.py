@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
-from ..formats.scheme import Plan, parse_plan, plan_to_dict
+from ..formats.scheme import Plan, parse_plan
 from ..nn.experts_layout import find_experts
-from ..plan.experts import compact
+from ..plan.experts import saved_plan
 from .checkpoint import check_headers, check_number
 from .guard import guard_patterns
 from .local_names import ignored_patterns, localise
@@ -63,7 +63,7 @@ def open_packed(model: PreTrainedModel, files: Sequence[str], config: QAIGConfig
     check_rotations(local.plan, model, files)
     unexpected = guard_patterns(local) | ignored_patterns(model, local.absent)
     model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *unexpected}
-    config.plan = plan_to_dict(compact(local.plan, find_experts(model)))
+    config.plan = saved_plan(local.plan, find_experts(model))
     pack_modules(model, local.plan)
     if not files:
         return PackedCheckpoint(config, local.plan)

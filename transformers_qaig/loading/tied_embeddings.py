@@ -29,6 +29,9 @@ def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
     embeddings, head = find_input_embeddings(model), find_lm_head(model)
     if not isinstance(embeddings.module, QAIGEmbedding) and not isinstance(head.module, QAIGLinear):
         return
+    for owner in _owners(model, embeddings.module):
+        # Not a bound method, which is pickled by a name that the owner's class does not have.
+        owner.resize_token_embeddings = partial(_refuse_to_resize, owner)  # type: ignore[assignment]
     if are_tied(model) and isinstance(embeddings.module, QAIGEmbedding):
         packed = head.module
         if isinstance(packed, nn.Linear):
@@ -38,9 +41,6 @@ def install_tied_embeddings(model: PreTrainedModel, plan: Plan) -> None:
         tie(packed, embeddings.module)
         names = tied_names(model.all_tied_weights_keys, embeddings.module.sym, head.path, embeddings.path)
         model.all_tied_weights_keys = model._tied_weights_keys = names
-    for owner in _owners(model, embeddings.module):
-        # Not a bound method, which is pickled by a name that the owner's class does not have.
-        owner.resize_token_embeddings = partial(_refuse_to_resize, owner)  # type: ignore[assignment]
 
 
 def uninstall_tied_embeddings(model: PreTrainedModel) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..formats.scheme import MIN_GROUP_SIZE, Plan, WeightScheme
+from ..formats.scheme import MIN_GROUP_SIZE, Plan, WeightScheme, plan_to_dict
 from ..nn.experts_layout import ExpertsLayout, expert_path, split_path
 from ..nn.projection_scheme import ProjectionScheme
 from ..utils.errors import SettingError
@@ -127,6 +127,12 @@ def compact(plan: Plan, stacks: Mapping[str, ExpertsLayout]) -> dict[str, Weight
     return short
 
 
+def saved_plan(plan: Plan, stacks: Mapping[str, ExpertsLayout]) -> dict[str, dict[str, Any]]:
+    """Returns a plan as config.json has it, with the experts of a stack named together."""
+    short = compact(plan, stacks)
+    return plan_to_dict(short)
+
+
 def _spans(experts: Sequence[int]) -> str:
     """Returns what names some experts, in rising order: `0-3,7`."""
     runs = [[e for _, e in run] for _, run in groupby(enumerate(experts), lambda pair: pair[1] - pair[0])]
@@ -190,14 +196,17 @@ def check_stacks(stacks: Mapping[str, ExpertsLayout], *plans: Plan) -> None:
                 raise SettingError(str(error)) from error
 
 
+def packed_stacks(stacks: Mapping[str, ExpertsLayout], packed: Container[str]) -> dict[str, ExpertsLayout]:
+    """Returns the stacks whose weights are `packed`: all of a stack's are, or none."""
+    return {stack: layout for stack, layout in stacks.items() if expert_path(stack, 0, "down_proj") in packed}
+
+
 def stack_sizes(
     stacks: Mapping[str, ExpertsLayout], outside: Mapping[str, SchemeOption], packed: Container[str]
 ) -> dict[str, int]:
     """Returns the saved bits of the packed stacks' parameters, without the blocks' codes."""
     sizes: dict[str, int] = {}
-    for stack, layout in stacks.items():
-        if expert_path(stack, 0, "down_proj") not in packed:
-            continue
+    for stack, layout in packed_stacks(stacks, packed).items():
         saved = sum(option.size for path, option in outside.items() if owner(path, (stack,)) == stack)
         sizes |= {f"{stack}.{name}": saved if name == "down_proj" else 0 for name in layout.parameters}
     return sizes

@@ -17,22 +17,19 @@ from transformers.quantizers import HfQuantizer
 
 from ..config import QAIGConfig
 from ..config.devices import check_device
-from ..distributed import ALONE
 from ..execution.torch_state import default_torch_state
 from ..loading.arguments import loading_arguments
 from ..loading.conversions import sparing_packed
-from ..loading.converted_weights import ConvertedWeights
 from ..loading.dispatch import Placement, check_devices
-from ..loading.packed_checkpoint import PackedCheckpoint, open_packed
-from ..loading.packed_modules import check_loaded, fits_in_kernel_layout, to_kernel_layout, unpack_modules
+from ..loading.full_precision import ConvertedWeights
+from ..loading.packed_modules import unpack_modules
 from ..loading.parallel import refuse_tensor_parallel
 from ..loading.shards import check_index
 from ..loading.source import Source
-from ..loading.text_config import mark_text_config, unmark_text_config
-from ..utils.logging import quiet
-from ..utils.scratch import ScratchFiles
+from ..loading.text_config import unmark_text_config
+from .packed_load import PackedLoad
 from .run import QuantizationRun
-from .saving.processor_and_card import ProcessorToSave, attach_saving, detach_saving
+from .saving.processor_and_card import detach_saving
 from .saving.state_dict import checkpoint_tensors
 
 
@@ -43,9 +40,7 @@ class QAIGHfQuantizer(HfQuantizer):
     accelerator if there is one, and placed on `device_map` once packed.
 
     Attributes:
-        packed_by: the run that quantizes the model, or the checkpoint whose packed weights it is loaded from.
-        source: the folder or repository of the weights.
-        converted: keeps weights in files that are converted on loading; None unless the model is to be quantized.
+        packed_by: what quantizes the model, or loads it packed.
         placement: where the packed model goes.
     """
 
@@ -57,10 +52,8 @@ class QAIGHfQuantizer(HfQuantizer):
             self.quantization_config = copy.deepcopy(quantization_config)
             self.quantization_config.validate()
         self.placement = Placement()
-        self.source = Source("")
-        self.converted: ConvertedWeights | None = None
+        self.packed_by: QuantizationRun | PackedLoad = PackedLoad(self.quantization_config, Source(""))
         self._dtype: torch.dtype | None = None
-        self.packed_by: QuantizationRun | PackedCheckpoint = PackedCheckpoint(self.quantization_config, {})
 
     # -- before the model exists
 
@@ -104,46 +97,32 @@ class QAIGHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
-        download = loading_arguments().get("download_kwargs") or {}
-        self.source = Source.of(model.name_or_path or "", checkpoint_files, bool(download.get("local_files_only")))
+        files, download = checkpoint_files or (), loading_arguments().get("download_kwargs") or {}
+        source = Source.of(model.name_or_path or "", checkpoint_files, bool(download.get("local_files_only")))
         if self.pre_quantized:
-            self.packed_by = open_packed(model, checkpoint_files or (), self.quantization_config)
-            self.quantization_config = self.packed_by.config
+            self.packed_by = PackedLoad(self.quantization_config, source)
         else:
-            self.quantization_config = self.quantization_config.with_default_budget()
-            self.packed_by = QuantizationRun(self.quantization_config, self.placement, self.source)
-            self.packed_by.prepare(model, checkpoint_files or ())
-            scratch = ScratchFiles(self.quantization_config.calibration.work_path)
-            self.converted = ConvertedWeights(model, checkpoint_files or (), self._dtype, scratch)
+            config = self.quantization_config.with_default_budget()
+            self.packed_by = QuantizationRun(config, self.placement, source, self._dtype)
+        self.packed_by.prepare(model, files)
+        self.quantization_config = self.packed_by.config
 
     # -- while they are read, one after the other
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether a weight of a model to be quantized may have to go to a file: see [`ConvertedWeights`]."""
-        return self.converted is not None and param_name in self.converted
+        return self.packed_by.converted is not None and param_name in self.packed_by.converted
 
     def get_quantize_ops(self) -> ConvertedWeights:
         """Returns what Transformers calls with each of these weights."""
-        assert self.converted is not None
-        return self.converted
+        assert self.packed_by.converted is not None
+        return self.packed_by.converted
 
     # -- after the weights are loaded
 
     @default_torch_state()
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        ranks, is_mapped = ALONE, False
-        if isinstance(self.packed_by, PackedCheckpoint):
-            check_loaded(model, self.packed_by.plan, self.packed_by.dtypes)
-            attach_saving(model, ProcessorToSave(None, self.source))
-        else:
-            assert self.converted is not None
-            self.converted.check_shapes(model)
-            self.packed_by.quantize(model)
-            ranks, is_mapped = self.packed_by.ranks, self.quantization_config.calibration.work_dir is not None
-        mark_text_config(model.config)
-        with quiet(not ranks.is_main):
-            if not is_mapped or fits_in_kernel_layout(model):
-                to_kernel_layout(model)
+        self.packed_by.finish(model)
 
     # -- back to full precision, and saving
 

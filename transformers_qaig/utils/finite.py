@@ -1,4 +1,4 @@
-"""Checks whether numbers are finite: of a tensor, of an error, of a model's weights."""
+"""Tells whether numbers are finite: of a tensor, of an error, of a model's buffers."""
 
 from __future__ import annotations
 
@@ -38,20 +38,3 @@ def buffers_with_nan(model: nn.Module) -> list[str]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = ((name, tensor) for name, tensor in model.state_dict().items() if name not in parameters)
     return [name for name, b in buffers if b.is_floating_point() and not b.is_meta and bool(b.isnan().any())]
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raises `ValueError` if a parameter holds NaN or Inf, or a saved buffer NaN; the message names them.
-
-    A mask may hold Inf. All weights are read once.
-    """
-    found = [name for name, parameter in model.named_parameters() if not parameter.is_meta and not is_finite(parameter)]
-    found += buffers_with_nan(model)
-    if not found:
-        return
-    names, more = ", ".join(found[:5]), f" and {len(found) - 5} more" if len(found) > 5 else ""
-    in_float16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    advice = "Load it with dtype=torch.bfloat16 or torch.float32; if they are still there, get" if in_float16 else "Get"
-    raise ValueError(
-        f"The model cannot be quantized: these weights hold NaN or Inf: {names}{more}. {advice} the checkpoint again."
-    )

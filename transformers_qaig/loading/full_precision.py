@@ -1,18 +1,23 @@
-"""Keeps weights that Transformers converts on loading in files: others are mapped from the checkpoint's own."""
+"""Weights of a model to be quantized: converted ones go to files while they are read, and all are checked after.
+
+Weights that need no conversion are mapped from the checkpoint's own files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 
+from ..utils.finite import buffers_with_nan, is_finite
 from ..utils.memory import return_freed_memory
 from ..utils.scratch import LEAST, ScratchFiles
+from .arguments import loading_arguments
 from .shards import DTYPES
 
 
@@ -98,6 +103,68 @@ class ConvertedWeights(ConversionOps):
     def reverse_op(self) -> ConversionOps:
         """Raises: this step is no part of saving."""
         raise NotImplementedError
+
+
+def check_read(model: PreTrainedModel, names: Iterable[str], converted: ConvertedWeights) -> None:
+    """Checks weights that were read, before they are calibrated for hours: their shapes, origin and values.
+
+    Args:
+        model: loaded.
+        names: of the parameters that are to be packed, with or without `.weight`.
+        converted: the step that some weights went through on loading.
+
+    Raises:
+        ValueError: a weight has another shape than the model's, was in no file, or is not finite.
+    """
+    converted.check_shapes(model)
+    check_no_random_weights(model, names)
+    check_weights(model)
+
+
+def check_no_random_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises `ValueError` if weights that are to be packed were in no file, or in another shape.
+
+    Transformers only prints them. A calibration of random values would take its time, and end in a useless model.
+    Transformers 5.17 does not even look at the shapes when a model is to be quantized, and loads what the file has.
+
+    Args:
+        model: loaded.
+        names: of the parameters, with or without `.weight`.
+    """
+    info = loading_arguments().get("loading_info")
+    random = set() if info is None else {name.removesuffix(".weight") for name in info.missing_and_mismatched()}
+    lost = sorted(name for name in names if name.removesuffix(".weight") in random or _is_misshapen(model, name))
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ValueError(
+            f"{lost[0]}{more} would be packed, but no file of the model holds them in this shape, so they are random. "
+            "Download the model again, or load it with the class and config that saved it."
+        )
+
+
+def _is_misshapen(model: nn.Module, path: str) -> bool:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:  # a parameter
+        return False
+    return isinstance(module, nn.Linear) and module.weight.shape != (module.out_features, module.in_features)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raises `ValueError` if a parameter holds NaN or Inf, or a saved buffer NaN; the message names them.
+
+    A mask may hold Inf. All weights are read once.
+    """
+    found = [name for name, parameter in model.named_parameters() if not parameter.is_meta and not is_finite(parameter)]
+    found += buffers_with_nan(model)
+    if not found:
+        return
+    names, more = ", ".join(found[:5]), f" and {len(found) - 5} more" if len(found) > 5 else ""
+    in_float16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    advice = "Load it with dtype=torch.bfloat16 or torch.float32; if they are still there, get" if in_float16 else "Get"
+    raise ValueError(
+        f"The model cannot be quantized: these weights hold NaN or Inf: {names}{more}. {advice} the checkpoint again."
+    )
 
 
 def _stored_dtypes(files: Sequence[str]) -> dict[str, torch.dtype | None]:
