@@ -15,8 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.lifecycle import FAST, logits
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.results import BlockResult
-from transformers_qaig.calibration.resume import BlockStore
+from transformers_qaig.calibration.resume import BlockResult, BlockStore
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.execution import targets
 from transformers_qaig.formats.scheme import WeightScheme

@@ -32,8 +32,7 @@ from ..utils.readable import readable_size
 from .end_to_end import EndToEnd
 from .paused_samples import PausedSamples
 from .quantizer_settings import settings_of
-from .results import TargetErrors, TargetResult
-from .resume import BlockStore
+from .resume import BlockStore, TargetErrors, TargetResult
 from .target_quantizer import advance, install, quantize_target
 
 logger = get_logger(__name__)

@@ -23,8 +23,7 @@ from .block_quantizer import BlockQuantizer
 from .decisions import BlockDecisions, cast_like, dtype_of, in_float32, pack
 from .paused_samples import PausedSamples
 from .quantizer_settings import QuantizerSettings
-from .results import BlockResult, TargetErrors, TargetResult
-from .resume import BlockStore
+from .resume import BlockResult, BlockStore, TargetErrors, TargetResult
 
 
 def quantize_target(
