@@ -19,7 +19,7 @@ from transformers_qaig_autoload import when_imported
 
 from .config import QUANT_METHOD, BitBudget, CalibrationConfig, QAIGConfig
 from .config.recipes import Recipe
-from .exporting.run import export
+from .integrations.exporting.run import export
 from .integrations.vision2seq import AutoModelForVision2Seq, restore_removed_name
 from .nn.linear import QAIGLinear
 from .quantizer import QAIGHfQuantizer

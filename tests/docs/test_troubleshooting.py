@@ -9,7 +9,7 @@ from tests.docs.pages import ROOT, cells
 PACKAGES = [ROOT / "transformers_qaig", ROOT / "transformers_qaig_cli"]
 PAGE = ROOT / "docs/guides/troubleshooting.md"
 HOLE = "\0"
-READ_BY_USERS = ("cli", "config", "data", "exporting", "integrations", "loading", "plan", "quantizer", "report")
+READ_BY_USERS = ("cli", "config", "data", "integrations", "loading", "plan", "quantizer", "report")
 """Rooms that read what users give. In the others an error names an argument of a function, which these rooms pass."""
 ELSEWHERE = {
     "config/attributes.py": "says that an attribute does not exist, as Python does",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..exporting.run import export
+from ..integrations.exporting.run import export
 from ..utils.printable import say
 from ..utils.readable import readable_size
 
