@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
 from ..rounding.learned import Learned
 from ..utils.finite import is_finite
-from .decisions import BlockDecisions, cast_like, copy_block, dtype_of, folded_view, in_float32, rounded
+from .decisions import BlockDecisions, FoldedBlock, dtype_of, in_float32
 from .experts import StackStep
 from .group_context import GroupContext
 from .quantizer_settings import QuantizerSettings
@@ -57,11 +57,15 @@ class BlockQuantizer:
         samples = inputs.samples()
         self.validation = samples[::VALIDATION_EVERY] if self.recipe.validate else []
         self.calibration = [sample for sample in samples if sample not in self.validation] or self.validation
-        self.held_back = HeldBack(block, inputs, [])
         experts = (name for name, module in block.named_modules() if isinstance(module, LinearExperts))
         self.stacks = {stack: [name for name in schemes if name.startswith(f"{stack}.")] for stack in experts}
         learned = self.stacks.values() if self.recipe.rounding == "learned" else ()
         self.keepers = settings.keepers(block, [name for names in learned for name in names])
+
+    @cached_property
+    def held_back(self) -> HeldBack:
+        """The samples that validate, with their outputs in full precision."""
+        return HeldBack(self.block, self.inputs, self.validation)
 
     def decide(self) -> BlockDecisions:
         """Makes the decisions, and describes them in `summary`.
@@ -69,8 +73,7 @@ class BlockQuantizer:
         Raises:
             NotFinite: a sample is not finite on the way.
         """
-        self.held_back = HeldBack(self.block, self.inputs, self.validation)
-        decisions = self.nothing
+        decisions, _ = self.nothing, self.held_back  # what is not finite in full precision is found first
         groups = self.inputs.of_one(self.calibration[0], self._find_groups)
         alone = set(self.schemes).difference(*(group.linears for group in groups), *self.stacks.values())
         self.summary.to_nearest = dict.fromkeys(sorted(alone), "it never runs")
@@ -87,8 +90,7 @@ class BlockQuantizer:
 
     def _pass(self, groups: Sequence[Group], steps: Pass, earlier: BlockDecisions) -> BlockDecisions:
         """Takes every group through the steps, in the block that has the earlier decisions' scales folded."""
-        original = folded_view(self.in_float32, earlier)
-        full = cast_like(copy_block(original), self.block) if earlier.scales else self.block
+        start = FoldedBlock.of(self.block, self.in_float32, earlier, self.dtype)
         decisions = self.nothing
         done: list[str] = []
         for group in groups:
@@ -96,10 +98,10 @@ class BlockQuantizer:
             if not schemes:
                 continue
             sees_rounding = self.settings.token_weights.sees_earlier_rounding
-            blocks = full, self._rounded(original, decisions, done) if sees_rounding and done else full
+            blocks = start.full, start.rounded(decisions, done) if sees_rounding and done else start.full
             done += schemes
             context = replace(
-                self._context(original, group, schemes),
+                self._context(start, group, schemes),
                 foldable=self.settings.finder.foldable(self.block, group),
                 counts_padding=self.settings.token_weights.counts_padding,
                 damping_weights=self.settings.damping_weights_of(self.block),
@@ -109,19 +111,20 @@ class BlockQuantizer:
                 if steps.uses_validation_samples and self.validation:
                     with suppress(NotReached):
                         context = replace(context, held_back=self._gather(context, decisions, blocks, self.validation))
-                decisions = self._group(context, decisions, steps, done)
+                decisions = self._group(context, decisions, steps, start, done)
             except NotReached as found:
                 self.summary.to_nearest.update(dict.fromkeys(schemes, str(found)))
         if steps.rounds:
             for stack, names in self.stacks.items():
                 if names:
-                    decisions = self._stack(stack, names, decisions, steps, original, full, done)
+                    decisions = self._stack(stack, names, decisions, steps, start, done)
         return decisions.with_earlier_scales(earlier)
 
-    def _context(self, original: nn.Module, group: Group, schemes: Plan) -> GroupContext:
+    def _context(self, start: FoldedBlock, group: Group, schemes: Plan) -> GroupContext:
         """Returns what the steps on some linears work on, without inputs."""
         path = self.summary.path
-        return GroupContext(original, group, schemes, Terms([]), self.recipe, self.dtype, foldable=False, path=path)
+        block = start.in_float32
+        return GroupContext(block, group, schemes, Terms([]), self.recipe, self.dtype, foldable=False, path=path)
 
     def _stack(
         self,
@@ -129,15 +132,14 @@ class BlockQuantizer:
         names: list[str],
         decisions: BlockDecisions,
         steps: Pass,
-        original: nn.Module,
-        full: nn.Module,
+        start: FoldedBlock,
         done: list[str],
     ) -> BlockDecisions:
         """Quantizes all experts of a stack as one step, and keeps that if it does not raise the validation error."""
-        blocks = full, self._rounded(original, decisions, done)
+        blocks = start.full, start.rounded(decisions, done)
         done += names
         schemes = {name: self.schemes[name] for name in names}
-        context = self._context(original, Group((stack,), stack, None, ()), schemes)
+        context = self._context(start, Group((stack,), stack, None, ()), schemes)
         joins = steps.uses_validation_samples and bool(self.validation)
         step = StackStep(stack, context, self.settings.expert_memory, self.keepers, is_trial=joins)
         if not step.does_more_than_nearest:
@@ -154,8 +156,8 @@ class BlockQuantizer:
             return decisions
         if candidate is None:
             return decisions
-        error = self._validation_error(original, decisions, done)
-        if self._error_if_better(f"experts {stack}", original, candidate, done, error) is None:
+        error = self._validation_error(start, decisions, done)
+        if self._error_if_better(f"experts {stack}", start, candidate, done, error) is None:
             return decisions
         if joins:
             step.is_trial = False
@@ -169,16 +171,17 @@ class BlockQuantizer:
         context: GroupContext,
         decisions: BlockDecisions,
         steps: Pass,
+        start: FoldedBlock,
         done: list[str],
     ) -> BlockDecisions:
         """Takes one group through the steps, and keeps those that do not raise the validation error."""
-        error = self._validation_error(context.block, decisions, done)
+        error = self._validation_error(start, decisions, done)
         for step in steps.steps:
             candidate = step(context, decisions)
             if candidate is None:
                 continue
             new_error = self._error_if_better(
-                f"{step.name} {', '.join(context.members)}", context.block, candidate, done, error
+                f"{step.name} {', '.join(context.members)}", start, candidate, done, error
             )
             if new_error is None:
                 continue
@@ -189,11 +192,11 @@ class BlockQuantizer:
         return decisions
 
     def _error_if_better(
-        self, what: str, original: nn.Module, candidate: BlockDecisions, done: list[str], error: float
+        self, what: str, start: FoldedBlock, candidate: BlockDecisions, done: list[str], error: float
     ) -> float | None:
         """Returns the candidate's validation error if it is below `error` or there is none to measure; else None."""
         try:
-            new_error = self._validation_error(original, candidate, done)
+            new_error = self._validation_error(start, candidate, done)
         except NotFinite:
             self._record(False, f"{what} (its output is not finite)")
             return None
@@ -248,7 +251,7 @@ class BlockQuantizer:
                 raise NotFinite(sample, f"the token weights at {context.group.linears[0]}")
         return found
 
-    def _validation_error(self, original: nn.Module, candidate: BlockDecisions, done: list[str]) -> float:
+    def _validation_error(self, start: FoldedBlock, candidate: BlockDecisions, done: list[str]) -> float:
         """Computes the output error on the validation samples, with the linears in `done` rounded as `candidate` says.
 
         Raises:
@@ -256,11 +259,8 @@ class BlockQuantizer:
         """
         if not self.validation:
             return float("inf")
-        trial = self._rounded(original, candidate, done)
+        trial = start.rounded(candidate, done)
         return self.held_back.error(trial, f"the output with {', '.join(done)} rounded")
-
-    def _rounded(self, original: nn.Module, decisions: BlockDecisions, names: list[str]) -> nn.Module:
-        return cast_like(rounded(original, decisions, names, self.dtype), self.block)
 
     def _learn(self, decisions: BlockDecisions) -> BlockDecisions:
         """Learns the block as a whole: its rounding, then its scales and the other parameters around the linears."""

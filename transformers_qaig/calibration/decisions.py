@@ -113,6 +113,31 @@ class BlockDecisions:
         return QuantizedWeight(grid, grid.encode(weight))
 
 
+@dataclass(frozen=True)
+class FoldedBlock:
+    """A block in full precision with the scales of earlier decisions folded, which later ones are tried on.
+
+    Attributes:
+        full: in the dtypes of the model.
+        in_float32: the same in fp32; not changed.
+        dtype: of the scales that are stored.
+    """
+
+    full: nn.Module
+    in_float32: nn.Module
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, block: nn.Module, in_float32: nn.Module, earlier: BlockDecisions, dtype: torch.dtype) -> FoldedBlock:
+        """Folds the scales of `earlier` into copies of the block; without any it takes the blocks themselves."""
+        original = folded_view(in_float32, earlier)
+        return cls(cast_like(copy_block(original), block) if earlier.scales else block, original, dtype)
+
+    def rounded(self, decisions: BlockDecisions, names: list[str]) -> nn.Module:
+        """Returns a copy in the dtypes of the model, with linears `names` rounded as `decisions` say."""
+        return cast_like(rounded(self.in_float32, decisions, names, self.dtype), self.full)
+
+
 def copy_block(block: nn.Module) -> nn.Module:
     """Returns a copy of the block that shares the weights of its linearized experts.
 

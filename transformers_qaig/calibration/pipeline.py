@@ -70,7 +70,7 @@ def calibrate(
     structure, device = ModelStructure.of(model), device_of(data.ranks, config.calibration.device)
     count, every = len(data.samples), held_back_every(recipe)
 
-    def finish(result: TargetResult, errors: TargetErrors) -> None:
+    def put_in_place(result: TargetResult, errors: TargetErrors) -> None:
         store.keep(result, errors)
         install(model, result)
         progress.add(result, errors, device)
@@ -100,7 +100,7 @@ def calibrate(
                         result = quantize_target(target, plan, inputs, settings, store)
                         # What follows the last target is not needed.
                         errors = advance(result, inputs, paused if target is not targets[-1] else None)
-                    finish(result, errors)
+                    put_in_place(result, errors)
                     del result  # it holds what the model does not need any more, such as dense embeddings
                     return_freed_memory()
                 bar.set_postfix(progress.last_target())
@@ -108,7 +108,7 @@ def calibrate(
             logger.warning("%s: runs several times in a forward pass, or never; rounded without data.", target.path)
             inputs = TargetInputs({}, {}, [], ranks=data.ranks)
             result = quantize_target(target, plan, inputs, settings, store)
-            finish(result, advance(result, inputs, None))
+            put_in_place(result, advance(result, inputs, None))
             del result
         if end_to_end is not None:
             with out_of_memory_explained("while scales were learned end to end", device, count, lambda: 0):
