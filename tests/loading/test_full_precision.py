@@ -18,7 +18,7 @@ from tests.lifecycle import FAST
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration import pipeline
 from transformers_qaig.loading import full_precision
-from transformers_qaig.loading.full_precision import ConvertedWeights, check_weights
+from transformers_qaig.loading.full_precision import ConvertedWeights, check_finite_weights
 from transformers_qaig.utils import scratch
 from transformers_qaig.utils.scratch import ScratchFiles
 
@@ -152,20 +152,20 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_a_weight_a_bias_and_a_norm_are_named(name: str, bad: float) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    check_weights(model)
+    check_finite_weights(model)
     model.get_parameter(name).data.view(-1)[-1] = bad
     with pytest.raises(ValueError, match=name):
-        check_weights(model)
+        check_finite_weights(model)
 
 
 def test_of_buffers_only_what_is_saved_and_no_number_is_refused() -> None:
     model = nn.BatchNorm1d(4)
     model.register_buffer("mask", torch.tensor([0.0, -INF]))
     model.register_buffer("unsaved", torch.tensor([NAN]), persistent=False)
-    check_weights(model)
+    check_finite_weights(model)
     model.running_mean[2] = NAN
     with pytest.raises(ValueError, match="running_mean"):
-        check_weights(model)
+        check_finite_weights(model)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 4, "recipe": "rtn"}, {"bits": 4}, {"budget": 4.5}])

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from transformers_qaig import QAIGConfig
-from transformers_qaig.plan.alternatives import faster, smaller
+from transformers_qaig.plan.alternatives import faster_setting, smaller_setting
 from transformers_qaig.plan.build import make_plan
 
 
@@ -25,7 +25,7 @@ def test_the_next_faster_recipe_takes_a_share_of_the_arithmetic(
     model: torch.nn.Module, recipe: str, said: str | None
 ) -> None:
     config = QAIGConfig(bits=3, recipe=recipe, group_size=64)
-    found = faster(model, config, make_plan(model, config)[1], 128)
+    found = faster_setting(model, config, make_plan(model, config)[1], 128)
     assert (said in found) if said else not found
     if "arithmetic" in found:
         assert 1 <= int(found.split()[-4].removesuffix("%")) < 100
@@ -33,7 +33,7 @@ def test_the_next_faster_recipe_takes_a_share_of_the_arithmetic(
 
 def test_one_bit_less_saves_a_bit_of_every_packed_weight(model: torch.nn.Module) -> None:
     sizes = {bits: make_plan(model, QAIGConfig(bits=bits, group_size=64)) for bits in (2, 3)}
-    assert smaller(*sizes[2]) == ""
+    assert smaller_setting(*sizes[2]) == ""
     before, after = (sizes[bits][1].whole.saved for bits in (3, 2))
     assert before - after == pytest.approx(sizes[3][1].packed, rel=0.02)  # zero points have a bit less, too
-    assert smaller(*sizes[3]).startswith("bits=2, ")
+    assert smaller_setting(*sizes[3]).startswith("bits=2, ")

@@ -36,7 +36,7 @@ class PausedSamples:
 
     Attributes:
         full: the forward passes in full precision.
-        most_bytes: that their samples held at a target.
+        most_bytes: the most that their inputs have held at a target.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from ..config import DEFAULT_COST, BitBudget
 from ..data.loader import load_inputs
 from ..loading.experts import linearize_experts
-from ..loading.full_precision import check_weights
+from ..loading.full_precision import check_finite_weights
 from ..nn.experts_layout import find_experts
 from ..plan.allocate import SchemeOption, allocate, fused_sets, reachable, schemes_of
 from ..plan.build import list_schemes, ratio_to
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     pick = None if options.pick is None else stored_bits(options.pick, coverage)
     if pick is not None and pick < reachable(choices, fused)[0]:
         raise UsageError(f"--pick {options.pick} cannot be met: the smallest plan takes more than that.")
-    check_weights(model)
+    check_finite_weights(model)
     stacks = find_experts(model)
     every = choices if options.plot is None else _every(model, options)
     linearize_experts(model, stacks, {path: schemes_of(widths)[0] for path, widths in every.items()})

@@ -234,9 +234,8 @@ def _source_of(part: Mapping[str, Any], kind: str) -> Any:
     if key is None:
         return None
     source = part[key]
-    if key == "source" and isinstance(
-        source, Mapping
-    ):  # {"type": "base64", "data": ...} or {"type": "url", "url": ...}
+    if key == "source" and isinstance(source, Mapping):
+        # {"type": "base64", "data": ...} or {"type": "url", "url": ...}
         key, source = ("base64", source["data"]) if source.get("data") is not None else ("url", source.get("url"))
     if key == f"{kind}_url" and isinstance(source, Mapping):
         source = source.get("url")

@@ -36,7 +36,7 @@ def dense_linear(layer: QAIGLinear) -> nn.Linear:
 
 @contextmanager
 def fast_to_run(block: nn.Module) -> Iterator[nn.Module]:
-    """Gives a packed block as it runs fast, within the context.
+    """Yields a packed block in the form that runs fast, within the context.
 
     On the CPU that is the block itself, with its weights in the layout of the kernels: results are the same to the bit,
     and three to twenty times as fast as in the order of the checkpoint. See [`dense_copy`] for accelerators.

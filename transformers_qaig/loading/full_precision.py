@@ -105,20 +105,20 @@ class ConvertedWeights(ConversionOps):
         raise NotImplementedError
 
 
-def check_read(model: PreTrainedModel, names: Iterable[str], converted: ConvertedWeights) -> None:
-    """Checks weights that were read, before they are calibrated for hours: their shapes, origin and values.
+def check_weights(model: PreTrainedModel, names: Iterable[str], converted: ConvertedWeights) -> None:
+    """Checks the weights that were loaded, before they are calibrated for hours: their shapes, origin and values.
 
     Args:
         model: loaded.
         names: of the parameters that are to be packed, with or without `.weight`.
-        converted: the step that some weights went through on loading.
+        converted: the step of loading that some weights went through.
 
     Raises:
         ValueError: a weight has another shape than the model's, was in no file, or is not finite.
     """
     converted.check_shapes(model)
     check_no_random_weights(model, names)
-    check_weights(model)
+    check_finite_weights(model)
 
 
 def check_no_random_weights(model: nn.Module, names: Iterable[str]) -> None:
@@ -150,7 +150,7 @@ def _is_misshapen(model: nn.Module, path: str) -> bool:
     return isinstance(module, nn.Linear) and module.weight.shape != (module.out_features, module.in_features)
 
 
-def check_weights(model: nn.Module) -> None:
+def check_finite_weights(model: nn.Module) -> None:
     """Raises `ValueError` if a parameter holds NaN or Inf, or a saved buffer NaN; the message names them.
 
     A mask may hold Inf. All weights are read once.

@@ -16,7 +16,7 @@ FASTER: Mapping[str, str] = {"best": "default", "default": "gptq", "gptq": "rtn"
 """Recipe → the next one that takes less arithmetic at the widths of a 7B."""
 
 
-def faster(model: nn.Module, config: QAIGConfig, coverage: Coverage, tokens: int) -> str:
+def faster_setting(model: nn.Module, config: QAIGConfig, coverage: Coverage, tokens: int) -> str:
     """Returns the next faster recipe and its share of the arithmetic; empty for a recipe without one.
 
     Args:
@@ -36,7 +36,7 @@ def faster(model: nn.Module, config: QAIGConfig, coverage: Coverage, tokens: int
     return f"recipe={name!r}, {share:.0%} of the arithmetic" if share < 1 else ""
 
 
-def smaller(plan: Plan, coverage: Coverage) -> str:
+def smaller_setting(plan: Plan, coverage: Coverage) -> str:
     """Returns one bit less for the blocks, and the size then; empty if they have two bits, or a budget chose."""
     widths = {scheme.bits for path, scheme in plan.items() if path not in coverage.outside_plan}
     if len(widths) != 1 or widths == {2} or coverage.outside_choices:

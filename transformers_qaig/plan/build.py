@@ -15,7 +15,7 @@ from ..utils.errors import SettingError
 from ..utils.logging import get_logger
 from .allocate import Allocation, Options, SchemeOption, option_at
 from .coverage import BLOCKS, Coverage, OutsideWeight, PartSize
-from .experts import check_stacks, owner, stack_sizes, stored_as
+from .experts import check_stacks, owner, parameter_names, stack_sizes
 from .outside import EXPERTS, SHAPE_BITS, list_outside
 from .schemes import SKIPPED, SchemeResolver
 from .weights import weights_in
@@ -111,7 +111,7 @@ def _in_both_directions(ties: Mapping[str, str]) -> dict[str, str]:
 
 def _tied_to(path: str, tied: Mapping[str, str], stacks: Mapping[str, ExpertsLayout]) -> str:
     """Returns the parameter that a weight is one tensor with; empty if there is none."""
-    return next((tied[name] for name in (f"{path}.weight", *stored_as([path], stacks)) if name in tied), "")
+    return next((tied[name] for name in (f"{path}.weight", *parameter_names([path], stacks)) if name in tied), "")
 
 
 def _measure(model: nn.Module, structure: ModelStructure, coverage: Coverage, sizes: Mapping[str, int]) -> None:

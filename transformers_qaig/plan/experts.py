@@ -145,7 +145,7 @@ def owner(path: str, stacks: Iterable[str]) -> str:
     return parts[0] if parts is not None and parts[0] in stacks else path
 
 
-def stored_as(paths: Iterable[str], stacks: Mapping[str, ExpertsLayout]) -> list[str]:
+def parameter_names(paths: Iterable[str], stacks: Mapping[str, ExpertsLayout]) -> list[str]:
     """Returns the names of the parameters that hold some weights before they are packed, without `.weight`."""
     names: dict[str, None] = {}
     for path in paths:

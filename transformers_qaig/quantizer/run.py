@@ -23,15 +23,15 @@ from ..formats.scheme import Plan
 from ..loading.arguments import loading_arguments
 from ..loading.dispatch import Placement
 from ..loading.experts import linearize_experts, stack_experts
-from ..loading.full_precision import ConvertedWeights, check_read
+from ..loading.full_precision import ConvertedWeights, check_weights
 from ..loading.packed_modules import fits_in_kernel_layout, to_kernel_layout
 from ..loading.source import Source
 from ..loading.text_config import mark_text_config
 from ..loading.tied_embeddings import install_tied_embeddings
 from ..loading.unused_tensors import UnusedTensor
 from ..nn.experts_layout import ExpertsLayout, find_experts
-from ..plan.alternatives import faster, smaller
-from ..plan.experts import saved_plan, stored_as
+from ..plan.alternatives import faster_setting, smaller_setting
+from ..plan.experts import parameter_names, saved_plan
 from ..report.base_model import BaseModel
 from ..report.files import ProgressWriter
 from ..report.summary import QuantizationReport
@@ -127,7 +127,7 @@ class QuantizationRun:
             if self.widths.options and not any(bool(answer.any()) for answer in data.answer_masks):
                 self.widths.use_uniform("No calibration sample has an answer, by which widths are chosen")
             tokens = sum(mask.numel() for mask in data.token_masks) // max(len(data.samples), 1)
-            self._faster = faster(model, self.config, self.widths.coverage, tokens)
+            self._faster = faster_setting(model, self.config, self.widths.coverage, tokens)
         else:
             self._data = CalibrationData(ranks=self.ranks)
             _warn_of_unread(self.config)
@@ -156,14 +156,15 @@ class QuantizationRun:
     def _quantize(self, model: PreTrainedModel) -> QuantizationReport:
         assert self.converted is not None
         start, widths, work_path = time.perf_counter(), self.widths, self.config.calibration.work_path
-        check_read(model, stored_as({**widths.plan, **dict.fromkeys(widths.options)}, self._stacks), self.converted)
+        to_pack = parameter_names({**widths.plan, **dict.fromkeys(widths.options)}, self._stacks)
+        check_weights(model, to_pack, self.converted)
         linearize_experts(model, self._stacks, widths.plan)
         report = self._calibrate(model)
         stack_experts(model, None if work_path is None else ScratchFiles(work_path).store)
         install_tied_embeddings(model, report.plan)
         widths.plan, self.config.plan = report.plan, saved_plan(report.plan, self._stacks)
         model.config.quantization_config = self.config
-        alternatives = {"faster": self._faster, "smaller": smaller(report.plan, widths.coverage)}
+        alternatives = {"faster": self._faster, "smaller": smaller_setting(report.plan, widths.coverage)}
         return replaced(
             self._with_facts(report),
             seconds=time.perf_counter() - start,
