@@ -85,7 +85,8 @@ def test_a_dropped_forward_ends_and_the_others_go_on() -> None:
                 ended.append(float(x.mean()))
 
     model = Model()
-    with PausedForwards(model, list(model.blocks), [{"x": torch.full((1, 2), float(i))} for i in range(3)]) as forwards:
+    inputs = [{"x": torch.full((1, 2), float(i))} for i in range(4)]
+    with PausedForwards(model, list(model.blocks), inputs, absent=[3]) as forwards:
         forwards.drop(0)  # never starts
         assert list(forwards.inputs(0)) == [1, 2]
         forwards.drop(1)
@@ -93,7 +94,7 @@ def test_a_dropped_forward_ends_and_the_others_go_on() -> None:
         for index, block in enumerate(model.blocks):
             assert list(forwards.inputs(index)) == [2]
             forwards.resume(2, block(*forwards.inputs(index)[2].args))
-        assert [output is None for output in forwards.outputs()] == [True, True, False]
+        assert [output is None for output in forwards.outputs()] == [True, True, False, True]
 
 
 def test_samples_without_an_index_are_counted() -> None:
