@@ -13,12 +13,13 @@ from tests.lifecycle import logits
 from transformers_qaig import QAIGConfig
 from transformers_qaig.calibration import end_to_end, target_quantizer
 from transformers_qaig.calibration.end_to_end import EndToEnd
+from transformers_qaig.data import own_answers
 from transformers_qaig.data.samples import load_samples
 from transformers_qaig.data.tensors import NO_ANSWER
 from transformers_qaig.execution.held_back import VALIDATION_EVERY
 from transformers_qaig.nn.linear import QAIGLinear
 
-STEPS = 6
+STEPS = 3
 LEARNED = {"name": "rtn", "end_to_end": True, "steps": STEPS, "validate": True}
 WHOLE = {"vision_bits": 4, "lm_head_bits": 4, "embedding_bits": 4}
 
@@ -128,13 +129,13 @@ def test_answers_alone_count_and_long_ones_are_thinned(
     processor = AutoProcessor.from_pretrained(llava)
     labelled = load_samples(chats, processor, num_samples=6, seed=0, with_labels=True)
     (found,) = seen
-    for sample, counts in found.counts.items():
+    for sample, counts in {number: one.counts for number, one in found.predictions.items()}.items():
         answer = (labelled[sample]["labels"][0] != NO_ANSWER).nonzero().flatten()
         assert counts[0] == answer[0] - 1
         assert counts[-1] == answer[-1] - 1
         assert len(counts) == min(3, len(answer))
-        assert len(found.hidden[sample]) == len(counts)
-    assert sorted(found.counts) == list(range(6))
+        assert len(found.predictions[sample].hidden) == len(counts)
+    assert sorted(found.predictions) == list(range(6))
 
 
 def test_a_model_without_a_linear_head_is_quantized_and_the_step_is_skipped(
@@ -160,3 +161,29 @@ def test_every_family_learns(family: str, tmp_path: Path) -> None:
     start, best = said(quantized)
     assert best < start
     assert not any(parameter.grad is not None for parameter in quantized.parameters())
+
+
+def test_it_draws_from_answers_of_the_full_model_but_not_to_held_back_questions(
+    llava: Path, data: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[EndToEnd] = []
+    real, drawn = EndToEnd.learn, set[int]()
+    monkeypatch.setattr(EndToEnd, "learn", lambda self, store: seen.append(self) or real(self, store))
+    compared = end_to_end.divergence
+
+    def note(model: Any, heads: Any, sample: Any, counts: Tensor, *more: Any) -> Tensor:
+        drawn.update(n for one in seen for n, found in one.predictions.items() if found.sample is sample)
+        return compared(model, heads, sample, counts, *more)
+
+    monkeypatch.setattr(end_to_end, "divergence", note)
+    chats = conversations(8)
+    plain = quantize(llava, chats)
+    model = quantize(llava, chats, {**LEARNED, "own_answers": True})
+    assert not torch.equal(logits(model, llava), logits(plain, llava))
+    without, found = (one.predictions for one in seen)
+    assert sorted(without) == list(range(8))
+    questions = [one.question for number, one in found.items() if number >= 8]
+    assert {question % VALIDATION_EVERY for question in questions} == {1, 2, 3}
+    assert len(questions) == 6 * own_answers.NUMBER
+    assert all(int(one.counts[0]) == int(found[one.question].counts[0]) for one in found.values())
+    assert any(number >= 8 for number in drawn)

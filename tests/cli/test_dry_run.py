@@ -120,12 +120,16 @@ def test_learning_end_to_end_holds_a_byte_a_weight_in_memory_or_in_files():
     weights = 28 * 233.0e6
     plain, learned = found(), found(end_to_end=True)
     assert plain.flop["forward passes"] == learned.flop["forward passes"]
-    assert learned.flop["learning end to end"] == pytest.approx(100 * 6 * 4 / 128 * plain.flop["forward passes"] / 5)
+    steps = learned.flop["learning end to end"]
+    assert steps == pytest.approx(2 * 100 * 6 * 4 / 128 * plain.flop["forward passes"] / 5)
     assert 0.95 * weights < learned.memory - plain.result < 1.25 * weights
     files = {"work_dir": "work"}
     kept, before = found(files, end_to_end=True), found(files)
     assert kept.disk - before.disk == pytest.approx(weights, rel=0.01)
     assert kept.memory < weights / 2
+    more = found(files, end_to_end=True, own_answers=True)
+    assert more.flop["learning end to end"] == pytest.approx(steps + 2 * 7 * plain.flop["forward passes"] / 5)
+    assert more.memory - kept.memory == pytest.approx(7 * 128 * 256 * 3584 * 2, rel=0.01)
 
 
 @pytest.mark.parametrize("command", [["quantize", "--bits", "3"], ["plan"]])

@@ -175,6 +175,7 @@ def test_what_a_caller_set_in_a_config_is_checked_before_quantizing() -> None:
     [
         ({"steps": 50}, r"recipe={'steps': 50} has no effect: it needs `rounding='learned'` or `end_to_end=True`."),
         ({"end_to_end": True, "steps": 50}, ""),
+        ({"own_answers": True}, "'own_answers': True} has no effect: it needs `end_to_end=True`"),
         ({"name": "gptq", "grid_points": 5}, "'grid_points': 5} has no effect: it needs `equalization='mae'`"),
         ({"ig_steps": 16}, "'ig_steps': 16} has no effect: it needs `token_weights='qig'`"),
         ({"name": "rtn", "validate": True}, "'validate': True} has no effect"),

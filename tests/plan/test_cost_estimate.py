@@ -9,6 +9,7 @@ from torch import nn
 
 from transformers_qaig import BitBudget, QAIGConfig
 from transformers_qaig.calibration import end_to_end
+from transformers_qaig.data import own_answers
 from transformers_qaig.plan import cost_estimate
 from transformers_qaig.plan.cost_estimate import (
     FLOAT32,
@@ -112,4 +113,6 @@ def test_what_is_learned_of_experts_goes_to_files_beyond_the_limit(limit: str | 
 def test_what_is_learned_end_to_end_is_counted_as_it_is_done() -> None:
     """The plan is below calibration and cannot import these numbers."""
     assert cost_estimate.END_TO_END_BATCH == end_to_end.BATCH
+    assert cost_estimate.END_TO_END_STEPS == end_to_end.STEPS
+    assert cost_estimate.OWN_ANSWERS == own_answers.NUMBER
     assert cost_estimate.END_TO_END_TOKENS == end_to_end.MOST_TOKENS

@@ -1,7 +1,8 @@
 """Learns all scales of the language model together, once its blocks are quantized, on the answers' tokens.
 
-The loss is KL(full ‖ quantized) of what is predicted there. Codes stay. Before quantization `remember` keeps the hidden
-states that enter the head of the full model. Its head then makes them predictions, whenever these are compared.
+The loss is KL(full ‖ quantized) of what is predicted there. Codes stay. Before quantization `remember` draws more
+answers from the full model, and keeps the hidden states that enter its head. The head then makes them predictions,
+whenever these are compared.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ..config import QAIGConfig
 from ..data.calibration_data import CalibrationData
+from ..data.own_answers import MOST_TOKENS, Asked, own_answers
 from ..distributed import Terms
 from ..distributed.gradients import gradients_in_order
 from ..execution.held_back import VALIDATION_EVERY, held_back_every
@@ -42,10 +45,27 @@ logger = get_logger(__name__)
 BATCH = 4
 """Samples per step."""
 RATE = 2e-3
-MOST_TOKENS = 256
-"""Tokens of a sample that are compared: their logits exist at once, and the gradients of these."""
+STEPS = 2
+"""Steps for each step of learned rounding."""
 FILE = "end_to_end"
 """What the learned scales are called in the work folder."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the full model said of one sample.
+
+    Attributes:
+        sample: the model's inputs.
+        question: number of the sample whose question it answers: its own, or that of what is given.
+        counts: int64 [A], positions of the tokens that are compared.
+        hidden: their hidden states [A, C] at the full model's head, in the model's dtype, on the CPU.
+    """
+
+    sample: Mapping[str, Any]
+    question: int
+    counts: Tensor
+    hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,8 +78,7 @@ class EndToEnd:
         data: to calibrate with.
         config: of the run.
         device: where to compute; None: where the model is.
-        counts: sample → int64 [A], positions of the tokens that are compared.
-        hidden: sample → their hidden states [A, C] at the full model's head, in the model's dtype, on the CPU.
+        predictions: by number: samples of `data` first, then the answers that the full model gave.
         why_not: why there are none; "" if there are.
     """
 
@@ -68,8 +87,7 @@ class EndToEnd:
     data: CalibrationData
     config: QAIGConfig
     device: torch.device | str | None
-    counts: Mapping[int, Tensor]
-    hidden: Mapping[int, Tensor]
+    predictions: Mapping[int, Prediction]
     why_not: str = ""
 
     @classmethod
@@ -81,7 +99,7 @@ class EndToEnd:
         config: QAIGConfig,
         device: torch.device | str | None,
     ) -> EndToEnd:
-        """Runs the samples of this rank through the full model.
+        """Runs the samples of this rank through the full model, and what it answers by itself to their questions.
 
         Args:
             model: in full precision.
@@ -92,24 +110,33 @@ class EndToEnd:
         """
         make = partial(cls, model, structure, data, config, device)
         head, every = structure.head.module, held_back_every(config.recipe)
-        mine = [s for s in range(len(data.samples)) if data.ranks.owns(s, every)]
-        found = {s: _before_answers(data.answer_masks[s]) for s in mine if data.samples[s] not in data.exclusions}
-        counts = {s: places for s, places in found.items() if len(places)}
-        hidden: dict[int, Tensor] = {}
         if not isinstance(head, nn.Linear):
-            return make({}, {}, "the model has no linear head")
+            return make({}, "the model has no linear head")
+        mine = [s for s in range(len(data.samples)) if data.ranks.owns(s, every)]
+        asked: dict[int, Asked] = {
+            s: (s, data.samples[s], data.answer_masks[s]) for s in mine if data.samples[s] not in data.exclusions
+        }
+        if config.recipe.own_answers:
+            drawn_from = [s for s in asked if not config.recipe.validate or s % VALIDATION_EVERY]
+            asked |= own_answers(model, data, drawn_from, structure.picture_tokens, config.seed, device)
+        found: dict[int, Prediction] = {}
         try:
             with sequential_onload(model, list(structure.blocks.values()), device):
-                for s in tqdm(counts, desc="Predictions in full precision", unit="sample"):
-                    states = hidden_at_head(model, head, data.samples[s], counts[s], device).to(structure.dtype)
+                for number, (question, sample, answers) in tqdm(
+                    asked.items(), desc="Predictions in full precision", unit="sample"
+                ):
+                    counts = _before_answers(answers)
+                    if not len(counts):
+                        continue
+                    states = hidden_at_head(model, head, sample, counts, device).to(structure.dtype)
                     if is_finite(states):
-                        hidden[s] = states
-                for s in list(hidden)[:1]:  # what cannot be compared fails here, not after hours
+                        found[number] = Prediction(sample, question, counts, states)
+                for one in list(found.values())[:1]:  # what cannot be compared fails here, not after hours
                     with torch.no_grad():
-                        divergence(model, (head, None, head.forward), data.samples[s], counts[s], hidden[s], device)
-        except NoSingleHead as found:
-            return make({}, {}, str(found))
-        return make(counts, hidden)
+                        divergence(model, (head, None, head.forward), one.sample, one.counts, one.hidden, device)
+        except NoSingleHead as error:
+            return make({}, str(error))
+        return make(found)
 
     def learn(self, store: BlockStore) -> str:
         """Learns the scales of the quantized model, or reads them from `store`; returns what came of it.
@@ -148,24 +175,30 @@ class EndToEnd:
         reasons = [reason for reason in self.data.ranks.gather(self.why_not) if reason]
         if reasons:
             return reasons[0]
-        if not any(self.data.ranks.gather(bool(self.hidden))):
+        if not any(self.data.ranks.gather(bool(self.predictions))):
             return "no calibration sample has an answer"
         return "" if layers else "no linear of the language model is packed"
 
     def _learn(self, layers: Mapping[str, QAIGLinear]) -> Learned:
         recipe, ranks, seed = self.config.recipe, self.data.ranks, self.config.seed
-        mine = [s for s in self.hidden if self.data.samples[s] not in self.data.exclusions]
-        owners = {s: rank for rank, of_rank in enumerate(ranks.gather(mine)) for s in of_rank}
-        samples = sorted(owners)
-        held_back = samples[::VALIDATION_EVERY] if recipe.validate else samples
-        drawn_from = [s for s in samples if s not in held_back] or held_back
-        tokens = dict(chain(*ranks.gather([(s, len(self.counts[s])) for s in mine])))
+        used = {
+            number: one
+            for number, one in self.predictions.items()
+            if self.data.samples[one.question] not in self.data.exclusions
+        }
+        facts = ranks.gather([(number, one.question, len(one.counts)) for number, one in used.items()])
+        owners = {number: rank for rank, of_rank in enumerate(facts) for number, _, _ in of_rank}
+        questions = {number: question for number, question, _ in chain(*facts)}
+        tokens = {number: count for number, _, count in chain(*facts)}
+        given = sorted(number for number, question in questions.items() if number == question)
+        held_back = given[::VALIDATION_EVERY] if recipe.validate else given
+        drawn_from = sorted(number for number in questions if questions[number] not in held_back) or held_back
         stored = {path: layer.weight_scale for path, layer in layers.items()}
         soft = {path: LearnableFactors(scale.detach().float(), scale.dtype) for path, scale in stored.items()}
         generator = torch.Generator().manual_seed(seed)
 
         def terms(batch: Sequence[int]) -> Terms[int]:
-            return Terms([s for s in batch if s in self.hidden], [owners[s] for s in batch], ranks)
+            return Terms([s for s in batch if s in used], [owners[s] for s in batch], ranks)
 
         with self._learning(layers) as (scaled, loss):
 
@@ -182,8 +215,9 @@ class EndToEnd:
                 _set(scaled, scales)
                 return sum(terms(held_back).of_each(lambda s: float(loss(s)))) / sum(tokens[s] for s in held_back)
 
-            with tqdm(total=recipe.steps, desc="Learning scales end to end", unit="step") as bar:
-                return learn(soft, batch_loss, validate, steps=recipe.steps, rate=RATE)
+            steps = STEPS * recipe.steps
+            with tqdm(total=steps, desc="Learning scales end to end", unit="step") as bar:
+                return learn(soft, batch_loss, validate, steps=steps, rate=RATE)
 
     @contextmanager
     def _learning(
@@ -203,8 +237,9 @@ class EndToEnd:
                 stack.enter_context(onload(full, device, dtype=torch.float32))
             heads = head, self._tied_head(full), full.forward
 
-            def loss(s: int) -> Tensor:
-                return divergence(model, heads, self.data.samples[s], self.counts[s], self.hidden[s], device)
+            def loss(number: int) -> Tensor:
+                one = self.predictions[number]
+                return divergence(model, heads, one.sample, one.counts, one.hidden, device)
 
             yield scaled, loss
 

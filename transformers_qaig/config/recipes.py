@@ -48,9 +48,10 @@ class Recipe:
             gradients of the block's output error.
         asymmetric: share, 0 to 1, of the shift between full-precision and quantized inputs that GPTQ's target
             compensates (asymmetric calibration, GPTAQ, arXiv 2504.02692).
-        steps: of learned rounding, and of learning end to end.
+        steps: of learned rounding; learning end to end takes twice as many.
         end_to_end: once all blocks are quantized, learn all scales of the language model together by the divergence of
             its answers from those in full precision; codes stay.
+        own_answers: draw samples for it from the full model, too: answers to the questions of the calibration data.
         rotation: rotate the linears' inputs (`transformers_qaig.formats.hadamard`): `"none"`, `"all"`, or `"a8"`: where
             they are rounded to 8 bits.
         attributed_widths: where neither `bits` nor a budget nor a plan says widths, choose them by what they cost the
@@ -74,6 +75,7 @@ class Recipe:
     asymmetric: float = 0.0
     steps: int = 100
     end_to_end: bool = False
+    own_answers: bool = False
     rotation: Literal["none", "a8", "all"] = "none"
     validate: bool = False
     attributed_widths: bool = False
@@ -109,6 +111,7 @@ class Recipe:
         learned, gptq = self.rounding == "learned", self.rounding != "nearest"
         read = {
             "steps": (learned or self.end_to_end, "`rounding='learned'` or `end_to_end=True`"),
+            "own_answers": (self.end_to_end, "`end_to_end=True`"),
             "asymmetric": (gptq, "`rounding='gptq'` or `'learned'`"),
             "ig_steps": (self.token_weights in ("qig", "qig-zero", "shuffled"), "`token_weights='qig'`"),
             "token_weights": (self.calibrates, "`equalization`, `clipping` or `rounding`"),
@@ -191,6 +194,7 @@ RECIPES: dict[str, Recipe] = {
         rounding="learned",
         asymmetric=1.0,
         end_to_end=True,
+        own_answers=True,
         rotation="a8",
         validate=True,
         attributed_widths=True,

@@ -30,6 +30,10 @@ LEARNED_BYTES = 20
 END_TO_END_PASSES = 6
 """What a step of learning end to end costs, likewise: forwards, again for the gradient, and backwards."""
 END_TO_END_BATCH = 4
+END_TO_END_STEPS = 2
+"""Steps for each step of learned rounding."""
+OWN_ANSWERS = 7
+"""Answers that the full model draws to each question: each token is computed once to draw it, and once to predict."""
 END_TO_END_TOKENS = 256
 """Most tokens of a sample whose hidden states at the head are kept."""
 SCALE_BYTES = 24
@@ -182,7 +186,8 @@ def _end_to_end(each: list[list[Linears]], config: QAIGConfig, tokens: int, item
     if not config.recipe.end_to_end:
         return 0, 0, 0
     linears = [one for block in each for one in block]
-    states = config.num_samples * min(tokens, END_TO_END_TOKENS) * _hidden(each[0]) * itemsize
+    texts = config.num_samples * (1 + OWN_ANSWERS * config.recipe.own_answers)
+    states = texts * min(tokens, END_TO_END_TOKENS) * _hidden(each[0]) * itemsize
     codes = sum(one.weights for one in linears) * (2 if config.bits == 8 else 1)
     groups = (one.weights // (one.columns if config.group_size == -1 else config.group_size) for one in linears)
     scales = SCALE_BYTES * sum(groups)
@@ -206,7 +211,8 @@ def _arithmetic(each: list[list[Linears]], config: QAIGConfig, count: int) -> di
         flop["search of scales"] = recipe.grid_points * forward
     if recipe.end_to_end:
         samples = min(END_TO_END_BATCH / max(config.num_samples, 1), 1.0)
-        flop["learning end to end"] = recipe.steps * END_TO_END_PASSES * samples * forward
+        steps = END_TO_END_STEPS * recipe.steps * END_TO_END_PASSES * samples
+        flop["learning end to end"] = (steps + 2 * OWN_ANSWERS * recipe.own_answers) * forward
     if recipe.rounding == "nearest":
         return flop
     moments = 2.0 * (2 if recipe.asymmetric else 1) * count
