@@ -1,5 +1,6 @@
 """PEFT on models whose experts are packed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,30 @@ def test_all_linear_names_the_experts_that_it_leaves_out(tmp_path: Path, caplog:
     again = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
     again = peft.PeftModel.from_pretrained(again, tmp_path / "adapter")
     assert torch.equal(again(ids).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"),
+    [
+        ({"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}, "2 packed weights .*down_proj"),
+        ({"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}, "4 packed weights .*gate_up_proj"),
+        ({"target_parameters": ["q_proj.weight", "gate.weight"]}, "2 packed weights .*0.self_attn.q_proj.weight"),
+    ],
+)
+def test_parameters_that_are_packed_are_named(
+    targets: dict[str, list[str]], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PEFT makes parameters of the names of experts' projections, and finds none on packed stacks."""
+    build("qwen3_moe").save_pretrained(tmp_path)
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    peft.get_peft_model(model, peft.LoraConfig(r=2, **targets))
+    assert re.search(f"no adapter on {named}", caplog.text)
+
+
+def test_no_warning_where_every_target_has_an_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build("qwen3_moe").save_pretrained(tmp_path)
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.gate.weight"]))
+    assert "no adapter" not in caplog.text

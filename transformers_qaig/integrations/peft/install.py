@@ -22,7 +22,7 @@ from ...nn.linear import QAIGLinear
 from ...nn.packed_module import PackedModule
 from .ia3 import QAIGIA3Linear
 from .lora import QAIGLoraEmbedding, QAIGLoraLinear
-from .targets import packed_names, warn_of_experts
+from .targets import packed_names, warn_of_experts, warn_of_parameters
 from .training import prepare_packed, save_dense_copies
 
 
@@ -89,6 +89,7 @@ def _include_packed(all_linear: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(wanted, str) and wanted.lower() == "all-linear":
             peft_config.target_modules = peft_config.target_modules | packed_names(model)
             warn_of_experts(model)
+        warn_of_parameters(model, getattr(peft_config, "target_parameters", None) or ())
         return peft_config
 
     return include_packed

@@ -1,11 +1,14 @@
-"""Lists the layers that `target_modules="all-linear"` means on a packed model."""
+"""Lists the layers that `target_modules="all-linear"` means on a packed model, and what PEFT leaves out there."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...nn.embedding import QAIGEmbedding
 from ...nn.experts import QAIGExperts
 from ...nn.linear import QAIGLinear
 from ...utils.logging import get_logger
@@ -35,3 +38,35 @@ def warn_of_experts(model: nn.Module) -> None:
             ", ".join(stacks[:3]),
             ", ..." if len(stacks) > 3 else "",
         )
+
+
+def warn_of_parameters(model: nn.Module, targets: Collection[str]) -> None:
+    """Says which packed weights `target_parameters` names: PEFT finds no such parameter, and leaves them out.
+
+    For some models with experts PEFT makes these names of `target_modules=["gate_proj", ...]`.
+    """
+    left_out = [
+        weight
+        for weight in _dense_names(model)
+        if weight in targets or any(weight.endswith(f".{target}") for target in targets)
+    ]
+    if left_out:
+        _logger.warning(
+            "PEFT puts no adapter on %d packed weights that `target_parameters` names (%s%s). Name linears in "
+            "`target_modules`. To adapt experts, train on `model.dequantize()`.",
+            len(left_out),
+            ", ".join(left_out[:3]),
+            ", ..." if len(left_out) > 3 else "",
+        )
+
+
+def _dense_names(model: nn.Module) -> list[str]:
+    """Lists the parameters that are packed, by their names in full precision."""
+    names: list[str] = []
+    for name, module in model.named_modules():
+        name = name.replace(".base_layer", "")
+        if isinstance(module, QAIGExperts):
+            names += [f"{name}.{parameter}" for parameter in module.stack.parameters]
+        elif isinstance(module, (QAIGLinear, QAIGEmbedding)):
+            names.append(f"{name}.weight")
+    return names
