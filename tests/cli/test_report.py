@@ -55,6 +55,12 @@ def test_a_report_of_anybody_gives_the_terminal_no_orders(tmp_path: Path, capsys
     assert r"\x1b]0;title\x07\ud800" in page.read_text()
 
 
+def test_pictures_go_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qaig_report.json").write_text(json.dumps(record(2)))
+    assert main(["report", str(tmp_path), "--png", str(tmp_path / "qaig_report.json")]) == 2
+    assert "--png must be a folder, got the file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("traceback", [[], ["--traceback"]])
 def test_an_error_that_quotes_a_file_gives_the_terminal_no_orders(
     traceback: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

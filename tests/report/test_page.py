@@ -69,7 +69,9 @@ def test_an_unfinished_run_says_how_far_it_is_and_loads_itself_anew() -> None:
     ("change", "said"),
     [
         ({"kind": "other"}, "`kind` must be 'transformers_qaig.report'"),
-        ({"version": 99}, "`version` must be 1 to 1, got 99. Install a newer"),
+        ({"version": 99}, "`version` must be 1 at most, got 99. Install a newer"),
+        ({"version": 0}, "`version` must be 1 or an earlier one, got 0."),
+        ({"version": None}, "`version` must be 1 or an earlier one, got None."),
         ({"seconds": "1"}, "`seconds` must be a finite number or null, got '1'."),
         ({"layers": [{"block": "b", "name": "n", "widths": {"x": 1}}]}, "`layers[0].widths` must count weights"),
         ({"layers": [{"block": "b", "name": "n", "widths": {"0004000": 1}}]}, "`layers[0].widths` must count weights"),

@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> None:
         file = getattr(options, name)
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise UsageError(f"--{name} must be a file in a folder that is there, got {file}.")
+    if options.png is not None and options.png.exists() and not options.png.is_dir():
+        raise UsageError(f"--png must be a folder, got the file {options.png}.")
     if options.png is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--png needs matplotlib: pip install matplotlib, or leave it out.")
     record = _record(options)

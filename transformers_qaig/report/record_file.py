@@ -58,8 +58,10 @@ def checked(data: Any) -> Record:
     if not isinstance(data, Mapping) or data.get("kind") != KIND:
         raise RecordError(f"`kind` must be {KIND!r}.")
     version = data.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise RecordError(f"`version` must be 1 to {VERSION}, got {quote(version)}. Install a newer transformers-qaig.")
+    if type(version) is not int or version < 1:
+        raise RecordError(f"`version` must be {VERSION} or an earlier one, got {quote(version)}.")
+    if version > VERSION:
+        raise RecordError(f"`version` must be {VERSION} at most, got {version}. Install a newer transformers-qaig.")
     read = _Fields(data, "")
     return {
         "kind": KIND,
