@@ -50,11 +50,12 @@ def test_columns_of_scales_that_are_not_finite_are_those_of_plain_torch(isa, bit
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("chunk_codes", [1, 1 << 20])
 @pytest.mark.parametrize("bits", BITS)
-def test_the_gradient_in_bfloat16_is_rounded_once(isa, bits, monkeypatch):
-    """Whatever a processor multiplies fastest: panels of 32 columns, and a product in bfloat16."""
+def test_the_gradient_in_bfloat16_is_rounded_once(isa, bits, chunk_codes, monkeypatch):
+    """Whatever a processor multiplies fastest: panels of 32 columns or one of all, and a product in bfloat16."""
     monkeypatch.setattr(reference, "product_dtype", lambda x: x.dtype)
-    monkeypatch.setattr("transformers_qaig.formats.packing._CHUNK_CODES", 1)
+    monkeypatch.setattr("transformers_qaig.formats.packing._CHUNK_CODES", chunk_codes)
     layer = random_layer(bits, in_features=160)
     grad = torch.randn(9, 40).bfloat16()
     weight = dequantize(layer._weight(), torch.bfloat16)

@@ -125,8 +125,11 @@ def _product_by_rows(x: Tensor, weight: Weight) -> Tensor:
 
 def _product_by_columns(x: Tensor, weight: Weight) -> Tensor:
     """Computes x @ W, bfloat16: each sum is complete, and is rounded once."""
+    chunks = column_chunks(weight.out_features, weight.in_features)
+    if len(chunks) == 1:
+        return torch.mm(x, torch.ops.qaig.dequantize_columns(*weight, *chunks[0]))
     total = x.new_empty(x.shape[0], weight.in_features)
-    for start, stop in column_chunks(weight.out_features, weight.in_features):
+    for start, stop in chunks:
         torch.mm(x, torch.ops.qaig.dequantize_columns(*weight, start, stop), out=total[:, start:stop])
     return total
 
