@@ -147,6 +147,8 @@ def test_another_tokenizer_is_refused(
     ("options", "said"),
     [
         (["--columns", "picture=x"], "--columns takes PART=COLUMN, with a PART of"),
+        (["--columns", "image"], "--columns takes PART=COLUMN, with a PART of"),
+        (["--columns", "image="], "--columns takes PART=COLUMN, with a PART of"),
         (["--baseline", "other"], "--baseline compares two models' KL to a third: give --reference"),
         (["--dataset", "again.jsonl"], "give the conversations once"),
         (["--columns", "image=a", "image=b"], "--columns names image twice, a and b"),
@@ -158,6 +160,12 @@ def test_arguments_that_do_not_go_together(
 ) -> None:
     assert main(["evaluate", str(llava), str(chats), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_adapter_is_no_model(chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert main(["evaluate", str(tmp_path), str(chats)]) == 2
+    assert "holds an adapter: give the model that it is for" in capsys.readouterr().err
 
 
 def test_a_model_that_predicts_nan_is_refused(

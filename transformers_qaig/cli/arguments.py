@@ -45,6 +45,8 @@ def require_model(name: str) -> None:
     """Raises `UsageError` unless `name` is the folder of a model, or may be one on the Hub."""
     path = Path(name)
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise UsageError(f"the folder {name} holds an adapter: give the model that it is for.")
         if not (path / "config.json").is_file():
             raise UsageError(f"the folder {name} holds no model: it has no config.json.")
         return

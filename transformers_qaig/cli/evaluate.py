@@ -140,9 +140,10 @@ def check(options: argparse.Namespace) -> dict[str, str]:
     if options.adapter is not None:
         require_adapter(options)
     columns: dict[str, str] = {}
+    known = [*COLUMN_NAMES, "task"]
     for pair in options.columns or ():
         part, is_pair, column = pair.partition("=")
-        if not is_pair or not column or part not in (known := [*COLUMN_NAMES, "task"]):
+        if not is_pair or not column or part not in known:
             raise UsageError(f"--columns takes PART=COLUMN, with a PART of {', '.join(known)}; got {pair!r}.")
         if part in columns:
             raise UsageError(f"--columns names {part} twice, {columns[part]} and {column}: give it once.")
