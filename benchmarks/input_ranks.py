@@ -34,8 +34,8 @@ from torch import Tensor, nn  # noqa: E402
 from tests.sweep.models import tiny  # noqa: E402
 from transformers_qaig import QAIGConfig  # noqa: E402
 from transformers_qaig.data.decoder_inputs import DecoderInputs  # noqa: E402
-from transformers_qaig.execution.gathering import RowFinder, Rows  # noqa: E402
 from transformers_qaig.execution.layer_inputs import hidden_states  # noqa: E402
+from transformers_qaig.execution.token_rows import RowFinder, Rows  # noqa: E402
 
 FAMILIES = ("gemma3n", "glm5_next", "blip-2", "llama4_text", "kimi_k25", "hy_v4_vl")
 FIRST_TEXT = 70

@@ -12,8 +12,8 @@ from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.group_context import GroupContext, Measured
 from transformers_qaig.config.recipes import recipe_of
-from transformers_qaig.execution.gathering import RowFinder, Rows
 from transformers_qaig.execution.held_back import VALIDATION_EVERY
+from transformers_qaig.execution.token_rows import RowFinder, Rows
 from transformers_qaig.rounding.clipping import FACTORS
 from transformers_qaig.rounding.hessian import Hessian, second_moment
 from transformers_qaig.rounding.moments import InputMoments

@@ -1,4 +1,4 @@
-"""The forward that stands in for a block's own: what it hands over, and that it goes without a trace."""
+"""The interceptor of a block's forward: what the loop gets from it, and that it is removed without a trace."""
 
 import copy
 import inspect
@@ -50,7 +50,7 @@ def test_a_call_is_let_go_once_its_forward_is_resumed(toy):
         assert len(calls) == 0
 
 
-def test_copies_have_no_door(toy):
+def test_copies_have_no_interceptor(toy):
     with PausedForwards(toy, toy.blocks, toy_samples(1)) as forwards:
         forwards.inputs(0)
         block, model = copy.deepcopy(toy.blocks[0]), copy.deepcopy(toy)
@@ -85,7 +85,7 @@ def test_a_forward_of_the_blocks_own_comes_back(toy):
     assert_untouched([toy.blocks[0], toy.blocks[2]])
 
 
-def test_tensors_go_to_the_door_device():
+def test_tensors_go_to_the_inputs_device():
     shared = torch.ones(2, 3)
 
     class Block(nn.Module):

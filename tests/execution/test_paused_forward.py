@@ -59,7 +59,7 @@ def test_a_changed_block_changes_only_its_stream():
     assert_equal([output.logits for output in quantized.outputs()], after)
 
 
-def test_a_skipped_block_is_waited_for_at_a_later_door():
+def test_a_sample_that_skips_a_block_pauses_at_a_later_one():
     model, processor = build("mllama")
     inputs = [*samples(processor, 2), *samples(processor, 2, image=False)]
     blocks = blocks_of(model)

@@ -66,7 +66,7 @@ def test_interrupts_and_errors_restore_everything(toy, error, where):
     assert type(getcurrent()) is greenlet
 
 
-def test_a_forward_that_fails_to_end_does_not_leave_doors(toy):
+def test_a_forward_that_fails_to_end_leaves_no_interceptor(toy):
     @contextlib.contextmanager
     def context():
         try:
@@ -90,7 +90,7 @@ def test_a_forward_that_fails_to_end_does_not_leave_doors(toy):
     assert_untouched(toy.blocks)
 
 
-def test_a_forward_that_refuses_to_end_meets_no_door(toy):
+def test_a_forward_that_refuses_to_end_is_not_intercepted(toy):
     reached = []
 
     def swallow():

@@ -1,12 +1,10 @@
-"""Gathers what a group of linears reads of every sample, and finds which of its rows are real tokens."""
+"""Gathers what a group of linears reads of every sample."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from ..distributed import Terms
@@ -15,9 +13,9 @@ from ..utils.finite import is_finite
 from .block_outputs import is_finite_where
 from .exclusions import NotFinite
 from .group_inputs import NO_SAMPLE, UNKNOWN_ROWS, GroupInputs, NotReached, enter, merge
-from .layer_inputs import LayerInputs, TargetInputs, hidden_states, map_tensors
+from .layer_inputs import TargetInputs, map_tensors
 from .spread import Entered, spread
-from .token_rows import OtherTokens, RowLayout, layouts_of_axes, probe_layout
+from .token_rows import RowFinder
 
 
 def gather_group_inputs(
@@ -137,76 +135,6 @@ def _of_all_runs(
     if not reached:
         raise reason
     return gathered
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the rows of a tensor `[B, T, C]` are.
-
-    Attributes:
-        mask: bool `[B, T]` on the CPU, True at rows of real tokens.
-        tokens: int64 `[B * T]`, which of the sample's tokens each row belongs to; None if the rows are the sample's
-            tokens in order, or belong to none.
-    """
-
-    mask: Tensor
-    tokens: Tensor | None = None
-
-
-class RowFinder:
-    """Finds what the rows are that a group's linears read. Probes the block, once, if the shape does not tell.
-
-    Args:
-        block: in full precision.
-        group: the linears.
-        inputs: what the block is called with.
-        samples: the longest of them is probed.
-
-    Attributes:
-        reads_other_tokens: whether the rows are an encoder's tokens, or an image's, as [`layout`] found.
-    """
-
-    def __init__(self, block: nn.Module, group: Group, inputs: TargetInputs, samples: Sequence[int]):
-        self.block, self.group, self.inputs = block, group, inputs
-        self.samples, self.reads_other_tokens = samples, False
-
-    def rows(self, sample: int, x: Tensor) -> Rows | None:
-        """Returns what the rows of `x` `[..., C]` are; None if some are padding and it is not known which."""
-        mask, shape = self.inputs.masks[sample], x.shape[:-1]
-        if mask.shape == shape:
-            return Rows(mask)
-        layout = self.layout if mask.numel() else None
-        if layout is not None and layout.fits(shape.numel(), mask.shape):
-            if layout.is_plain:
-                return Rows(mask)
-            tokens = layout.tokens(mask.shape)
-            return Rows(mask.reshape(1, -1)[:, tokens], tokens)
-        if layout is not None or (mask.numel() and not self.reads_other_tokens and not mask.all()):
-            return None
-        return Rows(torch.ones(shape if len(shape) == 2 else (1, shape.numel()), dtype=torch.bool))
-
-    @cached_property
-    def layout(self) -> RowLayout | None:
-        """The layout of the rows; None if it was not found."""
-        sample = max(self.samples, key=lambda s: (self.inputs.masks[s].shape[0], self.inputs.masks[s].numel()))
-        call, mask = self.inputs.full[sample], self.inputs.masks[sample]
-        hidden = hidden_states(call)
-        found = [] if hidden is None else layouts_of_axes(hidden.shape[:-1], tuple(mask.shape))
-        if hidden is None or not found:
-            return None
-
-        def read(changed: Tensor) -> Tensor | None:
-            args, kwargs = map_tensors(lambda t: changed if t is hidden else t, (call.args, call.kwargs))
-            try:
-                return enter(self.block, self.group, LayerInputs(args, kwargs))[0]
-            except NotReached:
-                return None
-
-        try:
-            return probe_layout(read, hidden, found[0], mask)
-        except OtherTokens:
-            self.reads_other_tokens = True
-            return None
 
 
 def _finite(x: Tensor, mask: Tensor, sample: int, where: str) -> Tensor:

@@ -14,9 +14,9 @@ from ..nn.experts_module import LinearExperts, routing
 from ..utils.finite import is_finite
 from ..utils.logging import get_logger
 from .exclusions import NotFinite, place_in
-from .gathering import RowFinder, Rows
 from .group_inputs import NO_SAMPLE, UNKNOWN_ROWS, GroupInputs, NotReached, enter
 from .layer_inputs import TargetInputs, map_tensors
+from .token_rows import RowFinder, Rows
 
 logger = get_logger(__name__)
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..equalization.fold import Group
 from ..utils.finite import are_finite
-from .gathering import RowFinder, entering, finite_inputs
+from .gathering import entering, finite_inputs
 from .group_inputs import GroupInputs, is_tokenwise, join, rows_of, tokens_of
 from .layer_inputs import TargetInputs
+from .token_rows import RowFinder
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..equalization.fold import Group
+from .group_inputs import NotReached, enter
+from .layer_inputs import LayerInputs, TargetInputs, hidden_states, map_tensors
 
 MAX_COPIES = 4096
 """The most rows of one token that a layout is looked for."""
@@ -167,3 +172,73 @@ def _stands_out(tokens: Tensor, changes: Mapping[int, Tensor]) -> bool:
     """Whether each changed token's own rows changed more than those of any other token."""
     sums = {token: torch.zeros(int(tokens.max()) + 1).index_add_(0, tokens, c) for token, c in changes.items()}
     return all(int(total.argmax()) == token for token, total in sums.items())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a tensor `[B, T, C]` are.
+
+    Attributes:
+        mask: bool `[B, T]` on the CPU, True at rows of real tokens.
+        tokens: int64 `[B * T]`, which of the sample's tokens each row belongs to; None if the rows are the sample's
+            tokens in order, or belong to none.
+    """
+
+    mask: Tensor
+    tokens: Tensor | None = None
+
+
+class RowFinder:
+    """Finds what the rows are that a group's linears read. Probes the block, once, if the shape does not tell.
+
+    Args:
+        block: in full precision.
+        group: the linears.
+        inputs: what the block is called with.
+        samples: the longest of them is probed.
+
+    Attributes:
+        reads_other_tokens: whether the rows are an encoder's tokens, or an image's, as [`layout`] found.
+    """
+
+    def __init__(self, block: nn.Module, group: Group, inputs: TargetInputs, samples: Sequence[int]):
+        self.block, self.group, self.inputs = block, group, inputs
+        self.samples, self.reads_other_tokens = samples, False
+
+    def rows(self, sample: int, x: Tensor) -> Rows | None:
+        """Returns what the rows of `x` `[..., C]` are; None if some are padding and it is not known which."""
+        mask, shape = self.inputs.masks[sample], x.shape[:-1]
+        if mask.shape == shape:
+            return Rows(mask)
+        layout = self.layout if mask.numel() else None
+        if layout is not None and layout.fits(shape.numel(), mask.shape):
+            if layout.is_plain:
+                return Rows(mask)
+            tokens = layout.tokens(mask.shape)
+            return Rows(mask.reshape(1, -1)[:, tokens], tokens)
+        if layout is not None or (mask.numel() and not self.reads_other_tokens and not mask.all()):
+            return None
+        return Rows(torch.ones(shape if len(shape) == 2 else (1, shape.numel()), dtype=torch.bool))
+
+    @cached_property
+    def layout(self) -> RowLayout | None:
+        """The layout of the rows; None if it was not found."""
+        sample = max(self.samples, key=lambda s: (self.inputs.masks[s].shape[0], self.inputs.masks[s].numel()))
+        call, mask = self.inputs.full[sample], self.inputs.masks[sample]
+        hidden = hidden_states(call)
+        found = [] if hidden is None else layouts_of_axes(hidden.shape[:-1], tuple(mask.shape))
+        if hidden is None or not found:
+            return None
+
+        def read(changed: Tensor) -> Tensor | None:
+            args, kwargs = map_tensors(lambda t: changed if t is hidden else t, (call.args, call.kwargs))
+            try:
+                return enter(self.block, self.group, LayerInputs(args, kwargs))[0]
+            except NotReached:
+                return None
+
+        try:
+            return probe_layout(read, hidden, found[0], mask)
+        except OtherTokens:
+            self.reads_other_tokens = True
+            return None
