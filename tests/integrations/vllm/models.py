@@ -63,20 +63,24 @@ MIXTRAL: dict[str, Any] = {
     "overrides": {"*.experts.0-1.down_proj": 3, "*.k_proj": 2},
 }
 """For a tiny Mixtral, to whose embeddings vLLM gives no configuration, and whose experts it calls otherwise."""
-QWEN: dict[str, Any] = {"bits": 4, "group_size": 32, "vision_bits": 4, "overrides": {"*.k_proj": 3, "*.up_proj": 8}}
-"""For a tiny Qwen2.5-VL."""
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"bits": 4, "group_size": 32, "vision_bits": 4, "overrides": {"*.k_proj": 3, "*.up_proj": 8}},
+    "internvl": {"bits": 3, "sym": True, "group_size": 32, "vision_bits": 8},
+}
+"""A tower that is fused in the file, and a projector that vLLM's model makes as `nn.Linear`."""
 
 
-def make_qwen(folder: Path) -> Path:
-    """Makes a tiny Qwen2.5-VL of random weights, with heads of 32 channels: vLLM's CPU engine has none of 16."""
+def make_family(name: str, folder: Path) -> Path:
+    """Makes a tiny model of random weights, with heads of 32 channels: vLLM's CPU engine has none of 16."""
     import torch
 
     from tests import families
     from tests.tiny_models.weights import randomise
 
-    cls, config, processor = families.FAMILIES["qwen2_5_vl"]()
+    cls, config, processor = families.FAMILIES[name]()
     config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 2, 1
-    config.text_config.rope_parameters["mrope_section"] = [4, 6, 6]
+    if "mrope_section" in (config.text_config.rope_parameters or {}):
+        config.text_config.rope_parameters["mrope_section"] = [4, 6, 6]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = cls(config).to(torch.bfloat16)

@@ -51,9 +51,11 @@ def test_full_precision_shows_what_the_engine_itself_changes(tiny_vlm_path: Path
 
 
 @pytest.mark.skipif(engine.IS_SHORT, reason="the long form: `make vllm`")
-def test_a_family_whose_tower_is_fused_in_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_other_families_with_tower_and_projector_packed(name: str, tmp_path: Path) -> None:
     """Random weights: what is compared is every token, not whether it answers the question."""
-    folder = models.make_quantized(models.make_qwen(tmp_path / "full"), tmp_path / "qwen", **models.QWEN)
+    full = models.make_family(name, tmp_path / "full")
+    folder = models.make_quantized(full, tmp_path / name, **models.FAMILIES[name])
     check(folder, tmp_path, torch.float32, distinct=2)
 
 
