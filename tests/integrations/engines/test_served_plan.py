@@ -29,6 +29,12 @@ def test_every_part_of_a_fused_layer_keeps_its_scheme() -> None:
     assert renamed().linear("language_model.model.layers.0.self_attn.qkv_proj", {}) == [W3, W4, W4]
 
 
+def test_a_model_that_holds_another_may_not_say_what_that_one_fuses() -> None:
+    """LFM2-VL's class does not."""
+    plan = ServedPlan({"layers.0.feed_forward.w1": W3, "layers.0.feed_forward.w3": W4})
+    assert plan.linear("layers.0.feed_forward.w13", {}) == [W3, W4]
+
+
 def test_a_part_that_is_not_packed_is_none() -> None:
     assert renamed().linear("language_model.model.layers.0.mlp.gate_up_proj", {}) == [W3, None]
 

@@ -10,7 +10,12 @@ from ...nn.experts_layout import split_path
 from ...nn.projection_scheme import ProjectionScheme
 from ...plan.experts import EVERY, indices_of
 
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "w13": ("w1", "w3"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
+}
 """What engines fuse in nearly all models; a model's own `packed_modules_mapping` counts before this."""
 EMBEDDINGS, HEADS = ("embed_tokens", "embeddings", "embed_in", "word_embeddings", "wte"), ("lm_head", "embed_out")
 """Last parts of their names."""

@@ -1,7 +1,8 @@
-"""Linears that a model of vLLM makes as `nn.Linear`: projectors of PaliGemma and InternVL, Mistral 3's merger.
+"""Linears that a model of vLLM makes without a name: projectors of PaliGemma and InternVL, Mistral 3's merger.
 
-They have neither a `quant_config` nor a name while they are made. So those that a file holds packed become vLLM's own
-linears once the model is whole, before its weights are loaded. vLLM's models of Transformers' classes do the same.
+Most are `nn.Linear`, some vLLM's own, such as MiniCPM3's `q_a_proj`. None can ask for its method while it is made. So
+those that a file holds packed are replaced once the model is whole, before its weights are loaded. vLLM's models of
+Transformers' classes do the same with `nn.Linear`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 from vllm.config import set_current_vllm_config
-from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -34,6 +35,7 @@ def replace_in_models(kind: type[QuantizationConfig]) -> None:
         if isinstance(vllm_config.quant_config, kind):
             with set_current_vllm_config(vllm_config):
                 replace(model, vllm_config.quant_config)
+            vllm_config.quant_config.plan.check_blocks()
             refuse_dense(model, vllm_config.quant_config.plan)
         return model
 
@@ -41,22 +43,33 @@ def replace_in_models(kind: type[QuantizationConfig]) -> None:
 
 
 def replace(model: nn.Module, configuration: Any) -> None:
-    """Replaces the plain linears of a model that a configuration says are packed.
+    """Replaces the linears of a model that have no name of their own, and that a configuration says are packed.
 
     Args:
         model: whose weights are not loaded yet.
-        configuration: is asked for each by its name.
+        configuration: is asked for each by its place in the model.
     """
-    plain = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
-    for name, layer in plain:
+    nameless = [(name, layer) for name, layer in model.named_modules() if _is_nameless(layer)]
+    for name, layer in nameless:
         if configuration.is_packed(name):
-            packed = ReplicatedLinear(
-                layer.in_features,
-                layer.out_features,
-                bias=layer.bias is not None,
-                params_dtype=layer.weight.dtype,
-                quant_config=configuration,
-                prefix=name,
-                return_bias=False,
-            )
-            model.set_submodule(name, packed)
+            model.set_submodule(name, _named(layer, name, configuration))
+
+
+def _is_nameless(layer: nn.Module) -> bool:
+    if isinstance(layer, LinearBase):
+        return not layer.prefix and len(getattr(layer, "output_partition_sizes", ())) == 1
+    return type(layer) is nn.Linear
+
+
+def _named(layer: Any, name: str, configuration: Any) -> nn.Module:
+    is_torch = isinstance(layer, nn.Linear)
+    return ReplicatedLinear(
+        layer.in_features if is_torch else layer.input_size,
+        layer.out_features if is_torch else layer.output_size,
+        bias=layer.bias is not None,
+        skip_bias_add=not is_torch and layer.skip_bias_add,
+        params_dtype=layer.weight.dtype,
+        quant_config=configuration,
+        prefix=name,
+        return_bias=not is_torch and layer.return_bias,
+    )
