@@ -114,6 +114,19 @@ def test_single_tokens_are_trained_on_dense_embeddings_only(packs: bool, llava: 
         assert any("trainable_tokens" in name for name in names)
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_prompts_are_trained_on_dense_embeddings_only(packs: bool, llava: Path) -> None:
+    config = QAIGConfig(bits=4, group_size=32, recipe="rtn", embedding_bits=8 if packs else None)
+    model = AutoModelForImageTextToText.from_pretrained(llava, quantization_config=config)
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    if packs:
+        with pytest.raises(ValueError, match="Prompt tuning is not supported on packed embeddings"):
+            peft.get_peft_model(model, prompts)
+    else:
+        ids = torch.arange(3, 9)[None]
+        peft.get_peft_model(model, prompts)(input_ids=ids, labels=ids).loss.backward()
+
+
 def test_modules_to_save_may_be_updated_again_and_names_what_holds_packed_weights() -> None:
     wrapper = peft.utils.other.ModulesToSaveWrapper(layer(None, torch.float32), "default")
     copy = wrapper.modules_to_save["default"]

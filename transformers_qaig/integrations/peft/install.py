@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers.integrations.peft as transformers_peft
+from peft.peft_model import PeftModel
 from peft.tuners import tuners_utils
 from peft.tuners.ia3.model import IA3Model
 from peft.tuners.lora import model as lora_model
@@ -16,6 +17,7 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import other
 from torch import nn
+from transformers import PreTrainedModel
 
 from ...nn.embedding import QAIGEmbedding
 from ...nn.linear import QAIGLinear
@@ -31,6 +33,7 @@ def install() -> None:
     _add_lora()
     _add_ia3()
     _refuse_tokens()
+    _refuse_prompts()
     _replace(tuners_utils._maybe_include_all_linear_layers, _include_packed)
     _replace(other.prepare_model_for_kbit_training, prepare_packed)
     save_dense_copies()
@@ -79,6 +82,23 @@ def _refuse_tokens() -> None:
         make(self, base_layer, *args, **kwargs)
 
     TrainableTokensLayer.__init__ = create  # type: ignore[method-assign]
+
+
+def _refuse_prompts() -> None:
+    """Refuses prompt tuning and its kin on packed embeddings, which PEFT seeks by the size of a parameter."""
+    make = PeftModel._setup_prompt_encoder
+
+    @functools.wraps(make)
+    def create(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        model = self.base_model
+        if isinstance(model, PreTrainedModel) and isinstance(model.get_input_embeddings(), PackedModule):
+            raise ValueError(
+                "Prompt tuning is not supported on packed embeddings. Quantize without `embedding_bits`, train an "
+                "adapter such as LoRA, or train on `model.dequantize()`."
+            )
+        return make(self, *args, **kwargs)
+
+    PeftModel._setup_prompt_encoder = create
 
 
 def _include_packed(all_linear: Callable[..., Any]) -> Callable[..., Any]:
