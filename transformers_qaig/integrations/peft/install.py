@@ -98,7 +98,7 @@ def _refuse_prompts() -> None:
             )
         return make(self, *args, **kwargs)
 
-    PeftModel._setup_prompt_encoder = create
+    PeftModel._setup_prompt_encoder = create  # type: ignore[method-assign]
 
 
 def _include_packed(all_linear: Callable[..., Any]) -> Callable[..., Any]:
