@@ -34,7 +34,7 @@ TESTS = (
     "tests/execution/test_group_inputs.py",
     "tests/execution/test_token_rows.py",
     "tests/calibration/test_block_quantizer.py",
-    "tests/calibration/token_weights",
+    "tests/token_weights",
     "tests/kernels/cuda/test_gptq_columns.py",
     "tests/kernels/cuda/test_operators.py",
     "tests/plan/test_allocate.py",

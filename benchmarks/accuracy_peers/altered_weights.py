@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from transformers_qaig.calibration.token_weights import registry
-from transformers_qaig.calibration.token_weights.base import Stateless, SubBlock
-from transformers_qaig.calibration.token_weights.precomputed import weights_at_rows
-from transformers_qaig.calibration.token_weights.qig import QIG
+from transformers_qaig.token_weights import registry
+from transformers_qaig.token_weights.base import Stateless, SubBlock
+from transformers_qaig.token_weights.precomputed import weights_at_rows
+from transformers_qaig.token_weights.qig import QIG
 
 
 def by_kind(weights: Tensor, vision: Tensor) -> Tensor:

@@ -28,16 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from transformers_qaig.calibration.token_weights import registry
-from transformers_qaig.calibration.token_weights.base import Stateless, SubBlock
-from transformers_qaig.calibration.token_weights.data import WeightingData
-from transformers_qaig.calibration.token_weights.integrated_gradients import weights_from_attribution
-from transformers_qaig.calibration.token_weights.precomputed import weights_at_rows
 from transformers_qaig.execution.block_outputs import first_tensor
 from transformers_qaig.execution.layer_inputs import LayerInputs, forward, map_tensors
 from transformers_qaig.quantizer.bit_costs.answer_costs import answer_log_probabilities
 from transformers_qaig.rounding.quant_grid import minmax_grid
 from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights import registry
+from transformers_qaig.token_weights.base import Stateless, SubBlock
+from transformers_qaig.token_weights.data import WeightingData
+from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution
+from transformers_qaig.token_weights.precomputed import weights_at_rows
 
 KINDS = ("path", "downstream", "fisher")
 DRAWS = 4

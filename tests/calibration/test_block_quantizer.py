@@ -17,8 +17,6 @@ from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.reconstruction import BlockReconstruction
 from transformers_qaig.calibration.steps import passes
 from transformers_qaig.calibration.target_quantizer import quantize_block
-from transformers_qaig.calibration.token_weights.base import BlockWeights
-from transformers_qaig.calibration.token_weights.registry import token_weights_of
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.block_outputs import OutputError
@@ -31,6 +29,8 @@ from transformers_qaig.rounding.hessian import DAMPING
 from transformers_qaig.rounding.learned import Learned
 from transformers_qaig.rounding.moments import InputMoments
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
+from transformers_qaig.token_weights.base import BlockWeights
+from transformers_qaig.token_weights.registry import token_weights_of
 
 PATH = "model.language_model.layers.0"
 

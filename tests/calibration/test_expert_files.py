@@ -18,7 +18,6 @@ from transformers_qaig.calibration.quantizer_settings import (
     QuantizerSettings,
     memory_for_experts,
 )
-from transformers_qaig.calibration.token_weights.uniform import Uniform
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.distributed import Terms
 from transformers_qaig.equalization.finder import GroupFinder
@@ -27,6 +26,7 @@ from transformers_qaig.nn.experts_module import LinearExperts
 from transformers_qaig.rounding.learned import Learnable, LearnableInit, LearnableRounding, learn
 from transformers_qaig.rounding.learned_scales import LearnableScales
 from transformers_qaig.rounding.quant_grid import minmax_grid
+from transformers_qaig.token_weights.uniform import Uniform
 from transformers_qaig.utils.scratch import LEAST, ScratchFiles
 
 __all__ = ["vlm"]

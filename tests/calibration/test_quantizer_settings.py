@@ -7,9 +7,9 @@ from torch import nn
 
 from transformers_qaig import CalibrationConfig, QAIGConfig
 from transformers_qaig.calibration.quantizer_settings import QuantizerSettings, settings_of
-from transformers_qaig.calibration.token_weights.uniform import Uniform
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.equalization.finder import GroupFinder
+from transformers_qaig.token_weights.uniform import Uniform
 
 FINDER = GroupFinder((), 0)
 

@@ -20,7 +20,6 @@ from transformers_qaig.calibration.decisions import BlockDecisions, rounded, rou
 from transformers_qaig.calibration.pipeline import calibrate
 from transformers_qaig.calibration.reconstruction import BlockReconstruction
 from transformers_qaig.calibration.target_quantizer import decide
-from transformers_qaig.calibration.token_weights.registry import token_weights_of
 from transformers_qaig.config.recipes import Recipe, recipe_of
 from transformers_qaig.data.loader import load_inputs
 from transformers_qaig.equalization.finder import GroupFinder
@@ -33,6 +32,7 @@ from transformers_qaig.nn.linear import get_linear
 from transformers_qaig.nn.transformed_input import TransformedInputLinear
 from transformers_qaig.plan.build import make_plan
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
+from transformers_qaig.token_weights.registry import token_weights_of
 
 ROTATION = Rotation(32, 5)
 

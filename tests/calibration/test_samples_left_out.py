@@ -11,8 +11,6 @@ from transformers_qaig.calibration import steps
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.group_context import GroupContext
 from transformers_qaig.calibration.target_quantizer import decide
-from transformers_qaig.calibration.token_weights.base import SubBlock
-from transformers_qaig.calibration.token_weights.uniform import Uniform
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.execution.block_outputs import OutputError
 from transformers_qaig.execution.exclusions import NotFinite
@@ -22,6 +20,8 @@ from transformers_qaig.rounding.hessian import Hessian
 from transformers_qaig.rounding.learned import LearnableVector, learn
 from transformers_qaig.rounding.quant_grid import QuantizedWeight, minmax_grid
 from transformers_qaig.rounding.scale_refit import refit_scales
+from transformers_qaig.token_weights.base import SubBlock
+from transformers_qaig.token_weights.uniform import Uniform
 
 NAN = float("nan")
 GRID = {"bits": 2, "group_size": 32, "sym": False, "storage_dtype": torch.float32}

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from tests.families import build, samples
 from transformers_qaig.calibration.block_quantizer import QuantizerSettings
 from transformers_qaig.calibration.target_quantizer import quantize_block
-from transformers_qaig.calibration.token_weights.registry import token_weights_of
 from transformers_qaig.config.recipes import RECIPES
 from transformers_qaig.equalization.finder import GroupFinder
 from transformers_qaig.execution.layer_inputs import TargetInputs, forward
@@ -17,6 +16,7 @@ from transformers_qaig.execution.paused_forward import PausedForwards
 from transformers_qaig.formats.scheme import WeightScheme
 from transformers_qaig.nn.linear import QAIGLinear
 from transformers_qaig.structure import find_decoder_blocks, shared_parameters
+from transformers_qaig.token_weights.registry import token_weights_of
 
 BITS, GROUP = 3, 32
 SCHEME = WeightScheme(BITS, GROUP)

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from tests.families import samples
 from transformers_qaig import QAIGConfig
-from transformers_qaig.calibration.token_weights import data as weighting
+from transformers_qaig.token_weights import data as weighting
 
 NAN = float("nan")
 BAD = 3

@@ -23,6 +23,7 @@ from ..formats.scheme import Plan
 from ..nn.experts_module import LinearExperts
 from ..report.summary import TargetSummary
 from ..rounding.learned import Learned
+from ..token_weights.base import SubBlock
 from ..utils.finite import is_finite
 from .decisions import BlockDecisions, FoldedBlock, dtype_of, in_float32
 from .experts import StackStep
@@ -30,7 +31,6 @@ from .group_context import GroupContext
 from .quantizer_settings import QuantizerSettings
 from .reconstruction import BlockReconstruction
 from .steps import Pass, passes
-from .token_weights.base import SubBlock
 
 SHOWN = 8
 """Samples whose λ is kept in the report."""

@@ -24,9 +24,9 @@ from ..rounding.bfloat16_products import halves, multiplies_exactly
 from ..rounding.damping import Damping, Hessians, choose_damping
 from ..rounding.hessian import MIN_TOKENS, HessianAccumulator, finite_tokens
 from ..rounding.moments import InputMoments, shifts_outputs
+from ..token_weights.precomputed import weights_at_rows
 from ..utils.memory import free_memory
 from .decisions import BlockDecisions, folded_view
-from .token_weights.precomputed import weights_at_rows
 
 T = TypeVar("T")
 SHARE_OF_FREE_MEMORY = 0.125

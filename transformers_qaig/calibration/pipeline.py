@@ -25,6 +25,7 @@ from ..formats.scheme import Plan
 from ..plan.coverage import Coverage
 from ..report.summary import QuantizationReport
 from ..structure import ModelStructure
+from ..token_weights.data import WeightingData
 from ..utils.logging import get_logger, tqdm
 from ..utils.memory import peak_memory, process_memory, return_freed_memory
 from ..utils.readable import readable_size
@@ -33,7 +34,6 @@ from .paused_samples import PausedSamples
 from .quantizer_settings import settings_of
 from .resume import BlockStore, TargetErrors, TargetResult
 from .target_quantizer import advance, install, quantize_target
-from .token_weights.data import WeightingData
 
 logger = get_logger(__name__)
 Device = torch.device | str | None

@@ -16,12 +16,12 @@ from ..equalization.finder import GroupFinder
 from ..nn.linear import get_linear
 from ..plan.cost_estimate import LEARNED_BYTES
 from ..rounding.learned import Keep
+from ..token_weights.base import BlockWeights, TokenWeights
+from ..token_weights.data import WeightingData
+from ..token_weights.precomputed import text_alone
+from ..token_weights.registry import precompute, token_weights_of
 from ..utils.memory import free_memory
 from ..utils.scratch import ScratchFiles
-from .token_weights.base import BlockWeights, TokenWeights
-from .token_weights.data import WeightingData
-from .token_weights.precomputed import text_alone
-from .token_weights.registry import precompute, token_weights_of
 
 SHARE_OF_FREE_MEMORY = 0.25
 """How much of what is free on the device may hold what calibrates experts, unless a limit is given."""

@@ -2,11 +2,11 @@
 
 import torch
 
-from tests.calibration.token_weights.groups import context_of, weigh
+from tests.token_weights.groups import context_of, weigh
 from transformers_qaig.calibration.steps import equalize
-from transformers_qaig.calibration.token_weights.official_code import UNIFORM_SEARCHES
-from transformers_qaig.calibration.token_weights.registry import token_weights_of
 from transformers_qaig.config.recipes import recipe_of
+from transformers_qaig.token_weights.official_code import UNIFORM_SEARCHES
+from transformers_qaig.token_weights.registry import token_weights_of
 
 
 def test_the_authors_first_searches_are_uniform_over_pictures_and_answers(case) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.calibration.token_weights.groups import context_of, weigh
-from transformers_qaig.calibration.token_weights.registry import KINDS, token_weights_of
+from tests.token_weights.groups import context_of, weigh
 from transformers_qaig.config.recipes import recipe_of
+from transformers_qaig.token_weights.registry import KINDS, token_weights_of
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...data.calibration_data import CalibrationData
-from ...execution.exclusions import Sample, gradient_advice
-from ...execution.offload import copy_to_device, sequential_onload
-from ...structure import ModelStructure
-from ...utils.finite import is_finite
-from ...utils.logging import ProgressBar, tqdm
+from ..data.calibration_data import CalibrationData
+from ..execution.exclusions import Sample, gradient_advice
+from ..execution.offload import copy_to_device, sequential_onload
+from ..structure import ModelStructure
+from ..utils.finite import is_finite
+from ..utils.logging import ProgressBar, tqdm
 from .token_gradients import token_gradients
 
 

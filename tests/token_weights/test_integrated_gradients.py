@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tests import seeds
 from tests.tolerance import assert_close
-from transformers_qaig.calibration.token_weights.integrated_gradients import (
+from transformers_qaig.token_weights.integrated_gradients import (
     flatten_weights,
     qig,
     qig_linear,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...execution.group_inputs import GroupInputs, run
-from ...rounding.quant_grid import fake_quantize_tokens
+from ..execution.group_inputs import GroupInputs, run
+from ..rounding.quant_grid import fake_quantize_tokens
 from .base import Stateless, SubBlock
 from .integrated_gradients import qig, qig_linear, weights_from_attribution
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from transformers_qaig.calibration.token_weights.uniform import Uniform
+from transformers_qaig.token_weights.uniform import Uniform
 
 
 def test_real_tokens_count_the_same_and_padding_does_not() -> None:

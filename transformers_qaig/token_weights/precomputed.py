@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...execution.group_inputs import GroupInputs
+from ..execution.group_inputs import GroupInputs
 from .base import BlockWeights, Stateless, SubBlock
 from .data import WeightingData
 

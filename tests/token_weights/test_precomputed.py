@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import build, samples
-from transformers_qaig.calibration.token_weights.data import WeightingData
-from transformers_qaig.calibration.token_weights.integrated_gradients import weights_from_attribution
-from transformers_qaig.calibration.token_weights.precomputed import text_alone
-from transformers_qaig.calibration.token_weights.registry import precompute
-from transformers_qaig.calibration.token_weights.token_gradients import token_gradients
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.data.calibration_data import CalibrationData
 from transformers_qaig.structure import find_decoder_blocks
+from transformers_qaig.token_weights.data import WeightingData
+from transformers_qaig.token_weights.integrated_gradients import weights_from_attribution
+from transformers_qaig.token_weights.precomputed import text_alone
+from transformers_qaig.token_weights.registry import precompute
+from transformers_qaig.token_weights.token_gradients import token_gradients
 
 
 def test_a_picture_weighs_as_much_as_the_text_when_balanced() -> None:

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ...equalization.fold import Group
-from ...execution.group_inputs import GroupInputs
-from ...formats.scheme import Plan
-from ...nn.linear import get_linear
-from ...rounding.quant_grid import grid_arguments, minmax_grid
-from ...utils.finite import is_finite
+from ..equalization.fold import Group
+from ..execution.group_inputs import GroupInputs
+from ..formats.scheme import Plan
+from ..nn.linear import get_linear
+from ..rounding.quant_grid import grid_arguments, minmax_grid
+from ..utils.finite import is_finite
 from .integrated_gradients import flatten_weights
 
 BlockWeights = Mapping[nn.Module, Mapping[int, Tensor]]

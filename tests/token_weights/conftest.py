@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tests import seeds
-from tests.calibration.token_weights.groups import MODULES
 from tests.families import build, samples
+from tests.token_weights.groups import MODULES
 from transformers_qaig.equalization.probe import Group, find_groups
 from transformers_qaig.execution.gathering import gather_group_inputs
 from transformers_qaig.execution.group_inputs import GroupInputs

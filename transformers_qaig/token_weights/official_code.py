@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...execution.group_inputs import GroupInputs, run
+from ..execution.group_inputs import GroupInputs, run
 from .base import BlockWeights, SubBlock
 from .data import WeightingData
 from .integrated_gradients import qig, weights_from_attribution

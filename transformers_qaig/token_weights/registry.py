@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...config.recipes import Recipe
-from ...utils.logging import get_logger
+from ..config.recipes import Recipe
+from ..utils.logging import get_logger
 from .balanced import balanced
 from .base import BlockWeights, Tempered, TokenWeights
 from .data import WeightingData

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from tests.calibration.token_weights.groups import MODULES, after_the_first_searches, context_of, weigh
-from tests.calibration.token_weights.slow import RoundsItsInput, round_weight, run, slow_weights
+from tests.token_weights.groups import MODULES, after_the_first_searches, context_of, weigh
+from tests.token_weights.slow import RoundsItsInput, round_weight, run, slow_weights
 from transformers_qaig.calibration.steps import equalize
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transformers_qaig.calibration.token_weights.balanced import balanced
-from transformers_qaig.calibration.token_weights.data import WeightingData
+from transformers_qaig.token_weights.balanced import balanced
+from transformers_qaig.token_weights.data import WeightingData
 
 
 def weights(mask: list[int], picture: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transformers_qaig.calibration.token_weights.mbq import mbq
+from transformers_qaig.token_weights.mbq import mbq
 
 PICTURES = [torch.tensor([[True, True, False, False, False]])] * 2
 ANSWERS = [torch.tensor([[False, False, False, True, True]])] * 2

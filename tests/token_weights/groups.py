@@ -7,12 +7,12 @@ from torch import nn
 
 from transformers_qaig.calibration.decisions import BlockDecisions
 from transformers_qaig.calibration.group_context import GroupContext
-from transformers_qaig.calibration.token_weights.base import SubBlock, TokenWeights
-from transformers_qaig.calibration.token_weights.official_code import UNIFORM_SEARCHES
-from transformers_qaig.calibration.token_weights.registry import token_weights_of
 from transformers_qaig.config.recipes import recipe_of
 from transformers_qaig.distributed import Terms
 from transformers_qaig.formats.scheme import WeightScheme
+from transformers_qaig.token_weights.base import SubBlock, TokenWeights
+from transformers_qaig.token_weights.official_code import UNIFORM_SEARCHES
+from transformers_qaig.token_weights.registry import token_weights_of
 
 BITS, GROUP = 3, 32
 MODULES = ["self_attn", "mlp", "mlp.down_proj"]

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tests.calibration.token_weights.groups import BITS, GROUP
+from tests.token_weights.groups import BITS, GROUP
 from transformers_qaig.execution.group_inputs import GroupInputs
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import seeds
-from transformers_qaig.calibration.token_weights.token_gradients import token_gradients
+from transformers_qaig.token_weights.token_gradients import token_gradients
 
 WIDTH, VOCABULARY = 3, 7
 IDS = torch.tensor([[1, 4, 2, 6]])
