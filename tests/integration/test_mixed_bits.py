@@ -107,7 +107,7 @@ def test_the_callers_config_may_be_used_again(llava: Path) -> None:
 
 
 def test_a_plan_and_a_budget_are_one_too_many(llava: Path, mixed: nn.Module) -> None:
-    with pytest.raises(ValueError, match="says every width already"):
+    with pytest.raises(ValueError, match="already fixes every width"):
         _quantize(llava, budget=4, plan=mixed.config.quantization_config)
 
 

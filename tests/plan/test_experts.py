@@ -135,7 +135,7 @@ def test_a_plan_of_experts_that_there_are_not_is_an_error(mixtral: nn.Module, ex
         **plan_to_dict(compact(plan, find_experts(mixtral))),
         f"{STACK}.{experts}.up_proj": {"bits": 3, "group_size": 128, "sym": False},
     }
-    with pytest.raises(ValueError, match="which is nothing that can be packed"):
+    with pytest.raises(ValueError, match="this model has no such weight to pack"):
         make_plan(mixtral, QAIGConfig(plan=wrong))
 
 

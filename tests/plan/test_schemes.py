@@ -143,7 +143,7 @@ def test_an_override_that_reaches_nothing_packed_is_refused_with_the_reason() ->
 
 def test_a_path_of_a_given_plan_that_reaches_nothing_is_refused() -> None:
     of = resolver(plan=plan())
-    with pytest.raises(SettingError, match=r"`plan` packs 'layers\.0\.q_proj', which is nothing that can be packed"):
+    with pytest.raises(SettingError, match=r"`plan` names 'layers\.0\.q_proj', but this model has no such weight"):
         of.check("layers.1.q_proj")
 
 

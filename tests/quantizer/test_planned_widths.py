@@ -57,7 +57,7 @@ def test_a_plan_overrules_the_default_budget_but_no_other(model: PreTrainedModel
     widths = PlannedWidths(config)
     widths.make(model, ())
     assert (config.budget, bits_of(widths), widths.options) == (None, {5}, {})
-    with pytest.raises(ValueError, match="`plan` says every width already: leave out `budget`"):
+    with pytest.raises(ValueError, match="`plan` already fixes every width: remove `budget`"):
         planned(model, plan=plan, budget=4)
 
 

@@ -8,8 +8,8 @@ _NOT_NEEDED = "Leave it out: it is not needed here."
 ADVICE = {
     # GPTQConfig and the quantize_config of GPTQModel and AutoGPTQ
     "tokenizer": "Write calibration=CalibrationConfig(processor=...), or leave it out: the model's own is the default.",
-    "desc_act": ALWAYS + "`rounding` by GPTQ always goes by falling activation, with static groups.",
-    "act_group_aware": ALWAYS + "`rounding` by GPTQ always goes by falling activation, with static groups.",
+    "desc_act": ALWAYS + "GPTQ always takes columns in order of decreasing activation, with static groups.",
+    "act_group_aware": ALWAYS + "GPTQ always takes columns in order of decreasing activation, with static groups.",
     "static_groups": ALWAYS + "groups are always static.",
     "damp_percent": "Leave it out: recipe='default' chooses the damping on held-back samples, 'gptq' takes 0.01.",
     "damping": "Leave it out: recipe='default' chooses it on held-back samples, 'gptq' takes 0.01.",

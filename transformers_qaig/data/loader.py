@@ -94,10 +94,10 @@ def load_inputs(
     samples, answer_masks = list(compress(samples, stay)), list(compress(answer_masks, stay))
     _warn_of_few(samples)
     if needs_answers and not any(bool(mask.any()) for mask in answer_masks):
-        asked = "a budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
+        asked = "A budget" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         raise ValueError(
-            f"No calibration sample has an answer, and {asked} goes by what is lost of them: give a `dataset` of "
-            "conversations in which the assistant answers, or another recipe."
+            f"{asked} needs answers, but no calibration sample has one. Give a `dataset` of conversations in which the "
+            "assistant answers, or choose another recipe."
         )
     return CalibrationData(samples, answer_masks, exclusions, views, ranks)
 
@@ -108,7 +108,7 @@ def _warn_of_unmarked(samples: Sequence[Sample], config: QAIGConfig) -> None:
     if unmarked:
         asked = "the choice of widths" if config.budget is not None else f"`recipe={config.recipe.name!r}`"
         logger.warning(
-            "%d of %d calibration conversations mark no answer, and %s goes by answers: all their text counts as one. "
+            "%d of %d calibration conversations mark no answer, and %s needs answers: all their text counts as one. "
             "Give conversations in which the assistant answers, or processor outputs with 'labels' (%d where there is "
             "nothing to predict). The first is number %d.",
             len(unmarked), len(samples), asked, NO_ANSWER, unmarked[0],

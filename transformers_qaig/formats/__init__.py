@@ -8,6 +8,7 @@
 - `reference`: `Weight`, its values, and products with it in plain torch.
 - `checks`: what every operator checks of its arguments.
 
-Another kind of code than the integer grid would add its own modules here. Calibration reaches them through
-`QAIGLinear.like` and `rounding.packed_layers.pack_linear` only. The room imports `utils`.
+Another kind of code than the integer grid would add its own modules here. Calibration packs through `QAIGLinear.like`
+and `rounding.packed_layers`. Two places know the grid itself: `rounding.quant_grid`, and `execution.learned_scales`,
+which learns the scales of packed layers. Rotation is shared by all. The room imports `utils`.
 """

@@ -143,8 +143,8 @@ class SchemeResolver:
             )
         if self.given:
             raise SettingError(
-                f"`plan` packs {sorted(self.given)[0]!r}, which is nothing that can be packed in this model; a path "
-                f"looks like {example!r}."
+                f"`plan` names {sorted(self.given)[0]!r}, but this model has no such weight to pack. A path looks like "
+                f"{example!r}."
             )
 
 

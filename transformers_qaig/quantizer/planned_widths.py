@@ -71,7 +71,7 @@ class PlannedWidths:
         if config.plan is not None and config.budget == DEFAULT_BUDGET:
             config.budget = None  # of a quantized model, which says how its plan was made
         if config.plan is not None and config.budget is not None:
-            raise SettingError("`plan` says every width already: leave out `budget`.")
+            raise SettingError("`plan` already fixes every width: remove `budget`.")
         if config.budget is None:
             self.plan, self.coverage = make_plan(model, config)
         else:

@@ -104,10 +104,9 @@ class Stateless:
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Does nothing: there is no state."""
-        pass
 
 
-class Tempered:
+class Flattened:
     """Token weights flattened for a second moment: see [`flatten_weights`]."""
 
     def __init__(self, inner: TokenWeights):

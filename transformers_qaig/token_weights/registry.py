@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..config.recipes import Recipe
 from ..utils.logging import get_logger
 from .balanced import balanced
-from .base import BlockWeights, Tempered, TokenWeights
+from .base import BlockWeights, Flattened, TokenWeights
 from .data import WeightingData
 from .gradient import gradient
 from .mbq import mbq
@@ -58,4 +58,4 @@ def token_weights_of(recipe: Recipe, seed: int = 0, known: BlockWeights | None =
         known: from [`precompute`].
     """
     weights = KINDS[recipe.token_weights](recipe, seed, known)
-    return weights if recipe.rounding == "nearest" else Tempered(weights)
+    return weights if recipe.rounding == "nearest" else Flattened(weights)

@@ -74,20 +74,20 @@ class WorkFolder:
         if not os.path.lexists(file):
             return None
         if not file.is_file():
-            logger.warning("%s is no file, so what it stood for is done again.", file)
+            logger.warning("%s is no file, so that step is computed again.", file)
             return None
         try:
             with safe_open(file, "pt") as stored:
                 facts = stored.metadata() or {}
             tensors = self.tensors(name)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("%s cannot be read, so what it stood for is done again: %s", file, reason(error))
+            logger.warning("%s cannot be read, so that step is computed again: %s", file, reason(error))
             return None
         if facts.pop(_CHECKSUM_KEY, None) != _checksum(name, tensors, facts):
-            logger.warning("%s is damaged (its checksum differs), so what it stood for is done again.", file)
+            logger.warning("%s is damaged (its checksum differs), so that step is computed again.", file)
             return None
         if facts.pop(_RUN_KEY, None) != self._fingerprint:
-            logger.warning("%s belongs to another run, so what it stood for is done again.", file)
+            logger.warning("%s belongs to another run, so that step is computed again.", file)
             return None
         return tensors, facts
 

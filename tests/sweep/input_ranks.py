@@ -1,7 +1,7 @@
 """
 What it brings to map the rows of a linear's input to tokens, where that has another rank than the block's.
 
-    python benchmarks/input_ranks.py --families gemma3n llama4_text
+    python -m tests.sweep.input_ranks --families gemma3n llama4_text
 
 The table in docs/guides/families.md is written by hand from these lines.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from tests import torchvision_on_cpu
 
 torchvision_on_cpu.make_importable()
