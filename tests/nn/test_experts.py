@@ -33,7 +33,7 @@ def packed_linears(stack: nn.Module, sym: bool = False) -> LinearExperts:
         for name in linears.stack.projections:
             weight = linears.get_submodule(f"{e}.{name}").weight.data
             grid = minmax_grid(weight, bits=BITS[e], group_size=32, sym=sym, storage_dtype=torch.float32)
-            zero = None if sym else grid.zero.to(torch.uint8)
+            zero = None if sym else grid.zero_point.to(torch.uint8)
             layer = QAIGLinear.from_codes(grid.encode(weight), grid.scale, zero, bits=BITS[e], group_size=32)
             linears.get_submodule(str(e)).add_module(name, layer)
     return linears

@@ -42,11 +42,11 @@ def _slow(weight: Tensor, hessian: Tensor, grid: QuantGrid) -> tuple[Tensor, Ten
     size = K // grid.scale.shape[1]
     for position, j in enumerate(order):
         g = j // size
-        steps = w[:, j] / grid.step[:, g].double()
+        steps = w[:, j] / grid.encode_scale[:, g].double()
         from_halfway[:, j] = 0.5 - (steps - steps.round()).abs()
-        code = (steps.round() + grid.zero[:, g].double()).clamp(0, grid.max_code)
+        code = (steps.round() + grid.zero_point[:, g].double()).clamp(0, grid.max_code)
         codes[:, j] = code.to(torch.uint8)
-        change = (code - grid.zero[:, g].double()) * grid.scale[:, g].double() - w[:, j]
+        change = (code - grid.zero_point[:, g].double()) * grid.scale[:, g].double() - w[:, j]
         w[:, j] += change
         left = order[position + 1 :]
         if left:  # min over d of (change, d) H (change, d)ᵀ
@@ -93,7 +93,7 @@ def test_order_by_activation_pays_and_the_codes_stay_in_place() -> None:
     plain = gptq(weight, Hessian.of(hessian, act_order=False), grid)
     assert _error(weight, ordered.values, hessian) < _error(weight, plain.values, hessian)
     layer = QAIGLinear.from_codes(
-        ordered.codes, grid.scale.bfloat16(), grid.zero.to(torch.uint8), bits=3, group_size=GROUP
+        ordered.codes, grid.scale.bfloat16(), grid.zero_point.to(torch.uint8), bits=3, group_size=GROUP
     )
     assert torch.equal(layer.dequantize(torch.float32), ordered.values)
 

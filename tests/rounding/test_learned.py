@@ -51,7 +51,7 @@ def test_it_starts_from_the_rounding_it_is_given(sym: bool, dtype: torch.dtype) 
     soft = LearnableRounding(start)
     assert torch.equal(soft.result().codes, start.grid.encode(start.weight))
     assert torch.equal(soft.result().grid.scale, start.grid.scale)
-    assert torch.equal(soft.result().grid.zero, start.grid.zero)
+    assert torch.equal(soft.result().grid.zero_point, start.grid.zero_point)
     assert torch.equal(soft(), start.grid.quantize(start.weight))
 
 

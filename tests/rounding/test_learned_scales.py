@@ -102,7 +102,7 @@ def test_only_the_scales_of_a_weight_change(bits: int, group_size: int, sym: boo
         soft.move(0.05)
     found = soft.result()
     assert torch.equal(found.codes, start.codes)
-    assert torch.equal(found.grid.zero, start.grid.zero)
+    assert torch.equal(found.grid.zero_point, start.grid.zero_point)
     assert (found.grid.bits, found.grid.sym) == (bits, sym)
     assert not torch.equal(found.grid.scale, start.grid.scale)
     assert torch.equal(found.grid.scale, found.grid.scale.bfloat16().float())

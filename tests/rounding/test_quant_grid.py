@@ -108,7 +108,7 @@ def test_grids_of_several_shrinks_are_those_of_each(sym: bool, include_zero: boo
     for shrink, grid in zip(shrinks, several, strict=True):
         alone = _grid(weight, 3, shrink=shrink, **settings)
         assert torch.equal(grid.scale, alone.scale)
-        assert torch.equal(grid.zero, alone.zero)
+        assert torch.equal(grid.zero_point, alone.zero_point)
         assert (grid.bits, grid.sym) == (3, sym)
 
 

@@ -36,7 +36,7 @@ def test_equals_least_squares_row_by_row_times_a_gain() -> None:
     weight, hessian, rounding = _case()
     refitted = refit_scales(weight, hessian, rounding, torch.float32)
     root = torch.linalg.cholesky(hessian.moment.double() + 1e-9 * torch.eye(K)).T  # e H eᵀ = ‖root e‖²
-    levels = rounding.grid.grouped(rounding.codes.float()) - rounding.grid.zero.unsqueeze(-1)
+    levels = rounding.grid.grouped(rounding.codes.float()) - rounding.grid.zero_point.unsqueeze(-1)
     for row in range(N):
         columns = torch.block_diag(*levels[row].double()).T  # [K, G]
         scale = torch.linalg.lstsq(root @ columns, root @ weight[row].double()).solution
@@ -58,7 +58,7 @@ def test_outputs_are_as_large_as_they_were() -> None:
 def test_groups_without_codes_or_signal_keep_their_scale() -> None:
     weight, hessian, rounding = _case()
     codes = rounding.codes.clone()
-    codes[:, :GROUP] = rounding.grid.zero[:, :1].to(torch.uint8)  # all values zero
+    codes[:, :GROUP] = rounding.grid.zero_point[:, :1].to(torch.uint8)  # all values zero
     refitted = refit_scales(weight, hessian, replace(rounding, codes=codes), torch.float32)
     assert torch.isfinite(refitted.grid.scale).all()
     silent = Hessian.of(torch.zeros(K, K))

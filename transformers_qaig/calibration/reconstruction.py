@@ -72,8 +72,10 @@ class BlockReconstruction:
             rounding = self._where_it_is_learned(name, decisions.rounding(name, weight, self.dtype))
             grid = rounding.grid
             source = weight.to(grid.scale.device) if rounding.source is None else rounding.source
-            stretch = grid.grouped(source) * (grid.scale / grid.step).unsqueeze(-1)  # the same codes without a gain
-            start = LearnableInit(stretch.reshape(source.shape), replace(grid, step=grid.scale), self.dtype)
+            stretch = grid.grouped(source) * (grid.scale / grid.encode_scale).unsqueeze(
+                -1
+            )  # the same codes without a gain
+            start = LearnableInit(stretch.reshape(source.shape), replace(grid, encode_scale=grid.scale), self.dtype)
             soft[f"{name}.weight"] = LearnableRounding(start, self.keepers.get(name, in_memory))
             self._prepare(block, decisions, name, soft[f"{name}.weight"])
         found = self._learn(block, soft, ROUNDING_RATE, "rounding")

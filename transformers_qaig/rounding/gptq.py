@@ -96,11 +96,13 @@ def _rounded(weight: Tensor, hessian: Hessian, grids: Sequence[QuantGrid]) -> Qu
         return tried.rows(_least((tried.values - source).square().sum(-1), len(grids)))
     # The rows below are the weight's columns, in order, so that each is contiguous in memory.
     group_of = order // (columns // grid.scale.shape[1])
-    step, scale, zero = (t.T.contiguous() for t in (grid.step, grid.scale, grid.zero))
+    encode_scale, scale, zero_point = (t.T.contiguous() for t in (grid.encode_scale, grid.scale, grid.zero_point))
     remaining = weight.T[order].repeat(1, len(grids))
     codes, errors = torch.empty_like(remaining, dtype=torch.uint8), torch.empty_like(remaining)
 
-    _Columns(remaining, errors, codes, factor, group_of, step, scale, zero, grid.max_code).round_columns(0, columns)
+    _Columns(remaining, errors, codes, factor, group_of, encode_scale, scale, zero_point, grid.max_code).round_columns(
+        0, columns
+    )
     best, back = _least(errors.square_().sum(0), len(grids)), order.argsort()
     codes, source = (of_all[:, best][back].T.contiguous() for of_all in (codes, remaining))
     return QuantizedWeight(grid.rows(best), codes, source)
@@ -117,9 +119,9 @@ class _Columns(NamedTuple):
     codes: Tensor
     factor: Tensor
     group_of: Tensor
-    step: Tensor
+    encode_scale: Tensor
     scale: Tensor
-    zero: Tensor
+    zero_point: Tensor
     max_code: int
 
     def round_columns(self, first: int, last: int) -> None:
@@ -133,7 +135,7 @@ class _Columns(NamedTuple):
             self.round_columns(middle, last)
             return
         columns = (t[first:last] for t in (remaining, errors, self.codes, factor[:, first:last], self.group_of))
-        gptq_columns(*columns, self.step, self.scale, self.zero, self.max_code)
+        gptq_columns(*columns, self.encode_scale, self.scale, self.zero_point, self.max_code)
 
 
 def _least(loss: Tensor, grids: int) -> Tensor:

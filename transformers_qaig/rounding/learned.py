@@ -123,7 +123,9 @@ class LearnableRounding(Learnable):
 
     def __init__(self, start: LearnableInit, keep: Keep = in_memory):
         super().__init__(keep)
-        if start.grid.step is not start.grid.scale and not torch.equal(start.grid.step, start.grid.scale):
+        if start.grid.encode_scale is not start.grid.scale and not torch.equal(
+            start.grid.encode_scale, start.grid.scale
+        ):
             raise ValueError("a grid with a gain cannot be learned: its codes are not the nearest values.")
         self._start = replace(start, weight=keep(start.weight))
         self.offset = nn.Parameter(keep(torch.zeros_like(start.weight)))
@@ -163,9 +165,12 @@ class LearnableRounding(Learnable):
     def _scale_and_zero(self) -> tuple[Tensor, Tensor]:
         grid = self._start.grid
         if grid.sym:
-            scale, zero = grid.scale * self.high, grid.zero
+            scale, zero = grid.scale * self.high, grid.zero_point
         else:
-            below, above = grid.zero * grid.scale * self.low, (grid.max_code - grid.zero) * grid.scale * self.high
+            below, above = (
+                grid.zero_point * grid.scale * self.low,
+                (grid.max_code - grid.zero_point) * grid.scale * self.high,
+            )
             scale = (below + above) / grid.max_code
             zero = straight_through(torch.round, below / scale).clamp(0, grid.max_code)
         return straight_through(lambda s: storable(s, self._start.storage_dtype), scale), zero

@@ -51,7 +51,7 @@ class LearnableScales(LearnableFactors):
     def forward(self) -> Tensor:
         """Returns the weight with the learned scales, fp32 [N, K]."""
         codes, grid = self._rounding.codes, self._rounding.grid
-        centred_codes = grid.grouped(codes.float()) - grid.zero.unsqueeze(-1)
+        centred_codes = grid.grouped(codes.float()) - grid.zero_point.unsqueeze(-1)
         return (centred_codes * super().forward().unsqueeze(-1)).reshape(codes.shape)
 
     def result(self) -> QuantizedWeight:

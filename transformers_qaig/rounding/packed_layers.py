@@ -29,7 +29,7 @@ def pack_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightSche
         scheme: how it is stored, and what happens to the layer's input.
         dtype: of the stored scales.
     """
-    zero_point = None if scheme.sym else weight.grid.zero.to(torch.uint8)
+    zero_point = None if scheme.sym else weight.grid.zero_point.to(torch.uint8)
     return QAIGLinear.from_codes(
         weight.codes,
         weight.grid.scale.to(dtype),

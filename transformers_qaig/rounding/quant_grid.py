@@ -18,21 +18,21 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class QuantGrid:
-    """The values that a weight [N, K] may take: `(code - zero) * scale` with `code` in 0 … 2^bits - 1.
+    """The values that a weight [N, K] may take: `(code - zero_point) * scale` with `code` in 0 … 2^bits - 1.
 
     Attributes:
         scale: fp32 [N, G], positive, each value exactly representable in the dtype it will be stored in.
-        zero: fp32 [N, G] of integers in 0 … 2^bits - 1; 2^(bits-1) everywhere if the grid is symmetric.
+        zero_point: fp32 [N, G] of integers in 0 … 2^bits - 1; 2^(bits-1) everywhere if the grid is symmetric.
         bits: bits per code.
         sym: whether the zero point is the fixed middle.
-        step: fp32 [N, G], what a weight is divided by when it is rounded: `scale`, unless there is a gain.
+        encode_scale: fp32 [N, G], what a weight is divided by when it is rounded: `scale`, unless there is a gain.
     """
 
     scale: Tensor
-    zero: Tensor
+    zero_point: Tensor
     bits: int
     sym: bool
-    step: Tensor
+    encode_scale: Tensor
 
     @property
     def max_code(self) -> int:
@@ -49,32 +49,41 @@ class QuantGrid:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Returns the values of codes [N, K]: fp32 [N, K]."""
-        values = (self.grouped(codes.float()) - self.zero.unsqueeze(-1)) * self.scale.unsqueeze(-1)
+        values = (self.grouped(codes.float()) - self.zero_point.unsqueeze(-1)) * self.scale.unsqueeze(-1)
         return values.reshape(codes.shape)
 
     def quantize(self, weight: Tensor) -> Tensor:
         """Rounds to nearest and back: fp32 [N, K]."""
-        values = self._codes(weight).sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
+        values = self._codes(weight).sub_(self.zero_point.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
         return values.reshape(weight.shape)
 
     def to(self, device: torch.device) -> QuantGrid:
         """Returns the grid on a device."""
-        scale, zero = self.scale.to(device), self.zero.to(device)
-        return replace(self, scale=scale, zero=zero, step=scale if self.step is self.scale else self.step.to(device))
+        scale, zero = self.scale.to(device), self.zero_point.to(device)
+        return replace(
+            self,
+            scale=scale,
+            zero_point=zero,
+            encode_scale=scale if self.encode_scale is self.scale else self.encode_scale.to(device),
+        )
 
     def rows(self, index: Any) -> QuantGrid:
         """Returns the grid of the rows in `index`."""
-        return replace(self, scale=self.scale[index], zero=self.zero[index], step=self.step[index])
+        return replace(
+            self, scale=self.scale[index], zero_point=self.zero_point[index], encode_scale=self.encode_scale[index]
+        )
 
     @staticmethod
     def cat(grids: Sequence[QuantGrid]) -> QuantGrid:
         """Joins the rows of several grids, which agree in bits and symmetry."""
-        scale, zero, step = (torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero", "step"))
-        return replace(grids[0], scale=scale, zero=zero, step=step)
+        scale, zero, step = (
+            torch.cat([getattr(grid, name) for grid in grids]) for name in ("scale", "zero_point", "encode_scale")
+        )
+        return replace(grids[0], scale=scale, zero_point=zero, encode_scale=step)
 
     def _codes(self, weight: Tensor) -> Tensor:
-        scaled = self.grouped(weight) / self.step.unsqueeze(-1)
-        return scaled.round_().add_(self.zero.unsqueeze(-1)).clamp_(0, self.max_code)
+        scaled = self.grouped(weight) / self.encode_scale.unsqueeze(-1)
+        return scaled.round_().add_(self.zero_point.unsqueeze(-1)).clamp_(0, self.max_code)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class QuantizedWeight:
     def check_range(self, storage_dtype: torch.dtype, layer: str) -> None:
         """Raises `ValueError`, with the name `layer`, if a value overflows the dtype that the weight is stored in."""
         grid, limit = self.grid, torch.finfo(storage_dtype).max
-        if float((grid.scale * torch.maximum(grid.zero, grid.max_code - grid.zero)).max()) <= limit:
+        if float((grid.scale * torch.maximum(grid.zero_point, grid.max_code - grid.zero_point)).max()) <= limit:
             return  # no code can
         largest = float(self.values.abs().max())
         if largest > limit:

@@ -35,7 +35,7 @@ def refit_scales(
     """
     grid = rounding.grid
     moment = hessian.moment
-    centred_codes = grid.grouped(rounding.codes.float()) - grid.zero.unsqueeze(-1)  # [N, G, g]
+    centred_codes = grid.grouped(rounding.codes.float()) - grid.zero_point.unsqueeze(-1)  # [N, G, g]
     rows, groups, size = centred_codes.shape
     projected = weight @ moment
     wanted = (centred_codes * grid.grouped(projected)).sum(-1)
