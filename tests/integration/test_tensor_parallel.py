@@ -48,4 +48,4 @@ def run(folder: Path, world: int) -> list[str]:
 @pytest.mark.slow
 def test_two_processes_are_refused(quantized: tuple[nn.Module, Path]) -> None:
     for output in run(quantized[1], 2):
-        assert "refused: `tp_plan` with 2 processes: packed layers cannot be cut" in output, output
+        assert "refused: `tp_plan` with 2 processes: packed layers cannot be sharded" in output, output
