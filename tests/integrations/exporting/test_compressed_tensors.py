@@ -62,6 +62,28 @@ def test_asymmetric_weights_of_several_schemes_are_for_vllm_alone(quantized: Qua
     assert any("Do not load this export with Transformers" in note for note in done.notes)
 
 
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"vision_bits": 8}, "SigLIP's packed tower only with .* or leave out vision_bits; or export"),
+        (
+            {"embedding_bits": 8, "lm_head_bits": 8},
+            "packed embeddings only with .* or leave out embedding_bits; or export",
+        ),
+    ],
+    ids=["tower", "embeddings"],
+)
+def test_a_remedy_is_not_what_the_model_already_has(parts: dict, said: str, tmp_path: Path) -> None:
+    source = Path(__file__).parents[3] / "examples/tiny-vlm/model"
+    config = QAIGConfig(bits=4, group_size=32, sym=True, recipe="rtn", **parts)
+    model = AutoModelForImageTextToText.from_pretrained(source, quantization_config=config)
+    model.save_pretrained(tmp_path / "packed")
+    with pytest.raises(ExportError, match=said) as refused:
+        transformers_qaig.export(tmp_path / "packed", tmp_path / "out", format="compressed-tensors")
+    assert "sym=True" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_fused_layers_of_several_schemes_are_not_for_vllm(quantized: Quantized, tmp_path: Path) -> None:
     source = quantized(sym=True, overrides={"*.layers.0.self_attn.q_proj": {"bits": 8}})
     with pytest.raises(ExportError, match=r"joins these layers.*layers\.0\.self_attn.*fuse=True"):

@@ -59,15 +59,17 @@ def _unusual_experts(saved: SavedModel) -> Iterator[Refusal]:
 
 
 def _for_transformers(saved: SavedModel, weights: list[PackedWeight]) -> Iterator[Refusal]:
-    if not _is_dequantized(saved):
+    causes = _why_dequantized(saved)
+    if not causes:
         return
     reason = (
-        "Transformers reads asymmetric weights, embeddings, experts and SigLIP's tower only with `dequantize`, takes "
-        "one scheme for all of them, and reads those of other schemes wrongly without a word"
+        f"Transformers reads {' and '.join(causes)} only with `dequantize`, takes one scheme for all weights then, and "
+        "reads those of other schemes wrongly without a word"
     )
+    without = " and ".join(dict.fromkeys(causes.values()))
     for refusal in refuse_several_schemes(weights, reason):
         yield Refusal(
-            refusal.reason, f"{refusal.remedy}; or {_SYMMETRIC}; or export for vLLM (engine='vllm')", refusal.paths
+            refusal.reason, f"{refusal.remedy}; or {without}; or export for vLLM (engine='vllm')", refusal.paths
         )
     experts = [weight for weight in weights if weight.kind == "expert"]
     yield from refuse_where(
@@ -189,13 +191,27 @@ def _group(scheme: WeightScheme, targets: list[str]) -> dict[str, Any]:
 
 
 def _is_dequantized(saved: SavedModel) -> bool:
-    """Whether Transformers must dequantize: its other way reads no zero points, embeddings, experts, nor SigLIP.
+    """Whether Transformers must dequantize."""
+    return bool(_why_dequantized(saved))
+
+
+def _why_dequantized(saved: SavedModel) -> dict[str, str]:
+    """Returns the packed parts that Transformers' other way cannot read, each with how to quantize without it.
 
     SigLIP's class initializes the weights of all its linears, and packed ones have none.
     """
     siglip = [path for path, module in saved.model.named_modules() if type(module).__name__.startswith("Siglip")]
     weights = saved.packed.values()
-    return any(
-        not weight.scheme.sym or weight.kind != "linear" or any(weight.path.startswith(f"{path}.") for path in siglip)
-        for weight in weights
-    )
+    remedies = {
+        "asymmetric weights": (_SYMMETRIC, lambda weight: not weight.scheme.sym),
+        "packed embeddings": ("leave out embedding_bits", lambda weight: weight.kind == "embedding"),
+        "experts": (
+            "leave the experts out with modules_to_not_convert",
+            lambda weight: weight.kind == "expert",
+        ),
+        "SigLIP's packed tower": (
+            "leave out vision_bits",
+            lambda weight: any(weight.path.startswith(f"{path}.") for path in siglip),
+        ),
+    }
+    return {cause: remedy for cause, (remedy, applies) in remedies.items() if any(map(applies, weights))}
