@@ -163,8 +163,9 @@ def test_every_family_learns(family: str, tmp_path: Path) -> None:
     assert not any(parameter.grad is not None for parameter in quantized.parameters())
 
 
+@pytest.mark.parametrize("validates", [True, False])
 def test_it_draws_from_answers_of_the_full_model_but_not_to_held_back_questions(
-    llava: Path, data: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+    validates: bool, llava: Path, data: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[EndToEnd] = []
     real, drawn = EndToEnd.learn, set[int]()
@@ -177,13 +178,14 @@ def test_it_draws_from_answers_of_the_full_model_but_not_to_held_back_questions(
 
     monkeypatch.setattr(end_to_end, "divergence", note)
     chats = conversations(8)
-    plain = quantize(llava, chats)
-    model = quantize(llava, chats, {**LEARNED, "own_answers": True})
+    recipe = {**LEARNED, "validate": validates}
+    plain = quantize(llava, chats, recipe)
+    model = quantize(llava, chats, {**recipe, "own_answers": True})
     assert not torch.equal(logits(model, llava), logits(plain, llava))
     without, found = (one.predictions for one in seen)
     assert sorted(without) == list(range(8))
     questions = [one.question for number, one in found.items() if number >= 8]
-    assert {question % VALIDATION_EVERY for question in questions} == {1, 2, 3}
-    assert len(questions) == 6 * own_answers.NUMBER
+    assert {question % VALIDATION_EVERY for question in questions} == ({1, 2, 3} if validates else {0, 1, 2, 3})
+    assert len(questions) == (6 if validates else 8) * own_answers.NUMBER
     assert all(int(one.counts[0]) == int(found[one.question].counts[0]) for one in found.values())
     assert any(number >= 8 for number in drawn)

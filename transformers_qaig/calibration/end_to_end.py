@@ -192,7 +192,8 @@ class EndToEnd:
         tokens = {number: count for number, _, count in chain(*facts)}
         given = sorted(number for number, question in questions.items() if number == question)
         held_back = given[::VALIDATION_EVERY] if recipe.validate else given
-        drawn_from = sorted(number for number in questions if questions[number] not in held_back) or held_back
+        apart = held_back if recipe.validate else []
+        drawn_from = sorted(number for number in questions if questions[number] not in apart) or held_back
         stored = {path: layer.weight_scale for path, layer in layers.items()}
         soft = {path: LearnableFactors(scale.detach().float(), scale.dtype) for path, scale in stored.items()}
         generator = torch.Generator().manual_seed(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -32,11 +32,10 @@ def warn_of_experts(model: nn.Module) -> None:
     stacks = [name for name, module in model.named_modules() if isinstance(module, QAIGExperts)]
     if stacks:
         _logger.warning(
-            '`target_modules="all-linear"` puts no adapter on %d packed stacks of experts (%s%s). The linears '
+            '`target_modules="all-linear"` puts no adapter on %d packed stacks of experts (%s). The linears '
             "around them have one. To adapt experts, train on `model.dequantize()` with `target_parameters`.",
             len(stacks),
-            ", ".join(stacks[:3]),
-            ", ..." if len(stacks) > 3 else "",
+            _some_of(stacks),
         )
 
 
@@ -52,12 +51,16 @@ def warn_of_parameters(model: nn.Module, targets: Collection[str]) -> None:
     ]
     if left_out:
         _logger.warning(
-            "PEFT puts no adapter on %d packed weights that `target_parameters` names (%s%s). Name linears in "
+            "PEFT puts no adapter on %d packed weights that `target_parameters` names (%s). Name linears in "
             "`target_modules`. To adapt experts, train on `model.dequantize()`.",
             len(left_out),
-            ", ".join(left_out[:3]),
-            ", ..." if len(left_out) > 3 else "",
+            _some_of(left_out),
         )
+
+
+def _some_of(names: Sequence[str]) -> str:
+    """Returns the first three names, and dots for the others."""
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _dense_names(model: nn.Module) -> list[str]:
